@@ -1,0 +1,83 @@
+"""The errors a user can cause. Each says the rule, what it got, where, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TrainerError(Exception):
+    """Root of every error that a user, not a bug, causes; the commands print it without a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a user's input.
+
+    `where` is `file:line`, a flag or a request's row; `field` the key inside it (`label[2].bottomX`, or ""
+    for the whole); `rule` what must hold; `got` what was found instead ("" when there is nothing to
+    show); `hint` the next step, if one is likely to help. A warning does not stop the work.
+    """
+
+    where: str
+    field: str
+    rule: str
+    got: str = ""
+    hint: str = ""
+    warning: bool = False
+
+    def __str__(self) -> str:
+        text = f"{self.where}: " if self.where else ""
+        text += f"{self.field}: " if self.field else ""
+        text += self.rule
+        text += f", got {self.got}" if self.got else ""
+        text += f"; {self.hint}" if self.hint else ""
+        return f"warning: {text}" if self.warning else text
+
+
+class ProblemsError(TrainerError):
+    """Everything wrong with one input, reported at once.
+
+    Attributes:
+        problems: in the order of the input; at least one.
+    """
+
+    def __init__(self, summary: str, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join([summary, *(f"  {problem}" for problem in problems)]))
+        self.summary = summary
+        self.problems = tuple(problems)
+
+
+class DataError(ProblemsError):
+    """Training or validation data that break the data schema."""
+
+
+class JobError(ProblemsError):
+    """A job file, a flag or a hyperparameter that is unknown, misplaced or out of range."""
+
+
+class WeightsError(TrainerError):
+    """Weights that are missing, damaged, or made for another model."""
+
+
+class RunError(TrainerError):
+    """A run directory or model directory that is missing, taken or incomplete."""
+
+
+class TrainingError(TrainerError):
+    """A training that cannot go on, such as one whose loss diverged."""
+
+
+class RequestError(TrainerError):
+    """A scoring request that breaks the documented form.
+
+    Attributes:
+        row: index of the offending row in the request's data, None if the request as a whole is wrong.
+        status: HTTP status that says it, 400 to 499.
+    """
+
+    def __init__(self, reason: str, *, row: int | None = None, status: int = 400) -> None:
+        super().__init__(reason if row is None else f"row {row}: {reason}")
+        self.reason = reason
+        self.row = row
+        self.status = status
