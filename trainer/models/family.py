@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
+    from trainer.models.weights import Published
     from trainer.settings import Settings
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -90,12 +91,16 @@ class Family(ABC):
 
     @staticmethod
     @abstractmethod
-    def options(task: Task, model: str, settings: Settings) -> dict[str, Any]:
-        """The part of the settings that shapes network and preprocessing, as `Spec.options`."""
+    def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
+        """What shapes network and preprocessing, as `Spec.options`; pretrained: starts from weights."""
 
     @abstractmethod
     def build(self) -> nn.Module:
         """The network with random weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def published(self) -> Published:
+        """Where the weights that the model's library publishes are found, and what of them fits."""
 
     @abstractmethod
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
@@ -129,6 +134,10 @@ class Family(ABC):
     @abstractmethod
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the batch; training minimises their sum."""
+
+    def loss_scale(self, batch: Batch) -> float:
+        """Factor on the summed losses before the backward pass, for recipes tuned to a sum over images."""
+        return 1.0
 
     @abstractmethod
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:

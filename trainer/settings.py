@@ -1,0 +1,321 @@
+"""Every hyperparameter: name, older names, range, default, help. Flags, checks and docs derive from here."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from trainer.errors import JobError, Problem
+from trainer.models import catalog
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+CLASSIFIERS = ("classifiers",)
+RCNN = ("rcnn",)
+YOLO = ("yolo",)
+BOXES = ("rcnn", "yolo")
+
+
+def _setting(
+    default: Any,
+    description: str,
+    group: str,
+    *,
+    families: tuple[str, ...] = (),
+    aliases: tuple[str, ...] = (),
+    **bounds: Any,
+) -> Any:
+    """A field with its place in the help, the families it means something to (none: all) and older names."""
+    extra: dict[str, Any] = {"group": group, "families": list(families), "aliases": list(aliases)}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+class AdvancedSettings(BaseModel):
+    """The JSON object in the setting `advanced_settings`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stream_image_files: bool = False
+    """Accepted for compatibility: images are always read when they are needed."""
+    apply_automl_train_augmentations: bool = True
+    apply_mosaic_for_yolo: bool = True
+
+
+class Settings(ScoringParameters):
+    """The hyperparameters of one training, all of them set. `resolve` makes one with a model's defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    number_of_epochs: int = _setting(15, "Passes over the training data.", "Schedule", gt=0)
+    training_batch_size: int = _setting(78, "Images in a training batch, on each device.", "Schedule", gt=0)
+    validation_batch_size: int = _setting(
+        78, "Images in a validation batch, on each device.", "Schedule", gt=0
+    )
+    gradient_accumulation_step: int = _setting(
+        1,
+        "Batches whose gradients are added up before the optimizer steps.",
+        "Schedule",
+        aliases=("grad_accumulation_step",),
+        gt=0,
+    )
+    evaluation_frequency: int = _setting(1, "Evaluate every so many epochs.", "Schedule", gt=0)
+    checkpoint_frequency: int | None = _setting(
+        None,
+        "Also keep a checkpoint every so many epochs; the best and the last are kept anyway.",
+        "Schedule",
+        gt=0,
+    )
+    early_stopping: bool = _setting(True, "Stop when the primary metric no longer rises.", "Schedule")
+    early_stopping_patience: int = _setting(
+        5, "Stop after so many evaluations without a new best.", "Schedule", gt=0
+    )
+    early_stopping_delay: int = _setting(
+        5, "Count no evaluation for early stopping before this epoch is over.", "Schedule", ge=0
+    )
+
+    learning_rate: float = _setting(0.01, "Peak learning rate.", "Optimizer", ge=0, le=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = _setting("sgd", "Optimizer.", "Optimizer")
+    momentum: float = _setting(0.9, "Momentum of sgd.", "Optimizer", ge=0, le=1)
+    nesterov: bool = _setting(True, "Nesterov's momentum, with sgd.", "Optimizer")
+    weight_decay: float = _setting(
+        1e-4, "Weight decay, not of norm weights and biases.", "Optimizer", ge=0, le=1
+    )
+    beta1: float = _setting(0.9, "beta1 of adam and adamw.", "Optimizer", ge=0, lt=1)
+    beta2: float = _setting(0.999, "beta2 of adam and adamw.", "Optimizer", ge=0, lt=1)
+    ams_gradient: bool = _setting(
+        False, "The AMSGrad variant of adam and adamw.", "Optimizer", aliases=("amsgrad",)
+    )
+    gradient_clip_value: float | None = _setting(5.0, "Clip each gradient to ± this.", "Optimizer", gt=0)
+    gradient_clip_norm: float | None = _setting(
+        None, "Scale gradients down to this total norm.", "Optimizer", gt=0
+    )
+
+    learning_rate_scheduler: Literal["warmup_cosine", "step"] = _setting(
+        "warmup_cosine", "Course of the learning rate.", "Learning rate", aliases=("lr_scheduler",)
+    )
+    step_lr_gamma: float = _setting(0.5, "step: factor at each step.", "Learning rate", ge=0, le=1)
+    step_lr_step_size: int = _setting(5, "step: epochs between steps.", "Learning rate", gt=0)
+    warmup_cosine_lr_cycles: float = _setting(
+        0.45, "warmup_cosine: part of a full cosine cycle; .5 ends at 0.", "Learning rate", ge=0, le=1
+    )
+    warmup_cosine_lr_warmup_epochs: int = _setting(
+        2, "warmup_cosine: epochs of linear warm-up.", "Learning rate", ge=0
+    )
+
+    model_size: Literal["small", "medium", "large", "extra_large"] = _setting(
+        "medium", "Which of yolov5's sizes.", "Model", families=YOLO
+    )
+    layers_to_freeze: int | None = _setting(
+        None, "Groups of layers, counted from the input, that are not trained.", "Model", gt=0
+    )
+    weighted_loss: Literal[0, 1, 2] = _setting(
+        0,
+        "Weigh classes by rarity: 0 off, 1 square root of the weights, 2 the weights; acts when the "
+        "most frequent class is over twice as frequent as the rarest.",
+        "Model",
+        families=CLASSIFIERS,
+    )
+
+    validation_resize_size: int = _setting(
+        256,
+        "Short side to which images are resized before the crop.",
+        "Images",
+        families=CLASSIFIERS,
+        aliases=("valid_resize_size",),
+        gt=0,
+    )
+    validation_crop_size: int = _setting(
+        224,
+        "Side of the centre crop that the network sees.",
+        "Images",
+        families=CLASSIFIERS,
+        aliases=("valid_crop_size",),
+        gt=0,
+    )
+    training_crop_size: int = _setting(
+        224,
+        "Side of the random crop in training.",
+        "Images",
+        families=CLASSIFIERS,
+        aliases=("train_crop_size",),
+        gt=0,
+    )
+    min_size: int = _setting(600, "Short side to which images are resized …", "Images", families=RCNN, gt=0)
+    max_size: int = _setting(
+        1333, "… unless the long side would be longer than this.", "Images", families=RCNN, gt=0
+    )
+    image_size: int = _setting(
+        640,
+        "Side of the square that images are fitted into.",
+        "Images",
+        families=YOLO,
+        aliases=("img_size",),
+        ge=32,
+    )
+    multi_scale: bool = _setting(
+        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=YOLO
+    )
+    advanced_settings: AdvancedSettings = _setting(
+        AdvancedSettings(),
+        "JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true), "
+        "stream_image_files (false).",
+        "Images",
+    )
+
+    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _setting(
+        "voc", "Which detection figures each evaluation computes.", "Evaluation", families=BOXES
+    )
+    validation_iou_threshold: float = _setting(
+        0.5,
+        "IoU from which a box is found.",
+        "Evaluation",
+        families=BOXES,
+        aliases=("box_iou_thresh",),
+        ge=0.1,
+        le=1,
+    )
+    log_validation_loss: Literal["Enable", "Disable"] = _setting(
+        "Enable", "Also compute the loss at each evaluation.", "Evaluation", families=BOXES
+    )
+
+    number_of_workers: int = _setting(
+        8,
+        "Processes that decode and augment; never more than there are cores.",
+        "Hardware",
+        aliases=("num_workers",),
+        ge=0,
+    )
+    random_seed: int | None = _setting(
+        None,
+        "Makes split, augmentation and initial weights repeatable.",
+        "Hardware",
+        aliases=("seed",),
+        ge=0,
+    )
+    distributed: bool = _setting(True, "Use every GPU asked for; false: one.", "Hardware")
+
+    @field_validator("model_size", mode="before")
+    @classmethod
+    def _size_alias(cls, value: Any) -> Any:
+        return "extra_large" if value == "xlarge" else value
+
+    @field_validator("advanced_settings", mode="before")
+    @classmethod
+    def _read_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"must be a JSON object, but {error}") from error
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Settings:
+        if self.max_size < self.min_size:
+            raise ValueError(f"max_size ({self.max_size}) must be at least min_size ({self.min_size})")
+        if self.validation_resize_size < self.validation_crop_size:
+            raise ValueError(
+                f"validation_resize_size ({self.validation_resize_size}) must be at least "
+                f"validation_crop_size ({self.validation_crop_size})"
+            )
+        return self
+
+
+_INHERITED_GROUP = "Scoring"
+_SCORING_FAMILIES = {"mask_pixel_score_threshold": RCNN, "max_number_of_polygon_points": RCNN}
+_SCORING_ALIASES = {
+    "box_score_threshold": ("box_score_thresh",),
+    "nms_iou_threshold": ("nms_iou_thresh",),
+    "box_detections_per_image": ("box_detections_per_img",),
+}
+
+
+def group_of(name: str) -> str:
+    """The heading under which help and docs show a setting."""
+    return str(_extra(name).get("group", _INHERITED_GROUP))
+
+
+def aliases_of(name: str) -> tuple[str, ...]:
+    """Older names of a setting."""
+    return _SCORING_ALIASES.get(name) or tuple(_extra(name).get("aliases", ()))
+
+
+def families_of(name: str) -> tuple[str, ...]:
+    """The model families to which a setting means something; empty: to all."""
+    if name in ScoringParameters.model_fields:
+        return _SCORING_FAMILIES.get(name, BOXES)
+    return tuple(_extra(name).get("families", ()))
+
+
+def default_settings(task: Task, model: str) -> dict[str, Any]:
+    """The defaults of a model for a task, before any value of the user's.
+
+    Raises:
+        JobError: the model is unknown or made for another task.
+    """
+    general = {name: info.get_default() for name, info in Settings.model_fields.items()}
+    return general | dict(catalog.find(model, task).defaults.get(task, {}))
+
+
+def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") -> Settings:
+    """Settings from a user's values, by any of their names, over the model's defaults.
+
+    Args:
+        values: what the user gave, and nothing else.
+        where: the file they stand in, for error messages.
+
+    Raises:
+        JobError: unknown names, settings that mean nothing to the model, values out of range; all at once.
+    """
+    entry = catalog.find(model, task)
+    names = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
+    problems: list[Problem] = []
+    chosen: dict[str, Any] = {}
+    for given, value in values.items():
+        name = names.get(given)
+        if name is None:
+            near = difflib.get_close_matches(given, names, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`trainer fit --help` lists all"
+            problems.append(Problem(where, given, "no setting has this name", hint=hint))
+        elif families_of(name) and entry.family not in families_of(name):
+            takers = " and ".join(_FAMILY_WORDS[family] for family in families_of(name))
+            problems.append(Problem(where, given, f"means nothing to {model}; it is a setting of {takers}"))
+        elif name in chosen and chosen[name] != value:
+            problems.append(Problem(where, given, f"is given twice, as {name} too", repr(value)))
+        else:
+            chosen[name] = value
+    merged = default_settings(task, model) | chosen
+    crop = chosen.get("validation_crop_size")
+    if isinstance(crop, int) and "validation_resize_size" not in chosen:
+        merged["validation_resize_size"] = round(crop * 256 / 224)  # the relation of the defaults
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems += [_problem(where, item) for item in error.errors()]
+    else:
+        if model.startswith("vit") and settings.training_crop_size != settings.validation_crop_size:
+            rule = f"must equal validation_crop_size ({settings.validation_crop_size}) for {model}"
+            problems.append(Problem(where, "training_crop_size", rule, str(settings.training_crop_size)))
+    if problems:
+        raise JobError("the settings cannot be used:", problems)
+    return settings
+
+
+_FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models"}
+
+
+def _extra(name: str) -> dict[str, Any]:
+    info: FieldInfo = Settings.model_fields[name]
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+def _problem(where: str, error: Any) -> Problem:
+    field = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if error["type"] == "value_error" and not field else repr(error["input"])
+    return Problem(where, field, message[:1].lower() + message[1:], got)
