@@ -252,6 +252,37 @@ def families_of(name: str) -> tuple[str, ...]:
     return tuple(_extra(name).get("families", ()))
 
 
+def default_in_words(name: str) -> str:
+    """A setting's default, with those of the models that have another: `15; 30 for YOLO models`."""
+    general = Settings.model_fields[name].get_default()
+    others: dict[tuple[Any, bool], dict[str, None]] = {}
+    for entry in catalog.MODELS.values():
+        for task, defaults in entry.defaults.items():
+            if name in defaults and defaults[name] != general:
+                differs = len({values.get(name, general) for values in entry.defaults.values()}) > 1
+                others.setdefault((defaults[name], differs and task is Task.MULTILABEL), {})[entry.name] = (
+                    None
+                )
+    text = "{}" if isinstance(general, AdvancedSettings) else _shown(general)
+    for (value, multilabel), names in others.items():
+        text += f"; {_shown(value)} for {_joined(list(names))}" + (
+            " with several labels" if multilabel else ""
+        )
+    return text
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def _joined(names: list[str]) -> str:
+    """Long lists of models shortened to whole families, which is how their defaults differ."""
+    families = {catalog.MODELS[name].family for name in names}
+    if len(families) == 1 and len(names) > 3:
+        return FAMILY_WORDS[families.pop()]
+    return ", ".join(names)
+
+
 def default_settings(task: Task, model: str) -> dict[str, Any]:
     """The defaults of a model for a task, before any value of the user's.
 
@@ -283,7 +314,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
             hint = f"did you mean {' or '.join(near)}?" if near else "`trainer fit --help` lists all"
             problems.append(Problem(where, given, "no setting has this name", hint=hint))
         elif families_of(name) and entry.family not in families_of(name):
-            takers = " and ".join(_FAMILY_WORDS[family] for family in families_of(name))
+            takers = " and ".join(FAMILY_WORDS[family] for family in families_of(name))
             problems.append(Problem(where, given, f"means nothing to {model}; it is a setting of {takers}"))
         elif name in chosen and chosen[name] != value:
             problems.append(Problem(where, given, f"is given twice, as {name} too", repr(value)))
@@ -306,7 +337,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
     return settings
 
 
-_FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models"}
+FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models"}
 
 
 def _extra(name: str) -> dict[str, Any]:

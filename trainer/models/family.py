@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.settings import Settings
 
 Batch: TypeAlias = Mapping[str, Any]
-"""What `collate` makes and `losses` takes; its keys are the family's own."""
+"""What `collate` makes and `losses` takes. "images" holds a tensor for each; other keys are the family's."""
 
 
 class Spec(BaseModel):
@@ -86,6 +86,12 @@ class Family(ABC):
     requirements: ClassVar[tuple[str, ...]]
     """Distributions, beside torch and numpy, that a packaged model of this family imports."""
 
+    averages_weights: ClassVar[bool] = False
+    """The recipe evaluates and packages a moving average of the weights."""
+
+    sums_losses: ClassVar[bool] = False
+    """The recipe's learning rates go with losses summed over a batch's images, not averaged."""
+
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
@@ -134,10 +140,6 @@ class Family(ABC):
     @abstractmethod
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the batch; training minimises their sum."""
-
-    def loss_scale(self, batch: Batch) -> float:
-        """Factor on the summed losses before the backward pass, for recipes tuned to a sum over images."""
-        return 1.0
 
     @abstractmethod
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import WeightsError
-
-PRETRAINED = "pretrained"
-NONE = "none"
+from trainer.models.weights_choice import NONE, PRETRAINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +50,6 @@ class Loaded:
             f" and {len(self.fresh) - 4} more" if len(self.fresh) > 4 else ""
         )
         return f"{text}; starting anew: {shown}"
-
-
-def choice_or_environment(choice: str | None) -> str:
-    """The user's choice: `--weights`, else TRAINER_WEIGHTS, else the published weights."""
-    return choice or os.environ.get("TRAINER_WEIGHTS") or PRETRAINED
 
 
 def load(network: nn.Module, model: str, published: Published, choice: str) -> Loaded | None:

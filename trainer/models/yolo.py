@@ -48,6 +48,8 @@ class YOLO(Family):
     """One-stage detectors. Images keep their aspect ratio inside a grey square."""
 
     requirements = ("ultralytics", "torchvision", "opencv-python")
+    averages_weights = True
+    sums_losses = True
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
@@ -130,12 +132,13 @@ class YOLO(Family):
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
         keys = ("img", "cls", "bboxes", "batch_idx")
         batch: dict[str, Any] = YOLODataset.collate_fn([{key: item[key] for key in keys} for item in items])
+        batch["images"] = batch.pop("img")
         if "size" in items[0]:
             batch["size"] = items[0]["size"]
         return batch
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        images = batch["img"]
+        images = batch["images"]
         if images.dtype == torch.uint8:
             images = images.float() / 255
         if "size" in batch:
@@ -145,10 +148,6 @@ class YOLO(Family):
             del network.criterion  # it keeps tensors of its own on the device it was made for
         losses, names = network({**batch, "img": images})
         return {name: loss / len(images) for name, loss in zip(names, losses, strict=True)}
-
-    def loss_scale(self, batch: Batch) -> float:
-        """ultralytics' learning rates go with losses summed over the batch's images."""
-        return float(len(batch["img"]))
 
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """The backbone's layers, model.0–9."""

@@ -1,0 +1,168 @@
+"""The cases of the conformance suite: a small model for every family and task in the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainer import metrics
+from trainer.annotations import Example, Objects, Truth
+from trainer.models import Family, Spec, catalog, create
+from trainer.scoring import ScoringParameters
+from trainer.settings import Settings, resolve
+from trainer.tasks import Task
+
+CLASSES = ("가위", "바위", "보")
+TINY: dict[str, dict[str, Any]] = {
+    "classifiers": {"validation_crop_size": 64, "training_crop_size": 64, "validation_resize_size": 64},
+    "rcnn": {"min_size": 96, "max_size": 160},
+    "yolo": {"image_size": 128},
+}
+STEPS = 150
+
+
+def smallest_models() -> list[tuple[Task, str]]:
+    """One model of each architecture that a family tells apart, for each of its tasks."""
+    kinds: dict[tuple[str, str, Task], str] = {}
+    for entry in catalog.MODELS.values():
+        for task in entry.tasks:
+            kind = "vit" if entry.name.startswith("vit") else entry.name.rstrip("nsmlx")[:6]
+            if entry.family == "classifiers" and kind != "vit":
+                kind = "resnet"
+            kinds.setdefault((entry.family, kind, task), entry.name)
+    kinds = {key: "resnet18" if key[1] == "resnet" else name for key, name in kinds.items()}
+    return [(task, name) for (_, _, task), name in kinds.items()]
+
+
+class Shapes:
+    """Four images (trainer.annotations.Examples) of rectangles whose colour is their class."""
+
+    COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230))
+    # Of each image: (class, x1, y1, x2, y2) in pixels of 160 × 120.
+    SCENES = (
+        ((0, 20, 20, 80, 70),),
+        ((1, 60, 40, 130, 110), (0, 10, 5, 50, 45)),
+        ((2, 30, 30, 90, 100),),
+        ((1, 90, 15, 150, 60), (2, 15, 60, 70, 112)),
+    )
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        generator = np.random.default_rng(7)
+        self.images = []
+        for scene in self.SCENES:
+            image = generator.integers(90, 140, (120, 160, 3), dtype=np.uint8)
+            for label, x1, y1, x2, y2 in scene:
+                cv2.rectangle(image, (x1, y1), (x2 - 1, y2 - 1), self.COLOURS[label], thickness=-1)
+            self.images.append(image)
+
+    def __len__(self) -> int:
+        return len(self.SCENES)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], self.truths[index])
+
+    @property
+    def truths(self) -> list[Truth]:
+        return [self._truth(scene) for scene in self.SCENES]
+
+    def _truth(self, scene: tuple[tuple[int, ...], ...]) -> Truth:
+        labels = np.array([label for label, *_ in scene])
+        if self.task is Task.CLASSIFICATION:
+            return int(labels[0])
+        if self.task is Task.MULTILABEL:
+            return np.isin(np.arange(len(CLASSES)), labels)
+        boxes = np.array([box for _, *box in scene], np.float32) / np.array([160, 120] * 2, np.float32)
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+        polygons = tuple((outline,) for outline in corners) if self.task is Task.SEGMENTATION else None
+        return Objects(boxes, labels, np.zeros(len(labels), dtype=bool), polygons)
+
+
+@dataclass
+class Case:
+    """A family bound to a small model, with its settings and data."""
+
+    task: Task
+    model: str
+    settings: Settings
+    family: Family
+    examples: Shapes
+
+    def build(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        network = self.family.build()
+        if hasattr(network, "roi_heads"):
+            # Thousands of proposals are a two-stage detector's cost, not its principle.
+            network.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+            network.rpn._pre_nms_top_n = {"training": 200, "testing": 100}
+            network.rpn._post_nms_top_n = {"training": 100, "testing": 50}
+        return network
+
+    def step(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, items: list[Any]
+    ) -> dict[str, float]:
+        network.train()
+        losses = self.family.losses(network, self.family.collate(items))
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def score(self, network: nn.Module) -> float:
+        """The primary metric on the four images."""
+        evaluator = metrics.create(self.task, CLASSES)
+        with torch.inference_mode():
+            predictions = self.family.predict(network.eval(), self.examples.images)
+        for prediction, truth in zip(predictions, self.examples.truths, strict=True):
+            evaluator.update(prediction, truth)
+        return evaluator.compute()[self.task.primary_metric]
+
+
+def make_case(task: Task, model: str, **more: Any) -> Case:
+    family = catalog.find(model, task).family
+    values = {
+        **TINY.get(family, {}),
+        "advanced_settings": {"apply_automl_train_augmentations": False},
+        **({"model_size": "small"} if model == "yolov5" else {}),
+        **more,
+    }
+    settings = resolve(task, model, values)
+    options = import_module(f"trainer.models.{family}").FAMILY.options(task, model, settings, False)
+    parameters = ScoringParameters(**{n: getattr(settings, n) for n in ScoringParameters.model_fields})
+    spec = Spec(
+        family=family, model=model, task=task, classes=CLASSES, options=options, parameters=parameters
+    )
+    # Through JSON, as a packaged model reads it.
+    bound = create(Spec.model_validate_json(spec.model_dump_json()))
+    return Case(task, model, settings, bound, Shapes(task))
+
+
+CASES = smallest_models()
+
+
+@pytest.fixture(params=CASES, ids=[f"{model}-{task}" for task, model in CASES], scope="session")
+def case(request: pytest.FixtureRequest) -> Case:
+    return make_case(*request.param)
+
+
+@pytest.fixture(scope="session")
+def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
+    """The case with a network trained on its four images until it knows them."""
+    network = case.build()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    items = [dataset[index] for index in range(len(case.examples))]
+    value = -1.0
+    for step in range(1, STEPS + 1):
+        case.step(network, optimizer, items)
+        if step % 25 == 0 and (value := case.score(network)) >= 0.99:
+            break
+    return case, network.eval(), value

@@ -1,0 +1,158 @@
+"""What every family must do, for every task it has. A new family is covered by being in the catalog."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from torch import nn
+
+from serving.package import write_model
+from tests.conformance.conftest import CLASSES, Case
+from trainer.annotations import Classification, Detections, Image
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def png(image: Image) -> str:
+    buffer = io.BytesIO()
+    PILImage.fromarray(image).save(buffer, format="PNG")
+    return base64.encodebytes(buffer.getvalue()).decode()
+
+
+def test_overfits_four_images(overfitted: tuple[Case, nn.Module, float]) -> None:
+    assert overfitted[2] >= 0.99
+
+
+def test_same_seed_same_training(case: Case) -> None:
+    histories = []
+    for _ in range(2):
+        network = case.build(seed=3)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+        torch.manual_seed(5)
+        dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+        items = [dataset[index] for index in range(2)]
+        histories.append([case.step(network, optimizer, items) for _ in range(2)])
+    assert histories[0] == histories[1]
+    assert all(np.isfinite(list(losses.values())).all() for losses in histories[0])
+
+
+def test_packaged_model_answers_as_the_network_does(
+    overfitted: tuple[Case, nn.Module, float], tmp_path: Path
+) -> None:
+    case, network, _ = overfitted
+    with torch.inference_mode():
+        expected = case.family.predict(network, case.examples.images)
+    loaded = mlflow.pyfunc.load_model(str(write_model(tmp_path / "model", case.family.spec, network)))
+    import pandas as pd
+
+    table = loaded.predict(pd.DataFrame({"image": [png(image) for image in case.examples.images]}))
+    assert len(table) == len(expected)
+    for (_, row), prediction in zip(table.iterrows(), expected, strict=True):
+        if isinstance(prediction, Classification):
+            assert row["labels"] == list(CLASSES)
+            np.testing.assert_allclose(row["probs"], prediction.probs, atol=1e-5)
+            continue
+        assert [CLASSES[label] for label in prediction.labels] == [box["label"] for box in row["boxes"]]
+        corners = [[box["box"][k] for k in ("topX", "topY", "bottomX", "bottomY")] for box in row["boxes"]]
+        np.testing.assert_allclose(np.array(corners).reshape(-1, 4), prediction.boxes, atol=1e-5)
+        np.testing.assert_allclose([box["score"] for box in row["boxes"]], prediction.scores, atol=1e-5)
+        if case.task is Task.SEGMENTATION:
+            assert all(len(segment) >= 6 for box in row["boxes"] for segment in box["polygon"])
+
+
+def test_predictions_keep_their_promises(overfitted: tuple[Case, nn.Module, float]) -> None:
+    case, network, _ = overfitted
+    low = case.family.spec.parameters.model_copy(update={"box_score_threshold": 0.001})
+    with torch.inference_mode():
+        predictions = case.family.predict(network, case.examples.images, low)
+    for prediction in predictions:
+        if isinstance(prediction, Classification):
+            assert prediction.probs.shape == (len(CLASSES),)
+            assert prediction.probs.dtype == np.float32
+            if case.task is Task.CLASSIFICATION:
+                assert prediction.probs.sum() == pytest.approx(1, abs=1e-5)
+            continue
+        assert isinstance(prediction, Detections)
+        assert prediction.boxes.shape == (len(prediction.labels), 4)
+        assert prediction.boxes.min(initial=0) >= 0
+        assert prediction.boxes.max(initial=0) <= 1
+        assert (prediction.boxes[:, 2:] >= prediction.boxes[:, :2]).all()
+        assert (np.diff(prediction.scores) <= 0).all()
+        assert set(prediction.labels.tolist()) <= set(range(len(CLASSES)))
+        assert prediction.image_size == (120, 160)
+        assert (prediction.masks is not None) == (case.task is Task.SEGMENTATION)
+        for mask in prediction.masks or ():
+            height, width = mask.pixels.shape
+            assert 0 <= mask.left <= mask.left + width <= 160
+            assert 0 <= mask.top <= mask.top + height <= 120
+
+
+def test_an_answer_does_not_depend_on_the_batch(overfitted: tuple[Case, nn.Module, float]) -> None:
+    case, network, _ = overfitted
+    with torch.inference_mode():
+        together = case.family.predict(network, case.examples.images)
+        alone = [case.family.predict(network, [image])[0] for image in case.examples.images]
+    for one, other in zip(together, alone, strict=True):
+        if isinstance(one, Classification) and isinstance(other, Classification):
+            np.testing.assert_allclose(one.probs, other.probs, atol=1e-4)
+        elif isinstance(one, Detections) and isinstance(other, Detections):
+            assert one.labels.tolist() == other.labels.tolist()
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-4)
+
+
+def test_requests_set_thresholds(overfitted: tuple[Case, nn.Module, float]) -> None:
+    case, network, _ = overfitted
+    if case.task.is_classification:
+        return
+    image = case.examples.images[1]
+    with torch.inference_mode():
+        everything = case.family.predict(network, [image], ScoringParameters(box_score_threshold=0.0))[0]
+        one = case.family.predict(network, [image], ScoringParameters(box_detections_per_image=1))[0]
+        nothing = case.family.predict(network, [image], ScoringParameters(box_score_threshold=1.0))[0]
+    assert isinstance(everything, Detections)
+    assert isinstance(one, Detections)
+    assert isinstance(nothing, Detections)
+    assert len(everything.labels) > len(one.labels) == 1
+    assert len(nothing.labels) == 0
+
+
+@pytest.mark.parametrize("size", [(120, 160), (160, 120), (50, 50), (333, 97), (1, 1), (900, 40)])
+def test_geometry_maps_pixels_where_preprocess_puts_them(case: Case, size: tuple[int, int]) -> None:
+    height, width = size
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    box = np.array([[0.25, 0.25, 0.75, 0.75]], dtype=np.float32)
+    pixels = np.rint(box[0] * [width, height, width, height]).astype(int)
+    image[pixels[1] : pixels[3], pixels[0] : pixels[2]] = 255
+    tensor, geometry = case.family.preprocess(image)
+    assert tensor.shape == (3, *geometry.tensor_size)
+    assert tensor.dtype == torch.float32
+    assert geometry.image_size == size
+    np.testing.assert_allclose(geometry.boxes_to_image(geometry.boxes_to_tensor(box)), box, atol=1e-5)
+    if min(size) < 40 or case.task.is_classification:
+        return  # too small to find again; a classifier's crop may cut it
+    bright = tensor.mean(dim=0) > (tensor.max() * 0.75)
+    rows, columns = bright.any(dim=1).nonzero(), bright.any(dim=0).nonzero()
+    found = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], dtype=np.float32)
+    expected = pixels / np.array([width, height, width, height])
+    # To one and a half pixels of the coarser of the two.
+    slack = 1.5 / min(*geometry.tensor_size, *size)
+    np.testing.assert_allclose(geometry.boxes_to_image(found)[0], expected, atol=slack)
+
+
+def test_frozen_groups_cover_the_backbone_from_its_input(case: Case) -> None:
+    network = case.build()
+    groups = case.family.freeze_groups(network)
+    assert len(groups) >= 5
+    modules = set(network.modules())
+    assert all(layer in modules for group in groups for layer in group)
+    first = next(iter(network.parameters()))
+    assert any(first is parameter for layer in groups[0] for parameter in layer.parameters())

@@ -1,0 +1,339 @@
+"""The commands: arguments in, calls out, nothing else. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from cyclopts import App, Group, Parameter
+
+from trainer.errors import JobError, Problem, TrainerError
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+app = App(
+    name="trainer",
+    help="Trains, packages and serves image models from Azure AutoML for Images data, on your own machines.",
+    help_format="plaintext",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+TaskName = Annotated[str, Parameter(help=f"One of {', '.join(Task)}; a job file's names are fine too.")]
+Datastores = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--datastore",
+        help="NAME=DIR_OR_URL: what azureml://…/datastores/NAME/… stands for; may be given several times.",
+    ),
+]
+
+
+def _hyperparameter_flags() -> type:
+    """One flag for each field of Settings, unset unless given, under its group's heading."""
+    from trainer import settings
+    from trainer.settings import Settings
+
+    groups: dict[str, Group] = {}
+    made = []
+    for name, info in Settings.model_fields.items():
+        heading = settings.group_of(name)
+        group = groups.setdefault(heading, Group(heading, sort_key=10 + len(groups)))
+        families = settings.families_of(name)
+        text = info.description or ""
+        if families:
+            text += f" Only {' and '.join(settings.FAMILY_WORDS[family] for family in families)}."
+        text += f" [default: {settings.default_in_words(name)}]"
+        kind = _flag_type(info.annotation)
+        names = [f"--{n.replace('_', '-')}" for n in (name, *settings.aliases_of(name))]
+        parameter = Parameter(name=names, help=text, group=group, show_default=False)
+        made.append((name, Annotated[kind | None, parameter], field(default=None)))
+    made_class = make_dataclass("Hyperparameters", made, frozen=True)
+    made_class.__module__ = __name__  # cyclopts takes a class from `types`, where it would be, for a builtin
+    return Parameter(name="*")(made_class)
+
+
+def _flag_type(annotation: Any) -> Any:
+    """What a flag's text is read as; anything richer than a number or choice is left to the settings."""
+    if type(None) in get_args(annotation):
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0])
+    return annotation if annotation in (int, float, bool, str) else str
+
+
+Hyperparameters: Any = _hyperparameter_flags()
+
+
+@app.command
+def fit(
+    *,
+    task: TaskName | None = None,
+    data: list[str] | None = None,
+    validation_data: list[str] | None = None,
+    validation_data_size: float | None = None,
+    model: str | None = None,
+    config: Path | None = None,
+    output: Path | None = None,
+    weights: str | None = None,
+    datastore: Datastores = None,
+    gpus: str | None = None,
+    processes: int | None = None,
+    skip_invalid: bool | None = None,
+    hyperparameters: Hyperparameters | None = None,
+) -> None:
+    """Train a model, package it, and score the validation data with it.
+
+        trainer fit --task object-detection --data train.jsonl --model yolo11n --weights none
+
+    Parameters
+    ----------
+    task
+        What to train for; needed unless --config says it.
+    data
+        Training data: a .jsonl file or an MLTable folder; may be given several times.
+    validation_data
+        Validation data, likewise. Without it a stratified part of the training data is split off.
+    validation_data_size
+        Share of the training data to split off, in (0, 1). [default: 0.2]
+    model
+        A name from `trainer models`. [default: the task's usual model]
+    config
+        A job file in Azure's YAML form; flags override what it says.
+    output
+        The run's directory, new or empty. [default: a new one under runs/]
+    weights
+        What to start from: pretrained, none (from scratch), a directory of published files, or a file;
+        also the environment variable TRAINER_WEIGHTS. [default: pretrained]
+    gpus
+        How many GPUs, 0 for the CPU, or auto for all there are. [default: auto]
+    processes
+        Train in this many processes on the CPU instead of on GPUs.
+    skip_invalid
+        Go on without invalid lines and images instead of refusing; skipped.jsonl says which and why.
+    """
+    from trainer import job as jobs
+
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    if config is not None:
+        values, ignored = jobs.read(config)
+    given = {
+        "task": task,
+        "training_data": tuple(data) if data else None,
+        "validation_data": tuple(validation_data) if validation_data else None,
+        "validation_data_size": validation_data_size,
+        "model": model,
+        "output": output,
+        "weights": weights,
+        "datastores": _mapping(datastore, values.get("datastores", {})) if datastore else None,
+        "gpus": gpus if gpus in (None, "auto") else _count(gpus),
+        "processes": processes,
+        "skip_invalid": skip_invalid,
+    }
+    values |= {name: value for name, value in given.items() if value is not None}
+    flags = {flag.name: getattr(hyperparameters, flag.name, None) for flag in fields(Hyperparameters)}
+    values["settings"] = jobs.override(
+        values.get("settings", {}), {name: value for name, value in flags.items() if value is not None}
+    )
+    missing = [
+        flag for flag, name in (("--task", "task"), ("--data", "training_data")) if not values.get(name)
+    ]
+    if missing:
+        rule = "must be given, as a flag or by --config"
+        raise JobError("the job cannot be run:", [Problem(flag, "", rule) for flag in missing])
+    job = jobs.make(str(config or ""), **values)
+    if ignored:
+        logging.getLogger("trainer").info("%s: without meaning here: %s", config, ", ".join(ignored))
+    job.resolve_settings()  # reports wrong flags before the slow imports
+
+    from trainer.training.fit import fit as run_job
+
+    run = run_job(job, progress=sys.stdout.isatty())
+    result = run.read_result()
+    print(
+        f"\nrun         {run.directory}\nbest epoch  {result.best_epoch} of {result.epochs}"
+        f"\n{result.primary_metric}  {result.value:.4f}\nmodel       {run.model}"
+        f"\n\nnext:  trainer serve {run.directory}\n       trainer predict {run.directory} IMAGE..."
+    )
+
+
+@app.command
+def validate(
+    data: list[str],
+    /,
+    *,
+    task: TaskName,
+    images: bool = False,
+    datastore: Datastores = None,
+) -> int:
+    """Check data against the schema; prints every problem and exits with 1 if there is an error.
+
+    Parameters
+    ----------
+    data
+        .jsonl files and MLTable folders.
+    images
+        Also read every image to its end.
+    """
+    from trainer.data.validate import validate as check
+
+    report = check(Task.parse(task), data, images=images, datastores=_mapping(datastore, {}))
+    for problem in report.problems:
+        print(problem)
+    print(report.summary)
+    return 1 if report.errors else 0
+
+
+@app.command
+def predict(
+    run_or_model: Path,
+    images: list[Path],
+    /,
+    *,
+    output: Path | None = None,
+    draw: Path | None = None,
+    box_score_threshold: float | None = None,
+    nms_iou_threshold: float | None = None,
+    box_detections_per_image: int | None = None,
+    mask_pixel_score_threshold: float | None = None,
+    max_number_of_polygon_points: int | None = None,
+) -> None:
+    """Score images with a trained model; a JSON line for each.
+
+    Parameters
+    ----------
+    run_or_model
+        A run's directory or an MLflow model directory.
+    images
+        Image files, folders of them, or patterns.
+    output
+        Write the lines to this file instead of printing them.
+    draw
+        Write a picture of each image with its answer into this folder.
+    box_score_threshold
+        Return no boxes with a lower score. This and the following default to the model's own values.
+    nms_iou_threshold
+        Of two boxes of one class overlapping by more than this IoU, keep one.
+    box_detections_per_image
+        Return at most this many boxes an image.
+    mask_pixel_score_threshold
+        A pixel with at least this score belongs to the object.
+    max_number_of_polygon_points
+        Simplify polygons to at most this many points.
+    """
+    import json
+
+    from serving.predict import predict_files
+
+    arguments = locals()
+    parameters = {
+        name: arguments[name] for name in ScoringParameters.model_fields if arguments[name] is not None
+    }
+    for line in predict_files(run_or_model, images, output=output, draw=draw, parameters=parameters):
+        if output is None:
+            print(json.dumps(line, ensure_ascii=False))
+    for written in (output, draw):
+        if written is not None:
+            print(f"written: {written}", file=sys.stderr)
+
+
+@app.command
+def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: int = 5001) -> None:
+    """Answer scoring requests: POST /score as an Azure endpoint does, /invocations as MLflow does.
+
+    Parameters
+    ----------
+    run_or_model
+        A run's directory or an MLflow model directory.
+    host
+        Address to listen on; 0.0.0.0 for all.
+    port
+        Port to listen on.
+    """
+    from serving.server import serve as run_server
+
+    run_server(run_or_model, host, port)
+
+
+@app.command
+def sample_data(task: TaskName, directory: Path, /, *, images: int = 200, seed: int = 0) -> None:
+    """Write a small real data set: scenes of scikit-learn's handwritten digits, in the data schema.
+
+    Parameters
+    ----------
+    directory
+        Where to write train.jsonl, validation.jsonl and images/.
+    images
+        How many, a fifth of them for validation.
+    seed
+        Another seed, other scenes.
+    """
+    from trainer.data.samples import make
+
+    made = make(Task.parse(task), directory, images=images, seed=seed, progress=sys.stdout.isatty())
+    print(f"training data    {made.train}\nvalidation data  {made.validation}")
+    print(
+        f"\nnext:  trainer fit --task {Task.parse(task)} --data {made.train} "
+        f"--validation-data {made.validation} --weights none"
+    )
+
+
+@app.command
+def models(*, task: TaskName | None = None) -> None:
+    """List the models by name, with their tasks, libraries and what they were published for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from trainer.models import catalog
+
+    wanted = Task.parse(task) if task else None
+    table = Table("model", "tasks", "family", "published weights", box=None, header_style="bold")
+    for entry in catalog.MODELS.values():
+        if wanted is None or wanted in entry.tasks:
+            default = " (default)" if wanted and entry.name == wanted.default_model else ""
+            table.add_row(entry.name + default, ", ".join(entry.tasks), entry.family, entry.published)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _mapping(pairs: list[str] | None, known: dict[str, str]) -> dict[str, str]:
+    mapping = dict(known)
+    for pair in pairs or ():
+        name, separator, target = pair.partition("=")
+        if not (name and separator and target):
+            raise JobError(
+                "the datastore cannot be used:", [Problem("--datastore", "", "must be NAME=DIR_OR_URL", pair)]
+            )
+        mapping[name] = target
+    return mapping
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise JobError(
+            "the job cannot be run:", [Problem("--gpus", "", "must be auto or a number", repr(text))]
+        )
+    return int(text)
+
+
+def main() -> None:
+    """The program `trainer`: exit 1 with the error's text for a user's mistake, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setLevel(logging.INFO)
+    log = logging.getLogger("trainer")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        sys.exit(app())
+    except TrainerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

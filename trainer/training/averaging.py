@@ -1,0 +1,42 @@
+"""The exponential moving average of a network's weights, which some recipes evaluate and package."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+
+class WeightAverage(nn.Module):
+    """average ← d · average + (1 − d) · weights after each step, with d = decay · (1 − exp(−steps / tau)).
+
+    The ramp lets the average follow the first steps closely. Source: the average that ultralytics keeps.
+    """
+
+    steps: torch.Tensor
+
+    def __init__(self, network: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        super().__init__()
+        self.network = deepcopy(network).eval().requires_grad_(False)
+        self.decay, self.tau = decay, tau
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._count = 0
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Take in the network's present weights and statistics."""
+        self._count += 1
+        self.steps += 1
+        decay = self.decay * (1 - math.exp(-self._count / self.tau))
+        own, new = self.network.state_dict(), network.state_dict()
+        floats = [name for name, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_([own[name] for name in floats], [new[name] for name in floats], 1 - decay)
+        for name, value in own.items():
+            if not value.is_floating_point():
+                value.copy_(new[name])
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._count = int(self.steps)

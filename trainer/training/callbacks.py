@@ -1,0 +1,136 @@
+"""What happens at the end of an epoch: keep the best, record the figures, say so, stop when it is time."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+
+from trainer.runs import Run
+from trainer.settings import Settings
+from trainer.training.module import TrainingModule
+
+log = logging.getLogger("trainer")
+
+
+class EvaluateLast(Callback):
+    """The last epoch is evaluated whatever the evaluation frequency."""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
+
+
+class KeepBest(Callback):
+    """Writes best.ckpt when the primary metric rises, last.ckpt each epoch, and others as often as asked.
+
+    Attributes:
+        epoch: the best epoch, from 1; 0 before the first evaluation.
+        metrics: all figures of the best epoch.
+    """
+
+    def __init__(self, run: Run, primary_metric: str, every: int | None) -> None:
+        self.run, self.primary_metric, self.every = run, primary_metric, every
+        self.epoch = 0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def value(self) -> float:
+        """The primary metric at the best epoch; NaN before the first evaluation."""
+        return self.metrics.get(self.primary_metric, math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        assert isinstance(module, TrainingModule)
+        if module.evaluated_epoch == trainer.current_epoch:
+            value = module.metrics[self.primary_metric]
+            # The first evaluation is the best so far even if it is undefined.
+            if not self.epoch or value > self.value or math.isnan(self.value):
+                self.epoch, self.metrics = trainer.current_epoch + 1, dict(module.metrics)
+                trainer.save_checkpoint(self.run.best_checkpoint)
+        if self.every and (trainer.current_epoch + 1) % self.every == 0:
+            trainer.save_checkpoint(self.run.checkpoints / f"epoch-{trainer.current_epoch + 1}.ckpt")
+        trainer.save_checkpoint(self.run.last_checkpoint)
+
+
+class StopEarly(Callback):
+    """Ends the training after `patience` evaluations without a new best, not counting those in the delay."""
+
+    def __init__(self, best: KeepBest, settings: Settings) -> None:
+        self.best = best
+        self.patience, self.delay = settings.early_stopping_patience, settings.early_stopping_delay
+        self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.waited = state_dict["waited"]
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if module.evaluated_epoch != trainer.current_epoch or epoch <= self.delay:
+            return
+        self.waited = 0 if self.best.epoch == epoch else self.waited + 1
+        if self.waited >= self.patience and epoch < (trainer.max_epochs or math.inf):
+            trainer.should_stop = True
+            log.info("stopping early: no better %s in %d evaluations", self.best.primary_metric, self.waited)
+
+
+class Record(Callback):
+    """Writes metrics.csv, a row an epoch, and a line an epoch to the log."""
+
+    def __init__(self, path: Path, best: KeepBest) -> None:
+        self.path, self.best = path, best
+        self.rows: list[dict[str, Any]] = []
+        self.started = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        assert isinstance(module, TrainingModule)
+        if not trainer.is_global_zero:
+            return
+        evaluated = module.evaluated_epoch == trainer.current_epoch
+        figures = module.metrics if evaluated else {}
+        losses = module.losses
+        seconds = time.perf_counter() - self.started
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "seconds": round(seconds, 3),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            **{f"train_{name}": value for name, value in losses.items()},
+            **figures,
+        }
+        self.rows.append(row)
+        self._write()
+        text = f"epoch {row['epoch']}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
+        if evaluated:
+            name = self.best.primary_metric
+            text += f"  {name} {figures[name]:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
+        log.info("%s  %.1f s", text, seconds)
+
+    def _write(self) -> None:
+        # Columns that appear late (an epoch without evaluation came first) make rewriting the simple way.
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)

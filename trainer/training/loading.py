@@ -1,0 +1,151 @@
+"""Batches for training and validation: seeded item by item, split over ranks."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainer.annotations import Examples
+from trainer.data.datasets import ValidationDataset
+from trainer.models import Family
+from trainer.settings import Settings
+
+
+class Draw(NamedTuple):
+    """What the training sampler asks for: an example, in an epoch."""
+
+    epoch: int
+    example: int
+
+
+class EpochSampler(Sampler[Draw]):
+    """A fresh seeded order each epoch, of which every rank takes its share.
+
+    The order depends on seed and epoch alone, so that a training continued at an epoch sees the same
+    batches. Shares are of equal length: the first examples of the order fill up the last one.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int, ranks: int) -> None:
+        self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.ranks)
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        share = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
+        return (Draw(self.epoch, int(index)) for index in share)
+
+
+class SeededItems(Dataset[Any]):
+    """A family's training dataset whose random augmentation depends on seed, epoch and index alone.
+
+    So runs repeat exactly whatever the number of workers, and a training can go on in the middle. The
+    global generators, from which libraries draw, are set for the item and put back after it.
+    """
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, draw: Draw) -> Any:
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        seeds = np.random.SeedSequence([self.seed, *draw]).generate_state(3)
+        random.seed(int(seeds[0]))
+        np.random.seed(seeds[1])  # noqa: NPY002
+        torch.manual_seed(int(seeds[2]))
+        try:
+            if hasattr(self.dataset, "at_epoch"):
+                self.dataset.at_epoch(draw.epoch)
+            return self.dataset[draw.example]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+            torch.set_rng_state(states[2])
+
+
+class Batches(LightningDataModule):
+    """The loaders of one training."""
+
+    def __init__(
+        self, family: Family, training: Examples, validation: Examples, settings: Settings, seed: int
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.seed = seed
+        self.family = family
+        self.training = training
+        self.training_items = SeededItems(family.training_dataset(training, settings, seed), seed)
+        self.validation_items = ValidationDataset(validation, family)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rank, ranks = self._ranks()
+        sampler = EpochSampler(len(self.training), self.seed, rank, ranks)
+        size = self.settings.training_batch_size
+        # Batch norm cannot learn from a single image; the epoch's order decides which one waits.
+        drops = len(sampler) % size == 1 and len(sampler) > 1
+        return self._loader(
+            self.training_items, sampler, size, drop_last=drops, collate_fn=self.family.collate
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        rank, ranks = self._ranks()
+        share = range(rank, len(self.validation_items), ranks)
+        return self._loader(
+            self.validation_items, share, self.settings.validation_batch_size, collate_fn=list
+        )
+
+    def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
+        _, ranks = self._ranks()
+        workers = min(self.settings.number_of_workers, max(1, (os.cpu_count() or 1) // ranks))
+        return DataLoader(
+            items,
+            batch_size=size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+            **options,
+        )
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _one_thread(_worker: int) -> None:
+    """Workers run side by side; each with threads of its own would fight over the cores."""
+    cv2.setNumThreads(0)
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """The same structure of dicts, lists and tuples with its tensors on the device; others as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: move(item, device) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(move(item, device) for item in value)
+    return value
+
+
+def gather(items: Sequence[Any]) -> list[Any]:
+    """The items of all ranks, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(items)
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]

@@ -1,0 +1,68 @@
+"""Optimizers and learning-rate schedules, as the settings name them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from trainer.settings import Settings
+
+
+def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
+    """The optimizer over the trainable parameters; norm weights and biases go without weight decay."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    # Norm weights and biases are the parameters of one dimension.
+    groups = [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.is_cuda for parameter in trainable)
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        # Nesterov's momentum needs a momentum; with 0 the two are the same.
+        nesterov = settings.nesterov and settings.momentum > 0
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
+    adam = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    betas = (settings.beta1, settings.beta2)
+    return adam(groups, lr=rate, betas=betas, amsgrad=settings.ams_gradient, fused=fused)
+
+
+def rate_factor(settings: Settings, batches_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate's factor as a function of how many batches have been trained.
+
+    warmup_cosine, at batch s of T with a warm-up of W batches: s/W while s < W; afterwards
+    max(0, ½(1 + cos(2π · cycles · (s−W)/(T−W)))). step: gamma^(epoch // step size).
+    Source: the documented schedules of Azure AutoML for Images.
+    """
+    if settings.learning_rate_scheduler == "step":
+        return lambda batch: (
+            settings.step_lr_gamma ** (batch // batches_per_epoch // settings.step_lr_step_size)
+        )
+    warm_up = settings.warmup_cosine_lr_warmup_epochs * batches_per_epoch
+    total = settings.number_of_epochs * batches_per_epoch
+
+    def factor(batch: int) -> float:
+        if batch < warm_up:
+            return batch / warm_up
+        progress = (batch - warm_up) / max(1, total - warm_up)
+        return max(0.0, 0.5 * (1 + math.cos(2 * math.pi * settings.warmup_cosine_lr_cycles * progress)))
+
+    return factor
+
+
+def build_schedule(optimizer: Optimizer, settings: Settings, batches_per_epoch: int) -> LambdaLR:
+    """`rate_factor` for an optimizer that steps once in `gradient_accumulation_step` batches."""
+    factor = rate_factor(settings, batches_per_epoch)
+    steps_per_epoch = math.ceil(batches_per_epoch / settings.gradient_accumulation_step)
+
+    def at_step(step: int) -> float:
+        # The epoch's last step may hold fewer batches than the others.
+        epoch, within = divmod(step, steps_per_epoch)
+        return factor(epoch * batches_per_epoch + within * settings.gradient_accumulation_step)
+
+    return LambdaLR(optimizer, at_step)
