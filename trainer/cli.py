@@ -42,10 +42,9 @@ def _hyperparameter_flags() -> type:
     for name, info in Settings.model_fields.items():
         heading = settings.group_of(name)
         group = groups.setdefault(heading, Group(heading, sort_key=10 + len(groups)))
-        families = settings.families_of(name)
         text = info.description or ""
-        if families:
-            text += f" Only {' and '.join(settings.FAMILY_WORDS[family] for family in families)}."
+        if takers := settings.takers(name):
+            text += f" Only {takers}."
         text += f" [default: {settings.default_in_words(name)}]"
         kind = _flag_type(info.annotation)
         names = [f"--{n.replace('_', '-')}" for n in (name, *settings.aliases_of(name))]
@@ -312,7 +311,7 @@ def _mapping(pairs: list[str] | None, known: dict[str, str]) -> dict[str, str]:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise JobError(
             "the job cannot be run:", [Problem("--gpus", "", "must be auto or a number", repr(text))]
         )

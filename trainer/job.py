@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.models import catalog
-from trainer.models.weights_choice import NONE, choice_or_environment
+from trainer.models.weights_choice import NONE, PRETRAINED, choice_or_environment
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -58,7 +58,12 @@ class Job(BaseModel):
     @field_validator("task", mode="before")
     @classmethod
     def _task(cls, value: Any) -> Any:
-        return value if isinstance(value, Task) or not isinstance(value, str) else Task.parse(value)
+        if isinstance(value, Task) or not isinstance(value, str):
+            return value
+        try:
+            return Task.parse(value)
+        except JobError as error:  # as a ValueError it is reported together with what else is wrong
+            raise ValueError(f"{error.problems[0].rule}, got {value!r}") from error
 
     @field_validator("training_data", "validation_data", mode="before")
     @classmethod
@@ -106,12 +111,12 @@ class Job(BaseModel):
     def to_yaml(self) -> str:
         """The job in the job-file form, complete: every setting with the value that it has."""
         settings = self.resolve_settings()
-        family = catalog.find(self.model_name, self.task).family
+        entry = catalog.find(self.model_name, self.task)
+        defaults = hyperparameters.default_settings(self.task, self.model_name)
         chosen = {
             name: value
             for name, value in settings.model_dump(mode="json").items()
-            if value is not None
-            and (not hyperparameters.families_of(name) or family in hyperparameters.families_of(name))
+            if hyperparameters.takes(entry, name) and (value is not None or defaults[name] is not None)
         }
         file: dict[str, Any] = {
             "type": "automl",
@@ -123,10 +128,10 @@ class Job(BaseModel):
             "validation_data_size": self.validation_data_size,
             "training_parameters": {"model_name": self.model_name, **chosen},
             "local": {
-                "weights": self.weights_choice,
+                "weights": _anchored(self.weights_choice, Path.cwd()),
                 "gpus": self.gpus,
                 "processes": self.processes,
-                "datastores": self.datastores,
+                "datastores": {name: _anchored(at, Path.cwd()) for name, at in self.datastores.items()},
                 "skip_invalid": self.skip_invalid,
             },
         }
@@ -146,7 +151,7 @@ def make(where: str, **values: Any) -> Job:
         for item in error.errors():
             name = str(item["loc"][0]) if item["loc"] else ""
             message = item["msg"].removeprefix("Value error, ")
-            got = repr(item["input"]) if name and item["type"] != "value_error" else ""
+            got = repr(item["input"]) if name and item["type"] not in ("value_error", "missing") else ""
             problems.append(Problem(where, name, message[:1].lower() + message[1:], got))
         raise JobError("the job cannot be run:", problems) from error
 
@@ -171,6 +176,22 @@ _KEYS = (
     "validation_data_size", "training_parameters", "limits", "sweep", "search_space", "local", "$schema",
 )  # fmt: skip
 _LOCAL_KEYS = ("weights", "gpus", "processes", "datastores", "skip_invalid")
+_LIMITS = ("timeout_minutes", "max_trials", "max_concurrent_trials")
+_DATA_KEYS = ("path", "type", "mode")
+_SECTIONS = ("training_parameters", "limits", "local")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -180,11 +201,18 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         JobError: the file is missing, no YAML, or holds keys that are unknown or not supported.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise JobError("the job file cannot be read", [Problem(str(path), "", str(error))]) from error
     if not isinstance(content, Mapping):
         raise JobError("the job file cannot be read", [Problem(str(path), "", "must hold a YAML mapping")])
+    problems = [
+        Problem(str(path), key, "must be a mapping", repr(content[key]))
+        for key in _SECTIONS
+        if content.get(key) is not None and not isinstance(content[key], Mapping)
+    ]
+    if problems:
+        raise JobError("the job file cannot be used:", problems)
     problems = [*_unknown(path, content), *_unsupported(path, content)]
     if content.get("type", "automl") != "automl":
         problems.append(Problem(str(path), "type", "must be automl", repr(content["type"])))
@@ -193,6 +221,11 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     problems += [
         Problem(str(path), key, "no such key", hint=f"there are {', '.join(_LOCAL_KEYS)}") for key in near
     ]
+    stores = local.get("datastores") or {}
+    if not isinstance(stores, Mapping) or not all(isinstance(at, str) and at for at in stores.values()):
+        problems.append(
+            Problem(str(path), "local.datastores", "must map names to directories or URLs", repr(stores))
+        )
     if problems:
         raise JobError("the job file cannot be used:", problems)
     parameters = dict(content.get("training_parameters") or {})
@@ -208,6 +241,10 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         values["name"] = str(name)
     values["settings"] = parameters
     values.update({key: value for key, value in local.items() if value is not None})
+    if isinstance(local.get("weights"), str):
+        values["weights"] = _anchored(local["weights"], path.parent)
+    if stores:
+        values["datastores"] = {str(name): _anchored(at, path.parent) for name, at in stores.items()}
     return values, sorted(CLOUD_KEYS & content.keys())
 
 
@@ -230,6 +267,11 @@ def _unsupported(path: Path, content: Mapping[str, Any]) -> list[Problem]:
         Problem(str(path), key, rule, hint=hint) for key in ("sweep", "search_space") if content.get(key)
     ]
     limits = content.get("limits") or {}
+    problems += [
+        Problem(str(path), f"limits.{key}", "no such key", hint=f"there are {', '.join(_LIMITS)}")
+        for key in limits
+        if key not in _LIMITS
+    ]
     if limits.get("max_trials", 1) != 1:
         problems.append(Problem(str(path), "limits.max_trials", rule, str(limits["max_trials"]), hint))
     if "timeout_minutes" in limits:
@@ -248,6 +290,11 @@ def _data_paths(file: Path, key: str, entry: Any) -> list[str]:
     paths = []
     for item in entry if isinstance(entry, list) else [entry]:
         path = item.get("path") if isinstance(item, Mapping) else item
+        unknown = [str(k) for k in item if k not in _DATA_KEYS] if isinstance(item, Mapping) else []
+        if unknown:
+            hint = f"there are {', '.join(_DATA_KEYS)}"
+            problem = Problem(str(file), f"{key}.{unknown[0]}", "no such key", hint=hint)
+            raise JobError("the job file cannot be used:", [problem])
         if not isinstance(path, str) or not path:
             problem = Problem(
                 str(file), f"{key}.path", "must be a file, an MLTable folder or a URL", repr(path)
@@ -255,6 +302,13 @@ def _data_paths(file: Path, key: str, entry: Any) -> list[str]:
             raise JobError("the job file cannot be used:", [problem])
         paths.append(path if _is_remote(path) else str(file.parent / path))
     return paths
+
+
+def _anchored(choice: str, directory: Path) -> str:
+    """A local path made absolute; words such as "pretrained" and URLs stay as they are."""
+    if choice in (PRETRAINED, NONE) or _is_remote(choice):
+        return choice
+    return abspath(directory / Path(choice).expanduser())
 
 
 def _is_remote(path: str) -> bool:

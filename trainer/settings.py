@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from trainer.errors import JobError, Problem
@@ -196,13 +205,33 @@ class Settings(ScoringParameters):
         "Hardware",
         aliases=("seed",),
         ge=0,
+        le=2**32 - 1,  # the generators of NumPy take no more
     )
     distributed: bool = _setting(True, "Use every GPU asked for; false: one.", "Hardware")
 
-    @field_validator("model_size", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _size_alias(cls, value: Any) -> Any:
-        return "extra_large" if value == "xlarge" else value
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML makes `yes` and `on` booleans, which pydantic would take for the number 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be a boolean")
+        return value
+
+    @field_validator(
+        "optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type", mode="before"
+    )
+    @classmethod
+    def _choice(cls, value: Any) -> Any:
+        """The REST form spells choices in camel case: Sgd, WarmupCosine, ExtraLarge."""
+        if not isinstance(value, str):
+            return value
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower().replace("adam_w", "adamw")
+        return "extra_large" if snake == "xlarge" else snake
+
+    @field_validator("weighted_loss", mode="before")
+    @classmethod
+    def _whole_number(cls, value: Any) -> Any:
+        return int(value) if value in ("0", "1", "2") else value
 
     @field_validator("advanced_settings", mode="before")
     @classmethod
@@ -250,6 +279,27 @@ def families_of(name: str) -> tuple[str, ...]:
     if name in ScoringParameters.model_fields:
         return _SCORING_FAMILIES.get(name, BOXES)
     return tuple(_extra(name).get("families", ()))
+
+
+_PARTS = {
+    "model_size": ("yolov5", "yolov5"),
+    "mask_pixel_score_threshold": ("maskrcnn", "Mask R-CNNs"),
+    "max_number_of_polygon_points": ("maskrcnn", "Mask R-CNNs"),
+}
+"""Settings of a part of a family: how the names of its models begin, and the part in words."""
+
+
+def takes(entry: catalog.ModelEntry, name: str) -> bool:
+    """Whether a setting means something to a model."""
+    families = families_of(name)
+    return (not families or entry.family in families) and entry.name.startswith(_PARTS.get(name, ("",))[0])
+
+
+def takers(name: str) -> str:
+    """The models to which a setting means something, in words; "" for all."""
+    if name in _PARTS:
+        return _PARTS[name][1]
+    return " and ".join(FAMILY_WORDS[family] for family in families_of(name))
 
 
 def default_in_words(name: str) -> str:
@@ -307,23 +357,31 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
     names = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
     problems: list[Problem] = []
     chosen: dict[str, Any] = {}
-    for given, value in values.items():
+    origins: dict[str, str] = {}
+    for key, value in values.items():
+        given = str(key)
         name = names.get(given)
         if name is None:
             near = difflib.get_close_matches(given, names, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`trainer fit --help` lists all"
             problems.append(Problem(where, given, "no setting has this name", hint=hint))
-        elif families_of(name) and entry.family not in families_of(name):
-            takers = " and ".join(FAMILY_WORDS[family] for family in families_of(name))
-            problems.append(Problem(where, given, f"means nothing to {model}; it is a setting of {takers}"))
+        elif not takes(entry, name):
+            rule = f"means nothing to {model}; it is a setting of {takers(name)}"
+            problems.append(Problem(where, given, rule))
         elif name in chosen and chosen[name] != value:
-            problems.append(Problem(where, given, f"is given twice, as {name} too", repr(value)))
+            problems.append(Problem(where, given, f"is given twice, as {origins[name]} too", repr(value)))
         else:
-            chosen[name] = value
+            chosen[name], origins[name] = value, given
     merged = default_settings(task, model) | chosen
-    crop = chosen.get("validation_crop_size")
-    if isinstance(crop, int) and "validation_resize_size" not in chosen:
-        merged["validation_resize_size"] = round(crop * 256 / 224)  # the relation of the defaults
+    crop = str(chosen.get("validation_crop_size", ""))
+    if crop.isdecimal() and "validation_resize_size" not in chosen:
+        merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
+    clips = ("gradient_clip_value", "gradient_clip_norm")
+    if all(chosen.get(name) is not None for name in clips):
+        problems.append(Problem(where, clips[1], f"cannot be combined with {clips[0]}; give one of them"))
+    for name, other in (clips, clips[::-1]):
+        if chosen.get(name) is not None:
+            merged[other] = chosen.get(other)  # the model's default way of clipping gives way
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
@@ -348,5 +406,7 @@ def _extra(name: str) -> dict[str, Any]:
 def _problem(where: str, error: Any) -> Problem:
     field = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"no such key; there are {', '.join(AdvancedSettings.model_fields)}"
     got = "" if error["type"] == "value_error" and not field else repr(error["input"])
     return Problem(where, field, message[:1].lower() + message[1:], got)

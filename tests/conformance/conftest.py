@@ -26,6 +26,8 @@ TINY: dict[str, dict[str, Any]] = {
     "rcnn": {"min_size": 96, "max_size": 160},
     "yolo": {"image_size": 128},
 }
+# Thousands of proposals are a two-stage detector's cost, not its principle.
+TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32}
 STEPS = 150
 
 
@@ -98,13 +100,7 @@ class Case:
 
     def build(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        network = self.family.build()
-        if hasattr(network, "roi_heads"):
-            # Thousands of proposals are a two-stage detector's cost, not its principle.
-            network.roi_heads.fg_bg_sampler.batch_size_per_image = 32
-            network.rpn._pre_nms_top_n = {"training": 200, "testing": 100}
-            network.rpn._post_nms_top_n = {"training": 100, "testing": 50}
-        return network
+        return self.family.build()
 
     def step(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, items: list[Any]
@@ -136,6 +132,7 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
     }
     settings = resolve(task, model, values)
     options = import_module(f"trainer.models.{family}").FAMILY.options(task, model, settings, False)
+    options |= {name: value for name, value in TINY_OPTIONS.items() if name in options}
     parameters = ScoringParameters(**{n: getattr(settings, n) for n in ScoringParameters.model_fields})
     spec = Spec(
         family=family, model=model, task=task, classes=CLASSES, options=options, parameters=parameters
@@ -163,6 +160,6 @@ def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     value = -1.0
     for step in range(1, STEPS + 1):
         case.step(network, optimizer, items)
-        if step % 25 == 0 and (value := case.score(network)) >= 0.99:
+        if step % 15 == 0 and (value := case.score(network)) >= 0.99:
             break
     return case, network.eval(), value

@@ -55,7 +55,14 @@ class RCNN(Family):
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
         # Frozen statistics suit small batches, but there are none to freeze in a network from scratch.
         norm = "frozen" if pretrained else "batch"
-        return {"min_size": settings.min_size, "max_size": settings.max_size, "norm": norm}
+        return {
+            "min_size": settings.min_size,
+            "max_size": settings.max_size,
+            "norm": norm,
+            # Regions an image that the second stage looks at: torchvision's counts.
+            "proposals": 1000,
+            "sampled_proposals": 512,
+        }
 
     def build(self) -> nn.Module:
         norm_layer = FrozenBatchNorm2d if self.spec.options["norm"] == "frozen" else nn.BatchNorm2d
@@ -63,7 +70,16 @@ class RCNN(Family):
             backbone_name=self.backbone, weights=None, norm_layer=norm_layer, trainable_layers=5
         )
         network = MaskRCNN if self.masks else FasterRCNN
-        built: nn.Module = network(backbone, num_classes=len(self.spec.classes) + 1)
+        proposals = self.spec.options["proposals"]
+        built: nn.Module = network(
+            backbone,
+            num_classes=len(self.spec.classes) + 1,
+            rpn_pre_nms_top_n_train=2 * proposals,
+            rpn_post_nms_top_n_train=2 * proposals,
+            rpn_pre_nms_top_n_test=proposals,
+            rpn_post_nms_top_n_test=proposals,
+            box_batch_size_per_image=self.spec.options["sampled_proposals"],
+        )
         built.transform = _NormaliseAndPad(1, 1, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
         return built
 

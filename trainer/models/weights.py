@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from trainer.errors import WeightsError
 from trainer.models.weights_choice import NONE, PRETRAINED
+
+_COUNTER = "num_batches_tracked"
+"""Batch norms count batches under this name; frozen ones do not, and nothing needs the number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Published:
         head: prefixes of the tensors that depend on the classes; these alone may differ.
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
+        classes: Python classes that the file is made of where it holds a network rather than tensors; only
+            these are made when it is read. A class may be given as (class, name in the file).
     """
 
     files: tuple[str, ...]
@@ -32,6 +38,7 @@ class Published:
     head: tuple[str, ...] = ()
     prefix: str = ""
     partial: bool = False
+    classes: tuple[type | tuple[type, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,8 @@ def load(network: nn.Module, model: str, published: Published, choice: str) -> L
     if choice == NONE:
         return None
     path = _download(model, published) if choice == PRETRAINED else _find(Path(choice), model, published)
-    state = _read(path, named=choice != PRETRAINED and Path(choice).is_file())
+    named = choice != PRETRAINED and Path(choice).is_file()
+    state = _read(path, published, named=named)
     return _fit(network, model, published, state, str(path))
 
 
@@ -87,16 +95,20 @@ def _download(model: str, published: Published) -> Path:
     """The published file from the library's own cache or, failing that, the network."""
     try:
         if published.hub:
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+            # Without a network, asking the hub whether there is a newer one takes long.
+            cached = try_to_load_from_cache(published.hub, "model.safetensors")
+            if isinstance(cached, str):
+                return Path(cached)
             return Path(hf_hub_download(published.hub, "model.safetensors"))
         if not published.url:
             raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
-        if not cached.is_file():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(published.url, str(cached), progress=False)
-        return cached
+        file = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(published.url, str(file), progress=False)
+        return file
     except (OSError, ValueError, RuntimeError) as error:
         # huggingface_hub and urllib both raise OSErrors where there is no network.
         where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
@@ -107,7 +119,7 @@ def _download(model: str, published: Published) -> Path:
         ) from error
 
 
-def _read(path: Path, *, named: bool) -> Mapping[str, Tensor]:
+def _read(path: Path, published: Published, *, named: bool) -> Mapping[str, Tensor]:
     """The file's tensors; pickles are read without running code, except files that the user names."""
     try:
         if path.suffix == ".safetensors":
@@ -115,19 +127,40 @@ def _read(path: Path, *, named: bool) -> Mapping[str, Tensor]:
 
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(published.classes)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        import pickle
-
-        if not isinstance(error, pickle.UnpicklingError):
-            raise WeightsError(f"{path} cannot be read as weights: {error}") from error
+        # torch raises the same for forbidden objects and for files that are no pickle at all.
+        holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
+        if not holds_objects:
+            raise WeightsError(f"{path} cannot be read as weights: {_brief(error)}") from error
         if not named:
             raise WeightsError(
                 f"{path} holds Python objects, not tensors alone, and reading it can run code. "
                 f"If you trust it, name the file itself: --weights {path}"
             ) from error
-        content = torch.load(path, map_location="cpu", weights_only=False)
+        content = _read_objects(path)
     return _tensors(content, path)
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    """Whether torch.save may have written the file: a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _read_objects(path: Path) -> object:
+    """Everything in a pickle, running the code that it asks for."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the file's own code may raise anything
+        reason = f"{type(error).__name__}: {_brief(error)}"
+        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+
+
+def _brief(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:300]
 
 
 def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
@@ -140,32 +173,47 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
         if isinstance(content.get(key), (Mapping, nn.Module)):
             return _tensors(content[key], path)
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    # Checkpoints of a training hold the network under this name.
-    return {key.removeprefix("network."): value for key, value in tensors.items()}
+    # A run's own checkpoints hold the network under these names, the one that is scored first.
+    for prefix in ("average.network.", "network."):
+        scored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if scored:
+            return scored
+    return tensors
 
 
 def _fit(
     network: nn.Module, model: str, published: Published, state: Mapping[str, Tensor], source: str
 ) -> Loaded:
     own = network.state_dict()
-    if not any(key in own for key in state):
-        state = {published.prefix + key: value for key, value in state.items()}
-    taken = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     head = published.head
-    counters = tuple(key for key in own if key.endswith("num_batches_tracked"))
+    needed = [key for key in own if not key.startswith(head) and not key.endswith(_COUNTER)]
+    if published.partial and not any(key in own for key in state):
+        # A backbone's file: its own classifier has no place here.
+        state = {published.prefix + key: value for key, value in state.items() if not key.startswith("fc.")}
+        needed = [key for key in needed if key.startswith(published.prefix)]
+    taken = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     misfits = [
         f"{key} {tuple(own[key].shape)} against {tuple(state[key].shape)}"
         for key in own
         if key in state and key not in taken and not key.startswith(head)
     ]
-    missing = [key for key in own if key not in state and not key.startswith(head) and key not in counters]
-    complete = published.partial or not missing
-    if misfits or not taken or not complete:
-        reason = "; ".join([*misfits[:3], *([f"without {', '.join(missing[:3])}"] if not complete else [])])
+    missing = [key for key in needed if key not in state]
+    # A deeper network's file holds all that a shallower one asks for.
+    surplus = [
+        key for key in state if key not in own and not key.startswith(head) and not key.endswith(_COUNTER)
+    ]
+    if misfits or missing or surplus or not taken:
+        reason = "; ".join(
+            [
+                *misfits[:3],
+                *([f"without {', '.join(missing[:3])}"] if missing else []),
+                *([f"has {', '.join(surplus[:3])} besides"] if surplus else []),
+            ]
+        )
         raise WeightsError(
             f"{source} does not fit {model}: {len(taken)} of its {len(state)} tensors fit the {len(own)} of "
             f"the network ({reason}). Give the weights of {model}, {published.files[0]}, or --weights none"
         )
     network.load_state_dict(taken, strict=False)
-    fresh = tuple(key for key in own if key not in taken and key not in counters)
+    fresh = tuple(key for key in own if key not in taken and not key.endswith(_COUNTER))
     return Loaded(source, len(taken), fresh)

@@ -126,12 +126,15 @@ class YOLO(Family):
             "img": image,
             "cls": torch.from_numpy(labels["cls"]),
             "bboxes": torch.from_numpy(labels["bboxes"]),
-            "batch_idx": torch.zeros(len(labels["cls"])),
         }
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
-        keys = ("img", "cls", "bboxes", "batch_idx")
-        batch: dict[str, Any] = YOLODataset.collate_fn([{key: item[key] for key in keys} for item in items])
+        keys = ("img", "cls", "bboxes")
+        # ultralytics numbers the images in place: give it numbers of its own.
+        parts = [
+            {**{key: item[key] for key in keys}, "batch_idx": torch.zeros(len(item["cls"]))} for item in items
+        ]
+        batch: dict[str, Any] = YOLODataset.collate_fn(parts)
         batch["images"] = batch.pop("img")
         if "size" in items[0]:
             batch["size"] = items[0]["size"]

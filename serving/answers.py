@@ -1,0 +1,58 @@
+"""Predictions → the documented JSON objects. The only place that knows the schemas of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from trainer.annotations import Classification, Detections, Prediction
+from trainer.errors import RunError
+
+Answer: TypeAlias = dict[str, Any]
+"""`{"probs", "labels"}` of a classifier; `{"boxes": [{"box", "label", "score"[, "polygon"]}]}` else."""
+
+
+def to_answer(prediction: Prediction, classes: Sequence[str], max_polygon_points: int) -> Answer:
+    """One image's prediction as its JSON object: plain Python values, every number finite.
+
+    Classes stand in their sorted order, boxes by falling score, coordinates in [0, 1].
+
+    Raises:
+        RunError: the network yields numbers that are not finite; its weights are damaged.
+    """
+    if isinstance(prediction, Classification):
+        _check_finite(prediction.probs)
+        return {"probs": [float(prob) for prob in prediction.probs], "labels": list(classes)}
+    return {"boxes": _boxes(prediction, classes, max_polygon_points)}
+
+
+def _boxes(found: Detections, classes: Sequence[str], max_polygon_points: int) -> list[dict[str, Any]]:
+    _check_finite(found.scores, found.boxes)
+    boxes = found.boxes.clip(0, 1)
+    answers = []
+    for index in np.argsort(-found.scores, kind="stable"):
+        left, top, right, bottom = (float(side) for side in boxes[index])
+        answer = {
+            "box": {"topX": left, "topY": top, "bottomX": right, "bottomY": bottom},
+            "label": classes[int(found.labels[index])],
+            "score": float(found.scores[index]),
+        }
+        if found.masks is not None:
+            # Only segmentation models need OpenCV.
+            from serving.polygons import mask_polygons
+
+            answer["polygon"] = mask_polygons(
+                found.masks[index], found.image_size, boxes[index], max_polygon_points
+            )
+        answers.append(answer)
+    return answers
+
+
+def _check_finite(*arrays: np.ndarray[Any, Any]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise RunError(
+            "the model's network yields numbers that are not finite; its weights are damaged, or its "
+            "training diverged: package another checkpoint"
+        )

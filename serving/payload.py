@@ -1,0 +1,314 @@
+"""Request → image bytes and parameters, in every form that clients send.
+
+Nothing in a request is ever taken for a URL or a path: a row is the image itself, or it is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.errors import RequestError
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+MAX_REQUEST_BYTES = 50_000_000
+COLUMN = "image"
+
+_LARGEST_INTEGER = 2**31 - 1
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+# Four digits first: the text form of a PPM image has a blank among them.
+_BASE64_BYTES = re.compile(rb"[A-Za-z0-9+/_-]{4}[A-Za-z0-9+/_\-\s]*+={0,2}\s*+")
+_URL_SAFE = str.maketrans("-_", "+/")
+_XAI_KEYS = ("image_base64", "model_explainability", "xai_parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One row of a request. `image` is an image file's content, not decoded yet."""
+
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A request as it was read: at least one row, and the parameters it gives, not checked yet."""
+
+    rows: tuple[ImageRow, ...]
+    parameters: Mapping[str, Any]
+
+
+def parameters_of(task: Task) -> tuple[str, ...]:
+    """The scoring parameters that mean something to a task, in the order of ScoringParameters."""
+    if task is Task.SEGMENTATION:
+        return tuple(ScoringParameters.model_fields)
+    if task is Task.DETECTION:
+        return ("box_score_threshold", "nms_iou_threshold", "box_detections_per_image")
+    return ()
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Strict JSON: no NaN or Infinity, no key twice in one object.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise RequestError("JSON is nested too deeply") from None
+    except ValueError as error:
+        # A JSONDecodeError's text holds a position, never the text itself.
+        raise RequestError(f"not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in unique:
+            raise ValueError(f"the key {shown(name)} stands twice in one object")
+        unique[name] = value
+    return unique
+
+
+def parse_score_request(request: Any, task: Task) -> Payload:
+    """The documented `{"input_data": {"columns": ["image"], "data": […]}, "params": {…}}`.
+
+    `params` may stand inside `input_data` as well; `index` is optional.
+
+    Raises:
+        RequestError: anything differs from that, named by row where it is a row.
+    """
+    request = _object(request, "the request", ("input_data", "params"), required=("input_data",))
+    table = _object(request["input_data"], "input_data", ("columns", "index", "data", "params"), ("data",))
+    outer = _params(request.get("params"), "params")
+    inner = _params(table.get("params"), "input_data.params")
+    for name in outer.keys() & inner.keys():
+        raise RequestError(f"{shown(name)} is given both in params and in input_data.params; give it once")
+    return Payload(parse_rows(_split_rows(table, "input_data"), task), {**outer, **inner})
+
+
+def parse_invocation(request: Any, task: Task) -> Payload:
+    """MLflow's JSON forms: dataframe_split, dataframe_records, instances or inputs, with params.
+
+    Raises:
+        RequestError: it is none of them, or a row is wrong.
+    """
+    forms = ("dataframe_split", "dataframe_records", "instances", "inputs")
+    request = _object(request, "the request", (*forms, "params"))
+    given = [form for form in forms if form in request]
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        raise RequestError(f"the request must have exactly one of {', '.join(forms)}, got {got}")
+    form, table = given[0], request[given[0]]
+    if form == "dataframe_split":
+        table = _object(table, form, ("columns", "index", "data"), required=("data",))
+        values = _split_rows(table, form)
+    elif form == "inputs" and isinstance(table, Mapping):
+        column = _object(table, form, (COLUMN,), required=(COLUMN,))[COLUMN]
+        values = column if isinstance(column, list) else [column]
+    else:
+        values = [_record(value, row) for row, value in enumerate(_list(table, form))]
+    return Payload(parse_rows(values, task), _params(request.get("params"), "params"))
+
+
+def _record(value: Any, row: int) -> Any:
+    """A record `{"image": …}` → its value; the explainability object and bare values stay."""
+    if isinstance(value, Mapping) and "image_base64" not in value:
+        return _object(value, "a record", (COLUMN,), required=(COLUMN,), row=row)[COLUMN]
+    return value
+
+
+def _split_rows(table: Mapping[str, Any], name: str) -> list[Any]:
+    if table.get("columns") != [COLUMN]:
+        raise RequestError(f'{name}.columns must be ["{COLUMN}"], got {shown(table.get("columns"))}')
+    data = _list(table["data"], f"{name}.data")
+    index = table.get("index")
+    if index is not None and (not isinstance(index, list) or len(index) != len(data)):
+        got = f"a list of {len(index)}" if isinstance(index, list) else shown(index)
+        raise RequestError(
+            f"{name}.index must be a list with one entry for each of the {len(data)} rows, got {got}"
+        )
+    return data
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise RequestError(f"{name} must be a list of images, got {shown(value)}")
+    return value
+
+
+def _object(
+    value: Any,
+    name: str,
+    keys: Sequence[str],
+    required: Sequence[str] = (),
+    row: int | None = None,
+) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise RequestError(
+            f"{name} must be an object with the keys {', '.join(keys)}, got {shown(value)}", row=row
+        )
+    for key in value.keys() - set(keys):
+        raise RequestError(f"{name} has the unknown key {shown(key)}; it may have {', '.join(keys)}", row=row)
+    for key in required:
+        if key not in value:
+            raise RequestError(f"{name} must have the key {key!r}", row=row)
+    return value
+
+
+def _params(value: Any, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} must be an object, got {shown(value)}")
+    return value
+
+
+def parse_rows(values: Sequence[Any], task: Task) -> tuple[ImageRow, ...]:
+    """Rows, each bare or in a one-element list, in order.
+
+    A row is base64 text (line breaks, the URL-safe alphabet, missing padding and a `data:…;base64,` prefix
+    are fine), bytes, or the explainability form as a JSON string or object.
+
+    Raises:
+        RequestError: there is no row, or the first one that is none of these.
+    """
+    if not values:
+        raise RequestError("the request holds no image: data is empty")
+    return tuple(_parse_row(value, row, task) for row, value in enumerate(values))
+
+
+def _parse_row(value: Any, row: int, task: Task) -> ImageRow:
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise RequestError(f"a row holds one image, got a list of {len(value)}", row=row)
+        value = value[0]
+    if isinstance(value, str) and value.lstrip()[:1] == "{":
+        try:
+            value = parse_json(value)
+        except RequestError as error:
+            raise RequestError(
+                f"looks like the explainability form, but is {error.reason}", row=row
+            ) from None
+    if isinstance(value, Mapping):
+        return _parse_explainability(value, row, task)
+    return ImageRow(_image_bytes(value, row))
+
+
+def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> ImageRow:
+    """`{"image_base64", "model_explainability", "xai_parameters"}`.
+
+    As documented, detection and segmentation answer it with scores only.
+    """
+    value = _object(value, "the explainability form", _XAI_KEYS, required=("image_base64",), row=row)
+    wanted = value.get("model_explainability")
+    if not (wanted is None or isinstance(wanted, bool)):
+        raise RequestError(f"model_explainability must be true or false, got {shown(wanted)}", row=row)
+    xai_parameters = value.get("xai_parameters")
+    if not (xai_parameters is None or isinstance(xai_parameters, Mapping)):
+        raise RequestError(f"xai_parameters must be an object, got {shown(xai_parameters)}", row=row)
+    if wanted and task.is_classification:
+        raise RequestError(
+            "explanations are not built into this version; send model_explainability false", row=row
+        )
+    return ImageRow(_image_bytes(value["image_base64"], row))
+
+
+def _image_bytes(value: Any, row: int) -> bytes:
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
+    if isinstance(value, bytes):
+        # base64.encodebytes() returns bytes, and no image format consists of its alphabet alone.
+        if value and _BASE64_BYTES.fullmatch(value):
+            return _decode_base64(value.decode("ascii"), row)
+        image = value
+    elif isinstance(value, str):
+        image = _decode_base64(value, row)
+    else:
+        raise RequestError(f"an image must be a base64 string, got {shown(value)}", row=row)
+    if not image:
+        raise RequestError("the image is empty", row=row)
+    return image
+
+
+def _decode_base64(text: str, row: int) -> bytes:
+    prefix = _DATA_URL.match(text)
+    digits = "".join(text[prefix.end() if prefix else 0 :].split()).translate(_URL_SAFE)
+    try:
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            f"not base64, got {shown(text)}; send the base64 of an image file, never a path or URL", row=row
+        ) from None
+
+
+def parse_parameters(given: Mapping[str, Any], task: Task, defaults: ScoringParameters) -> ScoringParameters:
+    """A request's parameters over the model's own.
+
+    Raises:
+        RequestError: a parameter that the task does not have, of a wrong type or out of its range.
+    """
+    if not given:
+        return defaults
+    known = parameters_of(task)
+    for name in given:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else f"a model for {task} has none"
+            raise RequestError(f"this model has no parameter {shown(name)}; {has}")
+    for name, value in given.items():
+        if isinstance(value, int) and value > _LARGEST_INTEGER:
+            raise RequestError(f"parameter {name} must be {range_of(name)}, got a number over 2³¹")
+    try:
+        return ScoringParameters.model_validate({**defaults.model_dump(), **given}, strict=True)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise RequestError(f"parameter {name} must be {range_of(name)}, got {shown(given[name])}") from None
+
+
+def range_of(name: str) -> str:
+    """A scoring parameter's type and range in words, from its definition: `a number in [0, 1]`."""
+    field = ScoringParameters.model_fields[name]
+    bounds = {
+        kind: getattr(bound, kind)
+        for bound in field.metadata
+        for kind in ("ge", "gt", "le")
+        if hasattr(bound, kind)
+    }
+    kind = "a whole number" if field.annotation is int else "a number"
+    if "le" in bounds:
+        return f"{kind} in [{bounds['ge']}, {bounds['le']}]"
+    return f"{kind} over {bounds['gt']}" if "gt" in bounds else f"{kind} of at least {bounds['ge']}"
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """A value as an error may show it: short, and nothing that breaks a log or a JSON answer."""
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}" if len(value) > 3 else f"[{', '.join(map(_shown, value))}]"
+    return _shown(value, limit)
+
+
+def _shown(value: Any, limit: int = 20) -> str:
+    if isinstance(value, (str, bytes)):
+        return ascii(value[:limit]) + ("…" if len(value) > limit else "")
+    if isinstance(value, Mapping):
+        return "an object"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return "NaN, a missing value" if math.isnan(value) else repr(value)
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        return "a very large number"
+    return str(value) if isinstance(value, int) else f"a {type(value).__name__}"

@@ -1,0 +1,138 @@
+"""`trainer predict`: scores image files with a packaged model, and draws what it found."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from serving.answers import Answer
+from serving.locate import find_artifacts
+from serving.scorer import Scorer
+from trainer.annotations import Image
+from trainer.data.images import ImageError, decode
+from trainer.errors import DataError, Problem, RunError
+from trainer.report.drawing import draw as draw_answer
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff"})
+"""Of the files in a directory, those that are taken for images; a file named itself may have any."""
+
+_BATCH = 8
+
+
+def predict_files(
+    run_or_model: Path,
+    images: Sequence[Path],
+    *,
+    output: Path | None = None,
+    draw: Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Iterator[Answer]:
+    """Score files, in order; each answer is `{"image_url": path, …the documented answer}`.
+
+    Args:
+        images: files, directories (searched through and through) and glob patterns.
+        output: file to write the answers to, one JSON object a line.
+        draw: directory to write each image to with its answer drawn, under the image's name.
+        parameters: scoring parameters over the model's own.
+
+    Raises:
+        RunError: there is no model, or the output cannot be written.
+        DataError: a path leads to no image (before anything is scored), or, once all others are scored and
+            written, the images that cannot be decoded.
+        RequestError: a parameter is unknown to the model's task, or out of its range.
+    """
+    files = find_images(images)
+    scorer = Scorer.load(find_artifacts(run_or_model))
+    checked = scorer.parameters(parameters or {})
+    problems: list[Problem] = []
+    names: set[str] = set()
+    with ExitStack() as stack:
+        lines = stack.enter_context(_opened(output)) if output is not None else None
+        if draw is not None:
+            _make_directory(draw)
+        for batch in _batches(files, problems):
+            answers = scorer.score_images([image for _, image in batch], checked)
+            for (file, image), answer in zip(batch, answers, strict=True):
+                line = {"image_url": file.as_posix(), **answer}
+                if lines is not None:
+                    lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                if draw is not None:
+                    drawing = draw_answer(image, answer, scorer.spec.classes)
+                    drawing.save(draw / _free_name(file, names), quality=92)
+                yield line
+    if problems:
+        raise DataError(f"{len(problems)} of {len(files)} images could not be scored", problems)
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The image files that paths lead to, each once, in order; directories and globs sorted by name.
+
+    Raises:
+        DataError: those that lead to none.
+    """
+    found: dict[Path, None] = {}
+    problems = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = [file for file in inside if file.is_file()]
+            rule = f"must hold an image, of the kinds {', '.join(sorted(SUFFIXES))}"
+        elif path.is_file():
+            files, rule = [path], ""
+        else:
+            matches = glob.glob(str(path), recursive=True)
+            files = [Path(match) for match in sorted(matches)]
+            files = [file for file in files if file.is_file()]
+            rule = "must be a file, a directory or a glob pattern that matches a file"
+        found.update(dict.fromkeys(files))
+        if not files:
+            problems.append(Problem(str(path), "", rule))
+    if problems or not found:
+        raise DataError("there is nothing to score", problems or [Problem("", "", "name at least one image")])
+    return list(found)
+
+
+def _batches(files: Sequence[Path], problems: list[Problem]) -> Iterator[list[tuple[Path, Image]]]:
+    """Decoded files in batches; what cannot be decoded goes to `problems`."""
+    batch: list[tuple[Path, Image]] = []
+    for file in files:
+        try:
+            batch.append((file, decode(file)))
+        except ImageError as error:
+            problems.append(Problem(str(file), "", str(error)))
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _opened(output: Path) -> TextIO:
+    _make_directory(output.parent)
+    try:
+        # A file name need not be Unicode: its odd bytes become JSON's own escapes.
+        return open(output, "w", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise RunError(f"{output}: cannot be written: {error.strerror}") from error
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
+
+
+def _free_name(file: Path, taken: set[str]) -> str:
+    """A name for the drawing of a file that no other file's drawing has."""
+    name, number = f"{file.stem}.jpg", 1
+    # Some file systems tell no upper from lower case.
+    while name.lower() in taken:
+        number += 1
+        name = f"{file.stem}-{number}.jpg"
+    taken.add(name.lower())
+    return name

@@ -1,0 +1,154 @@
+"""A packaged network, ready to score: image files in, documented answers out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from serving.answers import Answer, to_answer
+from serving.payload import ImageRow, parse_parameters
+from trainer.annotations import Image, Prediction
+from trainer.data.images import ImageError, decode
+from trainer.errors import RequestError, RunError, WeightsError
+from trainer.models import Family, Spec, create
+from trainer.scoring import ScoringParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SPEC_FILE = "spec.json"
+WEIGHTS_FILE = "weights.pt"
+
+# What is decoded at once is bounded in both, whatever a request holds.
+_BATCH_IMAGES = 8
+_BATCH_PIXELS = 32_000_000
+
+
+class Scorer:
+    """One network with its spec. Safe to call from several threads: they take turns.
+
+    Attributes:
+        spec: what the network is, its classes and default parameters.
+    """
+
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        """`network` is in eval mode, on the device that it is to run on."""
+        self.spec = family.spec
+        self._family = family
+        self._network = network
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, directory: Path, device: str | None = None) -> Scorer:
+        """Load `spec.json` and `weights.pt` from the artifacts of a packaged model.
+
+        Args:
+            device: torch's name of it; None takes the first GPU if there is one, else the CPU.
+
+        Raises:
+            RunError: a file is missing, or the spec is not one.
+            WeightsError: the weights are damaged or belong to another network.
+        """
+        import torch
+
+        family = create(read_spec(directory))
+        network = family.build()
+        network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(family, network.to(device).eval().requires_grad_(False))
+
+    def parameters(self, given: Mapping[str, Any]) -> ScoringParameters:
+        """A request's parameters over the model's own.
+
+        Raises:
+            RequestError: one of them is unknown to the task, of a wrong type or out of its range.
+        """
+        return parse_parameters(given, self.spec.task, self.spec.parameters)
+
+    def score(self, rows: Sequence[ImageRow], parameters: Mapping[str, Any]) -> list[Answer]:
+        """One answer a row, in order.
+
+        Raises:
+            RequestError: a parameter is wrong, or a row holds no image that can be decoded.
+            RunError: the network yields numbers that are not finite.
+        """
+        checked = self.parameters(parameters)
+        answers: list[Answer] = []
+        for batch in _batches(rows):
+            answers += self.score_images(batch, checked)
+        return answers
+
+    def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
+        """Score decoded images as one batch; one answer each, in order."""
+        points = parameters.max_number_of_polygon_points
+        return [
+            to_answer(prediction, self.spec.classes, points)
+            for prediction in self._predict(images, parameters)
+        ]
+
+    def _predict(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Prediction]:
+        import torch
+
+        with self._lock, torch.inference_mode():
+            return self._family.predict(self._network, images, parameters)
+
+
+def read_spec(directory: Path) -> Spec:
+    """The spec among a packaged model's artifacts.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    path = directory / SPEC_FILE
+    try:
+        return Spec.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise RunError(f"{path}: does not exist; the model is incomplete, package it again") from None
+    except ValidationError as error:
+        raise RunError(f"{path}: is not a model's spec: {error}") from error
+
+
+def _read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The state dict in a file, checked against the network that it is for."""
+    import pickle
+
+    import torch
+
+    try:
+        # Weights only: a pickle could run code.
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: does not exist; the model is incomplete, package it again") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(f"{path}: is damaged: {error}") from error
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if expected != found:
+        differing = sorted(expected.items() ^ found.items())
+        raise WeightsError(
+            f"{path}: belongs to another network than {SPEC_FILE} beside it describes; "
+            f"they differ in {len({name for name, _ in differing})} tensors, first {differing[0][0]}"
+        )
+    return weights
+
+
+def _batches(rows: Sequence[ImageRow]) -> Iterator[list[Image]]:
+    batch: list[Image] = []
+    pixels = 0
+    for index, row in enumerate(rows):
+        try:
+            image = decode(row.image)
+        except ImageError as error:
+            raise RequestError(str(error), row=index, status=422) from error
+        size = image.shape[0] * image.shape[1]
+        if batch and (len(batch) == _BATCH_IMAGES or pixels + size > _BATCH_PIXELS):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(image)
+        pixels += size
+    if batch:
+        yield batch

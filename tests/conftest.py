@@ -1,0 +1,71 @@
+"""What all tests share: the real image sets, system parts, and libraries that keep to themselves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+_scratch = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep third-party libraries off the network and out of the home directory.
+
+    This happens before any test module, and with it such a library, is imported; processes that tests start
+    inherit it.
+    """
+    # leftovers of a server that is still closing its files must not fail the suite
+    config.stash[_scratch] = tempfile.TemporaryDirectory(prefix="trainer-tests-", ignore_cleanup_errors=True)
+    scratch = Path(config.stash[_scratch].name)
+    (scratch / "ultralytics").mkdir()
+    os.environ.update(
+        YOLO_CONFIG_DIR=str(scratch / "ultralytics"),
+        YOLO_OFFLINE="true",
+        YOLO_AUTOINSTALL="false",
+        MLFLOW_TRACKING_URI=f"sqlite:///{scratch}/mlflow.db",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="true",
+    )
+    # what a developer has set for real work must not reach the tests
+    for name in ("TRAINER_WEIGHTS", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+        os.environ.pop(name, None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the libraries wrote."""
+    config.stash[_scratch].cleanup()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real image sets beside the project; the test is skipped where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real image sets are not at ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[[str, str], Path]:
+    """needs("pg_ctl", "apt-get install postgresql") → the program's path.
+
+    Where the program is missing the test is skipped and says how to install it; under CI=true it fails.
+    """
+
+    def find(program: str, install: str) -> Path:
+        found = shutil.which(program)
+        if found:
+            return Path(found)
+        message = f"needs {program}, which is not installed: {install}"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+    return find

@@ -1,0 +1,85 @@
+"""Examples that decode on access, and the items of validation."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pillow
+from torch.utils.data import DataLoader
+
+from trainer.annotations import Image, Objects
+from trainer.data.datasets import RecordExamples, ValidationDataset
+from trainer.data.reading import read
+from trainer.errors import DataError
+from trainer.models.family import Geometry
+from trainer.tasks import Task
+
+BOX = {"label": "can", "topX": 0.1, "topY": 0.2, "bottomX": 0.5, "bottomY": 0.6}
+
+
+class Halves:
+    """The part of a family that validation data need: images at half their size."""
+
+    def preprocess(self, image: Image) -> tuple[torch.Tensor, Geometry]:
+        height, width = image.shape[:2]
+        tensor = torch.from_numpy(image[::2, ::2].copy()).permute(2, 0, 1).float()
+        return tensor, Geometry((height, width), (height // 2, width // 2), (0.5, 0.5))
+
+
+@pytest.fixture
+def examples(write_lines: Callable[..., Path]) -> RecordExamples:
+    lines = [{"image_url": f"{n}.jpg", "label": [{**BOX, "label": "xy"[n % 2]}]} for n in range(4)]
+    path = write_lines(lines, images=True)
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    Pillow.new("RGB", (8, 6), "red").save(path.parent / "1.jpg", exif=exif)
+    return RecordExamples(read([path], Task.DETECTION).records, ("w", "x", "y"))
+
+
+def test_examples(examples: RecordExamples) -> None:
+    assert len(examples) == 4
+    assert examples[0].image.shape == (6, 8, 3)
+    assert examples[1].image.shape == (8, 6, 3), "upright"
+    truth = examples[1].truth
+    assert isinstance(truth, Objects)
+    assert truth.labels.tolist() == [2], "counted in the classes given"
+
+
+def test_truths_need_no_images(examples: RecordExamples) -> None:
+    for path in Path(examples.records.source(0)).parent.glob("*.jpg"):
+        path.unlink()
+    truths = examples.truths
+    assert [truth.labels.tolist() for truth in truths] == [[1], [2], [1], [2]]  # type: ignore[union-attr]
+    assert len(truths) == 4
+    assert len(truths[1:3]) == 2
+    assert truths[-1].labels.tolist() == [2]  # type: ignore[union-attr]
+    with pytest.raises(IndexError):
+        truths[4]
+
+
+def test_an_image_lost_since_the_check(examples: RecordExamples) -> None:
+    Path(examples.records.source(2)).unlink()
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:3: image_url: must be readable \(the image file does not"
+    ):
+        examples[2]
+
+
+def test_validation_items_in_worker_processes(examples: RecordExamples) -> None:
+    dataset: Any = ValidationDataset(examples, Halves())  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    items = list(loader)
+    assert [item["index"] for item in items] == [0, 1, 2, 3]
+    assert items[1]["tensor"].shape == (3, 4, 3)
+    assert items[1]["geometry"].image_size == (8, 6)
+    np.testing.assert_allclose(items[1]["truth"].boxes, [[0.1, 0.2, 0.5, 0.6]], rtol=1e-6)
+
+
+def test_examples_pickle(examples: RecordExamples) -> None:
+    assert len(pickle.loads(pickle.dumps(examples))) == 4

@@ -1,0 +1,278 @@
+"""Decoding: every mode and format, EXIF orientation, damage, size limits."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from trainer.data.images import ImageError, decode, probe, verify
+
+
+def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, image_format, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A smooth picture without symmetry, 60 x 40."""
+    y, x = np.mgrid[0:40, 0:60]
+    pixels = np.stack([x * 4, y * 6, (x + y) * 2], axis=-1).astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_result_is_a_writable_rgb_array(photo: Image.Image) -> None:
+    image = decode(encoded(photo, "PNG"))
+    assert image.shape == (40, 60, 3)
+    assert image.dtype == np.uint8
+    assert image.flags.writeable
+    np.testing.assert_array_equal(image, np.asarray(photo))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff", "gif", "webp"])
+def test_files_of_every_suffix(suffix: str, photo: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / f"사진 1.{suffix}"
+    photo.save(path)
+    assert np.abs(decode(path).astype(int) - np.asarray(photo)).mean() < 12
+    assert decode(str(path)).shape == (40, 60, 3)
+    assert probe(path) == verify(path) == (60, 40)
+
+
+@pytest.mark.parametrize(
+    ("mode", "image_format"),
+    [
+        ("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("L", "JPEG"), ("LA", "PNG"), ("LA", "TIFF"), ("P", "PNG"),
+        ("P", "GIF"), ("P", "BMP"), ("RGB", "BMP"), ("RGBA", "PNG"), ("RGBA", "TIFF"), ("RGBA", "WEBP"),
+        ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG"), ("YCbCr", "TIFF"),
+    ],
+)  # fmt: skip
+def test_modes_look_as_their_rgb(mode: str, image_format: str, photo: Image.Image) -> None:
+    converted = photo.convert(mode)
+    image = decode(encoded(converted, image_format))
+    expected = np.asarray(converted.convert("RGB")).astype(int)
+    assert np.abs(image - expected).mean() < 4
+
+
+def test_transparency_is_dropped_not_blended() -> None:
+    clear_red = Image.new("RGBA", (4, 4), (200, 10, 20, 0))
+    assert (decode(encoded(clear_red, "PNG")) == (200, 10, 20)).all()
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
+def test_palette_with_transparency_keeps_its_colours(transparency: int | bytes) -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    decoded = decode(encoded(image, "PNG", transparency=transparency))
+    assert decoded.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+
+
+def test_grey_with_a_transparent_value() -> None:
+    image = encoded(Image.new("L", (2, 2), 9), "PNG", transparency=9)
+    assert (decode(image) == 9).all()
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_to_8(image_format: str) -> None:
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    image = decode(encoded(Image.fromarray(values), image_format))
+    assert image[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert (image[..., 0] == image[..., 2]).all()
+
+
+def test_big_endian_16_bits() -> None:
+    values = np.array([[0, 32896, 65535]], dtype=">u2")
+    image = Image.frombytes("I;16B", (3, 1), values.tobytes())
+    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_32_bit_integers_are_taken_as_16_bits() -> None:
+    values = np.array([[0, 257 * 100, 65535, 70000, -5]], dtype=np.int32)
+    assert decode(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 100, 255, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.0, 300.0], [0, 100, 255])]
+)
+def test_floats(values: list[float], expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
+
+
+def test_float_nan_is_black() -> None:
+    image = Image.fromarray(np.array([[np.nan, 1.0]], dtype=np.float32))
+    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 255]
+
+
+def test_lab() -> None:
+    profile, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    orange = Image.new("RGB", (4, 4), (230, 120, 30))
+    converted = ImageCms.profileToProfile(orange, profile, lab, outputMode="LAB")
+    assert converted is not None
+    assert np.abs(decode(encoded(converted, "TIFF")).astype(int) - (230, 120, 30)).max() <= 4
+
+
+def test_first_page_of_several(photo: Image.Image) -> None:
+    pages = encoded(photo, "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9), "blue")] * 2)
+    np.testing.assert_array_equal(decode(pages), np.asarray(photo))
+    assert probe(pages) == (60, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("image_format", "options"),
+    [("JPEG", {"quality": 100}), ("PNG", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})],
+)
+def test_exif_orientation(
+    orientation: int, image_format: str, options: dict[str, Any], photo: Image.Image
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo, image_format, exif=exif, **options)
+    # The definition of the tag (EXIF 2.32): which side of the scene row 0 and column 0 of the pixels are.
+    pixels = np.asarray(photo)
+    upright = {
+        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1],
+        5: pixels.swapaxes(0, 1), 6: np.rot90(pixels, -1), 7: np.rot90(pixels, 2).swapaxes(0, 1),
+        8: np.rot90(pixels, 1),
+    }[orientation]  # fmt: skip
+    image = decode(data)
+    assert image.shape == upright.shape
+    assert np.abs(image.astype(int) - upright).mean() < 3
+    assert probe(data) == verify(data) == (upright.shape[1], upright.shape[0])
+
+
+def test_orientation_outside_the_standard_is_ignored(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 99
+    assert decode(encoded(photo, "JPEG", exif=exif)).shape == (40, 60, 3)
+
+
+def test_damaged_exif_is_ignored_quietly(photo: Image.Image) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for exif in (
+            b"Exif\x00\x00garbage",
+            b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff" + b"\x12\x01" * 20,
+        ):
+            data = encoded(photo, "JPEG", exif=exif)
+            assert decode(data).shape == (40, 60, 3)
+            assert probe(data) == verify(data) == (60, 40)
+
+
+def test_exif_behind_the_pixels_of_a_png(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    plain = encoded(photo, "PNG")
+    data = plain[:-12] + chunk + plain[-12:]  # the last 12 bytes are the end chunk
+    assert decode(data).shape == (60, 40, 3)
+    assert probe(data) == verify(data) == (40, 60)
+
+
+@pytest.mark.parametrize("read", [decode, verify])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF"])
+def test_truncated(image_format: str, read: Any, photo: Image.Image) -> None:
+    data = encoded(photo.resize((300, 200)), image_format)
+    with pytest.raises(ImageError, match=r"truncated|damaged"):
+        read(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("read", [decode, verify, probe])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"not an image", "not an image"),
+        (b"\x89PNG\r\n\x1a\n", "damaged|not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    ],
+)
+def test_no_image(data: bytes, message: str, read: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file.jpg"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(ImageError, match=message):
+            read(source)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="does not exist"):
+        decode(tmp_path / "no.jpg")
+    with pytest.raises(ImageError, match="cannot be read"):
+        decode(tmp_path)
+
+
+@pytest.mark.parametrize("read", [decode, verify, probe])
+def test_too_many_pixels_is_seen_in_the_header(read: Any) -> None:
+    with pytest.raises(ImageError, match=r"60 x 40 = 2,400, at most 2,399"):
+        read(encoded(Image.new("L", (60, 40)), "PNG"), max_pixels=2399)
+    assert read(encoded(Image.new("L", (60, 40)), "PNG"), max_pixels=2400) is not None
+
+
+@pytest.mark.parametrize("side", [9_800, 10_100, 14_000, 30_000])
+def test_huge_headers_neither_warn_nor_decode(side: int) -> None:
+    header = bytearray(encoded(Image.new("1", (1, 1)), "PNG"))
+    header[16:24] = side.to_bytes(4, "big") * 2
+    chunk = bytes(header[12:29])
+    header[29:33] = zlib.crc32(chunk).to_bytes(4, "big")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if side * side <= 100_000_000:
+            assert probe(bytes(header)) == (side, side)
+        else:
+            with pytest.raises(ImageError, match="too many pixels"):
+                decode(bytes(header))
+
+
+def test_damage_never_surfaces_as_anything_but_image_error(photo: Image.Image) -> None:
+    generator = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options: dict[str, dict[str, Any]] = {
+        "JPEG": {"exif": exif},
+        "PNG": {"exif": exif},
+        "TIFF": {"exif": exif, "compression": "tiff_lzw"},
+        "BMP": {},
+        "GIF": {},
+        "WEBP": {},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for image_format, extra in options.items():
+            good = np.frombuffer(encoded(photo, image_format, **extra), dtype=np.uint8)
+            for _ in range(150):
+                data = good.copy()
+                places = generator.integers(0, len(data) if generator.random() < 0.5 else 120, 4)
+                data[places.clip(0, len(data) - 1)] = generator.integers(0, 256, 4)
+                for read in (decode, verify, probe):
+                    with contextlib.suppress(ImageError):
+                        read(data.tobytes())
+
+
+def test_threads(photo: Image.Image) -> None:
+    data = [encoded(photo, image_format) for image_format in ("JPEG", "PNG", "TIFF", "GIF")] * 10
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        assert all(image.shape == (40, 60, 3) for image in pool.map(decode, data))
+    assert warnings.filters == filters
+
+
+def test_verify_agrees_with_pillow_on_real_photos(shared_data: Path) -> None:
+    for path in sorted((shared_data / "microcontrollers" / "images").iterdir())[:5]:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            assert verify(path) == probe(path) == upright.size
+            assert decode(path).shape[:2] == upright.size[::-1]

@@ -1,0 +1,289 @@
+"""Classification metrics against scikit-learn and against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn import metrics as sk
+
+from trainer import metrics
+from trainer.annotations import Classification, Detections
+from trainer.errors import TrainingError
+from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
+from trainer.tasks import Task
+
+Array = npt.NDArray[np.float64]
+AVERAGES = ("macro", "micro", "weighted")
+SCENARIOS = (
+    "random",
+    "ties",
+    "constant",
+    "absent class",
+    "one class true",
+    "perfect",
+    "two classes",
+    "one image",
+)
+
+
+def multiclass(scenario: str, seed: int) -> tuple[npt.NDArray[np.int64], Array]:
+    rng = np.random.default_rng(seed)
+    images = 1 if scenario == "one image" else 60
+    classes = 2 if scenario == "two classes" else 5
+    truths = rng.integers(0, classes, images)
+    probs = rng.dirichlet(np.ones(classes), images)
+    if scenario == "ties":
+        probs = rng.integers(1, 3, (images, classes)).astype(np.float64)
+    if scenario == "constant":
+        probs = np.ones((images, classes))
+    if scenario == "absent class":
+        truths[truths == 3] = 1
+    if scenario == "one class true":
+        truths[:] = 2
+    if scenario == "perfect":
+        probs = np.eye(classes)[truths]
+    return truths, (probs / probs.sum(axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+
+
+def multilabel(scenario: str, seed: int) -> tuple[npt.NDArray[np.bool_], Array]:
+    rng = np.random.default_rng(seed)
+    images = 1 if scenario == "one image" else 60
+    classes = 2 if scenario == "two classes" else 5
+    truths = rng.random((images, classes)) < 0.4
+    probs = rng.random((images, classes))
+    if scenario == "ties":
+        probs = rng.integers(0, 3, (images, classes)) / 2
+    if scenario == "constant":
+        probs = np.full((images, classes), 0.5)
+    if scenario == "absent class":
+        truths[:, 3] = False
+        probs[:, 3] = 0.1
+    if scenario == "one class true":
+        truths[:] = np.arange(classes) == 2
+    if scenario == "perfect":
+        probs = truths.astype(np.float64)
+    return truths, probs.astype(np.float32).astype(np.float64)
+
+
+def ranking_oracle(truths: npt.NDArray[np.bool_], probs: Array) -> dict[str, float]:
+    """scikit-learn on the classes for which each figure is defined."""
+    with_positives = truths.any(axis=0)
+    with_both = with_positives & ~truths.all(axis=0)
+    expected = {}
+    for average in AVERAGES:
+        expected[f"AUC_{average}"] = math.nan
+        expected[f"average_precision_score_{average}"] = math.nan
+        if average == "micro":
+            if truths.any() and not truths.all():
+                expected["AUC_micro"] = sk.roc_auc_score(truths.ravel(), probs.ravel())
+            if truths.any():
+                expected["average_precision_score_micro"] = sk.average_precision_score(
+                    truths, probs, average="micro"
+                )
+            continue
+        if with_both.any():
+            expected[f"AUC_{average}"] = sk.roc_auc_score(
+                truths[:, with_both], probs[:, with_both], average=average
+            )
+        if with_positives.any():
+            expected[f"average_precision_score_{average}"] = sk.average_precision_score(
+                truths[:, with_positives], probs[:, with_positives], average=average
+            )
+    return expected
+
+
+def decision_oracle(truths: npt.NDArray[np.generic], predicted: npt.NDArray[np.generic]) -> dict[str, float]:
+    expected = {"accuracy": sk.accuracy_score(truths, predicted)}
+    for average in AVERAGES:
+        for name in ("f1_score", "precision_score", "recall_score"):
+            expected[f"{name}_{average}"] = getattr(sk, name)(
+                truths, predicted, average=average, zero_division=0
+            )
+    return expected
+
+
+def evaluate(task: Task, truths: npt.NDArray[np.generic], probs: Array) -> metrics.Evaluator:
+    evaluator = metrics.create(task, [f"클래스 {label}" for label in range(probs.shape[1])])
+    for row, truth in zip(probs, truths, strict=True):
+        evaluator.update(Classification(row.astype(np.float32)), truth)  # type: ignore[arg-type]
+    return evaluator
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("seed", range(3))
+def test_multiclass_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
+    truths, probs = multiclass(scenario, seed)
+    labels = np.arange(probs.shape[1])
+    expected = ranking_oracle(truths[:, None] == labels, probs) | decision_oracle(
+        truths, probs.argmax(axis=1)
+    )
+    normalised = probs / probs.sum(axis=1, keepdims=True)
+    expected["log_loss"] = sk.log_loss(truths, normalised, labels=labels)
+    evaluator = evaluate(Task.CLASSIFICATION, truths, probs)
+    assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert isinstance(evaluator, MulticlassEvaluator)
+    matrix = sk.confusion_matrix(truths, probs.argmax(axis=1), labels=labels)
+    np.testing.assert_array_equal(evaluator.confusion_matrix(), matrix)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("seed", range(3))
+def test_multilabel_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
+    truths, probs = multilabel(scenario, seed)
+    predicted = probs >= 0.5
+    expected = ranking_oracle(truths, probs) | decision_oracle(truths, predicted)
+    losses = [
+        sk.log_loss(truths[:, label], probs[:, label], labels=[False, True])
+        for label in range(truths.shape[1])
+    ]
+    expected["log_loss"] = float(np.mean(losses))
+    expected["iou"] = sk.jaccard_score(truths, predicted, average="samples", zero_division=1)
+    for average in AVERAGES:
+        expected[f"iou_{average}"] = sk.jaccard_score(truths, predicted, average=average, zero_division=0)
+    evaluator = evaluate(Task.MULTILABEL, truths, probs)
+    assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
+    assert isinstance(evaluator, MultilabelEvaluator)
+    classwise = sk.jaccard_score(truths, predicted, average=None, zero_division=0)
+    assert list(evaluator.iou_classwise().values()) == pytest.approx(classwise.tolist(), abs=1e-9)
+    np.testing.assert_array_equal(
+        evaluator.confusion_matrix(), sk.multilabel_confusion_matrix(truths, predicted)
+    )
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_report_by_class(task: Task) -> None:
+    truths, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("absent class", 5)
+    evaluator = evaluate(task, truths, probs)
+    labels = range(probs.shape[1])
+    one_hot = truths if truths.ndim == 2 else truths[:, None] == np.arange(len(labels))
+    predicted = probs.argmax(axis=1) if task is Task.CLASSIFICATION else probs >= 0.5
+    report = sk.classification_report(
+        truths, predicted, labels=list(labels), output_dict=True, zero_division=0
+    )
+    for label, (name, figures) in zip(labels, evaluator.per_class().items(), strict=True):
+        assert name == f"클래스 {label}"
+        assert {key: figures[key] for key in report[str(label)]} == pytest.approx(report[str(label)])
+        if label == 3:  # no image shows it
+            assert math.isnan(figures["auc"])
+            assert math.isnan(figures["average_precision"])
+        else:
+            assert figures["auc"] == pytest.approx(sk.roc_auc_score(one_hot[:, label], probs[:, label]))
+        assert ("iou" in figures) is (task is Task.MULTILABEL)
+
+
+def test_multiclass_by_hand() -> None:
+    probs = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
+    figures = evaluate(Task.CLASSIFICATION, np.array([0, 1, 2, 2]), probs).compute()
+    assert figures["accuracy"] == 0.5  # the second image ties, the first of equals is predicted
+    assert figures["precision_score_macro"] == pytest.approx((1 / 3 + 0 + 1) / 3)
+    assert figures["recall_score_weighted"] == pytest.approx((1 + 0 + 2 * 0.5) / 4)
+    assert figures["log_loss"] == pytest.approx(-np.log([0.7, 0.4, 0.7, 0.25]).mean(), abs=1e-6)
+
+
+def test_multilabel_by_hand_and_threshold_is_inclusive() -> None:
+    truths = np.array([[True, False], [True, True], [False, False]])
+    probs = np.array([[0.5, 0.49], [0.9, 0.1], [0.2, 0.3]])
+    figures = evaluate(Task.MULTILABEL, truths, probs).compute()
+    assert figures["iou"] == pytest.approx((1 + 0.5 + 1) / 3)  # nothing true, nothing predicted counts as 1
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["iou_micro"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_no_images_give_figures_that_are_not_numbers(task: Task) -> None:
+    evaluator = metrics.create(task, ["a", "b"])
+    figures = evaluator.compute()
+    assert task.primary_metric in figures
+    assert all(math.isnan(value) for value in figures.values())
+    assert evaluator.per_class()["a"]["support"] == 0
+
+
+def test_a_single_class_is_scored_without_complaint() -> None:
+    figures = evaluate(Task.CLASSIFICATION, np.array([0, 0]), np.ones((2, 1))).compute()
+    assert figures["accuracy"] == 1
+    assert figures["log_loss"] == pytest.approx(0, abs=1e-9)
+    assert math.isnan(figures["AUC_macro"])
+    assert figures["average_precision_score_macro"] == 1
+
+
+def test_sure_and_wrong_is_a_large_but_finite_loss() -> None:
+    figures = evaluate(Task.CLASSIFICATION, np.array([0]), np.array([[0.0, 1.0]])).compute()
+    assert 30 < figures["log_loss"] < 40
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_compute_changes_nothing_and_reset_forgets(task: Task) -> None:
+    truths, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("random", 0)
+    evaluator = evaluate(task, truths, probs)
+    first = evaluator.compute()
+    assert evaluator.compute() == first
+    evaluator.reset()
+    assert math.isnan(evaluator.compute()["accuracy"])
+
+
+def test_the_order_of_images_does_not_matter() -> None:
+    truths, probs = multiclass("ties", 1)
+    order = np.random.default_rng(0).permutation(len(truths))
+    figures = evaluate(Task.CLASSIFICATION, truths, probs).compute()
+    assert evaluate(Task.CLASSIFICATION, truths[order], probs[order]).compute() == pytest.approx(
+        figures, abs=1e-12
+    )
+
+
+def test_predictions_are_copied() -> None:
+    evaluator = metrics.create(Task.CLASSIFICATION, ["a", "b"])
+    buffer = np.array([0.9, 0.1], dtype=np.float32)
+    evaluator.update(Classification(buffer), 0)
+    buffer[:] = buffer[::-1].copy()
+    evaluator.update(Classification(buffer), 1)
+    assert evaluator.compute()["accuracy"] == 1
+
+
+def test_no_warning_escapes_in_half_precision() -> None:
+    evaluator = metrics.create(Task.CLASSIFICATION, ["a", "b", "c"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for truth in range(3):
+            evaluator.update(Classification(np.array([0.333, 0.334, 0.334], dtype=np.float16)), truth)  # type: ignore[arg-type]
+        assert evaluator.compute()["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_diverged_network_is_named() -> None:
+    evaluator = metrics.create(Task.CLASSIFICATION, ["a", "b"])
+    with pytest.raises(TrainingError, match="diverged"):
+        evaluator.update(Classification(np.array([np.nan, 0.5], dtype=np.float32)), 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "probs", "truth", "message"),
+    [
+        (Task.CLASSIFICATION, [0.5, 0.5], 2, r"in \[0, 1\], got 2"),
+        (Task.CLASSIFICATION, [0.5, 0.5], -1, "got -1"),
+        (Task.CLASSIFICATION, [0.5, 0.5], True, "class index"),
+        (Task.CLASSIFICATION, [0.9, 0.9], 1, "sum to 1"),
+        (Task.CLASSIFICATION, [0.2, 0.3, 0.5], 1, r"shape \(2,\)"),
+        (Task.MULTILABEL, [0.2, 1.5], np.array([True, False]), r"in \[0, 1\]"),
+        (Task.MULTILABEL, [0.2, 0.5], np.array([True]), r"shape \(2,\)"),
+        (Task.MULTILABEL, [0.2, 0.5], 1, "bool array"),
+    ],
+)
+def test_what_does_not_fit_is_refused(task: Task, probs: list[float], truth: object, message: str) -> None:
+    evaluator = metrics.create(task, ["a", "b"])
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluator.update(Classification(np.array(probs, dtype=np.float32)), truth)  # type: ignore[arg-type]
+    assert math.isnan(evaluator.compute()["accuracy"])  # and nothing was taken
+
+
+def test_detections_are_refused() -> None:
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32), (4, 4))
+    with pytest.raises(TypeError, match="Classification"):
+        metrics.create(Task.CLASSIFICATION, ["a"]).update(nothing, 0)
+
+
+def test_a_class_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="unique"):
+        metrics.create(Task.CLASSIFICATION, ["a", "a"])

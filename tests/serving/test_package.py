@@ -1,0 +1,376 @@
+"""A packaged model stands on its own: MLflow loads and serves it anywhere, and pip finds what it needs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from serving.locate import find_model
+from serving.package import requirements, write_model
+from serving.scorer import Scorer, read_spec
+from trainer.errors import RunError, WeightsError
+from trainer.models import create
+from trainer.tasks import Task
+
+Encode = Callable[[bytes], str]
+Packaged = Callable[..., Path]
+MakeImage = Callable[..., bytes]
+
+ISOLATED = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+# As on another machine: neither an installation nor a checkout of this project is importable.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+import mlflow, pandas
+model_dir, rows = json.loads(sys.argv[1])
+model = mlflow.pyfunc.load_model(model_dir)
+answers = model.predict(pandas.DataFrame({"image": rows}))
+# Some libraries replace Pillow's open, and then no longer say that a file is no image.
+try:
+    model.predict(pandas.DataFrame({"image": ["QUFB"]}))
+except Exception as error:
+    refusal = f"{type(error).__name__}: {error}"
+import serving, trainer
+loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.server", "trainer.settings")
+          if name in sys.modules]
+print(json.dumps({"code": [trainer.__file__, serving.__file__], "loaded": loaded, "refusal": refusal,
+                  "answers": answers.to_dict(orient="records")}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (Task.CLASSIFICATION, "resnet18"),
+        pytest.param(Task.SEGMENTATION, "maskrcnn_resnet18_fpn", marks=pytest.mark.slow),
+        pytest.param(Task.DETECTION, "yolo11n", marks=pytest.mark.slow),
+    ],
+)
+def test_loads_elsewhere_with_the_code_it_carries(
+    task: Task, model: str, packaged: Packaged, make_image: MakeImage, encode: Encode, tmp_path: Path
+) -> None:
+    moved = tmp_path / "다른 곳" / "model"
+    shutil.copytree(packaged(task, model), moved)
+    rows = [encode(make_image(seed)) for seed in range(3)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ISOLATED, json.dumps([str(moved), rows])],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert all(Path(file).is_relative_to(moved) for file in told["code"])
+    assert told["loaded"] == (["ultralytics"] if model == "yolo11n" else [])
+    assert told["refusal"].startswith("MlflowException: row 0: not an image")
+    scorer = Scorer.load(moved / "artifacts", device="cpu")
+    assert_close(told["answers"], scorer.score(rows_of(rows), {}))
+
+
+def rows_of(values: list[Any]) -> Any:
+    from serving.payload import parse_rows
+
+    return parse_rows(values, Task.CLASSIFICATION)
+
+
+def test_requirements_name_what_the_model_needs_and_only_released_versions(packaged: Packaged) -> None:
+    classifier = (packaged(Task.CLASSIFICATION) / "requirements.txt").read_text().split()
+    names = [line.split("==")[0] for line in classifier]
+    assert {"mlflow", "torch", "torchvision", "timm", "numpy", "pandas", "pillow", "pydantic"} == set(names)
+    assert all("==" in line and "+" not in line for line in classifier)
+    assert f"torch=={torch.__version__.split('+')[0]}" in classifier
+    spec = read_spec(packaged(Task.SEGMENTATION) / "artifacts")
+    names = [line.split("==")[0] for line in requirements(spec)]
+    assert "opencv-python" in names
+    assert not {"timm", "ultralytics", "lightning", "optuna"} & set(names)
+
+
+def test_the_directory_tells_nothing_of_where_it_was_made(packaged: Packaged) -> None:
+    directory = packaged(Task.CLASSIFICATION)
+    for file in directory.rglob("*"):
+        if file.is_file() and file.suffix != ".pt":
+            assert str(directory.parent) not in file.read_text(encoding="utf-8"), file
+            assert ".model." not in file.read_text(encoding="utf-8"), file
+    assert not list(directory.rglob("__pycache__"))
+    # Only the finished directory is left of the writing.
+    assert [path.name for path in directory.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_signature_has_the_column_and_the_tasks_parameters(
+    task: Task, load_model: Callable[[Task], Any]
+) -> None:
+    signature = load_model(task).metadata.signature
+    assert signature.inputs.to_dict() == [{"type": "string", "name": "image", "required": True}]
+    params = {each.name: each.default for each in signature.params or []}
+    expected: dict[str, Any] = {}
+    if task.has_boxes:
+        expected = {
+            "box_score_threshold": 0.0,
+            "nms_iou_threshold": 0.5,
+            "box_detections_per_image": 7,
+        }
+    if task is Task.SEGMENTATION:
+        expected |= {"mask_pixel_score_threshold": 0.5, "max_number_of_polygon_points": 100}
+    assert params == expected
+    outputs = [each.name for each in signature.outputs]
+    assert outputs == (["probs", "labels"] if task.is_classification else ["boxes"])
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_predict_takes_base64_bytes_and_json_and_answers_in_order(
+    task: Task, load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
+) -> None:
+    model = load_model(task)
+    first, second = make_image(1), make_image(2, (90, 50), "JPEG")
+    alone = [model.predict(pd.DataFrame({"image": [encode(image)]})) for image in (first, second)]
+    forms = [encode(first), second, json.dumps({"image_base64": encode(first)}), [encode(second)]]
+    answers = model.predict(pd.DataFrame({"image": forms}))
+    assert list(answers.columns) == list(alone[0].columns)
+    assert len(answers) == 4
+    for row in range(4):
+        assert_close(answers.iloc[row].to_dict(), alone[row % 2].iloc[0].to_dict())
+    assert_differ(answers.iloc[0].to_dict(), answers.iloc[1].to_dict())
+
+
+def assert_close(one: Any, other: Any) -> None:
+    np.testing.assert_allclose(numbers(one), numbers(other), atol=2e-3)
+
+
+def assert_differ(one: Any, other: Any) -> None:
+    assert numbers(one) != pytest.approx(numbers(other), abs=1e-6)
+
+
+def numbers(answer: Any) -> list[float]:
+    """All numbers in an answer but those of polygons, whose points may jump."""
+    if isinstance(answer, dict):
+        return [number for key, value in answer.items() if key != "polygon" for number in numbers(value)]
+    if isinstance(answer, list):
+        return [number for value in answer for number in numbers(value)]
+    return [] if isinstance(answer, str) else [answer]
+
+
+def test_predict_takes_the_other_forms_of_a_table(
+    load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
+) -> None:
+    model = load_model(Task.CLASSIFICATION)
+    text = encode(make_image(1))
+    expected = model.predict(pd.DataFrame({"image": [text, text]})).to_dict()
+    for table in (
+        {"image": [text, text]},
+        [{"image": text}, {"image": text}],
+        {"image": np.array([text] * 2)},
+    ):
+        assert model.predict(table).to_dict() == expected
+    assert len(model.predict({"image": text})) == 1
+    indexed = pd.DataFrame({"image": [text, text]}, index=[7, 3])
+    assert len(model.predict(indexed)) == 2
+
+
+def test_predict_takes_parameters(
+    load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
+) -> None:
+    model = load_model(Task.SEGMENTATION)
+    table = pd.DataFrame({"image": [encode(make_image(1))]})
+    assert len(model.predict(table)["boxes"][0]) == 7
+    assert len(model.predict(table, params={"box_detections_per_image": 2})["boxes"][0]) == 2
+    assert model.predict(table, params={"box_score_threshold": 1})["boxes"][0] == []
+    coarse = model.predict(table, params={"max_number_of_polygon_points": 4})["boxes"][0]
+    assert all(len(segment) <= 8 for found in coarse for segment in found["polygon"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "params", "reason"),
+    [
+        (["GOOD", "http://example.com/a.png"], {}, "row 1: not base64"),
+        (["GOOD", base64.b64encode(b"no image").decode()], {}, "row 1: not an image"),
+        ([None, "GOOD"], {}, "row 0: an image must be a base64 string"),
+        (["GOOD"], {"box_score_threshold": 3.0}, "box_score_threshold must be a number in"),
+        (["GOOD"], {"box_detections_per_image": 0}, "box_detections_per_image must be a whole number over 0"),
+    ],
+)
+def test_a_wrong_row_or_parameter_is_a_client_error(
+    rows: list[str],
+    params: dict[str, Any],
+    reason: str,
+    load_model: Callable[[Task], Any],
+    make_image: MakeImage,
+    encode: Encode,
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    table = pd.DataFrame({"image": [encode(make_image()) if row == "GOOD" else row for row in rows]})
+    with pytest.raises(MlflowException, match=reason) as caught:
+        load_model(Task.DETECTION).predict(table, params=params)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_writes_quietly_and_only_into_a_new_directory(
+    packaged: Packaged, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spec = read_spec(packaged(Task.CLASSIFICATION) / "artifacts")
+    network = create(spec).build()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("keep")
+    with pytest.raises(RunError, match="already exists"):
+        write_model(tmp_path / "model", spec, network)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "mine.txt"]
+    (tmp_path / "model" / "mine.txt").unlink()
+    capfd.readouterr()
+    written = write_model(tmp_path / "model", spec, network.state_dict())
+    assert capfd.readouterr() == ("", "")
+    assert find_model(tmp_path) == written
+
+
+def test_a_failed_writing_leaves_nothing(packaged: Packaged, tmp_path: Path) -> None:
+    spec = read_spec(packaged(Task.CLASSIFICATION) / "artifacts")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_model(tmp_path / "file" / "model", spec, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_saving_and_loading_change_no_prediction(packaged: Packaged, make_image: MakeImage) -> None:
+    scorer = Scorer.load(packaged(Task.SEGMENTATION) / "artifacts", device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        network = create(scorer.spec).build().eval()
+    rows = rows_of([make_image(seed) for seed in range(3)])
+    assert Scorer(create(scorer.spec), network).score(rows, {}) == scorer.score(rows, {})
+    assert scorer.score(rows, {}) == scorer.score(rows, {})
+
+
+def test_damaged_artifacts_are_told(packaged: Packaged, tmp_path: Path) -> None:
+    source = packaged(Task.CLASSIFICATION) / "artifacts"
+    with pytest.raises(RunError, match=r"spec\.json: does not exist"):
+        Scorer.load(tmp_path)
+    (tmp_path / "spec.json").write_text("{}")
+    with pytest.raises(RunError, match="is not a model's spec"):
+        Scorer.load(tmp_path)
+    shutil.copy(source / "spec.json", tmp_path)
+    with pytest.raises(WeightsError, match=r"weights\.pt: does not exist"):
+        Scorer.load(tmp_path)
+    weights = (source / "weights.pt").read_bytes()
+    (tmp_path / "weights.pt").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(WeightsError, match="is damaged"):
+        Scorer.load(tmp_path)
+    spec = json.loads((source / "spec.json").read_text(encoding="utf-8"))
+    (tmp_path / "spec.json").write_text(json.dumps({**spec, "classes": ["one", "two"]}))
+    (tmp_path / "weights.pt").write_bytes(weights)
+    with pytest.raises(WeightsError, match="belongs to another network"):
+        Scorer.load(tmp_path)
+
+
+def test_finds_a_runs_model_and_a_models_own_directory(packaged: Packaged, tmp_path: Path) -> None:
+    directory = packaged(Task.CLASSIFICATION)
+    assert find_model(directory) == find_model(directory.parent) == directory
+    with pytest.raises(RunError, match="does not exist"):
+        find_model(tmp_path / "no")
+    with pytest.raises(RunError, match="looked for MLmodel and model/MLmodel"):
+        find_model(tmp_path)
+    (tmp_path / "MLmodel").write_text("")
+    with pytest.raises(RunError, match=r"lacks artifacts/spec\.json"):
+        find_model(tmp_path)
+
+
+@contextmanager
+def mlflow_serves(directory: Path, elsewhere: Path) -> Iterator[str]:
+    """A real `mlflow models serve`, as a user starts it in another directory; gives its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(directory)]
+    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    with open(elsewhere / "server.log", "w") as log:
+        server = subprocess.Popen(
+            command, cwd=elsewhere, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None, (elsewhere / "server.log").read_text()
+            assert time.monotonic() < deadline, (elsewhere / "server.log").read_text()
+            try:
+                if httpx.get(f"{url}/ping").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.3)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve(
+    packaged: Packaged,
+    load_model: Callable[[Task], Any],
+    make_image: MakeImage,
+    encode: Encode,
+    tmp_path: Path,
+) -> None:
+    rows = [encode(make_image(seed)) for seed in range(3)]
+    table = pd.DataFrame({"image": rows})
+    expected = {"predictions": load_model(Task.SEGMENTATION).predict(table).to_dict(orient="records")}
+    split = {"columns": ["image"], "data": [[row] for row in rows]}
+    with mlflow_serves(packaged(Task.SEGMENTATION), tmp_path) as url:
+
+        def post(**body: Any) -> httpx.Response:
+            return httpx.post(f"{url}/invocations", json=body, timeout=60)
+
+        answer = post(dataframe_split=split)
+        assert answer.status_code == 200, answer.text
+        assert_close(answer.json(), expected)
+        assert all(found["polygon"] for found in answer.json()["predictions"][0]["boxes"])
+        assert_close(post(dataframe_records=[{"image": row} for row in rows]).json(), expected)
+        assert_close(post(inputs={"image": rows}).json(), expected)
+        answer = post(dataframe_split={"columns": ["image"], "data": [[rows[0]], ["/etc/passwd"]]})
+        assert answer.status_code == 400
+        assert "row 1: not an image" in answer.json()["message"]
+        answer = post(dataframe_split=split, params={"box_score_threshold": 1.0})
+        assert answer.json() == {"predictions": [{"boxes": []}] * 3}
+        answer = post(dataframe_split=split, params={"box_score_threshold": 2.0})
+        assert answer.status_code == 400
+        assert "box_score_threshold must be a number in [0, 1], got 2.0" in answer.json()["message"]
+
+
+@pytest.mark.slow
+def test_pip_can_install_the_requirements(packaged: Packaged, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
+    command += ["--report", str(report)]
+    # Pinned alike, so that one run shows that each of them resolves.
+    for task, model in ((Task.CLASSIFICATION, "resnet18"), (Task.DETECTION, "yolo11n")):
+        command += ["-r", str(packaged(task, model) / "requirements.txt")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    unreachable = ("NewConnectionError", "Name or service not known", "Temporary failure in name resolution")
+    if done.returncode and any(sign in done.stderr for sign in unreachable):
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(f"no package index can be reached: {done.stderr}")
+        pytest.skip("needs a package index, none can be reached")
+    assert done.returncode == 0, done.stderr
+    installed = {each["metadata"]["name"].lower() for each in json.loads(report.read_text())["install"]}
+    assert {"mlflow", "torch", "timm", "ultralytics"} <= installed

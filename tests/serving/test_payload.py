@@ -1,0 +1,288 @@
+"""Every form that clients send is read; everything else is refused with its row and reason."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image as PILImage
+
+from serving.payload import (
+    Payload,
+    parameters_of,
+    parse_invocation,
+    parse_json,
+    parse_parameters,
+    parse_rows,
+    parse_score_request,
+    range_of,
+)
+from trainer.errors import RequestError
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+CONTENT = bytes(range(256)) * 3
+
+
+def request(data: Any, **more: Any) -> dict[str, Any]:
+    return {"input_data": {"columns": ["image"], "data": data, **more}}
+
+
+def images(payload: Payload) -> list[bytes]:
+    return [row.image for row in payload.rows]
+
+
+URL_SAFE = base64.urlsafe_b64encode(CONTENT).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.b64encode(CONTENT).decode(),
+        base64.encodebytes(CONTENT).decode(),
+        base64.encodebytes(CONTENT).decode().replace("\n", "\r\n"),
+        "  " + base64.b64encode(CONTENT).decode() + "\n\n",
+        URL_SAFE,
+        URL_SAFE.rstrip("="),
+        "data:image/png;base64," + base64.b64encode(CONTENT).decode(),
+        "data:image/jpeg;charset=utf-8;base64," + base64.encodebytes(CONTENT).decode(),
+        json.dumps({"image_base64": base64.encodebytes(CONTENT).decode()}),
+        json.dumps({"image_base64": URL_SAFE, "model_explainability": False, "xai_parameters": {}}),
+        " \n" + json.dumps({"image_base64": URL_SAFE, "model_explainability": None}),
+    ],
+)
+def test_reads_every_form_of_a_row(text: str) -> None:
+    bare = parse_score_request(request([text, [text]]), Task.CLASSIFICATION)
+    assert images(bare) == [CONTENT, CONTENT]
+
+
+def test_reads_the_explainability_form_as_an_object() -> None:
+    row = {"image_base64": URL_SAFE, "model_explainability": False}
+    assert images(parse_score_request(request([row, [row]]), Task.MULTILABEL)) == [CONTENT, CONTENT]
+
+
+def test_keeps_the_order_of_rows_and_ignores_the_values_of_the_index() -> None:
+    contents = [bytes([number]) * 40 for number in range(9)]
+    data = [base64.b64encode(content).decode() for content in contents]
+    payload = parse_score_request(request(data, index=list(range(8, -1, -1))), Task.DETECTION)
+    assert images(payload) == contents
+
+
+def test_params_stand_outside_or_inside() -> None:
+    params = {"box_score_threshold": 0.4}
+    inside = parse_score_request(request([URL_SAFE], params=params), Task.DETECTION)
+    outside = parse_score_request({**request([URL_SAFE]), "params": params}, Task.DETECTION)
+    assert inside.parameters == outside.parameters == params
+    assert parse_score_request({**request([URL_SAFE]), "params": None}, Task.DETECTION).parameters == {}
+    twice = {**request([URL_SAFE], params=params), "params": {"box_score_threshold": 0.5}}
+    with pytest.raises(RequestError, match="both in params and in input_data"):
+        parse_score_request(twice, Task.DETECTION)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ([], "the request must be an object"),
+        ({}, "must have the key 'input_data'"),
+        ({"input_data": []}, "input_data must be an object"),
+        ({"input_data": {"columns": ["image"]}}, "must have the key 'data'"),
+        ({"input_data": {"data": [URL_SAFE]}}, r'columns must be \["image"\], got null'),
+        ({"input_data": {"columns": ["picture"], "data": [URL_SAFE]}}, r"got \['picture'\]"),
+        ({"input_data": {"columns": ["image", "x"], "data": [[URL_SAFE, 1]]}}, "columns must be"),
+        ({"input_data": {"columns": "image", "data": [URL_SAFE]}}, "columns must be"),
+        (request([]), "data is empty"),
+        (request(URL_SAFE), "data must be a list"),
+        (request(None), "data must be a list"),
+        (request([URL_SAFE], index=[0, 1]), "index must be a list with one entry for each of the 1 rows"),
+        (request([URL_SAFE], index="0"), "index must be a list"),
+        (request([URL_SAFE], rows=[1]), "unknown key 'rows'"),
+        ({**request([URL_SAFE]), "parameters": {}}, "unknown key 'parameters'"),
+        ({**request([URL_SAFE]), "params": [1]}, "params must be an object"),
+    ],
+)
+def test_refuses_a_request_of_another_form(body: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        parse_score_request(body, Task.CLASSIFICATION)
+    assert caught.value.row is None
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("http://example.com/image.png", "not base64"),
+        ("file:///etc/passwd", "not base64"),
+        ("~/image.png", "not base64"),
+        ("ä" * 8, "not base64"),
+        ("\ud800", "not base64"),
+        ("abcde", "not base64"),
+        ("ab=cdefg", "not base64"),
+        ("data:image/png,abcd", "not base64"),
+        ("", "empty"),
+        ("data:image/png;base64,", "empty"),
+        (b"", "empty"),
+        (None, "must be a base64 string, got null"),
+        (True, "got true"),
+        (7, "got 7"),
+        (10**400, "got a very large number"),
+        (float("nan"), "NaN, a missing value"),
+        ([], "one image, got a list of 0"),
+        ([URL_SAFE, URL_SAFE], "one image, got a list of 2"),
+        ([[URL_SAFE]], "must be a base64 string"),
+        ("{", "looks like the explainability form, but is not valid JSON"),
+        ('{"image_base64": NaN}', "NaN is not a JSON number"),
+        ("{}", "must have the key 'image_base64'"),
+        ({"image": URL_SAFE}, "unknown key 'image'"),
+        ({"image_base64": None}, "must be a base64 string"),
+        ({"image_base64": "http://x"}, "not base64"),
+        ({"image_base64": URL_SAFE, "model_explainability": "no"}, "must be true or false"),
+        ({"image_base64": URL_SAFE, "xai_parameters": []}, "xai_parameters must be an object"),
+    ],
+)
+def test_names_the_row_that_is_wrong(row: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        parse_rows([URL_SAFE, URL_SAFE, row, "http://also.wrong"], Task.CLASSIFICATION)
+    assert caught.value.row == 2
+    assert 400 <= caught.value.status < 500
+    assert len(str(caught.value)) < 300
+    str(caught.value).encode("utf-8")
+
+
+def test_explanations_are_refused_for_classifiers_and_without_meaning_for_detectors() -> None:
+    row = json.dumps({"image_base64": URL_SAFE, "model_explainability": True, "xai_parameters": {}})
+    for task in (Task.CLASSIFICATION, Task.MULTILABEL):
+        with pytest.raises(RequestError, match="explanations are not built into this version"):
+            parse_rows([URL_SAFE, row], task)
+    # As documented: "XAI is not supported. So, only scores are returned."
+    assert parse_rows([row], Task.DETECTION)[0].image == CONTENT
+
+
+def test_bytes_are_the_image_or_its_base64() -> None:
+    text_image = b"P3\n1 1\n255\n9 8 7\n"
+    assert PILImage.open(io.BytesIO(text_image)).format == "PPM"
+    rows = [CONTENT, bytearray(CONTENT), memoryview(CONTENT), base64.encodebytes(CONTENT), text_image]
+    read = [row.image for row in parse_rows(rows, Task.DETECTION)]
+    assert read == [CONTENT, CONTENT, CONTENT, CONTENT, text_image]
+
+
+def test_deep_nesting_is_no_crash() -> None:
+    for text in ("[" * 200_000, '{"a":' * 100_000, '{"input_data": ' + "[" * 100_000 + "]" * 100_000 + "}"):
+        with pytest.raises(RequestError, match="nested too deeply"):
+            parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"\xff\xfe\xfd", b'{"a": 1, "a": 2}', b"[NaN]", b"[Infinity]", b"[1e", b"'a'", b"9" * 10_000],
+)
+def test_json_is_strict(text: bytes) -> None:
+    with pytest.raises(RequestError, match="not valid JSON"):
+        parse_json(text)
+
+
+def test_reads_mlflows_forms() -> None:
+    forms = {
+        "dataframe_split": {"columns": ["image"], "index": [0, 1], "data": [[URL_SAFE], [URL_SAFE]]},
+        "dataframe_records": [{"image": URL_SAFE}, {"image": URL_SAFE}],
+        "instances": [{"image": URL_SAFE}, URL_SAFE],
+        "inputs": {"image": [URL_SAFE, URL_SAFE]},
+    }
+    for form, table in forms.items():
+        payload = parse_invocation({form: table, "params": {"nms_iou_threshold": 1}}, Task.DETECTION)
+        assert images(payload) == [CONTENT, CONTENT], form
+        assert payload.parameters == {"nms_iou_threshold": 1}
+    assert images(parse_invocation({"inputs": {"image": URL_SAFE}}, Task.DETECTION)) == [CONTENT]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, "exactly one of"),
+        ({"inputs": [URL_SAFE], "instances": [URL_SAFE]}, "got instances and inputs"),
+        ({"inputs": {"image": [URL_SAFE], "x": [1]}}, "unknown key 'x'"),
+        ({"inputs": {"image": []}}, "data is empty"),
+        ({"instances": [{"image": URL_SAFE}, {"picture": URL_SAFE}]}, "row 1: .*unknown key 'picture'"),
+        ({"dataframe_records": [{}]}, "row 0: .*must have the key 'image'"),
+        ({"dataframe_records": {"image": URL_SAFE}}, "must be a list"),
+        (
+            {"dataframe_split": {"columns": ["image"], "data": [[URL_SAFE, 3]]}},
+            "row 0: a row holds one image",
+        ),
+    ],
+)
+def test_refuses_other_forms_than_mlflows(body: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        parse_invocation(body, Task.DETECTION)
+
+
+def test_parameters_are_taken_over_the_defaults() -> None:
+    defaults = ScoringParameters(box_score_threshold=0.1)
+    given = {"nms_iou_threshold": 0, "max_number_of_polygon_points": 3}
+    parameters = parse_parameters(given, Task.SEGMENTATION, defaults)
+    assert parameters.nms_iou_threshold == 0
+    assert parameters.max_number_of_polygon_points == 3
+    assert parameters.box_score_threshold == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("box_score_threshold", 1.5, r"parameter box_score_threshold must be a number in \[0, 1\], got 1.5"),
+        ("box_score_threshold", -0.001, "got -0.001"),
+        ("box_score_threshold", float("nan"), "got NaN"),
+        ("box_score_threshold", float("inf"), "got inf"),
+        ("box_score_threshold", "0.5", "got '0.5'"),
+        ("box_score_threshold", True, "got true"),
+        ("box_score_threshold", None, "got null"),
+        ("nms_iou_threshold", [0.5], r"got \[0.5\]"),
+        ("nms_iou_threshold", 10**400, "got a number over"),
+        ("nms_iou_threshold", -(10**400), "got a very large number"),
+        ("box_detections_per_image", 0, "must be a whole number over 0, got 0"),
+        ("box_detections_per_image", 5.0, "got 5.0"),
+        ("box_detections_per_image", 2**40, "got a number over"),
+        ("max_number_of_polygon_points", 2, "must be a whole number of at least 3, got 2"),
+        ("mask_pixel_score_threshold", {}, "got an object"),
+        ("threshold", 0.5, "no parameter 'threshold'; it has box_score_threshold, "),
+        ("\ud800" * 500, 0.5, "no parameter "),
+    ],
+)
+def test_names_the_parameter_its_range_and_what_it_got(name: str, value: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        parse_parameters({name: value}, Task.SEGMENTATION, ScoringParameters())
+    str(caught.value).encode("utf-8")
+
+
+def test_a_task_has_only_the_parameters_that_mean_something_to_it() -> None:
+    assert parameters_of(Task.MULTILABEL) == ()
+    assert "max_number_of_polygon_points" not in parameters_of(Task.DETECTION)
+    assert set(parameters_of(Task.SEGMENTATION)) == set(ScoringParameters.model_fields)
+    with pytest.raises(RequestError, match="a model for image-classification has none"):
+        parse_parameters({"box_score_threshold": 0.5}, Task.CLASSIFICATION, ScoringParameters())
+    with pytest.raises(RequestError, match="it has box_score_threshold, nms_iou_threshold, box_det"):
+        parse_parameters({"mask_pixel_score_threshold": 0.5}, Task.DETECTION, ScoringParameters())
+
+
+def test_every_parameter_has_a_range_in_words() -> None:
+    assert {range_of(name).split(" in ")[0].split(" of ")[0] for name in ScoringParameters.model_fields} == {
+        "a number",
+        "a whole number over 0",
+        "a whole number",
+    }
+
+
+def test_importing_serving_loads_no_training_library(run_python: Callable[[str], str]) -> None:
+    out = run_python(
+        "import sys, serving.payload, serving.answers, serving.scorer, serving.locate, serving.predict\n"
+        "print(sorted({'torch', 'lightning', 'optuna', 'ultralytics', 'timm', 'cv2'} & set(sys.modules)))"
+    )
+    assert out.strip() == "[]"
+    out = run_python(
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "import serving.model, serving.server, serving.package\n"
+        "print(sorted({'torch', 'lightning', 'optuna', 'ultralytics', 'timm', 'cv2'} & set(sys.modules)))"
+    )
+    assert out.strip() == "[]"

@@ -1,0 +1,130 @@
+"""`trainer predict`: every image gets its line or its error, in order, and its drawing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from serving.predict import find_images, predict_files
+from trainer.errors import DataError, RequestError, RunError
+from trainer.tasks import Task
+
+MakeImage = Callable[..., bytes]
+Packaged = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_image: MakeImage) -> Path:
+    folder = tmp_path / "사진 [1]"
+    (folder / "more").mkdir(parents=True)
+    for seed, name in enumerate(("b.png", "a.JPG", "more/b.png", "more/c.tiff")):
+        kind = {"JPG": "JPEG", "tiff": "TIFF"}.get(name.split(".")[1], "PNG")
+        (folder / name).write_bytes(make_image(seed, (70, 50), kind))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_scores_a_directory_in_order(folder: Path, packaged: Packaged, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "predictions.jsonl"
+    run = packaged(Task.CLASSIFICATION).parent
+    answers = list(predict_files(run, [folder], output=output))
+    names = [Path(answer["image_url"]).relative_to(folder).as_posix() for answer in answers]
+    assert names == ["a.JPG", "b.png", "more/b.png", "more/c.tiff"]
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert lines == answers
+    assert list(lines[0]) == ["image_url", "probs", "labels"]
+    assert "우유병" in output.read_text(encoding="utf-8")
+
+
+def test_more_images_than_a_batch_keep_their_order(
+    tmp_path: Path, packaged: Packaged, make_image: MakeImage
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(19)]
+    for number, file in enumerate(files):
+        file.write_bytes(make_image(number))
+    model = packaged(Task.CLASSIFICATION)
+    answers = list(predict_files(model, files))
+    assert [answer["image_url"] for answer in answers] == [file.as_posix() for file in files]
+    (alone,) = predict_files(model, [files[17]])
+    assert answers[17]["probs"] == pytest.approx(alone["probs"], abs=1e-5)
+
+
+def test_broken_images_are_told_at_the_end_and_the_others_written(
+    folder: Path, packaged: Packaged, tmp_path: Path
+) -> None:
+    whole = (folder / "b.png").read_bytes()
+    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    output = tmp_path / "predictions.jsonl"
+    answers = predict_files(packaged(Task.CLASSIFICATION), [folder], output=output)
+    assert len(list(islice(answers, 4))) == 4
+    with pytest.raises(DataError, match="2 of 6 images could not be scored") as caught:
+        next(answers)
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 4
+    assert [Path(problem.where).name for problem in caught.value.problems] == ["broken.png", "empty.png"]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_draws_each_answer_under_a_name_of_its_own(
+    task: Task, folder: Path, packaged: Packaged, tmp_path: Path
+) -> None:
+    drawings = tmp_path / "drawn"
+    list(predict_files(packaged(task), [folder], draw=drawings))
+    assert sorted(file.name for file in drawings.iterdir()) == ["a.jpg", "b-2.jpg", "b.jpg", "c.jpg"]
+    for file in drawings.iterdir():
+        with PILImage.open(file) as drawing:
+            assert min(drawing.size) > 300
+
+
+def test_finds_files_directories_and_patterns_once(folder: Path) -> None:
+    pattern = Path(str(folder).replace("[1]", "[[]1[]]")) / "**" / "*.png"
+    found = find_images([folder / "notes.txt", pattern, folder / "b.png", folder])
+    names = [file.relative_to(folder).as_posix() for file in found]
+    assert names == ["notes.txt", "b.png", "more/b.png", "a.JPG", "more/c.tiff"]
+
+
+def test_paths_without_an_image_are_all_told_before_anything_is_scored(
+    folder: Path, packaged: Packaged, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "predictions.jsonl"
+    paths = [folder, tmp_path / "missing.png", tmp_path / "empty", tmp_path / "*.gif"]
+    with pytest.raises(DataError) as caught:
+        list(predict_files(packaged(Task.CLASSIFICATION), paths, output=output))
+    assert [problem.where for problem in caught.value.problems] == [str(path) for path in paths[1:]]
+    assert not output.exists()
+    with pytest.raises(DataError, match="at least one image"):
+        list(predict_files(packaged(Task.CLASSIFICATION), []))
+
+
+def test_parameters_are_used_and_checked(folder: Path, packaged: Packaged) -> None:
+    model = packaged(Task.DETECTION)
+    answers = list(predict_files(model, [folder], parameters={"box_detections_per_image": 2}))
+    assert [len(answer["boxes"]) for answer in answers] == [2, 2, 2, 2]
+    with pytest.raises(RequestError, match="nms_iou_threshold must be a number in"):
+        list(predict_files(model, [folder], parameters={"nms_iou_threshold": 7}))
+
+
+def test_an_output_that_cannot_be_written_is_told(folder: Path, packaged: Packaged) -> None:
+    for output in (folder, folder / "b.png" / "x.jsonl"):
+        with pytest.raises(RunError, match="cannot be"):
+            list(predict_files(packaged(Task.CLASSIFICATION), [folder / "b.png"], output=output))
+
+
+def test_a_file_name_that_is_not_unicode_gets_its_line(
+    tmp_path: Path, packaged: Packaged, make_image: MakeImage
+) -> None:
+    file = tmp_path / os.fsdecode(b"odd\xff.png")
+    try:
+        file.write_bytes(make_image())
+    except OSError:
+        pytest.skip("this file system only takes Unicode names")
+    output = tmp_path / "predictions.jsonl"
+    list(predict_files(packaged(Task.CLASSIFICATION), [file], output=output, draw=tmp_path / "drawn"))
+    assert json.loads(output.read_text(encoding="utf-8"))["image_url"] == file.as_posix()

@@ -1,0 +1,471 @@
+"""The scoring service answers what the documentation says, and refuses the rest by row and reason."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from serving.payload import MAX_REQUEST_BYTES
+from serving.scorer import Scorer, read_spec
+from serving.server import create_app, serve
+from trainer.errors import RunError
+from trainer.tasks import Task
+
+MakeImage = Callable[..., bytes]
+Encode = Callable[[bytes], str]
+
+
+@contextmanager
+def served(scorer: Scorer) -> Iterator[httpx.Client]:
+    """The app on a real server at a free port; a client for it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(scorer), ws="none", log_level="critical"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        port = listener.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def classifier(packaged: Callable[..., Path]) -> Iterator[httpx.Client]:
+    with served(Scorer.load(packaged(Task.CLASSIFICATION) / "artifacts")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def detector(packaged: Callable[..., Path]) -> Iterator[httpx.Client]:
+    with served(Scorer.load(packaged(Task.DETECTION) / "artifacts")) as client:
+        yield client
+
+
+def body(*rows: Any, **more: Any) -> dict[str, Any]:
+    return {"input_data": {"columns": ["image"], "index": list(range(len(rows))), "data": list(rows)}, **more}
+
+
+def check_error(answer: httpx.Response, status: int, reason: str, row: int | None = None) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"code", "message", "row"}
+    assert reason in error["message"]
+    assert error["row"] == row
+    if row is not None:
+        assert error["message"].startswith(f"row {row}: ")
+
+
+def test_score_answers_with_a_bare_list_in_order(
+    classifier: httpx.Client, make_image: MakeImage, encode: Encode
+) -> None:
+    rows = [encode(make_image(seed)) for seed in range(20)]
+    answers = classifier.post("/score", json=body(*rows)).json()
+    assert len(answers) == 20
+    for row, answer in zip(rows, answers, strict=True):
+        assert list(answer) == ["probs", "labels"]
+        assert answer["labels"] == ["can", "carton", "우유병"]
+        assert sum(answer["probs"]) == pytest.approx(1, abs=1e-5)
+        (alone,) = classifier.post("/score", json=body(row)).json()
+        np.testing.assert_allclose(answer["probs"], alone["probs"], atol=1e-5)
+
+
+def test_every_form_of_a_row_scores_alike(
+    classifier: httpx.Client, make_image: MakeImage, encode: Encode
+) -> None:
+    image = make_image(3)
+    one_line = base64.b64encode(image).decode()
+    rows = [
+        encode(image),
+        [one_line],
+        "data:image/png;base64," + one_line,
+        json.dumps({"image_base64": encode(image), "model_explainability": False, "xai_parameters": {}}),
+    ]
+    answers = classifier.post("/score", json=body(*rows)).json()
+    assert len(answers) == 4
+    for answer in answers:
+        np.testing.assert_allclose(answer["probs"], answers[0]["probs"], atol=1e-6)
+
+
+def test_parameters_change_the_answer(detector: httpx.Client, make_image: MakeImage, encode: Encode) -> None:
+    rows = [encode(make_image(1)), encode(make_image(2))]
+
+    def boxes(**params: Any) -> list[list[Any]]:
+        answer = detector.post("/score", json=body(*rows, params=params))
+        assert answer.status_code == 200, answer.text
+        return [each["boxes"] for each in answer.json()]
+
+    assert [len(found) for found in boxes()] == [7, 7]
+    assert [len(found) for found in boxes(box_detections_per_image=3)] == [3, 3]
+    assert boxes(box_score_threshold=1) == [[], []]
+    for found in boxes()[0]:
+        assert set(found) == {"box", "label", "score"}
+        assert 0 <= found["box"]["topX"] <= found["box"]["bottomX"] <= 1
+        assert 0 <= found["box"]["topY"] <= found["box"]["bottomY"] <= 1
+    scores = [found["score"] for found in boxes()[0]]
+    assert scores == sorted(scores, reverse=True)
+    check_error(
+        detector.post("/score", json=body(*rows, params={"mask_pixel_score_threshold": 0.5})),
+        400,
+        "no parameter 'mask_pixel_score_threshold'; it has box_score_threshold",
+    )
+
+
+def test_invocations_answers_as_mlflow_does(
+    classifier: httpx.Client, load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
+) -> None:
+    rows = [encode(make_image(seed)) for seed in range(3)]
+    expected = load_model(Task.CLASSIFICATION).predict(pd.DataFrame({"image": rows}))
+    split = {"columns": ["image"], "data": [[row] for row in rows]}
+    answers = [
+        classifier.post("/invocations", json={"dataframe_split": split}),
+        classifier.post("/invocations", json={"dataframe_records": [{"image": row} for row in rows]}),
+        classifier.post("/invocations", json={"inputs": {"image": rows}}),
+        classifier.post(
+            "/invocations",
+            content=pd.DataFrame({"image": rows}).to_csv(index=False),
+            headers={"content-type": "text/csv"},
+        ),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        assert list(answer.json()) == ["predictions"]
+        probs = [each["probs"] for each in answer.json()["predictions"]]
+        np.testing.assert_allclose(probs, expected["probs"].tolist(), atol=1e-6)
+
+
+def test_mlflows_own_client_is_served(
+    classifier: httpx.Client, make_image: MakeImage, encode: Encode
+) -> None:
+    from mlflow.pyfunc.scoring_server.client import ScoringServerClient
+
+    client = ScoringServerClient(classifier.base_url.host, classifier.base_url.port)
+    answer = client.invoke(pd.DataFrame({"image": [encode(make_image(1))]})).get_predictions()
+    assert list(answer.columns) == ["probs", "labels"]
+
+
+def test_health_and_version(classifier: httpx.Client) -> None:
+    import mlflow
+
+    assert classifier.get("/ping").status_code == 200
+    assert classifier.get("/health").text == "\n"
+    assert classifier.get("/version").text == mlflow.__version__
+
+
+def test_unknown_addresses_and_methods_are_told_in_json(classifier: httpx.Client) -> None:
+    check_error(classifier.get("/docs"), 404, "POST to /score")
+    check_error(classifier.get("/score"), 405, "Method Not Allowed")
+
+
+@pytest.mark.parametrize(
+    ("row", "status", "reason"),
+    [
+        ("http://127.0.0.1:9/a.png", 400, "not base64"),
+        ("/etc/passwd", 422, "not an image"),
+        ("file:///etc/passwd", 400, "not base64"),
+        ("..", 400, "not base64"),
+        (base64.b64encode(b"<svg/>").decode(), 422, "not an image"),
+        (
+            base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").decode(),
+            422,
+            "not an image",
+        ),
+        ("", 400, "empty"),
+        (None, 400, "got null"),
+        (5, 400, "got 5"),
+        (["a", "b"], 400, "one image"),
+        ('{"image_base64": "http://x"}', 400, "not base64"),
+        ('{"image_base64": "QUFB", "model_explainability": true}', 400, "explanations are not built"),
+    ],
+)
+def test_a_wrong_row_is_named_and_nothing_is_answered(
+    row: Any, status: int, reason: str, classifier: httpx.Client, make_image: MakeImage, encode: Encode
+) -> None:
+    good = encode(make_image())
+    check_error(classifier.post("/score", json=body(good, row, good)), status, reason, row=1)
+    split = {"columns": ["image"], "data": [good, row]}
+    check_error(classifier.post("/invocations", json={"dataframe_split": split}), status, reason, row=1)
+
+
+def test_a_truncated_image_is_named(classifier: httpx.Client, make_image: MakeImage, encode: Encode) -> None:
+    whole = make_image(1, (300, 300), "JPEG")
+    rows = [encode(whole)] * 9 + [encode(whole[: len(whole) // 2])]
+    check_error(classifier.post("/score", json=body(*rows)), 422, "truncated", row=9)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    """The start of a PNG that claims to be of this size."""
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+def test_an_image_over_100_megapixels_is_refused_before_it_is_decoded(
+    classifier: httpx.Client, encode: Encode
+) -> None:
+    started = time.monotonic()
+    for size in ((10_001, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)):
+        answer = classifier.post("/score", json=body(encode(_png_header(*size))))
+        check_error(answer, 422, "", row=0)
+    assert time.monotonic() - started < 5
+
+
+def test_a_request_over_50_mb_is_refused_however_it_is_sent(classifier: httpx.Client) -> None:
+    headers = {"content-type": "application/json"}
+    large = b" " * (MAX_REQUEST_BYTES + 1)
+    check_error(classifier.post("/score", content=large, headers=headers), 413, "over 50 MB")
+    check_error(classifier.post("/invocations", content=large, headers=headers), 413, "over 50 MB")
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(60):
+            yield b" " * 1_000_000
+
+    check_error(classifier.post("/score", content=chunks(), headers=headers), 413, "over 50 MB")
+    allowed = b"{" + b" " * (MAX_REQUEST_BYTES - 2) + b"}"
+    check_error(classifier.post("/score", content=allowed, headers=headers), 400, "'input_data'")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "reason"),
+    [
+        (b"", {"content-type": "application/json"}, 400, "not valid JSON"),
+        (b"null", {"content-type": "application/json"}, 400, "must be an object"),
+        (b'{"input_data": NaN}', {"content-type": "application/json"}, 400, "NaN is not a JSON number"),
+        (b"[" * 1_000_000, {"content-type": "application/json"}, 400, "nested too deeply"),
+        (b'{"input_data": ' + b"9" * 100_000 + b"}", {"content-type": "application/json"}, 400, "not valid"),
+        (b"\xff\xfe{}", {"content-type": "application/json; charset=utf-8"}, 400, "not valid JSON"),
+        (b"{}", {"content-type": "application/json; charset=latin-1"}, 415, "only charset=utf-8"),
+        (b"{}", {"content-type": "application/x-www-form-urlencoded"}, 415, "must be application/json"),
+        (b"{}", {"content-type": "image/png"}, 415, "must be application/json"),
+        (b"{}", {"content-type": "application/json", "content-encoding": "gzip"}, 415, "compressed"),
+        (b"{}", {}, 400, "'input_data'"),
+    ],
+)
+def test_bodies_that_are_no_request(
+    content: bytes, headers: dict[str, str], status: int, reason: str, classifier: httpx.Client
+) -> None:
+    check_error(classifier.post("/score", content=content, headers=headers), status, reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not valid CSV"),
+        (b"image\n", "data is empty"),
+        (b"picture\nQUFB\n", "one column image"),
+        (b"image,x\nQUFB,1\n", "one column image"),
+        (b"image\n\xff\xfe\n", "not valid CSV"),
+        (b'image\n"QUFB', "not valid CSV"),
+        (b"image\nhttp://x\n", "row 0: not base64"),
+    ],
+)
+def test_csv_that_is_no_table_of_images(content: bytes, reason: str, classifier: httpx.Client) -> None:
+    answer = classifier.post("/invocations", content=content, headers={"content-type": "text/csv"})
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_requests_at_once_get_their_own_answers(
+    classifier: httpx.Client, make_image: MakeImage, encode: Encode
+) -> None:
+    rows = [encode(make_image(seed)) for seed in range(8)]
+    expected = [classifier.post("/score", json=body(row)).json() for row in rows]
+    got: dict[int, Any] = {}
+
+    def post(number: int) -> None:
+        got[number] = classifier.post("/score", json=body(rows[number])).json()
+
+    threads = [threading.Thread(target=post, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[number] for number in range(8)] == expected
+
+
+IMAGE = base64.b64encode(b"P6 2 1 255\n" + bytes(range(6))).decode()
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=30),
+    st.binary(max_size=60).map(lambda content: base64.b64encode(content).decode()),
+    st.just(IMAGE),
+)
+KEYS = st.one_of(
+    st.sampled_from(["image", "image_base64", "model_explainability", "xai_parameters", "columns", "data"]),
+    st.text(max_size=5),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+GOOD_ROWS = (IMAGE, [IMAGE], json.dumps({"image_base64": IMAGE, "model_explainability": False}))
+ROWS = st.lists(
+    st.one_of(
+        *(st.just(row) for row in GOOD_ROWS),
+        VALUES,
+        VALUES.map(json.dumps),
+        st.fixed_dictionaries(
+            {"image_base64": VALUES}, optional={"model_explainability": VALUES, "xai_parameters": VALUES}
+        ).map(json.dumps),
+    ),
+    min_size=1,
+    max_size=4,
+)
+GOOD_PARAMS = st.fixed_dictionaries(
+    {}, optional={"box_score_threshold": st.floats(0, 1), "box_detections_per_image": st.integers(1, 5)}
+)
+PARAMS = st.dictionaries(
+    st.sampled_from(["box_score_threshold", "nms_iou_threshold", "box_detections_per_image", "x", "\ud800"]),
+    VALUES | st.floats(0, 1) | st.integers(1, 5),
+    max_size=2,
+)
+FRAMED = st.one_of(
+    ROWS.map(lambda rows: ("/score", {"input_data": {"columns": ["image"], "data": rows}})),
+    ROWS.map(lambda rows: ("/invocations", {"dataframe_split": {"columns": ["image"], "data": rows}})),
+    ROWS.map(lambda rows: ("/invocations", {"instances": rows})),
+    ROWS.map(lambda rows: ("/invocations", {"inputs": {"image": rows}})),
+)
+WITH_PARAMS = st.tuples(FRAMED, GOOD_PARAMS | PARAMS).map(
+    lambda pair: (pair[0][0], {**pair[0][1], "params": pair[1]})
+)
+TABLES = st.fixed_dictionaries(
+    {"columns": st.just(["image"]) | VALUES, "data": ROWS | VALUES},
+    optional={"index": VALUES, "params": PARAMS | VALUES, "more": VALUES},
+)
+SCORES = st.fixed_dictionaries({"input_data": TABLES | VALUES}, optional={"params": PARAMS | VALUES})
+INVOCATIONS = st.dictionaries(
+    st.sampled_from(["dataframe_split", "dataframe_records", "instances", "inputs", "params"]),
+    TABLES | ROWS | PARAMS | VALUES,
+    max_size=2,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    case=st.one_of(
+        FRAMED,
+        WITH_PARAMS,
+        st.tuples(st.just("/score"), SCORES | VALUES),
+        st.tuples(st.just("/invocations"), INVOCATIONS | VALUES),
+    )
+)
+def test_no_request_gets_a_5xx_or_a_shortened_answer(case: tuple[str, Any], detector: httpx.Client) -> None:
+    address, request = case
+    # Through ASCII, so that lone surrogates reach the server as JSON escapes.
+    content = json.dumps(request).encode("ascii")
+    answer = detector.post(address, content=content, headers={"content-type": "application/json"})
+    if answer.status_code == 200:
+        answers = answer.json() if address == "/score" else answer.json()["predictions"]
+        assert len(answers) == len(sent_rows(request))
+        assert all(list(each) == ["boxes"] for each in answers)
+        return
+    assert 400 <= answer.status_code < 500
+    error = answer.json()["error"]
+    assert 0 < len(error["message"]) < 1000
+    if error["row"] is not None:
+        assert error["message"].startswith(f"row {error['row']}: ")
+        assert sent_rows(request)[error["row"]] not in GOOD_ROWS
+
+
+def sent_rows(request: dict[str, Any]) -> list[Any]:
+    (table,) = (value for key, value in request.items() if key != "params")
+    if isinstance(table, list):
+        return table
+    rows = table["data"] if "data" in table else table["image"]
+    return rows if isinstance(rows, list) else [rows]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=200))
+def test_no_bytes_get_a_5xx(content: bytes, detector: httpx.Client) -> None:
+    for address, media_type in (("/score", "application/json"), ("/invocations", "text/csv")):
+        answer = detector.post(address, content=content, headers={"content-type": media_type})
+        assert 400 <= answer.status_code < 500
+        assert answer.json()["error"]["message"]
+
+
+def test_a_network_that_yields_nonsense_is_the_servers_fault(
+    packaged: Callable[..., Path], make_image: MakeImage, encode: Encode
+) -> None:
+    import torch
+
+    from trainer.models import create
+
+    spec = read_spec(packaged(Task.CLASSIFICATION) / "artifacts")
+    network = create(spec).build().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(torch.nan)
+    with served(Scorer(create(spec), network)) as client:
+        check_error(client.post("/score", json=body(encode(make_image()))), 500, "not finite")
+
+
+@pytest.mark.slow
+def test_serve_tells_its_url_and_stops_at_ctrl_c(
+    packaged: Callable[..., Path], make_image: MakeImage, encode: Encode, tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from serving.server import serve\n"
+        "serve(Path(sys.argv[1]), port=0, announce=lambda url: print(url, flush=True))"
+    )
+    run = packaged(Task.CLASSIFICATION).parent
+    server = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        answer = httpx.post(f"{url}/score", json=body(encode(make_image())), timeout=60)
+        assert len(answer.json()) == 1
+        server.send_signal(signal.SIGINT)
+        _, errors = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.wait()
+    assert server.returncode == 0
+    assert "Traceback" not in errors
+
+
+def test_a_taken_port_is_told_before_the_model_loads(packaged: Callable[..., Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            RunError, match=f"127.0.0.1:{port}: cannot be listened on: .*choose another --port"
+        ):
+            serve(packaged(Task.CLASSIFICATION), port=port)
+    with pytest.raises(RunError, match="cannot be listened on"):
+        serve(packaged(Task.CLASSIFICATION), port=99_999)
+    with pytest.raises(RunError, match="does not exist"):
+        serve(packaged(Task.CLASSIFICATION) / "nothing")

@@ -1,0 +1,223 @@
+"""Whole trainings on small real data: what a run leaves behind, and that it can be trusted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import trainer
+from trainer.data.samples import SampleData, make
+from trainer.errors import DataError, JobError, RunError, TrainingError
+from trainer.job import Job
+from trainer.job import make as make_job
+from trainer.job import read as read_job
+from trainer.runs import Run
+from trainer.tasks import Task
+
+SMALL: dict[str, Any] = {
+    "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
+    "yolo11n": {"image_size": 96, "training_batch_size": 4},
+    "maskrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, SampleData]:
+    # R-CNNs are slow on a CPU, and segmentation has no others: five images do.
+    counts = {task: 5 if task is Task.SEGMENTATION else 20 for task in Task}
+    return {task: make(task, tmp_path_factory.mktemp(task), images=counts[task], seed=1) for task in Task}
+
+
+def job(digits: dict[Task, SampleData], task: Task, model: str, output: Path, **settings: Any) -> Job:
+    return Job(
+        task=task,
+        training_data=(str(digits[task].train),),
+        validation_data=(str(digits[task].validation),),
+        model=model,
+        weights="none",
+        gpus=0,
+        output=output,
+        settings={"number_of_epochs": 2, "number_of_workers": 0, "seed": 7, **SMALL[model], **settings},
+    )
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    with run.metrics.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (Task.CLASSIFICATION, "resnet18"),
+        (Task.MULTILABEL, "resnet18"),
+        (Task.DETECTION, "yolo11n"),
+        (Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
+    ],
+)
+def test_a_run_holds_all_that_it_promises(
+    digits: dict[Task, SampleData], task: Task, model: str, tmp_path: Path
+) -> None:
+    run = trainer.fit(job(digits, task, model, tmp_path / "run"))
+    result = run.read_result()
+    assert (result.task, result.model, result.primary_metric) == (task, model, task.primary_metric)
+    assert result.epochs == 2
+    table = rows(run)
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    best = max(table, key=lambda row: float(row[task.primary_metric]))
+    assert float(best[task.primary_metric]) == pytest.approx(result.value)
+    assert int(best["epoch"]) == result.best_epoch
+    assert all(math.isfinite(float(row["train_loss"])) for row in table)
+    assert result.durations.total >= result.durations.train > 0
+    # The answers on the validation images, in the data's order.
+    lines = digits[task].validation.read_text("utf-8").splitlines()
+    answers = [json.loads(line) for line in run.predictions.read_text("utf-8").splitlines()]
+    assert [a["image_url"] for a in answers] == [json.loads(line)["image_url"] for line in lines]
+    assert all("boxes" in answer if task.has_boxes else "probs" in answer for answer in answers)
+    for checkpoint in (run.best_checkpoint, run.last_checkpoint):
+        torch.load(checkpoint, weights_only=True)
+    assert (run.model / "MLmodel").is_file()
+    assert "epoch 2/2" in run.log.read_text("utf-8")
+
+
+def test_the_job_file_of_a_run_gives_the_same_run_again(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    first = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "first"))
+    values, ignored = read_job(first.job)
+    assert ignored == []
+    assert yaml.safe_load(first.job.read_text("utf-8"))["task"] == "image_classification"
+    again = make_job(str(first.job), **values, output=tmp_path / "again")
+    second = trainer.fit(again)
+    assert second.job.read_text("utf-8") == first.job.read_text("utf-8")
+    same = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(first)]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in rows(second)] == same
+    assert second.predictions.read_text("utf-8") == first.predictions.read_text("utf-8")
+
+
+def test_workers_do_not_change_the_result(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    runs = [
+        trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / str(n), number_of_workers=n))
+        for n in (0, 2)
+    ]
+    losses = [[row["train_loss"] for row in rows(run)] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_a_taken_directory_is_refused_and_left_alone(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    taken = tmp_path / "run"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="run"):
+        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", taken))
+    assert [path.name for path in taken.iterdir()] == ["notes.txt"]
+
+
+def test_wrong_data_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    data = make(Task.CLASSIFICATION, tmp_path / "data", images=12, seed=0)
+    count = len(data.train.read_text("utf-8").splitlines())
+    with data.train.open("a", encoding="utf-8") as file:
+        file.write('{"image_url": "nowhere.png", "label": "one"}\nno json\n')
+    wanted = Job(
+        task=Task.CLASSIFICATION,
+        training_data=(str(data.train),),
+        model="resnet18",
+        weights="none",
+        gpus=0,
+        output=tmp_path / "run",
+        settings={"number_of_epochs": 1, "number_of_workers": 0, **SMALL["resnet18"]},
+    )
+    with pytest.raises(DataError) as caught:
+        trainer.fit(wanted)
+    assert f"train.jsonl:{count + 1}: image_url" in str(caught.value)
+    assert f"train.jsonl:{count + 2}" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+    run = trainer.fit(wanted.model_copy(update={"skip_invalid": True}))
+    skipped = [json.loads(line) for line in run.skipped.read_text("utf-8").splitlines()]
+    assert [line["line"] for line in skipped] == [count + 1, count + 2]
+    assert "2 invalid" in run.log.read_text("utf-8")
+
+
+def test_a_diverging_training_ends_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    wild = {"learning_rate": 1.0, "momentum": 0.99, "warmup_cosine_lr_warmup_epochs": 0}
+    unclipped = {"gradient_clip_value": 1e9, "number_of_epochs": 30, "early_stopping": False}
+    with pytest.raises(TrainingError, match=r"diverged .* Lower learning_rate"):
+        trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
+
+
+def test_early_stopping_waits_for_the_delay(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    still = {"learning_rate": 0.0, "early_stopping_patience": 2, "number_of_epochs": 20}
+    run = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", early_stopping_delay=3, **still)
+    )
+    # Nothing is learned, so the first evaluation stays the best; epochs 4 and 5 are waited for.
+    assert run.read_result().best_epoch in (1, 2)
+    assert run.read_result().epochs == 5
+
+
+def test_evaluation_frequency_spares_epochs_but_not_the_last(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    frequency = {"evaluation_frequency": 2, "checkpoint_frequency": 2, "number_of_epochs": 5}
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", **frequency))
+    assert [row["epoch"] for row in rows(run) if row["accuracy"]] == ["2", "4", "5"]
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert kept == ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt"]
+
+
+def test_frozen_layers_keep_weights_and_statistics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    run = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", layers_to_freeze=2, seed=3)
+    )
+    torch.manual_seed(0)
+    last = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
+    # Batch norms that were never in training mode counted no batch.
+    counted = {name: int(value) for name, value in last.items() if name.endswith("num_batches_tracked")}
+    frozen = ("network.bn1.", "network.layer1.")
+    assert all((count == 0) == name.startswith(frozen) for name, count in counted.items())
+    assert torch.equal(last["network.bn1.weight"], torch.ones(64))
+    assert not torch.equal(last["network.layer2.0.bn1.weight"], torch.ones(128))
+
+
+def test_more_gpus_than_there_are_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    there = torch.cuda.device_count()
+    wanted = job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run")
+    with pytest.raises(JobError, match=f"{there + 4}, but this machine has {there or 'none'}"):
+        trainer.fit(wanted.model_copy(update={"gpus": there + 4}))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    """Through the command, as a user starts it; two processes see the batches that one would."""
+    results = []
+    for processes, batch in ((1, 8), (2, 4)):
+        output = tmp_path / str(processes)
+        arguments = [
+            *("fit", "--task", "image-classification", "--data", str(digits[Task.CLASSIFICATION].train)),
+            *("--validation-data", str(digits[Task.CLASSIFICATION].validation), "--output", str(output)),
+            *("--model", "vits16r224", "--weights", "none", "--seed", "3", "--number-of-epochs", "2"),
+            *("--validation-crop-size", "32", "--training-crop-size", "32", "--num-workers", "0"),
+            *("--processes", str(processes), "--training-batch-size", str(batch)),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        # One process speaks, one directory is written.
+        assert done.stdout.count("epoch 2/2") == 1
+        results.append((rows(Run(output)), Run(output).predictions.read_text("utf-8")))
+    (one, answers_of_one), (two, answers_of_two) = results
+    for name in ("accuracy", "log_loss"):
+        expected = [float(row[name]) for row in one]
+        assert [float(row[name]) for row in two] == pytest.approx(expected, abs=2e-3)
+    assert len(answers_of_one.splitlines()) == len(answers_of_two.splitlines())

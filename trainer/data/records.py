@@ -1,0 +1,263 @@
+"""Image records in memory: columns of NumPy, so that a million images with boxes fit in some 100 MB."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.annotations import BoolArray, FloatArray, IntArray, Objects, Truth
+from trainer.tasks import Task
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Folder(NamedTuple):
+    """A beginning that many image_urls share: as it is written, and the local path or URL it stands for.
+
+    `quoted` says that the rest of the image_url is percent-encoded, as in file:// URLs.
+    """
+
+    written: str
+    resolved: str
+    quoted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Polygons:
+    """The segments of m objects. Object j has the segments from object_starts[j] up to object_starts[j + 1].
+
+    Attributes:
+        object_starts: int64 [m + 1].
+        segment_starts: int64 [s + 1], where each of the s segments begins in `points`.
+        points: float32 [p, 2] of (x, y), normalised.
+    """
+
+    object_starts: IntArray
+    segment_starts: IntArray
+    points: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """n images and what is true of them; immutable, cheap to pickle.
+
+    Record i is line `lines[i]` of `files[file_index[i]]`; its labels are those from starts[i] up to
+    starts[i + 1]; its image is folders[folder_index[i]] and names[name_starts[i]:name_starts[i + 1]].
+
+    Attributes:
+        classes: sorted class names; labels are indices into them.
+        files: input files as messages name them.
+        file_index: int32 [n].
+        lines: int32 [n], counted from 1.
+        folders: see Folder.
+        folder_index: int32 [n].
+        names: the rest of all image_urls, UTF-8, one after the other.
+        name_starts: int64 [n + 1].
+        sizes: int32 [n, 2], (width, height) as declared in image_details; 0 where they are not.
+        starts: int64 [n + 1].
+        labels: int32 [m].
+        boxes: float32 [m, 4] normalised xyxy; of the polygons in segmentation; None for classification.
+        crowd: bool [m]; None for classification.
+        polygons: segmentation only.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    file_index: Int32Array
+    lines: Int32Array
+    folders: tuple[Folder, ...]
+    folder_index: Int32Array
+    names: bytes
+    name_starts: IntArray
+    sizes: Int32Array
+    starts: IntArray
+    labels: Int32Array
+    boxes: FloatArray | None = None
+    crowd: BoolArray | None = None
+    polygons: Polygons | None = None
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def location(self, index: int) -> str:
+        """Where the record was read, as messages say it: `train.jsonl:17`."""
+        return f"{self.files[self.file_index[index]]}:{self.lines[index]}"
+
+    def image_url(self, index: int) -> str:
+        """The image_url as the data file has it."""
+        folder: Folder = self.folders[self.folder_index[index]]
+        return folder.written + self._name(index)
+
+    @property
+    def image_urls(self) -> list[str]:
+        """Every image_url as the data files have it."""
+        return [self.image_url(index) for index in range(len(self))]
+
+    def source(self, index: int) -> str:
+        """The absolute local path or the URL of the image; urls.local_path makes a file of either."""
+        folder: Folder = self.folders[self.folder_index[index]]
+        name = self._name(index)
+        return folder.resolved + (unquote(name) if folder.quoted else name)
+
+    def truth(self, index: int, classes: tuple[str, ...] | None = None) -> Truth:
+        """What is true of the image, its labels counted in `classes` (the records' own if None).
+
+        Raises:
+            KeyError: `classes` lacks one of the records' own.
+        """
+        begin, end = self.starts[index], self.starts[index + 1]
+        labels = self.labels[begin:end].astype(np.int64)
+        if classes is None or classes is self.classes:
+            classes = self.classes
+        else:
+            labels = _relabelling(self.classes, classes)[labels]
+        if self.task is Task.CLASSIFICATION:
+            return int(labels[0])
+        if self.task is Task.MULTILABEL:
+            present = np.zeros(len(classes), dtype=np.bool_)
+            present[labels] = True
+            return present
+        assert self.boxes is not None, "tasks with boxes have them"
+        assert self.crowd is not None, "tasks with boxes have them"
+        polygons = None
+        if self.polygons is not None:
+            polygons = tuple(_segments(self.polygons, index) for index in range(begin, end))
+        return Objects(self.boxes[begin:end].copy(), labels, self.crowd[begin:end].copy(), polygons)
+
+    def relabelled(self, classes: tuple[str, ...]) -> Records:
+        """The same records with their labels counted in `classes`, which must hold all of their own."""
+        labels = _relabelling(self.classes, classes)[self.labels].astype(np.int32)
+        return dataclasses.replace(self, classes=classes, labels=labels)
+
+    def without_unused_classes(self) -> Records:
+        """The same records with only the classes that at least one of them has."""
+        used = np.bincount(self.labels, minlength=len(self.classes)) > 0
+        classes = tuple(name for name, is_used in zip(self.classes, used, strict=True) if is_used)
+        labels = (np.cumsum(used) - 1)[self.labels].astype(np.int32)
+        return dataclasses.replace(self, classes=classes, labels=labels)
+
+    def subset(self, indices: Sequence[int] | IntArray) -> Records:
+        """The records at `indices`, in that order, with the same classes."""
+        index = np.asarray(indices, dtype=np.int64)
+        bounds = zip(self.name_starts[index].tolist(), self.name_starts[index + 1].tolist(), strict=True)
+        name_starts, _ = _take(self.name_starts, index, elements=False)
+        starts, objects = _take(self.starts, index)
+        return dataclasses.replace(
+            self,
+            file_index=self.file_index[index],
+            lines=self.lines[index],
+            folder_index=self.folder_index[index],
+            names=b"".join([self.names[begin:end] for begin, end in bounds]),
+            name_starts=name_starts,
+            sizes=self.sizes[index],
+            starts=starts,
+            labels=self.labels[objects],
+            boxes=None if self.boxes is None else self.boxes[objects],
+            crowd=None if self.crowd is None else self.crowd[objects],
+            polygons=None if self.polygons is None else _polygon_subset(self.polygons, objects),
+        )
+
+    def source_hashes(self) -> IntArray:
+        """int64 [n]: equal for equal sources, and but for accidents only then; valid in this process."""
+        folders = [(hash(folder.resolved), folder.quoted) for folder in self.folders]
+        hashes = np.empty(len(self), dtype=np.int64)
+        starts, names = self.name_starts.tolist(), self.names
+        for index, folder_index in enumerate(self.folder_index.tolist()):
+            folder, quoted = folders[folder_index]
+            name = names[starts[index] : starts[index + 1]]
+            hashes[index] = hash((folder, unquote(name).encode() if quoted else name))
+        return hashes
+
+    def _name(self, index: int) -> str:
+        return self.names[self.name_starts[index] : self.name_starts[index + 1]].decode()
+
+
+def concatenate(parts: Sequence[Records]) -> Records:
+    """One collection of several (at least one) of one task, in order; its classes are their sorted union."""
+    if len(parts) == 1:
+        return parts[0]
+    classes = tuple(sorted({name for part in parts for name in part.classes}))
+    parts = [part.relabelled(classes) for part in parts]
+    file_offsets = np.cumsum([0, *(len(part.files) for part in parts[:-1])])
+    folder_offsets = np.cumsum([0, *(len(part.folders) for part in parts[:-1])])
+    return Records(
+        task=parts[0].task,
+        classes=classes,
+        files=tuple(file for part in parts for file in part.files),
+        file_index=_joined([p.file_index + o for p, o in zip(parts, file_offsets, strict=True)], np.int32),
+        lines=_joined([part.lines for part in parts], np.int32),
+        folders=tuple(folder for part in parts for folder in part.folders),
+        folder_index=_joined(
+            [p.folder_index + o for p, o in zip(parts, folder_offsets, strict=True)], np.int32
+        ),
+        names=b"".join([part.names for part in parts]),
+        name_starts=join_starts([part.name_starts for part in parts]),
+        sizes=_joined([part.sizes for part in parts], np.int32),
+        starts=join_starts([part.starts for part in parts]),
+        labels=_joined([part.labels for part in parts], np.int32),
+        boxes=np.concatenate([p.boxes for p in parts if p.boxes is not None])
+        if parts[0].task.has_boxes
+        else None,
+        crowd=np.concatenate([p.crowd for p in parts if p.crowd is not None])
+        if parts[0].task.has_boxes
+        else None,
+        polygons=join_polygons([part.polygons for part in parts if part.polygons is not None]),
+    )
+
+
+def join_polygons(parts: Sequence[Polygons]) -> Polygons | None:
+    """The polygons of all parts, one after the other; None if there is no part."""
+    if not parts:
+        return None
+    return Polygons(
+        object_starts=join_starts([part.object_starts for part in parts]),
+        segment_starts=join_starts([part.segment_starts for part in parts]),
+        points=np.concatenate([part.points for part in parts]),
+    )
+
+
+def join_starts(parts: Sequence[IntArray]) -> IntArray:
+    """Row starts [n_k + 1] of several ragged arrays → those of the arrays one after the other."""
+    lengths = np.concatenate([np.diff(part) for part in parts])
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _joined(parts: Sequence[npt.NDArray[np.integer]], dtype: type[np.int32]) -> Int32Array:
+    return np.concatenate(parts).astype(dtype, copy=False)
+
+
+def _take(starts: IntArray, index: IntArray, elements: bool = True) -> tuple[IntArray, IntArray]:
+    """Rows `index` of a ragged array: their new starts, and their elements' indices in the old order."""
+    lengths = starts[index + 1] - starts[index]
+    taken = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    if not elements:
+        return taken, taken
+    return taken, np.arange(taken[-1]) + np.repeat(starts[index] - taken[:-1], lengths)
+
+
+def _polygon_subset(polygons: Polygons, objects: IntArray) -> Polygons:
+    object_starts, segments = _take(polygons.object_starts, objects)
+    segment_starts, points = _take(polygons.segment_starts, segments)
+    return Polygons(object_starts, segment_starts, polygons.points[points])
+
+
+def _segments(polygons: Polygons, index: int) -> tuple[FloatArray, ...]:
+    begin, end = polygons.object_starts[index], polygons.object_starts[index + 1]
+    starts = polygons.segment_starts[begin : end + 1]
+    return tuple(polygons.points[a:b].copy() for a, b in itertools.pairwise(starts))
+
+
+@functools.lru_cache(maxsize=8)
+def _relabelling(own: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
+    """int64 [len(own)]: the index in `classes` of each own class."""
+    index = {name: position for position, name in enumerate(classes)}
+    return np.array([index[name] for name in own], dtype=np.int64)

@@ -1,0 +1,107 @@
+"""The data schema of one line: a fast typed reader that takes well-formed lines only.
+
+Whatever it refuses goes to `faults.examine`, which finds out why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from trainer.tasks import Task
+
+FORMATS = ("jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff")
+
+OVERSHOOT = 1e-6
+"""A coordinate this little outside [0, 1] comes from rounding and is clipped, not refused."""
+
+SMALLEST_SIDE = 1e-7
+"""Boxes narrower than this may have no width left as float32; the careful reader decides."""
+
+ClassName: TypeAlias = Annotated[str, Meta(min_length=1)] | int
+Coordinate: TypeAlias = Annotated[float, Meta(ge=-OVERSHOOT, le=1 + OVERSHOOT)]
+Flag: TypeAlias = bool | Annotated[int, Meta(ge=0, le=1)]
+
+
+class Details(Struct, forbid_unknown_fields=True, gc=False):
+    format: str = ""
+    width: int | str | UnsetType = UNSET
+    height: int | str | UnsetType = UNSET
+
+
+class Box(Struct, forbid_unknown_fields=True, gc=False):
+    label: ClassName
+    topX: Coordinate  # noqa: N815 (the schema's name, as below)
+    topY: Coordinate  # noqa: N815
+    bottomX: Coordinate  # noqa: N815
+    bottomY: Coordinate  # noqa: N815
+    isCrowd: Flag = False  # noqa: N815
+
+
+class Outline(Struct, forbid_unknown_fields=True, gc=False):
+    label: ClassName
+    polygon: Annotated[list[Annotated[list[Coordinate], Meta(min_length=6)]], Meta(min_length=1)]
+    isCrowd: Flag = False  # noqa: N815
+
+
+class MulticlassLine(Struct, forbid_unknown_fields=True, gc=False):
+    image_url: str
+    label: ClassName
+    image_details: Details | None = None
+
+
+class MultilabelLine(Struct, forbid_unknown_fields=True, gc=False):
+    image_url: str
+    label: list[ClassName]
+    image_details: Details | None = None
+
+
+class DetectionLine(Struct, forbid_unknown_fields=True, gc=False):
+    image_url: str
+    label: list[Box]
+    image_details: Details | None = None
+
+
+class SegmentationLine(Struct, forbid_unknown_fields=True, gc=False):
+    image_url: str
+    label: list[Outline]
+    image_details: Details | None = None
+
+
+Line: TypeAlias = MulticlassLine | MultilabelLine | DetectionLine | SegmentationLine
+
+LINES: dict[Task, type[Line]] = {
+    Task.CLASSIFICATION: MulticlassLine,
+    Task.MULTILABEL: MultilabelLine,
+    Task.DETECTION: DetectionLine,
+    Task.SEGMENTATION: SegmentationLine,
+}
+
+FAST_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the fast reader raises on a line it does not take."""
+
+
+def fast_reader(task: Task) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(LINES[task]).decode
+
+
+def show(value: object) -> str:
+    """A JSON value in a message, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def side_length(text: object) -> int | None:
+    """Pixels of a declared width or height: 499, "499" or "499px"; 0 if UNSET; None if it is wrong."""
+    if text is UNSET:
+        return 0
+    if isinstance(text, str):
+        digits = text.strip().lower().removesuffix("px").strip()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+            return None
+        text = int(digits)
+    return text if isinstance(text, int) and not isinstance(text, bool) and 0 < text < 2**31 else None

@@ -1,0 +1,150 @@
+"""Splits records into training and validation so that each class keeps its share in both."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.annotations import FloatArray, IntArray
+from trainer.data.records import Records
+from trainer.errors import DataError, JobError, Problem
+from trainer.tasks import Task
+
+_TRAINING, _VALIDATION = 0, 1
+
+
+def split(records: Records, task: Task, size: float, seed: int) -> tuple[IntArray, IntArray]:
+    """The indices of the training and of the validation records, int64, each in rising order.
+
+    The same records, size and seed give the same split. Multi-class data keep each class's share exactly
+    but for rounding; the others as nearly as images with several classes let them, by iterative
+    stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011) of the object
+    counts, with images without any label as a class of their own. A class stays in training with at
+    least one image, if there is any other image to validate on.
+
+    Args:
+        size: the share of validation, between 0 and 1; both sides get at least one image.
+
+    Raises:
+        JobError: the size is not between 0 and 1.
+        DataError: there are fewer than two images.
+    """
+    if not 0 < size < 1:
+        rule = "must be above 0 and below 1"
+        raise JobError("wrong validation size", [Problem("--validation-data-size", "", rule, str(size))])
+    count = len(records)
+    if count < 2:
+        problem = Problem(
+            records.location(0) if count else "",
+            "",
+            "at least two images are needed to split off validation data",
+            str(count),
+            "add images, or name validation data with --validation-data",
+        )
+        raise DataError("the data cannot be split", [problem])
+    generator = np.random.default_rng(seed)
+    if task is Task.CLASSIFICATION:
+        side = _split_classes(records.labels.astype(np.int64), size, generator)
+    else:
+        side = _split_label_sets(records, size, generator)
+    if not side.any():
+        side[_dispensable(records)] = _VALIDATION
+    return np.flatnonzero(side == _TRAINING), np.flatnonzero(side == _VALIDATION)
+
+
+def _split_classes(labels: IntArray, size: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
+    """The side of each image: every class gives its share, rounded to the right sum, and keeps one."""
+    counts = np.bincount(labels)
+    shares = counts * size
+    quotas = np.minimum(np.floor(shares), np.maximum(counts - 1, 0)).astype(np.int64)
+    room = np.maximum(counts - 1, 0) - quotas
+    missing = max(1, round(len(labels) * size)) - int(quotas.sum())
+    # Largest remainder first; ties in an order that the seed decides.
+    order = generator.permutation(len(counts))
+    order = order[np.argsort(-(shares - quotas)[order], kind="stable")]
+    for label in order[room[order] > 0][: max(0, missing)]:
+        quotas[label] += 1
+    shuffled = generator.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    side = np.zeros(len(labels), dtype=np.int8)
+    side[by_class] = rank < np.repeat(quotas, counts)
+    return side
+
+
+def _split_label_sets(records: Records, size: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
+    """The side of each image by iterative stratification."""
+    image, label, amount = _label_counts(records)
+    images, classes = len(records), len(records.classes) + 1
+    shuffled = generator.permutation(images)
+    # Pairs by class, in shuffled order of the images; and the pairs of each image.
+    place = np.empty(images, dtype=np.int64)
+    place[shuffled] = np.arange(images)
+    by_class = image[np.lexsort((place[image], label))]
+    class_sizes = np.bincount(label, minlength=classes)
+    class_starts = np.concatenate([[0], np.cumsum(class_sizes)])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(image, minlength=images))]).tolist()
+    labels, amounts = label.tolist(), amount.tolist()
+
+    total = np.bincount(label, weights=amount, minlength=classes)
+    wanted = [((1 - size) * total).tolist(), (size * total).tolist()]
+    wanted_images = [images * (1 - size), images * size]
+    side = np.full(images, -1, dtype=np.int8).tolist()
+    remaining = class_sizes.copy()
+
+    def assign(index: int, to: int) -> None:
+        side[index] = to
+        wanted_images[to] -= 1
+        for pair in range(starts[index], starts[index + 1]):
+            wanted[to][labels[pair]] -= amounts[pair]
+            remaining[labels[pair]] -= 1
+
+    for index in np.unique(by_class[class_starts[:-1][class_sizes == 1]]).tolist():
+        assign(index, _TRAINING)  # the only image of a class
+    left = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
+    while (left < np.iinfo(np.int64).max).any():
+        rarest = int(left.argmin())
+        for index in by_class[class_starts[rarest] : class_starts[rarest + 1]].tolist():
+            if side[index] < 0:
+                gap = wanted[_VALIDATION][rarest] - wanted[_TRAINING][rarest]
+                gap = gap or wanted_images[_VALIDATION] - wanted_images[_TRAINING]
+                assign(index, _VALIDATION if gap > 0 else _TRAINING)
+        left = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
+    result = np.array(side, dtype=np.int8)
+    _keep_in_training(result, by_class, class_starts)
+    return result
+
+
+def _label_counts(records: Records) -> tuple[IntArray, IntArray, FloatArray]:
+    """(image, class, how many objects of it) for each class of each image, ordered by image.
+
+    Images without labels have the class len(records.classes).
+    """
+    per_image = np.diff(records.starts)
+    classes = len(records.classes) + 1
+    image = np.repeat(np.arange(len(records)), per_image)
+    background = np.flatnonzero(per_image == 0)
+    keys = np.concatenate([image * classes + records.labels, background * classes + classes - 1])
+    pairs, amount = np.unique(keys, return_counts=True)
+    if records.task is Task.MULTILABEL:
+        amount = np.ones_like(amount)
+    return pairs // classes, pairs % classes, amount.astype(np.float32)
+
+
+def _keep_in_training(side: npt.NDArray[np.int8], by_class: IntArray, class_starts: IntArray) -> None:
+    """Give each class that training lacks one of its images back, as long as validation keeps one."""
+    for begin, end in itertools.pairwise(class_starts.tolist()):
+        images = by_class[begin:end]
+        if len(images) and (side[images] == _VALIDATION).all() and np.count_nonzero(side) > 1:
+            side[images[0]] = _TRAINING
+
+
+def _dispensable(records: Records) -> int:
+    """The image whose rarest class has the most images: the one that training misses least."""
+    image, label, _ = _label_counts(records)
+    class_sizes = np.bincount(label)
+    rarest = np.full(len(records), np.iinfo(np.int64).max)
+    np.minimum.at(rarest, image, class_sizes[label])
+    return int(rarest.argmax())

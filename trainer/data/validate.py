@@ -1,0 +1,81 @@
+"""What `trainer validate` reports: every problem of the data, and what the data hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.data.checking import across, check
+from trainer.data.reading import read
+from trainer.data.records import Records
+from trainer.errors import Problem
+from trainer.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What the faultless lines hold.
+
+    Attributes:
+        images: how many.
+        objects: boxes or polygons; None for classification.
+        backgrounds: images without any label.
+        class_counts: class name → images that have it, for detection and segmentation objects of it.
+    """
+
+    images: int
+    objects: int | None
+    backgrounds: int
+    class_counts: dict[str, int]
+
+    def __str__(self) -> str:
+        text = f"{self.images:,} images"
+        text += f", {self.objects:,} objects" if self.objects is not None else ""
+        text += f", {self.backgrounds:,} images without a label" if self.backgrounds else ""
+        text += f", {len(self.class_counts):,} classes"
+        width = max((len(name) for name in self.class_counts), default=0)
+        return "\n".join([text, *(f"  {name:{width}}  {n:,}" for name, n in self.class_counts.items())])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Attributes:
+    problems: errors and warnings; those of lines in the order of the input.
+    errors: how many of the problems are errors.
+    """
+
+    problems: list[Problem]
+    errors: int
+    summary: Summary
+
+
+def validate(
+    task: Task,
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    images: bool = False,
+    datastores: Mapping[str, str] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Check data against the schema without training.
+
+    Args:
+        images: also fetch and decode every image; otherwise local files only have to exist.
+        datastores: Azure datastore name → local directory or URL with its content.
+    """
+    checked = check(read(paths, task, datastores=datastores), images=images, progress=progress)
+    problems = [*checked.problems, *(across(checked.records, None, task) if checked.is_complete else [])]
+    return Report(problems, sum(not problem.warning for problem in problems), summarise(checked.records))
+
+
+def summarise(records: Records) -> Summary:
+    counts = np.bincount(records.labels, minlength=len(records.classes)).tolist()
+    return Summary(
+        images=len(records),
+        objects=len(records.labels) if records.task.has_boxes else None,
+        backgrounds=int(np.count_nonzero(np.diff(records.starts) == 0)),
+        class_counts=dict(zip(records.classes, counts, strict=True)),
+    )

@@ -1,0 +1,171 @@
+"""Metrics of object detection and instance segmentation: VOC-style figures and, on demand, COCO's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.annotations import Detections, FloatArray, IntArray, Objects, Prediction, Truth
+from trainer.errors import TrainingError
+from trainer.metrics import METRIC_TYPES, coco, masks, voc
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What VOC-style figures need of one image, ignored predictions left out."""
+
+    scores: FloatArray
+    labels: IntArray
+    verdicts: IntArray
+
+
+class DetectionEvaluator:
+    """Compares found with true objects, by their boxes or, for segmentation, by their masks.
+
+    Figures that are undefined, such as the recall of a class without objects, are -1 and take no part in
+    means. Predictions of equal score keep the order in which they came.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        *,
+        iou_threshold: float = 0.5,
+        metric_type: str = "voc",
+        by_masks: bool = False,
+    ) -> None:
+        """Start with no images; see `trainer.metrics.create` for the arguments.
+
+        Args:
+            by_masks: compare masks, not boxes.
+        """
+        if not 0.1 <= iou_threshold <= 1:
+            raise ValueError(f"iou_threshold must be in [0.1, 1], got {iou_threshold}")
+        if metric_type not in METRIC_TYPES:
+            raise ValueError(f"metric_type must be one of {', '.join(METRIC_TYPES)}, got {metric_type!r}")
+        self.classes = tuple(classes)
+        self.iou_threshold = iou_threshold
+        self.metric_type = metric_type
+        self.by_masks = by_masks
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._judged: list[_Judged] = []
+        self._objects = np.zeros(len(self.classes), dtype=np.int64)
+        self._scenes: list[coco.Scene] = []
+
+    def update(self, prediction: Prediction, truth: Truth) -> None:
+        """Add one image; see `trainer.metrics.Evaluator.update`."""
+        scene = self._scene(prediction, truth)
+        if self.metric_type == "none":
+            return
+        overlaps = np.full((len(scene.scores), len(scene.crowd)), -1.0)
+        same = scene.labels[:, None] == scene.truth_labels
+        if self.by_masks:
+            for label in np.intersect1d(scene.labels, scene.truth_labels):
+                found = np.flatnonzero(scene.labels == label).tolist()
+                true = np.flatnonzero(scene.truth_labels == label).tolist()
+                overlaps[np.ix_(found, true)] = masks.overlaps(
+                    [scene.masks[i] for i in found], [scene.truth_masks[i] for i in true], scene.crowd[true]
+                )
+        else:
+            found_boxes = voc.box_overlaps(scene.boxes, scene.truth_boxes, scene.crowd)
+            overlaps[same] = found_boxes[same]
+        verdicts = voc.match(scene.scores, overlaps, scene.crowd, self.iou_threshold)
+        kept = verdicts != voc.IGNORED
+        self._judged.append(_Judged(scene.scores[kept], scene.labels[kept], verdicts[kept]))
+        self._objects += np.bincount(scene.truth_labels[~scene.crowd], minlength=len(self.classes))
+        if "coco" in self.metric_type:
+            self._scenes.append(scene)
+
+    def compute(self) -> dict[str, float]:
+        """mean_average_precision, precision and recall, and COCO's twelve figures for coco and coco_voc.
+
+        mean_average_precision is the mean over the classes of the VOC-style average precision at the IoU
+        threshold; for coco it is `map_50`. precision and recall are the means over the classes of the
+        highest recall reached and the precision there. With metric type none there are no figures.
+        """
+        if self.metric_type == "none":
+            return {}
+        by_class = self._figures()
+        figures = {
+            "mean_average_precision": voc.mean([each.average_precision for each in by_class]),
+            "precision": voc.mean([each.precision for each in by_class]),
+            "recall": voc.mean([each.recall for each in by_class]),
+        }
+        if "coco" in self.metric_type:
+            figures |= coco.figures(self._scenes, self.classes, by_masks=self.by_masks)
+        if self.metric_type == "coco":
+            figures["mean_average_precision"] = figures["map_50"]
+        return figures
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """For each class its VOC-style average_precision, precision and recall."""
+        if self.metric_type == "none":
+            return {}
+        return {name: each._asdict() for name, each in zip(self.classes, self._figures(), strict=True)}
+
+    def _figures(self) -> list[voc.Figures]:
+        none = _Judged(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        images = [none, *self._judged]
+        scores = np.concatenate([image.scores for image in images])
+        labels = np.concatenate([image.labels for image in images])
+        verdicts = np.concatenate([image.verdicts for image in images])
+        by_label = np.argsort(labels, kind="stable")
+        starts = np.searchsorted(labels[by_label], np.arange(len(self.classes) + 1))
+        result = []
+        for label, objects in enumerate(self._objects.tolist()):
+            rows = by_label[starts[label] : starts[label + 1]]
+            result.append(voc.summarize(voc.curve(scores[rows], verdicts[rows], objects), objects))
+        return result
+
+    def _scene(self, prediction: Prediction, truth: Truth) -> coco.Scene:
+        """Check one image and bring it into the form that is kept."""
+        if not isinstance(prediction, Detections):
+            raise TypeError(f"prediction must be Detections, got {type(prediction).__name__}")
+        if not isinstance(truth, Objects):
+            raise TypeError(f"truth must be Objects, got {type(truth).__name__}")
+        size = prediction.image_size
+        found, true = len(prediction.scores), len(truth.labels)
+        boxes, truth_boxes = _boxes(prediction.boxes, found), _boxes(truth.boxes, true)
+        if not (np.isfinite(boxes).all() and np.isfinite(prediction.scores).all()):
+            raise TrainingError(
+                "the network predicts boxes or scores that are not numbers (NaN): training has diverged; "
+                "lower the learning rate, or train without mixed precision"
+            )
+        found_masks: list[masks.Rle] = []
+        true_masks: list[masks.Rle] = []
+        if self.by_masks:
+            # an image without objects needs neither
+            if len(prediction.masks or ()) != found:
+                raise ValueError(f"each of {found} predicted objects must have a mask to score masks")
+            if len(truth.polygons or ()) != true:
+                raise ValueError(f"each of {true} true objects must have polygons to score masks")
+            found_masks = [masks.from_crop(mask, size) for mask in prediction.masks or ()]
+            true_masks = [masks.from_polygons(polygons, size) for polygons in truth.polygons or ()]
+        return coco.Scene(
+            size=size,
+            boxes=boxes,
+            labels=self._labels(prediction.labels, found),
+            scores=np.array(prediction.scores),
+            truth_boxes=truth_boxes,
+            truth_labels=self._labels(truth.labels, true),
+            crowd=np.array(truth.crowd, dtype=np.bool_).reshape(true),
+            masks=found_masks,
+            truth_masks=true_masks,
+        )
+
+    def _labels(self, labels: IntArray, count: int) -> IntArray:
+        labels = np.array(labels, dtype=np.int64).reshape(count)
+        if count and not (labels.min() >= 0 and labels.max() < len(self.classes)):
+            raise ValueError(
+                f"labels must be in [0, {len(self.classes) - 1}], got {labels.min()} to {labels.max()}"
+            )
+        return labels
+
+
+def _boxes(boxes: FloatArray, count: int) -> FloatArray:
+    return np.array(boxes).reshape(count, 4)

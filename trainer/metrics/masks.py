@@ -1,0 +1,90 @@
+"""Masks as run lengths in COCO's compressed form: small to keep, and quick to compare.
+
+Polygons become pixels by COCO's own rule (`rleFrPoly` of the COCO API): a corner at (0, 0) of the
+unit square is the image's outer corner, so that a polygon over the whole image covers each of its pixels,
+and about the pixels whose centre lies inside belong to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from faster_coco_eval import mask as coco_masks
+
+from trainer.annotations import BoolArray, FloatArray, Mask
+
+Rle: TypeAlias = dict[str, Any]
+"""{"size": [height, width], "counts": bytes}, lengths of runs of 0 and 1 in turn, down each column."""
+
+
+def from_polygons(polygons: Sequence[FloatArray], size: tuple[int, int]) -> Rle:
+    """The union of one object's segments.
+
+    Args:
+        polygons: each [points, 2] of (x, y) in [0, 1].
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        ValueError: a polygon has fewer than 3 points, or there is none.
+    """
+    height, width = size
+    if not polygons or any(len(polygon) < 3 for polygon in polygons):
+        raise ValueError("an object's segments must be polygons of at least 3 points")
+    pixels = [
+        (np.asarray(polygon, dtype=np.float64) * (width, height)).ravel().tolist() for polygon in polygons
+    ]
+    return _plain(coco_masks.merge(coco_masks.frPyObjects(pixels, height, width)), size)
+
+
+def from_crop(mask: Mask, size: tuple[int, int]) -> Rle:
+    """A cropped mask in its place in the image; work and memory are those of the crop, not of the image.
+
+    Raises:
+        ValueError: the crop does not lie in the image.
+    """
+    height, width = size
+    rows, columns = mask.pixels.shape
+    if min(mask.left, mask.top) < 0 or mask.left + columns > width or mask.top + rows > height:
+        raise ValueError(
+            f"a mask of {columns} x {rows} pixels at ({mask.left}, {mask.top}) must lie in its image "
+            f"of {width} x {height}"
+        )
+    # one row of background above and below, so that every run has both ends within its column
+    padded = np.zeros((columns, rows + 2), dtype=np.int8)
+    padded[:, 1:-1] = mask.pixels.T
+    column, row = np.nonzero(np.diff(padded, axis=1))
+    edges = (mask.left + column.astype(np.int64)) * height + mask.top + row
+    # A run down to the bottom edge and one from the top edge of the next column are one run: its inner edges,
+    # an end and a start at one place, cancel out.
+    inner = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([inner, inner + 1]))
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if counts[-1] == 0:  # the last run of 1 reaches the image's end
+        counts = counts[:-1]
+    return _plain(
+        coco_masks.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width), size
+    )
+
+
+def areas(masks: Sequence[Rle]) -> npt.NDArray[np.float64]:
+    """Pixels of each mask [n]."""
+    return np.array(coco_masks.area(list(masks)) if masks else [], dtype=np.float64)
+
+
+def overlaps(masks: Sequence[Rle], truths: Sequence[Rle], crowd: BoolArray) -> npt.NDArray[np.float64]:
+    """IoU of each mask with each true one [n, m]; with a crowd the intersection over the mask's own area.
+
+    Empty masks overlap nothing.
+    """
+    if not masks or not truths:
+        return np.zeros((len(masks), len(truths)))
+    found = coco_masks.iou(list(masks), list(truths), [int(flag) for flag in crowd])
+    return np.asarray(found, dtype=np.float64).reshape(len(masks), len(truths))
+
+
+def _plain(rle: Rle, size: tuple[int, int]) -> Rle:
+    counts = rle["counts"]
+    return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
