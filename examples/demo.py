@@ -24,10 +24,12 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="is made anew")
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     output: Path = arguments.output
     shutil.rmtree(output, ignore_errors=True)
@@ -81,9 +83,16 @@ def ask_mlflow(model: Path, image: Path) -> object:
     command = [BIN / "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)]
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     log = model.parent / "mlflow-serve.log"
-    with log.open("w") as file, subprocess.Popen(
-        list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    ) as server:
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            list(map(str, command)),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        ) as server,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(f"{url}/ping", server, log)

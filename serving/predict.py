@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from serving.answers import Answer
 from serving.locate import find_artifacts
-from serving.scorer import Scorer
+from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
 from trainer.data.images import ImageError, decode
 from trainer.errors import DataError, Problem, RunError
@@ -19,8 +19,6 @@ from trainer.report.drawing import draw as draw_answer
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff"})
 """Of the files in a directory, those that are taken for images; a file named itself may have any."""
-
-_BATCH = 8
 
 
 def predict_files(
@@ -54,7 +52,7 @@ def predict_files(
         lines = stack.enter_context(_opened(output)) if output is not None else None
         if draw is not None:
             _make_directory(draw)
-        for batch in _batches(files, problems):
+        for batch in in_batches(_decoded(files, problems)):
             answers = scorer.score_images([image for _, image in batch], checked)
             for (file, image), answer in zip(batch, answers, strict=True):
                 line = {"image_url": file.as_posix(), **answer}
@@ -96,19 +94,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def _batches(files: Sequence[Path], problems: list[Problem]) -> Iterator[list[tuple[Path, Image]]]:
-    """Decoded files in batches; what cannot be decoded goes to `problems`."""
-    batch: list[tuple[Path, Image]] = []
+def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Image]]:
+    """The files' images; what cannot be decoded goes to `problems`."""
     for file in files:
         try:
-            batch.append((file, decode(file)))
+            yield file, decode(file)
         except ImageError as error:
             problems.append(Problem(str(file), "", str(error)))
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _opened(output: Path) -> TextIO:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,8 @@ WEIGHTS_FILE = "weights.pt"
 # What is decoded at once is bounded in both, whatever a request holds.
 _BATCH_IMAGES = 8
 _BATCH_PIXELS = 32_000_000
+
+Key = TypeVar("Key")
 
 
 class Scorer:
@@ -78,8 +80,8 @@ class Scorer:
         """
         checked = self.parameters(parameters)
         answers: list[Answer] = []
-        for batch in _batches(rows):
-            answers += self.score_images(batch, checked)
+        for batch in in_batches(_decoded(rows)):
+            answers += self.score_images([image for _, image in batch], checked)
         return answers
 
     def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
@@ -136,19 +138,24 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def _batches(rows: Sequence[ImageRow]) -> Iterator[list[Image]]:
-    batch: list[Image] = []
-    pixels = 0
+def _decoded(rows: Sequence[ImageRow]) -> Iterator[tuple[int, Image]]:
     for index, row in enumerate(rows):
         try:
-            image = decode(row.image)
+            yield index, decode(row.image)
         except ImageError as error:
             raise RequestError(str(error), row=index, status=422) from error
+
+
+def in_batches(images: Iterable[tuple[Key, Image]]) -> Iterator[list[tuple[Key, Image]]]:
+    """Images, each with what it is called, in batches whose memory is bounded; in order."""
+    batch: list[tuple[Key, Image]] = []
+    pixels = 0
+    for key, image in images:
         size = image.shape[0] * image.shape[1]
         if batch and (len(batch) == _BATCH_IMAGES or pixels + size > _BATCH_PIXELS):
             yield batch
             batch, pixels = [], 0
-        batch.append(image)
+        batch.append((key, image))
         pixels += size
     if batch:
         yield batch

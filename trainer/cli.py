@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, Token
 
 from trainer.errors import JobError, Problem, TrainerError
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("image-trainer")  # cyclopts would look for a distribution with the module's name
+
+
 app = App(
     name="trainer",
+    version=_version,
     help="Trains, packages and serves image models from Azure AutoML for Images data, on your own machines.",
     help_format="plaintext",
     version_flags=["--version"],
@@ -48,7 +58,8 @@ def _hyperparameter_flags() -> type:
         text += f" [default: {settings.default_in_words(name)}]"
         kind = _flag_type(info.annotation)
         names = [f"--{n.replace('_', '-')}" for n in (name, *settings.aliases_of(name))]
-        parameter = Parameter(name=names, help=text, group=group, show_default=False)
+        converter = _whole_number if kind is int else None
+        parameter = Parameter(name=names, help=text, group=group, show_default=False, converter=converter)
         made.append((name, Annotated[kind | None, parameter], field(default=None)))
     made_class = make_dataclass("Hyperparameters", made, frozen=True)
     made_class.__module__ = __name__  # cyclopts takes a class from `types`, where it would be, for a builtin
@@ -63,6 +74,16 @@ def _flag_type(annotation: Any) -> Any:
         return type(get_args(annotation)[0])
     return annotation if annotation in (int, float, bool, str) else str
 
+
+def _whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    """cyclopts itself rounds: 1.5 epochs would become 2."""
+    value = float(tokens[0].value)
+    if not value.is_integer():
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+Count = Annotated[int, Parameter(converter=_whole_number)]
 
 Hyperparameters: Any = _hyperparameter_flags()
 
@@ -80,7 +101,7 @@ def fit(
     weights: str | None = None,
     datastore: Datastores = None,
     gpus: str | None = None,
-    processes: int | None = None,
+    processes: Count | None = None,
     skip_invalid: bool | None = None,
     hyperparameters: Hyperparameters | None = None,
 ) -> None:
@@ -180,7 +201,7 @@ def validate(
     """
     from trainer.data.validate import validate as check
 
-    report = check(Task.parse(task), data, images=images, datastores=_mapping(datastore, {}))
+    report = check(Task.parse(task), data, images=images, datastores=_mapping(datastore, {}), progress=images)
     for problem in report.problems:
         print(problem)
     print(report.summary)
@@ -197,9 +218,9 @@ def predict(
     draw: Path | None = None,
     box_score_threshold: float | None = None,
     nms_iou_threshold: float | None = None,
-    box_detections_per_image: int | None = None,
+    box_detections_per_image: Count | None = None,
     mask_pixel_score_threshold: float | None = None,
-    max_number_of_polygon_points: int | None = None,
+    max_number_of_polygon_points: Count | None = None,
 ) -> None:
     """Score images with a trained model; a JSON line for each.
 
@@ -241,7 +262,7 @@ def predict(
 
 
 @app.command
-def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: int = 5001) -> None:
+def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: Count = 5001) -> None:
     """Answer scoring requests: POST /score as an Azure endpoint does, /invocations as MLflow does.
 
     Parameters
@@ -255,11 +276,11 @@ def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: int = 5001) -
     """
     from serving.server import serve as run_server
 
-    run_server(run_or_model, host, port)
+    run_server(run_or_model, host, port, announce=lambda url: print(f"serving {run_or_model} at {url}/score"))
 
 
 @app.command
-def sample_data(task: TaskName, directory: Path, /, *, images: int = 200, seed: int = 0) -> None:
+def sample_data(task: TaskName, directory: Path, /, *, images: Count = 200, seed: Count = 0) -> None:
     """Write a small real data set: scenes of scikit-learn's handwritten digits, in the data schema.
 
     Parameters
@@ -320,6 +341,7 @@ def _count(text: str) -> int:
 
 def main() -> None:
     """The program `trainer`: exit 1 with the error's text for a user's mistake, 130 after Ctrl-C."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is reported to anybody
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -362,7 +362,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         given = str(key)
         name = names.get(given)
         if name is None:
-            near = difflib.get_close_matches(given, names, n=3)
+            near = difflib.get_close_matches(given.lower(), names, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`trainer fit --help` lists all"
             problems.append(Problem(where, given, "no setting has this name", hint=hint))
         elif not takes(entry, name):
@@ -374,7 +374,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
             chosen[name], origins[name] = value, given
     merged = default_settings(task, model) | chosen
     crop = str(chosen.get("validation_crop_size", ""))
-    if crop.isdecimal() and "validation_resize_size" not in chosen:
+    if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
         merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
     clips = ("gradient_clip_value", "gradient_clip_norm")
     if all(chosen.get(name) is not None for name in clips):

@@ -28,7 +28,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 # Thousands of proposals are a two-stage detector's cost, not its principle.
 TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32}
-STEPS = 150
+STEPS = 300
 
 
 def smallest_models() -> list[tuple[Task, str]]:

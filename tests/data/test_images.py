@@ -85,9 +85,9 @@ def test_grey_with_a_transparent_value() -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_to_8(image_format: str) -> None:
-    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    values = np.array([[0, 257, 32896, 64000, 65535]], dtype=np.uint16)
     image = decode(encoded(Image.fromarray(values), image_format))
-    assert image[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert image[0, :, 0].tolist() == [0, 1, 128, 249, 255]
     assert (image[..., 0] == image[..., 2]).all()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +30,6 @@ class Published:
         head: prefixes of the tensors that depend on the classes; these alone may differ.
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
-        classes: Python classes that the file is made of where it holds a network rather than tensors; only
-            these are made when it is read. A class may be given as (class, name in the file).
     """
 
     files: tuple[str, ...]
@@ -38,7 +38,6 @@ class Published:
     head: tuple[str, ...] = ()
     prefix: str = ""
     partial: bool = False
-    classes: tuple[type | tuple[type, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def load(network: nn.Module, model: str, published: Published, choice: str) -> L
         return None
     path = _download(model, published) if choice == PRETRAINED else _find(Path(choice), model, published)
     named = choice != PRETRAINED and Path(choice).is_file()
-    state = _read(path, published, named=named)
+    state = _read(path, network, named=named)
     return _fit(network, model, published, state, str(path))
 
 
@@ -119,15 +118,18 @@ def _download(model: str, published: Published) -> Path:
         ) from error
 
 
-def _read(path: Path, published: Published, *, named: bool) -> Mapping[str, Tensor]:
-    """The file's tensors; pickles are read without running code, except files that the user names."""
+def _read(path: Path, network: nn.Module, *, named: bool) -> Mapping[str, Tensor]:
+    """The file's tensors; pickles are read without running code, except files that the user names.
+
+    A file that holds a whole network, as ultralytics publishes them, may be made of `network`'s own classes.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             tensors: dict[str, Tensor] = load_file(path)
             return tensors
-        with torch.serialization.safe_globals(list(published.classes)):
+        with torch.serialization.safe_globals(_classes(network)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises the same for forbidden objects and for files that are no pickle at all.
@@ -141,6 +143,17 @@ def _read(path: Path, published: Published, *, named: bool) -> Mapping[str, Tens
             ) from error
         content = _read_objects(path)
     return _tensors(content, path)
+
+
+def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """The classes of the network's modules, also under the package's name, where older files have them."""
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    for kind in {type(module) for module in network.modules()}:
+        allowed.append(kind)
+        package = kind.__module__.rpartition(".")[0]
+        if getattr(sys.modules.get(package), kind.__name__, None) is kind:
+            allowed.append((kind, f"{package}.{kind.__name__}"))
+    return allowed
 
 
 def _starts_as_pickle(path: Path) -> bool:
@@ -186,34 +199,32 @@ def _fit(
 ) -> Loaded:
     own = network.state_dict()
     head = published.head
-    needed = [key for key in own if not key.startswith(head) and not key.endswith(_COUNTER)]
+    needed = [key for key in own if not key.startswith(head)]
     if published.partial and not any(key in own for key in state):
         # A backbone's file: its own classifier has no place here.
         state = {published.prefix + key: value for key, value in state.items() if not key.startswith("fc.")}
         needed = [key for key in needed if key.startswith(published.prefix)]
-    taken = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    misfits = [
-        f"{key} {tuple(own[key].shape)} against {tuple(state[key].shape)}"
-        for key in own
-        if key in state and key not in taken and not key.startswith(head)
-    ]
-    missing = [key for key in needed if key not in state]
-    # A deeper network's file holds all that a shallower one asks for.
-    surplus = [
-        key for key in state if key not in own and not key.startswith(head) and not key.endswith(_COUNTER)
-    ]
-    if misfits or missing or surplus or not taken:
-        reason = "; ".join(
-            [
-                *misfits[:3],
-                *([f"without {', '.join(missing[:3])}"] if missing else []),
-                *([f"has {', '.join(surplus[:3])} besides"] if surplus else []),
-            ]
-        )
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if not key.startswith(head) or (key in own and own[key].shape == value.shape)
+    }
+    try:
+        # Not before this are names compared: torchvision's layers rename those of older files as they load.
+        outcome = network.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:4]]
+    else:
+        absent = set(outcome.missing_keys)
+        missing = [key for key in needed if key in absent and not key.endswith(_COUNTER)]
+        # A deeper network's file holds all that a shallower one asks for.
+        surplus = [key for key in outcome.unexpected_keys if not key.endswith(_COUNTER)]
+        reasons = [f"it lacks {', '.join(missing[:3])}"] if missing else []
+        reasons += [f"it also holds {', '.join(surplus[:3])}"] if surplus else []
+    if reasons:
         raise WeightsError(
-            f"{source} does not fit {model}: {len(taken)} of its {len(state)} tensors fit the {len(own)} of "
-            f"the network ({reason}). Give the weights of {model}, {published.files[0]}, or --weights none"
+            f"{source} does not fit {model}, it was made for another network: {'; '.join(reasons)}. "
+            f"Give the weights of {model}, {published.files[0]}, or --weights none"
         )
-    network.load_state_dict(taken, strict=False)
-    fresh = tuple(key for key in own if key not in taken and not key.endswith(_COUNTER))
-    return Loaded(source, len(taken), fresh)
+    fresh = tuple(key for key in own if key in absent and not key.endswith(_COUNTER))
+    return Loaded(source, len(fitting) - len(outcome.unexpected_keys), fresh)

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 # ultralytics reads these at its import: no usage reports, no look-ups, no greeting, its files in our cache.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_VERBOSE", "false")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-trainer"))
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from torch.utils.data import Dataset
 from torchvision.ops import batched_nms
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, patches
 
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction, Truth
 from trainer.models.catalog import find
@@ -37,6 +39,10 @@ from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
+
+# ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
+# no image: put the originals back.
+PIL.Image.open, torch.save = patches._image_open, patches._torch_save
 
 GREY = 114  # the colour of ultralytics' padding
 STRIDE = 32

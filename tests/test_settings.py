@@ -1,0 +1,426 @@
+"""Hyperparameters: names, ranges and defaults of the reference, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from trainer import settings
+from trainer.errors import JobError
+from trainer.models import catalog
+from trainer.settings import Settings, resolve
+from trainer.tasks import Task
+
+CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
+RESNET, VIT = (CLASSIFICATION, "resnet18"), (CLASSIFICATION, "vitb16r224")
+FASTER, MASK = (DETECTION, "fasterrcnn_resnet50_fpn"), (SEGMENTATION, "maskrcnn_resnet50_fpn")
+YOLOV5, YOLO11 = (DETECTION, "yolov5"), (DETECTION, "yolo11n")
+
+# Settings that all models of each kind share, as the reference gives them.
+GENERAL = {
+    "gradient_accumulation_step": 1,
+    "early_stopping": True,
+    "early_stopping_patience": 5,
+    "early_stopping_delay": 5,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "ams_gradient": False,
+    "learning_rate_scheduler": "warmup_cosine",
+    "step_lr_gamma": 0.5,
+    "step_lr_step_size": 5,
+    "warmup_cosine_lr_cycles": 0.45,
+    "warmup_cosine_lr_warmup_epochs": 2,
+    "evaluation_frequency": 1,
+    "checkpoint_frequency": None,
+    "distributed": True,
+    "random_seed": None,
+}
+CLASSIFIERS = {
+    "weighted_loss": 0,
+    "validation_resize_size": 256,
+    "validation_crop_size": 224,
+    "training_crop_size": 224,
+    "number_of_workers": 8,
+    "number_of_epochs": 15,
+    "layers_to_freeze": None,
+}
+BOXES = {
+    "nms_iou_threshold": 0.5,
+    "validation_metric_type": "voc",
+    "validation_iou_threshold": 0.5,
+    "log_validation_loss": "Enable",
+}
+RCNN = BOXES | {
+    "number_of_epochs": 15,
+    "training_batch_size": 2,
+    "validation_batch_size": 1,
+    "learning_rate": 0.005,
+    "number_of_workers": 4,
+    "min_size": 600,
+    "max_size": 1333,
+    "box_score_threshold": 0.3,
+    "box_detections_per_image": 100,
+    "layers_to_freeze": 2,  # conv1 and layer1
+    "gradient_clip_value": 5.0,
+    "gradient_clip_norm": None,
+}
+YOLO = BOXES | {
+    "number_of_epochs": 30,
+    "training_batch_size": 16,
+    "validation_batch_size": 16,
+    "learning_rate": 0.01,
+    "number_of_workers": 8,
+    "image_size": 640,
+    "model_size": "medium",
+    "multi_scale": False,
+    "box_score_threshold": 0.1,
+    "box_detections_per_image": 300,
+    "layers_to_freeze": None,
+    "gradient_clip_value": 5.0,
+}
+MASKS = {"mask_pixel_score_threshold": 0.5, "max_number_of_polygon_points": 100}
+
+
+def sized(training: int, validation: int, rate: float, *, norm: float | None = None) -> dict[str, Any]:
+    return {
+        "training_batch_size": training,
+        "validation_batch_size": validation,
+        "learning_rate": rate,
+        "gradient_clip_norm": norm,
+        "gradient_clip_value": 5.0 if norm is None else None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        *((CLASSIFICATION, m, CLASSIFIERS | sized(78, 78, 0.01)) for m in ("resnet18", "seresnext")),
+        *((MULTILABEL, m, CLASSIFIERS | sized(78, 78, 0.035)) for m in ("mobilenetv2", "resnest101")),
+        (CLASSIFICATION, "vits16r224", CLASSIFIERS | sized(128, 128, 0.0125, norm=1.0)),
+        (CLASSIFICATION, "vitb16r224", CLASSIFIERS | sized(48, 48, 0.0125, norm=1.0)),
+        (CLASSIFICATION, "vitl16r224", CLASSIFIERS | sized(10, 10, 0.001, norm=1.0)),
+        (MULTILABEL, "vits16r224", CLASSIFIERS | sized(128, 128, 0.025, norm=1.0)),
+        (MULTILABEL, "vitb16r224", CLASSIFIERS | sized(48, 48, 0.025, norm=1.0)),
+        (MULTILABEL, "vitl16r224", CLASSIFIERS | sized(10, 10, 0.002, norm=1.0)),
+        (*FASTER, RCNN),
+        (DETECTION, "fasterrcnn_resnet152_fpn", RCNN),
+        (*MASK, RCNN | MASKS),
+        (*YOLOV5, YOLO),
+        (*YOLO11, YOLO),
+    ],
+)
+def test_defaults_are_those_of_the_reference(task: Task, model: str, expected: dict[str, Any]) -> None:
+    resolved = resolve(task, model, {}).model_dump()
+    wanted = GENERAL | expected
+    assert {name: resolved[name] for name in wanted} == wanted
+    assert resolved["advanced_settings"] == {
+        "stream_image_files": False,
+        "apply_automl_train_augmentations": True,
+        "apply_mosaic_for_yolo": True,
+    }
+
+
+@pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
+def test_every_models_defaults_resolve(entry: catalog.ModelEntry) -> None:
+    for task in entry.tasks:
+        resolved = resolve(task, entry.name, {})
+        assert resolved.model_dump() == Settings(**settings.default_settings(task, entry.name)).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("old", "name", "value", "model"),
+    [
+        ("grad_accumulation_step", "gradient_accumulation_step", 4, RESNET),
+        ("amsgrad", "ams_gradient", True, RESNET),
+        ("lr_scheduler", "learning_rate_scheduler", "step", RESNET),
+        ("num_workers", "number_of_workers", 0, RESNET),
+        ("seed", "random_seed", 7, RESNET),
+        ("valid_resize_size", "validation_resize_size", 300, RESNET),
+        ("valid_crop_size", "validation_crop_size", 192, RESNET),
+        ("train_crop_size", "training_crop_size", 192, RESNET),
+        ("box_score_thresh", "box_score_threshold", 0.2, FASTER),
+        ("nms_iou_thresh", "nms_iou_threshold", 0.2, YOLOV5),
+        ("box_detections_per_img", "box_detections_per_image", 5, MASK),
+        ("img_size", "image_size", 320, YOLOV5),
+        ("box_iou_thresh", "validation_iou_threshold", 0.75, MASK),
+    ],
+)
+def test_older_jobs_names_mean_the_same(old: str, name: str, value: Any, model: tuple[Task, str]) -> None:
+    resolved = resolve(*model, {old: value})
+    assert getattr(resolved, name) == value
+    assert resolved == resolve(*model, {name: value})
+
+
+# name: (model, values to accept, values to refuse)
+RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
+    "number_of_epochs": (RESNET, [1, 1000], [0, -1, 1.5]),
+    "training_batch_size": (RESNET, [1], [0, -4]),
+    "validation_batch_size": (RESNET, [1], [0]),
+    "learning_rate": (RESNET, [0, 1, 1e-5], [-1e-9, 1.01]),
+    "gradient_accumulation_step": (RESNET, [1, 64], [0]),
+    "early_stopping": (RESNET, [True, False, 0, 1], [2, "maybe"]),
+    "early_stopping_patience": (RESNET, [1], [-1, 0.5]),
+    "early_stopping_delay": (RESNET, [0, 5], [-1]),
+    "optimizer": (RESNET, ["sgd", "adam", "adamw"], ["lion", "", 1]),
+    "momentum": (RESNET, [0, 1], [-0.1, 1.1]),
+    "nesterov": (RESNET, [True, 0], ["nesterov"]),
+    "weight_decay": (RESNET, [0, 1], [-0.1, 1.1]),
+    "beta1": (RESNET, [0, 0.99], [-0.1, 1.1]),
+    "beta2": (RESNET, [0, 0.9999], [-0.1, 1.1]),
+    "ams_gradient": (RESNET, [True, 1], [7]),
+    "learning_rate_scheduler": (RESNET, ["warmup_cosine", "step"], ["cosine"]),
+    "step_lr_gamma": (RESNET, [0, 1], [-0.1, 1.1]),
+    "step_lr_step_size": (RESNET, [1], [0]),
+    "warmup_cosine_lr_cycles": (RESNET, [0, 1], [-0.1, 1.1]),
+    "warmup_cosine_lr_warmup_epochs": (RESNET, [0, 3], [-1]),
+    "evaluation_frequency": (RESNET, [1, 5], [0]),
+    "checkpoint_frequency": (RESNET, [1, 5, None], [0]),
+    "layers_to_freeze": (RESNET, [1, 5, None], [0, -1]),
+    "distributed": (RESNET, [True, False], ["all"]),
+    "number_of_workers": (RESNET, [0, 64], [-1]),
+    "random_seed": (RESNET, [0, 2**32 - 1, None], [-1, 2**32, 0.5]),
+    "weighted_loss": (RESNET, [0, 1, 2], [3, -1, 0.5]),
+    "validation_resize_size": (RESNET, [224, 512], [0]),
+    "validation_crop_size": (RESNET, [1, 256], [0]),
+    "training_crop_size": (RESNET, [1, 512], [0]),
+    "min_size": (FASTER, [1, 1333], [0]),
+    "max_size": (MASK, [600, 4000], [0]),
+    "box_score_threshold": (YOLOV5, [0, 1], [-0.1, 1.1]),
+    "nms_iou_threshold": (FASTER, [0, 1], [-0.1, 1.1]),
+    "box_detections_per_image": (FASTER, [1, 1000], [0]),
+    "image_size": (YOLOV5, [32, 1280], [0, 31]),
+    "model_size": (YOLOV5, ["small", "medium", "large", "extra_large"], ["tiny", 3]),
+    "multi_scale": (YOLOV5, [True, 0], ["both"]),
+    "validation_metric_type": (FASTER, ["none", "coco", "voc", "coco_voc"], ["pascal"]),
+    "validation_iou_threshold": (MASK, [0.1, 1], [0.09, 1.1]),
+    "log_validation_loss": (FASTER, ["Enable", "Disable"], ["on"]),
+    "mask_pixel_score_threshold": (MASK, [0, 1], [-0.1, 1.1]),
+    "max_number_of_polygon_points": (MASK, [3, 1000], [2]),
+    "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
+    "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
+    "advanced_settings": (RESNET, [{}, "{}", {"stream_image_files": True}], ["", "{", "[]", 3, None]),
+}
+
+
+def test_the_table_of_ranges_leaves_no_setting_out() -> None:
+    assert RANGES.keys() == Settings.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_values_inside_the_range_are_taken_and_outside_refused(name: str) -> None:
+    model, inside, outside = RANGES[name]
+    for value in inside:
+        resolve(*model, {name: value})
+    for value in outside:
+        with pytest.raises(JobError) as caught:
+            resolve(*model, {name: value})
+        assert [problem.field for problem in caught.value.problems] == [name], value
+        if value not in ("", "{", "[]"):
+            assert caught.value.problems[0].got == repr(value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity"])
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "gradient_clip_value", "number_of_epochs"])
+def test_nan_and_infinity_are_no_values(name: str, value: Any) -> None:
+    with pytest.raises(JobError) as caught:
+        resolve(*RESNET, {name: value})
+    assert caught.value.problems[0].field == name
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"learning_rate": "1e-3"}, {"learning_rate": 0.001}),  # YAML 1.1 reads 1e-3 as text
+        ({"number_of_epochs": "3"}, {"number_of_epochs": 3}),
+        ({"number_of_epochs": 3.0}, {"number_of_epochs": 3}),
+        ({"weighted_loss": "2"}, {"weighted_loss": 2}),
+        ({"early_stopping": 0}, {"early_stopping": False}),
+        ({"early_stopping": "0"}, {"early_stopping": False}),
+        ({"early_stopping": "False"}, {"early_stopping": False}),
+        ({"optimizer": "Sgd"}, {"optimizer": "sgd"}),
+        ({"optimizer": "AdamW"}, {"optimizer": "adamw"}),
+        ({"optimizer": "Adamw"}, {"optimizer": "adamw"}),
+        ({"learning_rate_scheduler": "WarmupCosine"}, {"learning_rate_scheduler": "warmup_cosine"}),
+        ({"valid_crop_size": "448"}, {"validation_crop_size": 448, "validation_resize_size": 512}),
+    ],
+)
+def test_values_as_rest_yaml_and_flags_write_them(given: dict[str, Any], meant: dict[str, Any]) -> None:
+    resolved = resolve(*RESNET, given)
+    assert {name: getattr(resolved, name) for name in meant} == meant
+
+
+@pytest.mark.parametrize("spelled", ["xlarge", "extra_large", "ExtraLarge", "EXTRA_LARGE"])
+def test_the_largest_yolov5_has_several_spellings(spelled: str) -> None:
+    assert resolve(*YOLOV5, {"model_size": spelled}).model_size == "extra_large"
+
+
+def test_the_rest_form_of_metric_types_is_read() -> None:
+    assert resolve(*FASTER, {"validation_metric_type": "CocoVoc"}).validation_metric_type == "coco_voc"
+
+
+@pytest.mark.parametrize("name", ["number_of_epochs", "learning_rate", "weighted_loss", "optimizer", "seed"])
+def test_a_boolean_is_no_number(name: str) -> None:
+    with pytest.raises(JobError, match="must not be a boolean, got True"):
+        resolve(*RESNET, {name: True})
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "value", "takers"),
+    [
+        (RESNET, "min_size", 600, "R-CNNs"),
+        (RESNET, "img_size", 640, "YOLO models"),
+        (RESNET, "box_score_threshold", 0.5, "R-CNNs and YOLO models"),
+        (RESNET, "validation_metric_type", "coco", "R-CNNs and YOLO models"),
+        (VIT, "log_validation_loss", "Enable", "R-CNNs and YOLO models"),
+        (FASTER, "weighted_loss", 1, "classifiers"),
+        (FASTER, "model_size", "small", "yolov5"),
+        (FASTER, "multi_scale", True, "YOLO models"),
+        (FASTER, "mask_pixel_score_threshold", 0.5, "Mask R-CNNs"),
+        (YOLO11, "mask_pixel_score_threshold", 0.5, "Mask R-CNNs"),
+        (YOLO11, "model_size", "small", "yolov5"),  # its size is part of its name
+        (YOLOV5, "max_size", 1000, "R-CNNs"),
+        (MASK, "valid_crop_size", 224, "classifiers"),
+    ],
+)
+def test_a_misplaced_setting_is_refused_with_the_models_that_take_it(
+    model: tuple[Task, str], name: str, value: Any, takers: str
+) -> None:
+    with pytest.raises(JobError) as caught:
+        resolve(*model, {name: value})
+    (problem,) = caught.value.problems
+    assert problem.field == name
+    assert problem.rule == f"means nothing to {model[1]}; it is a setting of {takers}"
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("learning_rte", "learning_rate"),
+        ("numer_of_epochs", "number_of_epochs"),
+        ("batch_size", "training_batch_size"),
+        ("learning-rate", "learning_rate"),
+        ("Number-Of-Epochs", "number_of_epochs"),
+        ("학습률", None),
+        (3, None),
+    ],
+)
+def test_a_typo_gets_near_names_or_the_list_of_all(typo: Any, meant: str | None) -> None:
+    with pytest.raises(JobError) as caught:
+        resolve(*RESNET, {typo: 1})
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.rule) == (str(typo), "no setting has this name")
+    if meant:
+        assert problem.hint.startswith("did you mean ")
+        assert meant in problem.hint
+    else:
+        assert "trainer fit --help" in problem.hint
+
+
+def test_everything_wrong_is_reported_at_once_with_its_place() -> None:
+    wrong = {
+        "learning_rte": 0.1,
+        "min_size": 600,
+        "number_of_epochs": 0,
+        "momentum": "much",
+        "advanced_settings": '{"apply_mosaic": false, "stream_image_files": "sometimes"}',
+    }
+    with pytest.raises(JobError) as caught:
+        resolve(*YOLO11, wrong, where="job.yml")
+    assert {problem.field for problem in caught.value.problems} == {
+        "learning_rte",
+        "min_size",
+        "number_of_epochs",
+        "momentum",
+        "advanced_settings.apply_mosaic",
+        "advanced_settings.stream_image_files",
+    }
+    assert all(problem.where == "job.yml" for problem in caught.value.problems)
+    assert "apply_mosaic_for_yolo" in str(caught.value)  # the keys that there are
+
+
+def test_one_setting_by_two_names_is_refused_unless_they_agree() -> None:
+    with pytest.raises(JobError) as caught:
+        resolve(*RESNET, {"lr_scheduler": "step", "learning_rate_scheduler": "warmup_cosine"})
+    (problem,) = caught.value.problems
+    assert problem.field == "learning_rate_scheduler"
+    assert problem.rule == "is given twice, as lr_scheduler too"
+    agreed = resolve(*RESNET, {"lr_scheduler": "step", "learning_rate_scheduler": "step"})
+    assert agreed.learning_rate_scheduler == "step"
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "said"),
+    [
+        (RESNET, {"valid_resize_size": 200}, r"validation_resize_size \(200\) must be at least"),
+        (RESNET, {"valid_crop_size": 256, "valid_resize_size": 224}, r"validation_crop_size \(256\)"),
+        (FASTER, {"max_size": 500}, r"max_size \(500\) must be at least min_size \(600\)"),
+        (FASTER, {"min_size": 1400}, r"max_size \(1333\) must be at least min_size \(1400\)"),
+        (VIT, {"training_crop_size": 256}, "must equal validation_crop_size"),
+        (VIT, {"validation_crop_size": 384}, "must equal validation_crop_size"),
+        (RESNET, {"gradient_clip_value": 1, "gradient_clip_norm": 1}, "cannot be combined"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    model: tuple[Task, str], values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(JobError, match=said):
+        resolve(*model, values)
+
+
+def test_a_vit_may_have_another_crop_if_both_have_it() -> None:
+    resolved = resolve(*VIT, {"training_crop_size": 448, "validation_crop_size": 448})
+    assert resolved.validation_resize_size == 512  # keeps the relation to the crop
+
+
+def test_a_resnet_may_train_on_another_crop_than_it_validates_on() -> None:
+    assert resolve(*RESNET, {"training_crop_size": 192}).validation_crop_size == 224
+
+
+def test_clipping_one_way_replaces_the_models_own_way() -> None:
+    by_value = resolve(*VIT, {"gradient_clip_value": 2})
+    assert (by_value.gradient_clip_value, by_value.gradient_clip_norm) == (2, None)
+    by_norm = resolve(*RESNET, {"gradient_clip_norm": 2})
+    assert (by_norm.gradient_clip_value, by_norm.gradient_clip_norm) == (None, 2)
+    off = resolve(*RESNET, {"gradient_clip_value": None})
+    assert (off.gradient_clip_value, off.gradient_clip_norm) == (None, None)
+
+
+def test_advanced_settings_are_a_json_string_or_a_mapping() -> None:
+    text = resolve(*YOLOV5, {"advanced_settings": '{"apply_mosaic_for_yolo": false}'})
+    assert text == resolve(*YOLOV5, {"advanced_settings": {"apply_mosaic_for_yolo": False}})
+    assert not text.advanced_settings.apply_mosaic_for_yolo
+    assert text.advanced_settings.apply_automl_train_augmentations
+    with pytest.raises(JobError, match="must be a JSON object"):
+        resolve(*YOLOV5, {"advanced_settings": "{apply_mosaic_for_yolo: false}"})
+
+
+def test_an_unknown_model_or_task_mismatch_is_a_users_error() -> None:
+    with pytest.raises(JobError, match="did you mean resnet18"):
+        resolve(CLASSIFICATION, "resnet-18", {})
+    with pytest.raises(JobError, match="not for object-detection"):
+        resolve(DETECTION, "resnet18", {})
+
+
+def test_defaults_in_words_name_the_models_that_differ() -> None:
+    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models"
+    assert settings.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
+    assert settings.default_in_words("early_stopping") == "true"
+    assert "0.002 for vitl16r224 with several labels" in settings.default_in_words("learning_rate")
+
+
+def test_every_setting_has_a_heading_and_a_help_text() -> None:
+    for name, info in Settings.model_fields.items():
+        assert settings.group_of(name)
+        assert info.description, name
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    resolved = resolve(*RESNET, {})
+    with pytest.raises(ValueError, match="frozen"):
+        resolved.learning_rate = 0.5
