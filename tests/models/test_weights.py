@@ -132,6 +132,34 @@ def test_a_file_of_the_same_classes_is_taken_whole(
     assert_taken(network, state, but=())
 
 
+def test_a_vits_position_embedding_is_resampled_to_the_crop(tmp_path: Path) -> None:
+    values = {"validation_crop_size": 64, "training_crop_size": 64}
+    published = timm.create_model("vit_small_patch16_224", img_size=32)
+    file = tmp_path / "vit.pth"
+    torch.save(published.state_dict(), file)
+    settings = resolve(Task.CLASSIFICATION, "vits16r224", values)
+    options = import_module("trainer.models.classifiers").FAMILY.options(
+        Task.CLASSIFICATION, "vits16r224", settings, True
+    )
+    spec = Spec(
+        family="classifiers",
+        model="vits16r224",
+        task=Task.CLASSIFICATION,
+        classes=("a", "b"),
+        options=options,
+        parameters=ScoringParameters(),
+    )
+    family = create(spec)
+    network = family.build()
+    loaded = weights.load(network, "vits16r224", family.published(), str(file))
+    assert loaded is not None
+    assert loaded.fresh == ("head.weight", "head.bias")
+    state = network.state_dict()
+    assert state["pos_embed"].shape[1] == 1 + 4 * 4
+    assert torch.equal(state["pos_embed"][:, 0], published.state_dict()["pos_embed"][:, 0])
+    assert torch.equal(state["blocks.0.norm1.weight"], published.state_dict()["blocks.0.norm1.weight"])
+
+
 def test_of_a_runs_checkpoint_the_average_that_was_scored_is_taken(
     tmp_path: Path, resnet: tuple[Family, nn.Module]
 ) -> None:

@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -66,6 +67,8 @@ class Classifiers(Family):
             hub=config.hf_hub_id or "",
             url=config.url or "",
             head=(config.classifier,),
+            # A ViT's position embedding is resampled to the crop's grid.
+            adapt=checkpoint_filter_fn if config.fixed_input_size else None,
         )
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:

@@ -84,13 +84,14 @@ class RCNN(Family):
         return built
 
     def published(self) -> Published:
+        head = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
         if self.backbone == "resnet50":
             weights = MaskRCNN_ResNet50_FPN_Weights if self.masks else FasterRCNN_ResNet50_FPN_Weights
             url = weights.COCO_V1.url
-            head = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
             return Published(files=(url.rsplit("/", 1)[1],), url=url, head=head)
         url = get_model_weights(self.backbone).IMAGENET1K_V1.url
-        return Published(files=(url.rsplit("/", 1)[1],), url=url, prefix="backbone.body.", partial=True)
+        file = url.rsplit("/", 1)[1]
+        return Published(files=(file,), url=url, head=head, prefix="backbone.body.", partial=True)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""

@@ -30,6 +30,7 @@ class Published:
         head: prefixes of the tensors that depend on the classes; these alone may differ.
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
+        adapt: (tensors, network) → tensors that fit a network of another image size, as the library does it.
     """
 
     files: tuple[str, ...]
@@ -38,6 +39,7 @@ class Published:
     head: tuple[str, ...] = ()
     prefix: str = ""
     partial: bool = False
+    adapt: Callable[..., dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,8 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
 def _fit(
     network: nn.Module, model: str, published: Published, state: Mapping[str, Tensor], source: str
 ) -> Loaded:
+    if published.adapt is not None:
+        state = published.adapt(dict(state), network)
     own = network.state_dict()
     head = published.head
     needed = [key for key in own if not key.startswith(head)]

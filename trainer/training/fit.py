@@ -28,6 +28,7 @@ from trainer.errors import JobError, Problem
 from trainer.job import Job
 from trainer.models import Family, Spec, create, weights
 from trainer.models.catalog import find
+from trainer.models.weights import Loaded
 from trainer.models.weights_choice import NONE
 from trainer.runs import Durations, Result, Run
 from trainer.scoring import ScoringParameters
@@ -73,15 +74,15 @@ def fit(job: Job, *, progress: bool = False) -> Run:
             skipped_path=skipped,
             progress=progress,
         )
-        # Only data that can be trained on claim a run's directory.
+        seed_everything(seed, workers=True, verbose=False)
+        family, network, loaded = _network(job, settings, data)
+        # Only what can be trained claims a run's directory.
         run = _claim(job)
         if skipped.exists():
             shutil.copyfile(skipped, run.skipped)
     with _logging_to(run.log):
-        _announce(job, data, run)
+        _announce(job, data, run, loaded)
         run.job.write_text(job.to_yaml(), encoding="utf-8")
-        seed_everything(seed, workers=True, verbose=False)
-        family, network = _network(job, settings, data)
         prepared = time.perf_counter()
 
         module, best = _train(job, run, settings, devices, data, family, network, seed, progress)
@@ -153,7 +154,7 @@ def _claim(job: Job) -> Run:
     return run
 
 
-def _announce(job: Job, data: Data, run: Run) -> None:
+def _announce(job: Job, data: Data, run: Run, loaded: Loaded | None) -> None:
     for warning in data.warnings:
         log.warning("%s", warning)
     if data.skipped:
@@ -162,10 +163,11 @@ def _announce(job: Job, data: Data, run: Run) -> None:
         "training %s for %s: %d training and %d validation images, %d classes",
         job.model_name, job.task, len(data.train), len(data.validation), len(data.classes),
     )  # fmt: skip
+    log.info("weights: %s", loaded or "none, training from scratch")
     log.info("run directory: %s", run.directory)
 
 
-def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Module]:
+def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Module, Loaded | None]:
     entry = find(job.model_name, job.task)
     module = import_module(f"trainer.models.{entry.family}")
     choice = job.weights_choice
@@ -182,8 +184,7 @@ def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Modul
     family = create(spec)
     network = family.build()
     loaded = weights.load(network, job.model_name, family.published(), choice)
-    log.info("weights: %s", loaded or "none, training from scratch")
-    return family, network.to(memory_format=torch.channels_last)
+    return family, network.to(memory_format=torch.channels_last), loaded
 
 
 def _train(
@@ -224,9 +225,11 @@ def _train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, batches)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(module, batches)
+        except SystemExit as error:
+            # Lightning's answer to Ctrl-C, after it has ended its processes.
+            raise KeyboardInterrupt from error
     return module, best
 
 

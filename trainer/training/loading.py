@@ -110,7 +110,7 @@ class Batches(LightningDataModule):
 
     def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
         _, ranks = self._ranks()
-        workers = min(self.settings.number_of_workers, max(1, (os.cpu_count() or 1) // ranks))
+        workers = min(self.settings.number_of_workers, max(1, _cores() // ranks))
         return DataLoader(
             items,
             batch_size=size,
@@ -124,6 +124,11 @@ class Batches(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def _cores() -> int:
+    """The cores that this process may use; in a container often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread(_worker: int) -> None:
