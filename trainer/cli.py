@@ -172,7 +172,7 @@ def fit(
 
     from trainer.training.fit import fit as run_job
 
-    run = run_job(job, progress=sys.stdout.isatty())
+    run = run_job(job, progress=True)
     result = run.read_result()
     print(
         f"\nrun         {run.directory}\nbest epoch  {result.best_epoch} of {result.epochs}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.runs import Run
 from trainer.settings import Settings
@@ -85,6 +86,63 @@ class StopEarly(Callback):
         if self.waited >= self.patience and epoch < (trainer.max_epochs or math.inf):
             trainer.should_stop = True
             log.info("stopping early: no better %s in %d evaluations", self.best.primary_metric, self.waited)
+
+
+class ShowProgress(Callback):
+    """A bar for each epoch's batches, training and validation, on a terminal."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, transient=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+
+    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
+        self._begin("evaluating", sum(trainer.num_val_batches))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._advance()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._advance()
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        self.bar.stop()
+
+    def _begin(self, text: str, batches: float) -> None:
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
+        self.bar.add_task(text, total=batches)
+        self.bar.start()
+
+    def _advance(self) -> None:
+        self.bar.advance(self.bar.task_ids[-1])
+
+
+class SayProgress(Callback):
+    """A line in the log now and then within an epoch, so that long ones are seen to move."""
+
+    SECONDS_BETWEEN_LINES = 60.0
+
+    def __init__(self) -> None:
+        self.last = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if time.monotonic() - self.last < self.SECONDS_BETWEEN_LINES or not trainer.is_global_zero:
+            return
+        self.last = time.monotonic()
+        total = int(trainer.num_training_batches)
+        log.info(
+            "epoch %d/%d: %d of %d batches, loss %.4f",
+            trainer.current_epoch + 1, trainer.max_epochs, index + 1, total, module.losses["loss"],
+        )  # fmt: skip
 
 
 class Record(Callback):

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -16,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning import Callback, Trainer, seed_everything
 from torch import nn
 
 from serving.answers import to_answer
@@ -33,7 +33,7 @@ from trainer.models.weights_choice import NONE
 from trainer.runs import Durations, Result, Run
 from trainer.scoring import ScoringParameters
 from trainer.settings import Settings
-from trainer.training.callbacks import EvaluateLast, KeepBest, Record, StopEarly
+from trainer.training.callbacks import EvaluateLast, KeepBest, Record, SayProgress, ShowProgress, StopEarly
 from trainer.training.loading import Batches
 from trainer.training.module import TrainingModule
 
@@ -48,7 +48,7 @@ def fit(job: Job, *, progress: bool = False) -> Run:
     """Train a model on the job's data, package the best epoch's, and score the validation data with it.
 
     Args:
-        progress: show progress bars, for a terminal.
+        progress: show how far long work is: bars on a terminal, lines elsewhere.
 
     Raises:
         DataError: the data break the schema; all problems at once, before anything is written.
@@ -202,11 +202,14 @@ def _train(
     batches = Batches(family, RecordExamples(data.train, data.classes), validation, settings, seed)
     module = TrainingModule(family, network, validation.truths, settings)
     best = KeepBest(run, job.metric, settings.checkpoint_frequency)
-    callbacks = [EvaluateLast(), best, Record(run.metrics, best)]
+    main = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    shown: list[Callback] = []
+    if progress and main:
+        shown = [ShowProgress()] if sys.stdout.isatty() else [SayProgress()]
+    # The bar ends its epoch before the line on it is written.
+    callbacks = [*shown, EvaluateLast(), best, Record(run.metrics, best)]
     if settings.early_stopping:
         callbacks.append(StopEarly(best, settings))
-    if progress:
-        callbacks.append(RichProgressBar(leave=False))
     clips_norm = settings.gradient_clip_norm is not None
     with _quiet_lightning():
         trainer = Trainer(
@@ -221,7 +224,7 @@ def _train(
             num_sanity_val_steps=0,
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
