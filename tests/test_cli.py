@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,12 @@ def write_lines(path: Path, *lines: object) -> Path:
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small detection set, made by the command."""
-    folder = tmp_path_factory.mktemp("data") / "숫자"
+    folder = tmp_path_factory.mktemp("data") / "작은 숫자"
     done = trainer("sample-data", "object-detection", folder, "--images", 10)
     assert done.returncode == 0, done.stderr
     assert str(folder / "train.jsonl") in done.stdout
-    assert f"trainer fit --task object-detection --data {folder / 'train.jsonl'}" in done.stdout
+    typed = shlex.quote(str(folder / "train.jsonl"))
+    assert f"trainer fit --task object-detection --data {typed}" in done.stdout
     return folder
 
 
@@ -95,7 +97,8 @@ def test_fit_help_names_every_setting_by_all_its_names_with_default_and_takers()
         assert settings.group_of(name) in text
         assert (info.description or "")[:40] in text, name
     assert "[default: 15; 30 for YOLO models]" in text
-    assert "Which of yolov5's sizes. Only yolov5. [default: medium]" in text
+    assert "sizes. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
+    assert "One of sgd, adam, adamw. [default: sgd]" in text
     for flag in ("--task", "--data", "--config", "--weights", "--datastore", "--gpus", "--skip-invalid"):
         assert f"{flag} " in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
@@ -29,6 +30,7 @@ app = App(
     help="Trains, packages and serves image models from Azure AutoML for Images data, on your own machines.",
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says so
     default_parameter=Parameter(negative_iterable=()),
 )
 
@@ -53,6 +55,8 @@ def _hyperparameter_flags() -> type:
         heading = settings.group_of(name)
         group = groups.setdefault(heading, Group(heading, sort_key=10 + len(groups)))
         text = info.description or ""
+        if get_origin(info.annotation) is Literal:
+            text += f" One of {', '.join(map(str, get_args(info.annotation)))}."
         if takers := settings.takers(name):
             text += f" Only {takers}."
         text += f" [default: {settings.default_in_words(name)}]"
@@ -174,10 +178,11 @@ def fit(
 
     run = run_job(job, progress=True)
     result = run.read_result()
+    typed = shlex.quote(str(run.directory))
     print(
         f"\nrun         {run.directory}\nbest epoch  {result.best_epoch} of {result.epochs}"
-        f"\n{result.primary_metric}  {result.value:.4f}\nmodel       {run.model}"
-        f"\n\nnext:  trainer serve {run.directory}\n       trainer predict {run.directory} IMAGE..."
+        f"\n{result.primary_metric:10}  {result.value:.4f}\nmodel       {run.model}"
+        f"\n\nnext:  trainer serve {typed}\n       trainer predict {typed} IMAGE..."
     )
 
 
@@ -297,8 +302,8 @@ def sample_data(task: TaskName, directory: Path, /, *, images: Count = 200, seed
     made = make(Task.parse(task), directory, images=images, seed=seed, progress=sys.stdout.isatty())
     print(f"training data    {made.train}\nvalidation data  {made.validation}")
     print(
-        f"\nnext:  trainer fit --task {Task.parse(task)} --data {made.train} "
-        f"--validation-data {made.validation} --weights none"
+        f"\nnext:  trainer fit --task {Task.parse(task)} --data {shlex.quote(str(made.train))} "
+        f"--validation-data {shlex.quote(str(made.validation))} --weights none"
     )
 
 

@@ -264,6 +264,9 @@ def _logging_to(path: Path) -> Iterator[None]:
     log.setLevel(logging.DEBUG)
     try:
         yield
+    except KeyboardInterrupt:
+        log.warning("interrupted; %s holds what was reached", path.parent)
+        raise
     except Exception:
         log.debug("the run failed", exc_info=True)  # for the file; the caller shows the error itself
         raise
