@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -25,9 +23,11 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
+from trainer.annotations import Detections, Examples, Image, Objects, Prediction
+from trainer.models.box_augmentation import augment
 from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry, Spec
+from trainer.models.masks import paste, rasterise
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -210,36 +210,6 @@ class _NormaliseAndPad(GeneralizedRCNNTransform):
         return image, target
 
 
-def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels."""
-    height, width = geometry.image_size
-    factor = np.array([width * geometry.scale[0], height * geometry.scale[1]])
-    canvas = np.zeros(geometry.tensor_size, dtype=np.uint8)
-    # A pixel is filled where its centre lies inside: shift by half a pixel, with 4 fractional bits.
-    points = [
-        np.rint((polygon * factor + geometry.offset - 0.5) * 16).astype(np.int32) for polygon in polygons
-    ]
-    cv2.fillPoly(canvas, points, (1,), shift=4)
-    return canvas
-
-
-def paste(box: FloatArray, mask: FloatArray, image_size: tuple[int, int], threshold: float) -> Mask:
-    """A mask head's probabilities [m, m] over a normalised box → the pixels of the image it covers.
-
-    Sampled bilinearly at the pixel centres, as in He et al. 2017, with the border padded by zeros.
-    """
-    height, width = image_size
-    x1, y1, x2, y2 = (float(v) for v in box * np.array([width, height, width, height], dtype=np.float32))
-    left, top = max(0, int(np.floor(x1))), max(0, int(np.floor(y1)))
-    right, bottom = min(width, max(left + 1, int(np.ceil(x2)))), min(height, max(top + 1, int(np.ceil(y2))))
-    size = mask.shape[0]
-    columns = ((np.arange(left, right) + 0.5 - x1) / max(x2 - x1, 1e-6) * size - 0.5).astype(np.float32)
-    rows = ((np.arange(top, bottom) + 0.5 - y1) / max(y2 - y1, 1e-6) * size - 0.5).astype(np.float32)
-    grid_x, grid_y = np.meshgrid(columns, rows)
-    sampled = cv2.remap(mask, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
-    return Mask(left, top, sampled >= threshold)
-
-
 class _TrainingDataset(Dataset[Item]):
     """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`."""
 
@@ -261,57 +231,6 @@ class _TrainingDataset(Dataset[Item]):
             image, truth = augment(image, truth, generator)
         tensor, geometry = self.family.preprocess(image)
         return tensor, self.family.target(truth, geometry)
-
-
-def augment(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
-    """Crop or expand (p = .5), then flip (p = .5)."""
-    if generator.random() < 0.5:
-        change = _crop if generator.random() < 0.5 else _expand
-        image, truth = change(image, truth, generator)
-    if generator.random() < 0.5:
-        image = np.ascontiguousarray(image[:, ::-1])
-        truth = _moved(truth, np.array([-1.0, 1.0]), np.array([1.0, 0.0]))
-    return image, truth
-
-
-def _crop(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
-    """Cut away a random part of the margin around all the boxes, so that no object is cut."""
-    if not len(truth.boxes):
-        return image, truth
-    height, width = image.shape[:2]
-    left, top = generator.uniform(0, truth.boxes[:, :2].min(axis=0))
-    right, bottom = generator.uniform(truth.boxes[:, 2:].max(axis=0), 1)
-    x1, y1, x2, y2 = (
-        int(left * width),
-        int(top * height),
-        math.ceil(right * width),
-        math.ceil(bottom * height),
-    )
-    scale = np.array([width / (x2 - x1), height / (y2 - y1)])
-    return image[y1:y2, x1:x2], _moved(truth, scale, np.array([-x1 / (x2 - x1), -y1 / (y2 - y1)]))
-
-
-def _expand(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
-    """Place the image at random on a canvas up to twice as large, in the ImageNet mean colour."""
-    height, width = image.shape[:2]
-    factor = generator.uniform(1, 2)
-    size = (int(height * factor), int(width * factor))
-    top, left = generator.integers(0, size[0] - height + 1), generator.integers(0, size[1] - width + 1)
-    canvas = np.full((*size, 3), (124, 116, 104), dtype=np.uint8)
-    canvas[top : top + height, left : left + width] = image
-    scale = np.array([width / size[1], height / size[0]])
-    return canvas, _moved(truth, scale, np.array([left / size[1], top / size[0]]))
-
-
-def _moved(truth: Objects, scale: npt.NDArray[np.float64], shift: npt.NDArray[np.float64]) -> Objects:
-    """Objects under (x, y) → (x, y) · scale + shift, in normalised coordinates; a negative scale mirrors."""
-    corners = truth.boxes.reshape(-1, 2, 2) * scale + shift
-    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).clip(0, 1).astype(np.float32)
-    polygons = truth.polygons and tuple(
-        tuple((polygon * scale + shift).astype(np.float32) for polygon in segments)
-        for segments in truth.polygons
-    )
-    return Objects(boxes, truth.labels, truth.crowd, polygons)
 
 
 FAMILY = RCNN
