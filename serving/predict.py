@@ -13,13 +13,9 @@ from serving.answers import Answer
 from serving.locate import find_artifacts
 from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
-from trainer.data.images import ImageError, decode
+from trainer.data.images import ImageError, decode, suffixes
 from trainer.errors import DataError, Problem, RunError
 from trainer.report.drawing import draw as draw_answer
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff"})
-"""Of the files in a directory, those that are taken for images; a file named itself may have any."""
-
 
 def predict_files(
     run_or_model: Path,
@@ -32,7 +28,7 @@ def predict_files(
     """Score files, in order; each answer is `{"image_url": path, …the documented answer}`.
 
     Args:
-        images: files, directories (searched through and through) and glob patterns.
+        images: files, glob patterns, and directories, in which every file with an image's suffix is taken.
         output: file to write the answers to, one JSON object a line.
         draw: directory to write each image to with its answer drawn, under the image's name.
         parameters: scoring parameters over the model's own.
@@ -74,11 +70,12 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     problems = []
+    known = suffixes()
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
             files = [file for file in inside if file.is_file()]
-            rule = f"must hold an image, of the kinds {', '.join(sorted(SUFFIXES))}"
+            rule = f"must hold an image, of the kinds {', '.join(sorted(known))}"
         elif path.is_file():
             files, rule = [path], ""
         else:

@@ -101,6 +101,13 @@ def test_skip_invalid_drops_classes_that_are_gone(write_lines: WriteLines) -> No
     assert load(Task.CLASSIFICATION, [train], skip_invalid=True, progress=False).classes == ("a", "b")
 
 
+def test_too_few_lines_left_to_split_are_told_with_what_was_left_out(write_lines: WriteLines) -> None:
+    path = write_lines([*lines(1), {"image_url": "x.png", "label": ""}], images=True)
+    text = refusal(Task.CLASSIFICATION, [path], skip_invalid=True)
+    assert "train.jsonl:1: at least two images are needed" in text
+    assert "train.jsonl:2: label: must be a class name" in text
+
+
 def test_nothing_skipped_writes_nothing(write_lines: WriteLines, tmp_path: Path) -> None:
     path = write_lines(lines(4), images=True)
     target = tmp_path / "skipped.jsonl"

@@ -89,6 +89,13 @@ def test_finds_files_directories_and_patterns_once(folder: Path) -> None:
     assert names == ["notes.txt", "b.png", "more/b.png", "a.JPG", "more/c.tiff"]
 
 
+def test_a_directory_gives_every_kind_of_image_that_can_be_read(tmp_path: Path, make_image: MakeImage) -> None:
+    for name, kind in (("a.gif", "GIF"), ("b.WEBP", "WEBP"), ("c.jfif", "JPEG"), ("d.ppm", "PPM")):
+        (tmp_path / name).write_bytes(make_image(file_format=kind))
+    (tmp_path / "e.pdf").write_bytes(b"%PDF-1.4")
+    assert [file.name for file in find_images([tmp_path])] == ["a.gif", "b.WEBP", "c.jfif", "d.ppm"]
+
+
 def test_paths_without_an_image_are_all_told_before_anything_is_scored(
     folder: Path, packaged: Packaged, tmp_path: Path
 ) -> None:

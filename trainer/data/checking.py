@@ -97,7 +97,11 @@ def load(
     if skipped and skipped_path is not None:
         write_skipped(skipped_path, skipped)
     if validation is None:
-        training_indices, validation_indices = split(train, task, validation_size, seed)
+        try:
+            training_indices, validation_indices = split(train, task, validation_size, seed)
+        except DataError as error:
+            # The lines left out are likely why.
+            raise _refusal([*found, *of_all, *error.problems]) if skipped else error from None
         train, validation = train.subset(training_indices), train.subset(validation_indices)
     classes = tuple(sorted({*train.classes, *validation.classes}))
     return Data(

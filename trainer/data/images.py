@@ -82,6 +82,13 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
         return np.array(rgb, dtype=np.uint8)
 
 
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The file name endings of the formats that `decode` reads: lower case, with their dot."""
+    formats = _formats()
+    return frozenset(suffix for suffix, name in Pillow.registered_extensions().items() if name in formats)
+
+
 def probe(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (width, height) in pixels from the file's header.
 

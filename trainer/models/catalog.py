@@ -60,9 +60,11 @@ _RCNN = {
 }
 
 
-def _rcnn(name: str, task: Task, backbone: str) -> ModelEntry:
-    published = "COCO" if backbone == "resnet50" else "ImageNet-1k (backbone only)"
-    return ModelEntry(name, "rcnn", (task,), backbone, published, {task: _RCNN})
+def _rcnn(architecture: str, depth: int = 50, version: str = "") -> ModelEntry:
+    name = f"{architecture}_resnet{depth}_fpn{version}"
+    task = Task.SEGMENTATION if architecture == "maskrcnn" else Task.DETECTION
+    published = "COCO" if depth == 50 else "ImageNet-1k (backbone only)"
+    return ModelEntry(name, "rcnn", (task,), architecture + version, published, {task: _RCNN})
 
 
 _YOLO = {
@@ -91,12 +93,20 @@ _ENTRIES = (
     _classifier("vits16r224", "vit_small_patch16_224", 128, (0.0125, 0.025), **_VIT),
     _classifier("vitb16r224", "vit_base_patch16_224", 48, (0.0125, 0.025), **_VIT),
     _classifier("vitl16r224", "vit_large_patch16_224", 10, (0.001, 0.002), **_VIT),
-    *(_rcnn(f"fasterrcnn_resnet{d}_fpn", Task.DETECTION, f"resnet{d}") for d in _RESNETS),
-    *(_rcnn(f"maskrcnn_resnet{d}_fpn", Task.SEGMENTATION, f"resnet{d}") for d in _RESNETS),
+    *(_rcnn("fasterrcnn", depth) for depth in _RESNETS),
+    _rcnn("fasterrcnn", version="_v2"),
+    _rcnn("retinanet"),
+    _rcnn("retinanet", version="_v2"),
+    _rcnn("fcos"),
+    *(_rcnn("maskrcnn", depth) for depth in _RESNETS),
+    _rcnn("maskrcnn", version="_v2"),
     # Which of yolov5's four sizes is meant, the setting model_size says.
     _yolo("yolov5", "yolov5"),
     *(_yolo(f"yolo11{size}", f"yolo11{size}") for size in "nsmlx"),
 )
+
+TIMM = "timm/"
+"""Before a name of timm's own: whether timm knows it, only timm can say."""
 
 MODELS: Mapping[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -113,6 +123,8 @@ def find(name: str, task: Task) -> ModelEntry:
         JobError: there is no such model, or it is made for another task.
     """
     entry = MODELS.get(name)
+    if entry is None and name.startswith(TIMM) and len(name) > len(TIMM):
+        entry = _classifier(name, name.removeprefix(TIMM))
     if entry is not None and task in entry.tasks:
         return entry
     names = [entry.name for entry in models_for(task)]

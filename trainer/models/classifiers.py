@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,14 +12,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainer.annotations import Classification, Examples, Image, Prediction, Truth
-from trainer.errors import WeightsError
-from trainer.models.catalog import find
+from trainer.errors import JobError, Problem
+from trainer.models.catalog import TIMM, find
 from trainer.models.family import Batch, Family, Geometry, Spec
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -66,9 +67,9 @@ class Classifiers(Family):
             files=(f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"),
             hub=config.hf_hub_id or "",
             url=config.url or "",
-            head=(config.classifier,),
+            head=(config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier),
             # A ViT's position embedding is resampled to the crop's grid.
-            adapt=checkpoint_filter_fn if config.fixed_input_size else None,
+            adapt=_resampling(self.library_name) if config.fixed_input_size else None,
         )
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
@@ -133,30 +134,49 @@ class Classifiers(Family):
         return {"loss_classifier": loss}
 
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """ResNets: conv1+bn1, layer1–4. MobileNet: stem, then each block. ViTs: patch_embed, each block."""
-        if hasattr(network, "patch_embed"):
-            return [
-                [network.get_submodule("patch_embed")],
-                *([block] for block in _children(network, "blocks")),
-            ]
-        if hasattr(network, "conv_stem"):
-            stem = [network.get_submodule("conv_stem"), network.get_submodule("bn1")]
-            blocks = [block for stage in _children(network, "blocks") for block in stage.children()]
-            head = [network.get_submodule("conv_head"), network.get_submodule("bn2")]
-            return [stem, *([block] for block in blocks), head]
-        stem = [network.get_submodule(name) for name in ("conv1", "bn1") if hasattr(network, name)]
-        return [stem, *([network.get_submodule(f"layer{i}")] for i in range(1, 5))]
+        """ResNets: conv1+bn1, layer1–4. MobileNet: stem, each block, head. ViTs: patch_embed, each block.
+
+        Of other networks every child in turn, but the blocks of a sequence each, up to the classifier.
+        """
+        children = dict(network.named_children())
+        if "patch_embed" in children and "blocks" in children:
+            return [[children["patch_embed"]], *([block] for block in children["blocks"].children())]
+        if "conv_stem" in children and "conv_head" in children:
+            blocks = [block for stage in children["blocks"].children() for block in stage.children()]
+            head = [children["conv_head"], children["bn2"]]
+            return [[children["conv_stem"], children["bn1"]], *([block] for block in blocks), head]
+        if "conv1" in children and "layer4" in children:
+            stem = [children[name] for name in ("conv1", "bn1") if name in children]
+            return [stem, *([children[f"layer{i}"]] for i in range(1, 5))]
+        classifier = {name.split(".")[0] for name in self.published().head}
+        parts = [
+            list(child.children()) if isinstance(child, nn.Sequential) else [child]
+            for name, child in children.items()
+            if name not in classifier
+        ]
+        return [[part] for group in parts for part in group if any(True for _ in part.parameters())]
 
 
 def _config(library_name: str) -> Any:
-    config = timm.get_pretrained_cfg(library_name)
+    """timm's description of a model and of the weights published for it.
+
+    Raises:
+        JobError: timm has no such model.
+    """
+    config = timm.get_pretrained_cfg(library_name) if timm.is_model(library_name) else None
     if config is None:
-        raise WeightsError(f"timm {timm.__version__} knows no {library_name}; upgrade timm")
+        near = difflib.get_close_matches(library_name, timm.list_models() + timm.list_pretrained(), n=3)
+        hint = f"did you mean {' or '.join(TIMM + name for name in near)}?" if near else "upgrade timm"
+        rule = f"timm {timm.__version__} has no model {library_name!r}"
+        raise JobError("the model cannot be used", [Problem("model_name", "", rule, hint=hint)])
     return config
 
 
-def _children(network: nn.Module, name: str) -> list[nn.Module]:
-    return list(network.get_submodule(name).children())
+def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
+    """What the network's module in timm does to a file's tensors, such as resampling position embeddings."""
+    module = import_module(timm.model_entrypoint(library_name).__module__)
+    adapt: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
+    return adapt
 
 
 def class_weights(truths: Sequence[Truth], classes: int, multilabel: bool, kind: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN with a ResNet and a feature pyramid: torchvision's networks."""
+"""Faster R-CNN, Mask R-CNN, RetinaNet and FCOS on a ResNet with a feature pyramid: torchvision's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model_weights
 from torchvision.models.detection import (
+    FCOS,
     FasterRCNN,
+    FasterRCNN_ResNet50_FPN_V2_Weights,
     FasterRCNN_ResNet50_FPN_Weights,
+    FCOS_ResNet50_FPN_Weights,
     MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
     MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet,
+    RetinaNet_ResNet50_FPN_V2_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn_v2,
 )
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction
@@ -37,61 +48,98 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
+_ONE_STAGE = ("retinanet", "retinanet_v2", "fcos")
+_BUILDERS = {
+    "fasterrcnn_v2": fasterrcnn_resnet50_fpn_v2,
+    "maskrcnn_v2": maskrcnn_resnet50_fpn_v2,
+    "retinanet_v2": retinanet_resnet50_fpn_v2,
+}
+_COCO_WEIGHTS: dict[str, Any] = {
+    "fasterrcnn": FasterRCNN_ResNet50_FPN_Weights,
+    "fasterrcnn_v2": FasterRCNN_ResNet50_FPN_V2_Weights,
+    "maskrcnn": MaskRCNN_ResNet50_FPN_Weights,
+    "maskrcnn_v2": MaskRCNN_ResNet50_FPN_V2_Weights,
+    "retinanet": RetinaNet_ResNet50_FPN_Weights,
+    "retinanet_v2": RetinaNet_ResNet50_FPN_V2_Weights,
+    "fcos": FCOS_ResNet50_FPN_Weights,
+}
+_HEAD = (
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+    "head.classification_head.cls_logits.",
+)
+
 Item = tuple[Tensor, dict[str, Tensor]]
 
 
 class RCNN(Family):
-    """Two-stage detectors. Images keep their aspect ratio; labels inside the network start at 1."""
+    """Two-stage detectors, and RetinaNet and FCOS of one stage. Images keep their aspect ratio."""
 
     requirements = ("torchvision", "opencv-python")
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        self.backbone = find(spec.model, spec.task).library_name
+        self.architecture = find(spec.model, spec.task).library_name
+        self.backbone = spec.model.split("_")[1]
         self.masks = spec.task is Task.SEGMENTATION
+        # Two stages count the background as class 0; one stage knows no background.
+        self.first_label = 0 if self.architecture in _ONE_STAGE else 1
         self._lock = threading.Lock()
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        # Frozen statistics suit small batches, but there are none to freeze in a network from scratch.
-        norm = "frozen" if pretrained else "batch"
         return {
             "min_size": settings.min_size,
             "max_size": settings.max_size,
-            "norm": norm,
+            # Frozen statistics suit small batches, but there are none to freeze in a network from scratch.
+            "norm": "frozen" if pretrained else "batch",
             # Regions an image that the second stage looks at: torchvision's counts.
             "proposals": 1000,
             "sampled_proposals": 512,
         }
 
     def build(self) -> nn.Module:
-        norm_layer = FrozenBatchNorm2d if self.spec.options["norm"] == "frozen" else nn.BatchNorm2d
-        backbone = resnet_fpn_backbone(
-            backbone_name=self.backbone, weights=None, norm_layer=norm_layer, trainable_layers=5
-        )
-        network = MaskRCNN if self.masks else FasterRCNN
-        proposals = self.spec.options["proposals"]
-        built: nn.Module = network(
-            backbone,
-            num_classes=len(self.spec.classes) + 1,
-            rpn_pre_nms_top_n_train=2 * proposals,
-            rpn_post_nms_top_n_train=2 * proposals,
-            rpn_pre_nms_top_n_test=proposals,
-            rpn_post_nms_top_n_test=proposals,
-            box_batch_size_per_image=self.spec.options["sampled_proposals"],
-        )
-        built.transform = _NormaliseAndPad(1, 1, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+        classes = len(self.spec.classes) + self.first_label
+        if self.architecture in _BUILDERS:
+            # The second versions have batch norms everywhere, trained along.
+            build = _BUILDERS[self.architecture]
+            sizes = {} if self.architecture in _ONE_STAGE else self._proposals()
+            network = build(weights=None, weights_backbone=None, num_classes=classes, **sizes)
+        elif self.architecture in _ONE_STAGE:
+            levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+            one_stage = RetinaNet if self.architecture == "retinanet" else FCOS
+            network = one_stage(self._backbone(**levels), num_classes=classes)
+        else:
+            two_stages = MaskRCNN if self.masks else FasterRCNN
+            network = two_stages(self._backbone(), num_classes=classes, **self._proposals())
+        network.transform = _NormaliseAndPad(1, 1, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+        built: nn.Module = network
         return built
 
+    def _backbone(self, **levels: Any) -> nn.Module:
+        norm_layer = FrozenBatchNorm2d if self.spec.options["norm"] == "frozen" else nn.BatchNorm2d
+        built: nn.Module = resnet_fpn_backbone(
+            backbone_name=self.backbone, weights=None, norm_layer=norm_layer, trainable_layers=5, **levels
+        )
+        return built
+
+    def _proposals(self) -> dict[str, int]:
+        proposals = self.spec.options["proposals"]
+        return {
+            "rpn_pre_nms_top_n_train": 2 * proposals,
+            "rpn_post_nms_top_n_train": 2 * proposals,
+            "rpn_pre_nms_top_n_test": proposals,
+            "rpn_post_nms_top_n_test": proposals,
+            "box_batch_size_per_image": self.spec.options["sampled_proposals"],
+        }
+
     def published(self) -> Published:
-        head = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
         if self.backbone == "resnet50":
-            weights = MaskRCNN_ResNet50_FPN_Weights if self.masks else FasterRCNN_ResNet50_FPN_Weights
-            url = weights.COCO_V1.url
-            return Published(files=(url.rsplit("/", 1)[1],), url=url, head=head)
+            url = _COCO_WEIGHTS[self.architecture].COCO_V1.url
+            return Published(files=(url.rsplit("/", 1)[1],), url=url, head=_HEAD)
         url = get_model_weights(self.backbone).IMAGENET1K_V1.url
         file = url.rsplit("/", 1)[1]
-        return Published(files=(file,), url=url, head=head, prefix="backbone.body.", partial=True)
+        return Published(files=(file,), url=url, head=_HEAD, prefix="backbone.body.", partial=True)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
@@ -110,23 +158,27 @@ class RCNN(Family):
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[dict[str, Tensor]]:
         """boxes [n, 4] in tensor pixels, labels [n], scores [n] and, with masks, masks [n, 1, 28, 28]."""
-        roi_heads: Any = network.roi_heads
-        transform: Any = network.transform
-        images, _ = transform(list(tensors))
-        with self._limits(roi_heads, parameters):
-            features = network.backbone(images.tensors)  # type: ignore[operator]
-            proposals, _ = network.rpn(images, features)  # type: ignore[operator]
+        with self._limits(network, parameters):
+            if self.first_label == 0:
+                found: list[dict[str, Tensor]] = network(list(tensors))
+                return found
+            # As torchvision's own forward, but leaves out the pasting of masks onto the resized image.
+            stages: Any = network
+            images, _ = stages.transform(list(tensors))
+            features = stages.backbone(images.tensors)
+            proposals, _ = stages.rpn(images, features)
             detections: list[dict[str, Tensor]]
-            detections, _ = roi_heads(features, proposals, images.image_sizes)
-        return detections
+            detections, _ = stages.roi_heads(features, proposals, images.image_sizes)
+            return detections
 
     @contextmanager
-    def _limits(self, roi_heads: Any, parameters: ScoringParameters) -> Iterator[None]:
+    def _limits(self, network: nn.Module, parameters: ScoringParameters) -> Iterator[None]:
         """torchvision keeps the thresholds in the network; one request at a time may set them."""
+        holder: Any = network if self.first_label == 0 else network.roi_heads
         with self._lock:
-            roi_heads.score_thresh = parameters.box_score_threshold
-            roi_heads.nms_thresh = parameters.nms_iou_threshold
-            roi_heads.detections_per_img = parameters.box_detections_per_image
+            holder.score_thresh = parameters.box_score_threshold
+            holder.nms_thresh = parameters.nms_iou_threshold
+            holder.detections_per_img = parameters.box_detections_per_image
             yield
 
     def postprocess(
@@ -144,7 +196,7 @@ class RCNN(Family):
             )
         return Detections(
             boxes=boxes,
-            labels=output["labels"][order].cpu().numpy() - 1,
+            labels=output["labels"][order].cpu().numpy() - self.first_label,
             scores=output["scores"][order].float().cpu().numpy(),
             image_size=geometry.image_size,
             masks=masks,
@@ -157,14 +209,14 @@ class RCNN(Family):
         return image, self.target(truth, geometry)
 
     def target(self, truth: Objects, geometry: Geometry) -> dict[str, Tensor]:
-        """torchvision's target: boxes in tensor pixels, labels from 1, masks uint8 [n, h, w]. No crowds."""
+        """torchvision's target: boxes in tensor pixels, labels, masks uint8 [n, h, w]. No crowds."""
         kept = np.flatnonzero(~truth.crowd)
         boxes = geometry.boxes_to_tensor(truth.boxes[kept])
         sized = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         kept, boxes = kept[sized], boxes[sized]
         target = {
             "boxes": torch.from_numpy(boxes).float().reshape(-1, 4),
-            "labels": torch.from_numpy(truth.labels[kept] + 1),
+            "labels": torch.from_numpy(truth.labels[kept] + self.first_label),
         }
         if self.masks:
             assert truth.polygons is not None, "segmentation data hold polygons"
@@ -183,8 +235,9 @@ class RCNN(Family):
         if network.training:
             losses = network(list(batch["images"]), batch["targets"])
             return losses
-        # In eval mode torchvision gives detections. These three decide it, and batch norms stay in eval mode.
-        heads = [network, network.get_submodule("rpn"), network.get_submodule("roi_heads")]
+        # In eval mode torchvision gives detections. These decide it, and batch norms stay in eval mode.
+        stages = [module for name, module in network.named_children() if name in ("rpn", "roi_heads")]
+        heads = [network, *stages]
         try:
             for head in heads:
                 head.training = True
