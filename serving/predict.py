@@ -17,6 +17,7 @@ from trainer.data.images import ImageError, decode, suffixes
 from trainer.errors import DataError, Problem, RunError
 from trainer.report.drawing import draw as draw_answer
 
+
 def predict_files(
     run_or_model: Path,
     images: Sequence[Path],

@@ -326,6 +326,18 @@ def test_every_problem_of_the_data_is_printed(digits: Path, tmp_path: Path) -> N
     assert "1 images" in done.stdout
 
 
+def test_a_reader_who_has_seen_enough_causes_no_traceback(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "wrong.jsonl", *["{not json"] * 5000)
+    command = [sys.executable, "-m", "trainer", "validate", str(path), "--task", "object-detection"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
+        assert reading.stdout is not None
+        assert reading.stderr is not None
+        assert reading.stdout.readline().startswith(f"{path}:1: ")
+        reading.stdout.close()
+        assert reading.stderr.read() == ""
+        assert reading.wait(60) == 1
+
+
 def test_a_warning_alone_is_no_failure(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(digits / "images")
     line = {"image_url": "images/train/00000.jpg", "label": [], "colour": "red"}

@@ -172,7 +172,8 @@ def fit(
     job = jobs.make(str(config or ""), **values)
     if ignored:
         logging.getLogger("trainer").info("%s: without meaning here: %s", config, ", ".join(ignored))
-    job.resolve_settings()  # reports wrong flags before the slow imports
+    from_file = config is not None and all(value is None for value in flags.values())
+    job.resolve_settings(str(config) if from_file else "")  # before the slow imports
 
     from trainer.training.fit import fit as run_job
 
@@ -357,6 +358,10 @@ def main() -> None:
     log.propagate = False
     try:
         sys.exit(app())
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has seen enough; Python itself would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.models import catalog
-from trainer.models.weights_choice import NONE, PRETRAINED, choice_or_environment
+from trainer.models.weights_choice import NONE, PRETRAINED, choice_or_environment, is_address, of_run
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -30,7 +30,8 @@ class Job(BaseModel):
         model: a model's name; None: the task's default.
         settings: hyperparameters that differ from the model's defaults, by any of their names.
         primary_metric: None: the task's default.
-        weights: "pretrained", "none", a directory or a file; None: TRAINER_WEIGHTS or the published ones.
+        weights: "pretrained", "none", a directory of published files, a run's directory, a file, or MLflow's
+            address of a model; None: the setting checkpoint_run_id, TRAINER_WEIGHTS or the published ones.
         gpus: how many to use, or "auto" for all; without a GPU, auto trains on the CPU.
         processes: instead of GPUs, this many processes on the CPU.
         output: the run's directory, new or empty; None: a new one under runs/.
@@ -94,10 +95,15 @@ class Job(BaseModel):
 
     @property
     def weights_choice(self) -> str:
-        return choice_or_environment(self.weights)
+        """Where the weights come from: `weights`, else `checkpoint_run_id`, else see `choice_or_environment`."""
+        run = self.settings.get(_RUN_ID)
+        return choice_or_environment(self.weights or (of_run(run) if isinstance(run, str) and run else None))
 
-    def resolve_settings(self) -> Settings:
+    def resolve_settings(self, where: str = "") -> Settings:
         """All hyperparameters, checked.
+
+        Args:
+            where: the file they stand in, for error messages.
 
         Raises:
             JobError: see `trainer.settings.resolve`.
@@ -106,7 +112,7 @@ class Job(BaseModel):
         if self.weights_choice == NONE:
             # Layers that start from random values have nothing worth freezing, unless the user says so.
             values.setdefault("layers_to_freeze", None)
-        return hyperparameters.resolve(self.task, self.model_name, values)
+        return hyperparameters.resolve(self.task, self.model_name, values, where)
 
     def to_yaml(self) -> str:
         """The job in the job-file form, complete: every setting with the value that it has."""
@@ -118,6 +124,9 @@ class Job(BaseModel):
             for name, value in settings.model_dump(mode="json").items()
             if hyperparameters.takes(entry, name) and (value is not None or defaults[name] is not None)
         }
+        from_run = self.weights is None and chosen.get(_RUN_ID) is not None
+        if _RUN_ID in chosen and of_run(chosen[_RUN_ID]) == chosen[_RUN_ID]:
+            chosen[_RUN_ID] = _anchored(chosen[_RUN_ID], Path.cwd())
         file: dict[str, Any] = {
             "type": "automl",
             "task": self.task.job_name,
@@ -128,7 +137,8 @@ class Job(BaseModel):
             "validation_data_size": self.validation_data_size,
             "training_parameters": {"model_name": self.model_name, **chosen},
             "local": {
-                "weights": _anchored(self.weights_choice, Path.cwd()),
+                # Left to checkpoint_run_id, which a flag may then replace.
+                **({} if from_run else {"weights": _anchored(self.weights_choice, Path.cwd())}),
                 "gpus": self.gpus,
                 "processes": self.processes,
                 "datastores": {name: _anchored(at, Path.cwd()) for name, at in self.datastores.items()},
@@ -175,6 +185,7 @@ _KEYS = (
     "type", "task", "name", "display_name", "primary_metric", "training_data", "validation_data",
     "validation_data_size", "training_parameters", "limits", "sweep", "search_space", "local", "$schema",
 )  # fmt: skip
+_RUN_ID = "checkpoint_run_id"
 _LOCAL_KEYS = ("weights", "gpus", "processes", "datastores", "skip_invalid")
 _LIMITS = ("timeout_minutes", "max_trials", "max_concurrent_trials")
 _DATA_KEYS = ("path", "type", "mode")
@@ -239,6 +250,9 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         values["model"] = parameters.pop("model_name")
     if name := content.get("display_name") or content.get("name"):
         values["name"] = str(name)
+    run = parameters.get(_RUN_ID)
+    if isinstance(run, str) and run and (path.parent / run).exists():
+        parameters[_RUN_ID] = _anchored(run, path.parent)  # as everything that the file names
     values["settings"] = parameters
     values.update({key: value for key, value in local.items() if value is not None})
     if isinstance(local.get("weights"), str):
@@ -306,7 +320,7 @@ def _data_paths(file: Path, key: str, entry: Any) -> list[str]:
 
 def _anchored(choice: str, directory: Path) -> str:
     """A local path made absolute; words such as "pretrained" and URLs stay as they are."""
-    if choice in (PRETRAINED, NONE) or _is_remote(choice):
+    if choice in (PRETRAINED, NONE) or is_address(choice) or _is_remote(choice):
         return choice
     return abspath(directory / Path(choice).expanduser())
 

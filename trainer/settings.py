@@ -119,6 +119,13 @@ class Settings(ScoringParameters):
     model_size: Literal["small", "medium", "large", "extra_large"] = _setting(
         "medium", "Which of yolov5's sizes.", "Model", families=YOLO
     )
+    checkpoint_run_id: str | None = _setting(
+        None,
+        "Go on from the weights of an earlier run of the same model: its directory, or an MLflow run id; "
+        "--weights goes before it.",
+        "Model",
+        min_length=1,
+    )
     layers_to_freeze: int | None = _setting(
         None, "Groups of layers, counted from the input, that are not trained.", "Model", gt=0
     )

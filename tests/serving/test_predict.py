@@ -89,7 +89,9 @@ def test_finds_files_directories_and_patterns_once(folder: Path) -> None:
     assert names == ["notes.txt", "b.png", "more/b.png", "a.JPG", "more/c.tiff"]
 
 
-def test_a_directory_gives_every_kind_of_image_that_can_be_read(tmp_path: Path, make_image: MakeImage) -> None:
+def test_a_directory_gives_every_kind_of_image_that_can_be_read(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
     for name, kind in (("a.gif", "GIF"), ("b.WEBP", "WEBP"), ("c.jfif", "JPEG"), ("d.ppm", "PPM")):
         (tmp_path / name).write_bytes(make_image(file_format=kind))
     (tmp_path / "e.pdf").write_bytes(b"%PDF-1.4")

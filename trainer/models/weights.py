@@ -1,19 +1,21 @@
-"""Weights to start from: found locally or downloaded as published, checked, and fitted to a network."""
+"""Weights to start from, fitted to a network: what is taken, what starts anew, what is refused."""
 
 from __future__ import annotations
 
-import pickle
-import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer.errors import WeightsError
-from trainer.models.weights_choice import NONE, PRETRAINED
+from trainer.models import weights_sources
+from trainer.models.catalog import MODELS, TIMM
+from trainer.models.family import Spec
+from trainer.models.weights_choice import NONE
+from trainer.models.weights_reading import read
 
 _COUNTER = "num_batches_tracked"
 """Batch norms count batches under this name; frozen ones do not, and nothing needs the number."""
@@ -31,6 +33,7 @@ class Published:
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
         adapt: (tensors, network) → tensors that fit a network of another image size, as the library does it.
+        licence: what the publisher says of these very weights, "" if nothing.
     """
 
     files: tuple[str, ...]
@@ -40,179 +43,144 @@ class Published:
     prefix: str = ""
     partial: bool = False
     adapt: Callable[..., dict[str, Tensor]] | None = None
+    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was taken from where; `fresh` names the network's tensors that keep their random values."""
+    """What was taken from where, and what was not; as text, all of it.
+
+    Attributes:
+        source: the file, or the address it came from.
+        taken: how many of its tensors the network has now.
+        fresh: the network's tensors that keep their random values.
+        left: the file's tensors that the network did not take.
+        resampled: tensors taken at another size, as position embeddings are for another image size.
+        remarks: what else a user should know.
+    """
 
     source: str
     taken: int
     fresh: tuple[str, ...]
+    left: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        text = f"{self.taken} tensors from {self.source}"
-        if not self.fresh:
-            return text
-        shown = ", ".join(self.fresh[:4]) + (
-            f" and {len(self.fresh) - 4} more" if len(self.fresh) > 4 else ""
+        fresh, left = set(self.fresh), set(self.left)
+        parts = (
+            ("resampled to the image size", self.resampled),
+            ("in the file, but not taken", [key for key in self.left if key not in fresh]),
+            ("not in the file, so starting anew", [key for key in self.fresh if key not in left]),
+            ("made for other classes, so starting anew", [key for key in self.fresh if key in left]),
         )
-        return f"{text}; starting anew: {shown}"
+        text = f"{self.taken} tensors from {self.source}"
+        text += "".join(f" ({remark})" for remark in self.remarks)
+        return text + "".join(f"; {what}: {_named(keys)}" for what, keys in parts if keys)
 
 
-def load(network: nn.Module, model: str, published: Published, choice: str) -> Loaded | None:
-    """Fill the network from `choice`: "none", "pretrained", a directory of published files, or a file.
+def load(
+    network: nn.Module, model: str, published: Published, choice: str, spec: Spec | None = None
+) -> Loaded | None:
+    """Fill the network from `choice`.
+
+    Args:
+        choice: "none"; "pretrained"; a directory of published files; a run's directory, a packaged model
+            or MLflow's address of one; a file.
+        spec: of the network; with it, what an earlier run trained is checked to be the same model, and its
+            head is taken only if the classes are the same, in the same order.
 
     Returns:
         What was loaded; None for "none".
 
     Raises:
-        WeightsError: nothing there, unreadable, or made for another network.
+        WeightsError: nothing there, damaged, not what was published, or made for another network.
     """
     if choice == NONE:
         return None
-    path = _download(model, published) if choice == PRETRAINED else _find(Path(choice), model, published)
-    named = choice != PRETRAINED and Path(choice).is_file()
-    state = _read(path, network, named=named)
-    return _fit(network, model, published, state, str(path))
-
-
-def _find(path: Path, model: str, published: Published) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightsError(f"--weights {path}: no such file or directory; give a file, a directory or none")
-    for name in published.files:
-        if (path / name).is_file():
-            return path / name
-    names = " or ".join(published.files)
-    raise WeightsError(
-        f"--weights {path}: holds no weights for {model}; looked for {names}. "
-        "Put the file there, name it with --weights FILE, or train from scratch with --weights none"
-    )
-
-
-def _download(model: str, published: Published) -> Path:
-    """The published file from the library's own cache or, failing that, the network."""
-    try:
-        if published.hub:
-            from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-            # Without a network, asking the hub whether there is a newer one takes long.
-            cached = try_to_load_from_cache(published.hub, "model.safetensors")
-            if isinstance(cached, str):
-                return Path(cached)
-            return Path(hf_hub_download(published.hub, "model.safetensors"))
-        if not published.url:
-            raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
-        file = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(published.url, str(file), progress=False)
-        return file
-    except (OSError, ValueError, RuntimeError) as error:
-        # huggingface_hub and urllib both raise OSErrors where there is no network.
-        where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
-        raise WeightsError(
-            f"the pretrained weights of {model} are not on this machine and could not be fetched from "
-            f"{where} ({type(error).__name__}). Either put {published.files[0]} into a directory and give "
-            "--weights DIR (or TRAINER_WEIGHTS=DIR), or train from scratch with --weights none"
-        ) from error
-
-
-def _read(path: Path, network: nn.Module, *, named: bool) -> Mapping[str, Tensor]:
-    """The file's tensors; pickles are read without running code, except files that the user names.
-
-    A file that holds a whole network, as ultralytics publishes them, may be made of `network`'s own classes.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        with torch.serialization.safe_globals(_classes(network)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch raises the same for forbidden objects and for files that are no pickle at all.
-        holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
-        if not holds_objects:
-            raise WeightsError(f"{path} cannot be read as weights: {_brief(error)}") from error
-        if not named:
+    with tempfile.TemporaryDirectory() as scratch:
+        source = weights_sources.find(choice, model, published, Path(scratch))
+        state, described = read(source.path, network, named=source.named)
+    remarks = [source.remark] if source.remark else []
+    before = source.spec or described
+    other_classes = False
+    if before is not None and spec is not None:
+        if _architecture(before) != _architecture(spec):
             raise WeightsError(
-                f"{path} holds Python objects, not tensors alone, and reading it can run code. "
-                f"If you trust it, name the file itself: --weights {path}"
-            ) from error
-        content = _read_objects(path)
-    return _tensors(content, path)
+                f"{source.name} holds {_model_in_words(before)}, but {_model_in_words(spec)} is to be "
+                "trained; incremental training goes on with the same model. Give "
+                f"--model {before.model} --task {before.task}, or weights of {spec.model}"
+            )
+        other_classes = before.classes != spec.classes
+        if other_classes:
+            remarks.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
+    return _fit(network, model, published, state, source.name, remarks, other_classes)
 
 
-def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """The classes of the network's modules, also under the package's name, where older files have them."""
-    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    for kind in {type(module) for module in network.modules()}:
-        allowed.append(kind)
-        package = kind.__module__.rpartition(".")[0]
-        if getattr(sys.modules.get(package), kind.__name__, None) is kind:
-            allowed.append((kind, f"{package}.{kind.__name__}"))
-    return allowed
+def _architecture(spec: Spec) -> tuple[str, ...]:
+    """What two networks that can share their weights have in common."""
+    name = spec.model
+    if spec.family == "classifiers":
+        # One network of timm's goes by several names: ours, timm's, and timm's with the weights' tag.
+        entry = MODELS.get(name)
+        name = (entry.library_name if entry else name.removeprefix(TIMM)).partition(".")[0]
+    return spec.family, name, _size(spec)
 
 
-def _starts_as_pickle(path: Path) -> bool:
-    """Whether torch.save may have written the file: a zip archive, or a pickle of protocol 2 or later."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    return start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+def _size(spec: Spec) -> str:
+    """Where one name stands for models of several sizes, which of them."""
+    return str(spec.options.get("architecture", ""))
 
 
-def _read_objects(path: Path) -> object:
-    """Everything in a pickle, running the code that it asks for."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:  # the file's own code may raise anything
-        reason = f"{type(error).__name__}: {_brief(error)}"
-        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+def _model_in_words(spec: Spec) -> str:
+    size = _size(spec)
+    return f"{spec.model} for {spec.task}" if size in ("", spec.model) else f"{spec.model} ({size})"
 
 
-def _brief(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:300]
+def _in_words(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+    return f"{len(classes)} classes: {shown}"
 
 
-def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
-    """The state dict inside what libraries save around it."""
-    if isinstance(content, nn.Module):
-        return content.float().state_dict()
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds no tensors by name but a {type(content).__name__}")
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(content.get(key), (Mapping, nn.Module)):
-            return _tensors(content[key], path)
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    # A run's own checkpoints hold the network under these names, the one that is scored first.
-    for prefix in ("average.network.", "network."):
-        scored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if scored:
-            return scored
-    return tensors
+def _named(keys: Iterable[str]) -> str:
+    """Tensors by name; many of them by the layers that they lie in."""
+    keys = list(keys)
+    if len(keys) <= 6:
+        return ", ".join(keys)
+    layers = Counter(".".join(key.split(".")[:3]) for key in keys)
+    return ", ".join(f"{layer} ({count})" if count > 1 else layer for layer, count in layers.items())
 
 
 def _fit(
-    network: nn.Module, model: str, published: Published, state: Mapping[str, Tensor], source: str
+    network: nn.Module,
+    model: str,
+    published: Published,
+    state: Mapping[str, Tensor],
+    source: str,
+    remarks: list[str],
+    other_classes: bool,
 ) -> Loaded:
+    own = network.state_dict()
+    in_file = dict(state)
     if published.adapt is not None:
         state = published.adapt(dict(state), network)
-    own = network.state_dict()
     head = published.head
-    needed = [key for key in own if not key.startswith(head)]
+    needed = [key for key in own if not key.startswith(head)] if head else list(own)
+    left: list[str] = []
     if published.partial and not any(key in own for key in state):
         # A backbone's file: its own classifier has no place here.
-        state = {published.prefix + key: value for key, value in state.items() if not key.startswith("fc.")}
+        left = [key for key in state if key.startswith("fc.")]
+        state = {published.prefix + key: value for key, value in state.items() if key not in left}
         needed = [key for key in needed if key.startswith(published.prefix)]
-    fitting = {
-        key: value
-        for key, value in state.items()
-        if not key.startswith(head) or (key in own and own[key].shape == value.shape)
-    }
+    elif len(state) < len(in_file):  # what the library left out, beside what it renamed
+        left = [key for key in in_file if key not in state]
+    fitting: dict[str, Tensor] = {}
+    for key, value in state.items():
+        of_head = bool(head) and key.startswith(head)
+        if of_head and (other_classes or key not in own or own[key].shape != value.shape):
+            left.append(key)
+        else:
+            fitting[key] = value
     try:
         # Not before this are names compared: torchvision's layers rename those of older files as they load.
         outcome = network.load_state_dict(fitting, strict=False)
@@ -230,5 +198,13 @@ def _fit(
             f"{source} does not fit {model}, it was made for another network: {'; '.join(reasons)}. "
             f"Give the weights of {model}, {published.files[0]}, or --weights none"
         )
-    fresh = tuple(key for key in own if key in absent and not key.endswith(_COUNTER))
-    return Loaded(source, len(fitting) - len(outcome.unexpected_keys), fresh)
+    return Loaded(
+        source,
+        taken=len(fitting) - len(outcome.unexpected_keys),
+        fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
+        left=tuple(left),
+        resampled=tuple(
+            key for key, value in fitting.items() if key in in_file and in_file[key].shape != value.shape
+        ),
+        remarks=tuple(remarks),
+    )

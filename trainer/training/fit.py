@@ -183,7 +183,7 @@ def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Modul
     )
     family = create(spec)
     network = family.build()
-    loaded = weights.load(network, job.model_name, family.published(), choice)
+    loaded = weights.load(network, job.model_name, family.published(), choice, spec)
     return family, network.to(memory_format=torch.channels_last), loaded
 
 

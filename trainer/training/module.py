@@ -16,6 +16,7 @@ from trainer.annotations import Prediction, Truth
 from trainer.errors import TrainingError
 from trainer.models import Family
 from trainer.models.family import Batch
+from trainer.models.weights_reading import SPEC_KEY
 from trainer.settings import Settings
 from trainer.training.averaging import WeightAverage
 from trainer.training.loading import gather, move
@@ -111,6 +112,10 @@ class TrainingModule(LightningModule):
                 f"{LARGEST_LOSS:g}. Lower learning_rate ({self.settings.learning_rate:g}) or lengthen "
                 f"warmup_cosine_lr_warmup_epochs ({self.settings.warmup_cosine_lr_warmup_epochs})"
             )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Says whose weights these are, wherever the file is moved.
+        checkpoint[SPEC_KEY] = self.family.spec.model_dump_json()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

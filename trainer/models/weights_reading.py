@@ -1,0 +1,121 @@
+"""Reads the tensors in a weights file, without running the code that a pickle may hold."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from trainer.errors import WeightsError
+from trainer.models.family import Spec
+
+SPEC_KEY = "spec"
+"""Under which a run's checkpoints hold their network's Spec, as JSON."""
+
+
+def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, Tensor], Spec | None]:
+    """The file's tensors by name, and what network they are of, where a checkpoint of ours says so.
+
+    A file that holds a whole network, as ultralytics publishes them, may be made of `network`'s own classes.
+
+    Args:
+        named: the user named this very file, and with it trusts the objects that it holds.
+
+    Raises:
+        WeightsError: it is damaged, holds no tensors by name, or objects of other classes and is not named.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors, None
+        with torch.serialization.safe_globals(_classes(network)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch raises the same for forbidden objects and for files that are no pickle at all.
+        holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
+        if not holds_objects:
+            raise WeightsError(f"{path} cannot be read as weights: {brief(error)}") from error
+        if not named:
+            raise WeightsError(
+                f"{path} holds Python objects, not tensors alone, and reading it can run code. "
+                f"If you trust it, name the file itself: --weights {path}"
+            ) from error
+        content = _read_objects(path)
+    return _tensors(content, path), _spec(content, path)
+
+
+def read_spec(text: str | bytes, where: Path) -> Spec:
+    """A Spec from its JSON.
+
+    Raises:
+        WeightsError: it is damaged, or of another version.
+    """
+    try:
+        return Spec.model_validate_json(text)
+    except ValidationError as error:
+        raise WeightsError(
+            f"{where} does not say what model it holds: {brief(error)}; it is damaged, or another version's"
+        ) from error
+
+
+def brief(error: Exception) -> str:
+    """An error's first line, cut where it gets long."""
+    return str(error).split("\n", 1)[0][:300]
+
+
+def _spec(content: object, path: Path) -> Spec | None:
+    text = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
+    return read_spec(text, path) if isinstance(text, str) else None
+
+
+def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """The classes of the network's modules, also under the package's name, where older files have them."""
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    for kind in {type(module) for module in network.modules()}:
+        allowed.append(kind)
+        package = kind.__module__.rpartition(".")[0]
+        if getattr(sys.modules.get(package), kind.__name__, None) is kind:
+            allowed.append((kind, f"{package}.{kind.__name__}"))
+    return allowed
+
+
+def _starts_as_pickle(path: Path) -> bool:
+    """Whether torch.save may have written the file: a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _read_objects(path: Path) -> object:
+    """Everything in a pickle, running the code that it asks for."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the file's own code may raise anything
+        reason = f"{type(error).__name__}: {brief(error)}"
+        raise WeightsError(f"{path} cannot be read as weights: {reason}") from error
+
+
+def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
+    """The state dict inside what libraries save around it."""
+    if isinstance(content, nn.Module):
+        return content.float().state_dict()
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds no tensors by name but a {type(content).__name__}")
+    for key in ("ema", "model", "state_dict"):
+        if isinstance(content.get(key), (Mapping, nn.Module)):
+            return _tensors(content[key], path)
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    # A run's own checkpoints hold the network under these names, the one that is scored first.
+    for prefix in ("average.network.", "network."):
+        scored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if scored:
+            return scored
+    return tensors
