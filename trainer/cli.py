@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -130,8 +131,9 @@ def fit(
     output
         The run's directory, new or empty. [default: a new one under runs/]
     weights
-        What to start from: pretrained, none (from scratch), a directory of published files, or a file;
-        also the environment variable TRAINER_WEIGHTS. [default: pretrained]
+        What to start from: pretrained, none (from scratch), a directory of published files, a file, an
+        earlier run's directory, or runs:/ID/model in MLflow; also the environment variable TRAINER_WEIGHTS.
+        [default: pretrained]
     gpus
         How many GPUs, 0 for the CPU, or auto for all there are. [default: auto]
     processes
@@ -176,8 +178,11 @@ def fit(
     job.resolve_settings(str(config) if from_file else "")  # before the slow imports
 
     from trainer.training.fit import fit as run_job
+    from trainer.training.fit import leads
 
     run = run_job(job, progress=True)
+    if not leads():
+        return  # one process of several speaks
     result = run.read_result()
     typed = shlex.quote(str(run.directory))
     print(
@@ -259,9 +264,10 @@ def predict(
     parameters = {
         name: arguments[name] for name in ScoringParameters.model_fields if arguments[name] is not None
     }
+    escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # JSON's escapes stay JSON
     for line in predict_files(run_or_model, images, output=output, draw=draw, parameters=parameters):
         if output is None:
-            print(json.dumps(line, ensure_ascii=False))
+            print(json.dumps(line, ensure_ascii=escaped))
     for written in (output, draw):
         if written is not None:
             print(f"written: {written}", file=sys.stderr)
@@ -310,19 +316,42 @@ def sample_data(task: TaskName, directory: Path, /, *, images: Count = 200, seed
 
 @app.command
 def models(*, task: TaskName | None = None) -> None:
-    """List the models by name, with their tasks, libraries and what they were published for."""
+    """List the models: name, tasks, parameters, image size, licences, and whether their weights are here.
+
+    The licences are those of the library that has the model, and of the weights that it publishes. Weights
+    are here if TRAINER_WEIGHTS names a directory with them, or the library's own cache holds them.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from trainer.models import catalog
+    from trainer.models import listing
 
-    wanted = Task.parse(task) if task else None
-    table = Table("model", "tasks", "family", "published weights", box=None, header_style="bold")
-    for entry in catalog.MODELS.values():
-        if wanted is None or wanted in entry.tasks:
-            default = " (default)" if wanted and entry.name == wanted.default_model else ""
-            table.add_row(entry.name + default, ", ".join(entry.tasks), entry.family, entry.published)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    columns = ("model", "tasks", "parameters", "image size", "library", "weights", "here")
+    table = Table(*columns, box=None, header_style="bold")
+    table.columns[2].justify = "right"
+    for row in listing.rows(Task.parse(task) if task else None):
+        count = f"{row.parameters / 1e6:.1f} M" if row.parameters else "?"
+        cells = (row.model, ", ".join(row.tasks), count, row.image_size, row.library, row.weights)
+        table.add_row(*cells, row.here or "no")
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
+    print("\n`trainer weights --model NAME` says what to download for a machine without a network.")
+    for remark in listing.other_versions():
+        print(f"note: {remark}")
+
+
+@app.command
+def weights(*, model: str, task: TaskName | None = None) -> None:
+    """Say which file holds a model's published weights, from where to get it, and where to put it.
+
+    Parameters
+    ----------
+    model
+        A name from `trainer models`, or timm/NAME.
+    """
+    from trainer.models import listing
+
+    for line in listing.instructions(model, Task.parse(task) if task else None):
+        print(line)
 
 
 def _mapping(pairs: list[str] | None, known: dict[str, str]) -> dict[str, str]:
@@ -348,6 +377,9 @@ def _count(text: str) -> int:
 def main() -> None:
     """The program `trainer`: exit 1 with the error's text for a user's mistake, 130 after Ctrl-C."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is reported to anybody
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # class names may not fit a terminal's encoding
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))

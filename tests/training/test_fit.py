@@ -214,6 +214,7 @@ def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path:
         )
         assert done.returncode == 0, done.stderr
         # One process speaks, one directory is written.
+        assert done.stderr == ""
         assert done.stdout.count("epoch 2/2") == 1
         results.append((rows(Run(output)), Run(output).predictions.read_text("utf-8")))
     (one, answers_of_one), (two, answers_of_two) = results

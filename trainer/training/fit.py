@@ -41,6 +41,7 @@ log = logging.getLogger("trainer")
 
 _RUN_VARIABLE = "TRAINER_RUN_DIRECTORY"
 """Tells the processes of the other GPUs which directory the first one claimed."""
+_SEED_VARIABLE = "TRAINER_SEED"
 _VERSIONS = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
 
 
@@ -60,7 +61,7 @@ def fit(job: Job, *, progress: bool = False) -> Run:
     started = time.perf_counter()
     settings = job.resolve_settings()
     devices = _devices(job, settings)
-    seed = settings.random_seed if settings.random_seed is not None else int(time.time_ns() % 2**31)
+    seed = _seed(settings)
     with tempfile.TemporaryDirectory() as scratch:
         skipped = Path(scratch) / "skipped.jsonl"
         data = load(
@@ -72,12 +73,15 @@ def fit(job: Job, *, progress: bool = False) -> Run:
             datastores=job.datastores,
             skip_invalid=job.skip_invalid,
             skipped_path=skipped,
-            progress=progress,
+            progress=progress and leads(),
         )
         seed_everything(seed, workers=True, verbose=False)
         family, network, loaded = _network(job, settings, data)
         # Only what can be trained claims a run's directory.
         run = _claim(job)
+        if not leads():
+            _train(job, run, settings, devices, data, family, network, seed, progress=False)
+            return run
         if skipped.exists():
             shutil.copyfile(skipped, run.skipped)
     with _logging_to(run.log):
@@ -87,9 +91,6 @@ def fit(job: Job, *, progress: bool = False) -> Run:
 
         module, best = _train(job, run, settings, devices, data, family, network, seed, progress)
         trained = time.perf_counter()
-        if module.global_rank != 0:
-            return run
-
         _load_best(module, run)
         _write_predictions(run, module.scored, family, data)
         evaluated = time.perf_counter()
@@ -124,6 +125,22 @@ def fit(job: Job, *, progress: bool = False) -> Run:
     return run
 
 
+def leads() -> bool:
+    """Whether this is the job's first process, which alone speaks and writes."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _seed(settings: Settings) -> int:
+    """The job's seed or one drawn now; the processes of the other devices take over that of the first."""
+    if settings.random_seed is not None:
+        return settings.random_seed
+    if not leads():
+        return int(os.environ[_SEED_VARIABLE])
+    seed = time.time_ns() % 2**31
+    os.environ[_SEED_VARIABLE] = str(seed)
+    return seed
+
+
 def _devices(job: Job, settings: Settings) -> dict[str, Any]:
     """Lightning's accelerator, devices, strategy and precision."""
     there = torch.cuda.device_count()
@@ -144,7 +161,7 @@ def _devices(job: Job, settings: Settings) -> dict[str, Any]:
 
 
 def _claim(job: Job) -> Run:
-    if _RUN_VARIABLE in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if not leads():
         return Run.open(Path(os.environ[_RUN_VARIABLE]))
     if job.output is not None:
         run = Run.create_at(job.output)
@@ -202,9 +219,8 @@ def _train(
     batches = Batches(family, RecordExamples(data.train, data.classes), validation, settings, seed)
     module = TrainingModule(family, network, validation.truths, settings)
     best = KeepBest(run, job.metric, settings.checkpoint_frequency)
-    main = int(os.environ.get("LOCAL_RANK", 0)) == 0
     shown: list[Callback] = []
-    if progress and main:
+    if progress:
         shown = [ShowProgress()] if sys.stdout.isatty() else [SayProgress()]
     # The bar ends its epoch before the line on it is written.
     callbacks = [*shown, EvaluateLast(), best, Record(run.metrics, best)]
@@ -279,12 +295,14 @@ def _logging_to(path: Path) -> Iterator[None]:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Lightning's advice on settings that are decided here stays unsaid."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning.*")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
