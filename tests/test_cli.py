@@ -83,7 +83,7 @@ def test_help_answers_within_half_a_second() -> None:
 def test_help_lists_the_commands_and_imports_no_library_of_models() -> None:
     loaded, printed = libraries_loaded_by("--help")
     assert loaded == []
-    for command in ("fit", "validate", "predict", "serve", "sample-data", "models"):
+    for command in ("fit", "validate", "predict", "serve", "sample-data", "models", "weights"):
         assert f" {command} " in printed
 
 
@@ -96,14 +96,14 @@ def test_fit_help_names_every_setting_by_all_its_names_with_default_and_takers()
             assert f"--{each.replace('_', '-')} " in text, each
         assert settings.group_of(name) in text
         assert (info.description or "")[:40] in text, name
-    assert "[default: 15; 30 for YOLO models]" in text
+    assert "[default: 15; 30 for YOLO models and RT-DETRs]" in text
     assert "sizes. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
-    assert "One of sgd, adam, adamw. [default: sgd]" in text
+    assert "One of sgd, adam, adamw. [default: sgd" in text
     for flag in ("--task", "--data", "--config", "--weights", "--datastore", "--gpus", "--skip-invalid"):
         assert f"{flag} " in text
 
 
-@pytest.mark.parametrize("command", ["validate", "predict", "serve", "sample-data", "models"])
+@pytest.mark.parametrize("command", ["validate", "predict", "serve", "sample-data", "models", "weights"])
 def test_every_command_explains_itself(command: str) -> None:
     done = trainer(command, "--help")
     assert done.returncode == 0
@@ -199,7 +199,7 @@ def job_of(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
 
     caught: list[Job] = []
 
-    def stop(job: Job) -> None:
+    def stop(job: Job, where: str = "") -> None:
         caught.append(job)
         raise StoppedError
 
@@ -326,6 +326,16 @@ def test_every_problem_of_the_data_is_printed(digits: Path, tmp_path: Path) -> N
     assert "1 images" in done.stdout
 
 
+def test_class_names_beyond_the_terminals_encoding_are_told_as_escapes(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "wrong.jsonl", {"image_url": "a.png", "label": ["사과 🍌"]})
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "validate", str(path), "--task", "image-classification"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "\\uc0ac\\uacfc \\U0001f34c" in done.stdout
+
+
 def test_a_reader_who_has_seen_enough_causes_no_traceback(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "wrong.jsonl", *["{not json"] * 5000)
     command = [sys.executable, "-m", "trainer", "validate", str(path), "--task", "object-detection"]
@@ -384,16 +394,80 @@ def test_real_data_as_azure_users_hold_them_are_valid(shared_data: Path) -> None
 
 
 def test_models_are_listed_for_all_tasks_or_one() -> None:
-    everything = trainer("models")
-    assert everything.returncode == 0
-    for name in ("seresnext", "vitl16r224", "yolo11x", "maskrcnn_resnet152_fpn"):
-        assert f" {name} " in everything.stdout
+    loaded, printed = libraries_loaded_by("models")
+    assert loaded == []
+    rows = {line.split()[0]: " ".join(line.split()) for line in printed.splitlines() if line.strip()}
+    tasks = "image-classification, image-classification-multilabel"
+    licences = "timm, Apache-2.0 ImageNet-1k; Apache-2.0"
+    assert rows["resnet18"] == f"resnet18 {tasks} 11.7 M 224 {licences} no"
+    assert rows["fasterrcnn_resnet50_fpn"].startswith(
+        "fasterrcnn_resnet50_fpn object-detection 41.8 M 600–1333 torchvision, BSD-3-Clause COCO; "
+    )
+    assert rows["yolo11x"] == "yolo11x object-detection 57.0 M 640 ultralytics, AGPL-3.0 COCO; AGPL-3.0 no"
+    assert rows["timm/NAME"].startswith(f"timm/NAME {tasks} timm, Apache-2.0")
+    for size in ("small", "medium", "large", "extra_large"):
+        assert f" yolov5 {size} " in printed
     loaded, printed = libraries_loaded_by("models", "--task", "image_instance_segmentation")
     assert loaded == []
     assert "maskrcnn_resnet50_fpn (default)" in printed
     assert "fasterrcnn" not in printed
     wrong = trainer("models", "--task", "segmentation")
     assert (wrong.returncode, wrong.stdout) == (1, "")
+
+
+def test_models_answers_within_a_second() -> None:
+    times = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert trainer("models").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 1, times
+
+
+def test_models_tells_which_weights_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here() -> dict[str, str]:
+        lines = trainer("models").stdout.splitlines()
+        return {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "torch/hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "torch/hub/checkpoints/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth").touch()
+    repository = tmp_path / "hub/models--timm--resnet18.a1_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text("0123", encoding="utf-8")
+    (repository / "snapshots/0123").mkdir(parents=True)
+    (repository / "snapshots/0123/model.safetensors").touch()
+    (tmp_path / "가중치").mkdir()
+    (tmp_path / "가중치/yolo11n.pt").touch()
+    monkeypatch.setenv("TRAINER_WEIGHTS", str(tmp_path / "가중치"))
+    found = here()
+    assert found["fasterrcnn_resnet50_fpn"] == found["resnet18"] == "cache"
+    assert found["yolo11n"] == "TRAINER_WEIGHTS"
+    assert found["resnet34"] == found["yolo11s"] == found["fasterrcnn_resnet18_fpn"] == "no"
+
+
+def test_weights_says_what_to_download_and_where_to_put_it() -> None:
+    done = trainer("weights", "--model", "resnet18")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in done.stdout
+    assert "trainer fit --task image-classification --model resnet18 --weights weights" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--model", "yolo1n"), "did you mean yolo11n"),
+        (("--model", "resnet18", "--task", "object-detection"), "not for object-detection"),
+        (("--model", "가나다"), "`trainer models` lists the names"),
+        ((), "--model"),
+    ],
+)
+def test_weights_of_no_model_are_refused(arguments: tuple[str, ...], said: str) -> None:
+    done = trainer("weights", *arguments)
+    assert done.returncode not in (0, None)
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("task", Task)

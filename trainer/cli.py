@@ -178,11 +178,8 @@ def fit(
     job.resolve_settings(str(config) if from_file else "")  # before the slow imports
 
     from trainer.training.fit import fit as run_job
-    from trainer.training.fit import leads
 
     run = run_job(job, progress=True)
-    if not leads():
-        return  # one process of several speaks
     result = run.read_result()
     typed = shlex.quote(str(run.directory))
     print(
@@ -330,10 +327,10 @@ def models(*, task: TaskName | None = None) -> None:
     table = Table(*columns, box=None, header_style="bold")
     table.columns[2].justify = "right"
     for row in listing.rows(Task.parse(task) if task else None):
-        count = f"{row.parameters / 1e6:.1f} M" if row.parameters else "?"
+        count = f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
         cells = (row.model, ", ".join(row.tasks), count, row.image_size, row.library, row.weights)
-        table.add_row(*cells, row.here or "no")
-    Console(width=None if sys.stdout.isatty() else 190).print(table)
+        table.add_row(*cells, row.here)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     print("\n`trainer weights --model NAME` says what to download for a machine without a network.")
     for remark in listing.other_versions():
         print(f"note: {remark}")

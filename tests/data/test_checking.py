@@ -74,9 +74,17 @@ def test_everything_wrong_is_listed_at_once(write_lines: WriteLines) -> None:
         f"{train}:5: must be one JSON object",
         f"{validation}:1: label: must be one class name for image-classification",
         "nothing is left to validate on",
-        "--skip-invalid",
     ):
         assert part in text
+
+
+def test_a_refusal_offers_to_go_on_only_where_that_would_help(write_lines: WriteLines) -> None:
+    path = write_lines([*lines(3), "broken"])
+    for number in range(3):
+        Image.new("RGB", (8, 6)).save(path.parent / f"{number}.png")
+    assert "--skip-invalid" in refusal(Task.CLASSIFICATION, [path])
+    assert "--skip-invalid" not in refusal(Task.CLASSIFICATION, [path, path.parent / "no.jsonl"])
+    assert "--skip-invalid" not in refusal(Task.CLASSIFICATION, [write_lines(["broken"], "all.jsonl")])
 
 
 def test_skip_invalid(write_lines: WriteLines, tmp_path: Path) -> None:

@@ -155,6 +155,14 @@ def test_a_diverging_training_ends_with_advice(digits: dict[Task, SampleData], t
         trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
 
 
+def test_a_batch_too_small_for_batch_norm_is_explained(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    single = {"training_batch_size": 1, "training_crop_size": 32, "validation_crop_size": 32}
+    with pytest.raises(TrainingError, match="raise training_batch_size"):
+        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", **single))
+
+
 def test_early_stopping_waits_for_the_delay(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     still = {"learning_rate": 0.0, "early_stopping_patience": 2, "number_of_epochs": 20}
     run = trainer.fit(
@@ -222,3 +230,29 @@ def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path:
         expected = [float(row[name]) for row in one]
         assert [float(row[name]) for row in two] == pytest.approx(expected, abs=2e-3)
     assert len(answers_of_one.splitlines()) == len(answers_of_two.splitlines())
+
+
+@pytest.mark.slow
+def test_fewer_validation_images_than_processes(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    data = digits[Task.CLASSIFICATION]
+    first = json.loads(data.validation.read_text("utf-8").splitlines()[0])
+    first["image_url"] = str(data.validation.parent / first["image_url"])
+    (tmp_path / "one.jsonl").write_text(json.dumps(first), encoding="utf-8")
+    arguments = [
+        *(
+            "fit",
+            "--task",
+            "image-classification",
+            "--data",
+            str(data.train),
+            "--output",
+            str(tmp_path / "run"),
+        ),
+        *("--validation-data", str(tmp_path / "one.jsonl"), "--model", "resnet18", "--weights", "none"),
+        *("--validation-crop-size", "32", "--training-crop-size", "32", "--num-workers", "0"),
+        *("--number-of-epochs", "1", "--processes", "2"),
+    ]
+    command = [sys.executable, "-m", "trainer", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / "run").read_result().value in (0.0, 1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from trainer.training.loading import Draw, EpochSampler, SeededItems, move
+from trainer.training.loading import Draw, EpochSampler, SeededItems, move, validation_share
 
 
 def draws(sampler: EpochSampler, epoch: int) -> list[int]:
@@ -41,6 +41,11 @@ def test_ranks_share_an_epoch_evenly() -> None:
 class Dice(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[int, float, float, float]:
         return index, random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
+
+
+def test_ranks_share_the_validation_images_and_none_goes_without() -> None:
+    assert [list(validation_share(5, rank, 2)) for rank in range(2)] == [[0, 2, 4], [1, 3]]
+    assert [list(validation_share(2, rank, 3)) for rank in range(3)] == [[0], [1], [0]]
 
 
 def test_an_item_depends_on_seed_epoch_and_index_alone() -> None:

@@ -91,7 +91,8 @@ def load(
     is_complete = all(part.is_complete for part in sets)
     of_all = across(train, validation, task) if is_complete else []
     if not is_complete or _has_errors(of_all) or (_has_errors(found) and not skip_invalid):
-        raise _refusal([*found, *of_all])
+        skipping_helps = is_complete and not skip_invalid and not _has_errors(of_all)
+        raise _refusal([*found, *of_all], skipping_helps)
 
     skipped = [entry for part in sets for entry in part.skipped]
     if skipped and skipped_path is not None:
@@ -101,7 +102,7 @@ def load(
             training_indices, validation_indices = split(train, task, validation_size, seed)
         except DataError as error:
             # The lines left out are likely why.
-            raise _refusal([*found, *of_all, *error.problems]) if skipped else error from None
+            raise _refusal([*found, *of_all, *error.problems], False) if skipped else error from None
         train, validation = train.subset(training_indices), train.subset(validation_indices)
     classes = tuple(sorted({*train.classes, *validation.classes}))
     return Data(
@@ -204,7 +205,7 @@ def _has_errors(problems: Iterable[Problem]) -> bool:
     return not all(problem.warning for problem in problems)
 
 
-def _refusal(problems: Sequence[Problem]) -> DataError:
+def _refusal(problems: Sequence[Problem], skipping_helps: bool) -> DataError:
     shown, seen = [], Counter[tuple[str, bool]]()
     for problem in problems:
         seen[problem.rule, problem.warning] += 1
@@ -212,7 +213,8 @@ def _refusal(problems: Sequence[Problem]) -> DataError:
             shown.append(problem)
     errors = sum(not problem.warning for problem in problems)
     summary = f"the data have {errors:,} error{'s' if errors > 1 else ''}"
-    summary += "; mend them, or leave the wrong lines out with --skip-invalid"
+    if skipping_helps:
+        summary += "; mend them, or leave the wrong lines out with --skip-invalid"
     if len(shown) < len(problems):
         rest = f"{len(problems) - len(shown):,} more of the same kinds are not shown"
         shown.append(Problem("", "", rest, hint="`trainer validate` lists all"))

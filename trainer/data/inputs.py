@@ -64,7 +64,7 @@ def _unusable(file: DataFile) -> Problem | None:
             file.name, "", "must be a .jsonl file or an MLTable folder", "a path that does not exist"
         )
     if not os.path.isfile(file.path):
-        return Problem(file.name, "", "must be a file", "a folder")
+        return Problem(file.name, "", "must be a file", "something else, such as a pipe or a device")
     if not os.access(file.path, os.R_OK):
         return Problem(file.name, "", "must be readable", "no permission to read it")
     return None

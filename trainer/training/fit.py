@@ -73,15 +73,15 @@ def fit(job: Job, *, progress: bool = False) -> Run:
             datastores=job.datastores,
             skip_invalid=job.skip_invalid,
             skipped_path=skipped,
-            progress=progress and leads(),
+            progress=progress and _leads(),
         )
         seed_everything(seed, workers=True, verbose=False)
         family, network, loaded = _network(job, settings, data)
         # Only what can be trained claims a run's directory.
         run = _claim(job)
-        if not leads():
+        if not _leads():
             _train(job, run, settings, devices, data, family, network, seed, progress=False)
-            return run
+            sys.exit(0)  # the caller's program goes on once, in the first process
         if skipped.exists():
             shutil.copyfile(skipped, run.skipped)
     with _logging_to(run.log):
@@ -125,7 +125,7 @@ def fit(job: Job, *, progress: bool = False) -> Run:
     return run
 
 
-def leads() -> bool:
+def _leads() -> bool:
     """Whether this is the job's first process, which alone speaks and writes."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
@@ -134,7 +134,7 @@ def _seed(settings: Settings) -> int:
     """The job's seed or one drawn now; the processes of the other devices take over that of the first."""
     if settings.random_seed is not None:
         return settings.random_seed
-    if not leads():
+    if not _leads():
         return int(os.environ[_SEED_VARIABLE])
     seed = time.time_ns() % 2**31
     os.environ[_SEED_VARIABLE] = str(seed)
@@ -161,7 +161,7 @@ def _devices(job: Job, settings: Settings) -> dict[str, Any]:
 
 
 def _claim(job: Job) -> Run:
-    if not leads():
+    if not _leads():
         return Run.open(Path(os.environ[_RUN_VARIABLE]))
     if job.output is not None:
         run = Run.create_at(job.output)

@@ -103,7 +103,7 @@ class Batches(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._ranks()
-        share = range(rank, len(self.validation_items), ranks)
+        share = validation_share(len(self.validation_items), rank, ranks)
         return self._loader(
             self.validation_items, share, self.settings.validation_batch_size, collate_fn=list
         )
@@ -124,6 +124,14 @@ class Batches(LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+def validation_share(images: int, rank: int, ranks: int) -> range:
+    """The images that a rank scores: every one once, but that Lightning wants each rank to have one at least.
+
+    A rank for which there is none scores the first image again.
+    """
+    return range(rank, images, ranks) or range(1)
 
 
 def _cores() -> int:

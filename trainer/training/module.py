@@ -88,7 +88,16 @@ class TrainingModule(LightningModule):
         self._sums, self._batches = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.family.losses(self.network, batch)
+        try:
+            losses = self.family.losses(self.network, batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"a batch of {len(batch['images'])} image is too small for the batch norms of "
+                f"{self.family.spec.model}; raise training_batch_size ({self.settings.training_batch_size}) "
+                "or give it more images"
+            ) from error
         total = torch.stack(list(losses.values())).sum()
         for name, loss in {**losses, "loss": total}.items():
             self._sums[name] = self._sums.get(name, 0) + loss.detach()
@@ -154,7 +163,8 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         self.evaluator.reset()
         # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
-        for index, prediction in sorted(gather(self._predictions), key=lambda pair: pair[0]):
+        # Each image counts once, though several ranks may have scored it.
+        for index, prediction in sorted(dict(gather(self._predictions)).items()):
             self.evaluator.update(prediction, self.truths[index])
         self.metrics = self.evaluator.compute()
         if self._validation_losses:
