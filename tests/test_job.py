@@ -327,6 +327,50 @@ def test_weights_come_from_the_job_else_the_environment_else_the_publisher(
     assert bare.weights_choice == "pretrained"
 
 
+def test_an_earlier_run_is_where_the_weights_come_from_unless_others_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_WEIGHTS", "/shared/weights")
+    run = "0123456789abcdef0123456789abcdef"
+
+    def choice(checkpoint_run_id: Any, weights: str | None = None) -> str:
+        settings = {"checkpoint_run_id": checkpoint_run_id}
+        job = Job(task="object-detection", training_data="a", weights=weights, settings=settings)
+        if isinstance(checkpoint_run_id, str | None):
+            assert job.resolve_settings().checkpoint_run_id == checkpoint_run_id
+        return job.weights_choice
+
+    assert choice(run) == f"runs:/{run}/model"
+    assert choice(str(tmp_path)) == str(tmp_path)
+    assert choice("runs/no such run") == "runs/no such run"
+    assert choice(run, "none") == "none"
+    assert choice(None) == "/shared/weights"
+    for wrong in (3, True, ""):
+        job = Job(task="object-detection", training_data="a", settings={"checkpoint_run_id": wrong})
+        with pytest.raises(JobError, match="checkpoint_run_id"):
+            job.resolve_settings()
+
+
+@pytest.mark.parametrize("run", ["0123456789abcdef0123456789abcdef", "실행/first", "runs:/x/model"])
+def test_a_written_job_goes_on_from_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
+) -> None:
+    (tmp_path / "실행/first").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path = write_job(tmp_path, training_parameters={"checkpoint_run_id": run})
+    monkeypatch.chdir("/")  # what a file names is relative to the file
+    job = read_job(path)
+    expected = {"실행/first": str(tmp_path / "실행/first"), "runs:/x/model": run}
+    assert job.weights_choice == expected.get(run, f"runs:/{run}/model")
+    again = read_job(write(tmp_path, job.to_yaml()))
+    assert again.weights_choice == job.weights_choice
+    assert again.to_yaml() == job.to_yaml()
+    # A flag for another run is not overruled by what the file says of weights.
+    values, _ = jobs.read(write(tmp_path, job.to_yaml()))
+    values["settings"] = jobs.override(values["settings"], {"checkpoint_run_id": "other"})
+    assert jobs.make("", **values).weights_choice == "runs:/other/model"
+
+
 def test_from_scratch_nothing_is_frozen_unless_asked_for() -> None:
     def frozen(weights: str, **settings: Any) -> int | None:
         job = Job(task="object-detection", training_data="a", weights=weights, settings=settings)

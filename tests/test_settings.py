@@ -38,6 +38,7 @@ GENERAL = {
     "warmup_cosine_lr_warmup_epochs": 2,
     "evaluation_frequency": 1,
     "checkpoint_frequency": None,
+    "checkpoint_run_id": None,
     "distributed": True,
     "random_seed": None,
 }
@@ -204,6 +205,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "max_number_of_polygon_points": (MASK, [3, 1000], [2]),
     "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
     "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
+    "checkpoint_run_id": (RESNET, ["runs/실행", "runs:/0123/model", None], ["", 3, True]),
     "advanced_settings": (RESNET, [{}, "{}", {"stream_image_files": True}], ["", "{", "[]", 3, None]),
 }
 
@@ -274,15 +276,15 @@ def test_a_boolean_is_no_number(name: str) -> None:
     ("model", "name", "value", "takers"),
     [
         (RESNET, "min_size", 600, "R-CNNs"),
-        (RESNET, "img_size", 640, "YOLO models"),
-        (RESNET, "box_score_threshold", 0.5, "R-CNNs and YOLO models"),
-        (RESNET, "validation_metric_type", "coco", "R-CNNs and YOLO models"),
-        (VIT, "log_validation_loss", "Enable", "R-CNNs and YOLO models"),
+        (RESNET, "img_size", 640, "YOLO models and RT-DETRs"),
+        (RESNET, "box_score_threshold", 0.5, "R-CNNs, YOLO models and RT-DETRs"),
+        (RESNET, "validation_metric_type", "coco", "R-CNNs, YOLO models and RT-DETRs"),
+        (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models and RT-DETRs"),
         (FASTER, "weighted_loss", 1, "classifiers"),
         (FASTER, "model_size", "small", "yolov5"),
-        (FASTER, "multi_scale", True, "YOLO models"),
-        (FASTER, "mask_pixel_score_threshold", 0.5, "Mask R-CNNs"),
-        (YOLO11, "mask_pixel_score_threshold", 0.5, "Mask R-CNNs"),
+        (FASTER, "multi_scale", True, "YOLO models and RT-DETRs"),
+        (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
+        (YOLO11, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
         (YOLO11, "model_size", "small", "yolov5"),  # its size is part of its name
         (YOLOV5, "max_size", 1000, "R-CNNs"),
         (MASK, "valid_crop_size", 224, "classifiers"),
@@ -408,7 +410,7 @@ def test_an_unknown_model_or_task_mismatch_is_a_users_error() -> None:
 
 
 def test_defaults_in_words_name_the_models_that_differ() -> None:
-    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models"
+    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models and RT-DETRs"
     assert settings.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
     assert settings.default_in_words("early_stopping") == "true"
     assert "0.002 for vitl16r224 with several labels" in settings.default_in_words("learning_rate")

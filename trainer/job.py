@@ -95,7 +95,7 @@ class Job(BaseModel):
 
     @property
     def weights_choice(self) -> str:
-        """Where the weights come from: `weights`, else `checkpoint_run_id`, else see `choice_or_environment`."""
+        """`weights`, else what checkpoint_run_id stands for, else TRAINER_WEIGHTS, else "pretrained"."""
         run = self.settings.get(_RUN_ID)
         return choice_or_environment(self.weights or (of_run(run) if isinstance(run, str) and run else None))
 

@@ -27,7 +27,8 @@ from trainer.tasks import Task
 CLASSIFIERS = ("classifiers",)
 RCNN = ("rcnn",)
 YOLO = ("yolo",)
-BOXES = ("rcnn", "yolo")
+ULTRALYTICS = ("yolo", "rtdetr")
+BOXES = ("rcnn", *ULTRALYTICS)
 
 
 def _setting(
@@ -169,12 +170,12 @@ class Settings(ScoringParameters):
         640,
         "Side of the square that images are fitted into.",
         "Images",
-        families=YOLO,
+        families=ULTRALYTICS,
         aliases=("img_size",),
         ge=32,
     )
     multi_scale: bool = _setting(
-        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=YOLO
+        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=ULTRALYTICS
     )
     advanced_settings: AdvancedSettings = _setting(
         AdvancedSettings(),
@@ -263,7 +264,7 @@ class Settings(ScoringParameters):
 
 
 _INHERITED_GROUP = "Scoring"
-_SCORING_FAMILIES = {"mask_pixel_score_threshold": RCNN, "max_number_of_polygon_points": RCNN}
+_OF_MASKS = ("mask_pixel_score_threshold", "max_number_of_polygon_points")
 _SCORING_ALIASES = {
     "box_score_threshold": ("box_score_thresh",),
     "nms_iou_threshold": ("nms_iou_thresh",),
@@ -284,29 +285,27 @@ def aliases_of(name: str) -> tuple[str, ...]:
 def families_of(name: str) -> tuple[str, ...]:
     """The model families to which a setting means something; empty: to all."""
     if name in ScoringParameters.model_fields:
-        return _SCORING_FAMILIES.get(name, BOXES)
+        return BOXES
     return tuple(_extra(name).get("families", ()))
-
-
-_PARTS = {
-    "model_size": ("yolov5", "yolov5"),
-    "mask_pixel_score_threshold": ("maskrcnn", "Mask R-CNNs"),
-    "max_number_of_polygon_points": ("maskrcnn", "Mask R-CNNs"),
-}
-"""Settings of a part of a family: how the names of its models begin, and the part in words."""
 
 
 def takes(entry: catalog.ModelEntry, name: str) -> bool:
     """Whether a setting means something to a model."""
+    if name == "model_size":
+        return entry.name == "yolov5"
+    if name in _OF_MASKS:
+        return Task.SEGMENTATION in entry.tasks
     families = families_of(name)
-    return (not families or entry.family in families) and entry.name.startswith(_PARTS.get(name, ("",))[0])
+    return not families or entry.family in families
 
 
 def takers(name: str) -> str:
     """The models to which a setting means something, in words; "" for all."""
-    if name in _PARTS:
-        return _PARTS[name][1]
-    return " and ".join(FAMILY_WORDS[family] for family in families_of(name))
+    if name == "model_size":
+        return "yolov5"
+    if name in _OF_MASKS:
+        return "models for instance-segmentation"
+    return _listed([FAMILY_WORDS[family] for family in families_of(name)])
 
 
 def default_in_words(name: str) -> str:
@@ -334,10 +333,17 @@ def _shown(value: Any) -> str:
 
 def _joined(names: list[str]) -> str:
     """Long lists of models shortened to whole families, which is how their defaults differ."""
-    families = {catalog.MODELS[name].family for name in names}
-    if len(families) == 1 and len(names) > 3:
-        return FAMILY_WORDS[families.pop()]
-    return ", ".join(names)
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(catalog.MODELS[name].family, []).append(name)
+    return _listed(
+        [FAMILY_WORDS[family] if len(of) > 3 else ", ".join(of) for family, of in families.items()]
+    )
+
+
+def _listed(words: list[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
 def default_settings(task: Task, model: str) -> dict[str, Any]:
@@ -402,7 +408,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
     return settings
 
 
-FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models"}
+FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models", "rtdetr": "RT-DETRs"}
 
 
 def _extra(name: str) -> dict[str, Any]:

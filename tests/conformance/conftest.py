@@ -25,10 +25,12 @@ TINY: dict[str, dict[str, Any]] = {
     "classifiers": {"validation_crop_size": 64, "training_crop_size": 64, "validation_resize_size": 64},
     "rcnn": {"min_size": 96, "max_size": 160},
     "yolo": {"image_size": 128},
+    "rtdetr": {"image_size": 64},
 }
-# Thousands of proposals are a two-stage detector's cost, not its principle.
-TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32}
+# Thousands of proposals are a two-stage detector's cost, not its principle; so are a transformer's queries.
+TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32, "queries": 30, "decoder_layers": 2}
 STEPS = 300
+RATES = {"rtdetr": 3e-4}  # of learning, where 1e-3 is too high
 
 
 def smallest_models() -> list[tuple[Task, str]]:
@@ -154,7 +156,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     """The case with a network trained on its four images until it knows them."""
     network = case.build()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1  # ultralytics' slow statistics would take hundreds of steps
+    rate = RATES.get(case.family.spec.family, 1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
     items = [dataset[index] for index in range(len(case.examples))]
     value = -1.0

@@ -77,8 +77,25 @@ _YOLO = {
 }
 
 
-def _yolo(name: str, library_name: str) -> ModelEntry:
-    return ModelEntry(name, "yolo", (Task.DETECTION,), library_name, "COCO", {Task.DETECTION: _YOLO})
+def _yolo(name: str) -> ModelEntry:
+    task = Task.SEGMENTATION if name.endswith("-seg") else Task.DETECTION
+    return ModelEntry(name, "yolo", (task,), name, "COCO", {task: _YOLO})
+
+
+_RTDETR = {
+    **_YOLO,
+    # As in the paper: transformers are trained by adamw, at low rates.
+    "optimizer": "adamw",
+    "learning_rate": 1e-4,
+    "gradient_clip_norm": 0.1,
+    "gradient_clip_value": None,
+}
+
+
+def _rtdetr(size: str) -> ModelEntry:
+    name = f"rtdetr-{size}"
+    published = "ImageNet-1k (backbone only)" if size.startswith("resnet") else "COCO"
+    return ModelEntry(name, "rtdetr", (Task.DETECTION,), name, published, {Task.DETECTION: _RTDETR})
 
 
 _VIT = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
@@ -101,8 +118,10 @@ _ENTRIES = (
     *(_rcnn("maskrcnn", depth) for depth in _RESNETS),
     _rcnn("maskrcnn", version="_v2"),
     # Which of yolov5's four sizes is meant, the setting model_size says.
-    _yolo("yolov5", "yolov5"),
-    *(_yolo(f"yolo11{size}", f"yolo11{size}") for size in "nsmlx"),
+    _yolo("yolov5"),
+    *(_yolo(f"yolo{version}{size}") for version in (11, 26) for size in "nsmlx"),
+    *(_yolo(f"yolo{version}{size}-seg") for version in (11, 26) for size in "nsmlx"),
+    *(_rtdetr(size) for size in ("l", "x", "resnet50", "resnet101")),
 )
 
 TIMM = "timm/"

@@ -70,6 +70,7 @@ class Classifiers(Family):
             head=(config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier),
             # A ViT's position embedding is resampled to the crop's grid.
             adapt=_resampling(self.library_name) if config.fixed_input_size else None,
+            licence=config.license or "",
         )
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:

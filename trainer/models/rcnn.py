@@ -79,8 +79,9 @@ class RCNN(Family):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        self.architecture = find(spec.model, spec.task).library_name
-        self.backbone = spec.model.split("_")[1]
+        entry = find(spec.model, spec.task)
+        self.architecture = entry.library_name
+        self.backbone = entry.name.split("_")[1]
         self.masks = spec.task is Task.SEGMENTATION
         # Two stages count the background as class 0; one stage knows no background.
         self.first_label = 0 if self.architecture in _ONE_STAGE else 1

@@ -32,6 +32,7 @@ class Published:
         head: prefixes of the tensors that depend on the classes; these alone may differ.
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
+        covers: prefixes of the network's tensors that the file holds, once adapted; empty: of all.
         adapt: (tensors, network) → tensors that fit a network of another image size, as the library does it.
         licence: what the publisher says of these very weights, "" if nothing.
     """
@@ -42,6 +43,7 @@ class Published:
     head: tuple[str, ...] = ()
     prefix: str = ""
     partial: bool = False
+    covers: tuple[str, ...] = ()
     adapt: Callable[..., dict[str, Tensor]] | None = None
     licence: str = ""
 
@@ -147,7 +149,10 @@ def _named(keys: Iterable[str]) -> str:
     keys = list(keys)
     if len(keys) <= 6:
         return ", ".join(keys)
-    layers = Counter(".".join(key.split(".")[:3]) for key in keys)
+    for depth in (3, 2):
+        layers = Counter(".".join(key.split(".")[:depth]) for key in keys)
+        if len(layers) <= 12:
+            break
     return ", ".join(f"{layer} ({count})" if count > 1 else layer for layer, count in layers.items())
 
 
@@ -172,8 +177,11 @@ def _fit(
         left = [key for key in state if key.startswith("fc.")]
         state = {published.prefix + key: value for key, value in state.items() if key not in left}
         needed = [key for key in needed if key.startswith(published.prefix)]
-    elif len(state) < len(in_file):  # what the library left out, beside what it renamed
-        left = [key for key in in_file if key not in state]
+    elif len(state) < len(in_file):  # what was left out in adapting, beside what was renamed
+        kept = {id(value) for value in state.values()}
+        left = [key for key, value in in_file.items() if key not in state and id(value) not in kept]
+    if published.covers and all(key.startswith(published.covers) for key in state):
+        needed = [key for key in needed if key.startswith(published.covers)]
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         of_head = bool(head) and key.startswith(head)
@@ -202,7 +210,7 @@ def _fit(
         source,
         taken=len(fitting) - len(outcome.unexpected_keys),
         fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
-        left=tuple(left),
+        left=tuple(key for key in left if not key.endswith(_COUNTER)),
         resampled=tuple(
             key for key, value in fitting.items() if key in in_file and in_file[key].shape != value.shape
         ),

@@ -84,7 +84,7 @@ def published_names(published: Published) -> tuple[str, ...]:
 
 
 def hash_in_name(name: str) -> str:
-    """The beginning of a file's SHA-256 where its publisher put it into the name, `name-HASH.pth`, else ""."""
+    """The beginning of its SHA-256 that a publisher puts into a file's name, `name-HASH.pth`; or ""."""
     found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     return found[1] if found else ""
 

@@ -1,83 +1,86 @@
-"""YOLO detectors: ultralytics' networks, losses and augmentation, trained by our own loop.
-
-ultralytics is licensed under the AGPL-3.0. It is imported in this file alone, when a YOLO model is used.
-"""
+"""YOLO detectors, and those that segment too: ultralytics' networks and losses, trained by our own loop."""
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Sequence
-from copy import copy
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-# ultralytics reads these at its import: no usage reports, no look-ups, no greeting, its files in our cache.
-os.environ.setdefault("YOLO_OFFLINE", "true")
-os.environ.setdefault("YOLO_VERBOSE", "false")
-os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-trainer"))
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import PIL.Image
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.ops import batched_nms
-from ultralytics.data.dataset import YOLODataset
-from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG, patches
 
-from trainer.annotations import Detections, Examples, Image, Objects, Prediction, Truth
-from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry, Spec
+from trainer.annotations import Detections, FloatArray, Image, Mask, Prediction
+from trainer.models.family import Geometry, Spec
+from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
-from trainer.tasks import Task
 
-if TYPE_CHECKING:
-    from trainer.settings import Settings
-
-# ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
-# no image: put the originals back.
-PIL.Image.open, torch.save = patches._image_open, patches._torch_save
+# isort: split
+# After ultralytics_family, which sets the environment that ultralytics reads.
+from ultralytics.nn.tasks import DetectionModel, SegmentationModel
+from ultralytics.utils.loss import E2ELoss
 
 GREY = 114  # the colour of ultralytics' padding
-STRIDE = 32
-CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does
-ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.3.0/"
+PUBLISHED_CLASSES = 80  # COCO's
+_PIXELS_AT_ONCE = 1_000_000  # of a mask, so that large masks need no floating point copy of themselves
 
 
-class YOLO(Family):
-    """One-stage detectors. Images keep their aspect ratio inside a grey square."""
+class Output(NamedTuple):
+    """One image's raw output.
 
-    requirements = ("ultralytics", "torchvision", "opencv-python")
-    averages_weights = True
+    Attributes:
+        rows: float32 [anchors, 4 + C (+ 32)]: centre x and y, width, height in tensor pixels, class scores
+            and mask coefficients; of an end-to-end network [detections, 6 (+ 32)], by falling score: left,
+            top, right, bottom, score, class and mask coefficients.
+        prototypes: float32 [32, h/4, w/4], or None for a detector without masks.
+    """
+
+    rows: Tensor
+    prototypes: Tensor | None
+
+
+class YOLO(UltralyticsFamily):
+    """One-stage detectors. Images keep their aspect ratio inside a grey square.
+
+    YOLO26 is end-to-end: a second head learns to give each object one box. It answers without NMS, so
+    nms_iou_threshold has no effect there.
+    """
+
     sums_losses = True
+    stretches = False
 
-    @staticmethod
-    def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        # Whole strides only; an odd size is rounded up rather than refused.
-        image_size = -(-settings.image_size // STRIDE) * STRIDE
-        name = find(model, task).library_name
-        if name == "yolov5":
-            name += {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}[settings.model_size]
-        return {"image_size": image_size, "architecture": name}
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self.end_to_end = bool(self.plan().get("end2end"))
+        self._lock = threading.Lock()
 
     def build(self) -> nn.Module:
-        architecture = self.spec.options["architecture"]
-        network = DetectionModel(f"{architecture}.yaml", nc=len(self.spec.classes), verbose=False)
-        network.args = copy(DEFAULT_CFG)  # where ultralytics' loss looks for its gains
-        built: nn.Module = network
-        return built
+        model = SegmentationModel if self.masks else DetectionModel
+        # The classification branch is as wide as the number of classes makes it. With the published number
+        # only its last layer is new to a network that starts from published weights: ultralytics' trainer
+        # sees to that, too.
+        network = model(f"{self.architecture}.yaml", nc=PUBLISHED_CLASSES, verbose=False)
+        head = network.model[-1]
+        head.nc = len(self.spec.classes)
+        head.no = head.nc + 4 * head.reg_max
+        branches = [*head.cv3, *(getattr(head, "one2one_cv3", None) or ())]
+        if hasattr(head.proto if self.masks else None, "semseg"):
+            branches.append(head.proto.semseg)
+        for branch in branches:
+            branch[-1] = nn.Conv2d(branch[-1].in_channels, head.nc, 1)
+        head.bias_init()
+        head.end2end = self.end_to_end
+        return self.prepared(network)
 
     def published(self) -> Published:
-        architecture = self.spec.options["architecture"]
-        file = f"{architecture}u.pt" if architecture.startswith("yolov5") else f"{architecture}.pt"
-        last = 24 if architecture.startswith("yolov5") else 23
-        return Published(files=(file,), url=ASSETS + file, head=(f"model.{last}.cv3.",))
+        file = f"{self.architecture}{'u' if self.architecture.startswith('yolov5') else ''}.pt"
+        head = tuple(self.last_layer() + part for part in ("cv3.", "one2one_cv3.", "proto.semseg."))
+        return Published(files=(file,), url=ASSETS + file, head=head)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Fit into the square, keeping the aspect ratio, centred on grey; values in [0, 1]."""
@@ -98,145 +101,160 @@ class YOLO(Family):
 
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
-    ) -> Sequence[Tensor]:
-        """float32 [anchors, 4 + C] an image: centre x and y, width, height in tensor pixels; class scores."""
-        output = network(torch.stack(list(tensors)))[0]
-        return list(output.float().transpose(1, 2))
+    ) -> Sequence[Output]:
+        images = torch.stack(list(tensors))
+        # In bfloat16 the corners of boxes would be off by pixels.
+        with torch.autocast(images.device.type, enabled=False), self._limit(network, parameters):
+            output = network(images)[0]
+        rows, prototypes = output if self.masks else (output, [None] * len(images))
+        if not self.end_to_end:
+            rows = rows.transpose(1, 2)
+        return [Output(*pair) for pair in zip(rows, prototypes, strict=True)]
 
-    def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        """Each anchor's best class, thresholded, then NMS in each class."""
-        scores, labels = output[:, 4:].max(dim=1)
-        kept = scores >= parameters.box_score_threshold
-        scores, labels = scores[kept], labels[kept]
-        centre, half = output[kept, :2], output[kept, 2:4] / 2
-        boxes = torch.cat([centre - half, centre + half], dim=1)
-        # By falling score.
-        chosen = batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)
-        chosen = chosen[: parameters.box_detections_per_image]
+    @contextmanager
+    def _limit(self, network: Any, parameters: ScoringParameters) -> Iterator[None]:
+        """An end-to-end head keeps the number of boxes itself; one request at a time may set it."""
+        with self._lock:
+            network.model[-1].max_det = parameters.box_detections_per_image
+            yield
+
+    def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
+        """Boxes over the threshold by falling score; from a network that is not end-to-end, after NMS."""
+        rows, classes = output.rows, len(self.spec.classes)
+        chosen = _ranked(rows, parameters) if self.end_to_end else _suppressed(rows, classes, parameters)
+        boxes, scores, labels, coefficients = chosen
+        placed = geometry.boxes_to_image(boxes.cpu().numpy())
+        masks = None
+        if output.prototypes is not None:
+            prototypes = output.prototypes.cpu().numpy()
+            threshold = parameters.mask_pixel_score_threshold
+            masks = tuple(
+                paste_prototypes(box, row, prototypes, geometry, threshold)
+                for box, row in zip(placed, coefficients.cpu().numpy(), strict=True)
+            )
         return Detections(
-            boxes=geometry.boxes_to_image(boxes[chosen].cpu().numpy()),
-            labels=labels[chosen].cpu().numpy(),
-            scores=scores[chosen].cpu().numpy(),
+            boxes=placed,
+            labels=labels.cpu().numpy(),
+            scores=scores.cpu().numpy(),
             image_size=geometry.image_size,
+            masks=masks,
         )
 
-    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
-        return _TrainingDataset(self.spec, examples, settings)
+    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """ultralytics' own losses.
 
-    def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> dict[str, Tensor]:
-        assert isinstance(truth, Objects)
-        height, width = geometry.tensor_size
-        boxes = geometry.boxes_to_tensor(truth.boxes) / np.array([width, height, width, height])
-        labels = _ultralytics_label(Objects(boxes.astype(np.float32), truth.labels, truth.crowd))
-        return {
-            "img": image,
-            "cls": torch.from_numpy(labels["cls"]),
-            "bboxes": torch.from_numpy(labels["bboxes"]),
-        }
-
-    def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
-        keys = ("img", "cls", "bboxes")
-        # ultralytics numbers the images in place: give it numbers of its own.
-        parts = [
-            {**{key: item[key] for key in keys}, "batch_idx": torch.zeros(len(item["cls"]))} for item in items
-        ]
-        batch: dict[str, Any] = YOLODataset.collate_fn(parts)
-        batch["images"] = batch.pop("img")
-        if "size" in items[0]:
-            batch["size"] = items[0]["size"]
-        return batch
-
-    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        images = batch["images"]
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        if "size" in batch:
-            images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
+        In training an end-to-end network's two heads weigh 0.8 and 0.2 in the first epoch, 0.1 and 0.9 in the
+        last; in validation the second, which answers, counts alone.
+        """
+        images = batch["img"]
+        predictions = network(images)
         criterion = getattr(network, "criterion", None)
-        if criterion is not None and criterion.device != images.device:
-            del network.criterion  # it keeps tensors of its own on the device it was made for
-        losses, names = network({**batch, "img": images})
+        if criterion is None or getattr(criterion, "one2one", criterion).device != images.device:
+            # It keeps tensors of its own on the device that it is made for.
+            criterion = network.criterion = network.init_criterion()
+        if isinstance(criterion, E2ELoss):
+            if "epoch" in batch:
+                network.args.epochs = batch["epochs"]
+                criterion.updates = batch["epoch"] - 1
+                criterion.update()
+            else:
+                criterion.o2m, criterion.o2o = 0.0, 1.0
+        # Boxes are decoded in here, which takes more digits than bfloat16 has.
+        with torch.autocast(images.device.type, enabled=False):
+            losses, names = network.loss(batch, _as_float(predictions))
         return {name: loss / len(images) for name, loss in zip(names, losses, strict=True)}
 
-    def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """The backbone's layers, model.0–9."""
-        return [[layer] for layer in list(network.get_submodule("model").children())[:10]]
+
+def _as_float(predictions: Any) -> Any:
+    """The same structure with its tensors in float32."""
+    if isinstance(predictions, Tensor):
+        return predictions.float()
+    if isinstance(predictions, Mapping):
+        return {key: _as_float(value) for key, value in predictions.items()}
+    return type(predictions)(_as_float(value) for value in predictions)
 
 
-def _ultralytics_label(truth: Objects) -> dict[str, Any]:
-    """cls float32 [n, 1]; bboxes float32 [n, 4], normalised centre x and y, width, height; no crowds."""
-    boxes = truth.boxes[~truth.crowd]
-    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    return {
-        "cls": truth.labels[~truth.crowd].astype(np.float32)[:, None],
-        "bboxes": np.concatenate([centres, sizes], axis=1).astype(np.float32),
-    }
+_Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of each box, by falling score: xyxy in tensor pixels [n, 4], score [n], label [n], mask coefficients."""
 
 
-class _TrainingDataset(YOLODataset):
-    """ultralytics' augmentation over our examples: mosaic, affine, HSV, flip.
+def _ranked(rows: Tensor, parameters: ScoringParameters) -> _Chosen:
+    """What an end-to-end network ranks first."""
+    rows = rows[rows[:, 4] >= parameters.box_score_threshold]
+    boxes, scores, labels, coefficients = rows.tensor_split((4, 5, 6), dim=1)
+    return boxes, scores[:, 0], labels[:, 0].long(), coefficients
 
-    ultralytics draws from the global generators of random and numpy; the loader seeds both for each item.
+
+def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _Chosen:
+    """Each anchor's best class, thresholded, then NMS in each class."""
+    boxes, scores, coefficients = rows.tensor_split((4, 4 + classes), dim=1)
+    scores, labels = scores.max(dim=1)
+    kept = scores >= parameters.box_score_threshold
+    boxes, scores, labels, coefficients = boxes[kept], scores[kept], labels[kept], coefficients[kept]
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    boxes = torch.cat([centre - half, centre + half], dim=1)
+    chosen = batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)  # by falling score
+    chosen = chosen[: parameters.box_detections_per_image]
+    return boxes[chosen], scores[chosen], labels[chosen], coefficients[chosen]
+
+
+def paste_prototypes(
+    box: FloatArray, coefficients: FloatArray, prototypes: FloatArray, geometry: Geometry, threshold: float
+) -> Mask:
+    """The pixels in a box at which the object's mask, a sum of prototypes, is at least `threshold`.
+
+    The sum is sampled bilinearly at the centres of the image's pixels, before the sigmoid, as ultralytics
+    does it (Bolya et al. 2019, YOLACT); a threshold of 0 takes the whole box.
+
+    Args:
+        box: normalised xyxy [4] in the image.
+        coefficients: [32].
+        prototypes: [32, h', w'] over the tensor that the network saw.
+        threshold: of the probability, in [0, 1].
     """
+    height, width = geometry.image_size
+    x1, y1, x2, y2 = (float(v) for v in box * np.array([width, height, width, height], dtype=np.float32))
+    # At least one pixel, and every pixel that the box touches.
+    left, top = min(width - 1, int(x1)), min(height - 1, int(y1))
+    right, bottom = max(left + 1, math.ceil(x2)), max(top + 1, math.ceil(y2))
+    columns = _grid_positions(left, right, 0, geometry, prototypes.shape[2])
+    rows = _grid_positions(top, bottom, 1, geometry, prototypes.shape[1])
+    seen_columns = slice(int(columns[0]), int(columns[-1]) + 2)
+    seen_rows = slice(int(rows[0]), int(rows[-1]) + 2)
+    logits = np.tensordot(coefficients, prototypes[:, seen_rows, seen_columns], axes=1)
+    wide = _interpolate(logits.T, columns - seen_columns.start).T
+    limit = _logit(threshold)
+    pixels = np.empty((bottom - top, right - left), dtype=np.bool_)
+    step = max(1, _PIXELS_AT_ONCE // (right - left))
+    for start in range(0, len(pixels), step):
+        part = slice(start, start + step)
+        pixels[part] = _interpolate(wide, rows[part] - seen_rows.start) >= limit
+    return Mask(left, top, pixels)
 
-    def __init__(self, spec: Spec, examples: Examples, settings: Settings) -> None:
-        self.examples = examples
-        self.hyperparameters = copy(DEFAULT_CFG)
-        self.multi_scale = settings.multi_scale
-        self.last_epochs = settings.number_of_epochs - CLOSE_MOSAIC
-        advanced = settings.advanced_settings
-        if not (advanced.apply_mosaic_for_yolo and advanced.apply_automl_train_augmentations):
-            self.hyperparameters.mosaic = 0.0
-        if not advanced.apply_automl_train_augmentations:
-            for name in ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"):
-                setattr(self.hyperparameters, name, 0.0)
-        super().__init__(
-            img_path="",
-            imgsz=spec.options["image_size"],
-            hyp=self.hyperparameters,
-            data={"names": dict(enumerate(spec.classes)), "channels": 3},
-            cache="ram",
-        )
 
-    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Cache nothing, though "ram" was asked for.
+def _logit(probability: float) -> float:
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
 
-        Only with "ram" does mosaic draw its partners from all images rather than from those that a worker
-        happened to load last; an item then depends on its seed alone.
-        """
-        return False
 
-    def at_epoch(self, epoch: int) -> None:
-        """Close the mosaic for the last epochs; in a run shorter than twice that, for the last half."""
-        closing = max(self.last_epochs, (self.last_epochs + CLOSE_MOSAIC) // 2)
-        if epoch >= closing and self.hyperparameters.mosaic:
-            self.close_mosaic(self.hyperparameters)
+def _grid_positions(start: int, stop: int, axis: int, geometry: Geometry, cells: int) -> FloatArray:
+    """Where the centres of pixels start … stop−1 lie among the centres of the grid's cells, 0 … cells − 1.
 
-    def get_img_files(self, img_path: Any) -> list[str]:
-        return [str(index) for index in range(len(self.examples))]
+    axis: 0 for columns, 1 for rows. Beyond the outermost centres the outermost cell counts.
+    """
+    tensor = (np.arange(start, stop) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
+    positions = tensor * cells / geometry.tensor_size[1 - axis] - 0.5
+    return positions.clip(0, cells - 1).astype(np.float32)
 
-    def get_labels(self) -> list[dict[str, Any]]:
-        fixed: dict[str, Any] = {"segments": [], "keypoints": None, "normalized": True, "bbox_format": "xywh"}
-        truths = (truth for truth in self.examples.truths if isinstance(truth, Objects))
-        return [{"im_file": str(i), **_ultralytics_label(truth), **fixed} for i, truth in enumerate(truths)]
 
-    def load_image(
-        self, i: int, rect_mode: bool = True, resize_short: bool = False
-    ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
-        """BGR, as ultralytics' augmentation expects, its long side resized to the image size."""
-        image = self.examples[i].image[..., ::-1]
-        height, width = image.shape[:2]
-        scale = self.imgsz / max(height, width)
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        resized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-        return resized, (height, width), (size[1], size[0])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = super().__getitem__(index)
-        if self.multi_scale:
-            side = self.imgsz * random.uniform(0.5, 1.5)
-            item["size"] = max(STRIDE, round(side / STRIDE) * STRIDE)
-        return item
+def _interpolate(values: FloatArray, positions: FloatArray) -> FloatArray:
+    """The rows of `values` [n, m] at fractional positions [k], each in [0, n − 1] → [k, m]."""
+    lower = positions.astype(np.int64)
+    upper = np.minimum(lower + 1, len(values) - 1)
+    weight = (positions - lower).astype(np.float32)[:, None]
+    result: FloatArray = values[lower] * (1 - weight) + values[upper] * weight
+    return result
 
 
 FAMILY = YOLO

@@ -1,0 +1,150 @@
+"""What `trainer models` and `trainer weights` tell is what the libraries have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.errors import JobError
+from trainer.models import catalog, listing, measuring
+from trainer.models.facts import FACTS, VERSIONS, Facts
+from trainer.models.weights_sources import published_names
+from trainer.tasks import Task
+
+DUE = "it is due: python -m trainer.models.measuring"
+SMALL = 4_000_000
+"""Parameters up to which a network is built to count them, where it cannot be built without memory."""
+
+
+def test_every_model_has_facts_and_a_library() -> None:
+    names = [listing.with_size(entry, size) for entry, size in measuring.models()]
+    assert list(FACTS) == names, DUE
+    assert {entry.family for entry in catalog.MODELS.values()} <= listing.LIBRARIES.keys()
+    assert VERSIONS.keys() == {library.name for library in listing.LIBRARIES.values()}
+
+
+@pytest.mark.parametrize("model", catalog.MODELS)
+def test_the_facts_are_those_of_the_libraries(model: str) -> None:
+    entry = catalog.MODELS[model]
+    library = listing.LIBRARIES[entry.family]
+    for size in listing.sizes(entry):
+        facts = FACTS[listing.with_size(entry, size)]
+        if library.name != "ultralytics" or facts.parameters <= SMALL:
+            measured = measuring.measure(entry, size)
+            assert measured.parameters == facts.parameters, DUE
+        if metadata.version(library.name) == VERSIONS[library.name]:  # another may publish other files
+            published = listing.published_of(entry, entry.tasks[0], size)
+            names = published_names(published)
+            told = (facts.files, facts.hub, facts.licence)
+            assert (names, published.hub, published.licence) == told, DUE
+
+
+def test_torchvisions_own_count_is_ours() -> None:
+    from torchvision.models import get_model_weights
+
+    for name in ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"):
+        assert FACTS[name].parameters == get_model_weights(name).COCO_V1.meta["num_params"]
+
+
+def test_writing_the_facts_gives_python_that_holds_them() -> None:
+    given = {"a": Facts(12_345, ("a.pt",), "", ""), "b c": Facts(1, ("x" * 60, "y" * 60), "timm/b", "mit")}
+    text = "".join(measuring._line(name, facts) for name, facts in given.items())
+    assert eval("{" + text + "}", {"Facts": Facts}) == given
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_a_new_library_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [name for name in VERSIONS if metadata.version(name) != VERSIONS[name]] == [
+        text.split()[0] for text in listing.other_versions()
+    ]
+    monkeypatch.setitem(VERSIONS, "timm", "0.0.1")
+    (said,) = [text for text in listing.other_versions() if text.startswith("timm")]
+    assert said == f"timm {metadata.version('timm')} is installed, the table tells of 0.0.1"
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])
+def test_the_cache_looked_into_is_torchs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert listing._torch_cache() == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_rows_carry_the_tasks_default() -> None:
+    for task in Task:
+        rows = list(listing.rows(task))
+        assert [row.model for row in rows if "(default)" in row.model] == [f"{task.default_model} (default)"]
+        assert all(task in row.tasks for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            "fasterrcnn_resnet50_fpn",
+            (
+                "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
+                "SHA-256, which must begin with 258fb6c6",
+                "trainer fit --task object-detection --model fasterrcnn_resnet50_fpn --weights weights",
+                "TRAINER_WEIGHTS=weights",
+            ),
+        ),
+        (
+            "resnet18",
+            (
+                "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors",
+                "save as      resnet18.a1_in1k.safetensors",
+                "mkdir -p weights",
+            ),
+        ),
+        ("timm/vit_tiny_patch16_224", ("vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors",)),
+        ("yolo11n", ("yolo11n.pt", "publishes no hash", "pickle", "--weights weights/yolo11n.pt")),
+        ("yolov5", ("yolov5su.pt", "yolov5mu.pt", "yolov5lu.pt", "yolov5xu.pt", "--model-size small")),
+    ],
+)
+def test_weights_says_what_to_download_and_where_to_put_it(model: str, said: tuple[str, ...]) -> None:
+    text = "\n".join(listing.instructions(model, None))
+    for words in said:
+        assert words in text
+
+
+def test_the_instructions_tell_what_is_here_and_keep_to_the_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "yolo11n.pt").touch()
+    assert "  is here      no" in listing.instructions("yolo11n", None)
+    monkeypatch.setenv("TRAINER_WEIGHTS", str(tmp_path))
+    assert "  is here      TRAINER_WEIGHTS" in listing.instructions("yolo11n", None)
+    text = "\n".join(listing.instructions("resnet18", Task.MULTILABEL))
+    assert "trainer fit --task image-classification-multilabel --model resnet18 " in text
+
+
+def test_what_timm_does_not_know_is_refused() -> None:
+    with pytest.raises(JobError, match="no_such_net"):
+        list(listing.instructions("timm/no_such_net", None))
+
+
+def test_the_table_needs_no_network() -> None:
+    code = (
+        "import socket, sys\n"
+        "class Forbidden(socket.socket):\n"
+        "    def __init__(self, *arguments, **more): raise AssertionError\n"
+        "socket.socket = socket.create_connection = socket.getaddrinfo = Forbidden\n"
+        "from trainer.cli import main\n"
+        "sys.argv = ['trainer', *sys.argv[1:]]\n"
+        "main()"
+    )
+    for arguments in (["models"], ["weights", "--model", "resnet18"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True, text=True, timeout=120, env=dict(os.environ), check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,257 @@
+"""What `trainer models` and `trainer weights` tell: sizes, licences, published files, and what is here.
+
+The table of models needs no model library: what only those know stands in facts.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_args
+
+from trainer import settings
+from trainer.errors import JobError, Problem
+from trainer.models import catalog
+from trainer.models.catalog import ModelEntry
+from trainer.models.facts import FACTS, VERSIONS, Facts
+from trainer.models.weights_choice import NONE, PRETRAINED
+from trainer.settings import Settings
+from trainer.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A model library, by the licences that it and its weights come under.
+
+    Attributes:
+        weights_licence: of weights whose publisher states none for them alone.
+        classes: how many its published weights tell apart.
+    """
+
+    name: str
+    licence: str
+    weights_licence: str
+    classes: int
+
+
+_ULTRALYTICS = Library("ultralytics", "AGPL-3.0", "AGPL-3.0", 80)
+
+LIBRARIES: Mapping[str, Library] = {
+    "classifiers": Library("timm", "Apache-2.0", "not stated", 1000),
+    # "may have their own licenses or terms and conditions derived from the dataset": torchvision's README
+    "rcnn": Library("torchvision", "BSD-3-Clause", "the data's own terms", 90),
+    "yolo": _ULTRALYTICS,
+    "rtdetr": _ULTRALYTICS,
+}
+"""By the family that uses it."""
+
+_SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table of models.
+
+    Attributes:
+        parameters: how many, with the classes that the weights were published for; 0 where one cannot say.
+        image_size: side of the square the network sees in pixels, or "short–long" sides' limits, by default.
+        here: where published weights lie on this machine, or "no"; "" where one cannot say.
+    """
+
+    model: str
+    tasks: tuple[Task, ...]
+    parameters: int
+    image_size: str
+    library: str
+    weights: str
+    here: str
+
+
+def rows(task: Task | None) -> Iterator[Row]:
+    """A row for each model and size, of one task or of all."""
+    for entry in catalog.MODELS.values():
+        if task is not None and task not in entry.tasks:
+            continue
+        default = " (default)" if task and entry.name == task.default_model else ""
+        library = LIBRARIES[entry.family]
+        for size in sizes(entry):
+            facts = FACTS.get(with_size(entry, size), Facts(0, (), "", ""))
+            licence = _SPDX.get(facts.licence, facts.licence) or library.weights_licence
+            yield Row(
+                with_size(entry, size) + default,
+                entry.tasks,
+                facts.parameters,
+                image_size(entry),
+                f"{library.name}, {library.licence}",
+                f"{entry.published}; {licence}",
+                _here(facts.files, facts.hub) or "no",
+            )
+    if task is None or task in catalog.CLASSIFICATION:
+        timm = LIBRARIES["classifiers"]
+        any_name = f"{catalog.TIMM}NAME"
+        yield Row(any_name, catalog.CLASSIFICATION, 0, "", f"{timm.name}, {timm.licence}", "each its own", "")
+
+
+def other_versions() -> list[str]:
+    """The libraries whose installed version is not the one that facts.py tells of, in words."""
+    return [
+        f"{name} {metadata.version(name)} is installed, the table tells of {version}"
+        for name, version in VERSIONS.items()
+        if metadata.version(name) != version
+    ]
+
+
+def sizes(entry: ModelEntry) -> tuple[str, ...]:
+    """The values of model_size that the model comes in; one "" if it does not."""
+    if not settings.takes(entry, "model_size"):
+        return ("",)
+    return tuple(map(str, get_args(Settings.model_fields["model_size"].annotation)))
+
+
+def with_size(entry: ModelEntry, size: str) -> str:
+    """What tells a model of one size from its others: `yolov5 medium`."""
+    return f"{entry.name} {size}".rstrip()
+
+
+def image_size(entry: ModelEntry) -> str:
+    """The size to which the model's images are brought by default, in pixels."""
+    defaults = settings.default_settings(entry.tasks[0], entry.name)
+    for name in ("image_size", "min_size", "validation_crop_size"):
+        if settings.takes(entry, name):
+            longest = f"–{defaults['max_size']}" if name == "min_size" else ""
+            return f"{defaults[name]}{longest}"
+    return ""
+
+
+def instructions(model: str, task: Task | None) -> Iterator[str]:
+    """What to download for a model, where to put it, and how to name it; in lines.
+
+    Raises:
+        JobError: there is no such model.
+    """
+    entry = _entry(model, task)
+    library = LIBRARIES[entry.family]
+    for size in sizes(entry):
+        published = published_of(entry, task or entry.tasks[0], size)
+        yield f"{with_size(entry, size)}  ({', '.join(entry.tasks)})"
+        address, name = published.url, published.files[0]
+        if published.hub:
+            address = f"https://huggingface.co/{published.hub}/resolve/main/model.safetensors"
+        if not address:
+            yield f"  {library.name} publishes no weights for it: --weights none trains from scratch"
+            continue
+        licence = _SPDX.get(published.licence, published.licence) or library.weights_licence
+        card = f"see https://huggingface.co/{published.hub}" if model.startswith(catalog.TIMM) else ""
+        yield f"  trained on   {card or entry.published}"
+        yield f"  licence      of the weights: {licence}; of {library.name}: {library.licence}"
+        yield f"  download     {address}"
+        yield f"  save as      {name}"
+        names = _names(published)
+        if len(names) > 1:
+            yield f"               ({', '.join(names[1:])} will do as well)"
+        yield f"  checked by   {_check(published, library)}"
+        yield f"  is here      {_here(names, published.hub) or 'no'}"
+        option = f" --model-size {size}" if size else ""
+        yield "  to use it    mkdir -p weights"
+        yield f"               curl -L -o weights/{name} {address}"
+        yield (
+            f"               trainer fit --task {task or entry.tasks[0]} --model {entry.name}{option} "
+            "--weights weights ..."
+        )
+        yield "               (TRAINER_WEIGHTS=weights says it for all commands; no network is used then)"
+        if not published.hub and library.name == "ultralytics":
+            yield "  beware       It is a pickle of a whole network, and reading a pickle can run code. In a"
+            yield "               directory, only the network's own classes are let through; a file with"
+            yield f"               more in it must itself be named, if you trust it: --weights weights/{name}"
+
+
+def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
+    """The `Published` of a model, of one size, as its own library has it. Imports that library."""
+    return family_of(entry, task, size).published()
+
+
+def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
+    """The family bound to a model with the classes it was published for. Imports the model's library."""
+    from importlib import import_module
+
+    from trainer.models import Spec, create
+    from trainer.scoring import ScoringParameters
+
+    values = {"model_size": size} if size else {}
+    resolved = settings.resolve(task, entry.name, values)
+    options = import_module(f"trainer.models.{entry.family}").FAMILY.options(task, entry.name, resolved, True)
+    classes = tuple(map(str, range(LIBRARIES[entry.family].classes)))
+    parameters = ScoringParameters(
+        **{name: getattr(resolved, name) for name in ScoringParameters.model_fields}
+    )
+    spec = Spec(
+        family=entry.family,
+        model=entry.name,
+        task=task,
+        classes=classes,
+        options=options,
+        parameters=parameters,
+    )
+    return create(spec)
+
+
+def _entry(model: str, task: Task | None) -> ModelEntry:
+    if task is not None:
+        return catalog.find(model, task)
+    if model.startswith(catalog.TIMM):
+        return catalog.find(model, Task.CLASSIFICATION)
+    if model in catalog.MODELS:
+        return catalog.MODELS[model]
+    near = difflib.get_close_matches(model, catalog.MODELS, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`trainer models` lists the names"
+    raise JobError(
+        "the model cannot be used", [Problem("--model", "", f"no model is named {model!r}", hint=hint)]
+    )
+
+
+def _names(published: Any) -> tuple[str, ...]:
+    from trainer.models.weights_sources import published_names
+
+    return published_names(published)
+
+
+def _check(published: Any, library: Library) -> str:
+    from trainer.models.weights_sources import hash_in_name
+
+    if found := hash_in_name(published.files[0]):
+        return f"its SHA-256, which must begin with {found}, whenever it is used"
+    if published.hub:
+        return "its SHA-256 at the hub, when trainer itself downloads it; not in a directory"
+    return f"nothing: {library.name} publishes no hash"
+
+
+def _here(files: tuple[str, ...], hub: str) -> str:
+    """Where on this machine training would find one of the files."""
+    named = os.environ.get("TRAINER_WEIGHTS", "")
+    if named not in ("", PRETRAINED, NONE):
+        path = Path(named).expanduser()
+        if any((path / name).is_file() for name in files):
+            return "TRAINER_WEIGHTS"
+    cached = _in_hub_cache(hub) if hub else bool(files) and (_torch_cache() / files[0]).is_file()
+    return "cache" if cached else ""
+
+
+def _torch_cache() -> Path:
+    """Where torch.hub keeps what it downloads, as torch itself decides it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub/checkpoints"
+
+
+def _in_hub_cache(repository: str) -> bool:
+    from huggingface_hub import constants  # the part of it that loads at once
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    revision = folder / "refs/main"
+    if not revision.is_file():
+        return False
+    snapshot = folder / "snapshots" / revision.read_text(encoding="utf-8").strip()
+    return any((snapshot / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))

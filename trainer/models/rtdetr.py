@@ -1,0 +1,173 @@
+"""RT-DETR, a detector by transformer: ultralytics' networks and losses, trained by our own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from trainer.annotations import Detections, Image, Prediction
+from trainer.models.family import Geometry
+from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
+from trainer.models.weights import Published
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+# isort: split
+# After ultralytics_family, which sets the environment that ultralytics reads.
+from ultralytics.models.utils.loss import RTDETRDetectionLoss
+from ultralytics.nn.modules import Conv
+from ultralytics.nn.tasks import RTDETRDetectionModel
+
+if TYPE_CHECKING:
+    from trainer.settings import Settings
+
+HIDDEN, POINTS, HEADS = 256, 4, 8  # of the decoder, as ultralytics has them
+_LOSSES = {"class_loss": "loss_class", "box_loss": "loss_bbox", "giou_loss": "loss_giou"}
+
+
+class RTDETR(UltralyticsFamily):
+    """Detectors that learn to give each object one of 300 boxes. Images are stretched to a square.
+
+    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image none above 300.
+    The losses draw noise from torch's global generator in training.
+    """
+
+    stretches = True
+
+    @property
+    def _resnet(self) -> str:
+        """torchvision's name of the backbone, "" where it is none of its ResNets."""
+        name = self.architecture.removeprefix("rtdetr-")
+        return name if name.startswith("resnet") else ""
+
+    @staticmethod
+    def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
+        shared = UltralyticsFamily.options(task, model, settings, pretrained)
+        return {**shared, "queries": 300, "decoder_layers": 6}
+
+    def build(self) -> nn.Module:
+        plan = self.plan()
+        queries, layers = self.spec.options["queries"], self.spec.options["decoder_layers"]
+        plan["head"][-1][3] = ["nc", HIDDEN, queries, POINTS, HEADS, layers]
+        network: Any = self.prepared(RTDETRDetectionModel(plan, nc=len(self.spec.classes), verbose=False))
+        network.criterion = _NamedLosses(nc=len(self.spec.classes), use_vfl=True)
+        if self._resnet:
+            _as_torchvision(network.model[: len(plan["backbone"])])
+        built: nn.Module = network
+        return built
+
+    def published(self) -> Published:
+        parts = ("enc_score_head.", "dec_score_head.", "denoising_class_embed.")
+        head = tuple(self.last_layer() + part for part in parts)
+        if self._resnet:
+            # ultralytics publishes no weights of these: as in the paper, ImageNet's start the backbone.
+            url = get_model_weights(self._resnet).IMAGENET1K_V1.url
+            return Published(
+                files=(url.rsplit("/", 1)[1],),
+                url=url,
+                head=head,
+                covers=tuple(f"model.{layer}." for layer in range(len(self.plan()["backbone"]))),
+                adapt=lambda tensors, _: _renamed_resnet(tensors),
+            )
+        file = f"{self.architecture}.pt"
+        return Published((file,), url=ASSETS + file, head=head)
+
+    def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
+        """Stretch to the square; values in [0, 1]."""
+        side = self.spec.options["image_size"]
+        height, width = image.shape[:2]
+        resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+        geometry = Geometry((height, width), (side, side), (side / width, side / height))
+        return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+
+    def infer(
+        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
+    ) -> Sequence[Tensor]:
+        """float32 [boxes, 6] an image: normalised centre x and y, width, height; score, falling; class."""
+        images = torch.stack(list(tensors))
+        # In bfloat16 the corners of boxes would be off by pixels.
+        with torch.autocast(images.device.type, enabled=False):
+            return list(network(images)[0])
+
+    def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
+        chosen = output[output[:, 4] >= parameters.box_score_threshold]
+        chosen = chosen[: parameters.box_detections_per_image]
+        centre, half = chosen[:, :2], chosen[:, 2:4] / 2
+        height, width = geometry.tensor_size
+        boxes = torch.cat([centre - half, centre + half], dim=1) * chosen.new_tensor([width, height] * 2)
+        return Detections(
+            boxes=geometry.boxes_to_image(boxes.cpu().numpy()),
+            labels=chosen[:, 5].long().cpu().numpy(),
+            scores=chosen[:, 4].cpu().numpy(),
+            image_size=geometry.image_size,
+        )
+
+    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """ultralytics' own, of the encoder's choice and of each decoder layer; in training of denoising, too.
+
+        ultralytics sums them over the layers. This is their mean, or a network from scratch would look as if
+        it diverged; to adamw, and behind a clipped gradient norm, the two are the same.
+        """
+        # In eval mode only the decoder's last layer answers.
+        layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
+        # Coordinates run through the decoder as numbers; bfloat16 would round them to 1/256 of the image.
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            network.loss(batch)
+        named, network.criterion.named = network.criterion.named, {}
+        return {
+            name: torch.stack([loss for key, loss in named.items() if key.startswith(prefix)]).sum() / layers
+            for name, prefix in _LOSSES.items()
+        }
+
+
+class _NamedLosses(RTDETRDetectionLoss):
+    """Remembers the losses by name; of their sum, ultralytics' network gives only some apart."""
+
+    named: dict[str, Tensor]
+
+    def forward(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+        self.named = super().forward(*args, **options)
+        return self.named
+
+
+def _as_torchvision(backbone: nn.Module) -> None:
+    """Give ultralytics' ResNet the activation, ReLU, and the norms that ImageNet's weights go with."""
+    for module in backbone.modules():
+        if isinstance(module, Conv) and isinstance(module.act, nn.SiLU):
+            module.act = nn.ReLU(inplace=True)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-5
+
+
+def _renamed_resnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision ResNet's tensors under ultralytics' names; those of a whole RT-DETR as they are.
+
+    conv1 → model.0.layer.0.conv, layer1.0.bn2 → model.1.layer.0.cv2.bn,
+    layer2.0.downsample.1 → model.2.layer.0.shortcut.0.bn; the classifier has no place here.
+    """
+    if "conv1.weight" not in tensors:
+        return tensors
+    renamed = {}
+    for key, value in tensors.items():
+        *parts, tensor = key.split(".")
+        if parts[0] == "fc":
+            continue
+        if parts[0] in ("conv1", "bn1"):
+            name = f"model.0.layer.0.{parts[0].rstrip('1')}"
+        else:
+            layer, block, module = parts[0].removeprefix("layer"), parts[1], parts[2]
+            if module == "downsample":
+                inner = f"shortcut.0.{'conv' if parts[3] == '0' else 'bn'}"
+            else:
+                inner = f"cv{module[-1]}.{module[:-1]}"
+            name = f"model.{layer}.layer.{block}.{inner}"
+        renamed[f"{name}.{tensor}"] = value
+    return renamed
+
+
+FAMILY = RTDETR

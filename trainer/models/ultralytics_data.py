@@ -1,0 +1,146 @@
+"""ultralytics' augmentation over our examples: mosaic, affine, HSV, flip. For ultralytics_family.py alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from ultralytics.data.converter import merge_multi_segment
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils.ops import resample_segments
+
+from trainer.annotations import Examples, FloatArray, Image, Objects, Truth
+from trainer.models.family import Spec
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.settings import Settings
+
+STRIDE = 32
+CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does
+_OUTLINE_POINTS = 1000  # as many as ultralytics gives every outline
+
+
+def label_of(truth: Objects, *, masks: bool) -> dict[str, Any]:
+    """What ultralytics calls an image's label; crowds are left out, since it has no notion of them.
+
+    Returns:
+        cls float32 [n, 1]; bboxes float32 [n, 4], normalised centre x and y, width, height; segments: with
+        `masks`, of each object one outline float32 [points, 2], normalised.
+    """
+    kept = np.flatnonzero(~truth.crowd)
+    boxes = truth.boxes[kept]
+    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    outlines: list[FloatArray] = []
+    if masks:
+        assert truth.polygons is not None, "segmentation data hold polygons"
+        outlines = [_outline(truth.polygons[i]) for i in kept]
+    return {
+        "cls": truth.labels[kept].astype(np.float32)[:, None],
+        "bboxes": np.concatenate([centres, sizes], axis=1).astype(np.float32),
+        "segments": outlines,
+    }
+
+
+def _outline(segments: Sequence[FloatArray]) -> FloatArray:
+    """One outline through all segments of an object, joined by lines where they are nearest."""
+    # Joining compares all points with all.
+    parts = [
+        part if len(part) <= _OUTLINE_POINTS else resample_segments([part], _OUTLINE_POINTS)[0]
+        for part in segments
+    ]
+    outline = parts[0] if len(parts) == 1 else np.concatenate(merge_multi_segment(parts))
+    return np.asarray(outline, dtype=np.float32)
+
+
+class _Labels:
+    """The labels as ultralytics reads them, made one by one: those of a large data set fill the memory."""
+
+    def __init__(self, truths: Sequence[Truth], *, masks: bool) -> None:
+        self.truths, self.masks = truths, masks
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        truth = self.truths[index]
+        assert isinstance(truth, Objects)
+        fixed = {"keypoints": None, "normalized": True, "bbox_format": "xywh"}
+        return {"im_file": str(index), **label_of(truth, masks=self.masks), **fixed}
+
+
+class TrainingDataset(YOLODataset):
+    """Items for the family's `collate`: "img" uint8 [3, s, s] and what ultralytics makes of the label.
+
+    Also "epoch" and "epochs", how far the training is, and with multi_scale "size", the batch's.
+
+    ultralytics draws from the global generators of random and numpy; the loader seeds both for each item.
+    """
+
+    def __init__(self, spec: Spec, examples: Examples, settings: Settings, *, stretches: bool) -> None:
+        self.examples = examples
+        self.stretches = stretches
+        self.hyperparameters = copy(DEFAULT_CFG)
+        self.multi_scale = settings.multi_scale
+        self.epoch, self.epochs = 0, settings.number_of_epochs
+        advanced = settings.advanced_settings
+        if not (advanced.apply_mosaic_for_yolo and advanced.apply_automl_train_augmentations):
+            self.hyperparameters.mosaic = 0.0
+        if not advanced.apply_automl_train_augmentations:
+            for name in ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"):
+                setattr(self.hyperparameters, name, 0.0)
+        super().__init__(
+            img_path="",
+            imgsz=spec.options["image_size"],
+            hyp=self.hyperparameters,
+            task="segment" if spec.task is Task.SEGMENTATION else "detect",
+            data={"names": dict(enumerate(spec.classes)), "channels": 3},
+            cache="ram",
+        )
+
+    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
+        """Cache nothing, though "ram" was asked for.
+
+        Only with "ram" does mosaic draw its partners from all images rather than from those that a worker
+        happened to load last; an item then depends on its seed alone.
+        """
+        return False
+
+    def at_epoch(self, epoch: int) -> None:
+        """Close the mosaic for the last epochs; in a run shorter than twice that, for the last half."""
+        self.epoch = epoch
+        closing = max(self.epochs - CLOSE_MOSAIC, self.epochs // 2)
+        if epoch >= closing and self.hyperparameters.mosaic:
+            self.close_mosaic(self.hyperparameters)
+
+    def get_img_files(self, img_path: Any) -> list[str]:
+        return [str(index) for index in range(len(self.examples))]
+
+    def get_labels(self) -> _Labels:
+        return _Labels(self.examples.truths, masks=self.use_segments)
+
+    def load_image(
+        self, i: int, rect_mode: bool = True, resize_short: bool = False
+    ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
+        """BGR, as ultralytics' augmentation expects; stretched to the square, or its long side resized."""
+        image = self.examples[i].image[..., ::-1]
+        height, width = image.shape[:2]
+        scale = self.imgsz / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if self.stretches:
+            size = (self.imgsz, self.imgsz)
+        resized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+        return resized, (height, width), (size[1], size[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = super().__getitem__(index)
+        item["epoch"], item["epochs"] = self.epoch, self.epochs
+        if self.multi_scale:
+            side = self.imgsz * random.uniform(0.5, 1.5)
+            item["size"] = max(STRIDE, round(side / STRIDE) * STRIDE)
+        return item

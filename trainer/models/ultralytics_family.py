@@ -1,0 +1,173 @@
+"""What ultralytics' models in yolo.py and rtdetr.py share: options, the batches of losses, freeze groups.
+
+ultralytics is licensed under the AGPL-3.0. These files and ultralytics_data.py alone import it, when one of
+its models is used; this one comes first, since ultralytics reads its environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+# No usage reports, no look-ups, no greeting, its files in our cache.
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_VERBOSE", "false")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-trainer"))
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import polygons2masks_overlap
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import DEFAULT_CFG, patches
+
+from trainer.annotations import Examples, FloatArray, Objects, Truth
+from trainer.models.catalog import find
+from trainer.models.family import Batch, Family, Geometry
+from trainer.models.ultralytics_data import STRIDE, TrainingDataset, label_of
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.settings import Settings
+
+# ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
+# no image: put the originals back.
+PIL.Image.open, torch.save = patches._image_open, patches._torch_save
+
+# The release from which this version of ultralytics fetches its weights.
+ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
+
+
+class UltralyticsFamily(Family):
+    """A family of ultralytics' networks, trained by our own loop with their losses and augmentation."""
+
+    requirements = ("ultralytics", "torchvision", "opencv-python")
+    averages_weights = True
+    stretches: ClassVar[bool]
+    """Images are stretched to the square, instead of fitted into it."""
+
+    @staticmethod
+    def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
+        # Whole strides only; an odd size is rounded up rather than refused.
+        image_size = -(-settings.image_size // STRIDE) * STRIDE
+        name = find(model, task).library_name
+        if name == "yolov5":
+            name += {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}[settings.model_size]
+        return {"image_size": image_size, "architecture": name}
+
+    @property
+    def architecture(self) -> str:
+        """ultralytics' name of the network, `yolo11n-seg`."""
+        return str(self.spec.options["architecture"])
+
+    @property
+    def masks(self) -> bool:
+        return self.spec.task is Task.SEGMENTATION
+
+    def plan(self) -> dict[str, Any]:
+        """ultralytics' description of the network: its layers under "backbone" and "head"."""
+        plan: dict[str, Any] = yaml_model_load(f"{self.architecture}.yaml")
+        return plan
+
+    def last_layer(self) -> str:
+        """The name that the detection head's tensors begin with, `model.23.`."""
+        plan = self.plan()
+        return f"model.{len(plan['backbone']) + len(plan['head']) - 1}."
+
+    @staticmethod
+    def prepared(network: Any) -> nn.Module:
+        """The network with what its loss needs to know."""
+        network.nc = network.model[-1].nc
+        network.args = copy(DEFAULT_CFG)  # the gains of the losses
+        module: nn.Module = network
+        return module
+
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
+        dataset: Dataset[Any] = TrainingDataset(self.spec, examples, settings, stretches=self.stretches)
+        return dataset
+
+    def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> dict[str, Tensor]:
+        assert isinstance(truth, Objects)
+        height, width = geometry.tensor_size
+        boxes = geometry.boxes_to_tensor(truth.boxes) / np.array([width, height, width, height])
+        polygons = truth.polygons and tuple(
+            tuple(_in_tensor(polygon, geometry) for polygon in segments) for segments in truth.polygons
+        )
+        placed = Objects(boxes.astype(np.float32), truth.labels, truth.crowd, polygons)
+        label = label_of(placed, masks=self.masks)
+        masks: dict[str, Tensor] = {}
+        if self.masks:
+            order, masks = _masks(label, geometry.tensor_size)
+            label["cls"], label["bboxes"] = label["cls"][order], label["bboxes"][order]
+        return {
+            "img": image,
+            "cls": torch.from_numpy(label["cls"]),
+            "bboxes": torch.from_numpy(label["bboxes"]),
+            **masks,
+        }
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
+        keys = ("img", "cls", "bboxes", *(("masks", "sem_masks") if self.masks else ()))
+        # ultralytics numbers the images in place: give it numbers of its own.
+        parts = [
+            {**{key: item[key] for key in keys}, "batch_idx": torch.zeros(len(item["cls"]))} for item in items
+        ]
+        batch: dict[str, Any] = YOLODataset.collate_fn(parts)
+        batch["images"] = batch.pop("img")
+        # The first image speaks for the batch.
+        batch |= {key: items[0][key] for key in ("size", "epoch", "epochs") if key in items[0]}
+        return batch
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        images = batch["images"]
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        if "size" in batch:
+            images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
+        return self.losses_of(network, {**batch, "img": images})
+
+    @abstractmethod
+    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`losses` for a batch in ultralytics' form, "img" being float32 [B, 3, h, w] in [0, 1]."""
+
+    def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
+        """The backbone's layers: model.0–9, and model.0–4 where the backbone is a ResNet."""
+        groups = 10 if "resnet" not in self.architecture else 5
+        return [[layer] for layer in list(network.get_submodule("model").children())[:groups]]
+
+
+def _in_tensor(points: FloatArray, geometry: Geometry) -> FloatArray:
+    """(x, y) normalised in the image [n, 2] → normalised in the tensor [n, 2]."""
+    height, width = geometry.tensor_size
+    pixels = geometry.boxes_to_tensor(np.tile(points, 2))[:, :2]
+    placed: FloatArray = (pixels / np.array([width, height])).astype(np.float32)
+    return placed
+
+
+def _masks(label: dict[str, Any], size: tuple[int, int]) -> tuple[Any, dict[str, Tensor]]:
+    """The objects' order by falling area, and ultralytics' two targets of their masks at a quarter of `size`.
+
+    masks: [1, h/4, w/4], 0 or the place in that order, from 1, of the smallest object that covers the pixel;
+    sem_masks: float32 [h/4, w/4], that object's class.
+    """
+    height, width = size
+    ratio = DEFAULT_CFG.mask_ratio
+    outlines = [outline * (width, height) for outline in label["segments"]]
+    if not outlines:
+        empty = torch.zeros(height // ratio, width // ratio)
+        return np.zeros(0, dtype=np.int64), {"masks": empty[None], "sem_masks": empty}
+    indices, order = polygons2masks_overlap(size, outlines, downsample_ratio=ratio)
+    classes = label["cls"][order, 0]
+    return order, {
+        "masks": torch.from_numpy(indices[None]),
+        "sem_masks": torch.from_numpy(classes[indices.astype(np.int64) - 1]),
+    }
