@@ -255,16 +255,31 @@ def predict(
     """
     import json
 
-    from serving.predict import predict_files
-
     arguments = locals()
     parameters = {
         name: arguments[name] for name in ScoringParameters.model_fields if arguments[name] is not None
     }
+    from serving.predict import find_images, predict_files
+    from trainer.data.progress import track
+    from trainer.report.fonts import is_drawable
+
     escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # JSON's escapes stay JSON
-    for line in predict_files(run_or_model, images, output=output, draw=draw, parameters=parameters):
+    lines = predict_files(run_or_model, images, output=output, draw=draw, parameters=parameters)
+    if output is not None:
+        lines = track(lines, "scoring images", len(find_images(images)))
+    undrawable: set[str] = set()
+    for line in lines:
         if output is None:
             print(json.dumps(line, ensure_ascii=escaped))
+        if draw is not None:
+            labels = line.get("labels") or [box["label"] for box in line["boxes"]]
+            undrawable.update(label for label in labels if not is_drawable(label))
+    if undrawable:
+        print(
+            f"no font of this machine has {', '.join(sorted(undrawable)[:3])}, drawn as escapes: install one "
+            "that has, for Korean apt-get install fonts-nanum, for most scripts fonts-noto",
+            file=sys.stderr,
+        )
     for written in (output, draw):
         if written is not None:
             print(f"written: {written}", file=sys.stderr)

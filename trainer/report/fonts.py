@@ -42,6 +42,11 @@ def readable(text: str, size: int) -> tuple[str, Font]:
     return text.encode("ascii", "backslashreplace").decode("ascii"), ImageFont.load_default(size)
 
 
+def is_drawable(text: str) -> bool:
+    """Whether `readable` gives the text as it is, not as escapes."""
+    return text.isascii() or _font_with(frozenset(text) - frozenset("0123456789. ")) is not None
+
+
 @functools.lru_cache(maxsize=512)
 def _font_with(characters: frozenset[str]) -> str | None:
     """The first font file with these characters and digits, None if there is none."""
