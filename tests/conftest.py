@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the libraries wrote."""
     config.stash[_scratch].cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packaged model that is loaded puts the code it carries on sys.path, for good.
+
+    Processes started later would find this project's modules there, of which a model carries only some.
+    """
+    carried = [
+        path for path in sys.path if Path(path, "serving", "scorer.py").is_file() and path != str(ROOT)
+    ]
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in carried])
 
 
 @pytest.fixture(scope="session")
