@@ -97,12 +97,17 @@ def rows(task: Task | None) -> Iterator[Row]:
 
 
 def other_versions() -> list[str]:
-    """The libraries whose installed version is not the one that facts.py tells of, in words."""
-    return [
-        f"{name} {metadata.version(name)} is installed, the table tells of {version}"
-        for name, version in VERSIONS.items()
-        if metadata.version(name) != version
-    ]
+    """The libraries of which not the version that facts.py tells of is installed, in words."""
+    said = []
+    for name, version in VERSIONS.items():
+        try:
+            installed = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            said.append(f"{name} is not installed; its models need it")
+            continue
+        if installed != version:
+            said.append(f"{name} {installed} is installed, the table tells of {version}")
+    return said
 
 
 def sizes(entry: ModelEntry) -> tuple[str, ...]:
@@ -176,14 +181,12 @@ def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
 
 def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
     """The family bound to a model with the classes it was published for. Imports the model's library."""
-    from importlib import import_module
-
-    from trainer.models import Spec, create
+    from trainer.models import Spec, create, family_class
     from trainer.scoring import ScoringParameters
 
     values = {"model_size": size} if size else {}
     resolved = settings.resolve(task, entry.name, values)
-    options = import_module(f"trainer.models.{entry.family}").FAMILY.options(task, entry.name, resolved, True)
+    options = family_class(entry.family).options(task, entry.name, resolved, True)
     classes = tuple(map(str, range(LIBRARIES[entry.family].classes)))
     parameters = ScoringParameters(
         **{name: getattr(resolved, name) for name in ScoringParameters.model_fields}

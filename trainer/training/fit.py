@@ -11,8 +11,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module, metadata
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trainer.data.checking import Data, load
 from trainer.data.datasets import RecordExamples
 from trainer.errors import JobError, Problem
 from trainer.job import Job
-from trainer.models import Family, Spec, create, weights
+from trainer.models import Family, Spec, create, family_class, weights
 from trainer.models.catalog import find
 from trainer.models.weights import Loaded
 from trainer.models.weights_choice import NONE
@@ -42,7 +42,7 @@ log = logging.getLogger("trainer")
 _RUN_VARIABLE = "TRAINER_RUN_DIRECTORY"
 """Tells the processes of the other GPUs which directory the first one claimed."""
 _SEED_VARIABLE = "TRAINER_SEED"
-_VERSIONS = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
+_LIBRARIES = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
 
 
 def fit(job: Job, *, progress: bool = False) -> Run:
@@ -115,7 +115,7 @@ def fit(job: Job, *, progress: bool = False) -> Run:
                 model_path=run.model.relative_to(run.directory).as_posix(),
                 metrics=best.metrics,
                 seed=settings.random_seed,
-                versions={name: metadata.version(name) for name in _VERSIONS},
+                versions=_versions(),
             )
         )
         log.info(
@@ -139,6 +139,15 @@ def _seed(settings: Settings) -> int:
     seed = time.time_ns() % 2**31
     os.environ[_SEED_VARIABLE] = str(seed)
     return seed
+
+
+def _versions() -> dict[str, str]:
+    """Those of the libraries that are installed: ultralytics need not be."""
+    installed = {}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def _devices(job: Job, settings: Settings) -> dict[str, Any]:
@@ -186,14 +195,13 @@ def _announce(job: Job, data: Data, run: Run, loaded: Loaded | None) -> None:
 
 def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Module, Loaded | None]:
     entry = find(job.model_name, job.task)
-    module = import_module(f"trainer.models.{entry.family}")
     choice = job.weights_choice
     spec = Spec(
         family=entry.family,
         model=job.model_name,
         task=job.task,
         classes=data.classes,
-        options=module.FAMILY.options(job.task, job.model_name, settings, choice != NONE),
+        options=family_class(entry.family).options(job.task, job.model_name, settings, choice != NONE),
         parameters=ScoringParameters(
             **{name: getattr(settings, name) for name in ScoringParameters.model_fields}
         ),
