@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,15 @@ import trainer
 from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job import Job
-from trainer.models import Family, Spec, create, weights
-from trainer.models.catalog import find
+from trainer.models import Family, create, specify, weights
 from trainer.models.weights_choice import is_address, of_run
-from trainer.scoring import ScoringParameters
 from trainer.settings import resolve
 from trainer.tasks import Task
 
 
 def family_of(task: Task, model: str, *classes: str, **values: Any) -> Family:
-    family = find(model, task).family
-    options = import_module(f"trainer.models.{family}").FAMILY.options
-    return create(
-        Spec(
-            family=family,
-            model=model,
-            task=task,
-            classes=classes or ("a", "b", "c"),
-            options=options(task, model, resolve(task, model, values), True),
-            parameters=ScoringParameters(),
-        )
-    )
+    settings = resolve(task, model, values)
+    return create(specify(task, model, settings, classes or ("a", "b", "c"), pretrained=True))
 
 
 def load(family: Family, choice: object) -> tuple[nn.Module, weights.Loaded]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ from torch import Tensor, nn
 from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job import Job
-from trainer.models import Family, Spec, create, weights
-from trainer.models.catalog import find
+from trainer.models import Family, Spec, create, specify, weights
 from trainer.models.weights import Published
 from trainer.models.weights_sources import hash_in_name
-from trainer.scoring import ScoringParameters
 from trainer.settings import resolve
 from trainer.tasks import Task
 
@@ -40,18 +37,8 @@ FASTER_COCO = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 
 
 def family_of(task: Task, model: str, *classes: str, **values: Any) -> Family:
-    family = find(model, task).family
-    options = import_module(f"trainer.models.{family}").FAMILY.options
-    return create(
-        Spec(
-            family=family,
-            model=model,
-            task=task,
-            classes=classes or ("a", "b", "c"),
-            options=options(task, model, resolve(task, model, values), True),
-            parameters=ScoringParameters(),
-        )
-    )
+    settings = resolve(task, model, values)
+    return create(specify(task, model, settings, classes or ("a", "b", "c"), pretrained=True))
 
 
 def load(family: Family, choice: object) -> tuple[nn.Module, weights.Loaded]:

@@ -181,25 +181,11 @@ def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
 
 def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
     """The family bound to a model with the classes it was published for. Imports the model's library."""
-    from trainer.models import Spec, create, family_class
-    from trainer.scoring import ScoringParameters
+    from trainer.models import create, specify
 
-    values = {"model_size": size} if size else {}
-    resolved = settings.resolve(task, entry.name, values)
-    options = family_class(entry.family).options(task, entry.name, resolved, True)
+    resolved = settings.resolve(task, entry.name, {"model_size": size} if size else {})
     classes = tuple(map(str, range(LIBRARIES[entry.family].classes)))
-    parameters = ScoringParameters(
-        **{name: getattr(resolved, name) for name in ScoringParameters.model_fields}
-    )
-    spec = Spec(
-        family=entry.family,
-        model=entry.name,
-        task=task,
-        classes=classes,
-        options=options,
-        parameters=parameters,
-    )
-    return create(spec)
+    return create(specify(task, entry.name, resolved, classes, pretrained=True))
 
 
 def _entry(model: str, task: Task | None) -> ModelEntry:

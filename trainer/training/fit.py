@@ -26,12 +26,10 @@ from trainer.data.checking import Data, load
 from trainer.data.datasets import RecordExamples
 from trainer.errors import JobError, Problem
 from trainer.job import Job
-from trainer.models import Family, Spec, create, family_class, weights
-from trainer.models.catalog import find
+from trainer.models import Family, create, specify, weights
 from trainer.models.weights import Loaded
 from trainer.models.weights_choice import NONE
 from trainer.runs import Durations, Result, Run
-from trainer.scoring import ScoringParameters
 from trainer.settings import Settings
 from trainer.training.callbacks import EvaluateLast, KeepBest, Record, SayProgress, ShowProgress, StopEarly
 from trainer.training.loading import Batches
@@ -194,18 +192,8 @@ def _announce(job: Job, data: Data, run: Run, loaded: Loaded | None) -> None:
 
 
 def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Module, Loaded | None]:
-    entry = find(job.model_name, job.task)
     choice = job.weights_choice
-    spec = Spec(
-        family=entry.family,
-        model=job.model_name,
-        task=job.task,
-        classes=data.classes,
-        options=family_class(entry.family).options(job.task, job.model_name, settings, choice != NONE),
-        parameters=ScoringParameters(
-            **{name: getattr(settings, name) for name in ScoringParameters.model_fields}
-        ),
-    )
+    spec = specify(job.task, job.model_name, settings, data.classes, pretrained=choice != NONE)
     family = create(spec)
     network = family.build()
     loaded = weights.load(network, job.model_name, family.published(), choice, spec)
