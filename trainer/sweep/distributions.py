@@ -1,0 +1,293 @@
+"""What a hyperparameter may be in a sweep: one small class for each expression of Azure's search spaces.
+
+The definitions are those of Azure's hyperdrive (learn.microsoft.com, parameter_expressions), which are
+hyperopt's. Optuna is imported only when one of its own distributions is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
+Scalar = str | int | float | bool | None
+"""A value that a setting can have in a job file and that every storage of Optuna keeps as it is."""
+
+TAIL = 1e-6
+"""How much of a normal distribution is left out at each end: it is drawn from mu ± 4.75 sigma."""
+
+
+class Distribution(ABC):
+    """The values that one hyperparameter may have, and how likely each is.
+
+    Attributes:
+        keys: those of the YAML form beside `type`, in the order of the string form; fields of the same names.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def type_name(cls) -> str:
+        """What `type` is in the YAML form: `quniform`."""
+        return cls.__name__.lower()
+
+    @abstractmethod
+    def suggest(self, trial: BaseTrial, name: str) -> Any:
+        """The value of a trial, from the study's sampler; of a finished trial the one it had."""
+
+    @abstractmethod
+    def to_optuna(self) -> BaseDistribution:
+        """What `suggest` has Optuna draw from; the hyperparameter's value may be another."""
+
+    @abstractmethod
+    def contains(self, value: object) -> bool:
+        """Whether the value can be drawn."""
+
+    @property
+    @abstractmethod
+    def bounds(self) -> tuple[Scalar, ...]:
+        """The least and the greatest value; of a choice all values."""
+
+    def inside(self) -> Iterator[Scalar]:
+        """Some values between the bounds."""
+        yield from ()
+
+    def to_content(self) -> dict[str, Any]:
+        """The YAML form."""
+        return {"type": self.type_name(), **{key: getattr(self, key) for key in self.keys}}
+
+
+@dataclass(frozen=True)
+class Choice(Distribution):
+    """One of some values, each as likely. `1`, `1.0`, `"1"` and `true` are four values.
+
+    Attributes:
+        values: at least one, none of them twice.
+    """
+
+    keys = ("values",)
+
+    values: tuple[Scalar, ...]
+
+    @property
+    def options(self) -> tuple[Scalar, ...]:
+        """What Optuna chooses from. It takes 1, 1.0 and True for the same; such values go by their text."""
+        return self.values if len(set(self.values)) == len(self.values) else tuple(map(repr, self.values))
+
+    def suggest(self, trial: BaseTrial, name: str) -> Scalar:
+        return self.values[self.options.index(trial.suggest_categorical(name, self.options))]
+
+    def to_optuna(self) -> BaseDistribution:
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.options)
+
+    def contains(self, value: object) -> bool:
+        return any(type(own) is type(value) and own == value for own in self.values)
+
+    @property
+    def bounds(self) -> tuple[Scalar, ...]:
+        return self.values
+
+    def to_content(self) -> dict[str, Any]:
+        return {"type": self.type_name(), "values": list(self.values)}
+
+
+@dataclass(frozen=True)
+class RandInt(Distribution):
+    """A whole number in [0, upper), each as likely.
+
+    Attributes:
+        upper: at least 1.
+    """
+
+    keys = ("upper",)
+
+    upper: int
+
+    def suggest(self, trial: BaseTrial, name: str) -> int:
+        return trial.suggest_int(name, 0, self.upper - 1)
+
+    def to_optuna(self) -> BaseDistribution:
+        from optuna.distributions import IntDistribution
+
+        return IntDistribution(0, self.upper - 1)
+
+    def contains(self, value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self.upper
+
+    @property
+    def bounds(self) -> tuple[Scalar, ...]:
+        return 0, self.upper - 1
+
+
+class Drawn(Distribution):
+    """A number made of another, which Optuna draws from an interval."""
+
+    @property
+    @abstractmethod
+    def interval(self) -> tuple[float, float]:
+        """The interval that Optuna draws from."""
+
+    @property
+    def log(self) -> bool:
+        """Whether it draws on a logarithmic scale."""
+        return False
+
+    @abstractmethod
+    def value(self, drawn: float) -> float:
+        """The hyperparameter for a drawn number; it never falls where the drawn number rises."""
+
+    def suggest(self, trial: BaseTrial, name: str) -> float:
+        return self.value(trial.suggest_float(name, *self.interval, log=self.log))
+
+    def to_optuna(self) -> BaseDistribution:
+        from optuna.distributions import FloatDistribution
+
+        return FloatDistribution(*self.interval, log=self.log)
+
+    def contains(self, value: object) -> bool:
+        low, high = map(self.value, self.interval)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+    @property
+    def bounds(self) -> tuple[Scalar, ...]:
+        return tuple(map(self.value, self.interval))
+
+    def inside(self) -> Iterator[Scalar]:
+        low, high = self.interval
+        for part in range(1, 14):
+            yield self.value(low + (high - low) * part / 14)
+
+
+class Quantized(Drawn):
+    """round(x / q) · q of the numbers x of another distribution; whole numbers if q is one."""
+
+    q: float
+
+    def value(self, drawn: float) -> float:
+        return _quantized(super().value(drawn), self.q)  # type: ignore[safe-super]
+
+    def contains(self, value: object) -> bool:
+        if not (isinstance(value, (int, float)) and super().contains(value)):
+            return False
+        return math.isclose(_quantized(value, self.q), value, abs_tol=1e-12)
+
+
+@dataclass(frozen=True)
+class Uniform(Drawn):
+    """Any number from min_value to max_value, each as likely."""
+
+    keys: ClassVar[tuple[str, ...]] = ("min_value", "max_value")
+
+    min_value: float
+    max_value: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.min_value, self.max_value
+
+    def value(self, drawn: float) -> float:
+        return drawn
+
+
+@dataclass(frozen=True)
+class LogUniform(Uniform):
+    """Any number from min_value to max_value, both over 0, each order of magnitude as likely."""
+
+    @property
+    def log(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class QUniform(Quantized, Uniform):
+    """round(uniform(min_value, max_value) / q) · q: the outermost values may lie q/2 beyond the bounds."""
+
+    keys = (*Uniform.keys, "q")
+
+    q: float
+
+
+@dataclass(frozen=True)
+class QLogUniform(Quantized, LogUniform):
+    """round(loguniform(min_value, max_value) / q) · q."""
+
+    keys = (*LogUniform.keys, "q")
+
+    q: float
+
+
+@dataclass(frozen=True)
+class Normal(Drawn):
+    """Normally distributed numbers. Optuna, which has no such distribution, draws the quantile.
+
+    Attributes:
+        mu: the mean.
+        sigma: the standard deviation, over 0.
+        quantiles: the interval of quantiles to draw, within (0, 1); narrower for a setting with a range.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ("mu", "sigma")
+
+    mu: float
+    sigma: float
+    quantiles: tuple[float, float] = field(default=(TAIL, 1 - TAIL), kw_only=True)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.quantiles
+
+    def value(self, drawn: float) -> float:
+        return NormalDist(self.mu, self.sigma).inv_cdf(drawn)
+
+
+@dataclass(frozen=True)
+class LogNormal(Normal):
+    """exp(normal(mu, sigma)): mu and sigma are those of the logarithm."""
+
+    def value(self, drawn: float) -> float:
+        return math.exp(Normal.value(self, drawn))
+
+
+@dataclass(frozen=True)
+class QNormal(Quantized, Normal):
+    """round(normal(mu, sigma) / q) · q."""
+
+    keys = (*Normal.keys, "q")
+
+    q: float
+
+
+@dataclass(frozen=True)
+class QLogNormal(Quantized, LogNormal):
+    """round(lognormal(mu, sigma) / q) · q."""
+
+    keys = (*LogNormal.keys, "q")
+
+    q: float
+
+
+TYPES: Mapping[str, type[Distribution]] = {
+    cls.type_name(): cls
+    for cls in (
+        *(Choice, RandInt),
+        *(Uniform, QUniform, LogUniform, QLogUniform),
+        *(Normal, QNormal, LogNormal, QLogNormal),
+    )
+}
+"""By the name in the YAML form."""
+
+
+def _quantized(value: float, q: float) -> float:
+    """round(value / q) · q, an int if q is whole, without the last digits that are not the decimal's own."""
+    steps = round(value / q)
+    return steps * int(q) if float(q).is_integer() else float(Decimal(steps) * Decimal(str(q)))
