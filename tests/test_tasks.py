@@ -23,6 +23,10 @@ from trainer.tasks import Task
         ("IMAGE_OBJECT_DETECTION", Task.DETECTION),
         ("instance-segmentation", Task.SEGMENTATION),
         ("image_instance_segmentation", Task.SEGMENTATION),
+        ("ImageClassification", Task.CLASSIFICATION),
+        ("ImageClassificationMultilabel", Task.MULTILABEL),
+        ("ImageObjectDetection", Task.DETECTION),
+        ("Image instance segmentation", Task.SEGMENTATION),
     ],
 )
 def test_commands_and_job_files_spell_a_task_in_their_own_way(spelled: str, task: Task) -> None:

@@ -1,60 +1,100 @@
-"""A job: what to train on what. Read from flags, an Azure-form YAML file, or made in Python."""
+"""A job: what to train on what, made from flags, a job file's values (`trainer.job_file`) or in Python."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from os.path import abspath
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
+from trainer.job_places import anchored, data_entry, places_of, tracking_place, without_password
+from trainer.job_sweep import MODEL_NAME, Limits, Sweep, canonical
 from trainer.models import catalog
-from trainer.models.weights_choice import NONE, PRETRAINED, choice_or_environment, is_address, of_run
+from trainer.models.weights_choice import NONE, choice_or_environment, of_run
 from trainer.settings import Settings
 from trainer.tasks import Task
 
+RUN_ID = "checkpoint_run_id"
+_OF_SWEEPS = ("objective", "max_latency_ms", "storage", "study")
+
 
 class Job(BaseModel):
-    """One training, as asked for.
+    """One training, or a sweep of several, as asked for.
 
     Attributes:
         task: a Task, or its name as commands or job files spell it.
-        training_data: JSONL files and MLTable folders, local or by URL.
+        data_assets: where registered data lie, by NAME or NAME:VERSION.
+        training_data: JSONL files and MLTable folders, local or by URL, or `azureml:NAME:VERSION`, which
+            becomes what data_assets says.
         validation_data: likewise; empty: a part of the training data is split off.
         validation_data_size: that part, in (0, 1).
         model: a model's name; None: the task's default.
         settings: hyperparameters that differ from the model's defaults, by any of their names.
+        limits: how many trials, how many at once, how long.
+        sweep: how the search space is searched; None: by random sampling, all trials to their end.
+        search_space: sub-spaces: parameter or "model_name" → expression, as job files write them;
+            trainer.sweep checks them. Without any, more than one trial means that the models and settings
+            to try are left to the sweep (AutoMode).
         primary_metric: None: the task's default.
         weights: "pretrained", "none", a directory of published files, a run's directory, a file, or MLflow's
             address of a model; None: the setting checkpoint_run_id, TRAINER_WEIGHTS or the published ones.
         gpus: how many to use, or "auto" for all; without a GPU, auto trains on the CPU.
         processes: instead of GPUs, this many processes on the CPU.
+        objective: "latency" makes a sweep look for short answers, too, beside the primary metric.
+        max_latency_ms: the sweep's best model is the best of those that answer an image within this time.
+        storage: keeps a sweep's trials for several machines: a database's URL; None: a file of the run.
+        study: the sweep's name in the storage; None: that of the run's directory.
+        nodes: how many machines train one model together.
         output: the run's directory, new or empty; None: a new one under runs/.
         datastores: what `azureml://…/datastores/NAME/…` stands for, by NAME.
         skip_invalid: go on without invalid lines instead of refusing.
+        experiment_name: MLflow's experiment; None: what its environment variables say, or one for the task.
+        tracking_uri: the MLflow server or database in which the run is tracked, or "none"; None: what
+            MLFLOW_TRACKING_URI says, or a database beside the run's directory.
+        register_model: the name under which MLflow's registry gets the packaged model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Task
+    data_assets: dict[str, str] = Field(default_factory=dict)
     training_data: tuple[str, ...] = Field(min_length=1)
     validation_data: tuple[str, ...] = ()
     validation_data_size: float = Field(0.2, gt=0, lt=1)
     model: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    sweep: Sweep | None = None
+    search_space: tuple[dict[str, Any], ...] = ()
     primary_metric: str | None = None
     weights: str | None = None
     gpus: int | Literal["auto"] = "auto"
     processes: int | None = Field(None, gt=0)
+    objective: Literal["latency"] | None = None
+    max_latency_ms: float | None = Field(None, gt=0)
+    storage: str | None = Field(None, min_length=1)
+    study: str | None = Field(None, min_length=1)
+    nodes: int = Field(1, gt=0)
     output: Path | None = None
     datastores: dict[str, str] = Field(default_factory=dict)
     skip_invalid: bool = False
     name: str | None = None
+    experiment_name: str | None = Field(None, min_length=1, max_length=500)
+    tracking_uri: str | None = Field(None, min_length=1)
+    register_model: str | None = None
 
     @field_validator("task", mode="before")
     @classmethod
@@ -71,12 +111,46 @@ class Job(BaseModel):
     def _several(cls, value: Any) -> Any:
         return (str(value),) if isinstance(value, (str, Path)) else value
 
+    @field_validator("training_data", "validation_data")
+    @classmethod
+    def _registered(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        assets = info.data.get("data_assets")
+        return paths if assets is None else places_of(paths, assets)
+
+    @field_validator("search_space", mode="before")
+    @classmethod
+    def _sub_spaces(cls, value: Any) -> Any:
+        spaces = [value] if isinstance(value, Mapping) else value or ()
+        if not isinstance(spaces, Sequence) or not all(isinstance(s, Mapping) and s for s in spaces):
+            raise ValueError("must be a map of parameters to expressions, or a list of such maps")
+        return tuple({str(name): expression for name, expression in space.items()} for space in spaces)
+
+    @field_validator("primary_metric", mode="before")
+    @classmethod
+    def _snake_case(cls, value: Any) -> Any:
+        """The REST form writes MeanAveragePrecision."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower() if isinstance(value, str) else value
+
     @field_validator("gpus")
     @classmethod
     def _count(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value}")
         return value
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _tracking_place(cls, uri: str | None) -> str | None:
+        return None if uri is None else tracking_place(uri, Path.cwd())
+
+    @field_validator("register_model")
+    @classmethod
+    def _name_in_the_registry(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and (not name.strip(" .") or "/" in name or ":" in name):
+            raise ValueError(f"must be a name without / and :, got {name!r}")
+        if name is not None and info.data.get("tracking_uri") == NONE:
+            raise ValueError("needs MLflow, which tracking_uri none switches off")
+        return name
 
     @model_validator(mode="after")
     def _metric_of_the_task(self) -> Job:
@@ -85,9 +159,32 @@ class Job(BaseModel):
             raise ValueError(f"primary_metric of {self.task} must be {known}, got {self.primary_metric!r}")
         return self
 
+    @model_validator(mode="after")
+    def _sweep_of_something(self) -> Job:
+        if self.sweep is not None and not self.sweeps:
+            raise ValueError("sweep needs a search_space to search, or limits.max_trials over 1")
+        return self
+
+    @model_validator(mode="after")
+    def _bound_of_an_objective(self) -> Job:
+        if self.measures_latency and self.sweep is not None and self.sweep.early_termination is not None:
+            raise ValueError("early_termination goes by the primary metric alone: leave out the latency")
+        return self
+
     @property
     def model_name(self) -> str:
+        """The model of every training for which the search space names none."""
         return self.model or self.task.default_model
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it asks for trials, rather than for one training with settings that are known."""
+        return self.limits.max_trials > 1 or bool(self.search_space)
+
+    @property
+    def measures_latency(self) -> bool:
+        """Whether a sweep has two objectives; what is bounded has to be measured."""
+        return self.objective == "latency" or self.max_latency_ms is not None
 
     @property
     def metric(self) -> str:
@@ -96,11 +193,11 @@ class Job(BaseModel):
     @property
     def weights_choice(self) -> str:
         """`weights`, else what checkpoint_run_id stands for, else TRAINER_WEIGHTS, else "pretrained"."""
-        run = self.settings.get(_RUN_ID)
+        run = self.settings.get(RUN_ID)
         return choice_or_environment(self.weights or (of_run(run) if isinstance(run, str) and run else None))
 
     def resolve_settings(self, where: str = "") -> Settings:
-        """All hyperparameters, checked.
+        """All hyperparameters of a single training, checked.
 
         Args:
             where: the file they stand in, for error messages.
@@ -114,38 +211,92 @@ class Job(BaseModel):
             values.setdefault("layers_to_freeze", None)
         return hyperparameters.resolve(self.task, self.model_name, values, where)
 
-    def to_yaml(self) -> str:
-        """The job in the job-file form, complete: every setting with the value that it has."""
-        settings = self.resolve_settings()
-        entry = catalog.find(self.model_name, self.task)
-        defaults = hyperparameters.default_settings(self.task, self.model_name)
-        chosen = {
-            name: value
-            for name, value in settings.model_dump(mode="json").items()
-            if hyperparameters.takes(entry, name) and (value is not None or defaults[name] is not None)
+    def for_trial(self, proposal: Mapping[str, Any]) -> Job:
+        """The single training that a trial is.
+
+        Args:
+            proposal: what the sampler chose: parameters by any of their names, and the model as "model_name".
+                It takes the place of the job's own values. Of these, settings that mean nothing to the
+                proposed model are left out: they are for the other models of the search space.
+        """
+        chosen = {canonical(name): value for name, value in proposal.items()}
+        proposed = chosen.pop(MODEL_NAME, None)
+        model = str(proposed or self.model_name)
+        own = self.settings
+        if proposed is not None:
+            entry = catalog.find(model, self.task)
+            names = Settings.model_fields
+            own = {
+                name: value
+                for name, value in own.items()
+                if canonical(name) not in names or hyperparameters.takes(entry, canonical(name))
+            }
+        changes = {
+            "model": model,
+            "settings": override(own, chosen),
+            "limits": Limits(),
+            "sweep": None,
+            "search_space": (),
+            **dict.fromkeys(_OF_SWEEPS),
         }
-        from_run = self.weights is None and chosen.get(_RUN_ID) is not None
-        if _RUN_ID in chosen and of_run(chosen[_RUN_ID]) == chosen[_RUN_ID]:
-            chosen[_RUN_ID] = _anchored(chosen[_RUN_ID], Path.cwd())
-        file: dict[str, Any] = {
+        return self.model_copy(update=changes)
+
+    def to_yaml(self) -> str:
+        """The job in the job-file form, complete: every setting with the value that it has.
+
+        A sweep's settings depend on its trials: there stand only those that the job fixes.
+        """
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What to_yaml writes."""
+        chosen = self._fixed_settings() if self.sweeps else self._resolved_settings()
+        from_run = self.weights is None and chosen.get(RUN_ID) is not None
+        if isinstance(chosen.get(RUN_ID), str) and of_run(chosen[RUN_ID]) == chosen[RUN_ID]:
+            chosen[RUN_ID] = anchored(chosen[RUN_ID], Path.cwd())
+        sweep = self.sweep.model_dump(mode="json", exclude_none=True) if self.sweep else None
+        return {
             "type": "automl",
             "task": self.task.job_name,
             **({"display_name": self.name} if self.name else {}),
+            **({"experiment_name": self.experiment_name} if self.experiment_name else {}),
             "primary_metric": self.metric,
-            "training_data": _data_entry(self.training_data),
-            **({"validation_data": _data_entry(self.validation_data)} if self.validation_data else {}),
+            "training_data": data_entry(self.training_data),
+            **({"validation_data": data_entry(self.validation_data)} if self.validation_data else {}),
             "validation_data_size": self.validation_data_size,
-            "training_parameters": {"model_name": self.model_name, **chosen},
+            **({"properties": {"node_count_per_trial": str(self.nodes)}} if self.nodes > 1 else {}),
+            "limits": self.limits.model_dump(exclude_none=True),
+            **({"sweep": sweep} if sweep else {}),
+            **({"search_space": [dict(space) for space in self.search_space]} if self.search_space else {}),
+            "training_parameters": chosen,
             "local": {
                 # Left to checkpoint_run_id, which a flag may then replace.
-                **({} if from_run else {"weights": _anchored(self.weights_choice, Path.cwd())}),
+                **({} if from_run else {"weights": anchored(self.weights_choice, Path.cwd())}),
                 "gpus": self.gpus,
                 "processes": self.processes,
-                "datastores": {name: _anchored(at, Path.cwd()) for name, at in self.datastores.items()},
+                "datastores": {name: anchored(at, Path.cwd()) for name, at in self.datastores.items()},
+                "data_assets": {name: anchored(at, Path.cwd()) for name, at in self.data_assets.items()},
                 "skip_invalid": self.skip_invalid,
+                **({"tracking_uri": without_password(self.tracking_uri)} if self.tracking_uri else {}),
+                **({"register_model": self.register_model} if self.register_model else {}),
+                **{name: value for name in _OF_SWEEPS if (value := getattr(self, name)) is not None},
             },
         }
-        return yaml.safe_dump(file, sort_keys=False, allow_unicode=True)
+
+    def _fixed_settings(self) -> dict[str, Any]:
+        model = {MODEL_NAME: self.model} if self.model else {}
+        return model | {canonical(name): value for name, value in self.settings.items()}
+
+    def _resolved_settings(self) -> dict[str, Any]:
+        entry = catalog.find(self.model_name, self.task)
+        settings = self.resolve_settings()
+        defaults = hyperparameters.default_settings(self.task, self.model_name, settings.recipe)
+        values = settings.model_dump(mode="json")
+        return {MODEL_NAME: self.model_name} | {
+            name: value
+            for name, value in values.items()
+            if hyperparameters.takes(entry, name) and (value is not None or defaults[name] is not None)
+        }
 
 
 def make(where: str, **values: Any) -> Job:
@@ -159,171 +310,16 @@ def make(where: str, **values: Any) -> Job:
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            name = str(item["loc"][0]) if item["loc"] else ""
+            # A union's location ends with the kinds that were tried, a list's with an index.
+            parts = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
+            name = ".".join(map(str, parts))
             message = item["msg"].removeprefix("Value error, ")
             got = repr(item["input"]) if name and item["type"] not in ("value_error", "missing") else ""
-            problems.append(Problem(where, name, message[:1].lower() + message[1:], got))
+            hint = "it is a share of the training data such as 0.2" if name == "validation_data_size" else ""
+            problems.append(Problem(where, name, message[:1].lower() + message[1:], got, hint))
         raise JobError("the job cannot be run:", problems) from error
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     """A job file's settings with those of the flags in their place, whichever name the file used."""
-    older = {alias: name for name in flags for alias in hyperparameters.aliases_of(name)}
-    return {name: value for name, value in values.items() if older.get(name, name) not in flags} | dict(flags)
-
-
-CLOUD_KEYS = frozenset(
-    {
-        *("compute", "identity", "queue_settings", "resources", "environment_id", "environment_variables"),
-        *("services", "outputs", "log_verbosity", "experiment_name", "description", "tags", "properties"),
-        *("target_column_name", "test_data", "id"),
-    }
-)
-"""Keys of Azure job files that mean nothing on one's own machines."""
-
-_KEYS = (
-    "type", "task", "name", "display_name", "primary_metric", "training_data", "validation_data",
-    "validation_data_size", "training_parameters", "limits", "sweep", "search_space", "local", "$schema",
-)  # fmt: skip
-_RUN_ID = "checkpoint_run_id"
-_LOCAL_KEYS = ("weights", "gpus", "processes", "datastores", "skip_invalid")
-_LIMITS = ("timeout_minutes", "max_trials", "max_concurrent_trials")
-_DATA_KEYS = ("path", "type", "mode")
-_SECTIONS = ("training_parameters", "limits", "local")
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The values of a job file, as `make` takes them, and the names of keys that mean nothing here.
-
-    Raises:
-        JobError: the file is missing, no YAML, or holds keys that are unknown or not supported.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise JobError("the job file cannot be read", [Problem(str(path), "", str(error))]) from error
-    if not isinstance(content, Mapping):
-        raise JobError("the job file cannot be read", [Problem(str(path), "", "must hold a YAML mapping")])
-    problems = [
-        Problem(str(path), key, "must be a mapping", repr(content[key]))
-        for key in _SECTIONS
-        if content.get(key) is not None and not isinstance(content[key], Mapping)
-    ]
-    if problems:
-        raise JobError("the job file cannot be used:", problems)
-    problems = [*_unknown(path, content), *_unsupported(path, content)]
-    if content.get("type", "automl") != "automl":
-        problems.append(Problem(str(path), "type", "must be automl", repr(content["type"])))
-    local = content.get("local") or {}
-    near = [f"local.{key}" for key in local if key not in _LOCAL_KEYS]
-    problems += [
-        Problem(str(path), key, "no such key", hint=f"there are {', '.join(_LOCAL_KEYS)}") for key in near
-    ]
-    stores = local.get("datastores") or {}
-    if not isinstance(stores, Mapping) or not all(isinstance(at, str) and at for at in stores.values()):
-        problems.append(
-            Problem(str(path), "local.datastores", "must map names to directories or URLs", repr(stores))
-        )
-    if problems:
-        raise JobError("the job file cannot be used:", problems)
-    parameters = dict(content.get("training_parameters") or {})
-    values: dict[str, Any] = {key: content[key] for key in ("task", "primary_metric") if key in content}
-    if "validation_data_size" in content:
-        values["validation_data_size"] = content["validation_data_size"]
-    for key in ("training_data", "validation_data"):
-        if content.get(key):
-            values[key] = tuple(_data_paths(path, key, content[key]))
-    if "model_name" in parameters:
-        values["model"] = parameters.pop("model_name")
-    if name := content.get("display_name") or content.get("name"):
-        values["name"] = str(name)
-    run = parameters.get(_RUN_ID)
-    if isinstance(run, str) and run and (path.parent / run).exists():
-        parameters[_RUN_ID] = _anchored(run, path.parent)  # as everything that the file names
-    values["settings"] = parameters
-    values.update({key: value for key, value in local.items() if value is not None})
-    if isinstance(local.get("weights"), str):
-        values["weights"] = _anchored(local["weights"], path.parent)
-    if stores:
-        values["datastores"] = {str(name): _anchored(at, path.parent) for name, at in stores.items()}
-    return values, sorted(CLOUD_KEYS & content.keys())
-
-
-def _unknown(path: Path, content: Mapping[str, Any]) -> list[Problem]:
-    known = [*_KEYS, *CLOUD_KEYS]
-    problems = []
-    for key in content:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else ""
-            problems.append(Problem(str(path), str(key), "no job file has this key", hint=hint))
-    return problems
-
-
-def _unsupported(path: Path, content: Mapping[str, Any]) -> list[Problem]:
-    """Keys of sweeps, which this version does not run: refused rather than passed over."""
-    rule = "asks for a sweep, which this version does not run"
-    hint = "give fixed values under training_parameters"
-    problems = [
-        Problem(str(path), key, rule, hint=hint) for key in ("sweep", "search_space") if content.get(key)
-    ]
-    limits = content.get("limits") or {}
-    problems += [
-        Problem(str(path), f"limits.{key}", "no such key", hint=f"there are {', '.join(_LIMITS)}")
-        for key in limits
-        if key not in _LIMITS
-    ]
-    if limits.get("max_trials", 1) != 1:
-        problems.append(Problem(str(path), "limits.max_trials", rule, str(limits["max_trials"]), hint))
-    if "timeout_minutes" in limits:
-        problems.append(Problem(str(path), "limits.timeout_minutes", "is not supported by this version yet"))
-    return problems
-
-
-def _data_entry(paths: tuple[str, ...]) -> Any:
-    # The file will lie elsewhere than the command was given.
-    entries = [{"path": path if _is_remote(path) else abspath(path), "type": "mltable"} for path in paths]
-    return entries[0] if len(entries) == 1 else entries
-
-
-def _data_paths(file: Path, key: str, entry: Any) -> list[str]:
-    """Paths of a data entry, or of a list of them (our own form); a relative path is relative to the file."""
-    paths = []
-    for item in entry if isinstance(entry, list) else [entry]:
-        path = item.get("path") if isinstance(item, Mapping) else item
-        unknown = [str(k) for k in item if k not in _DATA_KEYS] if isinstance(item, Mapping) else []
-        if unknown:
-            hint = f"there are {', '.join(_DATA_KEYS)}"
-            problem = Problem(str(file), f"{key}.{unknown[0]}", "no such key", hint=hint)
-            raise JobError("the job file cannot be used:", [problem])
-        if not isinstance(path, str) or not path:
-            problem = Problem(
-                str(file), f"{key}.path", "must be a file, an MLTable folder or a URL", repr(path)
-            )
-            raise JobError("the job file cannot be used:", [problem])
-        paths.append(path if _is_remote(path) else str(file.parent / path))
-    return paths
-
-
-def _anchored(choice: str, directory: Path) -> str:
-    """A local path made absolute; words such as "pretrained" and URLs stay as they are."""
-    if choice in (PRETRAINED, NONE) or is_address(choice) or _is_remote(choice):
-        return choice
-    return abspath(directory / Path(choice).expanduser())
-
-
-def _is_remote(path: str) -> bool:
-    return "://" in path or path.startswith("azureml:")
+    return {name: value for name, value in values.items() if canonical(name) not in flags} | dict(flags)

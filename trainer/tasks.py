@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,16 +51,21 @@ class Task(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Task:
-        """Read a task's name as the commands or as job files spell it.
+        """Read a task's name as the commands, job files, the REST form or the studio spell it.
 
         Raises:
             JobError: no task has that name.
         """
         for task in cls:
-            if text.lower().replace("_", "-") in (task.value, task.job_name.replace("_", "-")):
+            if _letters(text) in (_letters(task.value), _letters(task.job_name)):
                 return task
         known = ", ".join(cls)
         raise JobError("unknown task", [Problem("--task", "", f"must be one of {known}", repr(text))])
+
+
+def _letters(name: str) -> str:
+    """What image_object_detection, image-object-detection and ImageObjectDetection have in common."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""What a job would do, as YAML, for `trainer fit --dry-run`: without torch, and without data unless asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from trainer.job import Job
+from trainer.sweep.setup import Setup, make, random_seed
+
+_SHOWN_TRIALS = 5
+
+
+def preview(job: Job, where: str = "", *, ignored: Sequence[str] = (), check_data: bool = False) -> str:
+    """The resolved job, its search space and what its first trials would be.
+
+    Args:
+        where: the file that the job stands in, for errors.
+        ignored: keys of that file without meaning here, to be named.
+        check_data: also read the data, as a training does, and count them.
+
+    Raises:
+        JobError: the job, its settings or its search space cannot be used.
+        DataError: the data are checked and break the schema.
+    """
+    remarks = [f"{where}: without meaning here: {', '.join(ignored)}"] if ignored else []
+    content: dict[str, Any] = {}
+    if not job.sweeps:
+        job.resolve_settings(where)
+    content["job"] = job.to_dict()
+    if job.search_space:
+        setup = make(job, where)
+        content["search_space"] = setup.space.to_content()
+        content["trials"] = _first_trials(job, setup)
+        if not setup.is_repeatable:
+            remarks.append("without a seed, the sweep itself will draw other settings than these")
+    elif job.sweeps:
+        content["search_space"] = "automatic"
+        remarks.append("without search_space, models and settings are chosen when the data are known")
+    if check_data:
+        content["data"] = _counts(job)
+    comments = "".join(f"# {remark}\n" for remark in remarks)
+    return comments + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what stands twice twice: references are for machines."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _first_trials(job: Job, setup: Setup) -> list[dict[str, Any]]:
+    """The first trials as the sampler proposes them to a study that has no results yet."""
+    import optuna
+
+    trials: list[dict[str, Any]] = []
+    is_exhausted = getattr(setup.sampler, "is_exhausted", None)  # of a grid
+    with _quiet_optuna():
+        study = optuna.create_study(sampler=setup.sampler, direction="maximize")
+        while len(trials) < min(job.limits.max_trials, _SHOWN_TRIALS):
+            if is_exhausted is not None and is_exhausted(study):
+                break
+            trial = study.ask()
+            proposal = setup.space.suggest(trial)
+            settings = job.for_trial(proposal).to_dict()["training_parameters"]
+            trials.append({"trial": trial.number, "proposed": proposal, "training_parameters": settings})
+    return trials
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Optuna would say that it made a study, which is thrown away."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _counts(job: Job) -> dict[str, Any]:
+    from trainer.data.checking import load
+
+    data = load(
+        job.task,
+        job.training_data,
+        job.validation_data,
+        validation_size=job.validation_data_size,
+        seed=random_seed(job) or 0,
+        datastores=job.datastores,
+        skip_invalid=job.skip_invalid,
+        progress=False,
+    )
+    return {
+        "training_images": len(data.train),
+        "validation_images": len(data.validation),
+        "classes": list(data.classes),
+        "skipped_records": data.skipped,
+        "warnings": [str(warning) for warning in data.warnings],
+    }
