@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -15,7 +16,7 @@ from torch import nn
 
 from trainer import metrics
 from trainer.annotations import Example, Objects, Truth
-from trainer.models import Family, Spec, catalog, create
+from trainer.models import Family, Spec, catalog, create, listing
 from trainer.scoring import ScoringParameters
 from trainer.settings import Settings, resolve
 from trainer.tasks import Task
@@ -26,11 +27,12 @@ TINY: dict[str, dict[str, Any]] = {
     "rcnn": {"min_size": 96, "max_size": 160},
     "yolo": {"image_size": 128},
     "rtdetr": {"image_size": 64},
+    "rfdetr": {"image_size": 96},
 }
 # Thousands of proposals are a two-stage detector's cost, not its principle; so are a transformer's queries.
 TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32, "queries": 30, "decoder_layers": 2}
 STEPS = 300
-RATES = {"rtdetr": 3e-4}  # of learning, where 1e-3 is too high
+RATES = {"rtdetr": 3e-4, "rfdetr": 3e-4}  # of learning, where 1e-3 is too high
 
 
 def smallest_models() -> list[tuple[Task, str]]:
@@ -149,6 +151,10 @@ CASES = smallest_models()
 
 @pytest.fixture(params=CASES, ids=[f"{model}-{task}" for task, model in CASES], scope="session")
 def case(request: pytest.FixtureRequest) -> Case:
+    task, model = request.param
+    library = listing.LIBRARIES[catalog.find(model, task).family].name
+    if find_spec(library) is None:
+        pytest.skip(f"{library}, an extra, is not installed")
     return make_case(*request.param)
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_every_model_has_facts_and_a_library() -> None:
 def test_the_facts_are_those_of_the_libraries(model: str) -> None:
     entry = catalog.MODELS[model]
     library = listing.LIBRARIES[entry.family]
+    if find_spec(library.name) is None:
+        pytest.skip(f"{library.name}, an extra, is not installed")
     for size in listing.sizes(entry):
         facts = FACTS[listing.with_size(entry, size)]
         if library.name != "ultralytics" or facts.parameters <= SMALL:
@@ -60,7 +63,8 @@ def test_writing_the_facts_gives_python_that_holds_them() -> None:
 
 
 def test_a_new_library_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [name for name in VERSIONS if metadata.version(name) != VERSIONS[name]] == [
+    there = {name: find_spec(name) and metadata.version(name) for name in VERSIONS}
+    assert [name for name in VERSIONS if there[name] != VERSIONS[name]] == [
         text.split()[0] for text in listing.other_versions()
     ]
     monkeypatch.setitem(VERSIONS, "timm", "0.0.1")
@@ -106,6 +110,18 @@ def test_rows_carry_the_tasks_default() -> None:
             ),
         ),
         ("timm/vit_tiny_patch16_224", ("vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors",)),
+        pytest.param(
+            "rfdetr-nano",
+            (
+                "download     https://storage.googleapis.com/rfdetr/nano_coco/checkpoint_best_regular.pth",
+                "save as      rf-detr-nano.pth",
+                "its MD5, which must be fb6504cce7fbdc783f7a46991f07639f",
+                "of the weights: Apache-2.0; of rfdetr: Apache-2.0",
+            ),
+            marks=pytest.mark.skipif(
+                find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed"
+            ),
+        ),
         ("yolo11n", ("yolo11n.pt", "publishes no hash", "pickle", "--weights weights/yolo11n.pt")),
         ("yolov5", ("yolov5su.pt", "yolov5mu.pt", "yolov5lu.pt", "yolov5xu.pt", "--model-size small")),
     ],

@@ -163,7 +163,7 @@ def test_a_vits_position_embedding_is_resampled_to_the_crop(tmp_path: Path) -> N
     assert loaded is not None
     assert loaded.fresh == ("head.weight", "head.bias")
     assert loaded.resampled == ("pos_embed",)
-    assert "; resampled to the image size: pos_embed;" in str(loaded)
+    assert "; taken at another size: pos_embed;" in str(loaded)
     state = network.state_dict()
     assert state["pos_embed"].shape[1] == 1 + 4 * 4
     assert torch.equal(state["pos_embed"][:, 0], published.state_dict()["pos_embed"][:, 0])

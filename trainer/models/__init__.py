@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Family", "Spec", "create", "specify"]
 
+_EXTRAS = ("rfdetr",)
+"""Libraries that this project does not install unasked, by the names of its extras."""
+
 
 def _family_class(name: str) -> type[Family]:
     """The family of a name: its module under trainer.models holds one subclass of Family, named FAMILY.
@@ -30,8 +33,9 @@ def _family_class(name: str) -> type[Family]:
         library = (error.name or "").split(".")[0]
         if library == "trainer":
             raise
+        what = f"'image-trainer[{library}]'" if library in _EXTRAS else library
         problem = Problem(
-            "model_name", "", f"needs {library}, which is not installed", hint=f"pip install {library}"
+            "model_name", "", f"needs {library}, which is not installed", hint=f"pip install {what}"
         )
         raise JobError("the model cannot be used", [problem]) from error
     return found

@@ -25,7 +25,7 @@ class Facts:
     licence: str
 
 
-VERSIONS = {"timm": "1.0.31", "torchvision": "0.29.2", "ultralytics": "8.4.190"}
+VERSIONS = {"rfdetr": "1.11.2", "timm": "1.0.31", "torchvision": "0.29.2", "ultralytics": "8.4.190"}
 """Of the libraries that were asked."""
 
 FACTS = {
@@ -196,5 +196,30 @@ FACTS = {
     "rtdetr-x": Facts(67_467_852, ("rtdetr-x.pt",), "", ""),
     "rtdetr-resnet50": Facts(42_925_132, ("resnet50-0676ba61.pth",), "", ""),
     "rtdetr-resnet101": Facts(61_917_260, ("resnet101-63fe2227.pth",), "", ""),
+    "rfdetr-nano": Facts(30_467_298, ("rf-detr-nano.pth",), "", "apache-2.0"),
+    "rfdetr-small": Facts(32_111_170, ("rf-detr-small.pth",), "", "apache-2.0"),
+    "rfdetr-medium": Facts(33_687_458, ("rf-detr-medium.pth",), "", "apache-2.0"),
+    "rfdetr-large": Facts(33_933_218, ("rf-detr-large-2026.pth",), "", "apache-2.0"),
+    "rfdetr-seg-nano": Facts(33_577_475, ("rf-detr-seg-nano.pt", "rf-detr-seg-n-ft.pth"), "", "apache-2.0"),
+    "rfdetr-seg-small": Facts(33_711_107, ("rf-detr-seg-small.pt", "rf-detr-seg-s-ft.pth"), "", "apache-2.0"),
+    "rfdetr-seg-medium": Facts(
+        35_694_259,
+        ("rf-detr-seg-medium.pt", "rf-detr-seg-m-ft.pth"),
+        "",
+        "apache-2.0",
+    ),
+    "rfdetr-seg-large": Facts(35_873_971, ("rf-detr-seg-large.pt", "rf-detr-seg-l-ft.pth"), "", "apache-2.0"),
+    "rfdetr-seg-xlarge": Facts(
+        38_113_635,
+        ("rf-detr-seg-xlarge.pt", "rf-detr-seg-xl-ft.pth"),
+        "",
+        "apache-2.0",
+    ),
+    "rfdetr-seg-2xlarge": Facts(
+        38_648_163,
+        ("rf-detr-seg-xxlarge.pt", "rf-detr-seg-2xl-ft.pth"),
+        "",
+        "apache-2.0",
+    ),
 }
 """By the name of the model, with its size where it comes in several."""

@@ -46,6 +46,7 @@ LIBRARIES: Mapping[str, Library] = {
     "rcnn": Library("torchvision", "BSD-3-Clause", "the data's own terms", 90),
     "yolo": _ULTRALYTICS,
     "rtdetr": _ULTRALYTICS,
+    "rfdetr": Library("rfdetr", "Apache-2.0", "Apache-2.0", 90),
 }
 """By the family that uses it."""
 
@@ -213,6 +214,8 @@ def _check(published: Any, library: Library) -> str:
 
     if found := hash_in_name(published.files[0]):
         return f"its SHA-256, which must begin with {found}, whenever it is used"
+    if published.md5:
+        return f"its MD5, which must be {published.md5}, whenever it is used"
     if published.hub:
         return "its SHA-256 at the hub, when trainer itself downloads it; not in a directory"
     return f"nothing: {library.name} publishes no hash"

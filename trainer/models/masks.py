@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from trainer.annotations import FloatArray, Mask
 from trainer.models.family import Geometry
+
+_PIXELS_AT_ONCE = 1_000_000  # of a mask, so that large masks need no floating point copy of themselves
 
 
 def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -40,3 +43,63 @@ def paste(box: FloatArray, mask: FloatArray, image_size: tuple[int, int], thresh
     grid_x, grid_y = np.meshgrid(columns, rows)
     sampled = cv2.remap(mask, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
     return Mask(left, top, sampled >= threshold)
+
+
+def paste_prototypes(
+    box: FloatArray, coefficients: FloatArray, prototypes: FloatArray, geometry: Geometry, threshold: float
+) -> Mask:
+    """The pixels in a box at which the object's mask, a sum of prototypes, is at least `threshold`.
+
+    The sum is sampled bilinearly at the centres of the image's pixels, before the sigmoid, as ultralytics
+    does it (Bolya et al. 2019, YOLACT); a threshold of 0 takes the whole box.
+
+    Args:
+        box: normalised xyxy [4] in the image.
+        coefficients: [k]; YOLO has 32.
+        prototypes: [k, h', w'] over the tensor that the network saw.
+        threshold: of the probability, in [0, 1].
+    """
+    height, width = geometry.image_size
+    x1, y1, x2, y2 = (float(v) for v in box * np.array([width, height, width, height], dtype=np.float32))
+    # At least one pixel, and every pixel that the box touches.
+    left, top = min(width - 1, int(x1)), min(height - 1, int(y1))
+    right, bottom = max(left + 1, math.ceil(x2)), max(top + 1, math.ceil(y2))
+    columns = _grid_positions(left, right, 0, geometry, prototypes.shape[2])
+    rows = _grid_positions(top, bottom, 1, geometry, prototypes.shape[1])
+    seen_columns = slice(int(columns[0]), int(columns[-1]) + 2)
+    seen_rows = slice(int(rows[0]), int(rows[-1]) + 2)
+    logits = np.tensordot(coefficients, prototypes[:, seen_rows, seen_columns], axes=1)
+    wide = _interpolate(logits.T, columns - seen_columns.start).T
+    limit = logit(threshold)
+    pixels = np.empty((bottom - top, right - left), dtype=np.bool_)
+    step = max(1, _PIXELS_AT_ONCE // (right - left))
+    for start in range(0, len(pixels), step):
+        part = slice(start, start + step)
+        pixels[part] = _interpolate(wide, rows[part] - seen_rows.start) >= limit
+    return Mask(left, top, pixels)
+
+
+def logit(probability: float) -> float:
+    """The number whose sigmoid is the probability; ∓∞ for 0 and 1."""
+    if probability in (0, 1):
+        return math.inf if probability else -math.inf
+    return math.log(probability / (1 - probability))
+
+
+def _grid_positions(start: int, stop: int, axis: int, geometry: Geometry, cells: int) -> FloatArray:
+    """Where the centres of pixels start … stop−1 lie among the centres of the grid's cells, 0 … cells − 1.
+
+    axis: 0 for columns, 1 for rows. Beyond the outermost centres the outermost cell counts.
+    """
+    tensor = (np.arange(start, stop) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
+    positions = tensor * cells / geometry.tensor_size[1 - axis] - 0.5
+    return positions.clip(0, cells - 1).astype(np.float32)
+
+
+def _interpolate(values: FloatArray, positions: FloatArray) -> FloatArray:
+    """The rows of `values` [n, m] at fractional positions [k], each in [0, n − 1] → [k, m]."""
+    lower = positions.astype(np.int64)
+    upper = np.minimum(lower + 1, len(values) - 1)
+    weight = (positions - lower).astype(np.float32)[:, None]
+    result: FloatArray = values[lower] * (1 - weight) + values[upper] * weight
+    return result

@@ -29,6 +29,7 @@ class Published:
         files: names under which a directory may hold them, the usual one first.
         hub: repository on the Hugging Face hub, "" if there is none.
         url: address of the first file, "" if there is none.
+        md5: of the file, "" where its name or the hub holds a better hash, or none is published.
         head: prefixes of the tensors that depend on the classes; these alone may differ.
         prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
         partial: the file covers only a part of the network (a backbone).
@@ -40,6 +41,7 @@ class Published:
     files: tuple[str, ...]
     hub: str = ""
     url: str = ""
+    md5: str = ""
     head: tuple[str, ...] = ()
     prefix: str = ""
     partial: bool = False
@@ -57,7 +59,8 @@ class Loaded:
         taken: how many of its tensors the network has now.
         fresh: the network's tensors that keep their random values.
         left: the file's tensors that the network did not take.
-        resampled: tensors taken at another size, as position embeddings are for another image size.
+        resampled: tensors taken at another size, as position embeddings are for another image size, and
+            queries where there are fewer.
         remarks: what else a user should know.
     """
 
@@ -71,7 +74,7 @@ class Loaded:
     def __str__(self) -> str:
         fresh, left = set(self.fresh), set(self.left)
         parts = (
-            ("resampled to the image size", self.resampled),
+            ("taken at another size", self.resampled),
             ("in the file, but not taken", [key for key in self.left if key not in fresh]),
             ("not in the file, so starting anew", [key for key in self.fresh if key not in left]),
             ("made for other classes, so starting anew", [key for key in self.fresh if key in left]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from torch import Tensor, nn
 
 from trainer.errors import WeightsError
 from trainer.models.family import Spec
+
+_HOLDERS = (argparse.Namespace, types.SimpleNamespace)
+"""In which files keep the settings of their training; they hold values and run nothing."""
 
 SPEC_KEY = "spec"
 """Under which a run's checkpoints hold their network's Spec, as JSON."""
@@ -36,7 +41,7 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
 
             tensors: dict[str, Tensor] = load_file(path)
             return tensors, None
-        with torch.serialization.safe_globals(_classes(network)):
+        with torch.serialization.safe_globals([*_classes(network), *_HOLDERS]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises the same for forbidden objects and for files that are no pickle at all.
@@ -113,9 +118,13 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
         if isinstance(content.get(key), (Mapping, nn.Module)):
             return _tensors(content[key], path)
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    # A run's own checkpoints hold the network under these names, the one that is scored first.
+    return scored(tensors)
+
+
+def scored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Of a run's checkpoint the network that evaluations score: its average if there is one; others as is."""
     for prefix in ("average.network.", "network."):
-        scored = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        if scored:
-            return scored
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if found:
+            return found
     return tensors

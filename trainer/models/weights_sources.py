@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,6 +27,8 @@ _WEIGHTS_FILE, _SPEC_FILE = "weights.pt", "spec.json"
 _BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_UNTELLING = ("checkpoint_best_regular.pth",)  # several models' name at rfdetr's, and of all that it trains
+_MD5 = "md5:"  # before a hash of that kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,7 @@ def find(choice: str, model: str, published: Published, scratch: Path) -> Source
         return _from_mlflow(choice, scratch)
     path = Path(choice).expanduser()
     if path.is_file():
-        return Source(
-            path, str(path), spec=_spec_of(path), named=True, remark=_forged(path, published_names(published))
-        )
+        return Source(path, str(path), spec=_spec_of(path), named=True, remark=_forged(path, published))
     if not path.is_dir():
         raise WeightsError(
             f"--weights {path}: no such file or directory; give a file, a directory of published files, a "
@@ -79,7 +79,8 @@ def find(choice: str, model: str, published: Published, scratch: Path) -> Source
 def published_names(published: Published) -> tuple[str, ...]:
     """Every name under which a directory may hold the file, the one at its address included."""
     at_address = PurePosixPath(published.url).name
-    more = (at_address,) if at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) else ()
+    tells = at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _UNTELLING
+    more = (at_address,) if tells else ()
     return tuple(dict.fromkeys((*published.files, *more)))
 
 
@@ -144,7 +145,7 @@ def _in_directory(directory: Path, model: str, published: Published) -> Path:
     for name in names:
         path = directory / name
         if path.is_file():
-            remark = _forged(path, names)
+            remark = _forged(path, published)
             if remark:
                 raise WeightsError(
                     f"{path} is not the published file: {remark}. Download it again "
@@ -159,21 +160,33 @@ def _in_directory(directory: Path, model: str, published: Published) -> Path:
     )
 
 
-def _forged(path: Path, names: tuple[str, ...]) -> str:
-    """How a file under a published name differs from what the name promises; "" if it does not."""
-    return _difference(path, hash_in_name(path.name)) if path.name in names else ""
+def _forged(path: Path, published: Published) -> str:
+    """How a file under a published name differs from what was published; "" if it does not."""
+    return _difference(path, _hash(published, path.name)) if path.name in published_names(published) else ""
+
+
+def _hash(published: Published, name: str) -> str:
+    """The published hash of the file under one of its names: of its SHA-256 what is known, or its MD5."""
+    return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
+
+
+def _md5() -> Any:
+    """Finds damage, no more: a forger could match it."""
+    return hashlib.md5(usedforsecurity=False)
 
 
 def _difference(path: Path, expected: str) -> str:
     if not expected:
         return ""
+    name, make = ("MD5", _md5) if expected.startswith(_MD5) else ("SHA-256", hashlib.sha256)
+    expected = expected.removeprefix(_MD5)
     with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = hashlib.file_digest(file, make).hexdigest()
     if actual.startswith(expected):
         return ""
     whole = len(expected) == len(actual)
     shown, must = (actual, "must be") if whole else (actual[: len(expected)], "must begin with")
-    return f"its SHA-256 {must} {expected}, but {'is' if whole else 'begins with'} {shown}"
+    return f"its {name} {must} {expected}, but {'is' if whole else 'begins with'} {shown}"
 
 
 def _download(model: str, published: Published) -> Path:
@@ -184,7 +197,7 @@ def _download(model: str, published: Published) -> Path:
         if published.hub:
             path, expected = _from_hub(published.hub)
         else:
-            path, expected = _from_address(published), hash_in_name(PurePosixPath(published.url).name)
+            path, expected = _from_address(published), _hash(published, PurePosixPath(published.url).name)
         difference = _difference(path, expected)
     except (OSError, ValueError, RuntimeError) as error:
         # huggingface_hub and urllib both raise OSErrors where there is no network.
@@ -248,7 +261,7 @@ def _from_address(published: Published) -> Path:
         with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
             part = Path(scratch) / file.name
             torch.hub.download_url_to_file(published.url, str(part), progress=sys.stderr.isatty())
-            if difference := _difference(part, hash_in_name(PurePosixPath(published.url).name)):
+            if difference := _difference(part, _hash(published, PurePosixPath(published.url).name)):
                 raise WeightsError(
                     f"what {published.url} sent is not the published file: {difference}. It was thrown "
                     "away; try again, or get it elsewhere and give --weights DIR"

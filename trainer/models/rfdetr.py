@@ -1,0 +1,337 @@
+"""RF-DETR, detectors and segmenters on DINOv2: rfdetr's networks and losses, trained by our own loop.
+
+rfdetr is an extra, `pip install 'image-trainer[rfdetr]'`; this file alone imports it, when one of its models
+is used. Its XL and 2XL detectors are not offered: they are of another package, and not under Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
+from trainer.errors import JobError, Problem
+from trainer.models.box_augmentation import augment
+from trainer.models.catalog import find
+from trainer.models.family import Batch, Family, Geometry
+from trainer.models.masks import logit, paste_prototypes, rasterise
+from trainer.models.weights import Published
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+with warnings.catch_warnings():
+    # It uses what torch has deprecated, and advertises its other package.
+    warnings.simplefilter("ignore")
+    from rfdetr import config as library
+    from rfdetr.assets.model_weights import ModelWeights
+    from rfdetr.models import build_criterion_from_config, build_model_from_config
+
+if TYPE_CHECKING:
+    from trainer.settings import Settings
+
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+_LOSSES = {
+    "class_loss": "loss_ce",
+    "box_loss": "loss_bbox",
+    "giou_loss": "loss_giou",
+    "mask_loss": "loss_mask_ce",
+    "dice_loss": "loss_mask_dice",
+}
+_ENCODER = "backbone.0.encoder.encoder."
+_QUERIES = ("refpoint_embed.weight", "query_feat.weight")
+_KEYPOINTS = "_kp_active_mask"  # an empty buffer of networks without keypoints, which older files lack
+
+Item = dict[str, Any]
+
+
+class Output(NamedTuple):
+    """One image's raw output.
+
+    Attributes:
+        logits: float32 [queries, C].
+        boxes: float32 [queries, 4]: centre x and y, width, height, normalised.
+        masks: logits, float32 [queries, h/4, w/4] over the whole image, or None for a detector without masks.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None
+
+
+class RFDETR(Family):
+    """Detectors that learn to give each object one of their queries' boxes. Images are stretched to a square.
+
+    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image none above the number
+    of queries. The mask loss draws its points from torch's global generator.
+    """
+
+    requirements = ("rfdetr", "torchvision", "opencv-python")
+
+    @property
+    def masks(self) -> bool:
+        return self.spec.task is Task.SEGMENTATION
+
+    @staticmethod
+    def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
+        config = _config(task, model)
+        side = settings.image_size
+        whole = config.patch_size * config.num_windows
+        if side % whole:
+            near = sorted({max(whole, side // whole * whole), -(-side // whole) * whole})
+            rule = f"must be a multiple of {whole} for {model}"
+            hint = f"take {' or '.join(map(str, near))}"
+            raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
+        return {
+            "image_size": side,
+            # Each query starts from a patch of its own; with fewer patches, groups of queries would mix.
+            "queries": min(config.num_queries, (side // config.patch_size) ** 2),
+            "decoder_layers": config.dec_layers,
+        }
+
+    @cached_property
+    def config(self) -> Any:
+        """rfdetr's description of the network."""
+        return _config(
+            self.spec.task,
+            self.spec.model,
+            num_classes=len(self.spec.classes),
+            num_queries=self.spec.options["queries"],
+            dec_layers=self.spec.options["decoder_layers"],
+        )
+
+    @cached_property
+    def criterion(self) -> Any:
+        """rfdetr's losses; holds no tensors."""
+        kind = library.SegmentationTrainConfig if self.masks else library.TrainConfig
+        return build_criterion_from_config(self.config, kind(dataset_dir=".", output_dir="."))[0]
+
+    def build(self) -> nn.Module:
+        with _quiet():
+            network: nn.Module = build_model_from_config(self.config)
+        # For pretraining alone; several processes would wait for its gradient.
+        network.get_submodule(_ENCODER + "embeddings").mask_token.requires_grad_(False)
+        return network
+
+    def published(self) -> Published:
+        file = ModelWeights.from_filename(type(self.config).model_fields["pretrain_weights"].default)
+        return Published(
+            files=(file.filename,),
+            url=file.url,
+            md5=file.md5_hash or "",
+            head=("class_embed.", "transformer.enc_out_class_embed."),
+            adapt=lambda tensors, network: _fitted(tensors, network, self.config.group_detr),
+            licence=self.config.license.lower(),
+        )
+
+    def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
+        """Stretch to the square, as rfdetr's `predict` does; ImageNet's mean and standard deviation."""
+        side = self.spec.options["image_size"]
+        height, width = image.shape[:2]
+        resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+        geometry = Geometry((height, width), (side, side), (side / width, side / height))
+        tensor = torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255
+        return (tensor - IMAGENET_MEAN) / IMAGENET_STD, geometry
+
+    def infer(
+        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
+    ) -> Sequence[Output]:
+        images = torch.stack(list(tensors))
+        # Scores that bfloat16 rounds to the same number would lose their order.
+        with torch.autocast(images.device.type, enabled=False):
+            found = network(images)
+        # The last logit is of no class: rfdetr numbers classes from 0 or from 1.
+        logits = found["pred_logits"][..., : len(self.spec.classes)]
+        masks = found["pred_masks"] if self.masks else [None] * len(images)
+        return [Output(*output) for output in zip(logits, found["pred_boxes"], masks, strict=True)]
+
+    def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
+        """The pairs of query and class with the highest scores, as rfdetr ranks them."""
+        queries, classes = output.logits.shape
+        scores, order = output.logits.sigmoid().flatten().sort(descending=True, stable=True)
+        limit = min(parameters.box_detections_per_image, queries)
+        kept = scores[:limit] >= parameters.box_score_threshold
+        scores, order = scores[:limit][kept], order[:limit][kept]
+        chosen = output.boxes[order // classes]
+        centre, half = chosen[:, :2], chosen[:, 2:] / 2
+        height, width = geometry.tensor_size
+        corners = torch.cat([centre - half, centre + half], dim=1) * chosen.new_tensor([width, height] * 2)
+        boxes = geometry.boxes_to_image(corners.cpu().numpy())
+        masks = None
+        if output.masks is not None:
+            grids = output.masks[order // classes].float().cpu().numpy()
+            threshold = parameters.mask_pixel_score_threshold
+            masks = tuple(_mask(*pair, geometry, threshold) for pair in zip(boxes, grids, strict=True))
+        return Detections(
+            boxes=boxes,
+            labels=(order % classes).cpu().numpy(),
+            scores=scores.cpu().numpy(),
+            image_size=geometry.image_size,
+            masks=masks,
+        )
+
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Item]:
+        return _TrainingDataset(self, examples, settings)
+
+    def validation_item(self, image: Tensor, truth: Objects, geometry: Geometry) -> Item:
+        return {"image": image, "target": self.target(truth, geometry)}
+
+    def target(self, truth: Objects, geometry: Geometry) -> dict[str, Tensor]:
+        """rfdetr's target: labels; boxes, normalised centre and size; masks bool [n, h, w]. No crowds."""
+        sized = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(axis=1)
+        kept = np.flatnonzero(~truth.crowd & sized)
+        corners = torch.from_numpy(truth.boxes[kept]).float().reshape(-1, 4)
+        centre = (corners[:, :2] + corners[:, 2:]) / 2
+        target = {
+            "labels": torch.from_numpy(truth.labels[kept]),
+            "boxes": torch.cat([centre, corners[:, 2:] - corners[:, :2]], dim=1),
+        }
+        if self.masks:
+            assert truth.polygons is not None, "segmentation data hold polygons"
+            masks = torch.zeros(len(kept), *geometry.tensor_size, dtype=torch.bool)
+            for mask, index in zip(masks, kept, strict=True):
+                mask.copy_(torch.from_numpy(rasterise(truth.polygons[index], geometry)))
+            target["masks"] = masks
+        return target
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        batch = {
+            "images": torch.stack([item["image"] for item in items]),
+            "targets": [item["target"] for item in items],
+        }
+        # The first image speaks for the batch.
+        return batch | {key: items[0][key] for key in ("size",) if key in items[0]}
+
+    def part(self, batch: Batch, start: int, stop: int) -> Batch:
+        return {key: value if key == "size" else value[start:stop] for key, value in batch.items()}
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """rfdetr's own, of the encoder's choice and of each decoder layer; in training of all query groups.
+
+        rfdetr sums them over the layers. This is their mean, or a network from scratch would look as if it
+        diverged; to adamw, and behind a clipped gradient norm, the two are the same.
+        """
+        images = batch["images"]
+        if "size" in batch:
+            images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
+        self.criterion.train(network.training)
+        targets = list(batch["targets"])
+        # Left to itself it divides by the objects of all ranks, and waits for those that have no batch left.
+        groups = self.criterion.group_detr if network.training else 1
+        objects = max(1, groups * sum(len(target["labels"]) for target in targets))
+        found = self.criterion(network(images), targets, torch.tensor(float(objects), device=images.device))
+        factors: Mapping[str, float] = self.criterion.weight_dict
+        layers = self.config.dec_layers + 1
+        losses = {}
+        for name, key in _LOSSES.items():
+            parts = [
+                found[part] * factors[part] for part in factors if re.fullmatch(rf"{key}(_\d+|_enc)?", part)
+            ]
+            if parts:
+                losses[name] = torch.stack(parts).sum() / layers
+        return losses
+
+    def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
+        """The embedding of patches and positions, then the backbone's 12 blocks."""
+        blocks = network.get_submodule(_ENCODER + "encoder.layer").children()
+        return [[network.get_submodule(_ENCODER + "embeddings")], *([block] for block in blocks)]
+
+    def sizes(self) -> range:
+        """The sides that multi_scale draws from: ±50 %, but with no fewer patches than queries."""
+        side, patch = self.spec.options["image_size"], self.config.patch_size
+        whole = patch * self.config.num_windows
+        least = max(side // 2, math.ceil(math.sqrt(self.spec.options["queries"])) * patch)
+        return range(-(-least // whole) * whole, side * 3 // 2 + 1, whole)
+
+
+def _config(task: Task, model: str, **values: Any) -> Any:
+    """rfdetr's configuration of a model, not validated: that would warn of every value of ours."""
+    kind = getattr(library, f"{find(model, task).library_name}Config")
+    return kind.model_construct(device="cpu", **values)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without rfdetr's warning that DINOv2's own weights are not loaded; its own files replace them."""
+    logger = logging.getLogger("rf-detr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _fitted(tensors: dict[str, Tensor], network: nn.Module, groups: int) -> dict[str, Tensor]:
+    """Of each group of queries as many as the network has.
+
+    Images of few patches have fewer, and so has rfdetr's configuration of seg-large than its published file.
+    """
+    own = network.state_dict()
+    fitted = {_KEYPOINTS: own[_KEYPOINTS], **tensors}
+    for name in _QUERIES:
+        value = tensors.get(name)
+        if value is not None and len(value) > len(own[name]) and len(value) % groups == 0:
+            fitted[name] = value.view(groups, -1, value.shape[1])[:, : len(own[name]) // groups].flatten(0, 1)
+    return fitted
+
+
+def _mask(box: FloatArray, grid: FloatArray, geometry: Geometry, threshold: float) -> Mask:
+    """A mask's logits [h', w'] over the image → its pixels, sampled as rfdetr does it, wherever they are.
+
+    rfdetr does not cut masks off at their boxes.
+    """
+    rows, columns = np.nonzero(grid >= logit(threshold))
+    if len(rows):
+        # Between the centres of two cells the logit is between theirs.
+        first = np.array([columns.min(), rows.min()]) - 0.5
+        last = np.array([columns.max(), rows.max()]) + 1.5
+        box = (np.concatenate([first, last]) / [*grid.shape[::-1], *grid.shape[::-1]]).clip(0, 1)
+    return paste_prototypes(
+        box.astype(np.float32), np.ones(1, dtype=np.float32), grid[None], geometry, threshold
+    )
+
+
+class _TrainingDataset(Dataset[Item]):
+    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`."""
+
+    def __init__(self, family: RFDETR, examples: Examples, settings: Settings) -> None:
+        self.family = family
+        self.examples = examples
+        self.augments = settings.advanced_settings.apply_automl_train_augmentations
+        self.sizes = family.sizes() if settings.multi_scale else None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Item:
+        example = self.examples[index]
+        assert isinstance(example.truth, Objects)
+        image, truth = example.image, example.truth
+        if self.augments:
+            # The loader seeds torch's generator for each item.
+            generator = np.random.default_rng(int(torch.randint(2**62, ())))
+            image, truth = augment(image, truth, generator)
+        tensor, geometry = self.family.preprocess(image)
+        item: Item = {"image": tensor, "target": self.family.target(truth, geometry)}
+        if self.sizes:
+            item["size"] = random.choice(self.sizes)
+        return item
+
+
+FAMILY = RFDETR
