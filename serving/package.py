@@ -29,6 +29,7 @@ from serving.payload import COLUMN, parameters_of
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
 from trainer.models import Spec, create
+from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -184,11 +185,14 @@ def signature(spec: Spec) -> ModelSignature:
         if spec.task is Task.SEGMENTATION:
             properties.append(Property("polygon", Array(Array(DataType.double))))
         outputs = [ColSpec(Array(Object(properties)), "boxes")]
-    defaults = {name: getattr(spec.parameters, name) for name in parameters_of(spec.task)}
-    params = [
-        ParamSpec(name, DataType.long if isinstance(value, int) else DataType.double, value)
-        for name, value in defaults.items()
-    ]
+    params = []
+    for name in parameters_of(spec.task):
+        annotation, default = ScoringParameters.model_fields[name].annotation, getattr(spec.parameters, name)
+        if annotation is int or annotation is float:
+            kind = DataType.long if annotation is int else DataType.double
+            params.append(ParamSpec(name, kind, default))
+        else:  # a text; null is no default that every client of MLflow's understands
+            params.append(ParamSpec(name, DataType.string, default or "none"))
     inputs = Schema([ColSpec(DataType.string, COLUMN)])
     if not params:
         return ModelSignature(inputs, Schema(outputs))

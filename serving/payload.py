@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainer.errors import RequestError
-from trainer.scoring import ScoringParameters
+from trainer.scoring import MAX_TILES, OF_MASKS, ScoringParameters
 from trainer.tasks import Task
 
 MAX_REQUEST_BYTES = 50_000_000
@@ -51,7 +51,7 @@ def parameters_of(task: Task) -> tuple[str, ...]:
     if task is Task.SEGMENTATION:
         return tuple(ScoringParameters.model_fields)
     if task is Task.DETECTION:
-        return ("box_score_threshold", "nms_iou_threshold", "box_detections_per_image")
+        return tuple(name for name in ScoringParameters.model_fields if name not in OF_MASKS)
     return ()
 
 
@@ -281,13 +281,17 @@ def parse_parameters(given: Mapping[str, Any], task: Task, defaults: ScoringPara
 def range_of(name: str) -> str:
     """A scoring parameter's type and range in words, from its definition: `a number in [0, 1]`."""
     field = ScoringParameters.model_fields[name]
+    if field.annotation not in (int, float):
+        return f'columns and rows as text such as "3x2", 2 to {MAX_TILES} tiles, or null for none'
     bounds = {
         kind: getattr(bound, kind)
         for bound in field.metadata
-        for kind in ("ge", "gt", "le")
+        for kind in ("ge", "gt", "le", "lt")
         if hasattr(bound, kind)
     }
     kind = "a whole number" if field.annotation is int else "a number"
+    if "lt" in bounds:
+        return f"{kind} in [{bounds['ge']}, {bounds['lt']})"
     if "le" in bounds:
         return f"{kind} in [{bounds['ge']}, {bounds['le']}]"
     return f"{kind} over {bounds['gt']}" if "gt" in bounds else f"{kind} of at least {bounds['ge']}"

@@ -17,7 +17,9 @@ from trainer.annotations import Image, Objects
 from trainer.data.datasets import RecordExamples, ValidationDataset
 from trainer.data.reading import read
 from trainer.errors import DataError
-from trainer.models.family import Geometry
+from trainer.models.family import Geometry, Spec
+from trainer.models.tiling import View, views
+from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 BOX = {"label": "can", "topX": 0.1, "topY": 0.2, "bottomX": 0.5, "bottomY": 0.6}
@@ -25,6 +27,16 @@ BOX = {"label": "can", "topX": 0.1, "topY": 0.2, "bottomX": 0.5, "bottomY": 0.6}
 
 class Halves:
     """The part of a family that validation data need: images at half their size."""
+
+    def __init__(self, tile_grid_size: str | None = None) -> None:
+        self.spec = Spec(
+            family="halves",
+            model="halves",
+            task=Task.DETECTION,
+            classes=("w", "x", "y"),
+            options={},
+            parameters=ScoringParameters(tile_grid_size=tile_grid_size),
+        )
 
     def preprocess(self, image: Image) -> tuple[torch.Tensor, Geometry]:
         height, width = image.shape[:2]
@@ -79,6 +91,38 @@ def test_validation_items_in_worker_processes(examples: RecordExamples) -> None:
     assert items[1]["tensor"].shape == (3, 4, 3)
     assert items[1]["geometry"].image_size == (8, 6)
     np.testing.assert_allclose(items[1]["truth"].boxes, [[0.1, 0.2, 0.5, 0.6]], rtol=1e-6)
+
+
+def test_validation_items_are_the_images_and_then_their_tiles(examples: RecordExamples) -> None:
+    dataset = ValidationDataset(examples, Halves("2x1"))  # type: ignore[arg-type]
+    assert dataset.images == 4
+    assert len(dataset) == 12
+    items = list(DataLoader(dataset, batch_size=None))
+    assert [item["index"] for item in items] == [0, 1, 2, 3, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert {item["views"] for item in items} == {3}
+    assert [item["truth"] is None for item in items] == [False] * 4 + [True] * 8, "a tile has no loss"
+    # Image 1 is upright: 6 × 8 pixels, in tiles of 3.43.
+    seen = [item["view"] for item in items if item["index"] == 1]
+    assert seen == [View(0, 0, 6, 8), View(0, 0, 3, 8), View(3, 0, 6, 8)]
+    assert seen == views((8, 6), ScoringParameters(tile_grid_size="2x1"))
+    assert items[6]["geometry"].image_size == (8, 3)
+    # A rank scores some of the images, with all of their tiles.
+    assert list(dataset.items_of(range(1, 4, 2))) == [1, 3, 6, 7, 10, 11]
+    assert list(ValidationDataset(examples, Halves()).items_of(range(4))) == [0, 1, 2, 3]  # type: ignore[arg-type]
+
+
+def test_an_image_is_decoded_once_for_all_its_tiles(
+    examples: RecordExamples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    read_one = RecordExamples.__getitem__
+    monkeypatch.setattr(
+        RecordExamples, "__getitem__", lambda self, index: decoded.append(index) or read_one(self, index)
+    )
+    dataset = ValidationDataset(examples, Halves("3x2"))  # type: ignore[arg-type]
+    for item in range(4, len(dataset)):
+        dataset[item]
+    assert decoded == [0, 1, 2, 3]
 
 
 def test_examples_pickle(examples: RecordExamples) -> None:

@@ -23,7 +23,8 @@ import pytest
 import torch
 
 from serving.locate import find_model
-from serving.package import requirements, write_model
+from serving.package import requirements, signature, write_model
+from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
 from trainer.errors import RunError, WeightsError
 from trainer.models import create
@@ -129,6 +130,9 @@ def test_signature_has_the_column_and_the_tasks_parameters(
             "box_score_threshold": 0.0,
             "nms_iou_threshold": 0.5,
             "box_detections_per_image": 7,
+            "tile_grid_size": "none",
+            "tile_overlap_ratio": 0.25,
+            "tile_predictions_nms_threshold": 0.25,
         }
     if task is Task.SEGMENTATION:
         expected |= {"mask_pixel_score_threshold": 0.5, "max_number_of_polygon_points": 100}
@@ -207,6 +211,8 @@ def test_predict_takes_parameters(
         ([None, "GOOD"], {}, "row 0: an image must be a base64 string"),
         (["GOOD"], {"box_score_threshold": 3.0}, "box_score_threshold must be a number in"),
         (["GOOD"], {"box_detections_per_image": 0}, "box_detections_per_image must be a whole number over 0"),
+        (["GOOD"], {"tile_grid_size": "1x1"}, "tile_grid_size must be columns and rows"),
+        (["GOOD"], {"tile_grid_size": 3}, "tile_grid_size"),
     ],
 )
 def test_a_wrong_row_or_parameter_is_a_client_error(
@@ -223,6 +229,42 @@ def test_a_wrong_row_or_parameter_is_a_client_error(
     with pytest.raises(MlflowException, match=reason) as caught:
         load_model(Task.DETECTION).predict(table, params=params)
     assert caught.value.get_http_status_code() == 400
+
+
+def test_a_request_switches_tiling_on_alone(
+    load_model: Callable[[Task], Any], packaged: Packaged, make_image: MakeImage, encode: Encode
+) -> None:
+    model, content = load_model(Task.DETECTION), make_image(1, (200, 120))
+    table = pd.DataFrame({"image": [encode(content), encode(make_image(2))]})
+
+    def boxes(**params: Any) -> list[Any]:
+        return list(model.predict(table, params={"box_detections_per_image": 5, **params})["boxes"])
+
+    plain, tiled = boxes(), boxes(tile_grid_size="3x2")
+    assert_differ(tiled[0], plain[0])
+    assert [len(found) for found in tiled] == [5, 5]
+    assert_close(boxes(tile_grid_size="(3, 2)"), tiled)
+    assert_close(boxes(tile_grid_size="none"), plain)
+    assert_close(boxes(tile_grid_size=None), plain)
+    assert_differ(boxes(tile_grid_size="3x2", tile_overlap_ratio=0.6)[0], tiled[0])
+    merged, unmerged = (
+        boxes(tile_grid_size="3x2", box_detections_per_image=500, tile_predictions_nms_threshold=threshold)
+        for threshold in (0, 1)
+    )
+    assert len(merged[0]) < len(unmerged[0])
+    # The same by the scorer of `trainer serve` and `trainer predict`.
+    scorer = Scorer.load(packaged(Task.DETECTION) / "artifacts")
+    parameters = {"tile_grid_size": "3x2", "box_detections_per_image": 5}
+    (answer,) = scorer.score(parse_rows([content], Task.DETECTION), parameters)
+    assert_close(answer["boxes"], tiled[0])
+
+
+def test_a_model_trained_with_tiles_is_packaged_with_them(packaged: Packaged) -> None:
+    spec = read_spec(packaged(Task.DETECTION) / "artifacts")
+    tiled = spec.model_copy(
+        update={"parameters": spec.parameters.model_copy(update={"tile_grid_size": "3x2"})}
+    )
+    assert {each.name: each.default for each in signature(tiled).params or []}["tile_grid_size"] == "3x2"
 
 
 def test_writes_quietly_and_only_into_a_new_directory(
@@ -352,6 +394,15 @@ def test_mlflow_models_serve(
         assert "row 1: not an image" in answer.json()["message"]
         answer = post(dataframe_split=split, params={"box_score_threshold": 1.0})
         assert answer.json() == {"predictions": [{"boxes": []}] * 3}
+        plain = post(dataframe_split=split).json()
+        for params in ({"tile_grid_size": "none"}, {"tile_grid_size": None}):
+            assert_close(post(dataframe_split=split, params=params).json(), plain)
+        tiled = post(dataframe_split=split, params={"tile_grid_size": "3x2", "tile_overlap_ratio": 0})
+        assert tiled.status_code == 200, tiled.text
+        assert_differ(tiled.json(), plain)
+        answer = post(dataframe_split=split, params={"tile_grid_size": "1x1"})
+        assert answer.status_code == 400
+        assert "tile_grid_size must be columns and rows" in answer.json()["message"]
         answer = post(dataframe_split=split, params={"box_score_threshold": 2.0})
         assert answer.status_code == 400
         assert "box_score_threshold must be a number in [0, 1], got 2.0" in answer.json()["message"]

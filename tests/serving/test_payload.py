@@ -228,6 +228,18 @@ def test_parameters_are_taken_over_the_defaults() -> None:
     assert parameters.box_score_threshold == 0.1
 
 
+def test_a_request_switches_tiling_on_and_off() -> None:
+    off, on = ScoringParameters(), ScoringParameters(tile_grid_size="2x2")
+    for text in ("3x2", "3X2", "(3, 2)"):
+        parameters = parse_parameters({"tile_grid_size": text, "tile_overlap_ratio": 0}, Task.DETECTION, off)
+        assert (parameters.tile_grid_size, parameters.tile_overlap_ratio) == ("3x2", 0)
+    for nothing in (None, "none", "None", ""):
+        assert parse_parameters({"tile_grid_size": nothing}, Task.SEGMENTATION, on).tile_grid_size is None
+    assert parse_parameters({"tile_overlap_ratio": 0.5}, Task.DETECTION, on).tile_grid_size == "2x2"
+    with pytest.raises(RequestError, match="a model for image-classification-multilabel has none"):
+        parse_parameters({"tile_grid_size": "3x2"}, Task.MULTILABEL, off)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -246,6 +258,18 @@ def test_parameters_are_taken_over_the_defaults() -> None:
         ("box_detections_per_image", 2**40, "got a number over"),
         ("max_number_of_polygon_points", 2, "must be a whole number of at least 3, got 2"),
         ("mask_pixel_score_threshold", {}, "got an object"),
+        ("tile_grid_size", "1x1", r'must be columns and rows as text such as "3x2", .* null for none, got'),
+        ("tile_grid_size", "0x2", "got '0x2'"),
+        ("tile_grid_size", "999x999", "2 to 400 tiles"),
+        ("tile_grid_size", "3x2\ud800", "tile_grid_size must be columns"),
+        ("tile_grid_size", 3, "got 3"),
+        ("tile_grid_size", True, "got true"),
+        ("tile_grid_size", {}, "got an object"),
+        ("tile_grid_size", [3, 2, 1], r"got \[3, 2, 1\]"),
+        ("tile_overlap_ratio", 1, r"must be a number in \[0, 1\), got 1"),
+        ("tile_overlap_ratio", -0.1, "got -0.1"),
+        ("tile_predictions_nms_threshold", 1.1, r"must be a number in \[0, 1\], got 1.1"),
+        ("tile_predictions_nms_threshold", "0.3", "got '0.3'"),
         ("threshold", 0.5, "no parameter 'threshold'; it has box_score_threshold, "),
         ("\ud800" * 500, 0.5, "no parameter "),
     ],
@@ -271,7 +295,9 @@ def test_every_parameter_has_a_range_in_words() -> None:
         "a number",
         "a whole number over 0",
         "a whole number",
+        'columns and rows as text such as "3x2", 2 to 400 tiles, or null for none',
     }
+    assert range_of("tile_overlap_ratio") == "a number in [0, 1)"
 
 
 def test_importing_serving_loads_no_training_library(run_python: Callable[[str], str]) -> None:

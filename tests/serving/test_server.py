@@ -123,8 +123,10 @@ def test_parameters_change_the_answer(detector: httpx.Client, make_image: MakeIm
         assert set(found) == {"box", "label", "score"}
         assert 0 <= found["box"]["topX"] <= found["box"]["bottomX"] <= 1
         assert 0 <= found["box"]["topY"] <= found["box"]["bottomY"] <= 1
-    scores = [found["score"] for found in boxes()[0]]
-    assert scores == sorted(scores, reverse=True)
+    for found in (boxes()[0], boxes(tile_grid_size="2x2")[0]):
+        scores = [each["score"] for each in found]
+        assert scores == sorted(scores, reverse=True)
+    assert boxes(tile_grid_size="2x2") != boxes() == boxes(tile_grid_size=None)
     check_error(
         detector.post("/score", json=body(*rows, params={"mask_pixel_score_threshold": 0.5})),
         400,
@@ -340,10 +342,16 @@ ROWS = st.lists(
     max_size=4,
 )
 GOOD_PARAMS = st.fixed_dictionaries(
-    {}, optional={"box_score_threshold": st.floats(0, 1), "box_detections_per_image": st.integers(1, 5)}
+    {},
+    optional={
+        "box_score_threshold": st.floats(0, 1),
+        "box_detections_per_image": st.integers(1, 5),
+        "tile_grid_size": st.sampled_from(["2x1", "(1, 2)", "none", None]),
+        "tile_overlap_ratio": st.floats(0, 1, exclude_max=True),
+    },
 )
 PARAMS = st.dictionaries(
-    st.sampled_from(["box_score_threshold", "nms_iou_threshold", "box_detections_per_image", "x", "\ud800"]),
+    st.sampled_from(["box_score_threshold", "tile_grid_size", "box_detections_per_image", "x", "\ud800"]),
     VALUES | st.floats(0, 1) | st.integers(1, 5),
     max_size=2,
 )

@@ -7,11 +7,12 @@ from typing import Any, overload
 
 from torch.utils.data import Dataset
 
-from trainer.annotations import Example, Examples, Truth
+from trainer.annotations import Example, Examples, Image, Truth
 from trainer.data.images import ImageError, decode
 from trainer.data.records import Records
 from trainer.data.urls import UrlError, local_path
 from trainer.errors import DataError, Problem
+from trainer.models import tiling
 from trainer.models.family import Family
 
 
@@ -70,20 +71,58 @@ class _Truths(Sequence[Truth]):
 
 
 class ValidationDataset(Dataset[dict[str, Any]]):
-    """Preprocessed images without augmentation.
+    """Preprocessed images without augmentation, and with tiling their tiles, each an item of its own.
 
-    An item holds its `index`, the `tensor` float32 [3, h, w] that the network takes, the `geometry` that
-    maps predictions back onto the image, and the `truth`.
+    First come the whole images, then the tiles, image by image. An item holds the `index` of its image, the
+    `view` of it (trainer.models.tiling) and how many `views` it has, the `tensor` float32 [3, h, w] that the
+    network takes, the `geometry` that maps predictions back onto the view, and the `truth` of a whole image,
+    None for a tile.
+
+    Attributes:
+        images: how many there are.
     """
 
     def __init__(self, examples: Examples, family: Family) -> None:
+        self.images = len(examples)
         self._examples = examples
         self._family = family
+        self._parameters = family.spec.parameters
+        self._tiles = len(tiling.grid(self._parameters))
+        self._last: tuple[int, Image] | None = None
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return self.images * (1 + self._tiles)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._examples[index]
-        tensor, geometry = self._family.preprocess(example.image)
-        return {"index": index, "tensor": tensor, "geometry": geometry, "truth": example.truth}
+    def items_of(self, images: Sequence[int]) -> Sequence[int]:
+        """The items of some images, in the order of all items."""
+        tiles = [self.images + index * self._tiles + tile for index in images for tile in range(self._tiles)]
+        return [*images, *tiles]
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        if item >= len(self):
+            raise IndexError(item)
+        truth: Truth | None = None
+        if item < self.images:
+            index, number = item, 0
+            example = self._examples[index]
+            image, truth = example.image, example.truth
+        else:
+            index, tile = divmod(item - self.images, self._tiles)
+            number = 1 + tile
+            image = self._image(index)
+        views = tiling.views((image.shape[0], image.shape[1]), self._parameters)
+        tensor, geometry = self._family.preprocess(tiling.cut(image, views[number]))
+        return {
+            "index": index,
+            "view": views[number],
+            "views": len(views),
+            "tensor": tensor,
+            "geometry": geometry,
+            "truth": truth,
+        }
+
+    def _image(self, index: int) -> Image:
+        """A decoded image, kept until another one's tiles are asked for."""
+        if self._last is None or self._last[0] != index:
+            self._last = index, self._examples[index].image
+        return self._last[1]
