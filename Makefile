@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; exit; }; done; echo python3)
+# Test processes beside each other: each takes one thread, so that they do not fight over the cores.
+JOBS ?= 2
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ lint: $(VENV)/.installed-dev ## check style, format, types and who imports whom
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-dev ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 clean: ## remove what make made: .venv, the demo, builds and caches (runs/ stays)
 	rm -rf $(VENV) demo build dist *.egg-info
@@ -40,7 +42,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[test,dev]'
+	$(INSTALL) -e '.[test,dev,rfdetr]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

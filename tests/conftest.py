@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
@@ -13,8 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-_scratch = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep third-party libraries off the network and out of the home directory.
@@ -22,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
+    scratch = Path(tempfile.mkdtemp(prefix="trainer-tests-"))
     # leftovers of a server that is still closing its files must not fail the suite
-    config.stash[_scratch] = tempfile.TemporaryDirectory(prefix="trainer-tests-", ignore_cleanup_errors=True)
-    scratch = Path(config.stash[_scratch].name)
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     (scratch / "ultralytics").mkdir()
     os.environ.update(
         YOLO_CONFIG_DIR=str(scratch / "ultralytics"),
@@ -37,11 +36,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # what a developer has set for real work must not reach the tests
     for name in ("TRAINER_WEIGHTS", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
         os.environ.pop(name, None)
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what the libraries wrote."""
-    config.stash[_scratch].cleanup()
 
 
 @pytest.fixture(autouse=True)

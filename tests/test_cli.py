@@ -96,11 +96,16 @@ def test_fit_help_names_every_setting_by_all_its_names_with_default_and_takers()
             assert f"--{each.replace('_', '-')} " in text, each
         assert settings.group_of(name) in text
         assert (info.description or "")[:40] in text, name
-    assert "[default: 15; 30 for YOLO models and RT-DETRs]" in text
+    assert "[default: 15; 30 for YOLO models, RT-DETRs and RF-DETRs]" in text
     assert "sizes. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
     assert "One of sgd, adam, adamw. [default: sgd" in text
     for flag in ("--task", "--data", "--config", "--weights", "--datastore", "--gpus", "--skip-invalid"):
         assert f"{flag} " in text
+    for flag in ("--data-asset", "--nodes", "--max-trials", "--max-concurrent-trials", "--timeout-minutes"):
+        assert f"{flag} " in text
+    assert "--dry-run Train nothing; print as YAML" in text
+    assert "--check-data With --dry-run: also read the data" in text
+    assert "--no-dry-run" not in text
 
 
 @pytest.mark.parametrize("command", ["validate", "predict", "serve", "sample-data", "models", "weights"])
@@ -179,6 +184,10 @@ def test_wrong_settings_are_all_reported_before_the_slow_imports() -> None:
         (("--task", "object-detection", "--gpus", "²"), "--gpus: must be auto or a number, got '²'"),
         (("--task", "object-detection", "--processes", "0"), "processes: input should be greater than 0"),
         (("--task", "object-detection", "--validation-data-size", "20"), "validation_data_size"),
+        (
+            ("--task", "object-detection", "--training-batch-size", "1.5"),
+            "training_batch_size: must be a whole number greater than 0, or auto, got '1.5'",
+        ),
         (("--config", "없는 파일.yml"), "없는 파일.yml"),
     ],
 )
@@ -231,6 +240,16 @@ def test_flags_become_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (resolved.nesterov, resolved.early_stopping) == (False, False)
     assert resolved.model_size == "extra_large"
     assert not resolved.advanced_settings.apply_mosaic_for_yolo
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("16", 16), ("16.0", 16), ("auto", "auto")])
+def test_a_batch_size_is_a_number_or_auto(
+    monkeypatch: pytest.MonkeyPatch, typed: str, meant: int | str
+) -> None:
+    data = ("--task", "image-classification", "--data", "a.jsonl")
+    job = job_of(monkeypatch, *data, "--training-batch-size", typed)
+    assert job.settings["training_batch_size"] == meant  # so it stands in the run's job file
+    assert job.resolve_settings().training_batch_size == meant
 
 
 def test_flags_not_given_leave_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

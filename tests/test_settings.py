@@ -130,8 +130,11 @@ def test_defaults_are_those_of_the_reference(task: Task, model: str, expected: d
 @pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
 def test_every_models_defaults_resolve(entry: catalog.ModelEntry) -> None:
     for task in entry.tasks:
-        resolved = resolve(task, entry.name, {})
-        assert resolved.model_dump() == Settings(**settings.default_settings(task, entry.name)).model_dump()
+        for recipe in ("reference", "modern"):
+            resolved = resolve(task, entry.name, {"recipe": recipe})
+            expected = Settings(**settings.default_settings(task, entry.name, recipe))
+            assert resolved.model_dump() == expected.model_dump()
+            assert resolved.recipe == recipe
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,8 @@ def test_older_jobs_names_mean_the_same(old: str, name: str, value: Any, model: 
 # name: (model, values to accept, values to refuse)
 RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "number_of_epochs": (RESNET, [1, 1000], [0, -1, 1.5]),
-    "training_batch_size": (RESNET, [1], [0, -4]),
+    "recipe": (RESNET, ["reference", "modern"], ["", "newest", 1]),
+    "training_batch_size": (RESNET, [1, "auto"], [0, -4, 1.5, "1.5", "all", None]),
     "validation_batch_size": (RESNET, [1], [0]),
     "learning_rate": (RESNET, [0, 1, 1e-5], [-1e-9, 1.01]),
     "gradient_accumulation_step": (RESNET, [1, 64], [0]),
@@ -183,6 +187,18 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "evaluation_frequency": (RESNET, [1, 5], [0]),
     "checkpoint_frequency": (RESNET, [1, 5, None], [0]),
     "layers_to_freeze": (RESNET, [1, 5, None], [0, -1]),
+    "layer_decay": (VIT, [1e-3, 0.75, 1], [0, -0.1, 1.1]),
+    "average_weights": (FASTER, [True, 0], ["ema"]),
+    "label_smoothing": (RESNET, [0, 0.99], [-0.1, 1]),
+    "balanced_sampling": (MASK, [True, 0], ["classes"]),
+    "random_augment": (VIT, [True, 0], ["m9"]),
+    "mixup_alpha": (RESNET, [0, 0.2, 8], [-0.1]),
+    "cutmix_alpha": (RESNET, [0, 1, 8], [-0.1]),
+    "large_scale_jitter": (FASTER, [True, 0], [1.5]),
+    "log_training_metrics": (MASK, ["Enable", "Disable"], ["on"]),
+    "compile": (RESNET, [True, 0], ["eager"]),
+    "enable_onnx_normalization": (RESNET, [True, 0], ["imagenet"]),
+    "sync_batch_norm": (RESNET, [True, 0], ["all"]),
     "distributed": (RESNET, [True, False], ["all"]),
     "number_of_workers": (RESNET, [0, 64], [-1]),
     "random_seed": (RESNET, [0, 2**32 - 1, None], [-1, 2**32, 0.5]),
@@ -203,6 +219,9 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "log_validation_loss": (FASTER, ["Enable", "Disable"], ["on"]),
     "mask_pixel_score_threshold": (MASK, [0, 1], [-0.1, 1.1]),
     "max_number_of_polygon_points": (MASK, [3, 1000], [2]),
+    "tile_grid_size": (FASTER, ["3x2", "(3, 2)", [3, 2], None], ["1x1", "3", "x2", 3]),
+    "tile_overlap_ratio": (FASTER, [0, 0.99], [-0.1, 1]),
+    "tile_predictions_nms_threshold": (YOLOV5, [0, 1], [-0.1, 1.1]),
     "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
     "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
     "checkpoint_run_id": (RESNET, ["runs/실행", "runs:/0123/model", None], ["", 3, True]),
@@ -241,6 +260,8 @@ def test_nan_and_infinity_are_no_values(name: str, value: Any) -> None:
         ({"learning_rate": "1e-3"}, {"learning_rate": 0.001}),  # YAML 1.1 reads 1e-3 as text
         ({"number_of_epochs": "3"}, {"number_of_epochs": 3}),
         ({"number_of_epochs": 3.0}, {"number_of_epochs": 3}),
+        ({"training_batch_size": "16"}, {"training_batch_size": 16}),
+        ({"training_batch_size": "Auto"}, {"training_batch_size": "auto"}),
         ({"weighted_loss": "2"}, {"weighted_loss": 2}),
         ({"early_stopping": 0}, {"early_stopping": False}),
         ({"early_stopping": "0"}, {"early_stopping": False}),
@@ -275,14 +296,17 @@ def test_a_boolean_is_no_number(name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "name", "value", "takers"),
     [
+        (FASTER, "label_smoothing", 0.1, "classifiers"),
+        (YOLO11, "mixup_alpha", 0.2, "classifiers"),
+        (RESNET, "large_scale_jitter", True, "R-CNNs"),
         (RESNET, "min_size", 600, "R-CNNs"),
-        (RESNET, "img_size", 640, "YOLO models and RT-DETRs"),
-        (RESNET, "box_score_threshold", 0.5, "R-CNNs, YOLO models and RT-DETRs"),
-        (RESNET, "validation_metric_type", "coco", "R-CNNs, YOLO models and RT-DETRs"),
-        (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models and RT-DETRs"),
+        (RESNET, "img_size", 640, "YOLO models, RT-DETRs and RF-DETRs"),
+        (RESNET, "box_score_threshold", 0.5, "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
+        (RESNET, "validation_metric_type", "coco", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
+        (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "weighted_loss", 1, "classifiers"),
         (FASTER, "model_size", "small", "yolov5"),
-        (FASTER, "multi_scale", True, "YOLO models and RT-DETRs"),
+        (FASTER, "multi_scale", True, "YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
         (YOLO11, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
         (YOLO11, "model_size", "small", "yolov5"),  # its size is part of its name
@@ -410,7 +434,7 @@ def test_an_unknown_model_or_task_mismatch_is_a_users_error() -> None:
 
 
 def test_defaults_in_words_name_the_models_that_differ() -> None:
-    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models and RT-DETRs"
+    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models, RT-DETRs and RF-DETRs"
     assert settings.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
     assert settings.default_in_words("early_stopping") == "true"
     assert "0.002 for vitl16r224 with several labels" in settings.default_in_words("learning_rate")

@@ -10,14 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.fitting import fit, resume
     from trainer.job import Job
     from trainer.runs import Run
     from trainer.tasks import Task
-    from trainer.training.fit import fit
 
-__all__ = ["Job", "Run", "Task", "fit"]
+__all__ = ["Job", "Run", "Task", "fit", "resume"]
 
-_HOMES = {"Job": "trainer.job", "Run": "trainer.runs", "Task": "trainer.tasks", "fit": "trainer.training.fit"}
+_HOMES = {
+    "Job": "trainer.job",
+    "Run": "trainer.runs",
+    "Task": "trainer.tasks",
+    "fit": "trainer.fitting",
+    "resume": "trainer.fitting",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token
 
 from trainer.errors import JobError, Problem, TrainerError
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.runs import Run
 
 
 def _version() -> str:
@@ -43,6 +46,15 @@ Datastores = Annotated[
         help="NAME=DIR_OR_URL: what azureml://…/datastores/NAME/… stands for; may be given several times.",
     ),
 ]
+DataAssets = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--data-asset",
+        help="NAME=PATH: where the data lie that a job file calls azureml:NAME:VERSION; NAME:VERSION=PATH "
+        "for one version alone; may be given several times.",
+    ),
+]
+Switch = Annotated[bool, Parameter(negative="")]
 
 
 def _hyperparameter_flags() -> type:
@@ -63,7 +75,7 @@ def _hyperparameter_flags() -> type:
         text += f" [default: {settings.default_in_words(name)}]"
         kind = _flag_type(info.annotation)
         names = [f"--{n.replace('_', '-')}" for n in (name, *settings.aliases_of(name))]
-        converter = _whole_number if kind is int else None
+        converter = {int: _whole_number, int | str: _whole_number_or_word}.get(kind)
         parameter = Parameter(name=names, help=text, group=group, show_default=False, converter=converter)
         made.append((name, Annotated[kind | None, parameter], field(default=None)))
     made_class = make_dataclass("Hyperparameters", made, frozen=True)
@@ -77,6 +89,8 @@ def _flag_type(annotation: Any) -> Any:
         (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
     if get_origin(annotation) is Literal:
         return type(get_args(annotation)[0])
+    if any(get_origin(kind) is Literal for kind in get_args(annotation)):
+        return int | str  # a number, or a word in its place
     return annotation if annotation in (int, float, bool, str) else str
 
 
@@ -86,6 +100,14 @@ def _whole_number(_: Any, tokens: Sequence[Token]) -> int:
     if not value.is_integer():
         raise ValueError("must be a whole number")
     return int(value)
+
+
+def _whole_number_or_word(kind: Any, tokens: Sequence[Token]) -> int | str:
+    """What is no whole number the settings take or refuse, with all that they take."""
+    try:
+        return _whole_number(kind, tokens)
+    except (ValueError, OverflowError):
+        return tokens[0].value
 
 
 Count = Annotated[int, Parameter(converter=_whole_number)]
@@ -102,12 +124,26 @@ def fit(
     validation_data_size: float | None = None,
     model: str | None = None,
     config: Path | None = None,
+    resume: Path | None = None,
     output: Path | None = None,
     weights: str | None = None,
     datastore: Datastores = None,
+    data_asset: DataAssets = None,
     gpus: str | None = None,
     processes: Count | None = None,
+    nodes: Count | None = None,
+    max_trials: Count | None = None,
+    max_concurrent_trials: Count | None = None,
+    timeout_minutes: Count | None = None,
+    objective: str | None = None,
+    max_latency_ms: float | None = None,
+    storage: str | None = None,
+    study: str | None = None,
     skip_invalid: bool | None = None,
+    tracking_uri: str | None = None,
+    register_model: str | None = None,
+    dry_run: Switch = False,
+    check_data: Switch = False,
     hyperparameters: Hyperparameters | None = None,
 ) -> None:
     """Train a model, package it, and score the validation data with it.
@@ -127,7 +163,12 @@ def fit(
     model
         A name from `trainer models`. [default: the task's usual model]
     config
-        A job file in Azure's YAML form; flags override what it says.
+        A job file of Azure's, as the command line, the Python SDK or the REST interface write it; flags
+        override what it says.
+    resume
+        Go on with the run in this directory, which was stopped, or which --number-of-epochs is to extend.
+        Of the other flags it takes hyperparameters, --gpus, --processes, --timeout-minutes, --tracking-uri
+        and --register-model.
     output
         The run's directory, new or empty. [default: a new one under runs/]
     weights
@@ -138,15 +179,46 @@ def fit(
         How many GPUs, 0 for the CPU, or auto for all there are. [default: auto]
     processes
         Train in this many processes on the CPU instead of on GPUs.
+    nodes
+        How many machines train one model together. [default: 1]
+    max_trials
+        How many trials a sweep runs, 1 to 1000. [default: 1]
+    max_concurrent_trials
+        How many of them at a time, 1 to 100. [default: 1]
+    timeout_minutes
+        End the job after this time; what is trained by then is kept. [default: none]
+    objective
+        latency: a sweep looks for short answers beside a high primary metric; its table marks the trials that
+        no other beats in both.
+    max_latency_ms
+        A sweep's best model is the best of those that answer within this time, one image on this machine.
+    storage
+        Where a sweep keeps its trials, for several machines to share: postgresql://USER:PASSWORD@HOST/NAME.
+        [default: a file in the run's directory]
+    study
+        The sweep's name in the storage, by which `trainer worker` joins. [default: that of the directory]
     skip_invalid
         Go on without invalid lines and images instead of refusing; skipped.jsonl says which and why.
+    tracking_uri
+        The MLflow server or database to track the run in, or none; also MLFLOW_TRACKING_URI. [default:
+        mlflow.db beside the run's directory]
+    register_model
+        Register the packaged model under this name in MLflow.
+    dry_run
+        Train nothing; print as YAML the job with every setting, the search space, and what its first trials
+        would be.
+    check_data
+        With --dry-run: also read the data and count them.
     """
     from trainer import job as jobs
+    from trainer import job_file, job_sweep
 
     values: dict[str, Any] = {}
     ignored: list[str] = []
     if config is not None:
-        values, ignored = jobs.read(config)
+        values, ignored = job_file.read(config)
+    limits = _limits(max_trials, max_concurrent_trials, timeout_minutes)
+    known_assets = values.get("data_assets", {})
     given = {
         "task": task,
         "training_data": tuple(data) if data else None,
@@ -156,30 +228,77 @@ def fit(
         "output": output,
         "weights": weights,
         "datastores": _mapping(datastore, values.get("datastores", {})) if datastore else None,
+        "data_assets": _mapping(data_asset, known_assets, _DATA_ASSET) if data_asset else None,
         "gpus": gpus if gpus in (None, "auto") else _count(gpus),
         "processes": processes,
+        "nodes": nodes,
+        "objective": objective,
+        "max_latency_ms": max_latency_ms,
+        "storage": storage,
+        "study": study,
+        "limits": {**values.get("limits", {}), **limits} if limits else None,
         "skip_invalid": skip_invalid,
+        "tracking_uri": tracking_uri,
+        "register_model": register_model,
     }
-    values |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    values |= given
     flags = {flag.name: getattr(hyperparameters, flag.name, None) for flag in fields(Hyperparameters)}
-    values["settings"] = jobs.override(
-        values.get("settings", {}), {name: value for name, value in flags.items() if value is not None}
-    )
+    settings = {name: value for name, value in flags.items() if value is not None}
+    values["settings"] = jobs.override(values.get("settings", {}), settings)
+    if "search_space" in values:
+        values["search_space"] = job_sweep.override_space(values["search_space"], settings, model)
+    if check_data and not dry_run:
+        rule = "goes with --dry-run; a training always checks its data"
+        raise JobError("the job cannot be run:", [Problem("--check-data", "", rule)])
+    if resume is not None and dry_run:
+        rule = "cannot go with --resume; the run's job.yaml says what it trains"
+        raise JobError("the job cannot be run:", [Problem("--dry-run", "", rule)])
+    if resume is not None:
+        _go_on(resume, given, values["settings"])
+        return
     missing = [
         flag for flag, name in (("--task", "task"), ("--data", "training_data")) if not values.get(name)
     ]
     if missing:
         rule = "must be given, as a flag or by --config"
         raise JobError("the job cannot be run:", [Problem(flag, "", rule) for flag in missing])
-    job = jobs.make(str(config or ""), **values)
+    where = str(config or "")
+    job = jobs.make(where, **values)
+    if dry_run:
+        from trainer.sweep.preview import preview
+
+        print(preview(job, where, ignored=ignored, check_data=check_data), end="")
+        return
     if ignored:
         logging.getLogger("trainer").info("%s: without meaning here: %s", config, ", ".join(ignored))
-    from_file = config is not None and all(value is None for value in flags.values())
-    job.resolve_settings(str(config) if from_file else "")  # before the slow imports
+    from_file = config is not None and not settings
+    if not job.sweeps:
+        job.resolve_settings(where if from_file else "")  # before the slow imports
+    from trainer.fitting import fit as run_job
 
-    from trainer.training.fit import fit as run_job
+    _show(run_job(job, progress=True))
 
-    run = run_job(job, progress=True)
+
+_CHANGEABLE = ("gpus", "processes", "nodes", "limits", "tracking_uri", "register_model")
+
+
+def _go_on(directory: Path, given: dict[str, Any], settings: dict[str, Any]) -> None:
+    """`fit --resume`: with changes only to what a run may change as it goes on."""
+    fixed = [name for name in given if name not in _CHANGEABLE]
+    if fixed:
+        rule = "cannot change when a run goes on; start a new run for it"
+        flags = {"training_data": "--data"}
+        raise JobError(
+            "the run cannot go on:",
+            [Problem(flags.get(name, f"--{name.replace('_', '-')}"), "", rule) for name in fixed],
+        )
+    from trainer.fitting import resume
+
+    _show(resume(directory, settings, progress=True, **given))
+
+
+def _show(run: Run) -> None:
     result = run.read_result()
     typed = shlex.quote(str(run.directory))
     print(
@@ -187,6 +306,38 @@ def fit(
         f"\n{result.primary_metric:10}  {result.value:.4f}\nmodel       {run.model}"
         f"\n\nnext:  trainer serve {typed}\n       trainer predict {typed} IMAGE..."
     )
+
+
+@app.command
+def worker(
+    *,
+    storage: str,
+    study: str,
+    output: Path | None = None,
+    gpus: str = "auto",
+    concurrent: Count = 1,
+) -> None:
+    """Take trials of a sweep that another machine began with the same --storage, until none are left.
+
+    Parameters
+    ----------
+    storage
+        The database that the machines share.
+    study
+        The sweep's name in it, as `trainer fit` printed.
+    output
+        Gets the trials' directories. [default: the sweep's own where this machine sees it]
+    gpus
+        How many GPUs, 0 for the CPU, or auto for all there are.
+    concurrent
+        Trials at a time, among which the GPUs are divided.
+    """
+    from trainer.sweep.runner import work
+
+    count = work(
+        storage, study, output=output, gpus=gpus if gpus == "auto" else _count(gpus), concurrent=concurrent
+    )
+    print(f"{count} trials ended here; the sweep has no more")
 
 
 @app.command
@@ -229,6 +380,9 @@ def predict(
     box_detections_per_image: Count | None = None,
     mask_pixel_score_threshold: float | None = None,
     max_number_of_polygon_points: Count | None = None,
+    tile_grid_size: str | None = None,
+    tile_overlap_ratio: float | None = None,
+    tile_predictions_nms_threshold: float | None = None,
 ) -> None:
     """Score images with a trained model; a JSON line for each.
 
@@ -252,6 +406,12 @@ def predict(
         A pixel with at least this score belongs to the object.
     max_number_of_polygon_points
         Simplify polygons to at most this many points.
+    tile_grid_size
+        Score the image's tiles, too: columns and rows as 3x2, or none; helps with small objects.
+    tile_overlap_ratio
+        Neighbouring tiles share this part of their width and height.
+    tile_predictions_nms_threshold
+        Of two boxes of one class from different tiles with a higher IoU, keep one.
     """
     import json
 
@@ -366,14 +526,25 @@ def weights(*, model: str, task: TaskName | None = None) -> None:
         print(line)
 
 
-def _mapping(pairs: list[str] | None, known: dict[str, str]) -> dict[str, str]:
+_DATASTORE = ("the datastore", "--datastore", "NAME=DIR_OR_URL")
+_DATA_ASSET = ("the data asset", "--data-asset", "NAME=PATH")
+
+
+def _limits(trials: int | None, concurrent: int | None, minutes: int | None) -> dict[str, int]:
+    """Those that are given, by their names in a job file."""
+    limits = {"max_trials": trials, "max_concurrent_trials": concurrent, "timeout_minutes": minutes}
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def _mapping(
+    pairs: list[str] | None, known: dict[str, str], words: tuple[str, str, str] = _DATASTORE
+) -> dict[str, str]:
+    what, flag, form = words
     mapping = dict(known)
     for pair in pairs or ():
         name, separator, target = pair.partition("=")
         if not (name and separator and target):
-            raise JobError(
-                "the datastore cannot be used:", [Problem("--datastore", "", "must be NAME=DIR_OR_URL", pair)]
-            )
+            raise JobError(f"{what} cannot be used:", [Problem(flag, "", f"must be {form}", pair)])
         mapping[name] = target
     return mapping
 

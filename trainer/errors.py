@@ -68,6 +68,10 @@ class TrainingError(TrainerError):
     """A training that cannot go on, such as one whose loss diverged."""
 
 
+class TrackingError(TrainerError):
+    """A tracking server that does not answer, or does not take what it is sent."""
+
+
 class RequestError(TrainerError):
     """A scoring request that breaks the documented form.
 

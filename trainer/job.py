@@ -138,7 +138,7 @@ class Job(BaseModel):
             raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value}")
         return value
 
-    @field_validator("tracking_uri")
+    @field_validator("tracking_uri", "storage")
     @classmethod
     def _tracking_place(cls, uri: str | None) -> str | None:
         return None if uri is None else tracking_place(uri, Path.cwd())
@@ -280,6 +280,7 @@ class Job(BaseModel):
                 **({"tracking_uri": without_password(self.tracking_uri)} if self.tracking_uri else {}),
                 **({"register_model": self.register_model} if self.register_model else {}),
                 **{name: value for name in _OF_SWEEPS if (value := getattr(self, name)) is not None},
+                **({"storage": without_password(self.storage)} if self.storage else {}),
             },
         }
 

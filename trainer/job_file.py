@@ -195,8 +195,9 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
     values.update({key: value for key, value in local.items() if value is not None})
     if isinstance(local.get("weights"), str):
         values["weights"] = anchored(local["weights"], path.parent)
-    if isinstance(local.get("tracking_uri"), str):
-        values["tracking_uri"] = tracking_place(local["tracking_uri"], path.parent)
+    for key in ("tracking_uri", "storage"):
+        if isinstance(local.get(key), str):
+            values[key] = tracking_place(local[key], path.parent)
     for key in ("datastores", "data_assets"):
         if key in values:
             places = local[key] or {}

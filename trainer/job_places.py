@@ -80,6 +80,8 @@ def tracking_place(uri: str, directory: Path) -> str:
 
 def without_password(uri: str) -> str:
     """The address of a server or database as it may be shown and stored."""
+    if "?" in uri:
+        uri = re.sub(r"(?<=[?&])password=[^&]*&?", "", uri).rstrip("?&")
     parts = urlsplit(uri)
     user, at, host = parts.netloc.rpartition("@")
     if not at:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from trainer.errors import RunError
@@ -47,6 +49,7 @@ class Result(BaseModel):
         durations: in seconds.
         model_path: the packaged model, relative to the run's directory, with forward slashes.
         metrics: every metric at the best epoch.
+        best_trial: of a sweep, the number of the trial that the model is of.
         seed: what all of the run's random numbers derive from, None if the job named none.
         versions: of the packages that shaped the result, by distribution name.
     """
@@ -62,6 +65,7 @@ class Result(BaseModel):
     durations: Durations
     model_path: str
     metrics: dict[str, Figure]
+    best_trial: int | None = None
     seed: int | None
     versions: dict[str, str]
 
@@ -212,15 +216,31 @@ class Run:
         """The input that was left out at the user's wish, one line each with the reason."""
         return self.directory / "skipped.jsonl"
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            RunError: another process trains it at present.
+        """
+        try:
+            with FileLock(self.directory / ".lock", timeout=0):
+                yield
+        except Timeout:
+            rule = "is being trained by another process at present; wait for it, or end it"
+            raise RunError(f"{self.directory}: {rule}") from None
+
+    def write_job(self, text: str) -> None:
+        """Write `job.yaml`, whole or not at all."""
+        _write(self.job, text)
+
     def write_result(self, result: Result) -> None:
         """Write `result.json`, whole or not at all.
 
         Raises:
             OSError: the disk is full or the directory not writable.
         """
-        partial = self.result.with_suffix(".json.partial")
-        partial.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.result)
+        _write(self.result, result.model_dump_json(indent=2) + "\n")
 
     def read_result(self) -> Result:
         """Read `result.json`.
@@ -241,6 +261,12 @@ class Run:
                 f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors()
             )
             raise RunError(f"{self.result}: is not the result of a run: {details}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(f"{path.suffix}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _make(directory: Path) -> None:

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,15 +20,15 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from trainer.errors import JobError, Problem
-from trainer.models import catalog
-from trainer.scoring import ScoringParameters
+from trainer.models import catalog, recipes
+from trainer.scoring import OF_MASKS, ScoringParameters
 from trainer.tasks import Task
 
 CLASSIFIERS = ("classifiers",)
 RCNN = ("rcnn",)
 YOLO = ("yolo",)
-ULTRALYTICS = ("yolo", "rtdetr")
-BOXES = ("rcnn", *ULTRALYTICS)
+SQUARES = ("yolo", "rtdetr", "rfdetr")
+BOXES = ("rcnn", *SQUARES)
 
 
 def _setting(
@@ -62,7 +62,18 @@ class Settings(ScoringParameters):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     number_of_epochs: int = _setting(15, "Passes over the training data.", "Schedule", gt=0)
-    training_batch_size: int = _setting(78, "Images in a training batch, on each device.", "Schedule", gt=0)
+    recipe: Literal["reference", "modern"] = _setting(
+        "reference",
+        "Which defaults the others start from: those of Azure AutoML for Images, or today's for fine-tuning: "
+        "adamw, averaged weights; label smoothing, mixup and RandAugment for classifiers, layer-wise rates "
+        "for ViTs, large-scale jitter for R-CNNs. docs/settings.md lists them.",
+        "Schedule",
+    )
+    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _setting(
+        78,
+        "Images in a training batch, on each device; auto: the largest power of two that fits the GPU.",
+        "Schedule",
+    )
     validation_batch_size: int = _setting(
         78, "Images in a validation batch, on each device.", "Schedule", gt=0
     )
@@ -130,12 +141,31 @@ class Settings(ScoringParameters):
     layers_to_freeze: int | None = _setting(
         None, "Groups of layers, counted from the input, that are not trained.", "Model", gt=0
     )
+    layer_decay: float = _setting(
+        1.0,
+        "Factor of the learning rate from each of these groups to the one before it.",
+        "Model",
+        gt=0,
+        le=1,
+    )
+    average_weights: bool = _setting(False, "Evaluate and package a moving average of the weights.", "Model")
     weighted_loss: Literal[0, 1, 2] = _setting(
         0,
         "Weigh classes by rarity: 0 off, 1 square root of the weights, 2 the weights; acts when the "
         "most frequent class is over twice as frequent as the rarest.",
         "Model",
         families=CLASSIFIERS,
+    )
+    label_smoothing: float = _setting(
+        0.0,
+        "Part of each target spread evenly over the classes; with several labels, over yes and no.",
+        "Model",
+        families=CLASSIFIERS,
+        ge=0,
+        lt=1,
+    )
+    balanced_sampling: bool = _setting(
+        False, "Draw images of rare classes more often, so that each class is seen equally often.", "Images"
     )
 
     validation_resize_size: int = _setting(
@@ -170,12 +200,39 @@ class Settings(ScoringParameters):
         640,
         "Side of the square that images are fitted into.",
         "Images",
-        families=ULTRALYTICS,
+        families=SQUARES,
         aliases=("img_size",),
         ge=32,
     )
     multi_scale: bool = _setting(
-        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=ULTRALYTICS
+        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=SQUARES
+    )
+    random_augment: bool = _setting(
+        False,
+        "RandAugment, two random changes of colour or place, instead of the colour jitter.",
+        "Images",
+        families=CLASSIFIERS,
+    )
+    mixup_alpha: float = _setting(
+        0.0,
+        "Blend pairs of images, by a share drawn from Beta(alpha, alpha); 0: never.",
+        "Images",
+        families=CLASSIFIERS,
+        ge=0,
+    )
+    cutmix_alpha: float = _setting(
+        0.0,
+        "Paste a part of one image into another, its area drawn likewise; 0: never. With mixup_alpha, each "
+        "batch takes one of the two.",
+        "Images",
+        families=CLASSIFIERS,
+        ge=0,
+    )
+    large_scale_jitter: bool = _setting(
+        False,
+        "Scale each image by ×0.1 to ×2, cropped or padded to its size, instead of crop and expansion.",
+        "Images",
+        families=RCNN,
     )
     advanced_settings: AdvancedSettings = _setting(
         AdvancedSettings(),
@@ -200,6 +257,13 @@ class Settings(ScoringParameters):
         "Enable", "Also compute the loss at each evaluation.", "Evaluation", families=BOXES
     )
 
+    log_training_metrics: Literal["Enable", "Disable"] = _setting(
+        "Disable",
+        "Also compute the figures on the training images at each evaluation.",
+        "Evaluation",
+        families=BOXES,
+    )
+
     number_of_workers: int = _setting(
         8,
         "Processes that decode and augment; never more than there are cores.",
@@ -216,6 +280,24 @@ class Settings(ScoringParameters):
         le=2**32 - 1,  # the generators of NumPy take no more
     )
     distributed: bool = _setting(True, "Use every GPU asked for; false: one.", "Hardware")
+    sync_batch_norm: bool = _setting(
+        False, "Batch norms learn from the batches of all GPUs together, not from their own.", "Hardware"
+    )
+    enable_onnx_normalization: bool = _setting(
+        False,
+        "`trainer export`: the ONNX file takes images in [0, 255] and normalises them itself.",
+        "Images",
+    )
+    compile: bool = _setting(False, "Compile the network by torch.compile before it is trained.", "Hardware")
+
+    @field_validator("training_batch_size", mode="wrap")
+    @classmethod
+    def _count_or_auto(cls, value: Any, validate: Any) -> Any:
+        """One error in place of one for each kind of value."""
+        try:
+            return validate(value.lower() if isinstance(value, str) else value)
+        except ValidationError as error:
+            raise ValueError("must be a whole number greater than 0, or auto") from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -226,7 +308,12 @@ class Settings(ScoringParameters):
         return value
 
     @field_validator(
-        "optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type", mode="before"
+        "optimizer",
+        "learning_rate_scheduler",
+        "model_size",
+        "validation_metric_type",
+        "recipe",
+        mode="before",
     )
     @classmethod
     def _choice(cls, value: Any) -> Any:
@@ -264,11 +351,11 @@ class Settings(ScoringParameters):
 
 
 _INHERITED_GROUP = "Scoring"
-_OF_MASKS = ("mask_pixel_score_threshold", "max_number_of_polygon_points")
 _SCORING_ALIASES = {
     "box_score_threshold": ("box_score_thresh",),
     "nms_iou_threshold": ("nms_iou_thresh",),
     "box_detections_per_image": ("box_detections_per_img",),
+    "tile_predictions_nms_threshold": ("tile_predictions_nms_thresh",),
 }
 
 
@@ -293,7 +380,7 @@ def takes(entry: catalog.ModelEntry, name: str) -> bool:
     """Whether a setting means something to a model."""
     if name == "model_size":
         return entry.name == "yolov5"
-    if name in _OF_MASKS:
+    if name in OF_MASKS:
         return Task.SEGMENTATION in entry.tasks
     families = families_of(name)
     return not families or entry.family in families
@@ -303,7 +390,7 @@ def takers(name: str) -> str:
     """The models to which a setting means something, in words; "" for all."""
     if name == "model_size":
         return "yolov5"
-    if name in _OF_MASKS:
+    if name in OF_MASKS:
         return "models for instance-segmentation"
     return _listed([FAMILY_WORDS[family] for family in families_of(name)])
 
@@ -319,19 +406,18 @@ def default_in_words(name: str) -> str:
                 others.setdefault((defaults[name], differs and task is Task.MULTILABEL), {})[entry.name] = (
                     None
                 )
-    text = "{}" if isinstance(general, AdvancedSettings) else _shown(general)
+    text = "{}" if isinstance(general, AdvancedSettings) else shown(general)
     for (value, multilabel), names in others.items():
-        text += f"; {_shown(value)} for {_joined(list(names))}" + (
-            " with several labels" if multilabel else ""
-        )
+        text += f"; {shown(value)} for {joined(list(names))}" + (" with several labels" if multilabel else "")
     return text
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as job files write it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def _joined(names: list[str]) -> str:
+def joined(names: list[str]) -> str:
     """Long lists of models shortened to whole families, which is how their defaults differ."""
     families: dict[str, list[str]] = {}
     for name in names:
@@ -346,14 +432,16 @@ def _listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def default_settings(task: Task, model: str) -> dict[str, Any]:
+def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[str, Any]:
     """The defaults of a model for a task, before any value of the user's.
 
     Raises:
         JobError: the model is unknown or made for another task.
     """
+    entry = catalog.find(model, task)
     general = {name: info.get_default() for name, info in Settings.model_fields.items()}
-    return general | dict(catalog.find(model, task).defaults.get(task, {}))
+    defaults = general | dict(entry.defaults.get(task, {}))
+    return defaults | recipes.modern(entry, task) if recipe == "modern" else defaults
 
 
 def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") -> Settings:
@@ -385,7 +473,8 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
             problems.append(Problem(where, given, f"is given twice, as {origins[name]} too", repr(value)))
         else:
             chosen[name], origins[name] = value, given
-    merged = default_settings(task, model) | chosen
+    modern = str(chosen.get("recipe", "")).lower() == "modern"
+    merged = default_settings(task, model, "modern" if modern else "reference") | chosen
     crop = str(chosen.get("validation_crop_size", ""))
     if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
         merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
@@ -408,7 +497,13 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
     return settings
 
 
-FAMILY_WORDS = {"classifiers": "classifiers", "rcnn": "R-CNNs", "yolo": "YOLO models", "rtdetr": "RT-DETRs"}
+FAMILY_WORDS = {
+    "classifiers": "classifiers",
+    "rcnn": "R-CNNs",
+    "yolo": "YOLO models",
+    "rtdetr": "RT-DETRs",
+    "rfdetr": "RF-DETRs",
+}
 
 
 def _extra(name: str) -> dict[str, Any]:

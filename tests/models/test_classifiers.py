@@ -1,40 +1,63 @@
-"""Classifiers: the documented freeze groups, any timm name, and the weights against imbalance."""
+"""Classifiers: the documented freeze groups, any timm name, class weights, and what they are trained on."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from trainer.annotations import Example, Truth
 from trainer.errors import JobError
-from trainer.models import Family, Spec, create
+from trainer.models import Family, create, specify
 from trainer.models.classifiers import class_weights
-from trainer.scoring import ScoringParameters
 from trainer.settings import resolve
 from trainer.tasks import Task
 
 SMALL = {"validation_crop_size": 64, "training_crop_size": 64}
 
 
-def family_of(model: str, **values: Any) -> Family:
-    settings = resolve(Task.CLASSIFICATION, model, {**SMALL, **values})
-    options = import_module("trainer.models.classifiers").FAMILY.options(
-        Task.CLASSIFICATION, model, settings, False
-    )
-    return create(
-        Spec(
-            family="classifiers",
-            model=model,
-            task=Task.CLASSIFICATION,
-            classes=("a", "b", "c"),
-            options=options,
-            parameters=ScoringParameters(),
-        )
-    )
+def family_of(model: str, task: Task = Task.CLASSIFICATION, **values: Any) -> Family:
+    settings = resolve(task, model, {**SMALL, **values})
+    return create(specify(task, model, settings, ("a", "b", "c"), pretrained=False))
+
+
+class Photographs:
+    """Three images of noise (trainer.annotations.Examples)."""
+
+    def __init__(self, truths: list[Truth]) -> None:
+        self.truths = truths
+        self.images = np.random.default_rng(3).integers(0, 255, (3, 70, 90, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], self.truths[index])
+
+
+LABELS = Photographs([0, 1, 2])
+SETS = Photographs([np.array([True, False, True]), np.array([False, True, False]), np.array([True] * 3)])
+
+
+def trained(task: Task, **values: Any) -> tuple[Family, Dataset[Any]]:
+    """A family that knows its training's settings, and the training data."""
+    settings = resolve(task, "resnet18", {**SMALL, **values})
+    family = create(specify(task, "resnet18", settings, ("a", "b", "c"), pretrained=False))
+    examples = LABELS if task is Task.CLASSIFICATION else SETS
+    return family, family.training_dataset(examples, settings, seed=0)
+
+
+class Seeing(nn.Module):
+    """Answers each image with the mean of its channels, and remembers what it saw."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        return images.mean(dim=(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -115,3 +138,99 @@ def test_weighted_loss_weighs_the_loss() -> None:
     expected = nn.functional.cross_entropy(logits, batch["targets"], weight=torch.tensor([0.1, 0.9, 0.0]))
     assert weighted.item() == pytest.approx(expected.item())
     assert weighted.item() != pytest.approx(plain.item())
+
+
+MIXING: list[dict[str, float]] = [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}]
+
+
+def batch_of(task: Task) -> dict[str, Tensor]:
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    truths = LABELS.truths if task is Task.CLASSIFICATION else SETS.truths
+    dtype = torch.int64 if task is Task.CLASSIFICATION else torch.float32
+    return {"images": images, "targets": torch.tensor(np.array(truths), dtype=dtype)}
+
+
+@pytest.mark.parametrize("values", MIXING)
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_images_are_mixed_in_training_alone(task: Task, values: dict[str, float]) -> None:
+    family, _ = trained(task, **values)
+    network, batch = Seeing(), batch_of(task)
+    torch.manual_seed(4)
+    first = family.losses(network.train(), batch)["loss_classifier"]
+    seen = network.seen
+    assert not torch.equal(seen, batch["images"])
+    torch.manual_seed(4)
+    assert family.losses(network, batch)["loss_classifier"] == first
+    assert torch.equal(network.seen, seen)
+    torch.manual_seed(5)
+    assert family.losses(network, batch)["loss_classifier"] != first
+    loss = family.losses(network.eval(), batch)["loss_classifier"]
+    assert torch.equal(network.seen, batch["images"])
+    torch_loss = F.cross_entropy if task is Task.CLASSIFICATION else F.binary_cross_entropy_with_logits
+    expected = torch_loss(batch["images"].mean(dim=(2, 3)), batch["targets"])
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_what_is_not_mixed_draws_nothing() -> None:
+    family, _ = trained(Task.CLASSIFICATION)
+    state = torch.get_rng_state()
+    family.losses(Seeing().train(), batch_of(Task.CLASSIFICATION))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("values", MIXING)
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_mixing_goes_with_class_weights_smoothing_and_single_images(
+    task: Task, values: dict[str, float]
+) -> None:
+    family, _ = trained(task, label_smoothing=0.1, **values)
+    family.class_weights = torch.tensor([0.1, 0.9, 0.5])  # type: ignore[attr-defined]
+    whole = batch_of(task)
+    for images in (3, 1):
+        batch = {key: value[:images] for key, value in whole.items()}
+        assert torch.isfinite(family.losses(Seeing().train(), batch)["loss_classifier"])
+
+
+def test_targets_are_smoothed_in_training_alone() -> None:
+    family, _ = trained(Task.CLASSIFICATION, label_smoothing=0.2)
+    batch = batch_of(Task.CLASSIFICATION)
+    logits = batch["images"].mean(dim=(2, 3))
+    for network, smoothing in ((Seeing().train(), 0.2), (Seeing().eval(), 0.0)):
+        expected = F.cross_entropy(logits, batch["targets"], label_smoothing=smoothing)
+        loss = family.losses(network, batch)["loss_classifier"]
+        assert loss.item() == pytest.approx(expected.item())
+
+
+AS_VALIDATED = {"apply_automl_train_augmentations": False}
+
+
+@pytest.mark.parametrize("advanced", [{}, AS_VALIDATED])
+def test_rand_augment_changes_images_as_the_seed_says(advanced: dict[str, bool]) -> None:
+    _, dataset = trained(Task.CLASSIFICATION, random_augment=True, advanced_settings=advanced)
+    _, plain = trained(Task.CLASSIFICATION, advanced_settings=advanced)
+    differ = 0
+    for seed in range(8):
+        items = []
+        for items_of in (dataset, dataset, plain):
+            torch.manual_seed(seed)
+            items.append(items_of[0][0])
+        assert torch.equal(items[0], items[1])
+        assert items[0].shape == items[2].shape == (3, 64, 64)
+        assert items[0].dtype == torch.float32
+        differ += not torch.equal(items[0], items[2])
+    assert differ >= 5  # some draws leave an image alone
+
+
+def test_what_rand_augment_uncovers_is_grey_to_the_network() -> None:
+    _, dataset = trained(Task.CLASSIFICATION, random_augment=True, advanced_settings=AS_VALIDATED)
+    moved = 0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        corner = dataset[0][0][:, 0, 0]
+        moved += bool((corner.abs() < 0.02).all())
+    assert moved >= 3
+
+
+def test_without_augmentation_training_sees_what_validation_does() -> None:
+    family, dataset = trained(Task.CLASSIFICATION, advanced_settings=AS_VALIDATED)
+    assert torch.equal(dataset[1][0], family.preprocess(LABELS.images[1])[0])

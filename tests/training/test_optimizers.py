@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.models import Family, create, specify
 from trainer.settings import Settings, resolve
 from trainer.tasks import Task
 from trainer.training.optimizers import build_optimizer, build_schedule, rate_factor
@@ -95,3 +96,83 @@ def test_frozen_parameters_are_left_out() -> None:
     optimizer = build_optimizer(net, settings())
     chosen = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert chosen == {id(p) for p in net.parameters() if p.requires_grad}
+
+
+def built(model: str, **values: Any) -> tuple[nn.Module, Settings, list[list[nn.Module]]]:
+    small = {"training_crop_size": 32, "validation_crop_size": 32}
+    chosen = resolve(Task.CLASSIFICATION, model, {**small, **values})
+    family: Family = create(specify(Task.CLASSIFICATION, model, chosen, ("a", "b"), pretrained=False))
+    net = family.build()
+    return net, chosen, family.freeze_groups(net)
+
+
+def rates(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of each trainable parameter by name."""
+    of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in net.named_parameters() if id(p) in of}
+
+
+def test_layer_decay_of_a_vit_is_that_of_beit() -> None:
+    net, chosen, groups = built("timm/vit_tiny_patch16_224", layer_decay=0.75, learning_rate=0.5)
+    found = rates(net, build_optimizer(net, chosen, groups))
+    assert found.keys() == dict(net.named_parameters()).keys()
+    # 12 blocks: the last learns at .75 of the rate, the first at .75¹², what is before it at .75¹³.
+    for name, rate in found.items():
+        layer = int(name.split(".")[1]) + 1 if name.startswith("blocks.") else 0
+        after = name.startswith(("norm.", "head."))
+        assert rate == pytest.approx(0.5 if after else 0.5 * 0.75 ** (13 - layer)), name
+    assert found["pos_embed"] == found["cls_token"] == found["patch_embed.proj.weight"] == min(found.values())
+
+
+def test_layer_decay_of_a_resnet_goes_by_its_groups() -> None:
+    net, chosen, groups = built("resnet18", layer_decay=0.5, learning_rate=0.32)
+    found = rates(net, build_optimizer(net, chosen, groups))
+    assert found["fc.weight"] == pytest.approx(0.32)
+    expected = {"conv1": 0.01, "bn1": 0.01, "layer1": 0.02, "layer2": 0.04, "layer3": 0.08, "layer4": 0.16}
+    for name, rate in found.items():
+        assert rate == pytest.approx(expected.get(name.split(".")[0], 0.32)), name
+
+
+def test_the_schedule_scales_each_groups_own_rate() -> None:
+    net, chosen, groups = built("resnet18", layer_decay=0.5, learning_rate=0.32, number_of_epochs=4)
+    optimizer = build_optimizer(net, chosen, groups)
+    schedule = build_schedule(optimizer, chosen, batches_per_epoch=2)
+    factor = rate_factor(chosen, batches_per_epoch=2)
+    for batch in range(8):
+        found = rates(net, optimizer)
+        assert found["fc.weight"] == pytest.approx(0.32 * factor(batch))
+        assert found["layer1.0.conv1.weight"] == pytest.approx(0.02 * factor(batch))
+        optimizer.step()
+        schedule.step()
+
+
+def test_without_layer_decay_all_learn_alike() -> None:
+    net, chosen, groups = built("resnet18")
+    optimizer = build_optimizer(net, chosen, groups)
+    assert set(rates(net, optimizer).values()) == {0.01}
+    assert len(optimizer.param_groups) == 2
+
+
+def test_a_vits_embeddings_do_not_decay() -> None:
+    net, chosen, groups = built("timm/vit_tiny_patch16_224", weight_decay=0.3, layer_decay=0.75)
+    optimizer = build_optimizer(net, chosen, groups)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        exempt = name in ("pos_embed", "cls_token") or parameter.ndim == 1
+        assert decay[id(parameter)] == (0.0 if exempt else 0.3), name
+
+
+def test_frozen_groups_stay_out_and_the_others_keep_their_rates() -> None:
+    net, chosen, groups = built("resnet18", layer_decay=0.5, learning_rate=0.32)
+    for layer in (layer for group in groups[:2] for layer in group):
+        layer.requires_grad_(False)
+    found = rates(net, build_optimizer(net, chosen, groups))
+    assert not any(name.startswith(("conv1", "bn1", "layer1")) for name in found)
+    assert found["layer2.0.conv1.weight"] == pytest.approx(0.04)
+
+
+def test_what_lies_between_groups_learns_as_the_one_before() -> None:
+    net = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(5)))
+    optimizer = build_optimizer(net, settings(layer_decay=0.5, learning_rate=0.8), [[net[1]], [net[3]]])
+    found = rates(net, optimizer)
+    assert [found[f"{i}.weight"] for i in range(5)] == pytest.approx([0.2, 0.2, 0.2, 0.4, 0.8])

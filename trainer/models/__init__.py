@@ -69,4 +69,5 @@ def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], 
         parameters=ScoringParameters(
             **{name: getattr(settings, name) for name in ScoringParameters.model_fields}
         ),
+        enable_onnx_normalization=settings.enable_onnx_normalization,
     )

@@ -1,13 +1,20 @@
-"""Augmentation that takes boxes and polygons along: crop around the boxes, expansion, flip."""
+"""Augmentation that takes boxes and polygons along: crop around the boxes, expansion, scaling, flip."""
 
 from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import Image, Objects
+from trainer.annotations import FloatArray, Image, Objects
+from trainer.models.family import Geometry
+from trainer.models.masks import rasterise
+
+JITTER = (0.1, 2.0)
+"""The scales of large-scale jitter."""
+_MEAN_COLOUR = (124, 116, 104)  # ImageNet's: black to the network
 
 
 def augment(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
@@ -15,10 +22,68 @@ def augment(image: Image, truth: Objects, generator: np.random.Generator) -> tup
     if generator.random() < 0.5:
         change = _crop if generator.random() < 0.5 else _expand
         image, truth = change(image, truth, generator)
+    return flip(image, truth, generator)
+
+
+def flip(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
+    """Mirror left and right (p = .5)."""
     if generator.random() < 0.5:
         image = np.ascontiguousarray(image[:, ::-1])
         truth = _moved(truth, np.array([-1.0, 1.0]), np.array([1.0, 0.0]))
     return image, truth
+
+
+def jitter_scale(
+    image: Image, truth: Objects, size: tuple[int, int], generator: np.random.Generator
+) -> tuple[Image, Objects]:
+    """Large-scale jitter: resize to ×0.1–×2 of `size`; then crop to it, or place on a canvas of that size.
+
+    The scale is uniform, and the place of the crop or on the canvas, too. An object of which less than a
+    pixel's width or height remains is left out; of one that is cut, the box shrinks to what is left of its
+    polygons. Source: Ghiasi et al. 2021, who have the image in the canvas's corner.
+
+    Args:
+        size: (height, width) in pixels of what the network sees of the image; also that of the result.
+    """
+    scale = generator.uniform(*JITTER)
+    height, width = (max(1, round(length * scale)) for length in size)
+    interpolation = cv2.INTER_AREA if height < image.shape[0] else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=interpolation)
+    # Of the resized image's corner on the canvas; negative where it is cropped.
+    top, left = (
+        int(generator.integers(min(0, room), max(0, room), endpoint=True))
+        for room in (size[0] - height, size[1] - width)
+    )
+    canvas = np.full((*size, 3), _MEAN_COLOUR, dtype=np.uint8)
+    part = resized[max(0, -top) : size[0] - top, max(0, -left) : size[1] - left]
+    y, x = max(0, top), max(0, left)
+    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+    factor, offset = np.array([width / size[1], height / size[0]]), np.array([left / size[1], top / size[0]])
+    return canvas, _visible(_moved(truth, factor, offset), size)
+
+
+def _visible(truth: Objects, size: tuple[int, int]) -> Objects:
+    """The objects of which anything is left in an image of (height, width) pixels."""
+    boxes = truth.boxes.copy()
+    if truth.polygons is not None:
+        geometry = Geometry(size, size, (1.0, 1.0))
+        for i in np.flatnonzero(((boxes <= 0) | (boxes >= 1)).any(axis=1)):
+            bounds = _bounds(rasterise(truth.polygons[i], geometry))
+            boxes[i, :2] = np.maximum(boxes[i, :2], bounds[:2])
+            boxes[i, 2:] = np.minimum(boxes[i, 2:], bounds[2:])
+    kept = np.flatnonzero(((boxes[:, 2:] - boxes[:, :2]) * size[::-1] >= 1).all(axis=1))
+    polygons = truth.polygons and tuple(truth.polygons[i] for i in kept)
+    return Objects(boxes[kept], truth.labels[kept], truth.crowd[kept], polygons)
+
+
+def _bounds(mask: npt.NDArray[np.uint8]) -> FloatArray:
+    """The normalised box around a mask's pixels, zeros if it has none."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros(4, dtype=np.float32)
+    height, width = mask.shape
+    box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    return np.array(box, dtype=np.float32)
 
 
 def _crop(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
@@ -44,7 +109,7 @@ def _expand(image: Image, truth: Objects, generator: np.random.Generator) -> tup
     factor = generator.uniform(1, 2)
     size = (int(height * factor), int(width * factor))
     top, left = generator.integers(0, size[0] - height + 1), generator.integers(0, size[1] - width + 1)
-    canvas = np.full((*size, 3), (124, 116, 104), dtype=np.uint8)
+    canvas = np.full((*size, 3), _MEAN_COLOUR, dtype=np.uint8)
     canvas[top : top + height, left : left + width] = image
     scale = np.array([width / size[1], height / size[0]])
     return canvas, _moved(truth, scale, np.array([left / size[1], top / size[0]]))

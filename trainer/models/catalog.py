@@ -74,6 +74,8 @@ _YOLO = {
     "number_of_epochs": 30,
     "box_score_threshold": 0.1,
     "box_detections_per_image": 300,
+    # Part of ultralytics' recipe.
+    "average_weights": True,
 }
 
 
@@ -96,6 +98,25 @@ def _rtdetr(size: str) -> ModelEntry:
     name = f"rtdetr-{size}"
     published = "ImageNet-1k (backbone only)" if size.startswith("resnet") else "COCO"
     return ModelEntry(name, "rtdetr", (Task.DETECTION,), name, published, {Task.DETECTION: _RTDETR})
+
+
+_RFDETR = {
+    **_RTDETR,
+    # 16 images a step, as its authors train it; 4 fit the memory of most GPUs.
+    "training_batch_size": 4,
+    "validation_batch_size": 4,
+    "gradient_accumulation_step": 4,
+    # Of the backbone's blocks.
+    "layer_decay": 0.8,
+}
+
+
+def _rfdetr(size: str, image_size: int, library_name: str) -> ModelEntry:
+    name = f"rfdetr-{size}"
+    task = Task.SEGMENTATION if size.startswith("seg-") else Task.DETECTION
+    return ModelEntry(
+        name, "rfdetr", (task,), library_name, "COCO", {task: {**_RFDETR, "image_size": image_size}}
+    )
 
 
 _VIT = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
@@ -122,6 +143,16 @@ _ENTRIES = (
     *(_yolo(f"yolo{version}{size}") for version in (11, 26) for size in "nsmlx"),
     *(_yolo(f"yolo{version}{size}-seg") for version in (11, 26) for size in "nsmlx"),
     *(_rtdetr(size) for size in ("l", "x", "resnet50", "resnet101")),
+    _rfdetr("nano", 384, "RFDETRNano"),
+    _rfdetr("small", 512, "RFDETRSmall"),
+    _rfdetr("medium", 576, "RFDETRMedium"),
+    _rfdetr("large", 704, "RFDETRLarge"),
+    _rfdetr("seg-nano", 312, "RFDETRSegNano"),
+    _rfdetr("seg-small", 384, "RFDETRSegSmall"),
+    _rfdetr("seg-medium", 432, "RFDETRSegMedium"),
+    _rfdetr("seg-large", 504, "RFDETRSegLarge"),
+    _rfdetr("seg-xlarge", 624, "RFDETRSegXLarge"),
+    _rfdetr("seg-2xlarge", 768, "RFDETRSeg2XLarge"),
 )
 
 TIMM = "timm/"

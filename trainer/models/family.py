@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -11,6 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from trainer.annotations import Examples, FloatArray, Image, Prediction
+from trainer.errors import RunError
+from trainer.models import tiling
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from trainer.models.weights import Published
     from trainer.settings import Settings
+
+_VIEWS_AT_ONCE = 8  # the network sees; of all the tiles in a request only so many are tensors at a time
 
 Batch: TypeAlias = Mapping[str, Any]
 """What `collate` makes and `losses` takes. "images" holds a tensor for each; other keys are the family's."""
@@ -34,6 +38,7 @@ class Spec(BaseModel):
         classes: sorted class names; a prediction's label is an index into them.
         options: the family's own, e.g. the size its images are resized to.
         parameters: scoring defaults, overridable by request.
+        enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +49,7 @@ class Spec(BaseModel):
     classes: tuple[str, ...]
     options: dict[str, Any]
     parameters: ScoringParameters
+    enable_onnx_normalization: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +82,36 @@ class Geometry:
         return boxes.clip(0, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """`preprocess` in numbers, for those who feed an exported network themselves.
+
+    Attributes:
+        resizing: how pixels are resized: a rule's name with its numbers.
+        size: (height, width) of every tensor, or None where it goes with the image's.
+        mean: of RGB values in [0, 1]: tensor = (pixel / 255 − mean) / std.
+        std: their standard deviation.
+    """
+
+    resizing: dict[str, Any]
+    size: tuple[int, int] | None
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
 class Family(ABC):
     """One model library's networks behind one interface. Bound to a spec; holds no weights itself.
 
-    Validation and serving call the same `preprocess`, `infer` and `postprocess`, so that a model scores
-    in production what it scored in training.
+    Validation and serving call the same `preprocess`, `infer` and `postprocess`, on the same views of an
+    image, merged by the same rule (trainer.models.tiling), so that a model scores in production what it
+    scored in training.
     """
 
     requirements: ClassVar[tuple[str, ...]]
     """Distributions, beside torch and numpy, that a packaged model of this family imports."""
 
-    averages_weights: ClassVar[bool] = False
-    """The recipe evaluates and packages a moving average of the weights."""
+    average_tau: ClassVar[float | None] = None
+    """Steps over which an average of the weights sets in; None: in proportion to the training's length."""
 
     sums_losses: ClassVar[bool] = False
     """The recipe's learning rates go with losses summed over a batch's images, not averaged."""
@@ -125,6 +149,29 @@ class Family(ABC):
     def postprocess(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         """One image's raw output → its prediction in normalised coordinates. Deterministic."""
 
+    def preparation(self) -> Preparation:
+        """What `preprocess` does.
+
+        Raises:
+            RunError: the family's networks cannot be exported.
+        """
+        raise RunError(f"{self.spec.model}: networks of the family {self.spec.family} cannot be exported")
+
+    def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
+        """`infer` and the network's part of `postprocess` in one graph, as torch.export can trace it.
+
+        Args:
+            images: [1, 3, h, w] as `preprocess` gives them, N of them for a classifier.
+
+        Returns:
+            `probs` [N, C], or the image's detections by falling score: `boxes` float32 [n, 4], xyxy in tensor
+            pixels; `scores` float32 [n]; `labels` int64 [n]; where there are masks, `masks` bool [n, h, w].
+
+        Raises:
+            RunError: the family's networks cannot be exported.
+        """
+        raise RunError(f"{self.spec.model}: networks of the family {self.spec.family} cannot be exported")
+
     @abstractmethod
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
         """Augmented, preprocessed items for `collate`."""
@@ -137,6 +184,21 @@ class Family(ABC):
     def collate(self, items: Sequence[Any]) -> Batch:
         """Items → one batch for `losses`."""
 
+    def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
+        """The modules that torch.compile does well with; here the whole network."""
+        return [network]
+
+    def sync_batch_norms(self, network: nn.Module) -> nn.Module:
+        """The network, with batch norms that take their statistics from all ranks' batches."""
+        from torch.nn import SyncBatchNorm
+
+        convert: Callable[[nn.Module], nn.Module] = SyncBatchNorm.convert_sync_batchnorm
+        return convert(network)
+
+    def part(self, batch: Batch, start: int, stop: int) -> Batch:
+        """The batch of images `start` … `stop` − 1: here each list and tensor holds an entry an image."""
+        return {key: value[start:stop] for key, value in batch.items()}
+
     @abstractmethod
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the batch; training minimises their sum."""
@@ -148,12 +210,19 @@ class Family(ABC):
     def predict(
         self, network: nn.Module, images: Sequence[Image], parameters: ScoringParameters | None = None
     ) -> list[Prediction]:
-        """Score decoded images, in order, as one batch on the network's device."""
+        """Score decoded images, in order, on the network's device; with tiling, their tiles too."""
         parameters = parameters or self.spec.parameters
         device = next(network.parameters()).device
-        prepared = [self.preprocess(image) for image in images]
-        outputs = self.infer(network, [tensor.to(device) for tensor, _ in prepared], parameters)
-        return [
-            self.postprocess(output, geometry, parameters)
-            for output, (_, geometry) in zip(outputs, prepared, strict=True)
+        views = [
+            (index, view)
+            for index, image in enumerate(images)
+            for view in tiling.views((image.shape[0], image.shape[1]), parameters)
         ]
+        found: list[list[tuple[tiling.View, Prediction]]] = [[] for _ in images]
+        for start in range(0, len(views), _VIEWS_AT_ONCE):
+            batch = views[start : start + _VIEWS_AT_ONCE]
+            prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
+            outputs = self.infer(network, [tensor.to(device) for tensor, _ in prepared], parameters)
+            for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
+                found[index].append((view, self.postprocess(output, geometry, parameters)))
+        return [tiling.merge(parts, parameters) for parts in found]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.models import get_model_weights
@@ -35,9 +36,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction
-from trainer.models.box_augmentation import augment
+from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry, Spec
+from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
+from trainer.models.graphs import cut_to, filled, in_tensor, pasted, traceable_nms
 from trainer.models.masks import paste, rasterise
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -145,15 +147,19 @@ class RCNN(Family):
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
         height, width = image.shape[:2]
-        scale = min(
-            self.spec.options["min_size"] / min(height, width),
-            self.spec.options["max_size"] / max(height, width),
-        )
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        size, scale = self.tensor_size(height, width)
         shrinks = scale < 1
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         geometry = Geometry((height, width), size, (size[1] / width, size[0] / height))
         return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+
+    def tensor_size(self, height: int, width: int) -> tuple[tuple[int, int], float]:
+        """The (height, width) to which an image is resized, and the factor before they are rounded."""
+        scale = min(
+            self.spec.options["min_size"] / min(height, width),
+            self.spec.options["max_size"] / max(height, width),
+        )
+        return (max(1, round(height * scale)), max(1, round(width * scale))), scale
 
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
@@ -203,6 +209,44 @@ class RCNN(Family):
             masks=masks,
         )
 
+    def preparation(self) -> Preparation:
+        sizes = {name: self.spec.options[name] for name in ("min_size", "max_size")}
+        interpolation = {"interpolation": "area to shrink, bilinear to enlarge"}
+        return Preparation({"rule": "keep the aspect ratio", **sizes, **interpolation}, None)
+
+    def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
+        """The masks are the detections' own; ImageNet's mean and deviation are the network's matter."""
+        with self._limits(network, parameters), traceable_nms():
+            if self.first_label == 0:
+                (found,) = network(list(images))
+            else:
+                found = self._second_stage(network, images)
+        boxes = in_tensor(found["boxes"], images)
+        labels = found["labels"] - self.first_label
+        answer = {"boxes": boxes, "scores": found["scores"], "labels": labels}
+        if self.masks:
+            covered = pasted(found["boxes"], found["masks"], images) >= parameters.mask_pixel_score_threshold
+            answer["masks"] = cut_to(boxes, covered)
+        return answer
+
+    def _second_stage(self, stages: Any, images: Tensor) -> dict[str, Tensor]:
+        """As in `infer`, with a fixed number of regions: an empty one's box is too small to be found."""
+        batch, _ = stages.transform(list(images))
+        features = stages.backbone(batch.tensors)
+        (proposals,), _ = stages.rpn(batch, features)
+        regions, sizes = [filled(proposals, self.spec.options["proposals"])], batch.image_sizes
+        heads = stages.roi_heads
+        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, sizes)))
+        (boxes,), (scores,), (labels,) = heads.postprocess_detections(logits, deltas, regions, sizes)
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        if self.masks:
+            regions = [filled(boxes, heads.detections_per_img)]
+            count = boxes.shape[0]  # len() would ask for a number
+            pooled = heads.mask_roi_pool(features, regions, sizes)[:count]
+            probabilities = heads.mask_predictor(heads.mask_head(pooled)).sigmoid()
+            found["masks"] = probabilities[torch.arange(count, device=labels.device), labels]
+        return found
+
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Item]:
         return _TrainingDataset(self, examples, settings)
 
@@ -248,6 +292,10 @@ class RCNN(Family):
                 head.training = False
         return losses
 
+    def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
+        """The backbone; what follows has another shape for each image."""
+        return [network.get_submodule("backbone")]
+
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """conv1 with its norm, then layer1–4 of the backbone."""
         body = network.get_submodule("backbone.body")
@@ -263,13 +311,25 @@ class _NormaliseAndPad(GeneralizedRCNNTransform):
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
 
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """A single image of any size is padded in one operation, which torch.export can trace."""
+        if len(images) > 1:
+            batch: Tensor = super().batch_images(images, size_divisible)
+            return batch
+        height, width = images[0].shape[-2:]
+        return F.pad(images[0], (0, -width % size_divisible, 0, -height % size_divisible))[None]
+
 
 class _TrainingDataset(Dataset[Item]):
-    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`."""
+    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`.
+
+    Large-scale jitter stands in place of crop and expansion.
+    """
 
     def __init__(self, family: RCNN, examples: Examples, settings: Settings) -> None:
         self.family = family
         self.examples = examples
+        self.jitters = settings.large_scale_jitter
         self.augments = settings.advanced_settings.apply_automl_train_augmentations
 
     def __len__(self) -> int:
@@ -279,10 +339,14 @@ class _TrainingDataset(Dataset[Item]):
         example = self.examples[index]
         assert isinstance(example.truth, Objects)
         image, truth = example.image, example.truth
-        if self.augments:
+        if self.augments or self.jitters:
             # The loader seeds torch's generator for each item.
             generator = np.random.default_rng(int(torch.randint(2**62, ())))
-            image, truth = augment(image, truth, generator)
+            if self.jitters:
+                size, _ = self.family.tensor_size(*image.shape[:2])
+                image, truth = jitter_scale(image, truth, size, generator)
+            if self.augments:
+                image, truth = (flip if self.jitters else augment)(image, truth, generator)
         tensor, geometry = self.family.preprocess(image)
         return tensor, self.family.target(truth, geometry)
 

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,8 @@ from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, O
 from trainer.errors import JobError, Problem
 from trainer.models.box_augmentation import augment
 from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry
+from trainer.models.family import Batch, Family, Geometry, Preparation
+from trainer.models.graphs import in_tensor, stretching, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -161,7 +163,28 @@ class RFDETR(Family):
         return [Output(*output) for output in zip(logits, found["pred_boxes"], masks, strict=True)]
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        """The pairs of query and class with the highest scores, as rfdetr ranks them."""
+        corners, scores, labels, queries = self._chosen(output, parameters)
+        boxes = geometry.boxes_to_image(corners.cpu().numpy())
+        masks = None
+        if output.masks is not None:
+            grids = output.masks[queries].float().cpu().numpy()
+            threshold = parameters.mask_pixel_score_threshold
+            masks = tuple(_mask(*pair, geometry, threshold) for pair in zip(boxes, grids, strict=True))
+        return Detections(
+            boxes=boxes,
+            labels=labels.cpu().numpy(),
+            scores=scores.cpu().numpy(),
+            image_size=geometry.image_size,
+            masks=masks,
+        )
+
+    def _chosen(
+        self, output: Output, parameters: ScoringParameters
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pairs of query and class with the highest scores, as rfdetr ranks them.
+
+        Their xyxy in tensor pixels [n, 4], scores [n], labels [n] and queries [n].
+        """
         queries, classes = output.logits.shape
         scores, order = output.logits.sigmoid().flatten().sort(descending=True, stable=True)
         limit = min(parameters.box_detections_per_image, queries)
@@ -169,21 +192,21 @@ class RFDETR(Family):
         scores, order = scores[:limit][kept], order[:limit][kept]
         chosen = output.boxes[order // classes]
         centre, half = chosen[:, :2], chosen[:, 2:] / 2
-        height, width = geometry.tensor_size
-        corners = torch.cat([centre - half, centre + half], dim=1) * chosen.new_tensor([width, height] * 2)
-        boxes = geometry.boxes_to_image(corners.cpu().numpy())
-        masks = None
+        boxes = torch.cat([centre - half, centre + half], dim=1) * self.spec.options["image_size"]
+        return boxes, scores, order % classes, order // classes
+
+    def preparation(self) -> Preparation:
+        mean, std = IMAGENET_MEAN.flatten().tolist(), IMAGENET_STD.flatten().tolist()
+        return replace(stretching(self.spec.options["image_size"]), mean=tuple(mean), std=tuple(std))
+
+    def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
+        (output,) = self.infer(network, list(images), parameters)
+        boxes, scores, labels, queries = self._chosen(output, parameters)
+        found = {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
         if output.masks is not None:
-            grids = output.masks[order // classes].float().cpu().numpy()
-            threshold = parameters.mask_pixel_score_threshold
-            masks = tuple(_mask(*pair, geometry, threshold) for pair in zip(boxes, grids, strict=True))
-        return Detections(
-            boxes=boxes,
-            labels=(order % classes).cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            image_size=geometry.image_size,
-            masks=masks,
-        )
+            wide = widened(output.masks[queries], images)
+            found["masks"] = wide >= logit(parameters.mask_pixel_score_threshold)
+        return found
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Item]:
         return _TrainingDataset(self, examples, settings)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Geometry
+from trainer.models.family import Geometry, Preparation
+from trainer.models.graphs import in_tensor, stretching
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -95,17 +96,29 @@ class RTDETR(UltralyticsFamily):
             return list(network(images)[0])
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        chosen = output[output[:, 4] >= parameters.box_score_threshold]
-        chosen = chosen[: parameters.box_detections_per_image]
-        centre, half = chosen[:, :2], chosen[:, 2:4] / 2
-        height, width = geometry.tensor_size
-        boxes = torch.cat([centre - half, centre + half], dim=1) * chosen.new_tensor([width, height] * 2)
+        boxes, scores, labels = self._chosen(output, parameters)
         return Detections(
             boxes=geometry.boxes_to_image(boxes.cpu().numpy()),
-            labels=chosen[:, 5].long().cpu().numpy(),
-            scores=chosen[:, 4].cpu().numpy(),
+            labels=labels.cpu().numpy(),
+            scores=scores.cpu().numpy(),
             image_size=geometry.image_size,
         )
+
+    def _chosen(self, output: Tensor, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor]:
+        """The boxes over the threshold: xyxy in tensor pixels [n, 4]; scores [n]; labels [n]."""
+        chosen = output[: parameters.box_detections_per_image]  # by falling score
+        chosen = chosen[chosen[:, 4] >= parameters.box_score_threshold]
+        centre, half = chosen[:, :2], chosen[:, 2:4] / 2
+        boxes = torch.cat([centre - half, centre + half], dim=1) * self.spec.options["image_size"]
+        return boxes, chosen[:, 4], chosen[:, 5].long()
+
+    def preparation(self) -> Preparation:
+        return stretching(self.spec.options["image_size"])
+
+    def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
+        (output,) = self.infer(network, list(images), parameters)
+        boxes, scores, labels = self._chosen(output, parameters)
+        return {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
 
     def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """ultralytics' own, of the encoder's choice and of each decoder layer; in training of denoising, too.

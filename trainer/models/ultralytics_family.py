@@ -51,7 +51,7 @@ class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with their losses and augmentation."""
 
     requirements = ("ultralytics", "torchvision", "opencv-python")
-    averages_weights = True
+    average_tau = 2000.0
     stretches: ClassVar[bool]
     """Images are stretched to the square, instead of fitted into it."""
 
@@ -126,6 +126,13 @@ class UltralyticsFamily(Family):
         # The first image speaks for the batch.
         batch |= {key: items[0][key] for key in ("size", "epoch", "epochs") if key in items[0]}
         return batch
+
+    def part(self, batch: Batch, start: int, stop: int) -> Batch:
+        """The batch of images `start` … `stop` − 1; boxes and classes lie object by object."""
+        chosen = (batch["batch_idx"] >= start) & (batch["batch_idx"] < stop)
+        objects = {key: batch[key][chosen] for key in ("cls", "bboxes")}
+        images = {key: batch[key][start:stop] for key in ("images", "masks", "sem_masks") if key in batch}
+        return {**batch, **images, **objects, "batch_idx": batch["batch_idx"][chosen] - start}
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images = batch["images"]

@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import boxes as box_ops
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Geometry, Spec
-from trainer.models.masks import paste_prototypes
+from trainer.models.family import Geometry, Preparation, Spec
+from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
+from trainer.models.masks import logit, paste_prototypes
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -119,9 +120,7 @@ class YOLO(UltralyticsFamily):
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         """Boxes over the threshold by falling score; from a network that is not end-to-end, after NMS."""
-        rows, classes = output.rows, len(self.spec.classes)
-        chosen = _ranked(rows, parameters) if self.end_to_end else _suppressed(rows, classes, parameters)
-        boxes, scores, labels, coefficients = chosen
+        boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
         placed = geometry.boxes_to_image(boxes.cpu().numpy())
         masks = None
         if output.prototypes is not None:
@@ -138,6 +137,29 @@ class YOLO(UltralyticsFamily):
             image_size=geometry.image_size,
             masks=masks,
         )
+
+    def _chosen(self, rows: Tensor, parameters: ScoringParameters) -> _Chosen:
+        if self.end_to_end:
+            return _ranked(rows, parameters)
+        return _suppressed(rows, len(self.spec.classes), parameters)
+
+    def preparation(self) -> Preparation:
+        side = self.spec.options["image_size"]
+        rule = "keep the aspect ratio, centre in the square"
+        resizing = {"rule": rule, "side": side, "fill": GREY, "interpolation": "bilinear"}
+        return Preparation(resizing, (side, side))
+
+    def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
+        (output,) = self.infer(network, list(images), parameters)
+        with traceable_nms():
+            boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
+        boxes = in_tensor(boxes, images)
+        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        if output.prototypes is not None:
+            grids = (coefficients @ output.prototypes.flatten(1)).unflatten(1, output.prototypes.shape[1:])
+            covered = widened(grids, images) >= logit(parameters.mask_pixel_score_threshold)
+            found["masks"] = cut_to(boxes, covered)
+        return found
 
     def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """ultralytics' own losses.
@@ -192,7 +214,7 @@ def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _C
     boxes, scores, labels, coefficients = boxes[kept], scores[kept], labels[kept], coefficients[kept]
     centre, half = boxes[:, :2], boxes[:, 2:] / 2
     boxes = torch.cat([centre - half, centre + half], dim=1)
-    chosen = batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)  # by falling score
+    chosen = box_ops.batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)  # by falling score
     chosen = chosen[: parameters.box_detections_per_image]
     return boxes[chosen], scores[chosen], labels[chosen], coefficients[chosen]
 

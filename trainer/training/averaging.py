@@ -10,14 +10,16 @@ from torch import nn
 
 
 class WeightAverage(nn.Module):
-    """average ← d · average + (1 − d) · weights after each step, with d = decay · (1 − exp(−steps / tau)).
+    """average ← d · average + (1 − d) · weights after each step.
 
-    The ramp lets the average follow the first steps closely. Source: the average that ultralytics keeps.
+    With tau, d = decay · (1 − exp(−steps / tau)); source: the average that ultralytics keeps, which reaches
+    further back only after thousands of steps. Without, d = min(decay, (1 + steps) / (10 + steps)): at any
+    time it is over the last ninth of the training, however short that is; source: the one of TensorFlow.
     """
 
     steps: torch.Tensor
 
-    def __init__(self, network: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
+    def __init__(self, network: nn.Module, decay: float = 0.9999, tau: float | None = 2000.0) -> None:
         super().__init__()
         self.network = deepcopy(network).eval().requires_grad_(False)
         self.decay, self.tau = decay, tau
@@ -29,13 +31,18 @@ class WeightAverage(nn.Module):
         """Take in the network's present weights and statistics."""
         self._count += 1
         self.steps += 1
-        decay = self.decay * (1 - math.exp(-self._count / self.tau))
+        decay = self._decay_at(self._count)
         own, new = self.network.state_dict(), network.state_dict()
         floats = [name for name, value in own.items() if value.is_floating_point()]
         torch._foreach_lerp_([own[name] for name in floats], [new[name] for name in floats], 1 - decay)
         for name, value in own.items():
             if not value.is_floating_point():
                 value.copy_(new[name])
+
+    def _decay_at(self, step: int) -> float:
+        if self.tau is None:
+            return min(self.decay, (1 + step) / (10 + step))
+        return self.decay * (1 - math.exp(-step / self.tau))
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.module import TrainingModule
+from trainer.training.tracker import Tracker
 
 log = logging.getLogger("trainer")
 
@@ -28,15 +29,15 @@ class EvaluateLast(Callback):
 
 
 class KeepBest(Callback):
-    """Writes best.ckpt when the primary metric rises, last.ckpt each epoch, and others as often as asked.
+    """Knows the best epoch so far by the primary metric.
 
     Attributes:
         epoch: the best epoch, from 1; 0 before the first evaluation.
         metrics: all figures of the best epoch.
     """
 
-    def __init__(self, run: Run, primary_metric: str, every: int | None) -> None:
-        self.run, self.primary_metric, self.every = run, primary_metric, every
+    def __init__(self, primary_metric: str) -> None:
+        self.primary_metric = primary_metric
         self.epoch = 0
         self.metrics: dict[str, float] = {}
 
@@ -54,14 +55,49 @@ class KeepBest(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
         if module.evaluated_epoch == trainer.current_epoch:
-            value = module.metrics[self.primary_metric]
-            # The first evaluation is the best so far even if it is undefined.
+            value = module.metrics.get(self.primary_metric, math.nan)
+            # The first evaluation is the best so far even if it is undefined; without a metric the latest is.
             if not self.epoch or value > self.value or math.isnan(self.value):
                 self.epoch, self.metrics = trainer.current_epoch + 1, dict(module.metrics)
-                trainer.save_checkpoint(self.run.best_checkpoint)
-        if self.every and (trainer.current_epoch + 1) % self.every == 0:
-            trainer.save_checkpoint(self.run.checkpoints / f"epoch-{trainer.current_epoch + 1}.ckpt")
-        trainer.save_checkpoint(self.run.last_checkpoint)
+
+
+class SaveCheckpoints(Callback):
+    """Writes best.ckpt at a new best epoch, last.ckpt at each, and others as often as asked.
+
+    It comes after the other callbacks, so that a checkpoint holds what they made of the epoch. A file
+    appears at once and whole, so that a training killed at any moment can go on from last.ckpt.
+    """
+
+    def __init__(self, run: Run, best: KeepBest, every: int | None) -> None:
+        self.run, self.best, self.every = run, best, every
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if self.best.epoch == epoch:
+            self._save(trainer, self.run.best_checkpoint)
+        if self.every and epoch % self.every == 0:
+            self._save(trainer, self.run.checkpoints / f"epoch-{epoch}.ckpt")
+        self._save(trainer, self.run.last_checkpoint)
+
+    @staticmethod
+    def _save(trainer: Trainer, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(path)
+
+
+class StopAt(Callback):
+    """Ends the training after the first evaluation past a point in time, of `time.monotonic`."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        late = time.monotonic() >= self.deadline and module.evaluated_epoch == trainer.current_epoch
+        if trainer.strategy.broadcast(late, src=0):
+            trainer.should_stop = True
+            log.info("stopping: the time is up")
 
 
 class StopEarly(Callback):
@@ -164,16 +200,16 @@ class Record(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
+        losses = module.losses_of_all()
         if not trainer.is_global_zero:
             return
         evaluated = module.evaluated_epoch == trainer.current_epoch
         figures = module.metrics if evaluated else {}
-        losses = module.losses
         seconds = time.perf_counter() - self.started
         row = {
             "epoch": trainer.current_epoch + 1,
             "seconds": round(seconds, 3),
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             **{f"train_{name}": value for name, value in losses.items()},
             **figures,
         }
@@ -182,7 +218,8 @@ class Record(Callback):
         text = f"epoch {row['epoch']}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
         if evaluated:
             name = self.best.primary_metric
-            text += f"  {name} {figures[name]:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
+            value = figures.get(name, math.nan)
+            text += f"  {name} {value:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
         log.info("%s  %.1f s", text, seconds)
 
     def _write(self) -> None:
@@ -192,3 +229,22 @@ class Record(Callback):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+class Track(Callback):
+    """Tells MLflow of an epoch once its checkpoint stands: none is trained again that MLflow has."""
+
+    def __init__(self, record: Record, tracker: Tracker) -> None:
+        self.record, self.tracker = record, tracker
+        self.told = 0
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        self._tell()  # of epochs before a stop what MLflow lacks
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        self._tell()
+
+    def _tell(self) -> None:
+        for row in self.record.rows[self.told :]:
+            self.tracker.log(row["epoch"], {name: value for name, value in row.items() if name != "epoch"})
+        self.told = len(self.record.rows)

@@ -1,17 +1,15 @@
-"""`fit`: one job from its data to a packaged model."""
+"""`fit`: one job from its data to a packaged model; `resume`: on from where one was stopped."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,123 +18,383 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from torch import nn
 
-from serving.answers import to_answer
-from serving.package import write_model
-from trainer.data.checking import Data, load
+from trainer import job as jobs
+from trainer import job_file
+from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, RunError, TrainingError
 from trainer.job import Job
 from trainer.models import Family, create, specify, weights
 from trainer.models.weights import Loaded
 from trainer.models.weights_choice import NONE
+from trainer.models.weights_reading import SPEC_KEY
 from trainer.runs import Durations, Result, Run
 from trainer.settings import Settings
-from trainer.training.callbacks import EvaluateLast, KeepBest, Record, SayProgress, ShowProgress, StopEarly
+from trainer.training import devices, tracking
+from trainer.training.batch_size import FindBatchSize
+from trainer.training.callbacks import (
+    EvaluateLast,
+    KeepBest,
+    Record,
+    SaveCheckpoints,
+    SayProgress,
+    ShowProgress,
+    StopAt,
+    StopEarly,
+    Track,
+)
+from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
-from trainer.training.module import TrainingModule
+from trainer.training.memory import ran_out_of_memory
+from trainer.training.module import SEED_KEY, TrainingModule
+from trainer.training.packaging import package
+from trainer.training.ranks import EndAtOnce, OtherRanks, silenced
+from trainer.training.run_log import logging_to, quiet_lightning
+from trainer.training.tracker import Tracker
 
 log = logging.getLogger("trainer")
 
-_RUN_VARIABLE = "TRAINER_RUN_DIRECTORY"
-"""Tells the processes of the other GPUs which directory the first one claimed."""
-_SEED_VARIABLE = "TRAINER_SEED"
+_SEED_OF_ALL = 0
+"""Of ranks that begin apart from one another and were given none."""
+_RUNS = Path("runs")
 _LIBRARIES = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
 
 
-def fit(job: Job, *, progress: bool = False) -> Run:
+def fit(
+    job: Job,
+    *,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+    packages: bool = True,
+    parent_run_id: str | None = None,
+) -> Run:
     """Train a model on the job's data, package the best epoch's, and score the validation data with it.
 
     Args:
         progress: show how far long work is: bars on a terminal, lines elsewhere.
+        callbacks: Lightning's, to be told of the training's course; they come before a checkpoint is written.
+        packages: without, the run ends with its checkpoints; of a sweep's trials only the best is packaged.
+        parent_run_id: the run in MLflow that this one is below of, a sweep's.
 
     Raises:
         DataError: the data break the schema; all problems at once, before anything is written.
         JobError: a setting is unknown, misplaced or out of range, or more GPUs are asked for than there are.
         WeightsError: the weights to start from are missing or do not fit.
         RunError: the output directory is taken.
-        TrainingError: the loss diverged.
+        TrainingError: the loss diverged, or memory ran out.
+        TrackingError: MLflow does not answer at the start, or does not register the model at the end.
     """
-    started = time.perf_counter()
-    settings = job.resolve_settings()
-    devices = _devices(job, settings)
-    seed = _seed(settings)
-    with tempfile.TemporaryDirectory() as scratch:
-        skipped = Path(scratch) / "skipped.jsonl"
-        data = load(
+    if job.sweeps:
+        raise JobError("the job cannot be run:", [Problem("", "", "is a sweep, which trainer.fit runs")])
+    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id).run(None)
+
+
+def resume(
+    directory: Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+    packages: bool = True,
+    parent_run_id: str | None = None,
+    **others: Any,
+) -> Run:
+    """Go on with a run that was stopped, or train a finished one for more epochs.
+
+    It goes on after the last epoch whose checkpoint was written, with the batches and figures that it would
+    have had without the stop. More epochs stretch the learning rate's course over the new number.
+
+    Args:
+        directory: the run's.
+        changes: settings that differ from the run's own, by name: number_of_epochs for more of them.
+        others: what else of the Job differs: gpus, processes, limits.
+
+    Raises:
+        RunError: there is no run, it is being trained at present, or it has finished all of its epochs.
+        Others as `fit`.
+    """
+    run = Run.open(directory)
+    values, _ = job_file.read(run.job)
+    values["settings"] = jobs.override(values.get("settings", {}), changes or {})
+    job = jobs.make(str(run.job), **{**values, **others, "output": directory})
+    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id).run(run)
+
+
+@dataclass
+class _Fitting:
+    """One training on its way from job to result."""
+
+    job: Job
+    progress: bool
+    callbacks: Sequence[Callback]
+    packages: bool = True
+    place: devices.Devices | None = None
+    seed: int | None = None
+    ready: Callable[[], object] | None = None
+    parent_run_id: str | None = None
+
+    def run(self, earlier: Run | None) -> Run:
+        """Train in the directory of an earlier run, or in a new one."""
+        started = time.perf_counter()
+        job = self.job
+        self.settings = job.resolve_settings()
+        self.devices = self.place or devices.choose(job, self.settings)
+        if not self.devices.leads:
+            with silenced(self.devices):
+                self._assist(earlier)
+            sys.exit(0)  # the caller's program goes on once, in the first process
+        if earlier is not None:
+            _refuse_finished(earlier, self.settings)
+        directory = earlier.directory if earlier is not None else job.output or _RUNS / "new"
+        store = tracking.find(job.tracking_uri, directory)
+        if store is not None and not store.is_local:
+            store.check(registers=job.register_model is not None)  # now, for reading the data may take long
+        with tempfile.TemporaryDirectory() as scratch:
+            skipped = Path(scratch) / "skipped.jsonl"
+            first_epoch, loaded = self._prepare(earlier, skipped)
+            if store is not None:
+                store.check(registers=job.register_model is not None)
+            # Only what can be trained claims a run's directory.
+            run = earlier or _claim(job)
+            if skipped.exists():
+                shutil.copyfile(skipped, run.skipped)
+        with (
+            run.lock(),
+            logging_to(run.log),
+            tracking.start_training(store, run, job, self.data, _versions(), self.parent_run_id) as tracker,
+        ):
+            self._announce(run, loaded, first_epoch)
+            run.write_job(job.to_yaml())
+            prepared = time.perf_counter()
+
+            module, best = self._train(run, first_epoch, tracker)
+            trained = time.perf_counter()
+            if self.packages:
+                package(run, self.data)
+            ended = time.perf_counter()
+            durations = Durations(
+                prepare=prepared - started,
+                train=trained - prepared - module.evaluation_seconds,
+                evaluate=module.evaluation_seconds,
+                package=ended - trained,
+                total=ended - started,
+            )
+            run.write_result(
+                Result(
+                    task=job.task,
+                    model=job.model_name,
+                    primary_metric=job.metric,
+                    value=best.value,
+                    best_epoch=best.epoch,
+                    epochs=module.current_epoch,
+                    durations=durations,
+                    model_path=run.model.relative_to(run.directory).as_posix(),
+                    metrics=best.metrics,
+                    seed=self.settings.random_seed,
+                    versions=_versions(),
+                )
+            )
+            log.info(
+                "%s %.4f at epoch %d of %d, in %.0f s",
+                job.metric, best.value, best.epoch, module.current_epoch, durations.total,
+            )  # fmt: skip
+            figures = {f"best_{name}": value for name, value in best.metrics.items()}
+            tracker.log(best.epoch, {**figures, "best_epoch": best.epoch})
+            if self.packages:
+                tracker.tag({"model_path": str(run.model.absolute())})
+                if job.register_model is not None:
+                    tracker.register(job.register_model, run.model)
+        return run
+
+    def _assist(self, earlier: Run | None) -> None:
+        """What a rank other than the first does: it trains, and writes nothing."""
+        with tempfile.TemporaryDirectory() as scratch:
+            first_epoch, _ = self._prepare(earlier, Path(scratch) / "skipped.jsonl")
+            self._train(earlier or Run(Path(scratch)), first_epoch)
+
+    def _prepare(self, earlier: Run | None, skipped: Path) -> tuple[int, Loaded | None]:
+        """Load the data and make the network: the epoch to begin with, from 0, and the weights loaded."""
+        job = self.job
+        checkpoint = _read_checkpoint(earlier) if earlier is not None else None
+        if checkpoint is not None:
+            self.seed = checkpoint[SEED_KEY]
+        elif self.seed is None:
+            self.seed = _seed(self.settings, self.devices)
+        self.data = load(
             job.task,
             job.training_data,
             job.validation_data,
             validation_size=job.validation_data_size,
-            seed=settings.random_seed or 0,
+            seed=self.settings.random_seed or 0,
             datastores=job.datastores,
             skip_invalid=job.skip_invalid,
             skipped_path=skipped,
-            progress=progress and _leads(),
+            # The images of a machine are looked at once, unless what is found decides what is left out.
+            check_images=self.devices.local_rank == 0 or job.skip_invalid,
+            progress=self.progress and self.devices.leads,
         )
-        seed_everything(seed, workers=True, verbose=False)
-        family, network, loaded = _network(job, settings, data)
-        # Only what can be trained claims a run's directory.
-        run = _claim(job)
-        if not _leads():
-            _train(job, run, settings, devices, data, family, network, seed, progress=False)
-            sys.exit(0)  # the caller's program goes on once, in the first process
-        if skipped.exists():
-            shutil.copyfile(skipped, run.skipped)
-    with _logging_to(run.log):
-        _announce(job, data, run, loaded)
-        run.job.write_text(job.to_yaml(), encoding="utf-8")
-        prepared = time.perf_counter()
+        seed_everything(self.seed, workers=True, verbose=False)
+        loaded = self._make_network(checkpoint)
+        return (0 if checkpoint is None else checkpoint["epoch"] + 1), loaded
 
-        module, best = _train(job, run, settings, devices, data, family, network, seed, progress)
-        trained = time.perf_counter()
-        _load_best(module, run)
-        _write_predictions(run, module.scored, family, data)
-        evaluated = time.perf_counter()
-        write_model(run.model, family.spec, module.scored)
-        ended = time.perf_counter()
-        durations = Durations(
-            prepare=prepared - started,
-            train=trained - prepared - module.evaluation_seconds,
-            evaluate=module.evaluation_seconds + evaluated - trained,
-            package=ended - evaluated,
-            total=ended - started,
-        )
-        run.write_result(
-            Result(
-                task=job.task,
-                model=job.model_name,
-                primary_metric=job.metric,
-                value=best.value,
-                best_epoch=best.epoch,
-                epochs=module.current_epoch,
-                durations=durations,
-                model_path=run.model.relative_to(run.directory).as_posix(),
-                metrics=best.metrics,
-                seed=settings.random_seed,
-                versions=_versions(),
+    def _make_network(self, checkpoint: Mapping[str, Any] | None) -> Loaded | None:
+        job, choice = self.job, self.job.weights_choice
+        spec = specify(job.task, job.model_name, self.settings, self.data.classes, pretrained=choice != NONE)
+        if checkpoint is not None and checkpoint[SPEC_KEY] != spec.model_dump_json():
+            raise RunError(
+                f"{job.output}: its checkpoint is of another network, or of data with other classes; "
+                "start a new run, from its weights by --weights if that is meant"
             )
-        )
+        self.family: Family = create(spec)
+        network = self.family.build()
+        loaded = None
+        if checkpoint is None and self.devices.leads:  # the other ranks are given what the first one has
+            loaded = weights.load(network, job.model_name, self.family.published(), choice, spec)
+        if self.settings.sync_batch_norm and self.devices.ranks > 1:
+            network = self.family.sync_batch_norms(network)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)
+        return loaded
+
+    def _announce(self, run: Run, loaded: Loaded | None, first_epoch: int) -> None:
+        data = self.data
+        for warning in data.warnings:
+            log.warning("%s", warning)
+        if data.skipped:
+            log.warning("%d invalid records are left out; %s says which and why", data.skipped, run.skipped)
         log.info(
-            "%s %.4f at epoch %d of %d, in %.0f s",
-            job.metric, best.value, best.epoch, module.current_epoch, durations.total,
+            "training %s for %s: %d training and %d validation images, %d classes",
+            self.job.model_name, self.job.task, len(data.train), len(data.validation), len(data.classes),
         )  # fmt: skip
-    return run
+        if self.devices.ranks > 1:
+            log.info("training on %s", self.devices)
+        if self.devices.apart and self.settings.random_seed is None:
+            log.info("random_seed: %d, since ranks that begin apart could not agree on another", self.seed)
+        if first_epoch:
+            log.info("going on from %s after epoch %d", run.last_checkpoint, first_epoch)
+        else:
+            log.info("weights: %s", loaded or "none, training from scratch")
+        log.info("run directory: %s", run.directory)
+
+    def _train(
+        self, run: Run, first_epoch: int, tracker: Tracker | None = None
+    ) -> tuple[TrainingModule, KeepBest]:
+        settings = self.settings
+        assert self.seed is not None, "it is prepared"
+        training = RecordExamples(self.data.train, self.data.classes)
+        validation = RecordExamples(self.data.validation, self.data.classes)
+        batches = Batches(self.family, training, validation, settings, self.seed, first_epoch)
+        if settings.tile_grid_size is not None:
+            tiles = len(batches.training) - len(training)
+            log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)
+        truths = [validation.truths, training.truths][: len(batches.scored)]
+        evaluations = [
+            Evaluation(self.family, of, settings, with_loss=number == 0) for number, of in enumerate(truths)
+        ]
+        module = TrainingModule(self.family, self.network, evaluations, settings, self.seed)
+        best = KeepBest(self.job.metric)
+        with quiet_lightning(), OtherRanks(self.devices, run.directory) as others:
+            if self.ready is not None:
+                self.ready()
+            else:
+                others.start(_follow, self.job, run if first_epoch else None, self.callbacks, self.seed)
+            trainer = Trainer(
+                **others.devices.options(),
+                max_epochs=settings.number_of_epochs,
+                check_val_every_n_epoch=settings.evaluation_frequency,
+                callbacks=self._callbacks(run, best, batches, tracker),
+                default_root_dir=run.directory,
+                num_sanity_val_steps=0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+            try:
+                trainer.fit(module, batches, ckpt_path=run.last_checkpoint if first_epoch else None)
+            except SystemExit as error:
+                # Lightning's answer to Ctrl-C, after it has ended its processes.
+                raise KeyboardInterrupt from error
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out_of_memory(error):
+                    raise
+                raise TrainingError(
+                    f"memory ran out: {str(error).splitlines()[0]}. Lower validation_batch_size "
+                    f"({settings.validation_batch_size}) or the image size"
+                ) from error
+        return module, best
+
+    def _callbacks(
+        self, run: Run, best: KeepBest, batches: Batches, tracker: Tracker | None
+    ) -> list[Callback]:
+        """In the order in which they hear of an epoch's end; a checkpoint holds what those before it made."""
+        settings = self.settings
+        callbacks: list[Callback] = []
+        if self.progress and self.devices.leads:
+            # The bar ends its epoch before the line on it is written.
+            callbacks.append(ShowProgress() if sys.stdout.isatty() else SayProgress())
+        if settings.training_batch_size == "auto" and not batches.first_epoch:
+            callbacks.append(FindBatchSize(batches))
+        record = Record(run.metrics, best)
+        callbacks += [EndAtOnce(), EvaluateLast(), best, record]
+        if settings.early_stopping:
+            callbacks.append(StopEarly(best, settings))
+        if self.job.limits.timeout_minutes is not None:
+            callbacks.append(StopAt(time.monotonic() + 60 * self.job.limits.timeout_minutes))
+        callbacks += [*self.callbacks, SaveCheckpoints(run, best, settings.checkpoint_frequency)]
+        return callbacks if tracker is None else [*callbacks, Track(record, tracker)]
 
 
-def _leads() -> bool:
-    """Whether this is the job's first process, which alone speaks and writes."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+def _refuse_finished(run: Run, settings: Settings) -> None:
+    """
+    Raises:
+        RunError: the run has its result, and no more epochs are asked for than it was made with.
+    """
+    if not run.result.exists():
+        return
+    values, _ = job_file.read(run.job)
+    before = jobs.make(str(run.job), **values).resolve_settings().number_of_epochs
+    if settings.number_of_epochs <= before:
+        raise RunError(
+            f"{run.directory}: has finished, after {run.read_result().epochs} of {before} epochs; "
+            f"--number-of-epochs over {before} trains it for more"
+        )
 
 
-def _seed(settings: Settings) -> int:
-    """The job's seed or one drawn now; the processes of the other devices take over that of the first."""
+def _read_checkpoint(run: Run) -> dict[str, Any] | None:
+    """The run's last checkpoint, None if it was stopped before its first.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        checkpoint = torch.load(run.last_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise RunError(f"{run.last_checkpoint}: cannot be read: {error}") from error
+    if SEED_KEY not in checkpoint or SPEC_KEY not in checkpoint:
+        raise RunError(f"{run.last_checkpoint}: is not a checkpoint that this version can go on from")
+    return {key: checkpoint[key] for key in (SEED_KEY, SPEC_KEY, "epoch")}
+
+
+def _follow(
+    place: devices.Devices,
+    ready: Callable[[], object],
+    job: Job,
+    earlier: Run | None,
+    callbacks: Sequence[Callback],
+    seed: int,
+) -> None:
+    """Another rank's training, in a process that the first one on its machine started."""
+    _Fitting(job, False, callbacks, place=place, seed=seed, ready=ready).run(earlier)
+
+
+def _seed(settings: Settings, place: devices.Devices) -> int:
+    """The job's seed, or one drawn now; every rank comes to the same, or is told by the first."""
     if settings.random_seed is not None:
         return settings.random_seed
-    if not _leads():
-        return int(os.environ[_SEED_VARIABLE])
-    seed = time.time_ns() % 2**31
-    os.environ[_SEED_VARIABLE] = str(seed)
-    return seed
+    return _SEED_OF_ALL if place.apart else time.time_ns() % 2**31
 
 
 def _versions() -> dict[str, str]:
@@ -148,157 +406,7 @@ def _versions() -> dict[str, str]:
     return installed
 
 
-def _devices(job: Job, settings: Settings) -> dict[str, Any]:
-    """Lightning's accelerator, devices, strategy and precision."""
-    there = torch.cuda.device_count()
-    if job.processes:
-        strategy = "ddp" if job.processes > 1 else "auto"
-        return {"accelerator": "cpu", "devices": job.processes, "strategy": strategy}
-    wanted = there if job.gpus == "auto" else job.gpus
-    if wanted > there:
-        got = f"{wanted}, but this machine has {there or 'none'}"
-        hint = f"ask for at most {there}" if there else "leave --gpus out to train on the CPU"
-        raise JobError("the job cannot be run:", [Problem("--gpus", "", "asks for too many", got, hint)])
-    if not wanted:
-        return {"accelerator": "cpu", "devices": 1}
-    precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    count = wanted if settings.distributed else 1
-    strategy = "ddp" if count > 1 else "auto"
-    return {"accelerator": "gpu", "devices": count, "strategy": strategy, "precision": precision}
-
-
 def _claim(job: Job) -> Run:
-    if not _leads():
-        return Run.open(Path(os.environ[_RUN_VARIABLE]))
     if job.output is not None:
-        run = Run.create_at(job.output)
-    else:
-        run = Run.create(Path("runs"), job.name or f"{job.task}-{job.model_name}")
-    os.environ[_RUN_VARIABLE] = str(run.directory.resolve())
-    return run
-
-
-def _announce(job: Job, data: Data, run: Run, loaded: Loaded | None) -> None:
-    for warning in data.warnings:
-        log.warning("%s", warning)
-    if data.skipped:
-        log.warning("%d invalid records are left out; %s says which and why", data.skipped, run.skipped)
-    log.info(
-        "training %s for %s: %d training and %d validation images, %d classes",
-        job.model_name, job.task, len(data.train), len(data.validation), len(data.classes),
-    )  # fmt: skip
-    log.info("weights: %s", loaded or "none, training from scratch")
-    log.info("run directory: %s", run.directory)
-
-
-def _network(job: Job, settings: Settings, data: Data) -> tuple[Family, nn.Module, Loaded | None]:
-    choice = job.weights_choice
-    spec = specify(job.task, job.model_name, settings, data.classes, pretrained=choice != NONE)
-    family = create(spec)
-    network = family.build()
-    loaded = weights.load(network, job.model_name, family.published(), choice, spec)
-    return family, network.to(memory_format=torch.channels_last), loaded
-
-
-def _train(
-    job: Job,
-    run: Run,
-    settings: Settings,
-    devices: dict[str, Any],
-    data: Data,
-    family: Family,
-    network: nn.Module,
-    seed: int,
-    progress: bool,
-) -> tuple[TrainingModule, KeepBest]:
-    validation = RecordExamples(data.validation, data.classes)
-    batches = Batches(family, RecordExamples(data.train, data.classes), validation, settings, seed)
-    module = TrainingModule(family, network, validation.truths, settings)
-    best = KeepBest(run, job.metric, settings.checkpoint_frequency)
-    shown: list[Callback] = []
-    if progress:
-        shown = [ShowProgress()] if sys.stdout.isatty() else [SayProgress()]
-    # The bar ends its epoch before the line on it is written.
-    callbacks = [*shown, EvaluateLast(), best, Record(run.metrics, best)]
-    if settings.early_stopping:
-        callbacks.append(StopEarly(best, settings))
-    clips_norm = settings.gradient_clip_norm is not None
-    with _quiet_lightning():
-        trainer = Trainer(
-            **devices,
-            max_epochs=settings.number_of_epochs,
-            accumulate_grad_batches=settings.gradient_accumulation_step,
-            check_val_every_n_epoch=settings.evaluation_frequency,
-            gradient_clip_val=settings.gradient_clip_norm if clips_norm else settings.gradient_clip_value,
-            gradient_clip_algorithm="norm" if clips_norm else "value",
-            callbacks=callbacks,
-            default_root_dir=run.directory,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-        try:
-            trainer.fit(module, batches)
-        except SystemExit as error:
-            # Lightning's answer to Ctrl-C, after it has ended its processes.
-            raise KeyboardInterrupt from error
-    return module, best
-
-
-def _load_best(module: TrainingModule, run: Run) -> None:
-    checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
-    module.scored.eval()
-
-
-def _write_predictions(run: Run, network: nn.Module, family: Family, data: Data) -> None:
-    """The validation answers of the packaged network, in the schema, in the data's order."""
-    examples = RecordExamples(data.validation, data.classes)
-    points = family.spec.parameters.max_number_of_polygon_points
-    with run.predictions.open("w", encoding="utf-8") as file, torch.inference_mode():
-        for index in range(len(examples)):
-            prediction = family.predict(network, [examples[index].image])[0]
-            answer = to_answer(prediction, family.spec.classes, points)
-            line = {"image_url": data.validation.image_url(index), **answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Everything that is said about the run also goes into its own log."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield
-    except KeyboardInterrupt:
-        log.warning("interrupted; %s holds what was reached", path.parent)
-        raise
-    except Exception:
-        log.debug("the run failed", exc_info=True)  # for the file; the caller shows the error itself
-        raise
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
-        handler.close()
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning's advice on settings that are decided here stays unsaid."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        return Run.create_at(job.output)
+    return Run.create(_RUNS, job.name or f"{job.task}-{job.model_name}")

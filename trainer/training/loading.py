@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer.annotations import Examples
 from trainer.data.datasets import ValidationDataset
+from trainer.data.tiles import TiledExamples
 from trainer.models import Family
-from trainer.settings import Settings
+from trainer.settings import Settings, default_settings
+from trainer.training.balance import image_weights
+
+FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
 
 class Draw(NamedTuple):
@@ -31,11 +37,24 @@ class EpochSampler(Sampler[Draw]):
 
     The order depends on seed and epoch alone, so that a training continued at an epoch sees the same
     batches. Shares are of equal length: the first examples of the order fill up the last one.
+
+    Args:
+        weights: draw with replacement, each example by its probability, instead of each once.
+        epoch: the first; loader workers ask for items before Lightning says which epoch it is.
     """
 
-    def __init__(self, length: int, seed: int, rank: int, ranks: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        rank: int,
+        ranks: int,
+        weights: FloatArray64 | None = None,
+        epoch: int = 0,
+    ) -> None:
         self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
-        self.epoch = 0
+        self.weights = weights
+        self.epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -45,7 +64,11 @@ class EpochSampler(Sampler[Draw]):
         return -(-self.length // self.ranks)
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        if self.weights is None:
+            order = generator.permutation(self.length)
+        else:
+            order = generator.choice(self.length, self.length, p=self.weights)
         share = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
         return (Draw(self.epoch, int(index)) for index in share)
 
@@ -78,35 +101,70 @@ class SeededItems(Dataset[Any]):
 
 
 class Batches(LightningDataModule):
-    """The loaders of one training."""
+    """The loaders of one training.
+
+    Attributes:
+        training: the examples that are trained on, tiles included.
+        scored: the images of each evaluation: those for validation and, if asked for, those for training.
+        batch_size: training images in a batch, on each device.
+        first_epoch: the one that the training begins with, from 0; later in one that goes on.
+    """
 
     def __init__(
-        self, family: Family, training: Examples, validation: Examples, settings: Settings, seed: int
+        self,
+        family: Family,
+        training: Examples,
+        validation: Examples,
+        settings: Settings,
+        seed: int,
+        first_epoch: int = 0,
     ) -> None:
         super().__init__()
         self.settings = settings
+        wanted = settings.training_batch_size
+        if wanted == "auto":  # until it is found, the model's default
+            defaults = default_settings(family.spec.task, family.spec.model, settings.recipe)
+            wanted = int(defaults["training_batch_size"])
+        self.batch_size = wanted
+        self.first_epoch = first_epoch
         self.seed = seed
         self.family = family
-        self.training = training
-        self.training_items = SeededItems(family.training_dataset(training, settings, seed), seed)
-        self.validation_items = ValidationDataset(validation, family)
+        self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
+        self.training_items = SeededItems(family.training_dataset(self.training, settings, seed), seed)
+        self.weights = (
+            image_weights(self.training.truths, len(family.spec.classes))
+            if settings.balanced_sampling
+            else None
+        )
+        self.scored = [ValidationDataset(validation, family)]
+        if family.spec.task.has_boxes and settings.log_training_metrics == "Enable":
+            self.scored.append(ValidationDataset(training, family))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batch_size = state_dict["batch_size"]
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._ranks()
-        sampler = EpochSampler(len(self.training), self.seed, rank, ranks)
-        size = self.settings.training_batch_size
+        sampler = EpochSampler(len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch)
+        size = self.batch_size
         # Batch norm cannot learn from a single image; the epoch's order decides which one waits.
         drops = len(sampler) % size == 1 and len(sampler) > 1
         return self._loader(
             self.training_items, sampler, size, drop_last=drops, collate_fn=self.family.collate
         )
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, ranks = self._ranks()
-        share = validation_share(len(self.validation_items), rank, ranks)
-        return self._loader(
-            self.validation_items, share, self.settings.validation_batch_size, collate_fn=list
-        )
+        size = self.settings.validation_batch_size
+        return [
+            self._loader(
+                items, items.items_of(validation_share(items.images, rank, ranks)), size, collate_fn=list
+            )
+            for items in self.scored
+        ]
 
     def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
         _, ranks = self._ranks()
@@ -162,3 +220,13 @@ def gather(items: Sequence[Any]) -> list[Any]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every rank the first one's buffers, such as the statistics of batch norms, which it will save."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    for buffer in network.buffers():
+        shared = buffer.contiguous()
+        torch.distributed.broadcast(shared, src=0)
+        buffer.copy_(shared)

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from trainer import metrics
-from trainer.annotations import Prediction, Truth
 from trainer.errors import TrainingError
 from trainer.models import Family
 from trainer.models.family import Batch
 from trainer.models.weights_reading import SPEC_KEY
 from trainer.settings import Settings
 from trainer.training.averaging import WeightAverage
-from trainer.training.loading import gather, move
+from trainer.training.evaluation import Evaluation
+from trainer.training.loading import gather, move, share_buffers
+from trainer.training.memory import ran_out_of_memory
 from trainer.training.optimizers import build_optimizer, build_schedule
 
+log = logging.getLogger("trainer")
+
+SEED_KEY, PARTS_KEY = "trainer_seed", "trainer_parts"
+"""Where a checkpoint keeps the seed that was drawn, and `TrainingModule.parts`."""
 LARGEST_LOSS = 100.0
 _CHECK_EVERY = 10
 
@@ -31,32 +41,39 @@ class TrainingModule(LightningModule):
 
     Attributes:
         metrics: the figures of the last evaluation by name, the same on every rank.
+        parts: how many parts a batch is trained in, one after the other; more than 1 once memory ran out.
         evaluated_epoch: the epoch that they are of, from 0.
     """
 
     def __init__(
-        self, family: Family, network: nn.Module, truths: Sequence[Truth], settings: Settings
+        self,
+        family: Family,
+        network: nn.Module,
+        evaluations: Sequence[Evaluation],
+        settings: Settings,
+        seed: int,
     ) -> None:
+        """`evaluations`: of the validation images and, where asked for, of the training images."""
         super().__init__()
+        # The loop is our own, so that a step which ran out of memory can be taken again in smaller parts.
+        self.automatic_optimization = False
+        self.seed = seed
+        self.parts = 1
+        self._window: list[Batch] = []
         self.family = family
         self.network = network
         self.settings = settings
-        self.truths = truths
-        self.average = WeightAverage(network) if family.averages_weights else None
+        self.average = WeightAverage(network) if settings.average_weights else None
         self.frozen = self._freeze(settings.layers_to_freeze)
-        self.evaluator = metrics.create(
-            family.spec.task,
-            family.spec.classes,
-            iou_threshold=settings.validation_iou_threshold,
-            metric_type=settings.validation_metric_type,
-        )
+        if settings.compile:
+            for part in family.parts_to_compile(network):
+                part.compile()
+        self.evaluations = list(evaluations)
         self.metrics: dict[str, float] = {}
         self.evaluated_epoch = -1
         self.evaluation_seconds = 0.0
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
-        self._predictions: list[tuple[int, Prediction]] = []
-        self._validation_losses: list[Tensor] = []
 
     @property
     def scored(self) -> nn.Module:
@@ -72,7 +89,8 @@ class TrainingModule(LightningModule):
         return frozen
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.network, self.settings)
+        layers = self.family.freeze_groups(self.network)
+        optimizer = build_optimizer(self.network, self.settings, layers)
         _ = self.trainer.estimated_stepping_batches  # makes Lightning set up the loaders, which count them
         batches = int(self.trainer.num_training_batches)
         schedule = build_schedule(optimizer, self.settings, batches)
@@ -87,7 +105,114 @@ class TrainingModule(LightningModule):
             layer.eval()  # frozen batch norms keep their statistics, too
         self._sums, self._batches = {}, 0
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch's gradients to those of its window of accumulated batches; step at its end."""
+        accumulated = self.settings.gradient_accumulation_step
+        first = batch_idx - batch_idx % accumulated
+        of_window = min(accumulated, int(self.trainer.num_training_batches) - first)
+        steps = batch_idx + 1 == first + of_window
+        # What a loss draws, such as pairs of images to mix, depends on the batch's place in the training
+        # alone: one that goes on after a stop draws the same.
+        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(place.generate_state(1)[0]))
+        self._window.append(batch)
+        losses = self._add_gradients([batch], of_window, sync=steps)
+        while losses is None:
+            self._halve_parts(batch)
+            losses = self._add_gradients(self._window, of_window, sync=steps)
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + loss
+        self._batches += 1
+        # Looking at a loss waits for the device, so not at each.
+        if batch_idx % _CHECK_EVERY == 0:
+            self._check(losses["loss"])
+        if steps:
+            self._step()
+
+    def _add_gradients(
+        self, batches: Sequence[Batch], of_window: int, sync: bool
+    ) -> dict[str, Tensor] | None:
+        """The last batch's losses, their sum as "loss"; None if memory ran out on the way.
+
+        Args:
+            of_window: batches whose gradients are averaged in a step.
+            sync: ranks exchange gradients after the last part; a window's earlier batches need not.
+        """
+        try:
+            for number, batch in enumerate(batches, start=1):
+                losses: dict[str, Tensor] = {}
+                images = len(batch["images"])
+                size = -(-images // self.parts)
+                for start in range(0, images, size):
+                    stop = min(start + size, images)
+                    last = number == len(batches) and stop == images
+                    with nullcontext() if sync and last else self._unsynchronised():
+                        part = batch if size == images else self.family.part(batch, start, stop)
+                        found = self._losses(part)
+                        share = (stop - start) / images
+                        self.manual_backward(found["loss"] * (share * self._images_summed(batch) / of_window))
+                    for name, loss in found.items():
+                        losses[name] = losses.get(name, 0) + share * loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            return None
+        return losses
+
+    def _unsynchronised(self) -> AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+
+    def _halve_parts(self, batch: Batch) -> None:
+        """After memory ran out: forget the window's gradients, and train in parts half as large from now on.
+
+        Raises:
+            TrainingError: the parts are single images already, or other ranks train on, which do not know.
+        """
+        self._optimizer().zero_grad(set_to_none=True)
+        images = len(batch["images"])
+        where = (
+            f"epoch {self.current_epoch + 1}: {self.device} ran out of memory with batches of {images} images"
+        )
+        if self.trainer.world_size > 1:
+            raise TrainingError(f"{where}; lower training_batch_size and raise gradient_accumulation_step")
+        if self.parts >= images:
+            raise TrainingError(
+                f"{where} even one image at a time; lower the image size or take a smaller model"
+            )
+        self.parts *= 2
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning(
+            "%s; going on from the last step with batches of %d, gradients of %d of them added up for a step",
+            where, -(-images // self.parts), self.parts * self.settings.gradient_accumulation_step,
+        )  # fmt: skip
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer), "there is one optimizer"
+        return optimizer
+
+    def _step(self) -> None:
+        optimizer = self._optimizer()
+        norm = self.settings.gradient_clip_norm
+        self.clip_gradients(
+            optimizer.optimizer,
+            gradient_clip_val=self.settings.gradient_clip_value if norm is None else norm,
+            gradient_clip_algorithm="value" if norm is None else "norm",
+        )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LRScheduler), "there is one schedule"
+        schedule.step()
+        self._window.clear()
+        if self.average is not None:
+            self.average.update(self.network)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The named losses, and their sum as "loss"."""
         try:
             losses = self.family.losses(self.network, batch)
         except ValueError as error:
@@ -98,14 +223,7 @@ class TrainingModule(LightningModule):
                 f"{self.family.spec.model}; raise training_batch_size ({self.settings.training_batch_size}) "
                 "or give it more images"
             ) from error
-        total = torch.stack(list(losses.values())).sum()
-        for name, loss in {**losses, "loss": total}.items():
-            self._sums[name] = self._sums.get(name, 0) + loss.detach()
-        self._batches += 1
-        # Looking at a loss waits for the device, so not at each.
-        if batch_idx % _CHECK_EVERY == 0:
-            self._check(total.detach())
-        return total * self._images_summed(batch)
+        return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
     def _images_summed(self, batch: Batch) -> int:
         """1, or the images of all ranks' batches where the recipe sums over them: ranks average gradients."""
@@ -125,51 +243,36 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Says whose weights these are, wherever the file is moved.
         checkpoint[SPEC_KEY] = self.family.spec.model_dump_json()
+        checkpoint[SEED_KEY], checkpoint[PARTS_KEY] = self.seed, self.parts
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.average is not None:
-            self.average.update(self.network)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.parts = checkpoint[PARTS_KEY]
 
     @property
     def losses(self) -> dict[str, float]:
         """Mean of each training loss, and of their sum, "loss", over this rank's epoch so far."""
         return {name: (total / self._batches).item() for name, total in self._sums.items()}
 
+    def losses_of_all(self) -> dict[str, float]:
+        """The same over the epoch of all ranks, each of which has to ask."""
+        ranks = gather([self.losses])
+        return {name: float(np.mean([losses[name] for losses in ranks])) for name in ranks[0]}
+
     def on_train_epoch_end(self) -> None:
         self._check(torch.tensor(self.losses["loss"]))
 
     def on_validation_epoch_start(self) -> None:
-        self._predictions, self._validation_losses = [], []
         self._evaluation_start = time.perf_counter()
         self.scored.eval()
+        share_buffers(self.scored)
 
-    def validation_step(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
-        parameters = self.family.spec.parameters
-        outputs = self.family.infer(self.scored, [item["tensor"] for item in batch], parameters)
-        for item, output in zip(batch, outputs, strict=True):
-            prediction = self.family.postprocess(output, item["geometry"], parameters)
-            self._predictions.append((item["index"], prediction))
-        if self.family.spec.task.has_boxes and self.settings.log_validation_loss == "Enable":
-            losses = self.family.losses(
-                self.scored, self.family.collate([self._item(item) for item in batch])
-            )
-            self._validation_losses.append(torch.stack(list(losses.values())).sum())
-
-    def _item(self, item: dict[str, Any]) -> Any:
-        built = self.family.validation_item(item["tensor"].cpu(), item["truth"], item["geometry"])
-        return move(built, self.device)
+    def validation_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluations[dataloader_idx].add(self.scored, batch, self.device)
 
     def on_validation_epoch_end(self) -> None:
-        self.evaluator.reset()
-        # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
-        # Each image counts once, though several ranks may have scored it.
-        for index, prediction in sorted(dict(gather(self._predictions)).items()):
-            self.evaluator.update(prediction, self.truths[index])
-        self.metrics = self.evaluator.compute()
-        if self._validation_losses:
-            self.metrics["log_loss"] = float(
-                np.mean(gather([loss.item() for loss in self._validation_losses]))
-            )
+        validation, *training = [evaluation.figures() for evaluation in self.evaluations]
+        self.metrics = {**validation, "log_loss_train": self.losses_of_all()["loss"]}
+        for figures in training:
+            self.metrics |= {f"train_{name}": value for name, value in figures.items()}
         self.evaluated_epoch = self.current_epoch
         self.evaluation_seconds += time.perf_counter() - self._evaluation_start

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,15 +14,54 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainer.settings import Settings
 
 
-def build_optimizer(network: nn.Module, settings: Settings) -> Optimizer:
-    """The optimizer over the trainable parameters; norm weights and biases go without weight decay."""
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    # Norm weights and biases are the parameters of one dimension.
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = all(parameter.is_cuda for parameter in trainable)
+def build_optimizer(
+    network: nn.Module, settings: Settings, layers: Sequence[Sequence[nn.Module]] = ()
+) -> Optimizer:
+    """The optimizer over the trainable parameters, in groups that share learning rate and weight decay.
+
+    Norm weights and biases go without weight decay, and so does what the network itself exempts, such as a
+    ViT's position embedding.
+
+    Args:
+        layers: the network's groups from the input on, as `Family.freeze_groups` gives them. With n of them,
+            group i, from 0, learns at learning_rate · layer_decay^(n − i), and what follows them at
+            learning_rate. Source: Bao et al. 2022 (BEiT), He et al. 2022 (MAE).
+    """
+    exempt: set[str] = getattr(network, "no_weight_decay", set)()
+    depths = _depths(network, layers)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            rate = settings.learning_rate * settings.layer_decay ** (len(layers) - depths[name])
+            # Norm weights and biases are the parameters of one dimension.
+            decays = parameter.ndim > 1 and name not in exempt
+            groups.setdefault((rate, settings.weight_decay if decays else 0.0), []).append(parameter)
+    return _optimizer(
+        [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+        settings,
+    )
+
+
+def _depths(network: nn.Module, layers: Sequence[Sequence[nn.Module]]) -> dict[str, int]:
+    """The group of each parameter by name, from 0; those after the last group have len(layers).
+
+    A parameter of no group belongs to the one that it follows, those before the first (a class token, a
+    position embedding) to the first.
+    """
+    groups = {id(p): i for i, group in enumerate(layers) for layer in group for p in layer.parameters()}
+    waiting, depth = set(groups), 0
+    depths = {}
+    for name, parameter in network.named_parameters():
+        if not waiting and id(parameter) not in groups:
+            depth = len(layers)
+        depth = groups.get(id(parameter), depth)
+        waiting.discard(id(parameter))
+        depths[name] = depth
+    return depths
+
+
+def _optimizer(groups: list[dict[str, Any]], settings: Settings) -> Optimizer:
+    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
         # Nesterov's momentum needs a momentum; with 0 the two are the same.

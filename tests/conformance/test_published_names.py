@@ -1,0 +1,58 @@
+"""Every name in the catalog is built at its published size, stepped once and scored, on tiny inputs.
+
+The suite beside this file trains one model of each architecture; here no name is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conformance.conftest import Case, make_case
+from trainer.models import catalog
+from trainer.tasks import Task
+
+# RF-DETRs have a check of this kind of their own, in tests/models/test_rfdetr.py.
+NAMES = [
+    (entry.tasks[0], entry.name)
+    for entry in catalog.MODELS.values()
+    if entry.family in ("classifiers", "rcnn", "yolo", "rtdetr")
+]
+TINIEST: dict[str, dict[str, Any]] = {
+    "classifiers": {"validation_crop_size": 32, "training_crop_size": 32, "validation_resize_size": 32},
+    "rcnn": {"min_size": 64, "max_size": 96},
+    "yolo": {"image_size": 64},
+    "rtdetr": {"image_size": 64},
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.mark.parametrize(("task", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_builds_steps_and_scores(task: Task, name: str) -> None:
+    case: Case = make_case(task, name, **TINIEST[catalog.find(name, task).family])
+    network = case.build()
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    items = [dataset[index] for index in range(2)]
+    before = next(parameter.detach().clone() for parameter in network.parameters() if parameter.ndim > 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    losses = case.step(network, optimizer, items)
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses.values())
+    after = next(parameter for parameter in network.parameters() if parameter.ndim > 1)
+    assert not torch.equal(before, after)
+    with torch.inference_mode():
+        predictions = case.family.predict(network.eval(), case.examples.images[:2])
+    assert len(predictions) == 2
+    assert len(case.family.freeze_groups(network)) >= 5
+
+
+def test_yolov5_has_its_four_sizes() -> None:
+    counts = []
+    for size in ("small", "medium", "large", "extra_large"):
+        case = make_case(Task.DETECTION, "yolov5", model_size=size)
+        counts.append(sum(parameter.numel() for parameter in case.build().parameters()))
+    assert counts == sorted(set(counts))

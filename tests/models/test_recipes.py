@@ -1,0 +1,117 @@
+"""`--recipe modern`: its defaults, who may override them, and trainings by it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainer
+from trainer.data.samples import make
+from trainer.job import Job
+from trainer.models import catalog
+from trainer.models.recipes import modern
+from trainer.settings import resolve, takes
+from trainer.tasks import Task
+
+CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
+
+
+def test_without_being_asked_for_nothing_is_modern() -> None:
+    settings = resolve(CLASSIFICATION, "resnet18", {})
+    assert settings.recipe == "reference"
+    assert (settings.optimizer, settings.average_weights, settings.mixup_alpha) == ("sgd", False, 0)
+    assert settings == resolve(CLASSIFICATION, "resnet18", {"recipe": "reference"})
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "expected"),
+    [
+        (CLASSIFICATION, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.1, "mixup_alpha": 0.2}),
+        (MULTILABEL, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.0, "mixup_alpha": 0.0}),
+        (CLASSIFICATION, "vitb16r224", {"learning_rate": 2e-4, "layer_decay": 0.75, "mixup_alpha": 0.2}),
+        (MULTILABEL, "vitl16r224", {"learning_rate": 4e-5, "layer_decay": 0.75, "random_augment": True}),
+        (CLASSIFICATION, "timm/swin_tiny_patch4_window7_224", {"layer_decay": 0.75, "learning_rate": 3e-4}),
+        (CLASSIFICATION, "timm/mobilevit_xs", {"layer_decay": 0.75, "learning_rate": 3e-4}),
+        (CLASSIFICATION, "timm/resnet10t", {"layer_decay": 1.0, "learning_rate": 1e-3}),
+        (DETECTION, "fasterrcnn_resnet50_fpn", {"learning_rate": 1e-4, "large_scale_jitter": True}),
+        (SEGMENTATION, "maskrcnn_resnet18_fpn", {"weight_decay": 0.05, "average_weights": True}),
+        (DETECTION, "retinanet_resnet50_fpn", {"large_scale_jitter": True, "layers_to_freeze": 2}),
+        (DETECTION, "yolo11n", {"learning_rate": 1e-3, "gradient_clip_norm": 10.0, "number_of_epochs": 30}),
+        (SEGMENTATION, "yolo26n-seg", {"weight_decay": 5e-4, "average_weights": True}),
+    ],
+)
+def test_each_kind_of_model_has_its_own(task: Task, model: str, expected: dict[str, Any]) -> None:
+    settings = resolve(task, model, {"recipe": "modern"})
+    assert settings.optimizer == "adamw"
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
+def test_no_model_is_given_what_means_nothing_to_it(entry: catalog.ModelEntry) -> None:
+    for task in entry.tasks:
+        assert all(takes(entry, name) for name in modern(entry, task))
+
+
+def test_what_the_user_gives_goes_before_the_recipe() -> None:
+    given = {"recipe": "modern", "optimizer": "sgd", "mixup_alpha": 0, "gradient_clip_value": 2}
+    settings = resolve(CLASSIFICATION, "resnet18", given)
+    assert (settings.optimizer, settings.mixup_alpha, settings.label_smoothing) == ("sgd", 0, 0.1)
+    assert (settings.gradient_clip_value, settings.gradient_clip_norm) == (2, None)
+
+
+@pytest.mark.parametrize("spelled", ["Modern", "MODERN", "modern"])
+def test_the_spelling_of_sweeps_is_read(spelled: str) -> None:
+    settings = resolve(CLASSIFICATION, "resnet18", {"recipe": spelled})
+    assert settings == resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"})
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "small"),
+    [
+        (CLASSIFICATION, "resnet18", {"training_crop_size": 32, "validation_crop_size": 32}),
+        (MULTILABEL, "resnet18", {"training_crop_size": 32, "validation_crop_size": 32, "mixup_alpha": 0.2}),
+        (
+            CLASSIFICATION,
+            "timm/vit_tiny_patch16_224",
+            {"training_crop_size": 32, "validation_crop_size": 32, "cutmix_alpha": 1.0, "weighted_loss": 1},
+        ),
+        (DETECTION, "fasterrcnn_resnet18_fpn", {"min_size": 64, "max_size": 96}),
+        (DETECTION, "yolo11n", {"image_size": 64}),
+    ],
+)
+def test_a_modern_training_runs_and_packages_its_averaged_weights(
+    task: Task, model: str, small: dict[str, Any], tmp_path: Path
+) -> None:
+    data = make(task, tmp_path / "data", images=7, seed=1)
+    # The reference's warm-up is longer than this training.
+    settings = {
+        "recipe": "modern",
+        "number_of_epochs": 1,
+        "warmup_cosine_lr_warmup_epochs": 0,
+        "training_batch_size": 2,
+        "number_of_workers": 0,
+    }
+    job = Job(
+        task=task,
+        training_data=(str(data.train),),
+        validation_data=(str(data.validation),),
+        model=model,
+        weights="none",
+        gpus=0,
+        output=tmp_path / "run",
+        settings={**settings, "seed": 7, **small},
+    )
+    run = trainer.fit(job)
+    with run.metrics.open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert math.isfinite(float(row["train_loss"]))
+    trained = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
+    packaged = torch.load(run.model / "artifacts" / "weights.pt", weights_only=True)
+    averaged = {name: trained[f"average.network.{name}"] for name in packaged}
+    assert all(torch.equal(packaged[name], averaged[name]) for name in packaged)
+    assert any(not torch.equal(packaged[name], trained[f"network.{name}"]) for name in packaged)

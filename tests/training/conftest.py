@@ -1,0 +1,48 @@
+"""Small real data and jobs, which the tests of whole trainings share."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.data.samples import SampleData, make
+from trainer.job import Job
+from trainer.runs import Run
+from trainer.tasks import Task
+
+SMALL: dict[str, Any] = {
+    "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
+    "yolo11n": {"image_size": 96, "training_batch_size": 4},
+    "rtdetr-resnet50": {},
+    "vits16r224": {},
+    "timm/test_resnet": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
+    "maskrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, SampleData]:
+    # R-CNNs are slow on a CPU, and segmentation has no others: five images do.
+    counts = {task: 5 if task is Task.SEGMENTATION else 20 for task in Task}
+    return {task: make(task, tmp_path_factory.mktemp(task), images=counts[task], seed=1) for task in Task}
+
+
+def job(digits: dict[Task, SampleData], task: Task, model: str, output: Path, **settings: Any) -> Job:
+    return Job(
+        task=task,
+        training_data=(str(digits[task].train),),
+        validation_data=(str(digits[task].validation),),
+        model=model,
+        weights="none",
+        gpus=0,
+        output=output,
+        settings={"number_of_epochs": 2, "number_of_workers": 0, "seed": 7, **SMALL[model], **settings},
+    )
+
+
+def rows(run: Run) -> list[dict[str, str]]:
+    with run.metrics.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))

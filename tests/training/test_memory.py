@@ -1,0 +1,162 @@
+"""Running out of memory: the allocator's own errors, met by training in smaller parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+import trainer
+from tests.conformance.conftest import Case, make_case
+from tests.training.conftest import job, rows
+from trainer.data.samples import SampleData
+from trainer.errors import TrainingError
+from trainer.tasks import Task
+from trainer.training.batch_size import largest_power_of_two
+from trainer.training.memory import ran_out_of_memory
+
+
+class SmallMemory(Callback):
+    """From a batch on, a forward pass of more than `most` images asks for memory that no machine has."""
+
+    def __init__(self, most: int, from_batch: int = 0) -> None:
+        self.most, self.from_batch = most, from_batch
+        self.sizes: list[int] = []
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        def before(network: Any, inputs: Any) -> None:
+            if network.training:
+                self.sizes.append(len(inputs[0]))
+                if trainer.global_step >= self.from_batch and len(inputs[0]) > self.most:
+                    torch.empty(2**55, dtype=torch.uint8)
+
+        module.network.register_forward_pre_hook(before)
+
+
+VIT = {"validation_crop_size": 32, "training_crop_size": 32, "training_batch_size": 8, "number_of_epochs": 2}
+
+
+def test_the_allocators_error_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert ran_out_of_memory(caught.value)
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert not ran_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_smaller_parts_train_what_the_whole_batches_would_have(
+    digits: dict[Task, SampleData], tmp_path: Path, accumulated: int
+) -> None:
+    """A ViT has no batch statistics, so the parts' gradients add up to those of the batch."""
+    values = {**VIT, "gradient_accumulation_step": accumulated}
+    whole = trainer.fit(job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "whole", **values))
+    memory = SmallMemory(most=3, from_batch=1)
+    parts = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "parts", **values), callbacks=[memory]
+    )
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        for name in ("train_loss", "log_loss", "learning_rate"):
+            assert float(other[name]) == pytest.approx(float(one[name]), abs=2e-4)
+    assert 4 in memory.sizes  # tried after 8
+    assert set(memory.sizes[-4:]) == {2}
+    log = parts.log.read_text("utf-8")
+    assert "ran out of memory with batches of 8 images" in log
+    assert f"batches of 2, gradients of {4 * accumulated} of them" in log
+
+
+def test_parts_stay_small_after_a_stop(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    first = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **VIT),
+        callbacks=[SmallMemory(most=4)],
+    )
+    again = SmallMemory(most=4)
+    trainer.resume(first.directory, {"number_of_epochs": 3}, callbacks=[again])
+    assert set(again.sizes) == {4}
+
+
+def test_one_image_too_many_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="even one image at a time; lower the image size"):
+        trainer.fit(
+            job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **VIT),
+            callbacks=[SmallMemory(most=0)],
+        )
+
+
+PARTED = [
+    (Task.MULTILABEL, "resnet18"),
+    (Task.DETECTION, "fasterrcnn_resnet18_fpn"),
+    (Task.SEGMENTATION, "yolo11n-seg"),
+    (Task.DETECTION, "rtdetr-resnet50"),
+]
+
+
+@pytest.mark.parametrize(("task", "model"), PARTED, ids=[model for _, model in PARTED])
+def test_a_part_of_a_batch_is_the_batch_of_that_part(task: Task, model: str) -> None:
+    case: Case = make_case(task, model)
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    items = [dataset[index] for index in range(4)]
+    part = case.family.part(case.family.collate(items), 1, 3)
+    expected = case.family.collate([dataset[index] for index in (1, 2)])
+    assert part.keys() == expected.keys()
+    for name, value in expected.items():
+        _same(part[name], value)
+
+
+def _same(one: Any, other: Any) -> None:
+    if isinstance(other, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(other, dict):
+        for name, value in other.items():
+            _same(one[name], value)
+    elif isinstance(other, (list, tuple)):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            _same(*pair)
+    else:
+        assert one == other
+
+
+def test_the_search_ends_at_the_largest_power_of_two_that_fits() -> None:
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= 40
+
+    assert largest_power_of_two(fits, most=1000) == 32
+    assert tried == [2, 4, 8, 16, 32, 64]
+    assert largest_power_of_two(fits, most=20) == 16
+    assert largest_power_of_two(lambda _: False, most=1000) == 1
+
+
+def test_auto_on_a_cpu_is_the_models_default(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    run = trainer.fit(
+        job(
+            digits,
+            Task.DETECTION,
+            "yolo11n",
+            tmp_path / "run",
+            training_batch_size="auto",
+            number_of_epochs=1,
+        )
+    )
+    assert "training_batch_size auto: a CPU's memory is not what limits it; 16" in run.log.read_text("utf-8")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_auto_on_a_gpu_leaves_headroom(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    values = {**VIT, "training_batch_size": "auto", "number_of_epochs": 1}
+    torch.cuda.set_per_process_memory_fraction(0.5)
+    try:
+        run = trainer.fit(
+            job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **values).model_copy(
+                update={"gpus": 1}
+            )
+        )
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "16 images fit" in run.log.read_text("utf-8")

@@ -1,0 +1,148 @@
+"""A training that was stopped goes on to the same end as one that was not."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback, Trainer
+
+import trainer
+from tests.training.conftest import job, rows
+from trainer.data.samples import SampleData
+from trainer.errors import JobError, RunError
+from trainer.runs import Run
+from trainer.tasks import Task
+
+MODELS: list[tuple[Task, str, dict[str, Any]]] = [
+    # What draws random numbers in the training step, averages weights or counts epochs of its own.
+    (Task.CLASSIFICATION, "resnet18", {"mixup_alpha": 0.4, "random_augment": True, "average_weights": True}),
+    (Task.DETECTION, "yolo11n", {}),
+    (Task.DETECTION, "rtdetr-resnet50", {"image_size": 64, "training_batch_size": 8}),
+]
+
+
+def figures(run: Run) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(run)]
+
+
+class Interrupt(Callback):
+    """Ends the training in the middle of an epoch, from 0."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.current_epoch == self.epoch and index == 0:
+            raise OSError("the power failed")
+
+
+@pytest.mark.parametrize(("task", "model", "settings"), MODELS, ids=[model for _, model, _ in MODELS])
+def test_a_stopped_training_goes_on_to_the_same_end(
+    digits: dict[Task, SampleData],
+    task: Task,
+    model: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    values = {"number_of_epochs": 4, "early_stopping": False, **settings}
+    whole = trainer.fit(job(digits, task, model, tmp_path / "whole", **values))
+    with pytest.raises(OSError, match="power"):
+        trainer.fit(job(digits, task, model, tmp_path / "stopped", **values), callbacks=[Interrupt(2)])
+    run = trainer.resume(tmp_path / "stopped")
+    assert figures(run) == figures(whole)
+    assert run.predictions.read_text("utf-8") == whole.predictions.read_text("utf-8")
+    assert run.read_result().best_epoch == whole.read_result().best_epoch
+    assert "going on from" in run.log.read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    def command(name: str) -> list[str]:
+        data = digits[Task.CLASSIFICATION]
+        return [
+            *(sys.executable, "-m", "trainer", "fit", "--task", "image-classification", "--seed", "2"),
+            *("--data", str(data.train), "--validation-data", str(data.validation), "--weights", "none"),
+            *("--model", "resnet18", "--training-crop-size", "48", "--validation-crop-size", "48"),
+            *("--training-batch-size", "8", "--num-workers", "1", "--number-of-epochs", "8"),
+            *("--early-stopping-patience", "50", "--output", str(tmp_path / name)),
+        ]
+
+    subprocess.run(command("whole"), check=True, timeout=300, capture_output=True)
+    killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, start_new_session=True)
+    metrics, until = tmp_path / "killed" / "metrics.csv", time.monotonic() + 200
+    while not (metrics.exists() and len(metrics.read_text("utf-8").splitlines()) > 3):
+        assert time.monotonic() < until
+        assert killed.poll() is None
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "result.json").exists()
+    resumed = [sys.executable, "-m", "trainer", "fit", "--resume", str(tmp_path / "killed")]
+    done = subprocess.run(resumed, timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1/8" not in done.stdout
+    assert "epoch 8/8" in done.stdout
+    assert figures(Run(tmp_path / "killed")) == figures(Run(tmp_path / "whole"))
+
+
+def test_stopped_before_its_first_checkpoint_it_starts_anew(
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(OSError, match="power"):
+        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"), callbacks=[Interrupt(0)])
+    assert trainer.resume(tmp_path / "run").read_result().epochs == 2
+
+
+def test_a_finished_run_is_extended_and_packaged_anew(
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    first = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    model = (first.model / "artifacts" / "weights.pt").read_bytes()
+    with pytest.raises(RunError, match=r"has finished, after 2 of 2 epochs; --number-of-epochs over 2"):
+        trainer.resume(first.directory)
+    run = trainer.resume(first.directory, {"number_of_epochs": 5, "early_stopping": False})
+    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3", "4", "5"]
+    assert run.read_result().epochs == 5
+    assert "number_of_epochs: 5" in run.job.read_text("utf-8")
+    if run.read_result().best_epoch > 2:
+        assert (run.model / "artifacts" / "weights.pt").read_bytes() != model
+    assert not [path.name for path in run.directory.iterdir() if path.name.startswith(".model")]
+
+
+def test_two_processes_do_not_train_one_run(
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    holder = "import sys,time; from pathlib import Path; from trainer.runs import Run\n"
+    holder += "with Run(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(run.directory)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        process.stdout.readline()
+        with pytest.raises(RunError, match="being trained by another process"):
+            trainer.resume(run.directory, {"number_of_epochs": 3})
+        process.kill()
+        process.wait()
+    assert trainer.resume(run.directory, {"number_of_epochs": 3}).read_result().epochs == 3
+
+
+def test_another_network_cannot_go_on(
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    with pytest.raises(RunError, match="checkpoint is of another network"):
+        trainer.resume(run.directory, {"number_of_epochs": 3, "validation_crop_size": 40})
+    with pytest.raises(JobError, match="number_of_epochs"):
+        trainer.resume(run.directory, {"number_of_epochs": 0})

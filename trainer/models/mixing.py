@@ -1,0 +1,85 @@
+"""Mixup and CutMix, and the losses of classifiers against hard, smoothed and mixed targets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mixed(
+    images: Tensor,
+    targets: Tensor,
+    generator: np.random.Generator,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """A batch mixed with itself in another order, on its device; the arguments stay as they are.
+
+    mixup: x ← λ·x + (1 − λ)·x', λ ~ Beta(α, α), one for the batch. Source: Zhang et al. 2018.
+    CutMix: a rectangle of x' in x; its sides are √(1 − λ) of the image's, its centre lies anywhere, and the
+    part outside the image is cut off. 1 − λ is then its share of the image. Source: Yun et al. 2019.
+    Targets become λ·y + (1 − λ)·y'. Where both alphas are over 0, each batch takes one of the two by a coin.
+
+    Args:
+        images: float [B, 3, h, w].
+        targets: float [B, C], one-hot or several-hot.
+        generator: the draws do not depend on the device.
+        mixup_alpha, cutmix_alpha: 0 leaves the one out.
+    """
+    cuts = cutmix_alpha > 0 and (mixup_alpha <= 0 or generator.random() < 0.5)
+    alpha = cutmix_alpha if cuts else mixup_alpha
+    if alpha <= 0:
+        return images, targets
+    share = float(generator.beta(alpha, alpha))
+    partners = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+    if cuts:
+        height, width = images.shape[2:]
+        rows, columns = _rectangle(height, width, share, generator)
+        area = (rows.stop - rows.start) * (columns.stop - columns.start)
+        share = 1 - area / (height * width)
+        blended = images.clone()
+        blended[:, :, rows, columns] = images[partners][:, :, rows, columns]
+    else:
+        blended = torch.lerp(images[partners], images, share)
+    return blended, torch.lerp(targets[partners], targets, share)
+
+
+def _rectangle(height: int, width: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a rectangle with 1 − share of the area, less what would lie outside."""
+    sides = []
+    for length in (height, width):
+        side = round(length * math.sqrt(1 - share))
+        start = int(generator.integers(length)) - side // 2
+        sides.append(slice(max(0, start), min(length, start + side)))
+    return sides[0], sides[1]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    """Softmax cross entropy: with t = (1 − smoothing)·y + smoothing / C, −Σ w·t·log p over Σ w·y.
+
+    Args:
+        logits: float [B, C].
+        targets: y, int64 [B] or, mixed, float [B, C] whose rows sum to 1.
+        weights: w, float [C], or None for ones.
+    """
+    if not targets.is_floating_point():
+        return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
+    summed = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="sum")
+    # torch would divide by the images, though it divides by their weights where targets are hard.
+    return summed / (len(targets) if weights is None else (targets @ weights).sum())
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+    """A sigmoid cross entropy for each class, averaged: t = (1 − smoothing)·y + smoothing / 2.
+
+    Args:
+        logits, targets: float [B, C]; y in [0, 1].
+        weights: of the positive part, float [C], or None for ones.
+    """
+    smoothed = targets * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)

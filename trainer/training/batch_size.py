@@ -1,0 +1,89 @@
+"""The largest training batch that a GPU holds, found by trying before the first epoch."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+from trainer.training.loading import Batches, Draw, gather, move
+from trainer.training.memory import ran_out_of_memory
+from trainer.training.module import TrainingModule
+from trainer.training.optimizers import build_optimizer
+
+log = logging.getLogger("trainer")
+
+_HEADROOM = 0.15
+"""Part of the GPU's memory that is left free: images and objects differ from batch to batch."""
+_EXAMPLES = 16
+
+
+def largest_power_of_two(fits: Callable[[int], bool], most: int) -> int:
+    """The largest power of two up to `most` that fits, tried from 2 upwards; 1 if 2 does not fit."""
+    size = 1
+    while 2 * size <= most and fits(2 * size):
+        size *= 2
+    return size
+
+
+class FindBatchSize(Callback):
+    """`training_batch_size: auto`: sets the size before the loader is made, the same on every rank."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+        device = trainer.strategy.root_device
+        if device.type != "cuda":
+            log.info(
+                "training_batch_size auto: a CPU's memory is not what limits it; %d, the model's default",
+                self.batches.batch_size,
+            )
+            return
+        most = -(-len(self.batches.training) // trainer.world_size)
+        module.to(device)
+        weights = {name: tensor.cpu() for name, tensor in module.network.state_dict().items()}
+        with torch.random.fork_rng(devices=[device]):
+            size = largest_power_of_two(lambda size: self._fits(trainer, module, size), most)
+        module.network.load_state_dict(weights)
+        self.batches.batch_size = min(gather([size]))
+        log.info(
+            "training_batch_size auto: %d images fit %s; learning_rate stays %g",
+            self.batches.batch_size, torch.cuda.get_device_name(device), module.settings.learning_rate,
+        )  # fmt: skip
+
+    def _fits(self, trainer: Trainer, module: TrainingModule, size: int) -> bool:
+        """Whether one whole step leaves the headroom free."""
+        device = trainer.strategy.root_device
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            self._step(trainer, module, size)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            return False
+        finally:
+            peak = torch.cuda.max_memory_reserved(device)
+            module.zero_grad(set_to_none=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        ours = free + torch.cuda.memory_reserved(device)  # others may hold memory, too
+        return peak <= ours - _HEADROOM * total
+
+    def _step(self, trainer: Trainer, module: TrainingModule, size: int) -> None:
+        family, count = self.batches.family, min(_EXAMPLES, len(self.batches.training))
+        items = [self.batches.training_items[Draw(0, index)] for index in range(count)]
+        batch = move(family.collate([items[i % count] for i in range(size)]), trainer.strategy.root_device)
+        layers = family.freeze_groups(module.network)
+        optimizer = build_optimizer(module.network, module.settings, layers)
+        module.on_train_epoch_start()
+        with trainer.precision_plugin.forward_context():
+            losses = family.losses(module.network, batch)
+        total = torch.stack(list(losses.values())).sum()
+        torch.autograd.backward(total)
+        optimizer.step()

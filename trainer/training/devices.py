@@ -1,0 +1,249 @@
+"""On what a job trains: GPUs or CPU processes, on how many machines, and which of the processes leads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from trainer.errors import JobError, Problem
+from trainer.job import Job
+from trainer.settings import Settings
+
+ALONE = "TRAINER_ALONE"
+"""Set for a process that trains on its own whatever started its ancestors: a sweep's trial."""
+
+_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for another. One that has died is noticed at once; this is for a network that fails
+in silence, and has to outlast rank 0, which reads every image and fetches weights before the others begin."""
+
+_BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """What one training runs on, and this process's place there: rank = node · local_ranks + local_rank.
+
+    Attributes:
+        launcher: what started the processes, "torchrun" or "srun"; "": fit starts those of its machine.
+        gpus: a GPU for each process, else CPUs.
+        nodes: machines; `node` is this one, from 0.
+        local_ranks: processes on each machine; `local_rank` is this one, from 0.
+        address: of the machine of rank 0; with `port`, where the ranks meet.
+    """
+
+    launcher: str
+    gpus: bool
+    nodes: int
+    node: int
+    local_ranks: int
+    local_rank: int
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.local_ranks
+
+    @property
+    def rank(self) -> int:
+        return self.node * self.local_ranks + self.local_rank
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the training's first process, which alone speaks and writes."""
+        return self.rank == 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether processes begin that rank 0 did not start, and so could tell nothing."""
+        return bool(self.launcher) or self.nodes > 1
+
+    def __str__(self) -> str:
+        """As in `2 machines with 4 GPUs each`."""
+        one = "GPU" if self.gpus else "process" if self.local_ranks > 1 else "process on the CPU"
+        each = f"{self.local_ranks} {one}" + ("" if self.local_ranks == 1 else "s" if self.gpus else "es")
+        if not self.gpus and self.local_ranks > 1:
+            each += " on the CPU"
+        return each if self.nodes == 1 else f"{self.nodes} machines with {each} each"
+
+    def options(self) -> dict[str, Any]:
+        """Lightning's accelerator, devices, strategy, precision and cluster environment."""
+        options: dict[str, Any] = {
+            "accelerator": "gpu" if self.gpus else "cpu",
+            "devices": self.local_ranks,
+            "num_nodes": self.nodes,
+            "strategy": DDPStrategy(timeout=_TIMEOUT) if self.ranks > 1 else "auto",
+            "plugins": [_Ranks(self)],
+        }
+        if self.gpus:
+            options["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        return options
+
+
+class _Ranks(ClusterEnvironment):
+    """Tells Lightning what `Devices` says, so that it looks for no launcher of its own."""
+
+    def __init__(self, devices: Devices) -> None:
+        super().__init__()
+        self.devices = devices
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self.devices.address
+
+    @property
+    def main_port(self) -> int:
+        return self.devices.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.devices.ranks
+
+    def set_world_size(self, size: int) -> None:
+        """It is known."""
+
+    def global_rank(self) -> int:
+        return self.devices.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is known."""
+
+    def local_rank(self) -> int:
+        return self.devices.local_rank
+
+    def node_rank(self) -> int:
+        return self.devices.node
+
+
+def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.environ) -> Devices:
+    """What the job asks for, or what torchrun or srun has started.
+
+    Raises:
+        JobError: the job asks for more GPUs than there are, or for something else than was started.
+    """
+    there = torch.cuda.device_count()
+    started = _started(environment)
+    problems: list[Problem] = []
+    wanted = job.processes or (there if job.gpus == "auto" else job.gpus)
+    on_gpus = not job.processes and wanted > 0
+    if on_gpus and wanted > there:
+        got = f"{wanted}, but this machine has {there or 'none'}"
+        hint = f"ask for at most {there}" if there else "leave --gpus out to train on the CPU"
+        problems.append(Problem("--gpus", "", "asks for too many", got, hint))
+    if started is None:
+        node, address, port = _by_hand(job.nodes, environment, problems)
+        count = wanted if settings.distributed or not on_gpus else 1
+        devices = Devices("", on_gpus, job.nodes, node, count or 1, 0, address, port)
+    else:
+        devices = Devices(gpus=on_gpus, **started)
+        problems += _disagreements(job, settings, devices, there, environment)
+    if settings.sync_batch_norm and devices.ranks > 1:
+        if not on_gpus:
+            rule = "needs GPUs: PyTorch has no batch norm across CPU processes"
+            problems.append(Problem("sync_batch_norm", "", rule, hint="leave it out on the CPU"))
+        elif settings.training_batch_size == "auto":
+            rule = "cannot go with training_batch_size auto, which each GPU tries for itself"
+            problems.append(Problem("sync_batch_norm", "", rule, hint="give training_batch_size a number"))
+    if problems:
+        raise JobError("the job cannot be run:", problems)
+    return devices
+
+
+def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """This process's place among those that torchrun or srun started; None if none did."""
+    if environment.get(ALONE):
+        return None
+
+    def number(name: str) -> int:
+        return int(environment[name])
+
+    if "TORCHELASTIC_RUN_ID" in environment:
+        place = {
+            "launcher": "torchrun",
+            "nodes": number("WORLD_SIZE") // number("LOCAL_WORLD_SIZE"),
+            "node": number("GROUP_RANK"),
+            "local_ranks": number("LOCAL_WORLD_SIZE"),
+            "local_rank": number("LOCAL_RANK"),
+        }
+    # These, unlike SLURM_NTASKS, exist in no batch script: only in what srun starts.
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        place = {
+            "launcher": "srun",
+            "nodes": number("SLURM_STEP_NUM_NODES"),
+            "node": number("SLURM_NODEID"),
+            "local_ranks": number("SLURM_STEP_NUM_TASKS") // number("SLURM_STEP_NUM_NODES"),
+            "local_rank": number("SLURM_LOCALID"),
+        }
+    else:
+        return None
+    nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    first = SLURMEnvironment.resolve_root_node_address(nodes)
+    step = 97 * int(environment.get("SLURM_STEP_ID", 0)) + int(environment.get("SLURM_JOB_ID", 0))
+    place["address"] = environment.get("MASTER_ADDR", first)
+    # Every rank comes to the same port, and two steps of one job hardly ever.
+    place["port"] = int(environment.get("MASTER_PORT", 15000 + step % 10000))
+    return place
+
+
+def _disagreements(
+    job: Job, settings: Settings, devices: Devices, there: int, environment: Mapping[str, str]
+) -> list[Problem]:
+    """Where the job says something else than what was started."""
+    by, count = devices.launcher, devices.local_ranks
+    problems = []
+    total, rank = ("WORLD_SIZE", "RANK") if by == "torchrun" else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    if int(environment[total]) != devices.ranks or int(environment[rank]) != devices.rank:
+        got = f"{environment[total]} on {devices.nodes}, of which this is {environment[rank]}"
+        hint = "--ntasks-per-node and --distribution=block give that" if by == "srun" else ""
+        rule = f"{by} must start as many processes on each machine, numbered machine by machine"
+        problems.append(Problem("", "", rule, got, hint))
+    for flag, value in (("--processes", job.processes), ("--gpus", job.gpus)):
+        if isinstance(value, int) and value not in (0, count):
+            rule = f"must be the number of processes that {by} starts on each machine, {count}"
+            problems.append(Problem(flag, "", rule, str(value), "or leave it out"))
+    if devices.gpus and count > there:
+        hint = f"start {there} on each machine, or use --processes {count} for the CPU"
+        if by == "srun" and there == 1:
+            hint = "let each task see all GPUs of its machine: --gpus-per-node in place of --gpus-per-task"
+        rule = f"{by} must start a process for each GPU, not more"
+        problems.append(Problem("", "", rule, f"{count} processes that see {there}", hint))
+    if "nodes" in job.model_fields_set and job.nodes != devices.nodes:
+        rule = f"must be the number of machines on which {by} starts processes, {devices.nodes}"
+        problems.append(Problem("--nodes", "", rule, str(job.nodes), "or leave it out"))
+    if devices.gpus and not settings.distributed and devices.ranks > 1:
+        rule = f"cannot be false for the {devices.ranks} processes that {by} starts"
+        problems.append(Problem("distributed", "", rule))
+    return problems
+
+
+def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]) -> tuple[int, str, int]:
+    """Which machine this is, where rank 0's is and its port, for the same command typed on each of them."""
+    if nodes == 1:
+        return 0, "127.0.0.1", 0
+    rule = f"{nodes} machines need a launcher on each"
+    values = [environment.get(name, "") for name in _BY_HAND]
+    node, address, port = values
+    if not (all(values) and node.isdecimal() and int(node) < nodes and port.isdecimal()):
+        got = ", ".join(f"{name}={value}" for name, value in zip(_BY_HAND, values, strict=True) if value)
+        hint = (
+            "start it by torchrun or srun, or set NODE_RANK (0 to "
+            f"{nodes - 1}), MASTER_ADDR and MASTER_PORT; docs/many-machines.md shows how"
+        )
+        problems.append(Problem("--nodes", "", rule, got or "none", hint))
+        return 0, "127.0.0.1", 0
+    return int(node), address, int(port)

@@ -1,0 +1,84 @@
+"""One evaluation: the predictions for a set of images, gathered from all ranks, and the figures on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer import metrics
+from trainer.annotations import Prediction, Truth
+from trainer.models import Family
+from trainer.models.tiling import View, merge
+from trainer.settings import Settings
+from trainer.training.loading import gather, move
+
+
+class Evaluation:
+    """Scores a set of images batch by batch, in any order and share of the ranks."""
+
+    def __init__(
+        self, family: Family, truths: Sequence[Truth], settings: Settings, *, with_loss: bool = True
+    ) -> None:
+        self.family = family
+        self.truths = truths
+        self.with_loss = with_loss and family.spec.task.has_boxes and settings.log_validation_loss == "Enable"
+        self.evaluator = metrics.create(
+            family.spec.task,
+            family.spec.classes,
+            iou_threshold=settings.validation_iou_threshold,
+            metric_type=settings.validation_metric_type,
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Forget what was scored before."""
+        self._predictions: list[tuple[int, Prediction]] = []
+        self._views: dict[int, list[tuple[View, Prediction]]] = {}
+        self._losses: list[tuple[list[int], Tensor]] = []
+
+    def add(self, network: nn.Module, batch: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Score items of a ValidationDataset, which lie on the device, with a network in eval mode."""
+        family, parameters = self.family, self.family.spec.parameters
+        outputs = family.infer(network, [item["tensor"] for item in batch], parameters)
+        for item, output in zip(batch, outputs, strict=True):
+            prediction = family.postprocess(output, item["geometry"], parameters)
+            views = self._views.setdefault(item["index"], [])
+            views.append((item["view"], prediction))
+            if len(views) == item["views"]:
+                self._predictions.append((item["index"], merge(self._views.pop(item["index"]), parameters)))
+        whole = [item for item in batch if item["truth"] is not None]
+        if whole and self.with_loss:
+            built = [
+                move(family.validation_item(item["tensor"].cpu(), item["truth"], item["geometry"]), device)
+                for item in whole
+            ]
+            losses = family.losses(network, family.collate(built))
+            images = [item["index"] for item in whole]
+            self._losses.append((images, torch.stack(list(losses.values())).sum()))
+
+    def figures(self) -> dict[str, float]:
+        """The metrics by name, the same on every rank; with the mean validation loss as log_loss."""
+        self.evaluator.reset()
+        # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
+        # Each image counts once, though several ranks may have scored it.
+        for index, prediction in sorted(dict(gather(self._predictions)).items()):
+            self.evaluator.update(prediction, self.truths[index])
+        figures: dict[str, float] = self.evaluator.compute()
+        if self._losses:
+            figures["log_loss"] = _mean(gather([(images, loss.item()) for images, loss in self._losses]))
+        self.start()
+        return figures
+
+
+def _mean(batches: Sequence[tuple[list[int], float]]) -> float:
+    """The mean over images of the mean losses of batches of them, each image counted once."""
+    counted: set[int] = set()
+    total = 0.0
+    for images, loss in batches:
+        fresh = set(images) - counted
+        total += len(fresh) * loss
+        counted |= fresh
+    return total / len(counted)

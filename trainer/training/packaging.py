@@ -1,0 +1,60 @@
+"""The end of a run: the best epoch's network as an MLflow model, and its answers on the validation data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from serving.answers import to_answer
+from serving.package import write_model
+from trainer.data.checking import Data
+from trainer.data.datasets import RecordExamples
+from trainer.models import Family, create
+from trainer.models.weights_reading import SPEC_KEY, read_spec, scored
+from trainer.runs import Run
+
+
+def package(run: Run, data: Data, into: Run | None = None) -> None:
+    """Write `model/` and `predictions.jsonl` from the run's best checkpoint.
+
+    Args:
+        data: whose validation part the predictions are made for.
+        into: the run that gets them, for the best trial of a sweep; None: the run itself.
+    """
+    into = into or run
+    checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
+    family = create(read_spec(checkpoint[SPEC_KEY], run.best_checkpoint))
+    network = family.build()
+    network.load_state_dict(scored(checkpoint["state_dict"]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
+    _write_predictions(into.predictions, family, network, data)
+    _write_model(into.model, family, network)
+
+
+def _write_predictions(path: Path, family: Family, network: nn.Module, data: Data) -> None:
+    """The validation answers of the packaged network, in the schema, in the data's order."""
+    spec = family.spec
+    examples = RecordExamples(data.validation, data.classes)
+    points = spec.parameters.max_number_of_polygon_points
+    with path.open("w", encoding="utf-8") as file, torch.inference_mode():
+        for index in range(len(examples)):
+            prediction = family.predict(network, [examples[index].image])[0]
+            answer = to_answer(prediction, spec.classes, points)
+            line = {"image_url": data.validation.image_url(index), **answer}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_model(directory: Path, family: Family, network: nn.Module) -> None:
+    """Write the model; that of a run which went on takes the place of the earlier one."""
+    if not directory.exists():
+        write_model(directory, family.spec, network)
+        return
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
+        made = write_model(Path(scratch) / "new", family.spec, network)
+        directory.rename(Path(scratch) / "old")
+        made.rename(directory)
