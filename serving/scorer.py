@@ -55,13 +55,7 @@ class Scorer:
             RunError: a file is missing, or the spec is not one.
             WeightsError: the weights are damaged or belong to another network.
         """
-        import torch
-
-        family = create(read_spec(directory))
-        network = family.build()
-        network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(family, network.to(device).eval().requires_grad_(False))
+        return cls(*load_network(directory, device))
 
     def parameters(self, given: Mapping[str, Any]) -> ScoringParameters:
         """A request's parameters over the model's own.
@@ -97,6 +91,17 @@ class Scorer:
 
         with self._lock, torch.inference_mode():
             return self._family.predict(self._network, images, parameters)
+
+
+def load_network(directory: Path, device: str | None = None) -> tuple[Family, nn.Module]:
+    """A packaged model's family and its network in eval mode, with arguments and errors of `Scorer.load`."""
+    import torch
+
+    family = create(read_spec(directory))
+    network = family.build()
+    network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return family, network.to(device).eval().requires_grad_(False)
 
 
 def read_spec(directory: Path) -> Spec:

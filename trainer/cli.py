@@ -167,8 +167,8 @@ def fit(
         override what it says.
     resume
         Go on with the run in this directory, which was stopped, or which --number-of-epochs is to extend.
-        Of the other flags it takes hyperparameters, --gpus, --processes, --timeout-minutes, --tracking-uri
-        and --register-model.
+        Of the other flags it takes hyperparameters, --gpus, --processes, --nodes, --timeout-minutes,
+        --tracking-uri and --register-model.
     output
         The run's directory, new or empty. [default: a new one under runs/]
     weights
@@ -180,7 +180,8 @@ def fit(
     processes
         Train in this many processes on the CPU instead of on GPUs.
     nodes
-        How many machines train one model together. [default: 1]
+        How many machines train one model together, each with so many GPUs or processes. torchrun and srun say
+        it by themselves; docs/many-machines.md shows how. [default: 1]
     max_trials
         How many trials a sweep runs, 1 to 1000. [default: 1]
     max_concurrent_trials
@@ -443,6 +444,44 @@ def predict(
     for written in (output, draw):
         if written is not None:
             print(f"written: {written}", file=sys.stderr)
+
+
+@app.command
+def export(
+    run_or_model: Path,
+    /,
+    *,
+    output: Path = Path("model.onnx"),
+    opset: Count | None = None,
+    normalize: bool | None = None,
+) -> None:
+    """Write a trained model as an ONNX file that answers alone, thresholds and NMS inside.
+
+    A classifier takes any number of images, a detector one. How to prepare them, the classes and the
+    thresholds stand in the file's metadata, as JSON under image-trainer.
+    Needs pip install 'image-trainer[onnx]'.
+
+    Parameters
+    ----------
+    run_or_model
+        A run's directory or an MLflow model directory.
+    output
+        The file; an existing one is replaced.
+    opset
+        Version of ONNX's operators, 18 or newer. [default: what torch knows best]
+    normalize
+        Take images as uint8 in [0, 255] and normalise them in the file; else as float32, normalised.
+        [default: the model's enable_onnx_normalization]
+    """
+    from serving.onnx_export import export as write
+
+    made = write(run_or_model, output, opset=opset, normalize=normalize)
+    given = made["input"]
+    height, width = given["size"] or ("height", "width")
+    print(
+        f"written  {output}\ninput    {given['name']}: {given['type']} [N, 3, {height}, {width}], "
+        f"{given['images']} at a time\noutputs  {', '.join(made['outputs'])}"
+    )
 
 
 @app.command

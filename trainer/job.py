@@ -237,7 +237,7 @@ class Job(BaseModel):
             "limits": Limits(),
             "sweep": None,
             "search_space": (),
-            **dict.fromkeys(_OF_SWEEPS),
+            **dict.fromkeys((*_OF_SWEEPS, "register_model")),
         }
         return self.model_copy(update=changes)
 

@@ -45,7 +45,8 @@ def traceable_nms() -> Iterator[None]:
 def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
     """NMS in each class: each is moved to where no other class's boxes are."""
     span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # there may be no box at all
-    return box_ops.nms(boxes + (labels.to(boxes) * span)[:, None], scores, iou_threshold)
+    kept: Tensor = box_ops.nms(boxes + (labels.to(boxes) * span)[:, None], scores, iou_threshold)
+    return kept
 
 
 def filled(boxes: Tensor, count: int) -> Tensor:
@@ -61,9 +62,11 @@ def widened(grids: Tensor, images: Tensor) -> Tensor:
 
 def cut_to(boxes: Tensor, masks: Tensor) -> Tensor:
     """Masks bool [n, h, w] without what lies outside of their boxes [n, 4]; touched pixels stay."""
-    return masks & _between(boxes[:, 1::2], masks.shape[1])[:, :, None] & _between(
-        boxes[:, 0::2], masks.shape[2]
-    )[:, None, :]
+    return (
+        masks
+        & _between(boxes[:, 1::2], masks.shape[1])[:, :, None]
+        & _between(boxes[:, 0::2], masks.shape[2])[:, None, :]
+    )
 
 
 def _between(edges: Tensor, length: int) -> Tensor:

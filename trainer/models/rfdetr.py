@@ -178,9 +178,7 @@ class RFDETR(Family):
             masks=masks,
         )
 
-    def _chosen(
-        self, output: Output, parameters: ScoringParameters
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _chosen(self, output: Output, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The pairs of query and class with the highest scores, as rfdetr ranks them.
 
         Their xyxy in tensor pixels [n, 4], scores [n], labels [n] and queries [n].

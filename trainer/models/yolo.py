@@ -156,7 +156,7 @@ class YOLO(UltralyticsFamily):
         boxes = in_tensor(boxes, images)
         found = {"boxes": boxes, "scores": scores, "labels": labels}
         if output.prototypes is not None:
-            grids = (coefficients @ output.prototypes.flatten(1)).unflatten(1, output.prototypes.shape[1:])
+            grids = torch.einsum("nk,khw->nhw", coefficients, output.prototypes)
             covered = widened(grids, images) >= logit(parameters.mask_pixel_score_threshold)
             found["masks"] = cut_to(boxes, covered)
         return found

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
+from trainer.sweep.attempts import SURPLUS
 from trainer.sweep.distributions import Choice, Scalar
 from trainer.sweep.space import SUB_SPACE, SearchSpace
 
@@ -108,8 +109,10 @@ def first_number(trial: FrozenTrial) -> int:
 
 
 def _takes_one(trial: FrozenTrial) -> bool:
-    """Whether a trial takes a combination, and was not queued with one."""
-    return not trial.system_attrs.keys() & {"fixed_params", "failed_trial"}
+    """Whether a trial takes a combination: it was neither queued with one nor struck out."""
+    return not trial.system_attrs.keys() & {"fixed_params", "failed_trial"} and not trial.user_attrs.get(
+        SURPLUS
+    )
 
 
 def _size(axes: dict[str, tuple[Scalar, ...]]) -> int:

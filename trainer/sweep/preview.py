@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from trainer.job import Job
+from trainer.sweep import auto
 from trainer.sweep.setup import Setup, make, random_seed
+
+if TYPE_CHECKING:
+    from trainer.data.checking import Data
+    from trainer.sweep.auto import Plan
 
 _SHOWN_TRIALS = 5
 
@@ -32,17 +37,26 @@ def preview(job: Job, where: str = "", *, ignored: Sequence[str] = (), check_dat
     if not job.sweeps:
         job.resolve_settings(where)
     content["job"] = job.to_dict()
+    data = _load(job) if check_data else None
+    first: Sequence[dict[str, Any]] = ()
+    if auto.is_automatic(job):
+        make(auto.check(job, where), where)
+        if data is not None:
+            plan = _plan(job, data)
+            job, first = plan.job, plan.first
+            remarks += plan.reasons
     if job.search_space:
         setup = make(job, where)
         content["search_space"] = setup.space.to_content()
-        content["trials"] = _first_trials(job, setup)
-        if not setup.is_repeatable:
+        content["trials"] = _first_trials(job, setup, first)
+        if not setup.is_repeatable and len(first) < min(job.limits.max_trials, _SHOWN_TRIALS):
             remarks.append("without a seed, the sweep itself will draw other settings than these")
     elif job.sweeps:
         content["search_space"] = "automatic"
         remarks.append("without search_space, models and settings are chosen when the data are known")
-    if check_data:
-        content["data"] = _counts(job)
+        remarks.append("--check-data shows them, as this machine would have them")
+    if data is not None:
+        content["data"] = _counts(data)
     comments = "".join(f"# {remark}\n" for remark in remarks)
     return comments + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
 
@@ -54,14 +68,23 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _first_trials(job: Job, setup: Setup) -> list[dict[str, Any]]:
-    """The first trials as the sampler proposes them to a study that has no results yet."""
+def _plan(job: Job, data: Data) -> Plan:
+    from trainer.sweep.facts import machine, measure
+    from trainer.sweep.worker import places
+
+    room = places(job, job.limits.max_concurrent_trials)
+    return auto.plan(job, measure(data), machine(job, room), len(room))
+
+
+def _first_trials(job: Job, setup: Setup, first: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first trials as the sampler proposes them to a study that has no results yet, after `first`."""
     import optuna
 
     trials: list[dict[str, Any]] = []
     is_exhausted = getattr(setup.sampler, "is_exhausted", None)  # of a grid
     with _quiet_optuna():
         study = optuna.create_study(sampler=setup.sampler, direction="maximize")
+        auto.queue(study, setup.space, first, job.limits.max_trials)
         while len(trials) < min(job.limits.max_trials, _SHOWN_TRIALS):
             if is_exhausted is not None and is_exhausted(study):
                 break
@@ -84,10 +107,10 @@ def _quiet_optuna() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _counts(job: Job) -> dict[str, Any]:
+def _load(job: Job) -> Data:
     from trainer.data.checking import load
 
-    data = load(
+    return load(
         job.task,
         job.training_data,
         job.validation_data,
@@ -97,6 +120,9 @@ def _counts(job: Job) -> dict[str, Any]:
         skip_invalid=job.skip_invalid,
         progress=False,
     )
+
+
+def _counts(data: Data) -> dict[str, Any]:
     return {
         "training_images": len(data.train),
         "validation_images": len(data.validation),

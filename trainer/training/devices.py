@@ -164,6 +164,15 @@ def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.env
     return devices
 
 
+def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.environ) -> int:
+    """The cores that one of a machine's ranks may use; in a container often fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    started = _started(environment)
+    if started and started["launcher"] == "srun" and "SLURM_CPUS_PER_TASK" in environment:
+        return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each has its own
+    return max(1, cores // local_ranks)
+
+
 def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """This process's place among those that torchrun or srun started; None if none did."""
     if environment.get(ALONE):
@@ -241,8 +250,8 @@ def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]
     if not (all(values) and node.isdecimal() and int(node) < nodes and port.isdecimal()):
         got = ", ".join(f"{name}={value}" for name, value in zip(_BY_HAND, values, strict=True) if value)
         hint = (
-            "start it by torchrun or srun, or set NODE_RANK (0 to "
-            f"{nodes - 1}), MASTER_ADDR and MASTER_PORT; docs/many-machines.md shows how"
+            f"start it by torchrun or srun, or set NODE_RANK (0 to {nodes - 1}), MASTER_ADDR and MASTER_PORT "
+            "(docs/many-machines.md); --nodes 1 trains on this machine alone"
         )
         problems.append(Problem("--nodes", "", rule, got or "none", hint))
         return 0, "127.0.0.1", 0

@@ -24,10 +24,10 @@ from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
 from trainer.errors import JobError, Problem, RunError, TrainingError
 from trainer.job import Job
-from trainer.models import Family, create, specify, weights
+from trainer.models import Family, Spec, create, specify, weights
 from trainer.models.weights import Loaded
 from trainer.models.weights_choice import NONE
-from trainer.models.weights_reading import SPEC_KEY
+from trainer.models.weights_reading import SPEC_KEY, read_spec
 from trainer.runs import Durations, Result, Run
 from trainer.settings import Settings
 from trainer.training import devices, tracking
@@ -81,7 +81,7 @@ def fit(
         JobError: a setting is unknown, misplaced or out of range, or more GPUs are asked for than there are.
         WeightsError: the weights to start from are missing or do not fit.
         RunError: the output directory is taken.
-        TrainingError: the loss diverged, or memory ran out.
+        TrainingError: the loss diverged, memory ran out, or the process of another device ended.
         TrackingError: MLflow does not answer at the start, or does not register the model at the end.
     """
     if job.sweeps:
@@ -107,7 +107,7 @@ def resume(
     Args:
         directory: the run's.
         changes: settings that differ from the run's own, by name: number_of_epochs for more of them.
-        others: what else of the Job differs: gpus, processes, limits.
+        others: what else of the Job differs: gpus, processes, nodes, limits.
 
     Raises:
         RunError: there is no run, it is being trained at present, or it has finished all of its epochs.
@@ -240,7 +240,7 @@ class _Fitting:
     def _make_network(self, checkpoint: Mapping[str, Any] | None) -> Loaded | None:
         job, choice = self.job, self.job.weights_choice
         spec = specify(job.task, job.model_name, self.settings, self.data.classes, pretrained=choice != NONE)
-        if checkpoint is not None and checkpoint[SPEC_KEY] != spec.model_dump_json():
+        if checkpoint is not None and _other_network(checkpoint[SPEC_KEY], spec, job):
             raise RunError(
                 f"{job.output}: its checkpoint is of another network, or of data with other classes; "
                 "start a new run, from its weights by --weights if that is meant"
@@ -267,7 +267,7 @@ class _Fitting:
         )  # fmt: skip
         if self.devices.ranks > 1:
             log.info("training on %s", self.devices)
-        if self.devices.apart and self.settings.random_seed is None:
+        if self.devices.apart and self.settings.random_seed is None and not first_epoch:
             log.info("random_seed: %d, since ranks that begin apart could not agree on another", self.seed)
         if first_epoch:
             log.info("going on from %s after epoch %d", run.last_checkpoint, first_epoch)
@@ -376,6 +376,13 @@ def _read_checkpoint(run: Run) -> dict[str, Any] | None:
     if SEED_KEY not in checkpoint or SPEC_KEY not in checkpoint:
         raise RunError(f"{run.last_checkpoint}: is not a checkpoint that this version can go on from")
     return {key: checkpoint[key] for key in (SEED_KEY, SPEC_KEY, "epoch")}
+
+
+def _other_network(kept: str, spec: Spec, job: Job) -> bool:
+    """A checkpoint's spec differs from what is trained now; how it is exported one day is no difference."""
+    then = read_spec(kept, Path(str(job.output)))
+    then = then.model_copy(update={"enable_onnx_normalization": spec.enable_onnx_normalization})
+    return then.model_dump_json() != spec.model_dump_json()
 
 
 def _follow(

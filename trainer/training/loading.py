@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +20,7 @@ from trainer.data.tiles import TiledExamples
 from trainer.models import Family
 from trainer.settings import Settings, default_settings
 from trainer.training.balance import image_weights
+from trainer.training.devices import cores_of_a_rank
 
 FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
@@ -167,8 +167,8 @@ class Batches(LightningDataModule):
         ]
 
     def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
-        _, ranks = self._ranks()
-        workers = min(self.settings.number_of_workers, max(1, _cores() // ranks))
+        cores = cores_of_a_rank(self.trainer.num_devices if self.trainer else 1)
+        workers = min(self.settings.number_of_workers, cores)
         return DataLoader(
             items,
             batch_size=size,
@@ -190,11 +190,6 @@ def validation_share(images: int, rank: int, ranks: int) -> range:
     A rank for which there is none scores the first image again.
     """
     return range(rank, images, ranks) or range(1)
-
-
-def _cores() -> int:
-    """The cores that this process may use; in a container often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread(_worker: int) -> None:

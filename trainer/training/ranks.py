@@ -41,7 +41,8 @@ _SECONDS_TO_LEAVE = 2.0
 """For ranks that are told to end: one that waits for another rank does not hear of it."""
 _LOST = 3
 """Exit status of a rank that another one left; that other one is to blame."""
-_NOT_REACHED = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "timed out")
+_NOT_REACHED = ("gloo", "nccl", "tcpstore", "connection closed by peer", "connection reset by peer")
+"""Words by which an error is one of an exchange between ranks."""
 
 
 class LostContactError(TrainingError):
@@ -112,15 +113,15 @@ class OtherRanks:
         self._over.set()
         try:
             if error is None:
+                if self.devices.ranks > 1 and _meets():
+                    torch.distributed.destroy_process_group()  # NCCL's ranks do this together
                 self._wait(_SECONDS_TO_FINISH)
             elif isinstance(error, RuntimeError) and self.devices.ranks > 1:
                 self._explain(error)
         finally:
             self._end()
-            # NCCL may wait for an exchange that a dead rank has left; it goes with the process.
-            if torch.distributed.is_initialized() and (
-                error is None or torch.distributed.get_backend() == "gloo"
-            ):
+            # NCCL would wait for a rank that is dead; its group goes with the process.
+            if self.devices.ranks > 1 and _meets() and torch.distributed.get_backend() == "gloo":
                 torch.distributed.destroy_process_group()
 
     def _explain(self, error: RuntimeError) -> None:
@@ -231,6 +232,10 @@ def silenced(devices: Devices) -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(before, 1)
         os.close(before)
+
+
+def _meets() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from trainer.errors import JobError
 from trainer.sweep.early_termination import (
     BanditPolicy,
     MedianStoppingPolicy,
+    SuccessiveHalvingPolicy,
     TruncationSelectionPolicy,
     create,
 )
@@ -51,6 +52,11 @@ BANDIT = {"type": "bandit", "slack_factor": 0.2}
         (
             {"policy_type": "TruncationSelection", "truncation_percentage": 1, "evaluation_interval": 0},
             TruncationSelectionPolicy(0, truncation_percentage=1),
+        ),
+        ("successive_halving", SuccessiveHalvingPolicy()),
+        (
+            {"type": "SuccessiveHalving", "minResource": "3", "reductionFactor": 4},
+            SuccessiveHalvingPolicy(min_resource=3, reduction_factor=4),
         ),
     ],
 )
@@ -108,6 +114,18 @@ def test_no_policy_ends_no_trial() -> None:
         (
             {"type": "truncation_selection", "truncation_percentage": 9, "exclude_finished_jobs": "maybe"},
             "exclude_finished_jobs: must be true or false, got 'maybe'",
+        ),
+        (
+            {"type": "successive_halving", "min_resource": 0},
+            "min_resource: must be a whole number of at least 1, got 0",
+        ),
+        (
+            {"type": "successive_halving", "reduction_factor": 1},
+            "reduction_factor: must be a whole number of at least 2, got 1",
+        ),
+        (
+            {"type": "successive_halving", "evaluation_interval": 1},
+            "evaluation_interval: successive_halving has no such key",
         ),
     ],
 )

@@ -1,0 +1,17 @@
+#!/bin/bash
+# Joins a sweep with 8 workers, a GPU each, wherever in the cluster they find a place:
+#
+#   sbatch slurm-workers.sh STUDY
+#
+# The sweep was begun with `trainer fit --config sweep.yml --storage "$STORAGE" --study STUDY`; STORAGE holds the
+# database's address, postgresql://USER:PASSWORD@HOST/NAME. A worker that is ended by its time limit loses no
+# trial: another takes it up.
+#SBATCH --job-name=worker
+#SBATCH --array=1-8
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=08:00:00
+#SBATCH --output=%x-%A-%a.log
+set -eu
+
+trainer worker --storage "$STORAGE" --study "$1" --gpus 1

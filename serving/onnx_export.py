@@ -1,0 +1,249 @@
+"""`trainer export`: a packaged model as one ONNX file that needs nothing beside it.
+
+Classifiers answer with probabilities; all detectors with the same outputs, thresholds and NMS inside. What
+the file takes and gives stands in the file itself, as JSON under METADATA_KEY in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serving.locate import find_artifacts
+from serving.payload import parameters_of
+from serving.scorer import load_network
+from trainer.errors import JobError, Problem, RunError
+from trainer.models import Family
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.onnx import ONNXProgram
+
+METADATA_KEY = "image-trainer"
+INPUT = "images"
+
+_PACKAGES = ("onnx", "onnxscript")
+_REFUSED = "the model cannot be exported:"
+_LEAST_OPSET = 18  # torch writes no older operators
+_EXAMPLE_SIZE = (320, 448)  # of images whose size varies: no level of a feature pyramid is one cell wide
+
+_OUTPUTS = {
+    "probs": "float32 [N, C]: each class's probability, in the order of `classes`",
+    "boxes": "float32 [n, 4]: left, top, right, bottom in pixels of the resized image",
+    "scores": "float32 [n], falling",
+    "labels": "int64 [n]: index into `classes`",
+    "masks": "bool [n, height, width]: each object's pixels in the resized image",
+}
+_PARAMETERS = (
+    "box_score_threshold",
+    "nms_iou_threshold",
+    "box_detections_per_image",
+    "mask_pixel_score_threshold",
+)
+
+log = logging.getLogger("trainer")
+
+
+def export(
+    run_or_model: Path, output: Path, *, opset: int | None = None, normalize: bool | None = None
+) -> dict[str, Any]:
+    """Write a packaged model as an ONNX file; a network of over 2 GB gets its weights in a file beside it.
+
+    Args:
+        output: the file; an existing one is replaced.
+        opset: version of ONNX's operators; None takes what torch knows best.
+        normalize: the file takes images as uint8 in [0, 255] and normalises them itself, else as float32,
+            normalised; None takes the model's own `enable_onnx_normalization`.
+
+    Returns:
+        What the file says of itself.
+
+    Raises:
+        JobError: a package is not installed, or the opset cannot be had.
+        RunError: there is no model, its network cannot be exported, or the file cannot be written.
+        WeightsError: its weights are damaged.
+    """
+    _check(opset)
+    family, network = load_network(find_artifacts(run_or_model), "cpu")
+    if normalize is None:
+        normalize = family.spec.enable_onnx_normalization
+    if family.spec.parameters.tile_grid_size is not None and family.spec.task.has_boxes:
+        log.warning("the file scores an image as a whole: tile_grid_size is not a part of it")
+    program = to_onnx(family, network, normalize=normalize, opset=opset)
+    try:
+        _write(program, output.absolute())
+    except OSError as error:
+        raise RunError(f"{output}: cannot be written: {error}") from error
+    return describe(family, normalize=normalize)
+
+
+def describe(family: Family, *, normalize: bool) -> dict[str, Any]:
+    """What an exported file says of itself: task, classes, thresholds, how to prepare images, its outputs.
+
+    `input.normalization` is None where the file does it; else pixels are to be made
+    (pixel / `scale` − `mean`) / `std`. `input.size` is None where it goes with the image.
+    """
+    spec, preparation = family.spec, family.preparation()
+    outputs = ["probs"] if spec.task.is_classification else ["boxes", "scores", "labels"]
+    outputs += ["masks"] if spec.task is Task.SEGMENTATION else []
+    parameters = [name for name in parameters_of(spec.task) if name in _PARAMETERS]
+    normalization = {"scale": 255, "mean": list(preparation.mean), "std": list(preparation.std)}
+    return {
+        "model": spec.model,
+        "task": spec.task.value,
+        "classes": list(spec.classes),
+        "input": {
+            "name": INPUT,
+            "type": "uint8" if normalize else "float32",
+            "layout": "NCHW, RGB",
+            "images": "any number" if spec.task.is_classification else "one",
+            "size": preparation.size and list(preparation.size),
+            "resizing": preparation.resizing,
+            "normalization": None if normalize else normalization,
+        },
+        "outputs": {name: _OUTPUTS[name] for name in outputs},
+        "parameters": {name: getattr(spec.parameters, name) for name in parameters},
+    }
+
+
+def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int | None = None) -> ONNXProgram:
+    """A network, in eval mode and on the CPU, as an ONNX program with its description in the metadata.
+
+    Raises:
+        JobError: the opset cannot be had.
+        RunError: the network cannot be exported.
+    """
+    import torch
+    from torch.onnx import OnnxExporterError
+
+    description = describe(family, normalize=normalize)
+    graph = _graph(family, network, normalize=normalize).eval()
+    height, width = description["input"]["size"] or _EXAMPLE_SIZE
+    count = 2 if family.spec.task.is_classification else 1  # torch takes 1 for a constant
+    dtype = torch.uint8 if normalize else torch.float32
+    example = torch.zeros(count, 3, height, width, dtype=dtype)
+    varying: dict[int, str] = {0: "batch"} if family.spec.task.is_classification else {}
+    if description["input"]["size"] is None:
+        varying |= {2: "height", 3: "width"}
+    try:
+        with _quiet(), torch.no_grad():
+            graph(example)  # networks compute some constants when they run for the first time
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                input_names=[INPUT],
+                output_names=list(description["outputs"]),
+                opset_version=opset,
+                dynamic_shapes=(varying,),
+                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+                dynamo=True,
+                verbose=False,
+            )
+    except (OnnxExporterError, NotImplementedError) as error:
+        cause = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise RunError(
+            f"{family.spec.model}: torch {torch.__version__} cannot export this network to ONNX: {cause}"
+        ) from error
+    assert program is not None, "the exporter of dynamo returns its program"
+    _finish(program, description, opset)
+    return program
+
+
+def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
+    import torch
+
+    class Graph(torch.nn.Module):
+        """Images as the file takes them → its outputs, as a tuple."""
+
+        mean: Tensor
+        std: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            preparation = family.preparation()
+            self.shifts = preparation.mean != (0.0,) * 3 or preparation.std != (1.0,) * 3
+            for name in ("mean", "std"):
+                value = torch.tensor(getattr(preparation, name))[:, None, None]
+                self.register_buffer(name, value, persistent=False)
+
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            if normalize:
+                images = images.float() / 255
+                if self.shifts:
+                    images = (images - self.mean) / self.std
+            return tuple(family.graph(self.network, images, family.spec.parameters).values())
+
+    return Graph()
+
+
+def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: bool) -> Any:
+    """aten::sort.stable, which torch does not translate; TopK keeps the order of equals."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
+    return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
+
+
+def _finish(program: ONNXProgram, description: dict[str, Any], opset: int | None) -> None:
+    """Metadata in; out with the names of symbols and with the source paths of this machine."""
+    model = program.model
+    got = model.opset_imports[""]
+    if opset is not None and got != opset:
+        rule = "must be one that torch and onnx can write this network in"
+        problem = Problem("--opset", "", rule, str(opset), f"{got} is")
+        raise JobError(_REFUSED, [problem])
+    model.metadata_props.clear()
+    model.metadata_props[METADATA_KEY] = json.dumps(description, ensure_ascii=False)
+    model.producer_name = "image-trainer"
+    if "probs" not in description["outputs"]:
+        for value in model.graph.outputs:
+            if value.shape is not None:
+                value.shape[0] = "n"
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+
+
+def _write(program: ONNXProgram, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, so that the renaming stays on one disk.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
+        program.save(str(Path(scratch, output.name)))
+        for file in sorted(Path(scratch).iterdir()):
+            shutil.move(file, output.parent / file.name)
+
+
+def _check(opset: int | None) -> None:
+    problems = [
+        Problem("", "", f"needs {name}, which is not installed", hint="pip install 'image-trainer[onnx]'")
+        for name in _PACKAGES
+        if find_spec(name) is None
+    ]
+    if opset is not None and opset < _LEAST_OPSET:
+        problems.append(Problem("--opset", "", f"must be at least {_LEAST_OPSET}", str(opset)))
+    if problems:
+        raise JobError(_REFUSED, problems)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch and the libraries of networks tell of their own code while they are traced."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,178 @@
+"""docs/automode.md: `python -m trainer.sweep.auto_docs > docs/automode.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainer.settings import FAMILY_WORDS
+from trainer.sweep import sizes, sub_spaces, trainings
+from trainer.sweep.candidates import GROUPS, MANY_IMAGES, Group
+from trainer.tasks import Task
+
+_IMAGES = (100, 1000, 10_000, 100_000)
+
+_INTRODUCTION = """\
+# AutoMode
+
+A job with `limits.max_trials` over 1 and without `search_space` leaves models and settings to the trainer:
+
+    trainer fit --task object-detection --data train.jsonl --max-trials 10 --timeout-minutes 240
+
+What is tried depends on the data (how many images and classes, how large images and objects are), on the GPU
+that a trial has, and on the time. The log says what was chosen and why; the run's `search_space.yaml` keeps
+it, and its `job.yaml` holds the search space as if it had been written there, so that `--resume` and workers
+on other machines go on with the same. To see it beforehand, and train nothing:
+
+    trainer fit --task object-detection --data train.jsonl --max-trials 10 --dry-run --check-data
+
+This page is generated from the code by `python -m trainer.sweep.auto_docs`.
+
+## The order of trials
+
+1. Each model with its usual settings, strongest first: the first model of each row of the tables below, then
+   the second of each, and so on, as many as there are trials.
+2. Then settings proposed by TPE (`bayesian`) from all results so far.
+
+A weak trial is given up early, by successive halving: it is compared with all that have come as far, after a
+quarter of its evaluations and after a half, and goes on if it is among the better half, rounded up. All trials
+have about {evaluations} evaluations, whatever their epochs. In a job file the policy is called:
+
+    sweep:
+      early_termination:
+        type: successive_halving
+        min_resource: 3      # evaluations before the first comparison
+        reduction_factor: 2  # of so many trials one goes on; the next comparison is after so many times as many
+
+It is this trainer's own, not one of Azure's; any job with a sweep may use it. With a second objective
+(`--objective latency`, `--max-latency-ms`) no trial is given up, and small models are tried beside the others.
+
+## What stays with you
+
+- Settings that the job fixes, the model, and weights stay as they are: the search is over the rest. A model
+  that does not take a setting's value is left out.
+- `sweep.sampling_algorithm` takes the place of TPE. A `sweep` without `early_termination` means that no trial
+  is given up; with one, that is the policy. By a `grid` three learning rates are tried with all choices, in
+  the grid's own order.
+- With a directory of published weights only models whose files are there are tried; with weights of an
+  earlier run or a file, only its model. Models whose library is not installed are left out.
+- YOLO models and RT-DETRs are of ultralytics, under AGPL-3.0. Where that does not suit, name another model, or
+  uninstall ultralytics.
+"""
+
+_MODELS = """\
+## Models
+
+The models of a row are searched together, in one sub-space. Models after the semicolon come first with
+{many:,} training images or more, and last with fewer. From scratch (`weights: none`) on the CPU, the row for
+the CPU holds.
+
+| task | where | models | settings start from |
+|---|---|---|---|
+"""
+
+_SEARCHED = """\
+## What is searched
+
+| setting | models | values |
+|---|---|---|
+| `learning_rate` | all | from the recipe's / {rate} to × {rate}, logarithmically |
+| `weight_decay` | all | from the recipe's / {decay} to × {decay}, logarithmically |
+| `model_name` | of the row | each |
+| `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next larger one if images have the pixels |
+| `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
+| `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
+| `mixup_alpha`, `layer_decay` | classifiers by the modern recipe | 0.2 and 0; of transformers 0.75, 0.65 and 0.85 |
+| `large_scale_jitter` | R-CNNs | off and on |
+| `model_size` | yolov5, where the job names it | small, medium and, on a GPU, large |
+| `weighted_loss` | classifiers, if a class is over {some} times as frequent as another | 0 and 1 |
+| `balanced_sampling` | detectors, if a class is over {very} times as frequent as another | off and on |
+"""
+
+_FIXED = """\
+## What follows from data, memory and time
+
+**Epochs** go down as images go up, so that ten times as many images are 6.3 times as much training; from
+scratch there are {scratch} times as many:
+
+{epochs}
+
+**Batches** are of {batches} images in a step. With few images they are halved until an epoch has {steps} steps.
+What is too much for a GPU, by an estimate, is accumulated over several batches; a model that needs more than
+the GPU has is left out.
+
+**Image size.** On a GPU `image_size` is {gpu_square} and `min_size` {gpu_short}, on the CPU {cpu_square} and
+{cpu_short}: larger (one of {sides}; for R-CNNs of {short_sides}) until three quarters of the objects have a
+side, √(width · height), of {seen} pixels or more; up to {gpu_square_most} and {gpu_short_most}, on the CPU
+{cpu_square_most} and {cpu_short_most}, and no more than {enlarged} times the size that the images have. If a
+quarter of the objects are smaller than {tiny} pixels even then, and images have the pixels, they are tiled.
+Classifiers see crops of 224 pixels; CNNs 160 on the CPU, and 128 if the images' short side has {small_images} or
+fewer. RF-DETRs see their published size. `box_detections_per_image` is raised for images with more objects.
+
+**Time.** `timeout_minutes` for all trials allows each `timeout_minutes` × (trials at a time) / `max_trials` /
+{mean}, as trials that are given up leave time to others; without it a trial may take {longest_gpu} hours on a
+GPU, and {longest_cpu} hour on the CPU. What a training takes is estimated from the GPU's memory bandwidth, or
+the CPU's cores, within a factor of two or three. If it is too long, tiles are left out first, then the larger
+size, then epochs; a model with half of its epochs or fewer is not tried. The time limit itself holds in any
+case: at its end trials stop at their next evaluation.
+"""
+
+
+def page() -> str:
+    """docs/automode.md as text."""
+    families = list(trainings.EPOCHS)
+    epochs = "| images | " + " | ".join(FAMILY_WORDS[family] for family in families) + " |\n"
+    epochs += "|---" * (len(families) + 1) + "|\n"
+    epochs += "\n".join(
+        f"| {images:,} | {' | '.join(str(trainings.usual_epochs(family, images)) for family in families)} |"
+        for images in _IMAGES
+    )
+    usual, largest = sizes.USUAL, sizes.LARGEST
+    fixed = _FIXED.format(
+        scratch=trainings.FROM_SCRATCH,
+        epochs=epochs,
+        batches=", ".join(f"{count} ({FAMILY_WORDS[family]})" for family, count in trainings.BATCHES.items()),
+        steps=trainings.STEPS_AN_EPOCH,
+        sides=", ".join(map(str, sizes.SIDES)),
+        short_sides=", ".join(map(str, sizes.SHORT_SIDES)),
+        seen=sizes.SEEN,
+        tiny=sizes.TINY,
+        enlarged=sizes.MOST_ENLARGED,
+        small_images=sizes.SMALL_IMAGES,
+        mean=trainings.MEAN_TRIAL,
+        longest_gpu=round(trainings.LONGEST["gpu"] / 3600),
+        longest_cpu=round(trainings.LONGEST["cpu"] / 3600),
+        **{f"{kind}_square": usual[kind]["image_size"] for kind in usual},
+        **{f"{kind}_short": usual[kind]["min_size"] for kind in usual},
+        **{f"{kind}_square_most": largest[kind]["image_size"] for kind in usual},
+        **{f"{kind}_short_most": largest[kind]["min_size"] for kind in usual},
+    )
+    searched = _SEARCHED.format(
+        rate=sub_spaces.AROUND_RATE,
+        decay=sub_spaces.AROUND_DECAY,
+        some=sub_spaces.IMBALANCED,
+        very=sub_spaces.VERY_IMBALANCED,
+    )
+    introduction = _INTRODUCTION.format(evaluations=sub_spaces.EVALUATIONS)
+    models = _MODELS.format(many=MANY_IMAGES) + "\n".join(_rows()) + "\n"
+    return "\n".join([introduction, models, searched, fixed])
+
+
+def _rows() -> Iterator[str]:
+    for task, tables in GROUPS.items():
+        if task is Task.MULTILABEL:
+            continue
+        name = f"{task}, also multilabel" if task is Task.CLASSIFICATION else str(task)
+        for where, groups in tables.items():
+            for group in groups:
+                yield f"| {name} | {where} | {_models(group)} | the {group.recipe} recipe |"
+
+
+def _models(group: Group) -> str:
+    parts = (group.models, group.larger) if group.larger else (group.models,)
+    return "; ".join(", ".join(f"`{name}`" for name in part) for part in parts)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(page())

@@ -1,0 +1,29 @@
+"""The second objective: how long the packaged model takes for one image on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+
+from serving.locate import find_artifacts
+from serving.scorer import Scorer
+from trainer.runs import Run
+
+_WARM_UP, _TIMED = 3, 15
+_SIZE = (480, 640)
+
+
+def median_latency(run: Run) -> float:
+    """Milliseconds from a decoded 640 × 480 image to its answer, the median of some, one at a time."""
+    scorer = Scorer.load(find_artifacts(run.directory))
+    generator = np.random.default_rng(0)
+    times = []
+    for turn in range(_WARM_UP + _TIMED):
+        image = generator.integers(0, 255, (*_SIZE, 3), dtype=np.uint8)
+        started = time.perf_counter()
+        scorer.score_images([image], scorer.parameters({}))
+        if turn >= _WARM_UP:
+            times.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(times), 3)
