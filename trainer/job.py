@@ -44,7 +44,8 @@ class Job(BaseModel):
         model: a model's name; None: the task's default.
         settings: hyperparameters that differ from the model's defaults, by any of their names.
         limits: how many trials, how many at once, how long.
-        sweep: how the search space is searched; None: by random sampling, all trials to their end.
+        sweep: how the search space is searched; None: by random sampling, all trials to their end; in
+            AutoMode as docs/automode.md has it.
         search_space: sub-spaces: parameter or "model_name" → expression, as job files write them;
             trainer.sweep checks them. Without any, more than one trial means that the models and settings
             to try are left to the sweep (AutoMode).

@@ -217,14 +217,17 @@ class Run:
         return self.directory / "skipped.jsonl"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float = 0) -> Iterator[None]:
         """Hold the run for this process; the system lets go of it when the process ends, however it ends.
+
+        Args:
+            patience: seconds to wait for another process to end.
 
         Raises:
             RunError: another process trains it at present.
         """
         try:
-            with FileLock(self.directory / ".lock", timeout=0):
+            with FileLock(self.directory / ".lock", timeout=patience):
                 yield
         except Timeout:
             rule = "is being trained by another process at present; wait for it, or end it"

@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -89,10 +88,10 @@ class Server:
                 pytest.fail((self._directory / "log").read_text("utf-8"))
             time.sleep(0.1)
 
-    def stop(self) -> None:
-        """Stop it as an administrator would who does not wait for its clients."""
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it; with SIGINT as an administrator would who does not wait for its clients."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(how)
             self._process.wait(timeout=60)
             self._process = None
 
@@ -124,10 +123,10 @@ def postgresql(needs: Callable[[str, str], Path]) -> Iterator[Server]:
     """A PostgreSQL server that answers."""
     # Debian's packages keep the server's programs off PATH, one folder a version.
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
-    initdb = versions[-1] if versions else Path(shutil.which("initdb") or needs("initdb", _INSTALL))
+    initdb = versions[-1] if versions else needs("initdb", _INSTALL)
     # Not pytest's own directory: other users cannot enter that.
     with tempfile.TemporaryDirectory(prefix="trainer-postgresql-") as directory:
         server = Server(initdb.parent, Path(directory))
         server.start()
         yield server
-        server.stop()
+        server.stop(signal.SIGQUIT)  # without a thought for the data

@@ -153,7 +153,7 @@ def test_time_decides_on_epochs_and_models() -> None:
         limits = {"max_trials": 10, **({"timeout_minutes": minutes} if minutes else {})}
         return plan(automatic(limits=limits), **more)
 
-    unlimited, tight, tighter = within(None), within(30), within(6)
+    unlimited, tight, tighter = within(None), within(40), within(20)
     epochs = [sub_space(each, "yolo26s")["number_of_epochs"] for each in (unlimited, tight, tighter)]
     assert epochs[0] == 76 >= epochs[1] > epochs[2]
     assert tried(tighter) < tried(unlimited)
@@ -161,8 +161,11 @@ def test_time_decides_on_epochs_and_models() -> None:
     for model in left_out:
         assert any(reason.startswith(f"without {model}, which would take") for reason in tighter.reasons)
     # Trials beside each other have more time each.
-    assert len(tried(within(6, concurrent=4))) > len(tried(tighter))
-    assert "30 minutes for 10 trials: up to 5 minutes for a trial" in tight.reasons
+    assert len(tried(within(20, concurrent=4))) > len(tried(tighter))
+    assert "40 minutes for 10 trials: up to 7 minutes for a trial" in tight.reasons
+    # Where none is given up, none leaves time to others.
+    to_their_end = plan(automatic(limits={"max_trials": 10, "timeout_minutes": 40}, objective="latency"))
+    assert "40 minutes for 10 trials: up to 4 minutes for a trial" in to_their_end.reasons
     # However short it is, something is tried.
     large = Facts(1_000_000, 4, 4000, 3000)
     shortest = plan(automatic(limits={"max_trials": 100, "timeout_minutes": 1}), large, CPU)

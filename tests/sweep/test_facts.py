@@ -65,7 +65,8 @@ def test_objects_are_measured_by_their_images_long_side(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_quartiles_of_objects(tmp_path: Path) -> None:
     boxes = [box(0, 0, side, side) for side in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    facts = measure(read(tmp_path, Task.DETECTION, [((100, 100), 1, boxes)] * 2))
+    crowds = [box(0, 0, 1, 1, isCrowd=True)] * 5
+    facts = measure(read(tmp_path, Task.DETECTION, [((100, 100), 1, boxes + crowds)] * 2))
     assert facts.object_side == pytest.approx(0.3)
     assert facts.small_object_side == pytest.approx(0.2)
     assert facts.most_objects == 5

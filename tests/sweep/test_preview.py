@@ -232,7 +232,6 @@ def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) 
             "search_space[0].min_size: means nothing to yolov5",
         ),
         (("--dry-run",), {"training_data": {"path": "azureml:fridge:1"}}, "--data-asset fridge=PATH"),
-        ((), {}, "search_space: asks for a sweep"),
     ],
 )
 def test_what_is_wrong_is_an_error(

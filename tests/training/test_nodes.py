@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,8 +105,9 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: 
         time.sleep(0.02)
 
 
-def an_epoch_is_over(metrics: Path) -> bool:
-    return metrics.exists() and len(metrics.read_text("utf-8").splitlines()) > 1
+def an_epoch_is_over(folder: Path) -> bool:
+    """The run in it, or under it, can go on."""
+    return any(folder.glob("**/checkpoints/last.ckpt"))
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -140,7 +142,7 @@ def test_a_killed_rank_ends_the_training_and_resume_goes_on(
     data = digits[Task.CLASSIFICATION]
     command = [sys.executable, "-m", "trainer", *arguments(data, "--processes", 2, "--output", "run")]
     process = start(command, tmp_path)
-    wait_for(lambda: an_epoch_is_over(tmp_path / "run" / "metrics.csv"), process)
+    wait_for(lambda: an_epoch_is_over(tmp_path), process)
     (rank,) = children(process)
     os.kill(rank, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -171,7 +173,7 @@ def test_two_torchrun_nodes_train_together(
 
     # Neither is told where the other writes.
     first, second = nodes(*arguments(digits[Task.CLASSIFICATION], "--gpus", 0))
-    wait_for(lambda: any(map(an_epoch_is_over, tmp_path.glob("runs/*/metrics.csv"))), first)
+    wait_for(lambda: an_epoch_is_over(tmp_path), first)
     (run,) = [Run(directory) for directory in (tmp_path / "runs").iterdir()]
     (rank,) = children(second)
     os.kill(rank, signal.SIGKILL)
@@ -243,8 +245,10 @@ def test_two_ranks_of_a_detector_train_what_one_does(digits: dict[Task, SampleDa
     """
     source = digits[Task.DETECTION]
     line = json.loads(source.train.read_text("utf-8").splitlines()[0])
-    line["image_url"] = str(source.train.parent / line["image_url"])
-    (tmp_path / "train.jsonl").write_text("\n".join([json.dumps(line)] * 16), encoding="utf-8")
+    lines = [{**line, "image_url": f"{number}.png"} for number in range(16)]
+    for copied in lines:
+        shutil.copyfile(source.train.parent / line["image_url"], tmp_path / copied["image_url"])
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     still = {"apply_mosaic_for_yolo": False, "apply_automl_train_augmentations": False}
     runs = []
     for processes in (1, 2):
@@ -366,7 +370,7 @@ def test_an_exchange_that_never_ends_is_ended(tmp_path: Path) -> None:
 def test_ranks_end_with_the_first(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     words = arguments(digits[Task.CLASSIFICATION], "--processes", 2, "--output", "run")
     process = start([sys.executable, "-m", "trainer", *words], tmp_path)
-    wait_for(lambda: an_epoch_is_over(tmp_path / "run" / "metrics.csv"), process)
+    wait_for(lambda: an_epoch_is_over(tmp_path), process)
     (rank,) = children(process)
     process.kill()
     process.communicate(timeout=60)
@@ -599,8 +603,9 @@ def test_the_manifests_of_a_sweep_fit_the_program(runs: Path) -> None:
     parse(begun)
     parse(joined)
     assert joined[0] == "worker"
-    for flag in ("--study", "--storage", "--output"):
+    for flag in ("--study", "--storage"):
         assert begun[begun.index(flag) + 1] == joined[joined.index(flag) + 1]
+    assert "--output" not in joined  # it sees the sweep's own directory
     (runs / "fridge").mkdir()
     (runs / "fridge" / "job.yaml").touch()
     assert said_by(sweep, runs) == ["fit", "--resume", str(runs / "fridge")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from trainer.models import catalog
 from trainer.settings import FAMILY_WORDS
-from trainer.sweep import sizes, sub_spaces, trainings
+from trainer.sweep import candidates, sizes, sub_spaces, trainings
 from trainer.sweep.candidates import GROUPS, MANY_IMAGES, Group
 from trainer.tasks import Task
 
@@ -33,18 +34,19 @@ This page is generated from the code by `python -m trainer.sweep.auto_docs`.
    the second of each, and so on, as many as there are trials.
 2. Then settings proposed by TPE (`bayesian`) from all results so far.
 
-A weak trial is given up early, by successive halving: it is compared with all that have come as far, after a
-quarter of its evaluations and after a half, and goes on if it is among the better half, rounded up. All trials
-have about {evaluations} evaluations, whatever their epochs. In a job file the policy is called:
+A weak trial is given up early, by successive halving: after a quarter of its evaluations and after a half it
+is compared with all that have come as far, and goes on if it is among the better half, rounded up. All
+trials have about {evaluations} evaluations, whatever their epochs. In a job file the policy is called:
 
     sweep:
       early_termination:
         type: successive_halving
-        min_resource: 3      # evaluations before the first comparison
-        reduction_factor: 2  # of so many trials one goes on; the next comparison is after so many times as many
+        min_resource: 3      # evaluations up to the first comparison; the second is after 6, then 12 …
+        reduction_factor: 2  # of so many trials one goes on
 
 It is this trainer's own, not one of Azure's; any job with a sweep may use it. With a second objective
-(`--objective latency`, `--max-latency-ms`) no trial is given up, and small models are tried beside the others.
+(`--objective latency`, `--max-latency-ms`) no trial is given up, and small models are tried beside the
+others.
 
 ## What stays with you
 
@@ -55,8 +57,8 @@ It is this trainer's own, not one of Azure's; any job with a sweep may use it. W
   the grid's own order.
 - With a directory of published weights only models whose files are there are tried; with weights of an
   earlier run or a file, only its model. Models whose library is not installed are left out.
-- YOLO models and RT-DETRs are of ultralytics, under AGPL-3.0. Where that does not suit, name another model, or
-  uninstall ultralytics.
+- YOLO models and RT-DETRs are of ultralytics, under AGPL-3.0. Where that does not suit, name another model,
+  or uninstall ultralytics.
 """
 
 _MODELS = """\
@@ -78,10 +80,11 @@ _SEARCHED = """\
 | `learning_rate` | all | from the recipe's / {rate} to × {rate}, logarithmically |
 | `weight_decay` | all | from the recipe's / {decay} to × {decay}, logarithmically |
 | `model_name` | of the row | each |
-| `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next larger one if images have the pixels |
+| `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next if images have the pixels |
 | `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
 | `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
-| `mixup_alpha`, `layer_decay` | classifiers by the modern recipe | 0.2 and 0; of transformers 0.75, 0.65 and 0.85 |
+| `mixup_alpha` | classifiers by the modern recipe, for one label | 0.2 and 0 |
+| `layer_decay` | transformers and ConvNeXts by the modern recipe | 0.75, 0.65 and 0.85 |
 | `large_scale_jitter` | R-CNNs | off and on |
 | `model_size` | yolov5, where the job names it | small, medium and, on a GPU, large |
 | `weighted_loss` | classifiers, if a class is over {some} times as frequent as another | 0 and 1 |
@@ -96,44 +99,57 @@ scratch there are {scratch} times as many:
 
 {epochs}
 
-**Batches** are of {batches} images in a step. With few images they are halved until an epoch has {steps} steps.
-What is too much for a GPU, by an estimate, is accumulated over several batches; a model that needs more than
-the GPU has is left out.
+**Batches.** A step of the optimizer sees so many images:
 
-**Image size.** On a GPU `image_size` is {gpu_square} and `min_size` {gpu_short}, on the CPU {cpu_square} and
-{cpu_short}: larger (one of {sides}; for R-CNNs of {short_sides}) until three quarters of the objects have a
-side, √(width · height), of {seen} pixels or more; up to {gpu_square_most} and {gpu_short_most}, on the CPU
-{cpu_square_most} and {cpu_short_most}, and no more than {enlarged} times the size that the images have. If a
-quarter of the objects are smaller than {tiny} pixels even then, and images have the pixels, they are tiled.
-Classifiers see crops of 224 pixels; CNNs 160 on the CPU, and 128 if the images' short side has {small_images} or
-fewer. RF-DETRs see their published size. `box_detections_per_image` is raised for images with more objects.
+{batches}
 
-**Time.** `timeout_minutes` for all trials allows each `timeout_minutes` × (trials at a time) / `max_trials` /
-{mean}, as trials that are given up leave time to others; without it a trial may take {longest_gpu} hours on a
-GPU, and {longest_cpu} hour on the CPU. What a training takes is estimated from the GPU's memory bandwidth, or
-the CPU's cores, within a factor of two or three. If it is too long, tiles are left out first, then the larger
-size, then epochs; a model with half of its epochs or fewer is not tried. The time limit itself holds in any
-case: at its end trials stop at their next evaluation.
+With few images it is halved until an epoch has {steps} steps. What is too much for a GPU, by an estimate, is
+accumulated over several batches; a model that needs more than the GPU has is left out.
+
+**Image size** is raised until three quarters of the objects have a side, √(width · height), of {seen} pixels:
+
+{sizes}
+
+Images are enlarged to {enlarged} times their size at most. If a quarter of the objects has fewer than {tiny}
+pixels even then, and the images have more pixels, they are tiled. Classifiers see crops of 224 pixels; CNNs
+of 160 on the CPU, and of 128 where the images' short side has {small_images} or fewer. RF-DETRs see their
+published size. `box_detections_per_image` is raised where images hold more objects.
+
+**Time.** Each trial has `timeout_minutes` × (trials at a time) / `max_trials` / {mean}, as those given
+up leave time to others; without a limit {longest_gpu} hours on a GPU, and {longest_cpu} on the CPU. What
+a training takes is estimated from the bandwidth of the GPU's memory, or from the CPU's cores, within a factor
+of two or three. If it is too long, tiles and the choice of a larger size go first, then image size, then
+epochs; a model with half of its epochs or fewer is not tried. The time limit itself holds in any case: at its
+end trials stop at their next evaluation.
 """
 
 
 def page() -> str:
     """docs/automode.md as text."""
     families = list(trainings.EPOCHS)
-    epochs = "| images | " + " | ".join(FAMILY_WORDS[family] for family in families) + " |\n"
-    epochs += "|---" * (len(families) + 1) + "|\n"
-    epochs += "\n".join(
-        f"| {images:,} | {' | '.join(str(trainings.usual_epochs(family, images)) for family in families)} |"
+    words = [FAMILY_WORDS[family] for family in families]
+    epochs = [
+        [f"{images:,}", *(str(trainings.usual_epochs(family, images)) for family in families)]
         for images in _IMAGES
-    )
-    usual, largest = sizes.USUAL, sizes.LARGEST
+    ]
+    places = (("gpu", "a GPU"), ("cpu", "the CPU"))
+    of_sizes = [
+        [
+            name,
+            where,
+            str(sizes.USUAL[kind][name]),
+            str(sizes.LARGEST[kind][name]),
+            ", ".join(map(str, all_of_it)),
+        ]
+        for name, all_of_it in (("image_size", sizes.SIDES), ("min_size", sizes.SHORT_SIDES))
+        for kind, where in places
+    ]
     fixed = _FIXED.format(
         scratch=trainings.FROM_SCRATCH,
-        epochs=epochs,
-        batches=", ".join(f"{count} ({FAMILY_WORDS[family]})" for family, count in trainings.BATCHES.items()),
+        epochs=_table(["images", *words], epochs),
+        batches=_table(words, [[str(trainings.BATCHES[family]) for family in families]]),
+        sizes=_table(["setting", "on", "usual", "at most", "one of"], of_sizes),
         steps=trainings.STEPS_AN_EPOCH,
-        sides=", ".join(map(str, sizes.SIDES)),
-        short_sides=", ".join(map(str, sizes.SHORT_SIDES)),
         seen=sizes.SEEN,
         tiny=sizes.TINY,
         enlarged=sizes.MOST_ENLARGED,
@@ -141,10 +157,6 @@ def page() -> str:
         mean=trainings.MEAN_TRIAL,
         longest_gpu=round(trainings.LONGEST["gpu"] / 3600),
         longest_cpu=round(trainings.LONGEST["cpu"] / 3600),
-        **{f"{kind}_square": usual[kind]["image_size"] for kind in usual},
-        **{f"{kind}_short": usual[kind]["min_size"] for kind in usual},
-        **{f"{kind}_square_most": largest[kind]["image_size"] for kind in usual},
-        **{f"{kind}_short_most": largest[kind]["min_size"] for kind in usual},
     )
     searched = _SEARCHED.format(
         rate=sub_spaces.AROUND_RATE,
@@ -164,7 +176,13 @@ def _rows() -> Iterator[str]:
         name = f"{task}, also multilabel" if task is Task.CLASSIFICATION else str(task)
         for where, groups in tables.items():
             for group in groups:
-                yield f"| {name} | {where} | {_models(group)} | the {group.recipe} recipe |"
+                modern = candidates.has_recipes(catalog.find(group.models[0], task))
+                recipe = f"the {group.recipe} recipe" if modern else "their authors' recipe"
+                yield f"| {name} | {where} | {_models(group)} | {recipe} |"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def _models(group: Group) -> str:

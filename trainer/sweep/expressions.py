@@ -37,8 +37,9 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
 
     Args:
         value: `{type: uniform, min_value: 0.1, max_value: 0.2}`, `"uniform(0.1, 0.2)"` or a scalar. The
-            bounds of loguniform and qloguniform are plain values in the first form, and exponents of
-            `logbase` in the second, as in old jobs. Types may be spelled as the SDK's classes (`QUniform`).
+            bounds of loguniform and qloguniform are plain values in the first form, unless min_value is
+            below 0, as the SDK's examples write exponents; in the second they are exponents of `logbase`, as
+            in old jobs. Types may be spelled as the SDK's classes (`QUniform`).
         where: the file it stands in, for errors.
         field: its place there, such as `search_space[0].learning_rate`.
 
@@ -47,7 +48,7 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
     """
     try:
         if isinstance(value, Mapping):
-            return _of_mapping(value)
+            return _of_mapping(value, logbase)
         if isinstance(value, str) and (_CALL.fullmatch(value) or _START.match(value)):
             return _of_text(value, logbase)
         return _scalar(value)
@@ -106,10 +107,15 @@ def _scalar(value: Any) -> Scalar:
     return value
 
 
-def _of_mapping(content: Mapping[Any, Any]) -> Distribution:
+def _of_mapping(content: Mapping[Any, Any], logbase: float) -> Distribution:
     if "type" not in content:
         raise _fault("needs the key type", dict(content), f"there are {', '.join(TYPES)}")
-    return _build(_type(str(content["type"])), {key: content[key] for key in content if key != "type"})
+    cls = _type(str(content["type"]))
+    given = {key: content[key] for key in content if key != "type"}
+    lowest = as_number(given.get("min_value"))
+    if _is_logarithmic(cls) and lowest is not None and lowest < 0:  # no plain value
+        given = _with_powers(given, logbase)
+    return _build(cls, given)
 
 
 def _of_text(text: str, logbase: float) -> Distribution:
@@ -135,9 +141,14 @@ def _of_text(text: str, logbase: float) -> Distribution:
     if cls is Choice:
         given.setdefault("values", [])
     if _is_logarithmic(cls):
-        bounds = given.keys() & {"min_value", "max_value"}
-        given.update({key: _power(logbase, given[key], key) for key in sorted(bounds)})
+        given = _with_powers(given, logbase)
     return _build(cls, given)
+
+
+def _with_powers(given: Mapping[Any, Any], base: float) -> dict[Any, Any]:
+    """The bounds that are exponents as plain values."""
+    bounds = given.keys() & {"min_value", "max_value"}
+    return {**given, **{key: _power(base, given[key], key) for key in sorted(bounds)}}
 
 
 def _literal(node: ast.expr) -> Any:
@@ -225,8 +236,7 @@ def _parameter(cls: type[Distribution], key: str, value: Any) -> int | float:
     if key in ("q", "sigma") and number <= 0:
         raise _fault(f"{key} must be over 0", value)
     if key == "min_value" and _is_logarithmic(cls) and number <= 0:
-        hint = f"this form takes plain values; as exponents write the text {cls.type_name()}({value}, …)"
-        raise _fault("min_value must be over 0", value, hint)
+        raise _fault("min_value must be over 0", value)
     return int(number) if key == "upper" else number
 
 

@@ -48,7 +48,8 @@ def run(order: Order, path: Path, environment: Mapping[str, str], is_to_end: Cal
         finally:
             if process.poll() is None:
                 _kill(process)
-    return _outcome(process.returncode, path, output, stopped=stopped)
+    # Who ends a worker may have ended its processes, too, and this one first.
+    return _outcome(process.returncode, path, output, stopped=stopped or is_to_end())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -81,9 +81,9 @@ class SharedStorage(RDBStorage):
 
     def _wait(self, error: Exception) -> None:
         now = time.monotonic()
-        if self._away_since is None:
-            self._away_since = now
         since = self._away_since
+        if since is None:
+            since = self._away_since = now
         if now - since > PATIENCE_SECONDS:
             raise RunError(
                 f"the storage has not answered for {_MINUTES} minutes: {_reason(error)}; "

@@ -160,4 +160,6 @@ def _seconds(job: Job, machine: Machine, concurrent: int) -> float:
     if limits.timeout_minutes is None:
         return LONGEST["gpu" if machine.gpus else "cpu"]
     whole = 60.0 * limits.timeout_minutes
-    return min(whole, whole * min(concurrent, limits.max_trials) / limits.max_trials / MEAN_TRIAL)
+    gives_up = not job.measures_latency and (job.sweep is None or job.sweep.early_termination is not None)
+    share = min(concurrent, limits.max_trials) / limits.max_trials / (MEAN_TRIAL if gives_up else 1)
+    return whole * min(1.0, share)

@@ -64,9 +64,13 @@ def main(path: Path) -> int:
         outcome = {"state": "failed", "reason": str(error), "may_succeed": _may_succeed(error)}
     except KeyboardInterrupt:
         outcome = {"state": "stopped"}
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if _is_first_rank():
         _write(outcome_path(path), json.dumps(outcome))
     return 0 if outcome["state"] in ("complete", "pruned") else 1
+
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
 def _may_succeed(error: TrainerError) -> bool:
@@ -78,6 +82,7 @@ def _train(order: Order) -> dict[str, Any]:
     from trainer import job as jobs
     from trainer import job_file
     from trainer.sweep.reporting import ReportToStudy
+    from trainer.sweep.storage import PATIENCE_SECONDS
     from trainer.training.callbacks import StopAt
     from trainer.training.fit import fit, resume
 
@@ -93,6 +98,10 @@ def _train(order: Order) -> dict[str, Any]:
     }
     if (order.directory / "job.yaml").exists():
         run = Run.open(order.directory)
+        if _is_first_rank():
+            # A worker that lost touch with the others ends its trial when it hears of them, or gives up.
+            with run.lock(2 * PATIENCE_SECONDS):
+                pass
         if not run.result.exists():
             run = resume(order.directory, **options, **_devices(values))
     else:

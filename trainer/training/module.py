@@ -63,7 +63,8 @@ class TrainingModule(LightningModule):
         self.family = family
         self.network = network
         self.settings = settings
-        self.average = WeightAverage(network) if settings.average_weights else None
+        average = WeightAverage(network, tau=family.average_tau) if settings.average_weights else None
+        self.average = average
         self.frozen = self._freeze(settings.layers_to_freeze)
         if settings.compile:
             for part in family.parts_to_compile(network):

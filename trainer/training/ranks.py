@@ -35,7 +35,7 @@ log = logging.getLogger("trainer")
 
 _SECONDS_TO_NOTICE = 10.0
 """From a rank's death on. gloo's exchanges then end with an error, NCCL's do not end."""
-_SECONDS_TO_END = 5.0
+_SECONDS_TO_DIE = 15.0
 _SECONDS_TO_FINISH = 60.0
 _SECONDS_TO_LEAVE = 2.0
 """For ranks that are told to end: one that waits for another rank does not hear of it."""
@@ -83,7 +83,7 @@ class OtherRanks:
         for rank, process in self._processes.items():
             assert process.stdout is not None
             if not process.stdout.read(1):
-                process.wait(_SECONDS_TO_END)
+                process.wait()
                 raise TrainingError(self._ended(rank))
         if self._processes:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -127,7 +127,7 @@ class OtherRanks:
     def _explain(self, error: RuntimeError) -> None:
         """Raise what stands behind an exchange that failed; errors of other kinds are left as they are."""
         if any(word in str(error).lower() for word in _NOT_REACHED):
-            until = time.monotonic() + _SECONDS_TO_END
+            until = time.monotonic() + _SECONDS_TO_DIE
             while self._processes and not self._failed() and time.monotonic() < until:
                 time.sleep(0.1)
             if failed := self._failed():
@@ -291,11 +291,16 @@ def main() -> None:
         devices, *others = arguments
         follow(devices, lambda: os.write(ready, b"r"), *others)
     except TrainerError as error:
-        sys.stderr.write(f"\nerror: {error}\n")
-        sys.exit(_LOST if isinstance(error, LostContactError) else 1)
+        _leave(_LOST if isinstance(error, LostContactError) else 1, f"\nerror: {error}")
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+        _leave(130, "interrupted")
+
+
+def _leave(status: int, words: str) -> None:
+    """End at once: the first process waits to hear why the training broke off."""
+    sys.stderr.write(f"{words}\n")
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,271 @@
+"""ONNX files, fed by what they say of themselves alone, against the families' own answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from torch import nn
+
+from serving import onnx_export
+from trainer import cli
+from trainer.annotations import Classification, Detections, Image, Mask
+from trainer.errors import JobError, RunError
+from trainer.models import Family, Spec, catalog, create, listing, specify
+from trainer.models.family import Geometry
+from trainer.settings import resolve
+from trainer.tasks import Task
+
+from tests.conformance.conftest import make_case  # isort: skip
+
+CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
+MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+if MISSING and os.environ.get("CI", "").lower() != "true":
+    pytest.skip(f"needs {', '.join(MISSING)}: pip install 'image-trainer[onnx]'", allow_module_level=True)
+
+# One model of each architecture; with the normalisation in the graph, and without. What takes long to trace
+# and differs little from another is for the full run alone.
+MODELS = [
+    (CLASSIFICATION, "resnet18", True, ()),
+    (CLASSIFICATION, "resnet18", False, ()),
+    (MULTILABEL, "vits16r224", True, ()),
+    (DETECTION, "yolo11n", True, ()),
+    (DETECTION, "yolo11n", False, ()),
+    (SEGMENTATION, "yolo26n-seg", False, ()),
+    (DETECTION, "rtdetr-resnet50", True, ()),
+    (DETECTION, "retinanet_resnet50_fpn", False, ()),
+    (SEGMENTATION, "maskrcnn_resnet18_fpn", True, ()),
+    (DETECTION, "yolov5", True, pytest.mark.slow),
+    (DETECTION, "yolo26n", True, pytest.mark.slow),
+    (SEGMENTATION, "yolo11n-seg", True, pytest.mark.slow),
+    (DETECTION, "rtdetr-l", False, pytest.mark.slow),
+    (DETECTION, "rfdetr-nano", True, pytest.mark.slow),
+    (SEGMENTATION, "rfdetr-seg-nano", False, pytest.mark.slow),
+    (DETECTION, "fasterrcnn_resnet18_fpn", False, pytest.mark.slow),
+    (DETECTION, "fasterrcnn_resnet50_fpn_v2", True, pytest.mark.slow),
+    (SEGMENTATION, "maskrcnn_resnet50_fpn_v2", True, pytest.mark.slow),
+    (DETECTION, "retinanet_resnet50_fpn_v2", True, pytest.mark.slow),
+    (DETECTION, "fcos_resnet50_fpn", True, pytest.mark.slow),
+]
+
+
+def write_artifacts(directory: Path, spec: Spec, network: nn.Module) -> Path:
+    """What of a packaged model an export reads."""
+    (directory / "artifacts").mkdir(parents=True)
+    (directory / "MLmodel").touch()
+    (directory / "artifacts" / "spec.json").write_text(spec.model_dump_json(), "utf-8")
+    torch.save(network.state_dict(), directory / "artifacts" / "weights.pt")
+    return directory
+
+
+@torch.no_grad()
+def enliven(family: Family, network: nn.Module, images: list[Image]) -> None:
+    """An untrained network that tells images and places apart: its batch norms have seen the images."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    tensors = [family.preprocess(image)[0] for image in images]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    family.infer(network.eval(), tensors, family.spec.parameters)
+    for norm in norms:
+        norm.eval()
+
+
+@torch.no_grad()
+def threshold_between(family: Family, network: nn.Module, images: list[Image], kept: int = 12) -> float:
+    """A score that about `kept` boxes pass, and others do not: the middle of the widest gap about there."""
+    everything = family.spec.parameters.model_copy(update={"box_score_threshold": 0.0})
+    found = family.predict(network, images, everything)
+    scores = np.sort(np.concatenate([each.scores for each in found if isinstance(each, Detections)]))[::-1]
+    around = scores[kept // 2 : kept * 2]
+    widest = int(np.argmax(around[:-1] - around[1:]))
+    return float(around[widest : widest + 2].mean())
+
+
+def prepared(image: Image, given: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """An image → the file's input [1, 3, h, w], by what the file says alone."""
+    rule = given["resizing"]
+    height, width = image.shape[:2]
+    if rule["rule"] == "short side, centre crop":
+        crop, scale = rule["crop_size"], rule["resize_size"] / min(height, width)
+        size = (max(crop, round(width * scale)), max(crop, round(height * scale)))
+        resized = np.array(PILImage.fromarray(image).resize(size, PILImage.Resampling.BILINEAR))
+        top, left = (size[1] - crop) // 2, (size[0] - crop) // 2
+        resized = resized[top : top + crop, left : left + crop]
+    elif rule["rule"] == "keep the aspect ratio":
+        scale = min(rule["min_size"] / min(height, width), rule["max_size"] / max(height, width))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        resized = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=method)
+    elif rule["rule"] == "stretch":
+        resized = cv2.resize(image, (rule["side"], rule["side"]), interpolation=cv2.INTER_LINEAR)
+    else:
+        assert rule["rule"] == "keep the aspect ratio, centre in the square"
+        side = rule["side"]
+        scale = side / max(height, width)
+        inner = cv2.resize(image, (round(width * scale), round(height * scale)))
+        resized = np.full((side, side, 3), rule["fill"], np.uint8)
+        top, left = (side - inner.shape[0]) // 2, (side - inner.shape[1]) // 2
+        resized[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+    pixels = resized.transpose(2, 0, 1)[None]
+    norm = given["normalization"]
+    if norm is None:
+        return pixels.astype(given["type"])
+    mean, std = (np.array(norm[name])[:, None, None] for name in ("mean", "std"))
+    return ((pixels / norm["scale"] - mean) / std).astype(given["type"])
+
+
+def opened(file: Path) -> tuple[Any, dict[str, Any]]:
+    """onnxruntime's session of a file, on the CPU, and what the file says of itself."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return session, json.loads(session.get_modelmeta().custom_metadata_map[onnx_export.METADATA_KEY])
+
+
+def canvas(mask: Mask, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    whole = np.zeros(size, dtype=bool)
+    height, width = mask.pixels.shape
+    whole[mask.top : mask.top + height, mask.left : mask.left + width] = mask.pixels
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "normalize"),
+    [pytest.param(*row[:3], marks=row[3], id=f"{row[1]}-{'uint8' if row[2] else 'float'}") for row in MODELS],
+)
+def test_a_file_answers_as_its_model_does(task: Task, model: str, normalize: bool, tmp_path: Path) -> None:
+    library = listing.LIBRARIES[catalog.find(model, task).family].name
+    if find_spec(library) is None:
+        pytest.skip(f"{library}, an extra, is not installed")
+    case = make_case(task, model)
+    family, network, images = case.family, case.build(), case.examples.images
+    enliven(family, network, images)
+    if task.has_boxes:
+        threshold = threshold_between(family, network, images)
+        parameters = family.spec.parameters.model_copy(update={"box_score_threshold": threshold})
+        family = create(family.spec.model_copy(update={"parameters": parameters}))
+    directory = write_artifacts(tmp_path / "model", family.spec, network)
+    said = onnx_export.export(directory, tmp_path / "model.onnx", normalize=normalize)
+    session, described = opened(tmp_path / "model.onnx")
+    assert described == said
+    assert described["classes"] == list(family.spec.classes)
+    names = [output.name for output in session.get_outputs()]
+    inputs = [prepared(image, described["input"]) for image in images]
+    answers = [session.run(None, {"images": tensor}) for tensor in inputs]
+    with torch.no_grad():
+        predictions = family.predict(network, images)
+        raw = [family.infer(network, [family.preprocess(i)[0]], family.spec.parameters)[0] for i in images]
+    if task.is_classification:
+        assert names == ["probs"]
+        (together,) = session.run(None, {"images": np.concatenate(inputs[:3])})
+        for index, (prediction, (probs,)) in enumerate(zip(predictions, answers, strict=True)):
+            assert isinstance(prediction, Classification)
+            np.testing.assert_allclose(probs[0], prediction.probs, atol=1e-4)
+            if index < 3:
+                np.testing.assert_allclose(together[index], prediction.probs, atol=1e-4)
+        assert np.ptp([probs for (probs,) in answers], axis=0).max() > 1e-3, "the images look all the same"
+        return
+    assert names == ["boxes", "scores", "labels", *(["masks"] if task is SEGMENTATION else [])]
+    assert sum(len(answer[0]) for answer in answers) >= 5
+    for image, prediction, output, (boxes, scores, labels, *masks) in zip(
+        images, predictions, raw, answers, strict=True
+    ):
+        assert isinstance(prediction, Detections)
+        geometry = family.preprocess(image)[1]
+        np.testing.assert_allclose(scores, prediction.scores, atol=1e-4)
+        np.testing.assert_array_equal(labels, prediction.labels)
+        np.testing.assert_allclose(geometry.boxes_to_image(boxes), prediction.boxes, atol=1e-3)
+        if masks:
+            size = geometry.tensor_size
+            plain = family.postprocess(output, Geometry(size, size, (1.0, 1.0)), family.spec.parameters)
+            assert isinstance(plain, Detections)
+            assert plain.masks is not None
+            expected = [canvas(mask, size) for mask in plain.masks]
+            assert masks[0].shape == (len(boxes), *size)
+            assert masks[0].dtype == np.bool_
+            # OpenCV samples Mask R-CNN's masks in steps of 1/32 of a cell.
+            assert len(boxes) == 0 or np.mean(masks[0] != np.array(expected)) < 2e-3
+
+
+def with_spec(model: Path, target: Path, **changes: Any) -> Path:
+    """A packaged model as an export reads it, with changes in its spec."""
+    (target / "artifacts").mkdir(parents=True)
+    (target / "MLmodel").touch()
+    spec = json.loads((model / "artifacts" / "spec.json").read_bytes())
+    (target / "artifacts" / "spec.json").write_text(json.dumps({**spec, **changes}), "utf-8")
+    (target / "artifacts" / "weights.pt").symlink_to(model / "artifacts" / "weights.pt")
+    return target
+
+
+def run(*arguments: object) -> None:
+    cli.app(["export", *map(str, arguments)], exit_on_error=False, result_action="return_value")
+
+
+def test_the_command_follows_the_setting_that_the_model_was_trained_with(
+    packaged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    trained = with_spec(packaged(CLASSIFICATION), tmp_path / "model", enable_onnx_normalization=True)
+    file = tmp_path / "new" / "file.onnx"
+    run(trained, "--output", file, "--opset", 18)
+    assert "images: uint8 [N, 3, 32, 32], any number at a time" in capsys.readouterr().out
+    assert [path.name for path in file.parent.iterdir()] == ["file.onnx"]
+    written = onnx.load(file)
+    onnx.checker.check_model(written, full_check=True)
+    assert [opset.version for opset in written.opset_import if not opset.domain] == [18]
+    assert str(Path.cwd()).encode() not in file.read_bytes(), "paths of this machine"
+    assert opened(file)[0].get_inputs()[0].type == "tensor(uint8)"
+    run(trained, "--output", file, "--no-normalize")
+    session, described = opened(file)
+    assert session.get_inputs()[0].type == "tensor(float)"
+    assert described["input"]["normalization"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_a_spec_carries_the_setting_and_may_lack_it() -> None:
+    settings = resolve(CLASSIFICATION, "resnet18", {"enable_onnx_normalization": True})
+    spec = specify(CLASSIFICATION, "resnet18", settings, ("a", "b"), pretrained=False)
+    assert spec.enable_onnx_normalization
+    older = json.loads(spec.model_dump_json())
+    del older["enable_onnx_normalization"]
+    assert not Spec.model_validate(older).enable_onnx_normalization
+
+
+def test_what_is_missing_or_cannot_be_had_is_said_at_once(
+    packaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(JobError) as raised:
+        onnx_export.export(packaged(CLASSIFICATION), tmp_path / "model.onnx", opset=11)
+    assert "needs onnx, which is not installed; pip install 'image-trainer[onnx]'" in str(raised.value)
+    assert "--opset: must be at least 18, got 11" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error(packaged: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"model\.onnx: cannot be written"):
+        onnx_export.export(packaged(CLASSIFICATION), tmp_path / "file" / "model.onnx")
+
+
+def test_tiles_that_the_file_will_not_look_at_are_named(
+    packaged: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packaged(DETECTION)
+    parameters = json.loads((model / "artifacts" / "spec.json").read_bytes())["parameters"]
+    tiled = with_spec(model, tmp_path / "model", parameters={**parameters, "tile_grid_size": "2x2"})
+    monkeypatch.setattr(Family, "graph", lambda *_: pytest.fail("said before the minutes of an export"))
+    monkeypatch.setattr(type(create(onnx_export.load_network(tiled / "artifacts")[0].spec)), "graph", Family.graph)
+    with caplog.at_level(logging.WARNING), pytest.raises(pytest.fail.Exception):
+        onnx_export.export(tiled, tmp_path / "model.onnx")
+    assert "tile_grid_size is not a part of it" in caplog.text
