@@ -209,23 +209,8 @@ def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
     assert sweeping(search_space=(), limits={"max_trials": 2}).sweeps
     single = sweeping(search_space=(), limits={"timeout_minutes": 5})
     assert not single.sweeps
-    jobs.refuse_sweep(single)
     with pytest.raises(JobError, match="sweep needs a search_space"):
         sweeping(search_space=(), sweep={"sampling_algorithm": "grid"})
-
-
-def test_a_sweep_is_refused_where_it_would_be_trained_with_the_way_to_look_at_it() -> None:
-    import trainer
-
-    for job, field in (
-        (sweeping(), "search_space"),
-        (sweeping(search_space=(), limits={"max_trials": 2}), "limits.max_trials"),
-    ):
-        with pytest.raises(JobError) as caught:
-            trainer.fit(job)
-        (problem,) = caught.value.problems
-        assert problem.field == field
-        assert "--dry-run" in problem.hint
 
 
 @pytest.mark.parametrize(

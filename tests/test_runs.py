@@ -8,6 +8,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 from pydantic import ValidationError
@@ -204,3 +205,22 @@ def test_a_damaged_result_is_named(tmp_path: Path, text: bytes, message: str) ->
 def test_a_run_without_a_result_has_not_finished(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"result\.json: does not exist; the run has not finished"):
         Run.create_at(tmp_path / "run").read_result()
+
+
+def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    run = Run.create_at(tmp_path / "run")
+    held, leave = Event(), Event()
+
+    def hold() -> None:
+        with run.lock():
+            held.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(hold)
+        held.wait(60)
+        with pytest.raises(RunError, match="is being trained by another process at present"), run.lock():
+            pass
+        Timer(0.2, leave.set).start()
+        with run.lock(patience=60):
+            assert leave.is_set()

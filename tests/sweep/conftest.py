@@ -88,10 +88,10 @@ class Server:
                 pytest.fail((self._directory / "log").read_text("utf-8"))
             time.sleep(0.1)
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop it; with SIGINT as an administrator would who does not wait for its clients."""
+    def stop(self) -> None:
+        """Stop it as an administrator would who does not wait for its clients."""
         if self._process is not None:
-            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(timeout=60)
             self._process = None
 
@@ -129,4 +129,4 @@ def postgresql(needs: Callable[[str, str], Path]) -> Iterator[Server]:
         server = Server(initdb.parent, Path(directory))
         server.start()
         yield server
-        server.stop(signal.SIGQUIT)  # without a thought for the data
+        server.stop()

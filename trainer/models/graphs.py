@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,18 @@ def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: f
     span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1  # there may be no box at all
     kept: Tensor = box_ops.nms(boxes + (labels.to(boxes) * span)[:, None], scores, iou_threshold)
     return kept
+
+
+def rounded_up(length: int, step: int) -> int:
+    """The next multiple of `step`."""
+    if isinstance(length, int):
+        return -(-length // step) * step
+    # Of a length that varies torch.export makes a new number of steps, or it would calculate with the
+    # remainder in every later shape, for minutes.
+    steps: Any = ((torch.full((), length) + step - 1) // step).item()
+    torch._check(steps >= 2)  # for torch.export to go on; nothing in the graph checks it
+    rounded: int = steps * step
+    return rounded
 
 
 def filled(boxes: Tensor, count: int) -> Tensor:

@@ -39,7 +39,7 @@ from trainer.annotations import Detections, Examples, Image, Objects, Prediction
 from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
-from trainer.models.graphs import cut_to, filled, in_tensor, pasted, traceable_nms
+from trainer.models.graphs import cut_to, filled, in_tensor, pasted, rounded_up, traceable_nms
 from trainer.models.masks import paste, rasterise
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
@@ -317,7 +317,8 @@ class _NormaliseAndPad(GeneralizedRCNNTransform):
             batch: Tensor = super().batch_images(images, size_divisible)
             return batch
         height, width = images[0].shape[-2:]
-        return F.pad(images[0], (0, -width % size_divisible, 0, -height % size_divisible))[None]
+        right, bottom = (rounded_up(side, size_divisible) - side for side in (width, height))
+        return F.pad(images[0], (0, right, 0, bottom))[None]
 
 
 class _TrainingDataset(Dataset[Item]):

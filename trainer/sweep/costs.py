@@ -88,8 +88,8 @@ _CORE_SECONDS = (0.053, 0.0014)
 """On the CPU: of one core for a billion multiplications, there and back, and for a MiB that is kept."""
 _LOADING_SECONDS = (0.005, 0.02)
 """Of one core, to load an image and for each megapixel of it."""
-_MIXING = {"yolo": 2, "rtdetr": 2}
-"""Families that make an image of several."""
+_MIXING_SECONDS = {"yolo": 0.02, "rtdetr": 0.02}
+"""Of one core, to make an image of several."""
 _EVALUATION = 1.2
 _TRIAL_SECONDS = 30.0
 """Until a trial's process begins to train, and after it has ended."""
@@ -127,7 +127,7 @@ def epoch_seconds(
     """An epoch with its evaluation; `views`: the image and its tiles."""
     each = cost(entry, side)
     loading = _LOADING_SECONDS[0] + _LOADING_SECONDS[1] * facts.width * facts.height / 1e6
-    loading *= _MIXING.get(entry.family, 1)
+    loading += _MIXING_SECONDS.get(entry.family, 0.0)
     if machine.gpus:
         moved = each.kept * _TRANSFERS * _SLOW.get(entry.family, 1.0) / 1024
         training = (moved / (machine.bandwidth or 300) + _SECONDS_A_STEP / batch) / machine.gpus

@@ -1,0 +1,154 @@
+"""What a training runs on: asked for by flags, or started by torchrun or srun, never two different things."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from trainer.errors import JobError
+from trainer.job import Job
+from trainer.models import create, specify
+from trainer.settings import resolve
+from trainer.tasks import Task
+from trainer.training import devices
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+    "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
+}  # fmt: skip
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1", "SLURM_LOCALID": "0",
+    "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "0",
+    "SLURM_CPUS_PER_TASK": "1",
+}  # fmt: skip
+
+
+def chosen(
+    values: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
+) -> devices.Devices:
+    made = Job(task="image-classification", training_data="t.jsonl", model="timm/test_vit", **values)
+    return devices.choose(made, resolve(made.task, made.model_name, settings), environment or {})
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("values", "environment", "settings", "words", "rank"),
+    [
+        ({}, {}, {}, "4 GPUs", 0),
+        ({"gpus": 2}, {}, {}, "2 GPUs", 0),
+        ({"gpus": 2}, {}, {"distributed": False}, "1 GPU", 0),
+        ({"gpus": 0}, {}, {}, "1 process on the CPU", 0),
+        ({"processes": 3}, {}, {}, "3 processes on the CPU", 0),
+        ({}, TORCHRUN, {}, "2 machines with 2 GPUs each", 3),
+        ({"gpus": 2, "nodes": 2}, TORCHRUN, {}, "2 machines with 2 GPUs each", 3),
+        ({"gpus": 0}, TORCHRUN, {}, "2 machines with 2 processes on the CPU each", 3),
+        ({"processes": 2}, TORCHRUN, {}, "2 machines with 2 processes on the CPU each", 3),
+        ({}, SLURM, {}, "2 machines with 2 GPUs each", 2),
+        # A script of sbatch's, before it says srun.
+        ({}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, {}, "4 GPUs", 0),
+        # A trial of a worker that srun started.
+        ({}, {**SLURM, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
+        (
+            {"nodes": 2},
+            {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
+            {},
+            "2 machines with 4 GPUs each",
+            4,
+        ),
+    ],
+)
+def test_devices_are_what_was_asked_for_or_started(
+    values: dict[str, Any], environment: dict[str, str], settings: dict[str, Any], words: str, rank: int
+) -> None:
+    found = chosen(values, environment, **settings)
+    assert (str(found), found.rank, found.leads) == (words, rank, rank == 0)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_where_the_ranks_meet() -> None:
+    assert (chosen({}, TORCHRUN).address, chosen({}, TORCHRUN).port) == ("10.0.0.1", 29500)
+    # The first machine's, and a port that every task derives from the job.
+    assert (chosen({}, SLURM).address, chosen({}, SLURM).port) == ("gpu07", 19567)
+    assert devices.cores_of_a_rank(2, SLURM) == 1
+    assert devices.cores_of_a_rank(10**6, {}) == 1
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize(
+    ("values", "environment", "settings", "words"),
+    [
+        ({"gpus": 4}, TORCHRUN, {}, r"--gpus: .* torchrun starts on each machine, 2, got 4"),
+        ({"processes": 3}, TORCHRUN, {}, r"--processes: .* torchrun starts on each machine, 2, got 3"),
+        ({"nodes": 3}, TORCHRUN, {}, r"--nodes: .* torchrun starts processes, 2, got 3"),
+        ({"nodes": 1}, SLURM, {}, r"--nodes: .* srun starts processes, 2, got 1"),
+        ({}, {**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, {}, r"as many processes on each machine.*got 4 on 1"),
+        ({}, {**SLURM, "SLURM_PROCID": "1"}, {}, r"numbered machine by machine.*--distribution=block"),
+        ({}, TORCHRUN, {"distributed": False}, r"distributed: cannot be false for the 4 processes"),
+        ({"nodes": 2}, {}, {}, r"--nodes: 2 machines need a launcher.*NODE_RANK \(0 to 1\)"),
+        ({"nodes": 2}, {"NODE_RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, {}, "got NODE_RANK=2, "),
+        ({"processes": 2}, {}, {"sync_batch_norm": True}, "sync_batch_norm: needs GPUs"),
+        ({}, {}, {"sync_batch_norm": True, "training_batch_size": "auto"}, "each GPU tries for itself"),
+        (
+            {},
+            {**TORCHRUN, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "9"},
+            {},
+            "8 processes that see 4; start 4 on each machine",
+        ),
+    ],
+)
+def test_a_disagreement_names_both_sides(
+    values: dict[str, Any], environment: dict[str, str], settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        chosen(values, environment, **settings)
+
+
+def test_a_task_of_slurm_that_sees_one_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(JobError, match="--gpus-per-node in place of --gpus-per-task"):
+        chosen({}, SLURM)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_gpus_a_launcher_trains_on_cpus() -> None:
+    assert str(chosen({}, TORCHRUN)) == "2 machines with 2 processes on the CPU each"
+    assert str(chosen({}, {}, sync_batch_norm=True)) == "1 process on the CPU"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "settings"),
+    [
+        (Task.CLASSIFICATION, "timm/test_efficientnet", {"validation_crop_size": 64}),
+        (Task.DETECTION, "yolo11n", {"image_size": 64}),
+        (Task.DETECTION, "fasterrcnn_resnet18_fpn", {"min_size": 64, "max_size": 64}),
+    ],
+)
+def test_synchronised_batch_norms_compute_the_same(task: Task, model: str, settings: dict[str, Any]) -> None:
+    """timm's hold activations, which are not to be lost."""
+    family = create(specify(task, model, resolve(task, model, settings), ("a", "b"), pretrained=False))
+    torch.manual_seed(0)
+    network = family.build().eval()
+    tensor = torch.rand(3, 64, 64)
+    before = family.infer(network, [tensor], family.spec.parameters)[0]
+    names = list(network.state_dict())
+    batch_norms = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+    network = family.sync_batch_norms(network)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) == batch_norms > 5
+    assert list(network.state_dict()) == names
+    after = family.infer(network, [tensor], family.spec.parameters)[0]
+    for one, other in zip(tree_leaves(before), tree_leaves(after), strict=True):
+        torch.testing.assert_close(one, other)
