@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-dev ## check style, format, types and who imports whom
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-dev ## run the whole test suite
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 clean: ## remove what make made: .venv, the demo, builds and caches (runs/ stays)
 	rm -rf $(VENV) demo build dist *.egg-info

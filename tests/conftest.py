@@ -38,6 +38,20 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one test process takes as a whole: a file, and of the conformance suite the tests of one model.
+
+    Tests that share what is slow to make stay together so.
+    """
+    for item in items:
+        case = getattr(item, "callspec", None)
+        group = item.nodeid.split("::")[0]
+        if case is not None and "case" in case.params and "conformance" in group:
+            group = str(case.params["case"])
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A packaged model that is loaded puts the code it carries on sys.path, for good.
