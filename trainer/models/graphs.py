@@ -50,9 +50,9 @@ def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: f
     return kept
 
 
-def rounded_up(length: int, step: int) -> int:
+def rounded_up(length: Any, step: int) -> int:
     """The next multiple of `step`."""
-    if isinstance(length, int):
+    if isinstance(length, int):  # and no symbol of torch.export's
         return -(-length // step) * step
     # Of a length that varies torch.export makes a new number of steps, or it would calculate with the
     # remainder in every later shape, for minutes.
@@ -70,7 +70,7 @@ def filled(boxes: Tensor, count: int) -> Tensor:
 def widened(grids: Tensor, images: Tensor) -> Tensor:
     """Grids over the images [n, h', w'] → [n, h, w], bilinearly."""
     size = images.shape[-2:]
-    return F.interpolate(grids[None], size=size, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(grids[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def cut_to(boxes: Tensor, masks: Tensor) -> Tensor:
