@@ -60,6 +60,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, SLURM, {}, "2 machines with 2 GPUs each", 2),
         # A script of sbatch's, before it says srun.
         ({}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, {}, "4 GPUs", 0),
+        # The shell that salloc opens.
+        ({}, {**SLURM, "SLURM_STEP_ID": "4294967290"}, {}, "4 GPUs", 0),
         # A trial of a worker that srun started.
         ({}, {**SLURM, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
         (

@@ -24,6 +24,9 @@ _TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another. One that has died is noticed at once; this is for a network that fails
 in silence, and has to outlast rank 0, which reads every image and fetches weights before the others begin."""
 
+_FIRST_STEP_WITHOUT_TASKS = 0xFFFFFFF0
+"""From here on SLURM numbers its own steps: the interactive shell, the batch script and the like."""
+
 _BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -181,6 +184,7 @@ def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
     def number(name: str) -> int:
         return int(environment[name])
 
+    step = int(environment.get("SLURM_STEP_ID", 0))
     if "TORCHELASTIC_RUN_ID" in environment:
         place = {
             "launcher": "torchrun",
@@ -189,8 +193,8 @@ def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
             "local_ranks": number("LOCAL_WORLD_SIZE"),
             "local_rank": number("LOCAL_RANK"),
         }
-    # These, unlike SLURM_NTASKS, exist in no batch script: only in what srun starts.
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    # This, unlike SLURM_NTASKS, exists in no batch script: only in what srun starts, a shell for salloc, too.
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
         place = {
             "launcher": "srun",
             "nodes": number("SLURM_STEP_NUM_NODES"),
@@ -202,10 +206,10 @@ def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
     first = SLURMEnvironment.resolve_root_node_address(nodes)
-    step = 97 * int(environment.get("SLURM_STEP_ID", 0)) + int(environment.get("SLURM_JOB_ID", 0))
-    place["address"] = environment.get("MASTER_ADDR", first)
     # Every rank comes to the same port, and two steps of one job hardly ever.
-    place["port"] = int(environment.get("MASTER_PORT", 15000 + step % 10000))
+    own = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
+    place["address"] = environment.get("MASTER_ADDR", first)
+    place["port"] = int(environment.get("MASTER_PORT", 15000 + own % 10000))
     return place
 
 

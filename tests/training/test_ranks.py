@@ -1,0 +1,174 @@
+"""What ranks do together, and what becomes of the others when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+import trainer
+from tests.training.processes import VIT, children, figures, job, start
+from trainer.data.samples import SampleData
+from trainer.errors import TrainingError
+from trainer.tasks import Task
+
+
+@pytest.mark.slow
+def test_two_ranks_of_a_detector_take_the_step_that_one_does(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    """Of one image all parts of a batch are alike, so that batch norms and the losses' divisors are, too.
+
+    What is left to differ is how the ranks' gradients add up to the batch's.
+    """
+    source = digits[Task.DETECTION]
+    line = json.loads(source.train.read_text("utf-8").splitlines()[0])
+    # Large enough for a network that begins from nothing to find it, so that all losses count.
+    box = {"label": "one", "topX": 0.02, "topY": 0.02, "bottomX": 0.98, "bottomY": 0.98}
+    lines = [{"label": [box], "image_url": f"{number}.png"} for number in range(8)]
+    for copied in lines:
+        shutil.copyfile(source.train.parent / line["image_url"], tmp_path / copied["image_url"])
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    still = {"apply_mosaic_for_yolo": False, "apply_automl_train_augmentations": False}
+    settings = {"image_size": 96, "advanced_settings": still, "gradient_clip_value": 1e9}
+    settings |= {"warmup_cosine_lr_warmup_epochs": 0, "number_of_epochs": 1}
+    weights, losses = [], []
+    # Without a step, with one, with one of two ranks.
+    for number, (processes, rate) in enumerate(((1, 0.0), (1, 1e-4), (2, 1e-4))):
+        sizes = {"training_batch_size": 8 // processes, "learning_rate": rate}
+        wanted = job(
+            source, tmp_path / str(number), "yolo11n", processes=processes,
+            training_data=str(tmp_path / "train.jsonl"), settings={**settings, **sizes},
+        )  # fmt: skip
+        run = trainer.fit(wanted)
+        losses.append(figures(run)[0]["train_loss"])
+        state = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
+        learned = [state[name] for name in state if name.endswith((".weight", ".bias"))]
+        weights.append(torch.cat([tensor.flatten() for tensor in learned]))
+    # A CPU's batch norms round a little differently for batches of other sizes.
+    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+    step = torch.linalg.vector_norm(weights[1] - weights[0])
+    assert torch.linalg.vector_norm(weights[2] - weights[1]) < 0.05 * step
+
+
+@pytest.mark.slow
+def test_what_was_scored_is_what_is_packaged(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    """Every rank has batch norms of its own; all score with those of the first, which are saved."""
+    data = digits[Task.CLASSIFICATION]
+    settings = {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 4}
+    wanted = job(
+        data, tmp_path / "run", "timm/test_resnet", processes=2,
+        settings={**settings, "number_of_epochs": 1, "learning_rate": 0.1},
+    )  # fmt: skip
+    run = trainer.fit(wanted)
+    answers = [json.loads(line) for line in run.predictions.read_text("utf-8").splitlines()]
+    labels = [json.loads(line)["label"] for line in data.validation.read_text("utf-8").splitlines()]
+    losses = [
+        -math.log(a["probs"][a["labels"].index(label)]) for a, label in zip(answers, labels, strict=True)
+    ]
+    assert run.read_result().metrics["log_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed")
+def test_ranks_may_have_unlike_numbers_of_validation_batches(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    """rfdetr's own loss would wait for a batch that the other rank does not have."""
+    source = digits[Task.DETECTION]
+    for name, file, count in (("train", source.train, 4), ("validation", source.validation, 3)):
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:count]]
+        for line in lines:
+            line["image_url"] = str(file.parent / line["image_url"])
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    settings = {"image_size": 96, "training_batch_size": 2, "validation_batch_size": 1, "number_of_epochs": 1}
+    wanted = job(
+        source, tmp_path / "run", "rfdetr-nano", processes=2, settings=settings,
+        training_data=str(tmp_path / "train.jsonl"), validation_data=str(tmp_path / "validation.jsonl"),
+    )  # fmt: skip
+    run = trainer.fit(wanted)
+    assert math.isfinite(run.read_result().metrics["log_loss"])
+
+
+class FailOn(Callback):
+    """One rank cannot go on."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.global_rank == self.rank:
+            raise TrainingError("cuda:1 ran out of memory")
+
+
+@pytest.mark.slow
+def test_the_error_of_another_rank_is_the_trainings(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    wanted = job(digits[Task.CLASSIFICATION], tmp_path / "run", processes=2, settings=VIT)
+    with pytest.raises(TrainingError, match=r"^rank 1: cuda:1 ran out of memory$"):
+        trainer.fit(wanted, callbacks=[FailOn(1)])
+    assert not torch.distributed.is_initialized()
+
+
+def test_callbacks_that_cannot_be_sent_are_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    class Local(Callback):
+        pass
+
+    wanted = job(digits[Task.CLASSIFICATION], tmp_path / "run", processes=2, settings=VIT)
+    with pytest.raises(TrainingError, match=r"callbacks cannot be sent .*Local"):
+        trainer.fit(wanted, callbacks=[Local()])
+
+
+WAITING = """
+import os, sys, time
+from pathlib import Path
+from trainer.training import ranks
+from trainer.training.devices import Devices
+
+def follow(devices, ready, seconds):
+    ready()
+    time.sleep(seconds)
+    sys.exit(7)
+
+if __name__ == "__main__":
+    import waiting
+    ranks._SECONDS_TO_NOTICE = 1.0
+    with ranks.OtherRanks(Devices("", False, 1, 0, 2, 0), Path("runs/mine")) as others:
+        others.start(waiting.follow, int(sys.argv[1]))
+        print("waits", flush=True)
+        time.sleep(300)
+"""
+"""As in an exchange of NCCL's, in which the first process cannot be spoken to."""
+
+
+@pytest.mark.slow
+def test_an_exchange_that_never_ends_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    process = start([sys.executable, "waiting.py", "1"], tmp_path)
+    said, errors = process.communicate(timeout=100)
+    assert (process.returncode, said) == (1, "waits\n")
+    assert errors.startswith("error: rank 1 ended (exit status 7)")
+    assert "trainer fit --resume runs/mine" in errors
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_first(tmp_path: Path) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    process = start([sys.executable, "waiting.py", "300"], tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    (rank,) = children(process)
+    process.kill()
+    process.communicate(timeout=60)
+    until = time.monotonic() + 20
+    while Path(f"/proc/{rank}").exists() and "zombie" not in Path(f"/proc/{rank}/status").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.1)
