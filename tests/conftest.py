@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import chromium, open_page  # noqa: F401 (fixtures for all tests)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
