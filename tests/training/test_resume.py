@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, Trainer
 
 import trainer
@@ -146,3 +148,17 @@ def test_another_network_cannot_go_on(
         trainer.resume(run.directory, {"number_of_epochs": 3, "validation_crop_size": 40})
     with pytest.raises(JobError, match="number_of_epochs"):
         trainer.resume(run.directory, {"number_of_epochs": 0})
+
+
+def test_a_setting_of_the_export_makes_no_other_network(
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
+    spec = json.loads(checkpoint["spec"])
+    assert spec.pop("enable_onnx_normalization") is False
+    torch.save({**checkpoint, "spec": json.dumps(spec)}, run.last_checkpoint)  # as earlier versions wrote it
+    resumed = trainer.resume(run.directory, {"number_of_epochs": 3, "enable_onnx_normalization": True})
+    kept = torch.load(resumed.last_checkpoint, weights_only=True)["spec"]
+    assert json.loads(kept)["enable_onnx_normalization"] is True
