@@ -83,6 +83,12 @@ class MulticlassEvaluator:
         np.add.at(matrix, (truths, probs.argmax(axis=1)), 1)
         return matrix
 
+    def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
+        """[n, C] each: the probabilities, and which class is true and which is predicted."""
+        probs, truths = self._arrays()
+        predicted = probs.argmax(axis=1) if len(truths) else truths
+        return probs, _one_hot(truths, len(self.classes)), _one_hot(predicted, len(self.classes))
+
     def _arrays(self) -> tuple[DoubleArray, IntArray]:
         return _stack(self._probs, len(self.classes)), np.array(self._truths, dtype=np.int64)
 
@@ -165,6 +171,11 @@ class MultilabelEvaluator:
             (truths & predicted).sum(axis=0),
         ]
         return np.array(counts, dtype=np.int64).T.reshape(-1, 2, 2)
+
+    def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
+        """[n, C] each: the probabilities, and which classes are true and which are predicted."""
+        probs, truths = self._arrays()
+        return probs, truths, probs >= THRESHOLD
 
     def _counts(self) -> tuple[IntArray, IntArray, IntArray]:
         matrix = self.confusion_matrix()

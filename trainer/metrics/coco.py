@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from trainer.annotations import BoolArray, FloatArray, IntArray
+from trainer.annotations import FloatArray, IntArray
 from trainer.metrics.masks import Rle, areas
+from trainer.metrics.scenes import Scene
 
 NAMES = (
     "map",
@@ -30,33 +30,6 @@ NAMES = (
 """In the order of the COCO API's summary, named as torchmetrics does: mean average precision over IoU .50 to
 .95, at .50, at .75, for small, medium and large objects; mean average recall for at most 1, 10 and 100
 detections a class and image, and for small, medium and large objects."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """One image with what was found (n) and what is true (m); boxes are normalised xyxy.
-
-    Attributes:
-        size: (height, width) in pixels.
-        boxes: [n, 4].
-        labels: int64 [n].
-        scores: [n].
-        truth_boxes: [m, 4].
-        truth_labels: int64 [m].
-        crowd: bool [m].
-        masks: n of them, or none if boxes are compared.
-        truth_masks: m of them, or none.
-    """
-
-    size: tuple[int, int]
-    boxes: FloatArray
-    labels: IntArray
-    scores: FloatArray
-    truth_boxes: FloatArray
-    truth_labels: IntArray
-    crowd: BoolArray
-    masks: Sequence[Rle] = ()
-    truth_masks: Sequence[Rle] = ()
 
 
 def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) -> dict[str, float]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.annotations import Detections, FloatArray, IntArray, Objects, Prediction, Truth
-from trainer.errors import TrainingError
-from trainer.metrics import METRIC_TYPES, coco, masks, voc
+from trainer.annotations import FloatArray, IntArray, Prediction, Truth
+from trainer.metrics import METRIC_TYPES, coco, masks, scenes, voc
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,11 @@ class DetectionEvaluator:
         """Forget all images."""
         self._judged: list[_Judged] = []
         self._objects = np.zeros(len(self.classes), dtype=np.int64)
-        self._scenes: list[coco.Scene] = []
+        self._scenes: list[scenes.Scene] = []
 
     def update(self, prediction: Prediction, truth: Truth) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
-        scene = self._scene(prediction, truth)
+        scene = scenes.make(prediction, truth, self.classes, by_masks=self.by_masks)
         if self.metric_type == "none":
             return
         overlaps = np.full((len(scene.scores), len(scene.crowd)), -1.0)
@@ -90,12 +89,7 @@ class DetectionEvaluator:
         """
         if self.metric_type == "none":
             return {}
-        by_class = self._figures()
-        figures = {
-            "mean_average_precision": voc.mean([each.average_precision for each in by_class]),
-            "precision": voc.mean([each.precision for each in by_class]),
-            "recall": voc.mean([each.recall for each in by_class]),
-        }
+        figures = voc.means(self._figures())
         if "coco" in self.metric_type:
             figures |= coco.figures(self._scenes, self.classes, by_masks=self.by_masks)
         if self.metric_type == "coco":
@@ -114,58 +108,4 @@ class DetectionEvaluator:
         scores = np.concatenate([image.scores for image in images])
         labels = np.concatenate([image.labels for image in images])
         verdicts = np.concatenate([image.verdicts for image in images])
-        by_label = np.argsort(labels, kind="stable")
-        starts = np.searchsorted(labels[by_label], np.arange(len(self.classes) + 1))
-        result = []
-        for label, objects in enumerate(self._objects.tolist()):
-            rows = by_label[starts[label] : starts[label + 1]]
-            result.append(voc.summarize(voc.curve(scores[rows], verdicts[rows], objects), objects))
-        return result
-
-    def _scene(self, prediction: Prediction, truth: Truth) -> coco.Scene:
-        """Check one image and bring it into the form that is kept."""
-        if not isinstance(prediction, Detections):
-            raise TypeError(f"prediction must be Detections, got {type(prediction).__name__}")
-        if not isinstance(truth, Objects):
-            raise TypeError(f"truth must be Objects, got {type(truth).__name__}")
-        size = prediction.image_size
-        found, true = len(prediction.scores), len(truth.labels)
-        boxes, truth_boxes = _boxes(prediction.boxes, found), _boxes(truth.boxes, true)
-        if not (np.isfinite(boxes).all() and np.isfinite(prediction.scores).all()):
-            raise TrainingError(
-                "the network predicts boxes or scores that are not numbers (NaN): training has diverged; "
-                "lower the learning rate, or train without mixed precision"
-            )
-        found_masks: list[masks.Rle] = []
-        true_masks: list[masks.Rle] = []
-        if self.by_masks:
-            # an image without objects needs neither
-            if len(prediction.masks or ()) != found:
-                raise ValueError(f"each of {found} predicted objects must have a mask to score masks")
-            if len(truth.polygons or ()) != true:
-                raise ValueError(f"each of {true} true objects must have polygons to score masks")
-            found_masks = [masks.from_crop(mask, size) for mask in prediction.masks or ()]
-            true_masks = [masks.from_polygons(polygons, size) for polygons in truth.polygons or ()]
-        return coco.Scene(
-            size=size,
-            boxes=boxes,
-            labels=self._labels(prediction.labels, found),
-            scores=np.array(prediction.scores),
-            truth_boxes=truth_boxes,
-            truth_labels=self._labels(truth.labels, true),
-            crowd=np.array(truth.crowd, dtype=np.bool_).reshape(true),
-            masks=found_masks,
-            truth_masks=true_masks,
-        )
-
-    def _labels(self, labels: IntArray, count: int) -> IntArray:
-        labels = np.array(labels, dtype=np.int64).reshape(count)
-        if count and not (labels.min() >= 0 and labels.max() < len(self.classes)):
-            raise ValueError(
-                f"labels must be in [0, {len(self.classes) - 1}], got {labels.min()} to {labels.max()}"
-            )
-        return labels
-
-
-def _boxes(boxes: FloatArray, count: int) -> FloatArray:
-    return np.array(boxes).reshape(count, 4)
+        return voc.by_class(scores, labels, verdicts, self._objects)

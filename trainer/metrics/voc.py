@@ -6,6 +6,7 @@ area under the whole precision envelope of VOC 2010 on, and COCO's rule for crow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,31 @@ def summarize(curve: Curve, objects: int) -> Figures:
     envelope = np.maximum.accumulate(curve.precision[::-1])[::-1]
     steps = np.diff(curve.recall, prepend=0.0)
     return Figures(float((steps * envelope).sum()), precision, float(curve.recall[-1]))
+
+
+def by_class(scores: FloatArray, labels: IntArray, verdicts: IntArray, objects: IntArray) -> list[Figures]:
+    """Each class's figures over all images.
+
+    Args:
+        scores, labels, verdicts: [n], as for `curve`.
+        objects: [C], how many there are to find of each class.
+    """
+    by_label = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_label], np.arange(len(objects) + 1))
+    result = []
+    for label, count in enumerate(objects.tolist()):
+        rows = by_label[starts[label] : starts[label + 1]]
+        result.append(summarize(curve(scores[rows], verdicts[rows], count), count))
+    return result
+
+
+def means(figures: Sequence[Figures]) -> dict[str, float]:
+    """The means over the classes, under the names of the reference."""
+    return {
+        "mean_average_precision": mean([each.average_precision for each in figures]),
+        "precision": mean([each.precision for each in figures]),
+        "recall": mean([each.recall for each in figures]),
+    }
 
 
 def mean(values: list[float]) -> float:

@@ -1,0 +1,154 @@
+"""All figures and the whole error analysis of one evaluation: predictions and truths in, one tree out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from trainer import metrics
+from trainer.annotations import Prediction, Truth
+from trainer.metrics import coco, voc
+from trainer.metrics import scenes as scenes_of
+from trainer.metrics.results import Analysis, ConfusionMatrix
+from trainer.metrics.scenes import Scene
+from trainer.metrics.sources import Sources
+from trainer.tasks import Task
+
+
+def analyse(
+    task: Task,
+    classes: Sequence[str],
+    predictions: Iterable[Prediction],
+    truths: Iterable[Truth],
+    *,
+    iou_threshold: float = 0.5,
+    metric_type: str = "coco_voc",
+    score_threshold: float | None = None,
+    sources: Sources | None = None,
+) -> Analysis:
+    """Everything about an evaluation.
+
+    Args:
+        classes: names; a label is an index into them.
+        predictions: one an image, all that the model can make: average precision needs those of low scores.
+        truths: one an image, in the same order.
+        iou_threshold: in [0.1, 1], for detection and segmentation.
+        metric_type: which figures these have: coco, voc or coco_voc.
+        score_threshold: below which no predictions were made, to be told along.
+        sources: what the images are called; `Records` of the same images and order.
+
+    Raises:
+        TrainingError: a prediction is not finite.
+        TypeError, ValueError: predictions or truths have not the form of the task and its classes, or are of
+            different number.
+    """
+    if task.is_classification:
+        return analyse_classes(task, classes, predictions, truths, sources)
+    by_masks = task is Task.SEGMENTATION
+    scenes = [
+        scenes_of.make(prediction, truth, classes, by_masks=by_masks)
+        for prediction, truth in zip(predictions, truths, strict=True)
+    ]
+    return analyse_scenes(
+        task,
+        classes,
+        scenes,
+        iou_threshold=iou_threshold,
+        metric_type=metric_type,
+        score_threshold=score_threshold,
+        sources=sources,
+    )
+
+
+def analyse_classes(
+    task: Task,
+    classes: Sequence[str],
+    predictions: Iterable[Prediction],
+    truths: Iterable[Truth],
+    sources: Sources | None = None,
+) -> Analysis:
+    """`analyse` for multi-class and multi-label."""
+    from trainer.metrics import calibration, class_errors, curves
+    from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
+
+    evaluator = metrics.create(task, classes)
+    for prediction, truth in zip(predictions, truths, strict=True):
+        evaluator.update(prediction, truth)
+    assert isinstance(evaluator, MulticlassEvaluator | MultilabelEvaluator), "they are the task's"
+    single = isinstance(evaluator, MulticlassEvaluator)
+    probs, one_hot, predicted = evaluator.arrays()
+    matrix = evaluator.confusion_matrix()
+    if single:
+        labels = one_hot.argmax(axis=1) if len(one_hot) else np.zeros(0, np.int64)
+        matrices = [ConfusionMatrix(rows=list(classes), columns=list(classes), counts=matrix.tolist())]
+        found_calibration = calibration.of_classes(probs, labels)
+        issues = class_errors.label_issues(classes, labels, probs, sources)
+    else:
+        matrices = [
+            ConfusionMatrix(
+                name=name, rows=["absent", "present"], columns=["absent", "present"], counts=counts.tolist()
+            )
+            for name, counts in zip(classes, matrix, strict=True)
+        ]
+        found_calibration = calibration.of_labels(probs, one_hot)
+        issues = class_errors.multilabel_issues(classes, one_hot, probs, sources)
+    return Analysis(
+        task=task,
+        classes=list(classes),
+        images=len(probs),
+        figures=evaluator.compute(),
+        per_class=evaluator.per_class(),
+        curves=curves.all_curves(classes, one_hot, probs),
+        confusion_matrices=matrices,
+        calibration=found_calibration,
+        confused_pairs=class_errors.confused_pairs(classes, one_hot, predicted, probs),
+        mistakes=class_errors.mistakes(classes, one_hot, predicted, probs, sources, single=single),
+        worst_images=class_errors.worst_images(one_hot, predicted, probs, sources, single=single),
+        label_issues=issues,
+    )
+
+
+def analyse_scenes(
+    task: Task,
+    classes: Sequence[str],
+    scenes: Sequence[Scene],
+    *,
+    iou_threshold: float = 0.5,
+    metric_type: str = "coco_voc",
+    score_threshold: float | None = None,
+    sources: Sources | None = None,
+) -> Analysis:
+    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.scenes`."""
+    from trainer.metrics import judging, object_errors, tide
+
+    by_masks = task is Task.SEGMENTATION
+    judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
+    objects = np.bincount(judged.true_labels, minlength=len(classes))
+    by_class = voc.by_class(judged.scores, judged.labels, judged.verdicts, objects)
+    figures = voc.means(by_class)
+    if "coco" in metric_type:
+        figures |= coco.figures(scenes, classes, by_masks=by_masks)
+    if metric_type == "coco":
+        figures["mean_average_precision"] = figures["map_50"]
+    lines, thresholds, counts = object_errors.curves(judged, classes)
+    at_images, lines["image_level"] = object_errors.image_level(judged)
+    return Analysis(
+        task=task,
+        classes=list(classes),
+        images=len(scenes),
+        objects=int(objects.sum()),
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        figures=figures,
+        per_class={name: each._asdict() | counts[name] for name, each in zip(classes, by_class, strict=True)},
+        curves=lines,
+        confusion_matrices=object_errors.confusion_matrices(judged, classes),
+        confused_pairs=object_errors.confused_pairs(judged, classes, thresholds),
+        image_level=at_images,
+        errors=tide.split(judged, len(classes)),
+        thresholds=thresholds,
+        mistakes=object_errors.mistakes(judged, classes, sources),
+        worst_images=object_errors.worst_images(judged, len(scenes), classes, thresholds, sources),
+        label_issues=object_errors.label_issues(judged, classes, thresholds, sources),
+    )

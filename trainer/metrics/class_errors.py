@@ -1,0 +1,189 @@
+"""What goes wrong in classification: confused pairs, confident mistakes, worst images, likely label errors.
+
+Arrays are truths bool [n, C], predicted bool [n, C] and probs [n, C]; an image is its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.annotations import BoolArray, IntArray
+from trainer.metrics.results import ConfusedPair, LabelIssue, Mistake, WorstImage
+from trainer.metrics.sources import Sources, place
+
+DoubleArray = npt.NDArray[np.float64]
+
+LISTED = 100
+"""Entries of each list at most."""
+_EXAMPLES = 12
+_TINY = 1e-12
+
+
+def confused_pairs(
+    classes: Sequence[str], truths: BoolArray, predicted: BoolArray, probs: DoubleArray
+) -> list[ConfusedPair]:
+    """Pairs by how often the first was taken for the second, the most frequent first.
+
+    In multi-label, an image counts for a pair if it shows the first class, which was overlooked, and not the
+    second, which was named.
+    """
+    overlooked, superfluous = truths & ~predicted, predicted & ~truths
+    counts = overlooked.T.astype(np.int64) @ superfluous.astype(np.int64)
+    pairs = np.argwhere(counts)
+    by_count = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:LISTED]
+    found = []
+    for true, taken_for in pairs[by_count].tolist():
+        rows = np.flatnonzero(overlooked[:, true] & superfluous[:, taken_for])
+        surest = rows[np.argsort(-probs[rows, taken_for], kind="stable")]
+        found.append(
+            ConfusedPair(
+                true=classes[true],
+                predicted=classes[taken_for],
+                count=len(rows),
+                share=float(len(rows) / truths[:, true].sum()),
+                images=surest[:_EXAMPLES].tolist(),
+            )
+        )
+    return found
+
+
+def mistakes(
+    classes: Sequence[str],
+    truths: BoolArray,
+    predicted: BoolArray,
+    probs: DoubleArray,
+    sources: Sources | None,
+    *,
+    single: bool,
+) -> list[Mistake]:
+    """The most confident mistakes. single: each image has one class, else each class is a decision."""
+    found = []
+    if single:
+        rows = np.flatnonzero((truths != predicted).any(axis=1))
+        taken_for, true = predicted[rows].argmax(axis=1), truths[rows].argmax(axis=1)
+        scores = probs[rows, taken_for]
+        for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
+            found.append(
+                Mistake(
+                    **place(int(rows[entry]), sources),
+                    kind="classification",
+                    predicted=classes[taken_for[entry]],
+                    true=classes[true[entry]],
+                    score=float(scores[entry]),
+                )
+            )
+        return found
+    rows, labels = np.nonzero(truths != predicted)
+    scores = np.where(truths[rows, labels], 1 - probs[rows, labels], probs[rows, labels])
+    for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
+        name = classes[labels[entry]]
+        overlooked = bool(truths[rows[entry], labels[entry]])
+        found.append(
+            Mistake(
+                **place(int(rows[entry]), sources),
+                kind="overlooked" if overlooked else "superfluous",
+                predicted="" if overlooked else name,
+                true=name if overlooked else "",
+                score=float(scores[entry]),
+            )
+        )
+    return found
+
+
+def worst_images(
+    truths: BoolArray, predicted: BoolArray, probs: DoubleArray, sources: Sources | None, *, single: bool
+) -> list[WorstImage]:
+    """The images of the highest loss among those with a mistake."""
+    wrong_ones = np.flatnonzero((truths != predicted).any(axis=1))
+    likelihood = np.where(truths, probs, 1.0 if single else 1 - probs)[wrong_ones].clip(_TINY)
+    losses = -np.log(likelihood)
+    loss = losses.sum(axis=1) if single else losses.mean(axis=1)
+    found = []
+    for entry in np.argsort(-loss, kind="stable")[:LISTED].tolist():
+        row = int(wrong_ones[entry])
+        right = int((truths[row] & predicted[row]).sum())
+        wrong = int((predicted[row] & ~truths[row]).sum())
+        missed = int((truths[row] & ~predicted[row]).sum())
+        found.append(
+            WorstImage(
+                **place(row, sources),
+                loss=float(loss[entry]),
+                right=right,
+                wrong=wrong,
+                missed=missed,
+                f1=2 * right / (2 * right + wrong + missed),
+            )
+        )
+    return found
+
+
+def label_issues(
+    classes: Sequence[str], truths: IntArray, probs: DoubleArray, sources: Sources | None
+) -> list[LabelIssue]:
+    """Images whose label is likely wrong, by confident learning (Northcutt et al., JAIR 2021, section 3.1).
+
+    A class counts as seen in an image if its probability is at least the mean of those that images labelled
+    so have; the most probable of these is suggested where it is not the label. Sorted by the probability of
+    the suggestion less that of the label; the score is the suggestion's probability.
+
+    Args:
+        truths: class indices [n].
+    """
+    one_hot = np.equal.outer(truths, np.arange(len(classes)))
+    seen = probs >= _own_confidence(one_hot, probs)
+    suggested = np.where(seen, probs, -1.0).argmax(axis=1)
+    rows = np.flatnonzero(seen.any(axis=1) & (suggested != truths))
+    margin = probs[rows, suggested[rows]] - probs[rows, truths[rows]]
+    rows = rows[np.argsort(-margin, kind="stable")]
+    rows = rows[probs[rows, suggested[rows]] > probs[rows, truths[rows]]]
+    return [
+        LabelIssue(
+            **place(row, sources),
+            kind="wrong class",
+            given=classes[truths[row]],
+            suggested=classes[suggested[row]],
+            score=float(probs[row, suggested[row]]),
+        )
+        for row in rows[:LISTED].tolist()
+    ]
+
+
+def multilabel_issues(
+    classes: Sequence[str], truths: BoolArray, probs: DoubleArray, sources: Sources | None
+) -> list[LabelIssue]:
+    """The same where each class is present or absent by itself: what is likely missing or superfluous.
+
+    A class counts as seen (as not seen) if its probability is at least (at most) the mean of those of the
+    images that have it (that have it not), and over (under) one half.
+    """
+    present = _own_confidence(truths, probs)
+    absent = 1 - _own_confidence(~truths, 1 - probs)
+    missing = ~truths & (probs >= present) & (probs > 0.5)
+    superfluous = truths & (probs <= absent) & (probs < 0.5)
+    rows, labels = np.nonzero(missing | superfluous)
+    scores = np.where(missing[rows, labels], probs[rows, labels], 1 - probs[rows, labels])
+    found = []
+    for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
+        row, name = int(rows[entry]), classes[labels[entry]]
+        is_missing = bool(missing[row, labels[entry]])
+        found.append(
+            LabelIssue(
+                **place(row, sources),
+                kind="missing" if is_missing else "superfluous",
+                given="" if is_missing else name,
+                suggested=name if is_missing else "",
+                score=float(scores[entry]),
+            )
+        )
+    return found
+
+
+def _own_confidence(truths: BoolArray, probs: DoubleArray) -> DoubleArray:
+    """[C]: the mean probability of each class in the images that have it; ∞ where none has."""
+    support = truths.sum(axis=0)
+    sums = np.where(truths, probs, 0).sum(axis=0)
+    confidence: DoubleArray = np.divide(sums, support, out=np.full(len(support), np.inf), where=support > 0)
+    return confidence

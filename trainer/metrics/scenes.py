@@ -1,0 +1,111 @@
+"""One image with what was found and what is true, checked and in the form in which it is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.annotations import BoolArray, Detections, FloatArray, IntArray, Objects, Prediction, Truth
+from trainer.errors import TrainingError
+from trainer.metrics import masks, voc
+from trainer.metrics.masks import Rle
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One image with what was found (n) and what is true (m); boxes are normalised xyxy.
+
+    Attributes:
+        size: (height, width) in pixels.
+        boxes: [n, 4].
+        labels: int64 [n].
+        scores: [n].
+        truth_boxes: [m, 4].
+        truth_labels: int64 [m].
+        crowd: bool [m].
+        masks: n of them, or none if boxes are compared.
+        truth_masks: m of them, or none.
+    """
+
+    size: tuple[int, int]
+    boxes: FloatArray
+    labels: IntArray
+    scores: FloatArray
+    truth_boxes: FloatArray
+    truth_labels: IntArray
+    crowd: BoolArray
+    masks: Sequence[Rle] = ()
+    truth_masks: Sequence[Rle] = ()
+
+    def overlaps(self, *, by_masks: bool) -> npt.NDArray[np.float64]:
+        """IoU of each found with each true object [n, m], whatever their classes."""
+        if by_masks:
+            return masks.overlaps(self.masks, self.truth_masks, self.crowd)
+        return voc.box_overlaps(self.boxes, self.truth_boxes, self.crowd)
+
+    def sizes(self, *, by_masks: bool) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The areas of found [n] and true objects [m], in pixels of the image."""
+        if by_masks:
+            return masks.areas(self.masks), masks.areas(self.truth_masks)
+        height, width = self.size
+        found, true = (
+            (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).prod(axis=1) * (height * width)
+            for boxes in (self.boxes, self.truth_boxes)
+        )
+        return found, true
+
+
+def make(prediction: Prediction, truth: Truth, classes: Sequence[str], *, by_masks: bool) -> Scene:
+    """Check one image and bring it into the form that is kept.
+
+    Raises:
+        TrainingError: the prediction is not finite.
+        TypeError, ValueError: prediction or truth have not the form of the task and its classes.
+    """
+    if not isinstance(prediction, Detections):
+        raise TypeError(f"prediction must be Detections, got {type(prediction).__name__}")
+    if not isinstance(truth, Objects):
+        raise TypeError(f"truth must be Objects, got {type(truth).__name__}")
+    size = prediction.image_size
+    found, true = len(prediction.scores), len(truth.labels)
+    boxes, truth_boxes = _boxes(prediction.boxes, found), _boxes(truth.boxes, true)
+    if not (np.isfinite(boxes).all() and np.isfinite(prediction.scores).all()):
+        raise TrainingError(
+            "the network predicts boxes or scores that are not numbers (NaN): training has diverged; "
+            "lower the learning rate, or train without mixed precision"
+        )
+    found_masks: list[masks.Rle] = []
+    true_masks: list[masks.Rle] = []
+    if by_masks:
+        # an image without objects needs neither
+        if len(prediction.masks or ()) != found:
+            raise ValueError(f"each of {found} predicted objects must have a mask to score masks")
+        if len(truth.polygons or ()) != true:
+            raise ValueError(f"each of {true} true objects must have polygons to score masks")
+        found_masks = [masks.from_crop(mask, size) for mask in prediction.masks or ()]
+        true_masks = [masks.from_polygons(polygons, size) for polygons in truth.polygons or ()]
+    return Scene(
+        size=size,
+        boxes=boxes,
+        labels=_labels(prediction.labels, found, len(classes)),
+        scores=np.array(prediction.scores),
+        truth_boxes=truth_boxes,
+        truth_labels=_labels(truth.labels, true, len(classes)),
+        crowd=np.array(truth.crowd, dtype=np.bool_).reshape(true),
+        masks=found_masks,
+        truth_masks=true_masks,
+    )
+
+
+def _labels(labels: IntArray, count: int, classes: int) -> IntArray:
+    labels = np.array(labels, dtype=np.int64).reshape(count)
+    if count and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels must be in [0, {classes - 1}], got {labels.min()} to {labels.max()}")
+    return labels
+
+
+def _boxes(boxes: FloatArray, count: int) -> FloatArray:
+    return np.array(boxes).reshape(count, 4)
