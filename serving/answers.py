@@ -11,7 +11,10 @@ from trainer.annotations import Classification, Detections, Prediction
 from trainer.errors import RunError
 
 Answer: TypeAlias = dict[str, Any]
-"""`{"probs", "labels"}` of a classifier; `{"boxes": [{"box", "label", "score"[, "polygon"]}]}` else."""
+"""`{"probs", "labels"}` of a classifier; `{"boxes": [{"box", "label", "score"[, "polygon"]}]}` else.
+
+Explained answers have `visualizations` and `attributions` beside these; the latter are NumPy arrays.
+"""
 
 
 def to_answer(prediction: Prediction, classes: Sequence[str], max_polygon_points: int) -> Answer:
@@ -26,6 +29,26 @@ def to_answer(prediction: Prediction, classes: Sequence[str], max_polygon_points
         _check_finite(prediction.probs)
         return {"probs": [float(prob) for prob in prediction.probs], "labels": list(classes)}
     return {"boxes": _boxes(prediction, classes, max_polygon_points)}
+
+
+def encode(value: Any) -> bytes:
+    """Answers, or what holds them, as JSON in UTF-8; arrays become nested lists.
+
+    Every number must be finite: answers are.
+    """
+    # Not among what a packaged model needs: MLflow's servers write JSON their own way.
+    import orjson
+
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def to_lists(answer: Answer) -> Answer:
+    """The answer in plain Python values alone: arrays as nested lists."""
+    if "attributions" not in answer:
+        return answer
+    found = answer["attributions"]
+    nested = [each.tolist() for each in found] if isinstance(found, list) else found.tolist()
+    return {**answer, "attributions": nested}
 
 
 def _boxes(found: Detections, classes: Sequence[str], max_polygon_points: int) -> list[dict[str, Any]]:

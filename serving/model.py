@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from serving.payload import COLUMN, parse_rows, shown
+from serving.answers import Answer, to_lists
+from serving.payload import COLUMN, parse_rows
 from serving.scorer import Scorer
+from serving.shown import shown
 from trainer.errors import RequestError
 from trainer.tasks import Task
 
@@ -43,7 +46,8 @@ class ImageModel(PythonModel):
             params: the scoring parameters in the model's signature.
 
         Returns:
-            One row an image, in order: columns `probs` and `labels`, or `boxes`.
+            One row an image, in order: columns `probs` and `labels`, or `boxes`; `visualizations` and
+            `attributions` where a row asks to be explained.
 
         Raises:
             MlflowException: a row or a parameter is wrong; says which, and HTTP servers answer 400.
@@ -55,7 +59,31 @@ class ImageModel(PythonModel):
             answers = self.scorer.score(rows, params or {})
         except RequestError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        return pd.DataFrame(answers, columns=list(ANSWER_COLUMNS[task]))
+        return _table(answers, ANSWER_COLUMNS[task])
+
+
+def _table(answers: Sequence[Answer], columns: Sequence[str]) -> pd.DataFrame:
+    """A row an answer, in order; with explanations, a column for each kind that any row asked for."""
+    asked = [name for name in ("visualizations", "attributions") if any(name in each for each in answers)]
+    table = _Answers if asked else pd.DataFrame
+    return table([to_lists(each) for each in answers], columns=[*columns, *asked])
+
+
+class _Answers(pd.DataFrame):
+    """A table whose records, which are what MLflow's servers answer, lack what is missing in their row.
+
+    Rows that asked for no explanation are answered as if no other row had.
+    """
+
+    def to_dict(self, orient: Any = "dict", **more: Any) -> Any:
+        found = super().to_dict(orient, **more)
+        if orient != "records":
+            return found
+        missing = self.isna()
+        return [
+            {name: value for name, value in record.items() if not missing.at[row, name]}
+            for row, record in zip(self.index, found, strict=True)
+        ]
 
 
 def _values(table: pd.DataFrame) -> list[Any]:

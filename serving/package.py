@@ -48,8 +48,19 @@ _CODE = {
         "data/__init__.py",
         "data/images.py",
         "models/*.py",
+        "report/__init__.py",
+        "report/fonts.py",
     ),
-    serving: ("__init__.py", "answers.py", "model.py", "payload.py", "polygons.py", "scorer.py"),
+    serving: (
+        "__init__.py",
+        "answers.py",
+        "model.py",
+        "payload.py",
+        "polygons.py",
+        "scorer.py",
+        "shown.py",
+        "explain/*.py",
+    ),
 }
 
 # MLflow runs this file to get the model; unlike a pickle it does not depend on the Python release.
@@ -161,6 +172,8 @@ def requirements(spec: Spec) -> tuple[str, ...]:
     names = {*_REQUIREMENTS, *create(spec).requirements}
     if spec.task is Task.SEGMENTATION:
         names.add("opencv-python")
+    if spec.task.is_classification:
+        names |= {"captum", "scikit-image"}  # of explanations
     return tuple(f"{name}=={version(name).partition('+')[0]}" for name in sorted(names))
 
 

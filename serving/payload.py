@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from serving.explain.request import ExplanationRequest, parse_explanation
+from serving.shown import LARGEST_INTEGER, shown
 from trainer.errors import RequestError
 from trainer.scoring import MAX_TILES, OF_MASKS, ScoringParameters
 from trainer.tasks import Task
@@ -23,7 +24,6 @@ from trainer.tasks import Task
 MAX_REQUEST_BYTES = 50_000_000
 COLUMN = "image"
 
-_LARGEST_INTEGER = 2**31 - 1
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 # Four digits first: the text form of a PPM image has a blank among them.
 _BASE64_BYTES = re.compile(rb"[A-Za-z0-9+/_-]{4}[A-Za-z0-9+/_\-\s]*+={0,2}\s*+")
@@ -33,9 +33,15 @@ _XAI_KEYS = ("image_base64", "model_explainability", "xai_parameters")
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One row of a request. `image` is an image file's content, not decoded yet."""
+    """One row of a request.
+
+    Attributes:
+        image: an image file's content, not decoded yet.
+        explanation: what the row asks to be explained; None if it only asks for scores.
+    """
 
     image: bytes
+    explanation: ExplanationRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,22 +215,16 @@ def _parse_row(value: Any, row: int, task: Task) -> ImageRow:
 
 
 def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> ImageRow:
-    """`{"image_base64", "model_explainability", "xai_parameters"}`.
-
-    As documented, detection and segmentation answer it with scores only.
-    """
+    """`{"image_base64", "model_explainability", "xai_parameters"}`; the last are read if wanted."""
     value = _object(value, "the explainability form", _XAI_KEYS, required=("image_base64",), row=row)
     wanted = value.get("model_explainability")
     if not (wanted is None or isinstance(wanted, bool)):
         raise RequestError(f"model_explainability must be true or false, got {shown(wanted)}", row=row)
-    xai_parameters = value.get("xai_parameters")
-    if not (xai_parameters is None or isinstance(xai_parameters, Mapping)):
-        raise RequestError(f"xai_parameters must be an object, got {shown(xai_parameters)}", row=row)
-    if wanted and task.is_classification:
-        raise RequestError(
-            "explanations are not built into this version; send model_explainability false", row=row
-        )
-    return ImageRow(_image_bytes(value["image_base64"], row))
+    given = value.get("xai_parameters")
+    if not (given is None or isinstance(given, Mapping)):
+        raise RequestError(f"xai_parameters must be an object, got {shown(given)}", row=row)
+    explanation = parse_explanation(given or {}, task, row) if wanted else None
+    return ImageRow(_image_bytes(value["image_base64"], row), explanation)
 
 
 def _image_bytes(value: Any, row: int) -> bytes:
@@ -269,7 +269,7 @@ def parse_parameters(given: Mapping[str, Any], task: Task, defaults: ScoringPara
             has = f"it has {', '.join(known)}" if known else f"a model for {task} has none"
             raise RequestError(f"this model has no parameter {shown(name)}; {has}")
     for name, value in given.items():
-        if isinstance(value, int) and value > _LARGEST_INTEGER:
+        if isinstance(value, int) and value > LARGEST_INTEGER:
             raise RequestError(f"parameter {name} must be {range_of(name)}, got a number over 2³¹")
     try:
         return ScoringParameters.model_validate({**defaults.model_dump(), **given}, strict=True)
@@ -295,24 +295,3 @@ def range_of(name: str) -> str:
     if "le" in bounds:
         return f"{kind} in [{bounds['ge']}, {bounds['le']}]"
     return f"{kind} over {bounds['gt']}" if "gt" in bounds else f"{kind} of at least {bounds['ge']}"
-
-
-def shown(value: Any, limit: int = 60) -> str:
-    """A value as an error may show it: short, and nothing that breaks a log or a JSON answer."""
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}" if len(value) > 3 else f"[{', '.join(map(_shown, value))}]"
-    return _shown(value, limit)
-
-
-def _shown(value: Any, limit: int = 20) -> str:
-    if isinstance(value, (str, bytes)):
-        return ascii(value[:limit]) + ("…" if len(value) > limit else "")
-    if isinstance(value, Mapping):
-        return "an object"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return "NaN, a missing value" if math.isnan(value) else repr(value)
-    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
-        return "a very large number"
-    return str(value) if isinstance(value, int) else f"a {type(value).__name__}"

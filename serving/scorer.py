@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from serving.answers import Answer, to_answer
+from serving.explain.explainer import Explainer
+from serving.explain.request import ExplanationRequest
 from serving.payload import ImageRow, parse_parameters
 from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
@@ -43,6 +45,7 @@ class Scorer:
         self._family = family
         self._network = network
         self._lock = threading.Lock()
+        self._explainer = Explainer(family, network)
 
     @classmethod
     def load(cls, directory: Path, device: str | None = None) -> Scorer:
@@ -65,17 +68,32 @@ class Scorer:
         """
         return parse_parameters(given, self.spec.task, self.spec.parameters)
 
-    def score(self, rows: Sequence[ImageRow], parameters: Mapping[str, Any]) -> list[Answer]:
-        """One answer a row, in order.
+    def check(self, rows: Sequence[ImageRow]) -> None:
+        """Refuse rows that ask for what this network cannot be explained by, before any work is done.
 
         Raises:
-            RequestError: a parameter is wrong, or a row holds no image that can be decoded.
+            RequestError: names the first such row, and the methods that can be used.
+        """
+        for index, row in enumerate(rows):
+            if row.explanation is not None:
+                self._explainer.check(row.explanation, index)
+
+    def score(self, rows: Sequence[ImageRow], parameters: Mapping[str, Any]) -> list[Answer]:
+        """One answer a row, in order, with explanations where a row asks for them.
+
+        Raises:
+            RequestError: a parameter is wrong, or a row holds no image that can be decoded, or asks for
+                an explanation that the network does not allow.
             RunError: the network yields numbers that are not finite.
         """
         checked = self.parameters(parameters)
+        self.check(rows)
         answers: list[Answer] = []
         for batch in in_batches(_decoded(rows)):
-            answers += self.score_images([image for _, image in batch], checked)
+            found = self.score_images([image for _, image in batch], checked)
+            for (index, image), answer in zip(batch, found, strict=True):
+                asked = rows[index].explanation
+                answers.append(answer if asked is None else self.explain(image, answer, asked))
         return answers
 
     def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
@@ -85,6 +103,22 @@ class Scorer:
             to_answer(prediction, self.spec.classes, points)
             for prediction in self._predict(images, parameters)
         ]
+
+    def explain(self, image: Image, answer: Answer, asked: ExplanationRequest) -> Answer:
+        """The answer to an image with what was asked of its explanation added.
+
+        Takes seconds on a CPU. Others may score meanwhile: it holds no lock of theirs, and works on modules
+        of its own that share the network's weights. Explanations take turns.
+
+        Returns:
+            A new answer: `visualizations`, a base64 PNG (multi-class) or a list of them (a class or a box
+            each), and `attributions`, a float32 array or a list of them (`serving.answers.encode` writes it).
+
+        Raises:
+            RequestError: the network cannot be explained by that method.
+            RunError: the network's gradients are not finite.
+        """
+        return {**answer, **self._explainer.explain(image, answer, asked)}
 
     def _predict(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Prediction]:
         import torch

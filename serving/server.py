@@ -6,7 +6,6 @@ Every error is JSON, `{"error": {"code", "message", "row"}}`; `row` is null unle
 from __future__ import annotations
 
 import io
-import json
 import logging
 import socket
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from serving.answers import encode
 from serving.locate import find_artifacts
 from serving.payload import (
     COLUMN,
@@ -32,9 +32,9 @@ from serving.payload import (
     parse_json,
     parse_rows,
     parse_score_request,
-    shown,
 )
 from serving.scorer import Scorer
+from serving.shown import shown
 from trainer.errors import RequestError, RunError, TrainerError
 from trainer.tasks import Task
 
@@ -67,7 +67,7 @@ def create_app(scorer: Scorer) -> FastAPI:
     async def answer(read: Callable[[], Payload], wrap: Callable[[list[Any]], Any]) -> Response:
         def work() -> bytes:
             payload = read()
-            return _encode(wrap(scorer.score(payload.rows, payload.parameters)))
+            return encode(wrap(scorer.score(payload.rows, payload.parameters)))
 
         return Response(await anyio.to_thread.run_sync(work, limiter=turn), media_type=_JSON)
 
@@ -224,13 +224,9 @@ def _parse_csv(body: bytes, task: Task) -> Payload:
     return Payload(parse_rows(table[COLUMN].tolist(), task), {})
 
 
-def _encode(answer: Any) -> bytes:
-    return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode("utf-8")
-
-
 def _error(status: int, message: str, row: int | None = None, headers: Any = None) -> Response:
     code = _CODES.get(status, "bad_request" if status < 500 else "internal_error")
-    content = _encode({"error": {"code": code, "message": message, "row": row}})
+    content = encode({"error": {"code": code, "message": message, "row": row}})
     return Response(content, status_code=status, media_type=_JSON, headers=headers)
 
 

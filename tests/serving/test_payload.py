@@ -152,13 +152,80 @@ def test_names_the_row_that_is_wrong(row: Any, reason: str) -> None:
     str(caught.value).encode("utf-8")
 
 
-def test_explanations_are_refused_for_classifiers_and_without_meaning_for_detectors() -> None:
-    row = json.dumps({"image_base64": URL_SAFE, "model_explainability": True, "xai_parameters": {}})
-    for task in (Task.CLASSIFICATION, Task.MULTILABEL):
-        with pytest.raises(RequestError, match="explanations are not built into this version"):
-            parse_rows([URL_SAFE, row], task)
-    # As documented: "XAI is not supported. So, only scores are returned."
-    assert parse_rows([row], Task.DETECTION)[0].image == CONTENT
+def explained(parameters: Any = None, wanted: Any = True, task: Task = Task.CLASSIFICATION) -> Any:
+    """The explanation that the second of two rows asks for."""
+    row = {"image_base64": URL_SAFE, "model_explainability": wanted, "xai_parameters": parameters}
+    plain, asking = parse_rows([URL_SAFE, json.dumps(row)], task)
+    assert plain.explanation is None
+    assert asking.image == CONTENT
+    return asking.explanation
+
+
+def test_an_explanation_has_the_documented_defaults() -> None:
+    for nothing in (None, {}):
+        assert explained(nothing).model_dump() == {
+            "xai_algorithm": "xrai",
+            "visualizations": True,
+            "attributions": False,
+            "confidence_score_threshold_multilabel": 0.5,
+            "n_steps": 50,
+            "xrai_fast": True,
+            "approximation_method": "riemann_middle",
+            "n_masks": 300,
+        }
+    assert parse_rows([{"image_base64": URL_SAFE}], Task.CLASSIFICATION)[0].explanation is None
+    assert explained({}, wanted=False) is None
+    assert explained({"visualizations": False}) is None
+    assert explained({"visualizations": False, "attributions": True}).attributions
+
+
+def test_each_row_has_an_explanation_of_its_own() -> None:
+    wanted = [{"xai_algorithm": "guided_backprop"}, {"n_steps": 7, "attributions": True}, {}]
+    rows = parse_rows(
+        [{"image_base64": URL_SAFE, "model_explainability": True, "xai_parameters": each} for each in wanted],
+        Task.MULTILABEL,
+    )
+    assert [row.explanation.model_dump(exclude_defaults=True) for row in rows if row.explanation] == wanted
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        (
+            {"xai_algorithm": "lime"},
+            "xai_algorithm must be one of xrai, integrated_gradients, guided_gradcam",
+        ),
+        ({"xai_algorithm": None}, "got null"),
+        ({"xai_algorithm": "XRAI"}, "got 'XRAI'"),
+        ({"xai_algorithm": "drise"}, "drise cannot explain a model for image-classification; use xrai or"),
+        ({"visualizations": "true"}, "visualizations must be true or false, got 'true'"),
+        ({"attributions": 1}, "attributions must be true or false, got 1"),
+        ({"confidence_score_threshold_multilabel": 1.1}, r"a number in \[0, 1\], got 1.1"),
+        ({"n_steps": 0}, r"n_steps must be a whole number in \[1, 1000\], got 0"),
+        ({"n_steps": True}, "got true"),
+        ({"n_steps": 5.5}, "got 5.5"),
+        ({"n_steps": 10**30}, "got a very large number"),
+        ({"approximation_method": "simpson"}, "must be one of riemann_left, .*gausslegendre"),
+        ({"n_masks": 9}, r"in \[10, 5000\]"),
+        ({"steps": 5}, "unknown key 'steps'; it may have xai_algorithm, visualizations"),
+        ({"x" * 10_000: {}, "": 1}, "unknown key"),
+    ],
+)
+def test_a_wrong_explanation_names_its_row(parameters: Any, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as caught:
+        explained(parameters)
+    assert (caught.value.row, caught.value.status) == (1, 400)
+    assert len(str(caught.value)) < 300
+    assert explained(parameters, wanted=False) is None
+
+
+def test_boxes_are_explained_by_drise_alone() -> None:
+    for task in (Task.DETECTION, Task.SEGMENTATION):
+        # The documented default, which clients send, stands for it.
+        assert explained({"xai_algorithm": "xrai"}, task=task) == explained({}, task=task)
+        assert explained({"xai_algorithm": "drise", "n_masks": 50}, task=task).n_masks == 50
+        with pytest.raises(RequestError, match=r"guided_gradcam cannot explain a model for .*; use drise"):
+            explained({"xai_algorithm": "guided_gradcam"}, task=task)
 
 
 def test_bytes_are_the_image_or_its_base64() -> None:

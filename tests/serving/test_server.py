@@ -198,7 +198,7 @@ def test_unknown_addresses_and_methods_are_told_in_json(classifier: httpx.Client
         (5, 400, "got 5"),
         (["a", "b"], 400, "one image"),
         ('{"image_base64": "http://x"}', 400, "not base64"),
-        ('{"image_base64": "QUFB", "model_explainability": true}', 400, "explanations are not built"),
+        ('{"image_base64": "QUFB", "model_explainability": true}', 422, "not an image"),
     ],
 )
 def test_a_wrong_row_is_named_and_nothing_is_answered(

@@ -1,0 +1,145 @@
+"""Explains a network's answers: chooses what is explained, runs the method, encodes what it finds."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import threading
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serving.answers import Answer
+from serving.explain import methods
+from serving.explain.picture import four_panels, png
+from serving.explain.request import ExplanationRequest
+from serving.explain.subject import Subject
+from trainer.annotations import FloatArray, Image
+from trainer.errors import RequestError, RunError
+from trainer.models import Family
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainer.models.classifiers import Classifiers
+
+
+class Explainer:
+    """Explains one network's answers. Safe to call from several threads: they take turns.
+
+    It works on modules of its own that share the network's tensors, so that what it changes about them, and
+    how long it takes, is nothing to those who score with the network meanwhile.
+    """
+
+    def __init__(self, family: Family, network: nn.Module) -> None:
+        """`network` is in eval mode, without gradients of its weights, on its device."""
+        self._family = family
+        self._network = _with_shared_tensors(network)
+        self._guided: nn.Module | None = None
+        self._obstacles: dict[str, str | None] = {}
+        self._lock = threading.Lock()
+
+    def check(self, asked: ExplanationRequest, row: int | None = None) -> None:
+        """Refuse a method that the network does not allow.
+
+        Raises:
+            RequestError: names the methods that can be used.
+        """
+        if not self._family.spec.task.is_classification:
+            return
+        obstacle = self._obstacle(asked.xai_algorithm)
+        if obstacle is not None:
+            usable = [name for name in methods.NAMES if self._obstacle(name) is None]
+            raise RequestError(
+                f"{asked.xai_algorithm} cannot explain {self._family.spec.model}: {obstacle}; "
+                f"use {' or '.join(usable)}",
+                row=row,
+            )
+
+    def _obstacle(self, name: str) -> str | None:
+        with self._lock:
+            if name not in self._obstacles:
+                size = self._family.spec.options["crop_size"]
+                self._obstacles[name] = methods.find(name).obstacle(self._network, size)
+            return self._obstacles[name]
+
+    def explain(self, image: Image, answer: Answer, asked: ExplanationRequest) -> dict[str, Any]:
+        """What `asked` adds to an image's answer.
+
+        Raises:
+            RequestError: the network cannot be explained so.
+            RunError: the network's gradients are not finite.
+        """
+        self.check(asked)
+        if not self._family.spec.task.is_classification:
+            return {}  # boxes are next
+        with self._lock:
+            return self._explain_classes(image, answer, asked)
+
+    def _explain_classes(self, image: Image, answer: Answer, asked: ExplanationRequest) -> dict[str, Any]:
+        subject = self._subject(image)
+        method = methods.find(asked.xai_algorithm)
+        pictures, found = [], []
+        for target in self._targets(answer["probs"], asked):
+            relevance = method.attribute(subject, target, asked).cpu().numpy()
+            _check_finite(relevance)
+            if asked.attributions:
+                found.append(np.ascontiguousarray(relevance, dtype=np.float32))
+            if asked.visualizations:
+                title = f"{answer['labels'][target]}  {answer['probs'][target]:.3f}"
+                pictures.append(_encoded(subject.pixels, relevance, title, asked))
+        if self._family.spec.task is Task.MULTILABEL:
+            return _chosen(asked, pictures, found)
+        return _chosen(asked, pictures[0] if pictures else None, found[0] if found else None)
+
+    def _targets(self, probs: Sequence[float], asked: ExplanationRequest) -> list[int]:
+        if self._family.spec.task is Task.MULTILABEL:
+            threshold = asked.confidence_score_threshold_multilabel
+            return [index for index, prob in enumerate(probs) if prob >= threshold]
+        return [int(np.argmax(probs))]
+
+    def _subject(self, image: Image) -> Subject:
+        import torch
+
+        family: Classifiers = self._family  # type: ignore[assignment]
+        device = next(self._network.parameters()).device
+        pixels, _ = family.centre_crop(image)
+        tensor = family.normalised(torch.from_numpy(pixels).permute(2, 0, 1)).to(device)
+        ends = [
+            family.normalised(torch.full((3, 1, 1), value, dtype=torch.uint8)).to(device)
+            for value in (0, 255)
+        ]
+        return Subject(self._network, self._guided_network, tensor, ends[0], ends[1], pixels)
+
+    def _guided_network(self) -> nn.Module:
+        from serving.explain.guided_backprop import guide
+
+        if self._guided is None:
+            self._guided = guide(_with_shared_tensors(self._network))
+        return self._guided
+
+
+def _with_shared_tensors(network: nn.Module) -> nn.Module:
+    """A copy of the modules alone: weights and statistics are the network's own tensors."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def _chosen(asked: ExplanationRequest, pictures: Any, attributions: Any) -> dict[str, Any]:
+    given = {"visualizations": pictures} if asked.visualizations else {}
+    return {**given, "attributions": attributions} if asked.attributions else given
+
+
+def _encoded(pixels: Image, relevance: FloatArray, title: str, asked: ExplanationRequest) -> str:
+    return base64.b64encode(png(four_panels(pixels, relevance, title, asked.xai_algorithm))).decode("ascii")
+
+
+def _check_finite(relevance: FloatArray) -> None:
+    if not np.isfinite(relevance).all():
+        raise RunError(
+            "the explanation holds numbers that are not finite: the network's gradients overflow; "
+            "package another checkpoint, or use another xai_algorithm"
+        )

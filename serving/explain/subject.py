@@ -1,0 +1,55 @@
+"""What a method is given: a network, the image as it sees it, and two images without content."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trainer.annotations import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from serving.explain.request import ExplanationRequest
+
+AT_ONCE = 8
+"""Images that are run through a network with gradients together: they bound an explanation's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One image before one network.
+
+    Attributes:
+        network: in eval mode, [N, 3, h, w] → logits [N, C]; modules of the explanations' own.
+        guided: gives the same with guided ReLUs (serving.explain.guided_backprop).
+        tensor: float32 [3, h, w], as the network takes it, on its device.
+        black: float32 [3, 1, 1], a black pixel as the network takes it.
+        white: float32 [3, 1, 1], likewise.
+        pixels: uint8 [h, w, 3], the same image for the eye.
+    """
+
+    network: nn.Module
+    guided: Callable[[], nn.Module]
+    tensor: Tensor
+    black: Tensor
+    white: Tensor
+    pixels: Image
+
+
+class Method(ABC):
+    """A way to say which pixels speak for a class."""
+
+    def obstacle(self, network: nn.Module, size: int) -> str | None:
+        """Why a network cannot be explained so, as the end of a sentence, or None.
+
+        Args:
+            size: h = w of the images it takes.
+        """
+        return None
+
+    @abstractmethod
+    def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
+        """float32 [3, h, w], on the network's device: what each value adds to the logit of class `target`."""
