@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from serving.answers import encode
 from serving.locate import find_artifacts
+from serving.page import page_router
 from serving.payload import (
     COLUMN,
     MAX_REQUEST_BYTES,
@@ -98,6 +99,7 @@ def create_app(scorer: Scorer) -> FastAPI:
     async def version() -> Response:
         return Response(metadata.version("mlflow"), media_type=_JSON)
 
+    app.include_router(page_router(scorer.spec))
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(TrainerError, _on_internal_error)

@@ -11,8 +11,9 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from trainer.report import fonts
-from trainer.report.drawing import PALETTE, class_color, draw
+from trainer.report.drawing import draw
 from trainer.report.fonts import readable
+from trainer.report.style import PALETTE, STYLE, class_color
 
 Pixels = npt.NDArray[np.uint8]
 GREY = (120, 120, 120)
@@ -62,16 +63,16 @@ def test_the_label_stands_above_its_box_and_inside_the_picture() -> None:
 def test_polygons_are_filled_and_the_image_shows_through() -> None:
     segments = [[0.1, 0.1, 0.4, 0.1, 0.4, 0.9, 0.1, 0.9], [0.6, 0.4, 0.9, 0.4, 0.9, 0.6]]
     answer = {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9, polygon=segments)]}
-    drawn = pixels(draw(grey(500, 500), answer, ["a"]))
-    for inside in ((250, 125), (220, 430)):
+    drawn = pixels(draw(grey(800, 800), answer, ["a"]))
+    for inside in ((400, 200), (352, 688)):
         assert tuple(drawn[inside]) not in (GREY, PALETTE[0])
-    assert tuple(drawn[400, 300]) == GREY
+    assert tuple(drawn[640, 480]) == GREY
 
 
 def test_a_classifiers_best_classes_stand_below_the_image() -> None:
     classes = [f"class {number}" for number in range(9)]
     probs = [0.01, 0.02, 0.7, 0.03, 0.04, 0.05, 0.06, 0.04, 0.05]
-    image = grey(300, 500)
+    image = grey(300, 700)
     drawn = pixels(draw(image, {"probs": probs, "labels": classes}, classes))
     assert (drawn[:300] == image).all()
     assert drawn.shape[0] > 300
@@ -94,7 +95,7 @@ def test_any_size_of_image_can_be_drawn(shape: tuple[int, int]) -> None:
     ):
         drawn = draw(grey(*shape), answer, ["a"])
         assert drawn.mode == "RGB"
-        assert max(drawn.size) >= 480
+        assert max(drawn.size) >= STYLE.smallest_side
 
 
 def test_the_image_itself_is_left_alone() -> None:
@@ -103,9 +104,39 @@ def test_the_image_itself_is_left_alone() -> None:
     assert (image == 120).all()
 
 
-def test_colours_go_round() -> None:
+def test_colours_go_round_with_other_dashes() -> None:
     assert class_color(0) == class_color(len(PALETTE))
     assert len(set(PALETTE)) == len(PALETTE)
+    classes = [f"{number:02}" for number in range(len(PALETTE) + 1)]
+
+    def left_side(label: str) -> npt.NDArray[np.bool_]:
+        drawn = pixels(draw(grey(600, 800), {"boxes": [found(label, 0.25, 0.2, 0.75, 0.9)]}, classes))
+        return is_color(drawn[140:520, 200], PALETTE[0])
+
+    assert left_side("00").all()
+    assert 0.4 < left_side("07").mean() < 0.9
+
+
+def test_labels_of_objects_that_overlap_do_not_cover_each_other() -> None:
+    boxes = [found(label, 0.25, 0.5, 0.75, 0.9) for label in ("a", "b", "c")]
+    together = pixels(draw(grey(600, 800), {"boxes": boxes}, ["a", "b", "c"]))
+    alone = pixels(draw(grey(600, 800), {"boxes": boxes[:1]}, ["a"]))
+    assert is_color(together, (0, 0, 0)).sum() > 2.5 * is_color(alone, (0, 0, 0)).sum()
+
+
+def test_in_a_crowd_labels_hide_no_small_objects() -> None:
+    places = [(0.1 * column, 0.1 * row) for column in range(9) for row in range(9)]
+    small = [found("a", left, top, left + 0.02, top + 0.02) for left, top in places]
+    drawn = pixels(draw(grey(800, 800), {"boxes": [*small, found("a", 0.5, 0.5, 1, 1)]}, ["a"]))
+    assert 10 < is_color(drawn, (0, 0, 0)).sum() < 1000
+
+
+def test_a_long_label_is_cut_and_its_score_still_told() -> None:
+    drawn = pixels(
+        draw(grey(600, 800), {"boxes": [found("label " * 50, 0.1, 0.5, 0.2, 0.9)]}, ["label " * 50])
+    )
+    columns = np.nonzero(is_color(drawn[250:299], PALETTE[0]).any(axis=0))[0]
+    assert 300 < columns.max() - columns.min() <= 401
 
 
 def rendered(text: str, font: Any) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from PIL import Image as PILImage
@@ -10,27 +12,13 @@ from PIL import ImageDraw
 
 from trainer.annotations import Image
 from trainer.report.fonts import readable
+from trainer.report.labels import draw_labels
+from trainer.report.style import STYLE, Color, class_color, class_dash
 
-Color: TypeAlias = tuple[int, int, int]
+Point: TypeAlias = tuple[float, float]
 
-# Okabe and Ito, "Color Universal Design" (2008), without black; told apart with any colour vision.
-PALETTE: tuple[Color, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
-
+_EDGE = (0, 0, 0, round(255 * STYLE.edge_opacity))
 _SHOWN_CLASSES = 5
-_SMALLEST_SIDE = 480
-
-
-def class_color(index: int) -> Color:
-    """The colour of a class by its index: fixed, so that pictures of one model agree."""
-    return PALETTE[index % len(PALETTE)]
 
 
 def draw(image: Image, answer: Mapping[str, Any], classes: Sequence[str]) -> PILImage.Image:
@@ -49,39 +37,92 @@ def draw(image: Image, answer: Mapping[str, Any], classes: Sequence[str]) -> PIL
 
 
 def _enlarged(picture: PILImage.Image) -> PILImage.Image:
-    factor = _SMALLEST_SIDE / max(picture.size)
+    factor = STYLE.smallest_side / max(picture.size)
     if factor <= 1:
         return picture
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(size, PILImage.Resampling.BICUBIC)
 
 
-def _text_size(picture: PILImage.Image) -> int:
-    return max(12, round(max(picture.size) / 45))
-
-
 def _draw_objects(
     picture: PILImage.Image, objects: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> None:
-    size = _text_size(picture)
-    line = max(2, size // 7)
+    size = max(STYLE.smallest_text, round(max(picture.size) / STYLE.picture_by_text))
+    line = max(2, int(size / STYLE.text_by_line))
     canvas = ImageDraw.Draw(picture, "RGBA")
+    index_of = {name: index for index, name in enumerate(classes)}
     # The surest last, so that it lies on top.
     for found in reversed(objects):
-        color = class_color(classes.index(found["label"]))
-        for segment in found.get("polygon", ()):
+        index = index_of[found["label"]]
+        color, dash = class_color(index), class_dash(index)
+        segments = found.get("polygon", ())
+        for segment in segments:
             points = [
                 (x * picture.width, y * picture.height)
                 for x, y in zip(segment[::2], segment[1::2], strict=True)
             ]
-            canvas.polygon(points, fill=(*color, 90))
-            canvas.line([*points, points[0]], fill=color, width=max(1, line // 2), joint="curve")
-        canvas.rectangle(_pixels(found["box"], picture), outline=color, width=line)
-    for found in reversed(objects):
-        left, top, _, bottom = _pixels(found["box"], picture)
-        text = f"{found['label']} {found['score']:.2f}"
-        color = class_color(classes.index(found["label"]))
-        _draw_label(canvas, text, left, top, bottom, color, size, picture.size)
+            canvas.polygon(points, fill=(*color, round(255 * STYLE.fill_opacity)))
+            _stroke(canvas, points, color, line, dash)
+        # Where there are polygons the box only frames them.
+        _outline(canvas, _pixels(found["box"], picture), color, max(1, line // 2) if segments else line, dash)
+    draw_labels(
+        canvas, objects, [class_color(index_of[found["label"]]) for found in objects], size, picture.size
+    )
+
+
+def _outline(
+    canvas: ImageDraw.ImageDraw,
+    box: tuple[float, float, float, float],
+    color: Color,
+    width: int,
+    dash: Sequence[float],
+) -> None:
+    """A box's line, inside its edges; as `_stroke`, but crisp."""
+    left, top, right, bottom = (round(side) for side in box)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=_EDGE, width=width + 2)
+    if not dash:
+        canvas.rectangle((left, top, right, bottom), outline=color, width=width)
+        return
+    inset = width // 2
+    left, top = min(left + inset, right), min(top + inset, bottom)
+    right, bottom = max(left, right - inset), max(top, bottom - inset)
+    corners: list[Point] = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    for piece in _dashes(corners, [part * width for part in dash]):
+        canvas.line(piece, fill=color, width=width)
+
+
+def _stroke(
+    canvas: ImageDraw.ImageDraw, points: list[Point], color: Color, width: int, dash: Sequence[float]
+) -> None:
+    """A closed line through points, with a dark edge that shows it on bright grounds."""
+    closed = [*points, points[0], points[1]]  # one more, so that the last corner is joined, too
+    canvas.line(closed[:-1], fill=_EDGE, width=width + 2, joint="curve")
+    if not dash:
+        canvas.line(closed, fill=color, width=width, joint="curve")
+        return
+    for piece in _dashes(closed[:-1], [part * width for part in dash]):
+        canvas.line(piece, fill=color, width=width)
+
+
+def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[tuple[Point, Point]]:
+    """The pieces of a line that a pattern of lengths, drawn and left out by turns, draws."""
+    part, left, drawn = 0, lengths[0], True
+    for (x, y), (end_x, end_y) in itertools.pairwise(points):
+        length = math.hypot(end_x - x, end_y - y)
+        done = 0.0
+        while done < length:
+            step = min(left, length - done)
+            if drawn:
+                start, stop = done / length, (done + step) / length
+                yield (
+                    (x + start * (end_x - x), y + start * (end_y - y)),
+                    (x + stop * (end_x - x), y + stop * (end_y - y)),
+                )
+            done += step
+            left -= step
+            if left <= 1e-9:
+                part = (part + 1) % len(lengths)
+                left, drawn = lengths[part], not drawn
 
 
 def _pixels(box: Mapping[str, float], picture: PILImage.Image) -> tuple[float, float, float, float]:
@@ -89,40 +130,12 @@ def _pixels(box: Mapping[str, float], picture: PILImage.Image) -> tuple[float, f
     return box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
 
 
-def _draw_label(
-    canvas: ImageDraw.ImageDraw,
-    text: str,
-    left: float,
-    top: float,
-    bottom: float,
-    color: Color,
-    size: int,
-    picture_size: tuple[int, int],
-) -> None:
-    """A label above its box; inside where the picture ends above, and moved left where it ends beside."""
-    text, font = readable(text, size)
-    padding = max(2, size // 5)
-    width = canvas.textlength(text, font=font) + 2 * padding
-    height = round(size * 1.2) + 2 * padding
-    above = top - height
-    y = above if above >= 0 else min(top, picture_size[1] - height, max(bottom - height, 0))
-    x = max(0.0, min(left, picture_size[0] - width))
-    canvas.rectangle((x, y, x + width, y + height), fill=color)
-    canvas.text((x + padding, y + padding), text, font=font, fill=_ink(color))
-
-
-def _ink(color: Color) -> Color:
-    """Black or white, whichever reads better on a colour (relative luminance by ITU-R BT.709)."""
-    red, green, blue = color
-    return (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 110 else (255, 255, 255)
-
-
 def _with_caption(
     picture: PILImage.Image, probs: Sequence[float], labels: Sequence[str], classes: Sequence[str]
 ) -> PILImage.Image:
     """The image above a bar for each of the classes with the highest probabilities."""
     best = sorted(zip(probs, labels, strict=True), key=lambda pair: -pair[0])[:_SHOWN_CLASSES]
-    width = max(picture.width, _SMALLEST_SIDE)
+    width = max(picture.width, STYLE.smallest_side)
     size = max(12, round(width / 32))
     row = round(size * 1.7)
     result = PILImage.new("RGB", (width, picture.height + row * len(best) + size // 2), (255, 255, 255))

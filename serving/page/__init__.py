@@ -1,0 +1,103 @@
+"""`GET /` of `trainer serve`: one page to try the model with, that asks for nothing but `/score`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from serving.payload import MAX_REQUEST_BYTES
+from trainer.models import Spec
+from trainer.report.style import STYLE
+from trainer.tasks import Task
+
+LOWEST_THRESHOLD = 0.05
+"""Boxes are asked for once, down to this score, and the page's slider chooses among them."""
+_LABEL_THRESHOLD = 0.5
+"""From this probability on a label of several is taken to be there, as the explanations' default says."""
+
+_METHODS = ("xrai", "integrated_gradients", "guided_gradcam", "guided_backprop")
+_SCRIPTS = ("drawing.js", "request.js", "results.js", "page.js", "events.js")
+
+
+def page_router(spec: Spec, *, key_required: bool = False) -> APIRouter:
+    """The route of the page for one model.
+
+    The page is put together once, everything inlined, and may load nothing else: its Content-Security-Policy
+    allows its own style and script by their hashes, and requests to the server that it came from.
+
+    Args:
+        key_required: `/score` wants a bearer key; the page itself is served without.
+    """
+    style = _static("style.css")
+    script = '"use strict";\n' + "\n".join(map(_static, _SCRIPTS))
+    content = _static("index.html")
+    for name, text in (
+        ("style", style),
+        ("script", script),
+        ("model", _as_script_data(facts(spec, key_required))),
+    ):
+        content = content.replace("{{" + name + "}}", text)
+    policy = (
+        "default-src 'none'; connect-src 'self'; img-src blob: data:; base-uri 'none'; form-action 'none'; "
+        f"frame-ancestors 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        # Another model may be served at this address tomorrow.
+        "Cache-Control": "no-cache",
+    }
+    encoded = content.encode("utf-8")
+    router = APIRouter()
+
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def page() -> Response:
+        return Response(encoded, media_type="text/html", headers=headers)
+
+    return router
+
+
+def facts(spec: Spec, key_required: bool) -> dict[str, Any]:
+    """What the page's script knows of the model; see `MODEL` in page.js."""
+    finds_objects = not spec.task.is_classification
+    default = lowest = None
+    if finds_objects:
+        default = spec.parameters.box_score_threshold
+        # Two decimals, as the slider's steps have.
+        lowest = math.floor(100 * min(LOWEST_THRESHOLD, default)) / 100
+    elif spec.task is Task.MULTILABEL:
+        default, lowest = _LABEL_THRESHOLD, 0.0
+    return {
+        "name": spec.model,
+        "task_title": spec.task.value.replace("-", " "),
+        "classes": list(spec.classes),
+        "finds_objects": finds_objects,
+        "multilabel": spec.task is Task.MULTILABEL,
+        "default_threshold": default,
+        "lowest_threshold": lowest,
+        "methods": _METHODS if spec.task.is_classification else None,
+        "key_required": key_required,
+        "max_request_bytes": MAX_REQUEST_BYTES,
+        "style": asdict(STYLE),
+    }
+
+
+def _static(name: str) -> str:
+    return resources.files(__name__).joinpath("static", name).read_text(encoding="utf-8")
+
+
+def _as_script_data(value: Any) -> str:
+    """JSON that may stand in a script element: labels are anyone's text, and `</script>` would end it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+
+
+def _hash_of(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

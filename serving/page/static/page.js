@@ -1,0 +1,362 @@
+// What happens on the page: an image comes in, the service is asked, the answer is shown and filtered.
+
+const MODEL = JSON.parse(document.getElementById("model").textContent);
+const CLASS_INDEX = new Map(MODEL.classes.map((label, index) => [label, index]));
+const FINDS_OBJECTS = MODEL.default_threshold !== null && !MODEL.multilabel && MODEL.finds_objects;
+const SHOWN_CLASSES = 5;
+const MANY_CLASSES = 12;
+const PATIENCE = 3; // times that a busy service is asked again
+const $ = (id) => document.getElementById(id);
+
+const state = {
+  file: null,
+  base64: null, // of the file, once it is read
+  answer: null, // the service's, to the lowest threshold
+  explanation: null, // {parameters, request, answer}: what the maps on the page came from
+  threshold: MODEL.default_threshold,
+  hidden: new Set(), // labels that are switched off
+  pinned: null, // objects that stand out: chosen, and under the pointer
+  hovered: null,
+  allClasses: false,
+  key: "",
+  controller: null, // of the request under way
+};
+
+// --- an image comes in -------------------------------------------------------------------------------
+
+function openFiles(files) {
+  if (files.length) {
+    open(files[0]);
+    return;
+  }
+  showFailure(new Failure("There was no file in that", "Drop an image file, or save the picture to a file first."));
+}
+
+async function open(file) {
+  stop();
+  Object.assign(state, { file, base64: null, answer: null, explanation: null, pinned: null, hovered: null });
+  state.hidden.clear();
+  state.threshold = MODEL.default_threshold;
+  const hadFocus = [$("drop"), document.body].includes(document.activeElement);
+  hideAnswer();
+  const shown = await showPicture(file);
+  if (state.file !== file) return;
+  $("drop").hidden = shown;
+  $("toolbar").hidden = false;
+  if (hadFocus) $("another").focus({ preventScroll: true });
+  const answered = await ask();
+  if (state.file !== file || !answered || shown) return;
+  $("drop").hidden = true;
+  fileFacts("this browser cannot show this kind of file, the answer is beside");
+}
+
+/** Show a file's picture; false if it is none that this browser knows. Browsers turn it upright by its EXIF. */
+async function showPicture(file) {
+  const image = $("image");
+  if (image.src) URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(file);
+  image.alt = file.name;
+  $("picture").hidden = true;
+  fileFacts();
+  try {
+    await image.decode();
+  } catch {
+    return false;
+  }
+  if (state.file !== file) return false;
+  $("picture").hidden = false;
+  fileFacts();
+  fit();
+  return true;
+}
+
+function fileFacts(note = "") {
+  const image = $("image");
+  const size = $("picture").hidden ? "" : `${image.naturalWidth} × ${image.naturalHeight}`;
+  $("file-facts").replaceChildren(nameOf(state.file.name), ` ${[size, note].filter(Boolean).map((part) => `· ${part}`).join(" ")}`);
+}
+
+/** The picture as large as the window allows; small ones are enlarged, so that labels can be read. */
+function fit() {
+  const { naturalWidth: width, naturalHeight: height } = $("image");
+  if ($("picture").hidden || !width) return;
+  const style = getComputedStyle($("picture"));
+  const room = $("picture").clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+  const high = Math.max(240, window.innerHeight * 0.78 - 90);
+  const scale = Math.min(room / width, high / height, Math.max(1, MODEL.style.smallest_side / Math.max(width, height)));
+  $("image").style.width = `${width * scale}px`;
+  $("image").style.height = `${height * scale}px`;
+  draw();
+}
+
+// --- the service is asked ----------------------------------------------------------------------------
+
+function stop() {
+  state.controller?.abort();
+  state.controller = null;
+}
+
+/** Ask for the answer, or with `explanation`, the documented xai_parameters, for it and its explanation. */
+async function ask(explanation = null) {
+  stop();
+  const controller = new AbortController();
+  state.controller = controller;
+  hideFailure();
+  const started = performance.now();
+  const told = explanation ? $("explain-status") : $("status");
+  const doing = explanation ? "Explaining" : "Scoring";
+  const tick = () => {
+    const seconds = Math.floor((performance.now() - started) / 1000);
+    told.textContent = seconds ? `${doing}… ${seconds} s` : `${doing}…`;
+  };
+  tick();
+  say(`${doing}.`);
+  const timer = setInterval(tick, 1000);
+  setBusy(true, explanation);
+  // A plain request takes the lowest threshold, so that the slider needs no other; explaining costs by object.
+  const request = parametersAt(explanation ? state.threshold : MODEL.lowest_threshold);
+  try {
+    state.base64 ??= await readBase64(state.file);
+    const answer = await askPatiently(request, explanation, controller.signal, timer, told);
+    if (controller.signal.aborted) return false;
+    const seconds = ((performance.now() - started) / 1000).toFixed(2);
+    if (explanation) state.explanation = { parameters: explanation, request, answer };
+    else state.answer = answer;
+    fileFacts(`answered in ${seconds} s`);
+    told.textContent = "";
+    if (explanation) showExplanation();
+    else showAnswer();
+    return true;
+  } catch (error) {
+    if (error.name === "AbortError" || controller.signal.aborted) return false;
+    told.textContent = "";
+    if (!explanation) $("status").textContent = "No answer.";
+    showFailure(error, () => ask(explanation));
+    return false;
+  } finally {
+    clearInterval(timer);
+    if (state.controller === controller) {
+      state.controller = null;
+      setBusy(false, explanation);
+    } else if (state.controller === null) setBusy(false, explanation);
+  }
+}
+
+/** As `score`; a service that says it is busy is asked again when it says so. */
+async function askPatiently(request, explanation, signal, timer, told) {
+  for (let left = PATIENCE; ; left--) {
+    try {
+      return await score(state.base64, request, explanation, state.key, signal);
+    } catch (error) {
+      if (!(error instanceof Failure) || error.retryAfter === null || left === 0) throw error;
+      clearInterval(timer);
+      for (let seconds = Math.min(60, Math.ceil(error.retryAfter)); seconds > 0; seconds--) {
+        told.textContent = `The service is busy. Asking again in ${seconds} s…`;
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        signal.throwIfAborted();
+      }
+      told.textContent = "Asking again…";
+    }
+  }
+}
+
+function parametersAt(threshold) {
+  return FINDS_OBJECTS ? { box_score_threshold: threshold } : null;
+}
+
+function setBusy(busy, explanation) {
+  $("picture").classList.toggle("busy", busy && !explanation);
+  $("panel").setAttribute("aria-busy", String(busy));
+  $("explain").hidden = busy;
+  $("cancel").hidden = !(busy && explanation);
+  if (document.activeElement !== document.body) return;
+  // What had the focus may just have gone.
+  if (explanation) $(busy ? "cancel" : "explain").focus({ preventScroll: true });
+}
+
+// --- the answer is shown -----------------------------------------------------------------------------
+
+function showAnswer() {
+  $("status").classList.remove("waiting");
+  if (FINDS_OBJECTS) {
+    showClasses($("classes"), state.answer.boxes, state.hidden);
+    listObjects($("objects"), state.answer.boxes);
+    $("classes-section").hidden = $("classes").childElementCount < 2;
+    $("objects-section").hidden = state.answer.boxes.length === 0;
+  } else {
+    $("probabilities-section").hidden = false;
+  }
+  $("threshold-section").hidden = MODEL.default_threshold === null;
+  $("explain-section").hidden = MODEL.methods === null;
+  $("request-section").hidden = $("answer-section").hidden = false;
+  $("save").hidden = state.file.pasted !== true;
+  if (!$("save").hidden) Object.assign($("save"), { href: $("image").src, download: state.file.name });
+  update();
+}
+
+function hideAnswer() {
+  // The classes that the model knows stand here only until there is something better.
+  for (const section of document.querySelectorAll("#panel > .card")) section.hidden = true;
+  $("maps").hidden = true;
+  $("status").classList.add("waiting");
+  $("class-filter").value = "";
+  hideFailure();
+}
+
+/** Everything that follows from the threshold and from which classes are shown. */
+function update() {
+  if (!state.answer) return;
+  if (MODEL.default_threshold !== null) showThreshold();
+  if (FINDS_OBJECTS) updateObjects();
+  else updateProbabilities();
+  showRequest();
+}
+
+function showThreshold() {
+  $("threshold").value = state.threshold;
+  $("threshold-value").textContent = shownThreshold();
+  const own = Number(MODEL.default_threshold.toFixed(3));
+  $("threshold-reset").textContent = `Back to ${own}, the model's own`;
+  $("threshold-reset").hidden = state.threshold === MODEL.default_threshold;
+}
+
+function shownThreshold() {
+  return state.threshold.toFixed(Math.round(state.threshold * 1000) % 10 ? 3 : 2);
+}
+
+function aboveThreshold() {
+  return state.answer.boxes.filter((object) => object.score >= state.threshold);
+}
+
+function visibleObjects() {
+  return aboveThreshold().filter((object) => !state.hidden.has(object.label));
+}
+
+function updateObjects() {
+  const above = aboveThreshold();
+  const visible = visibleObjects();
+  if (!visible.includes(state.pinned)) state.pinned = null;
+  countClasses($("classes"), above);
+  $("objects-title").textContent = counted(visible.length, "object");
+  $("objects").hidden = visible.length === 0;
+  const hidden = above.length - visible.length;
+  const told = `${counted(above.length, "object")} at ${shownThreshold()} or above${hidden ? `, ${hidden} hidden` : ""}`;
+  $("status").textContent = told;
+  say(told);
+  draw();
+}
+
+function draw() {
+  if (!FINDS_OBJECTS || !state.answer || $("picture").hidden) {
+    $("overlay").hidden = true;
+    return;
+  }
+  const visible = visibleObjects();
+  const highlighted = state.hovered ?? state.pinned;
+  const { clientWidth: width, clientHeight: height } = $("image");
+  $("overlay").hidden = false;
+  drawObjects($("overlay"), width, height, visible, highlighted);
+  $("overlay").setAttribute("aria-label", `${counted(visible.length, "object")} outlined in ${state.file.name}`);
+  showRows($("objects"), state.answer.boxes, visible, highlighted);
+}
+
+function updateProbabilities() {
+  const { probs, labels } = state.answer;
+  const ranked = labels.map((label, index) => ({ label, prob: probs[index] })).sort((a, b) => b.prob - a.prob);
+  const wanted = $("class-filter").value.trim().toLocaleLowerCase();
+  const matching = wanted ? ranked.filter(({ label }) => label.toLocaleLowerCase().includes(wanted)) : ranked;
+  const listed = state.allClasses || wanted ? matching : matching.slice(0, SHOWN_CLASSES);
+  showProbabilities($("probabilities"), listed, (prob) =>
+    MODEL.multilabel ? prob >= state.threshold : prob === ranked[0].prob,
+  );
+  $("class-filter").hidden = labels.length <= MANY_CLASSES;
+  $("all-probabilities").hidden = labels.length <= SHOWN_CLASSES || Boolean(wanted);
+  $("all-probabilities").setAttribute("aria-expanded", String(state.allClasses));
+  $("all-probabilities").textContent = state.allClasses
+    ? `Show the best ${SHOWN_CLASSES}`
+    : `Show all ${counted(labels.length, "class", "classes")}`;
+  const above = ranked.filter(({ prob }) => prob >= state.threshold).length;
+  const best = [nameOf(ranked[0].label), ` ${ranked[0].prob.toFixed(3)}`];
+  const told = MODEL.multilabel ? [`${above} of ${counted(labels.length, "label")} at ${shownThreshold()} or above`] : best;
+  $("status").replaceChildren(...told);
+  say($("status").textContent);
+}
+
+function showExplanation() {
+  const { answer } = state.explanation;
+  const pictures = [answer.visualizations ?? []].flat();
+  const titles = explainedLabels(answer);
+  const captions = titles.map(({ label, score: value }) => {
+    const score = element("span", { className: "count", textContent: ` ${value.toFixed(FINDS_OBJECTS ? 2 : 3)}` });
+    return element("span", {}, swatchOf(label), " ", nameOf(label), score);
+  });
+  showMaps($("maps-list"), pictures, captions, (index) => `What speaks for ${titles[index]?.label ?? "the answer"}`);
+  $("maps").hidden = pictures.length === 0;
+  const told = pictures.length
+    ? `${counted(pictures.length, "picture")} of what speaks for the answer.`
+    : "Nothing is at or above the threshold, so there is nothing to explain.";
+  $("explain-status").textContent = told;
+  say(told);
+  if (pictures.length) $("maps").scrollIntoView({ block: "nearest" });
+  showRequest();
+}
+
+/** What each of an explanation's pictures is about, in their order. */
+function explainedLabels(answer) {
+  if (FINDS_OBJECTS) return answer.boxes;
+  const all = answer.labels.map((label, index) => ({ label, score: answer.probs[index] }));
+  if (MODEL.multilabel) {
+    const threshold = state.explanation.parameters.confidence_score_threshold_multilabel;
+    return all.filter(({ score: value }) => value >= threshold);
+  }
+  return [all.reduce((best, each) => (each.score > best.score ? each : best))];
+}
+
+/** The request that gives what is shown, and its answer: of the explanation if there is one. */
+function showRequest() {
+  const explained = state.explanation;
+  const parameters = explained ? explained.request : parametersAt(state.threshold);
+  const keyNeeded = MODEL.key_required || state.key !== "";
+  $("curl").textContent = curlCommand(state.file.name, parameters, explained?.parameters, keyNeeded);
+  $("copied").textContent = "";
+  if ($("answer-section").open) $("json").textContent = readable([shownAnswer()]);
+}
+
+function shownAnswer() {
+  if (state.explanation) return state.explanation.answer;
+  return FINDS_OBJECTS ? { ...state.answer, boxes: aboveThreshold() } : state.answer;
+}
+
+// --- failures, and what is said to those who do not see -----------------------------------------------
+
+function showFailure(failure, again = null) {
+  const known = failure instanceof Failure;
+  if (!known) console.error(failure);
+  $("alert-title").textContent = known ? failure.title : "This page failed";
+  $("alert-detail").textContent = known ? failure.detail : String(failure);
+  $("retry").hidden = !(known && failure.retry && again);
+  $("retry").onclick = again;
+  $("alert").hidden = false;
+  const needsKey = known && (failure.status === 401 || failure.status === 403);
+  $("key-form").hidden = !needsKey;
+  $("key-form").onsubmit = (event) => {
+    event.preventDefault();
+    state.key = $("key").value.trim();
+    again?.();
+  };
+  if (needsKey) $("key").focus();
+}
+
+function hideFailure() {
+  $("alert").hidden = $("key-form").hidden = true;
+}
+
+let saying = 0;
+
+/** Tell screen readers, once what is told has come to rest: not each step of a slider. */
+function say(text) {
+  clearTimeout(saying);
+  saying = setTimeout(() => {
+    $("live").textContent = text;
+  }, 400);
+}

@@ -1,0 +1,126 @@
+// What the answer looks like beside the picture: lists, bars, heat maps and JSON. Nothing here keeps state.
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+/** Text in any script: it may run from right to left without turning what stands around it. */
+function nameOf(label) {
+  return element("bdi", { className: "name", textContent: label });
+}
+
+function counted(count, one, many = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+/** The classes that the model can find, each with its look where objects are drawn with it. */
+function listKnown(list, labels) {
+  list.replaceChildren(...labels.map((label) => element("li", {}, swatchOf(label), nameOf(label))));
+}
+
+/** A checkbox for each class that was found; `hidden` holds the labels that are switched off. */
+function showClasses(list, objects, hidden) {
+  const counts = new Map();
+  for (const { label } of objects) counts.set(label, (counts.get(label) ?? 0) + 1);
+  const labels = [...counts.keys()].sort((a, b) => (CLASS_INDEX.get(a) ?? 0) - (CLASS_INDEX.get(b) ?? 0));
+  list.replaceChildren(
+    ...labels.map((label) => {
+      const box = element("input", { type: "checkbox", checked: !hidden.has(label), value: label });
+      const count = element("span", { className: "count" });
+      return element("label", {}, box, swatchOf(label), nameOf(label), count);
+    }),
+  );
+}
+
+/** How many objects of each class are at or above the threshold. */
+function countClasses(list, objects) {
+  for (const row of list.children) {
+    const label = row.firstChild.value;
+    row.lastChild.textContent = objects.filter((object) => object.label === label).length.toLocaleString("en");
+  }
+}
+
+/** One option for each object, in order; which of them show is `showRows`'s matter. */
+function listObjects(list, objects) {
+  list.replaceChildren(
+    ...objects.map((object, index) => {
+      const score = element("span", { className: "value", textContent: object.score.toFixed(2) });
+      const row = element("li", { id: `object-${index}` }, swatchOf(object.label), nameOf(object.label), score);
+      row.setAttribute("role", "option");
+      row.setAttribute("aria-selected", "false");
+      return row;
+    }),
+  );
+}
+
+function showRows(list, objects, visible, selected) {
+  const shown = new Set(visible);
+  objects.forEach((object, index) => {
+    list.children[index].hidden = !shown.has(object);
+    list.children[index].setAttribute("aria-selected", String(object === selected));
+  });
+  if (selected) list.setAttribute("aria-activedescendant", `object-${objects.indexOf(selected)}`);
+  else list.removeAttribute("aria-activedescendant");
+}
+
+/** Bars by falling probability. `likely` says which are set in bold. */
+function showProbabilities(list, ranked, likely) {
+  list.replaceChildren(
+    ...ranked.map(({ label, prob }) => {
+      const value = element("span", { className: "value", textContent: prob.toFixed(3) });
+      const filling = element("span");
+      filling.style.width = `${100 * prob}%`;
+      filling.style.background = lookOf(label).color;
+      const bar = element("span", { className: "bar" }, filling);
+      bar.setAttribute("aria-hidden", "true");
+      return element("li", { className: likely(prob) ? "likely" : "" }, nameOf(label), value, bar);
+    }),
+  );
+}
+
+/** The pictures of an explanation, PNG in base64, each under its caption (a node). */
+function showMaps(list, pictures, captions, altOf) {
+  list.replaceChildren(
+    ...pictures.map((picture, index) => {
+      const image = element("img", { src: `data:image/png;base64,${picture}`, alt: altOf(index) });
+      return element("figure", {}, element("figcaption", {}, captions[index] ?? ""), image);
+    }),
+  );
+}
+
+const LONGEST_TEXT = 120;
+
+/** JSON to read: numbers that belong together stand in one line, long texts are cut. */
+function readable(value, indent = "") {
+  if (typeof value === "string" && value.length > LONGEST_TEXT) {
+    return `${JSON.stringify(value.slice(0, 40))}… ${counted(value.length, "character")}`;
+  }
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  const entries = Object.entries(value);
+  const [open, close] = Array.isArray(value) ? "[]" : "{}";
+  const name = Array.isArray(value) ? () => "" : (key) => `${JSON.stringify(key)}: `;
+  if (entries.every(([, part]) => typeof part === "number")) {
+    return `${open}${entries.map(([key, part]) => name(key) + part).join(", ")}${close}`;
+  }
+  const deeper = `${indent}  `;
+  const lines = entries.map(([key, part]) => `${deeper}${name(key)}${readable(part, deeper)}`);
+  return `${open}\n${lines.join(",\n")}\n${indent}${close}`;
+}
+
+/** Copy a text also where the page's address is not a secure one, and browsers offer no clipboard. */
+async function copyText(text) {
+  if (navigator.clipboard && window.isSecureContext) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const focused = document.activeElement;
+  const area = element("textarea", { value: text, readOnly: true });
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  focused?.focus();
+  if (!done) throw new Error("not copied");
+}
