@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -117,20 +117,21 @@ def analyse_scenes(
     iou_threshold: float = 0.5,
     metric_type: str = "coco_voc",
     score_threshold: float | None = None,
+    served: Mapping[str, float] | None = None,
     sources: Sources | None = None,
 ) -> Analysis:
-    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.scenes`."""
+    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.scenes`.
+
+    Args:
+        served: for each class the score threshold that the model answers with.
+    """
     from trainer.metrics import judging, object_errors, tide
 
     by_masks = task is Task.SEGMENTATION
     judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
     objects = np.bincount(judged.true_labels, minlength=len(classes))
     by_class = voc.by_class(judged.scores, judged.labels, judged.verdicts, objects)
-    figures = voc.means(by_class)
-    if "coco" in metric_type:
-        figures |= coco.figures(scenes, classes, by_masks=by_masks)
-    if metric_type == "coco":
-        figures["mean_average_precision"] = figures["map_50"]
+    figures = voc.means(by_class) | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
     lines, thresholds, counts = object_errors.curves(judged, classes)
     at_images, lines["image_level"] = object_errors.image_level(judged)
     return Analysis(
@@ -148,7 +149,31 @@ def analyse_scenes(
         image_level=at_images,
         errors=tide.split(judged, len(classes)),
         thresholds=thresholds,
+        served=object_errors.at_thresholds(judged, classes, served or {}),
         mistakes=object_errors.mistakes(judged, classes, sources),
         worst_images=object_errors.worst_images(judged, len(scenes), classes, thresholds, sources),
         label_issues=object_errors.label_issues(judged, classes, thresholds, sources),
     )
+
+
+def figures_of_scenes(
+    task: Task, classes: Sequence[str], scenes: Sequence[Scene], *, iou_threshold: float, metric_type: str
+) -> tuple[int, dict[str, float]]:
+    """How many objects there are, without crowds, and the figures alone; arguments as `analyse_scenes`."""
+    from trainer.metrics import judging
+
+    by_masks = task is Task.SEGMENTATION
+    judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
+    objects = np.bincount(judged.true_labels, minlength=len(classes))
+    figures = voc.means(voc.by_class(judged.scores, judged.labels, judged.verdicts, objects))
+    return int(objects.sum()), figures | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
+
+
+def _coco_figures(
+    scenes: Sequence[Scene], classes: Sequence[str], metric_type: str, *, by_masks: bool
+) -> dict[str, float]:
+    """COCO's figures where they are asked for, and what then is the mean average precision."""
+    if "coco" not in metric_type:
+        return {}
+    figures = coco.figures(scenes, classes, by_masks=by_masks)
+    return figures | ({"mean_average_precision": figures["map_50"]} if metric_type == "coco" else {})

@@ -126,8 +126,9 @@ def label_issues(
     """Images whose label is likely wrong, by confident learning (Northcutt et al., JAIR 2021, section 3.1).
 
     A class counts as seen in an image if its probability is at least the mean of those that images labelled
-    so have; the most probable of these is suggested where it is not the label. Sorted by the probability of
-    the suggestion less that of the label; the score is the suggestion's probability.
+    so have; the most probable of these is suggested where it is not the label and its probability is over
+    one half, lest the guesses of a poor model be taken for more. Sorted by the probability of the suggestion
+    less that of the label; the score is the suggestion's probability.
 
     Args:
         truths: class indices [n].
@@ -138,7 +139,7 @@ def label_issues(
     rows = np.flatnonzero(seen.any(axis=1) & (suggested != truths))
     margin = probs[rows, suggested[rows]] - probs[rows, truths[rows]]
     rows = rows[np.argsort(-margin, kind="stable")]
-    rows = rows[probs[rows, suggested[rows]] > probs[rows, truths[rows]]]
+    rows = rows[probs[rows, suggested[rows]] > 0.5]
     return [
         LabelIssue(
             **place(row, sources),

@@ -43,12 +43,14 @@ class Judged:
         labels: int64 [N].
         scores: [N].
         boxes: [N, 4].
+        sizes: [N], areas in pixels.
         kinds: int64 [N], an index into KINDS, or RIGHT.
         targets: int64 [N], the true object (0 … M − 1) that it found or is held against, or NONE.
         overlaps: [N], its IoU with that one, or 0.
         true_image: int64 [M].
         true_labels: int64 [M].
         true_boxes: [M, 4].
+        true_sizes: [M].
         taken_by: int64 [M], the prediction (0 … N − 1) that found it, or NONE.
         seen_as: int64 [M], the class it was taken for if classes play no part in matching, or NONE.
         seen_score: [M], the score of that prediction, or −1.
@@ -58,12 +60,14 @@ class Judged:
     labels: IntArray
     scores: FloatArray
     boxes: FloatArray
+    sizes: DoubleArray
     kinds: IntArray
     targets: IntArray
     overlaps: DoubleArray
     true_image: IntArray
     true_labels: IntArray
     true_boxes: FloatArray
+    true_sizes: DoubleArray
     taken_by: IntArray
     seen_as: IntArray
     seen_score: FloatArray
@@ -109,6 +113,7 @@ def _judge(
     verdicts = voc.match(scene.scores, own, scene.crowd, threshold)
     freely = voc.match(scene.scores, overlaps, scene.crowd, threshold)
     real = ~scene.crowd
+    sizes, true_sizes = scene.sizes(by_masks=by_masks)
     seen_as = np.full(len(real), NONE, dtype=np.int64)
     seen_score = np.full(len(real), -1.0, dtype=np.float32)
     if overlaps.size:
@@ -139,12 +144,14 @@ def _judge(
         labels=scene.labels[kept],
         scores=scene.scores[kept],
         boxes=scene.boxes[kept],
+        sizes=sizes[kept],
         kinds=kinds,
         targets=np.where(targets == NONE, NONE, targets + objects),
         overlaps=np.where(targets == NONE, 0.0, found),
         true_image=np.full(int(real.sum()), number, dtype=np.int64),
         true_labels=scene.truth_labels[real],
         true_boxes=scene.truth_boxes[real],
+        true_sizes=true_sizes[real],
         taken_by=taken_by,
         seen_as=seen_as[real],
         seen_score=seen_score[real],
@@ -162,7 +169,7 @@ def _highest(overlaps: DoubleArray) -> tuple[IntArray, DoubleArray]:
 def _judge_nothing() -> Judged:
     none, number, boxes = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
     return Judged(
-        image=none, labels=none, scores=number, boxes=boxes, kinds=none, targets=none,
-        overlaps=np.zeros(0), true_image=none, true_labels=none, true_boxes=boxes, taken_by=none,
-        seen_as=none, seen_score=number,
+        image=none, labels=none, scores=number, boxes=boxes, sizes=np.zeros(0), kinds=none, targets=none,
+        overlaps=np.zeros(0), true_image=none, true_labels=none, true_boxes=boxes,
+        true_sizes=np.zeros(0), taken_by=none,         seen_as=none, seen_score=number,
     )  # fmt: skip

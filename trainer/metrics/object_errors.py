@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -76,6 +76,41 @@ def curves(
                 recall=float(recall[best]),
             )
     return lines, thresholds, counts
+
+
+def at_thresholds(
+    judged: Judged, classes: Sequence[str], thresholds: Mapping[str, float]
+) -> dict[str, Threshold]:
+    """What each class has at a threshold given for it."""
+    found = {}
+    for label, name in enumerate(classes):
+        if name not in thresholds:
+            continue
+        rows = (judged.labels == label) & (judged.scores >= thresholds[name])
+        objects, predictions = int((judged.true_labels == label).sum()), int(rows.sum())
+        right = int((judged.kinds[rows] == RIGHT).sum())
+        found[name] = Threshold(
+            score=thresholds[name],
+            f1=2 * right / (objects + predictions) if objects else voc.UNDEFINED,
+            precision=right / predictions if predictions else voc.UNDEFINED,
+            recall=right / objects if objects else voc.UNDEFINED,
+        )
+    return found
+
+
+def of_size(judged: Judged, classes: int, smallest: float, largest: float) -> tuple[int, dict[str, float]]:
+    """How many objects have from `smallest` up to (less than) `largest` pixels, and the figures on these.
+
+    As COCO has it, predictions that found an object of another size are left out, and wrong ones that are
+    themselves of another size.
+    """
+    asked = (judged.true_sizes >= smallest) & (judged.true_sizes < largest)
+    counted = (judged.sizes >= smallest) & (judged.sizes < largest)
+    right = judged.kinds == RIGHT
+    counted[right] = asked[judged.targets[right]]
+    objects = np.bincount(judged.true_labels[asked], minlength=classes)
+    by_class = voc.by_class(judged.scores[counted], judged.labels[counted], judged.verdicts[counted], objects)
+    return int(asked.sum()), voc.means(by_class)
 
 
 def image_level(judged: Judged) -> tuple[dict[str, float], list[Curve]]:

@@ -115,7 +115,7 @@ class ErrorKind(_Part):
 
 
 class Threshold(_Part):
-    """The score threshold at which a class has its highest F1 score, and what it has there."""
+    """A score threshold of a class, and what the class has there; -1 is undefined."""
 
     score: float
     f1: float
@@ -226,7 +226,9 @@ class Analysis(_Part):
             one for each score threshold 0.0, 0.1 … 0.9.
         image_level: precision, recall and average_precision of "is any object in the image".
         errors: TIDE's split.
-        thresholds: by class; classes without objects, or of which none is found, have none.
+        thresholds: for each class the score threshold at which its F1 is highest; classes without objects, or
+            of which none is found, have none.
+        served: for each class the threshold that the model answers with, where a model was evaluated.
         mistakes: the most confident first.
         worst_images: the worst first.
         label_issues: the likeliest first.
@@ -248,6 +250,7 @@ class Analysis(_Part):
     image_level: dict[str, Figure] = {}
     errors: list[ErrorKind] = []
     thresholds: dict[str, Threshold] = {}
+    served: dict[str, Threshold] = {}
     mistakes: list[Mistake] = []
     worst_images: list[WorstImage] = []
     label_issues: list[LabelIssue] = []

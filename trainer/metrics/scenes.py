@@ -58,8 +58,19 @@ class Scene:
         return found, true
 
 
-def make(prediction: Prediction, truth: Truth, classes: Sequence[str], *, by_masks: bool) -> Scene:
+def make(
+    prediction: Prediction,
+    truth: Truth,
+    classes: Sequence[str],
+    *,
+    by_masks: bool,
+    rles: Sequence[Rle] | None = None,
+) -> Scene:
     """Check one image and bring it into the form that is kept.
+
+    Args:
+        by_masks: masks are to be compared.
+        rles: the predictions' masks, where they are not in `prediction`.
 
     Raises:
         TrainingError: the prediction is not finite.
@@ -81,11 +92,14 @@ def make(prediction: Prediction, truth: Truth, classes: Sequence[str], *, by_mas
     true_masks: list[masks.Rle] = []
     if by_masks:
         # an image without objects needs neither
-        if len(prediction.masks or ()) != found:
+        given = prediction.masks or () if rles is None else rles
+        if len(given) != found:
             raise ValueError(f"each of {found} predicted objects must have a mask to score masks")
         if len(truth.polygons or ()) != true:
             raise ValueError(f"each of {true} true objects must have polygons to score masks")
-        found_masks = [masks.from_crop(mask, size) for mask in prediction.masks or ()]
+        found_masks = (
+            [masks.from_crop(mask, size) for mask in prediction.masks or ()] if rles is None else list(rles)
+        )
         true_masks = [masks.from_polygons(polygons, size) for polygons in truth.polygons or ()]
     return Scene(
         size=size,

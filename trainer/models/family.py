@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from trainer.annotations import Examples, FloatArray, Image, Prediction
+from trainer.annotations import Detections, Examples, FloatArray, Image, Prediction
 from trainer.errors import RunError
 from trainer.models import tiling
 from trainer.scoring import ScoringParameters
@@ -38,6 +38,8 @@ class Spec(BaseModel):
         classes: sorted class names; a prediction's label is an index into them.
         options: the family's own, e.g. the size its images are resized to.
         parameters: scoring defaults, overridable by request.
+        class_score_thresholds: for each class the score below which its boxes are not returned, as long as
+            the request's box_score_threshold is that of `parameters`; empty: that one is every class's.
         enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
     """
 
@@ -49,6 +51,7 @@ class Spec(BaseModel):
     classes: tuple[str, ...]
     options: dict[str, Any]
     parameters: ScoringParameters
+    class_score_thresholds: dict[str, float] = {}
     enable_onnx_normalization: bool = False
 
 
@@ -225,4 +228,21 @@ class Family(ABC):
             outputs = self.infer(network, [tensor.to(device) for tensor, _ in prepared], parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 found[index].append((view, self.postprocess(output, geometry, parameters)))
-        return [tiling.merge(parts, parameters) for parts in found]
+        return [self._above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in found]
+
+    def _above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
+        """The boxes with the score that their class needs; all if the request has a threshold of its own."""
+        needed = self.spec.class_score_thresholds
+        own = self.spec.parameters.box_score_threshold
+        if not needed or not isinstance(prediction, Detections) or parameters.box_score_threshold != own:
+            return prediction
+        lowest = np.array([needed.get(name, own) for name in self.spec.classes], dtype=np.float32)
+        kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()
+        masks = prediction.masks and tuple(prediction.masks[index] for index in kept)
+        return replace(
+            prediction,
+            boxes=prediction.boxes[kept],
+            labels=prediction.labels[kept],
+            scores=prediction.scores[kept],
+            masks=masks,
+        )

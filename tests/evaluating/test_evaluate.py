@@ -1,0 +1,203 @@
+"""Any model and any answers against any data, by one ruler."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluating.conftest import CLASSES, SIZES, write_lines
+from trainer import metrics
+from trainer.errors import DataError, JobError, RunError
+from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
+from trainer.evaluating.model import PackagedModel
+from trainer.evaluating.subject import load
+from trainer.metrics.results import Analysis
+from trainer.tasks import Task
+
+Packaged = Callable[..., Path]
+Truths = Callable[[Task], Path]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_model_and_its_written_answers_have_the_same_figures(
+    task: Task, packaged: Packaged, truths: Truths, tmp_path: Path
+) -> None:
+    data = truths(task)
+    found = evaluate_model(
+        packaged(task), [data], Options(output=tmp_path, slice_by=["camera"]), device="cpu"
+    )
+    analysis = found.analysis
+    assert analysis.images == len(SIZES)
+    primary = analysis.figures[task.primary_metric]
+    assert 0.05 < primary < 0.95  # the data say something
+
+    # what is written is what was found
+    assert Analysis.read(tmp_path / "metrics.json").to_json() == analysis.to_json()
+    with (tmp_path / "figures.csv").open(encoding="utf-8") as file:
+        written = {row["figure"]: row["value"] for row in csv.DictReader(file)}
+    assert float(written[task.primary_metric]) == primary
+    expected = {"per_class.csv", "mistakes.csv", "slices.csv", "curves.csv", "confusion.csv"}
+    assert expected <= {path.name for path in tmp_path.iterdir()}
+
+    # the evaluator of the training says the same
+    model = PackagedModel(packaged(task), "cpu")
+    checked, _ = load(task, [data])
+    parameters = model.spec.parameters.model_copy(update={"box_score_threshold": 0.001})
+    evaluator = metrics.create(task, CLASSES, metric_type="coco_voc")
+    for index, (prediction, _) in enumerate(model.predict(checked.records, parameters)):
+        evaluator.update(prediction, checked.records.truth(index, CLASSES))
+    assert analysis.figures == pytest.approx(evaluator.compute(), abs=1e-9, nan_ok=True)
+    for name, figures in evaluator.per_class().items():
+        shared = {key: analysis.per_class[name][key] for key in figures}
+        assert shared == pytest.approx(figures, abs=1e-9, nan_ok=True)
+
+    # and so do the answers, but for the rounding of polygons
+    again = evaluate_answers(task, tmp_path / "predictions.jsonl", [data]).analysis
+    if task is Task.SEGMENTATION:  # the noise that an untrained network takes for masks is full of holes
+        for name in ("mean_average_precision", "precision", "recall", "map"):
+            assert again.figures[name] == pytest.approx(analysis.figures[name], abs=0.05)
+    else:
+        assert again.figures == pytest.approx(analysis.figures, abs=1e-6, nan_ok=True)
+        assert again.errors == analysis.errors
+        assert [each.location for each in again.mistakes] == [each.location for each in analysis.mistakes]
+
+
+def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, truths: Truths) -> None:
+    data = truths(Task.DETECTION)
+    scores = [m.score for m in evaluate_model(packaged(Task.DETECTION), [data]).analysis.mistakes]
+    middle = sorted(scores)[len(scores) // 2]
+    analysis = evaluate_model(packaged(Task.DETECTION), [data], box_score_threshold=middle).analysis
+    assert analysis.score_threshold == middle
+    assert min(m.score for m in analysis.mistakes) >= middle - 1e-6
+    # the model answers from 0.0 on; that is told whatever was looked at
+    assert {each.score for each in analysis.served.values()} == {0.0}
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.DETECTION])
+def test_slices(task: Task, packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
+    data = truths(task)
+    whole = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"])).analysis
+    parts = {(part.by, part.value): part for part in whole.slices}
+    assert {(by, value): part.images for (by, value), part in parts.items() if by != "object size"} == {
+        ("camera", "right"): 3,
+        ("camera", "왼쪽"): 3,
+        **{("meta.lux", str(number * 1.5)): 1 for number in range(6)},
+        ("image size", "up to 512 px"): 5,
+        ("image size", "513 to 1024 px"): 1,
+    }
+    lines = [line for line in lines_of(data) if line["camera"] == "right"]
+    for line in lines:
+        line["image_url"] = str(data.parent / line["image_url"])
+    alone = evaluate_model(
+        packaged(task), [write_lines(tmp_path / "right.jsonl", lines)], Options(unknown_classes="error")
+    ).analysis
+    assert parts["camera", "right"].figures == pytest.approx(alone.figures, nan_ok=True)
+    if task is Task.DETECTION:
+        sizes = [part for part in whole.slices if part.by == "object size"]
+        assert [part.value.split()[0] for part in sizes] == ["small", "medium", "large"]
+        assert sum(part.objects or 0 for part in sizes) == whole.objects
+        assert parts["camera", "right"].objects == alone.objects
+
+
+def test_numbers_of_many_values_become_four_parts(packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
+    source = truths(Task.CLASSIFICATION)
+    (line, *_) = lines_of(source)
+    for number in range(20):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes((source.parent / line["image_url"]).read_bytes())
+    lines = [line | {"image_url": f"{number}.png", "lux": number} for number in range(20)]
+    del lines[0]["lux"]
+    data = write_lines(tmp_path / "data.jsonl", lines)
+    analysis = evaluate_model(packaged(Task.CLASSIFICATION), [data], Options(slice_by=["lux"])).analysis
+    parts = {part.value: part.images for part in analysis.slices if part.by == "lux"}
+    assert parts == {"1 to 5.5": 5, "5.5 to 10": 5, "10 to 14.5": 4, "14.5 to 19": 5, "(none)": 1}
+
+
+def test_a_key_that_no_line_has_is_refused(packaged: Packaged, truths: Truths) -> None:
+    with pytest.raises(DataError, match="lamp: must be a key of the lines; no line has it"):
+        evaluate_model(packaged(Task.DETECTION), [truths(Task.DETECTION)], Options(slice_by=["lamp"]))
+    with pytest.raises(DataError, match=r"test.jsonl:1: meta: must be a text, a number or a truth value"):
+        evaluate_model(packaged(Task.DETECTION), [truths(Task.DETECTION)], Options(slice_by=["meta"]))
+
+
+@pytest.fixture
+def with_unknown(truths: Truths, tmp_path: Path) -> Callable[[Task], Path]:
+    """The data with a class that the model does not know on the second and fourth line."""
+
+    def make(task: Task) -> Path:
+        lines = lines_of(truths(task))
+        for number, line in enumerate(lines):
+            line["image_url"] = str(truths(task).parent / line["image_url"])
+            if number in (1, 3):
+                if task is Task.CLASSIFICATION:
+                    line["label"] = "bottle"
+                elif task is Task.MULTILABEL:
+                    line["label"] = [*line["label"], "bottle"]
+                else:
+                    line["label"][0]["label"] = "bottle"
+        return write_lines(tmp_path / "unknown.jsonl", lines)
+
+    return make
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL, Task.DETECTION])
+def test_classes_that_the_model_does_not_know(
+    task: Task, packaged: Packaged, with_unknown: Callable[[Task], Path]
+) -> None:
+    data = with_unknown(task)
+    message = (
+        r"unknown.jsonl:2: label: must be a class that the model knows, got 'bottle'; 2 labels, here the"
+    )
+    with pytest.raises(DataError, match=message):
+        evaluate_model(packaged(task), [data])
+    missed = evaluate_model(packaged(task), [data], Options(unknown_classes="missed"))
+    assert "bottle" in missed.remarks[-1]
+    assert missed.analysis.classes == sorted([*CLASSES, "bottle"])
+    assert missed.analysis.per_class["bottle"]["recall"] == 0
+    ignored = evaluate_model(packaged(task), [data], Options(unknown_classes="ignored"))
+    assert ignored.analysis.classes == list(CLASSES)
+    assert ignored.analysis.images == (4 if task is Task.CLASSIFICATION else 6)
+    if task.has_boxes:
+        assert ignored.analysis.objects == (missed.analysis.objects or 0) - 2
+
+
+def test_classes_that_the_data_do_not_have_are_told(
+    packaged: Packaged, truths: Truths, tmp_path: Path
+) -> None:
+    lines = lines_of(truths(Task.DETECTION))[:1]
+    lines[0]["image_url"] = str(truths(Task.DETECTION).parent / lines[0]["image_url"])
+    lines[0]["label"] = lines[0]["label"][:1]
+    found = evaluate_model(packaged(Task.DETECTION), [write_lines(tmp_path / "one.jsonl", lines)])
+    assert "figures of these classes are undefined" in found.remarks[0]
+    absent = [name for name in CLASSES if name != lines[0]["label"][0]["label"]]
+    assert all(found.analysis.per_class[name]["average_precision"] == -1 for name in absent)
+
+
+def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
+    lines = lines_of(truths(Task.CLASSIFICATION))
+    for line in lines:
+        line["image_url"] = str(truths(Task.CLASSIFICATION).parent / line["image_url"])
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    lines[2]["image_url"] = str(broken)
+    with pytest.raises(DataError, match=r"data.jsonl:3: image_url: must name an image that can be read"):
+        evaluate_model(packaged(Task.CLASSIFICATION), [write_lines(tmp_path / "data.jsonl", lines)])
+
+
+def test_options_out_of_range_are_refused_at_once(tmp_path: Path) -> None:
+    wrong = Options(iou_threshold=0.05, unknown_classes="perhaps")
+    with pytest.raises(JobError) as caught:
+        evaluate_model(tmp_path, ["none.jsonl"], wrong, box_score_threshold=2)
+    flags = [problem.where for problem in caught.value.problems]
+    assert flags == ["--iou-threshold", "--box-score-threshold", "--unknown-classes"]
+    with pytest.raises(RunError, match="--device cuda:99: cannot be used"):
+        evaluate_model(tmp_path, ["none.jsonl"], device="cuda:99")

@@ -1,0 +1,84 @@
+"""Thresholds that an evaluation found, at work in the served model."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.payload import ImageRow
+from serving.scorer import Scorer, read_spec
+from tests.evaluating.conftest import CLASSES, image_file
+from trainer.errors import RunError
+from trainer.evaluating import thresholds
+from trainer.evaluating.evaluate import evaluate_model
+from trainer.tasks import Task
+
+Boxes = list[dict[str, Any]]
+
+
+@pytest.fixture
+def model(packaged: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packaged(Task.DETECTION), tmp_path / "run" / "model"))
+
+
+def answer(model: Path, **parameters: float) -> Boxes:
+    boxes: Boxes = Scorer.load(model / "artifacts", "cpu").score([ImageRow(image_file(3))], parameters)[0][
+        "boxes"
+    ]
+    return boxes
+
+
+def test_each_class_has_its_own_and_a_request_overrides_all(model: Path) -> None:
+    before = answer(model)
+    label = before[len(before) // 2]["label"]
+    middle = sorted(box["score"] for box in before if box["label"] == label)[-1]
+    assert thresholds.apply(model.parent, {label: middle}) == model
+    spec = read_spec(model / "artifacts")
+    assert spec.class_score_thresholds == {name: middle if name == label else 0.0 for name in CLASSES}
+    expected = [box for box in before if box["label"] != label or box["score"] >= middle]
+    assert 0 < len(expected) < len(before)
+    assert answer(model) == expected
+    assert answer(model, box_score_threshold=0.001) == before
+    # applied once more, a class that has no new one keeps the one it has
+    other = next(name for name in CLASSES if name != label)
+    thresholds.apply(model, {other: 1.0})
+    assert read_spec(model / "artifacts").class_score_thresholds[label] == middle
+    assert {box["label"] for box in answer(model)}.isdisjoint({other})
+
+
+def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
+
+        copy = thresholds.apply(model, dict.fromkeys(CLASSES, 0.9), tmp_path / "copy")
+        assert read_spec(model / "artifacts").class_score_thresholds == {}
+        loaded = mlflow.pyfunc.load_model(str(copy))
+        row = {"image": [base64.b64encode(image_file(3)).decode()]}
+        # MLflow itself fills in the signature's defaults, which must not pass for a request's own
+        assert loaded.predict(row)["boxes"][0] == []
+        assert loaded.predict(row, params={"box_score_threshold": 0.0})["boxes"][0] == answer(model)
+
+
+def test_the_best_thresholds_of_an_evaluation(model: Path, truths: Callable[[Task], Path]) -> None:
+    found = evaluate_model(model, [truths(Task.DETECTION)], device="cpu").analysis
+    thresholds.apply(model, {name: best.score for name, best in found.thresholds.items()})
+    again = evaluate_model(model, [truths(Task.DETECTION)], device="cpu").analysis
+    # what is looked at stays the same, and the model now answers with the best of it
+    assert again.figures == found.figures
+    for name, best in found.thresholds.items():
+        assert again.served[name] == best
+        assert best.f1 >= found.served[name].f1
+
+
+def test_what_has_no_thresholds_is_refused(packaged: Callable[..., Path], model: Path) -> None:
+    with pytest.raises(RunError, match="answers with all probabilities and has no thresholds"):
+        thresholds.apply(packaged(Task.CLASSIFICATION), {"can": 0.5})
+    with pytest.raises(RunError, match="no class has a threshold to apply"):
+        thresholds.apply(model, {})

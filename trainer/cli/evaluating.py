@@ -1,0 +1,214 @@
+"""`trainer evaluate`: how good a model is, or answers made anywhere, and what goes wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from trainer.cli.application import app
+from trainer.cli.arguments import Datastores, Switch, TaskName, mapping
+from trainer.errors import JobError, Problem
+from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.metrics.results import Analysis
+
+
+@app.command
+def evaluate(
+    run_or_model: Path | None = None,
+    /,
+    *,
+    data: list[str],
+    output: Path | None = None,
+    task: TaskName | None = None,
+    predictions: Path | None = None,
+    slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
+    iou_threshold: float = 0.5,
+    box_score_threshold: float = 0.001,
+    unknown_classes: str = "error",
+    datastore: Datastores = None,
+    skip_invalid: Switch = False,
+    device: str | None = None,
+    apply_thresholds: Switch = False,
+    model_output: Path | None = None,
+) -> None:
+    """Measure a trained model, or answers made anywhere, on any data, and show what goes wrong.
+
+        trainer evaluate runs/… --data test.jsonl --output evaluation
+        trainer evaluate --task object-detection --predictions answers.jsonl --data test.jsonl
+
+    Parameters
+    ----------
+    run_or_model
+        A run's directory or an MLflow model directory.
+    data
+        A .jsonl file or an MLTable folder with what is true; may be given several times.
+    output
+        Write metrics.json, a CSV file for each table, and a model's predictions.jsonl into this folder.
+    task
+        What the answers of --predictions are for.
+    predictions
+        Evaluate these answers instead of a model: JSON lines of the documented schema, an answer a line. Each
+        names its image by image_url (the data's own, a path, or a file name that only one image has), or none
+        does and they stand in the data's order.
+    slice_by
+        Also give the figures for each value of this key of the data's lines, such as camera, or meta.camera
+        within an object; may be given several times.
+    iou_threshold
+        From which overlap on an object counts as found, in [0.1, 1].
+    box_score_threshold
+        Look at no objects with a lower score. Average precision asks for all that a model can find, so this
+        is not the threshold that the model answers with; what it has at that one is told beside. To repeat
+        the figures of a training give that training's.
+    unknown_classes
+        What to do with classes of the data that the model does not know: error, missed (they count, and are
+        never found) or ignored (left out).
+    skip_invalid
+        Go on without invalid lines instead of refusing the data.
+    device
+        Where to run the model, as torch calls it: cpu, cuda, cuda:1. [default: a GPU if there is one]
+    apply_thresholds
+        Make the model answer with the score threshold that is best for F1, for each class; a request's own
+        box_score_threshold overrides it. Choose thresholds on other data than those you report figures on.
+    model_output
+        With --apply-thresholds: write the changed model here, and leave the one evaluated as it is.
+    """
+    _check(run_or_model, task, predictions, apply_thresholds, model_output)
+    from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
+
+    options = Options(
+        datastores=mapping(datastore, {}),
+        iou_threshold=iou_threshold,
+        slice_by=tuple(slice_by or ()),
+        unknown_classes=unknown_classes,
+        skip_invalid=skip_invalid,
+        output=output,
+        progress=True,
+    )
+    if predictions is not None:
+        found = evaluate_answers(Task.parse(task or ""), predictions, data, options)
+    else:
+        assert run_or_model is not None, "it is checked"
+        found = evaluate_model(
+            run_or_model, data, options, box_score_threshold=box_score_threshold, device=device
+        )
+    for remark in found.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    _show(found.analysis)
+    if output is not None:
+        print(f"\nwritten: {output}")
+    if apply_thresholds:
+        from trainer.evaluating.thresholds import apply
+
+        assert run_or_model is not None, "it is checked"
+        best = {name: each.score for name, each in found.analysis.thresholds.items()}
+        print(f"thresholds applied: {apply(run_or_model, best, model_output)}")
+
+
+def _check(
+    run_or_model: Path | None,
+    task: str | None,
+    predictions: Path | None,
+    apply_thresholds: bool,
+    model_output: Path | None,
+) -> None:
+    problems = []
+    if (run_or_model is None) == (predictions is None):
+        rule = "give either a run or model, or --predictions"
+        problems.append(Problem("evaluate", "", rule, "neither" if predictions is None else "both"))
+    if predictions is not None and task is None:
+        problems.append(Problem("--task", "", "must say what --predictions are for"))
+    if predictions is None and task is not None:
+        problems.append(Problem("--task", "", "goes with --predictions; a model knows its task"))
+    if apply_thresholds and run_or_model is None:
+        problems.append(Problem("--apply-thresholds", "", "needs a model to apply them to"))
+    if model_output is not None and not apply_thresholds:
+        problems.append(Problem("--model-output", "", "goes with --apply-thresholds"))
+    if problems:
+        raise JobError("the evaluation cannot be run:", problems)
+
+
+_TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("label_issues", "likely label errors", ("location", "kind", "given", "suggested", "score")),
+    ("mistakes", "most confident mistakes", ("location", "kind", "true", "predicted", "score")),
+    ("worst_images", "worst images", ("location", "loss", "right", "wrong", "missed", "f1")),
+    ("confused_pairs", "confused pairs", ("true", "predicted", "count", "share")),
+    ("calibration", "calibration", ("error", "temperature", "log_loss", "error_scaled", "log_loss_scaled")),
+    ("errors", "kinds of errors, and what each costs in mean_average_precision", ("kind", "count", "cost")),
+    (
+        "thresholds",
+        "best score thresholds (and what the model has at those it answers with)",
+        ("class", "score", "f1", "precision", "recall", "served_score", "served_f1"),
+    ),
+)
+_FEW, _MANY = 10, 40
+
+
+def _show(analysis: Analysis) -> None:
+    """Print the tables, the shortest view of each; the figures come last, where a terminal ends."""
+    from rich.console import Console
+
+    from trainer.evaluating.tables import Row, sample, tables
+
+    made = tables(analysis)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+
+    def show(title: str, rows: list[Row], columns: tuple[str, ...], most: int) -> None:
+        columns = tuple(column for column in columns if any(row.get(column) is not None for row in rows))
+        cells, more = sample(rows, columns, most)
+        _print(console, title, columns, cells, more)
+
+    for name, title, columns in _TABLES:
+        if name in made:
+            show(title, made[name], columns, _FEW if name not in ("errors", "thresholds") else _MANY)
+    _show_confusion(console, analysis)
+    if "slices" in made:
+        figures = [name for name in analysis.figures if name in _OF_SLICES]
+        show("slices", made["slices"], ("by", "value", "images", "objects", *figures), _MANY)
+    show("classes", made.get("per_class", []), tuple(made.get("per_class", [{}])[0]), _MANY)
+    if "image_level" in made:
+        show("is any object in the image", made["image_level"], ("figure", "value"), _MANY)
+    show(f"figures on {analysis.images:,} images", made["figures"], ("figure", "value"), _MANY)
+
+
+_OF_SLICES = (
+    "accuracy", "AUC_macro", "f1_score_macro", "log_loss", "iou", "mean_average_precision", "precision",
+    "recall", "map", "map_50",
+)  # fmt: skip
+_WIDEST_MATRIX = 12
+
+
+def _show_confusion(console: object, analysis: Analysis) -> None:
+    """The confusion matrix, of detectors that at the score of 0.5, where it fits on a terminal."""
+    matrices = [each for each in analysis.confusion_matrices if each.score_threshold in (None, 0.5)]
+    if len(matrices) != 1 or len(matrices[0].columns) > _WIDEST_MATRIX:
+        return
+    (matrix,) = matrices
+    title = "true classes (rows) and what they were taken for"
+    title += "" if matrix.score_threshold is None else f", from a score of {matrix.score_threshold} on"
+    rows = [[name, *map(str, counts)] for name, counts in zip(matrix.rows, matrix.counts, strict=True)]
+    _print(console, title, ("", *matrix.columns), rows, 0)
+
+
+def _print(console: object, title: str, columns: tuple[str, ...], rows: list[list[str]], more: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    assert isinstance(console, Console)
+    if not rows:
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        is_text = number == 0 or column in ("kind", "value", "true", "predicted", "given", "suggested")
+        table.add_column(escape(column), justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(f"\n[bold]{escape(title)}[/bold]")
+    console.print(table)
+    if more:
+        console.print(f"… and {more:,} more")
