@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from serving.answers import Answer, to_answer
+from serving.answers import Answer, encode, to_answer
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest
 from serving.payload import ImageRow, parse_parameters
@@ -17,6 +18,7 @@ from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
 from trainer.errors import RequestError, RunError, WeightsError
 from trainer.models import Family, Spec, create
+from trainer.models.family import Geometry
 from trainer.scoring import ScoringParameters
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Scorer:
         self._network = network
         self._lock = threading.Lock()
         self._explainer = Explainer(family, network)
+        self.device = next(network.parameters()).device
 
     @classmethod
     def load(cls, directory: Path, device: str | None = None) -> Scorer:
@@ -119,6 +122,39 @@ class Scorer:
             RunError: the network's gradients are not finite.
         """
         return {**answer, **self._explainer.explain(image, answer, asked)}
+
+    def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
+        """A decoded image as the network takes it, without tiles: float32 [3, h, w] on the CPU."""
+        return self._family.preprocess(image)
+
+    def infer(self, tensors: Sequence[Tensor], parameters: ScoringParameters) -> Sequence[Any]:
+        """Preprocessed images through the network at once; one raw output each. One thread at a time."""
+        import torch
+
+        with torch.inference_mode():
+            on_device = [tensor.to(self.device) for tensor in tensors]
+            return self._family.infer(self._network, on_device, parameters)
+
+    def encoded(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> bytes:
+        """One image's raw output → its answer as JSON.
+
+        Raises:
+            RunError: the network yields numbers that are not finite.
+        """
+        prediction = self._family.postprocess(output, geometry, parameters)
+        return encode(to_answer(prediction, self.spec.classes, parameters.max_number_of_polygon_points))
+
+    def replica(self) -> Scorer:
+        """Another scorer that shares this one's weights, so that both can be used at the same time."""
+        shared = {id(tensor): tensor for tensor in self._network.state_dict(keep_vars=True).values()}
+        return Scorer(create(self.spec), copy.deepcopy(self._network, shared))
+
+    def speed_up(self) -> None:
+        """Lay the weights out in memory as convolutions on a CPU are fastest; answers stay what they were."""
+        import torch
+
+        if self.device.type == "cpu":
+            self._network.to(memory_format=torch.channels_last)
 
     def _predict(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Prediction]:
         import torch

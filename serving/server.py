@@ -1,94 +1,229 @@
-"""`trainer serve`: the documented `/score`, and MLflow's `/invocations`, `/ping`, `/health`, `/version`.
+"""The scoring service as an ASGI app: `/score`, MLflow's `/invocations`, and what operates them.
 
 Every error is JSON, `{"error": {"code", "message", "row"}}`; `row` is null unless one row is to blame.
+serving.launch runs it; the way of a request's images is in serving.pipeline.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
-import socket
-from collections.abc import Callable
-from contextlib import suppress
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pandas as pd
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.admission import Admission, BusyError, Ticket
 from serving.answers import encode
-from serving.locate import find_artifacts
+from serving.keys import Keys
+from serving.openapi import describe
+from serving.options import Options
 from serving.page import page_router
 from serving.payload import (
     COLUMN,
     MAX_REQUEST_BYTES,
+    ImageRow,
     Payload,
     parse_invocation,
     parse_json,
     parse_rows,
     parse_score_request,
 )
+from serving.pipeline import Pipeline, joined
 from serving.scorer import Scorer
 from serving.shown import shown
-from trainer.errors import RequestError, RunError, TrainerError
+from serving.telemetry import AccessLog, Metrics
+from trainer.errors import RequestError, TrainerError
 from trainer.tasks import Task
 
 # Of a request that is too large so much is read and thrown away: a client that is cut off while it sends
 # does not see the answer.
 _DRAINED_BYTES = 20 * MAX_REQUEST_BYTES
 
+_CLOSING_S = 5.0
+
 _logger = logging.getLogger(__name__)
 
 _JSON = "application/json"
+_RAW = "application/octet-stream"
 _CODES = {
     400: "bad_request",
+    401: "unauthorized",
     404: "not_found",
     405: "method_not_allowed",
+    408: "timeout",
     413: "too_large",
     415: "unsupported_media_type",
     422: "not_an_image",
+    429: "busy",
     500: "internal_error",
+    503: "stopping",
+    504: "timeout",
 }
+_GUARDED = ("/score", "/invocations", "/swagger.json", "/metrics")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
-def create_app(scorer: Scorer) -> FastAPI:
-    """The scoring service for one model."""
+class Service:
+    """What the app's routes share. `app.state.service` holds it.
+
+    Attributes:
+        draining: the service was told to stop: readiness says so, requests are still answered.
+        closed: no thread of it is at work any more, or none was started.
+    """
+
+    def __init__(self, scorer: Scorer, options: Options) -> None:
+        self.scorer = scorer
+        self.options = options
+        self.admission = Admission(options.max_queue, options.max_queue_mb * 1_000_000)
+        self.metrics = Metrics(self.admission)
+        self.draining = False
+        self.closed = True
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Made by the first who asks, in the event loop's thread."""
+        if self._pipeline is None:
+            self.closed = False
+            self._pipeline = Pipeline(self.scorer, self.options, self.metrics.saw_batch)
+        return self._pipeline
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and self.pipeline.batcher.alive
+
+    def close(self) -> None:
+        """End the threads; one that is at a long explanation is not waited for."""
+        if self._pipeline is not None:
+            self.closed = self._pipeline.close(_CLOSING_S)
+
+    async def answer(
+        self,
+        request: Request,
+        read: Callable[[bytes], Payload],
+        wrap: Callable[[bytes], bytes] = lambda answers: answers,
+    ) -> Response:
+        """Read a request's body and answer it."""
+        with self.admission.enter() as ticket:
+            body = await self._read_body(request, ticket)
+            try:
+                async with asyncio.timeout(self.options.timeout_s):
+                    scored = await self.pipeline.score(lambda: read(body), ticket)
+            except TimeoutError:
+                raise HTTPException(
+                    504,
+                    f"no answer within {self.options.timeout_s:g} s, it was given up; send fewer images "
+                    "in one request, or let the service be started with a larger --timeout-s",
+                ) from None
+        self.admission.done(len(scored.answers))
+        request.scope["trainer.seen"] = {"rows": len(scored.answers), "batch": scored.batch}
+        return Response(wrap(joined(scored.answers)), media_type=_JSON)
+
+    async def _read_body(self, request: Request, ticket: Ticket) -> bytes:
+        """The request's body, at most MAX_REQUEST_BYTES of it, however it is sent."""
+        length = request.headers.get("content-length", "")
+        announced = int(length) if length.isdecimal() and len(length) < 20 else 0
+        if announced > MAX_REQUEST_BYTES and (
+            announced > _DRAINED_BYTES or request.headers.get("expect", "").lower() == "100-continue"
+        ):
+            raise _too_large()
+        if announced <= MAX_REQUEST_BYTES:
+            ticket.take_bytes(announced)
+        chunks: list[bytes] = []
+        received = 0
+        try:
+            async with asyncio.timeout(self.options.read_timeout_s):
+                async for chunk in request.stream():
+                    received += len(chunk)
+                    if received > _DRAINED_BYTES:
+                        raise _too_large()
+                    if received > MAX_REQUEST_BYTES:
+                        chunks.clear()
+                        continue
+                    if received > ticket.bytes:
+                        ticket.take_bytes(received - ticket.bytes)
+                    chunks.append(chunk)
+        except TimeoutError:
+            rule = f"the request was not complete within {self.options.read_timeout_s:g} s"
+            raise RequestError(f"{rule}, got {received} bytes of it", status=408) from None
+        except ClientDisconnect:
+            raise RequestError("the connection closed before the request was complete") from None
+        if received > MAX_REQUEST_BYTES:
+            raise _too_large()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def create_app(
+    scorer: Scorer,
+    options: Options | None = None,
+    *,
+    keys: Keys | None = None,
+    access_log: AccessLog | None = None,
+) -> FastAPI:
+    """The scoring service for one model.
+
+    Args:
+        keys: that requests must bear; None lets everybody in.
+        access_log: gets a line for each request.
+    """
+    service = Service(scorer, options or Options())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(service.close)
+
     # FastAPI's own documentation pages load scripts from a foreign host.
-    app = FastAPI(title="image-trainer", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="image-trainer", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.service = service
     task = scorer.spec.task
-    # One at a time: the network is busy anyway, and requests wait here without holding a thread.
-    turn = anyio.CapacityLimiter(1)
-
-    async def answer(read: Callable[[], Payload], wrap: Callable[[list[Any]], Any]) -> Response:
-        def work() -> bytes:
-            payload = read()
-            return encode(wrap(scorer.score(payload.rows, payload.parameters)))
-
-        return Response(await anyio.to_thread.run_sync(work, limiter=turn), media_type=_JSON)
+    description = encode(describe(scorer.spec, needs_key=keys is not None))
 
     @app.post("/score")
     async def score(request: Request) -> Response:
-        _media_type(request, (_JSON,))
-        body = await _read_body(request)
-        return await answer(lambda: parse_score_request(parse_json(body), task), lambda answers: answers)
+        media_type = _media_type(request, (_JSON, "image/*", _RAW))
+        if media_type != _JSON:
+            return await service.answer(request, _raw_image)
+        return await service.answer(request, lambda body: parse_score_request(parse_json(body), task))
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
-        media_type = _media_type(request, (_JSON, "text/csv"))
-        body = await _read_body(request)
+        csv = _media_type(request, (_JSON, "text/csv")) == "text/csv"
 
-        def read() -> Payload:
-            if media_type == "text/csv":
-                return _parse_csv(body, task)
-            return parse_invocation(parse_json(body), task)
+        def read(body: bytes) -> Payload:
+            return _parse_csv(body, task) if csv else parse_invocation(parse_json(body), task)
 
-        return await answer(read, lambda answers: {"predictions": answers})
+        return await service.answer(request, read, lambda answers: b'{"predictions": ' + answers + b"}")
+
+    @app.get("/swagger.json")
+    async def swagger() -> Response:
+        return Response(description, media_type=_JSON)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        content, media_type = service.metrics.text()
+        return Response(content, headers={"content-type": media_type})
+
+    @app.get("/livez")
+    async def live() -> Response:
+        return Response(encode({"status": "alive"}), media_type=_JSON)
+
+    @app.get("/readyz")
+    async def ready() -> Response:
+        if not service.ready:
+            return _error(503, "the service is stopping, or its network's threads have ended")
+        return Response(encode({"status": "ready"}), media_type=_JSON)
 
     @app.get("/ping")
     @app.get("/health")
@@ -99,76 +234,111 @@ def create_app(scorer: Scorer) -> FastAPI:
     async def version() -> Response:
         return Response(metadata.version("mlflow"), media_type=_JSON)
 
-    app.include_router(page_router(scorer.spec))
+    app.include_router(page_router(scorer.spec, key_required=keys is not None))
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(TrainerError, _on_internal_error)
     app.add_exception_handler(Exception, _on_internal_error)
+    app.add_middleware(_Doorkeeper, service=service, keys=keys, access_log=access_log)
     return app
 
 
-def serve(
-    run_or_model: Path,
-    host: str = "127.0.0.1",
-    port: int = 5001,
-    announce: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Serve a run's or a model directory's model until the process is told to stop (Ctrl-C, SIGTERM).
+class _Doorkeeper:
+    """The outermost layer: checks keys, gives every request an id, counts it and logs it."""
 
-    Args:
-        port: 0 takes any free one.
-        announce: is called with the service's URL once it answers requests.
+    def __init__(
+        self, app: ASGIApp, service: Service, keys: Keys | None, access_log: AccessLog | None
+    ) -> None:
+        self._app = app
+        self._service = service
+        self._keys = keys
+        self._access_log = access_log
 
-    Raises:
-        RunError: there is no model, or the address cannot be listened on.
-        WeightsError: the model's weights are damaged.
-    """
-    artifacts = find_artifacts(run_or_model)
-    with _bound_socket(host, port) as listener:
-        scorer = Scorer.load(artifacts)
-        # No websockets here, and their library's import would only cost time.
-        config = uvicorn.Config(create_app(scorer), ws="none")
-        shown_host = f"[{host}]" if ":" in host else host
-        url = f"http://{shown_host}:{listener.getsockname()[1]}"
-        # uvicorn raises the Ctrl-C that ended it once more.
-        with suppress(KeyboardInterrupt):
-            _AnnouncingServer(config, lambda: announce(url)).run(sockets=[listener])
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        request_id = _request_id(headers)
+        status, received, sent = 500, 0, 0
+
+        async def counted_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
+
+        async def marked_send(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]
+            elif message["type"] == "http.response.body":
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        path = scope["path"]
+        try:
+            if self._keys is not None and path in _GUARDED:
+                authorization = headers.get(b"authorization")
+                if not self._keys.open(authorization and authorization.decode("latin-1")):
+                    refusal = _error(
+                        401,
+                        "the key is missing or wrong; send it as a header: Authorization: Bearer KEY",
+                        headers={"WWW-Authenticate": "Bearer"},
+                    )
+                    await refusal(scope, counted_receive, marked_send)
+                    return
+            await self._app(scope, counted_receive, marked_send)
+        finally:
+            seconds = time.monotonic() - began
+            seen: Mapping[str, Any] = scope.get("trainer.seen", {})
+            kind = _CODES.get(status, "error") if status >= 400 else None
+            # Only the app's own paths, or every scanner on the net would make new series.
+            known = path if "endpoint" in scope or path in _GUARDED else "other"
+            self._service.metrics.saw_request(known, status, seconds, kind, seen.get("rows", 0))
+            if self._access_log is not None:
+                client = scope.get("client")
+                self._access_log.write(
+                    method=scope["method"],
+                    path=path,
+                    status=status,
+                    ms=round(seconds * 1000, 2),
+                    rows=seen.get("rows"),
+                    batch=seen.get("batch"),
+                    bytes_in=received,
+                    bytes_out=sent,
+                    client=client[0] if client else None,
+                    request_id=request_id,
+                    error=kind,
+                )
 
 
-class _AnnouncingServer(uvicorn.Server):
-    """Calls back once it answers requests."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The client's own, if it sent one that a log can hold."""
+    for name in (b"x-request-id", b"x-ms-client-request-id"):
+        given = headers.get(name, b"").decode("latin-1")
+        if _REQUEST_ID.fullmatch(given):
+            return given
+    return uuid.uuid4().hex
 
 
-def _bound_socket(host: str, port: int) -> socket.socket:
-    """Taken before the model is loaded, so that a wrong port shows at once."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RunError(
-            f"{host}:{port}: cannot be listened on: {reason}; choose another --port or --host"
-        ) from None
-    return listener
+def _raw_image(body: bytes) -> Payload:
+    """A body that is an image file."""
+    if not body:
+        raise RequestError("the image is empty", row=0)
+    return Payload((ImageRow(body),), {})
 
 
 def _media_type(request: Request, known: tuple[str, ...]) -> str:
-    """The request's content type, JSON if it names none."""
-    content_type = request.headers.get("content-type", _JSON)
+    """The request's content type as it is among the known ones; the first of them if it names none."""
+    content_type = request.headers.get("content-type", known[0])
     media_type, _, rest = content_type.partition(";")
     media_type = media_type.strip().lower()
     parameters = [parameter.strip().lower() for parameter in rest.split(";") if parameter.strip()]
-    if media_type not in known:
+    found = "image/*" if media_type.startswith("image/") else media_type
+    if found not in known:
         rule = f"Content-Type must be {' or '.join(known)}"
         raise RequestError(f"{rule}, got {shown(content_type)}", status=415)
     for parameter in parameters:
@@ -179,33 +349,7 @@ def _media_type(request: Request, known: tuple[str, ...]) -> str:
         raise RequestError(
             f"compressed requests are not read, got Content-Encoding {shown(encoding)}", status=415
         )
-    return media_type
-
-
-async def _read_body(request: Request) -> bytes:
-    """The request's body, at most MAX_REQUEST_BYTES of it, however it is sent."""
-    length = request.headers.get("content-length", "")
-    announced = int(length) if length.isdecimal() else 0
-    if announced > MAX_REQUEST_BYTES and (
-        announced > _DRAINED_BYTES or request.headers.get("expect", "").lower() == "100-continue"
-    ):
-        raise _too_large()
-    chunks: list[bytes] = []
-    received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > _DRAINED_BYTES:
-                raise _too_large()
-            if received > MAX_REQUEST_BYTES:
-                chunks.clear()
-            else:
-                chunks.append(chunk)
-    except ClientDisconnect:
-        raise RequestError("the connection closed before the request was complete") from None
-    if received > MAX_REQUEST_BYTES:
-        raise _too_large()
-    return b"".join(chunks)
+    return found
 
 
 def _too_large() -> RequestError:
@@ -234,14 +378,15 @@ def _error(status: int, message: str, row: int | None = None, headers: Any = Non
 
 async def _on_request_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return _error(error.status, str(error), error.row)
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, BusyError) else None
+    return _error(error.status, str(error), error.row, headers)
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = error.detail
     if error.status_code == 404:
-        message = "no such address; POST to /score or /invocations, GET /ping, /health or /version"
+        message = "no such address; POST to /score or /invocations, GET /swagger.json, /readyz or /metrics"
     return _error(error.status_code, message, headers=error.headers)
 
 

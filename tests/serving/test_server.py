@@ -23,9 +23,10 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.launch import serve
 from serving.payload import MAX_REQUEST_BYTES
 from serving.scorer import Scorer, read_spec
-from serving.server import create_app, serve
+from serving.server import create_app
 from trainer.errors import RunError
 from trainer.tasks import Task
 
@@ -126,7 +127,11 @@ def test_parameters_change_the_answer(detector: httpx.Client, make_image: MakeIm
     for found in (boxes()[0], boxes(tile_grid_size="2x2")[0]):
         scores = [each["score"] for each in found]
         assert scores == sorted(scores, reverse=True)
-    assert boxes(tile_grid_size="2x2") != boxes() == boxes(tile_grid_size=None)
+    assert boxes(tile_grid_size="2x2") != boxes()
+    for found, same in zip(boxes(), boxes(tile_grid_size=None), strict=True):
+        # Alike but for the rounding that goes with the batch.
+        assert [each["label"] for each in found] == [each["label"] for each in same]
+        assert [each["score"] for each in found] == pytest.approx([each["score"] for each in same], abs=1e-5)
     check_error(
         detector.post("/score", json=body(*rows, params={"mask_pixel_score_threshold": 0.5})),
         400,
@@ -261,7 +266,7 @@ def test_a_request_over_50_mb_is_refused_however_it_is_sent(classifier: httpx.Cl
         (b"\xff\xfe{}", {"content-type": "application/json; charset=utf-8"}, 400, "not valid JSON"),
         (b"{}", {"content-type": "application/json; charset=latin-1"}, 415, "only charset=utf-8"),
         (b"{}", {"content-type": "application/x-www-form-urlencoded"}, 415, "must be application/json"),
-        (b"{}", {"content-type": "image/png"}, 415, "must be application/json"),
+        (b"{}", {"content-type": "video/mp4"}, 415, "must be application/json"),
         (b"{}", {"content-type": "application/json", "content-encoding": "gzip"}, 415, "compressed"),
         (b"{}", {}, 400, "'input_data'"),
     ],
@@ -305,7 +310,8 @@ def test_requests_at_once_get_their_own_answers(
         thread.start()
     for thread in threads:
         thread.join()
-    assert [got[number] for number in range(8)] == expected
+    for number in range(8):
+        assert got[number][0]["probs"] == pytest.approx(expected[number][0]["probs"], abs=1e-5)
 
 
 IMAGE = base64.b64encode(b"P6 2 1 255\n" + bytes(range(6))).decode()
@@ -441,7 +447,7 @@ def test_serve_tells_its_url_and_stops_at_ctrl_c(
     packaged: Callable[..., Path], make_image: MakeImage, encode: Encode, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from serving.server import serve\n"
+        "import sys; from pathlib import Path; from serving.launch import serve\n"
         "serve(Path(sys.argv[1]), port=0, announce=lambda url: print(url, flush=True))"
     )
     run = packaged(Task.CLASSIFICATION).parent

@@ -127,8 +127,29 @@ def export(
 
 
 @app.command
-def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: Count = 5001) -> None:
+def serve(
+    run_or_model: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: Count = 5001,
+    workers: Count = 1,
+    auth_key_file: Path | None = None,
+    device: str | None = None,
+    max_batch: Count = 8,
+    max_wait_ms: float = 5.0,
+    max_queue: Count = 512,
+    max_queue_mb: Count = 512,
+    max_rows: Count = 1000,
+    timeout_s: float = 180.0,
+    read_timeout_s: float = 60.0,
+    shutdown_timeout_s: float = 30.0,
+    access_log: bool = True,
+) -> None:
     """Answer scoring requests: POST /score as an Azure endpoint does, /invocations as MLflow does.
+
+    /swagger.json describes both; /livez and /readyz are for probes, /metrics is for Prometheus. Requests that
+    come together are scored together. Each worker process has the limits for itself.
 
     Parameters
     ----------
@@ -137,8 +158,55 @@ def serve(run_or_model: Path, /, *, host: str = "127.0.0.1", port: Count = 5001)
     host
         Address to listen on; 0.0.0.0 for all.
     port
-        Port to listen on.
+        Port to listen on; 0 takes any free one.
+    workers
+        Processes that answer, each with the model in its memory. One uses all cores of a CPU; more help
+        where one GPU is not kept busy by one.
+    auth_key_file
+        File with the key that requests must bear (Authorization: Bearer KEY); a second line may hold a
+        secondary key. [default: everybody may ask]
+    device
+        cpu, cuda, cuda:1 … [default: the first GPU, else the CPU]
+    max_batch
+        Images that the network sees at once, at most.
+    max_wait_ms
+        How long a batch waits for images that are still being decoded.
+    max_queue
+        Images accepted and not answered yet; what comes beyond is refused by 429 with Retry-After.
+    max_queue_mb
+        The same in megabytes of requests, those that are still being read among them.
+    max_rows
+        Images in one request; more are refused by 413.
+    timeout_s
+        Seconds from a request's last byte to its answer; then it is given up by 504.
+    read_timeout_s
+        Seconds from a request's first byte to its last; then it is given up by 408.
+    shutdown_timeout_s
+        Seconds that accepted requests may take once the service is told to stop (SIGTERM, Ctrl-C).
+    access_log
+        Write a JSON line for each request to stdout.
     """
-    from serving.server import serve as run_server
+    from pydantic import ValidationError
 
-    run_server(run_or_model, host, port, announce=lambda url: print(f"serving {run_or_model} at {url}/score"))
+    from serving.launch import serve as run_server
+    from serving.options import Options, available_cores
+    from trainer.errors import RunError
+
+    given = {name: value for name, value in locals().items() if name in Options.model_fields}
+    try:
+        options = Options(**given, cores=max(1, available_cores() // workers))
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise RunError(f"{flag} is out of its range: {first['msg']}, got {first['input']}") from None
+    run_server(
+        run_or_model,
+        host,
+        port,
+        workers=workers,
+        auth_key_file=auth_key_file,
+        device=device,
+        options=options,
+        access_log=access_log,
+        announce=lambda url: print(f"serving {run_or_model} at {url}/score", flush=True),
+    )

@@ -62,6 +62,10 @@ class ImageError(TrainerError):
     """A file that is no image, is damaged, or is too large; the message says which, without the path."""
 
 
+class TooManyPixelsError(ImageError):
+    """An image of more pixels than are allowed; none of them was decoded."""
+
+
 def decode(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode an image: uint8 [H, W, 3], RGB, EXIF orientation applied, the first page of several.
 
@@ -132,7 +136,9 @@ def _opened(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
             with image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise ImageError(_too_large(f"{width} x {height} = {width * height:,}", max_pixels))
+                    raise TooManyPixelsError(
+                        _too_large(f"{width} x {height} = {width * height:,}", max_pixels)
+                    )
                 yield image
     except UnidentifiedImageError:
         raise ImageError(
@@ -140,7 +146,9 @@ def _opened(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
         ) from None
     except Pillow.DecompressionBombError as error:
         # Pillow's own limit, above MAX_PIXELS, is checked before the image can be asked for its size.
-        raise ImageError(_too_large("".join(re.findall(r"\d+ pixels", str(error))[:1]), max_pixels)) from None
+        raise TooManyPixelsError(
+            _too_large("".join(re.findall(r"\d+ pixels", str(error))[:1]), max_pixels)
+        ) from None
     except FileNotFoundError:
         raise ImageError("the image file does not exist") from None
     except OSError as error:

@@ -1,0 +1,468 @@
+"""How many images a second the service answers, beside its ceiling, MLflow's own server and LitServe.
+
+    python benchmarks/serving.py                       # about 15 minutes
+    python benchmarks/serving.py --memory              # and how its memory grows, about 10 more
+
+All of it runs on this machine, one server at a time, in rounds that alternate between the contenders, with
+untrained networks of four classes and 640 x 480 JPEGs. The clients are one process with a connection each,
+which sends the next request when it has the answer to the last.
+
+ceiling   decoding, preprocessing and the batched network in one process with the service's threads, without
+          HTTP, JSON or base64: the faster of two ways, and with the weights laid out as the service lays them
+serve     trainer serve, POST /score
+serve (i) the same, POST /invocations
+mlflow    mlflow models serve, POST /invocations
+litserve  LitServe around the same network with the same batches, if it is installed
+
+Goals: serve reaches 0.85 of the ceiling and 1.3 of mlflow; its memory after 10,000 requests is within 5 % of
+that after 1,000. Figures of a machine that does other things as well mean little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import importlib.util
+import io
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+# This script bears the name of the package that it measures.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+CEILING_GOAL, MLFLOW_GOAL, MEMORY_GOAL = 0.85, 1.3, 0.05
+CONTENDERS = ("ceiling", "serve", "serve (i)", "mlflow", "litserve")
+MODELS = {"resnet18": "image-classification", "yolo11n": "object-detection"}
+HERE = Path(__file__).resolve()
+MAX_BATCH = 8
+
+
+def pictures(count: int, width: int, height: int) -> list[bytes]:
+    """JPEGs with about as much detail as photographs have."""
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(count):
+        layers = np.zeros((height, width, 3))
+        for cells, strength in ((4, 120), (16, 60), (80, 30)):
+            noise = generator.uniform(0, strength, (max(2, cells * 3 // 4), cells, 3)).astype(np.uint8)
+            layers += np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+        file = io.BytesIO()
+        Image.fromarray(layers.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+def package(model: str, directory: Path, network_size: int | None) -> Path:
+    """A packaged untrained model."""
+    from importlib import import_module
+
+    from serving.package import write_model
+    from trainer.models import Spec, create
+    from trainer.models.catalog import find
+    from trainer.scoring import ScoringParameters
+    from trainer.settings import resolve
+    from trainer.tasks import Task
+
+    task = Task(MODELS[model])
+    given = {}
+    if network_size is not None:
+        sizes = (
+            ("validation_resize_size", "validation_crop_size") if task.is_classification else ("image_size",)
+        )
+        given = dict.fromkeys(sizes, network_size)
+    family = find(model, task).family
+    module = import_module(f"trainer.models.{family}")
+    spec = Spec(
+        family=family,
+        model=model,
+        task=task,
+        classes=("can", "carton", "milk_bottle", "water_bottle"),
+        options=module.FAMILY.options(task, model, resolve(task, model, given), False),
+        parameters=ScoringParameters(),
+    )
+    return write_model(directory / model, spec, create(spec).build())
+
+
+# What is measured.
+
+
+def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
+    """Images a second without a server, in this process."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from serving.options import available_cores
+    from serving.scorer import Scorer
+    from trainer.data.images import decode
+
+    cores = available_cores()
+    scorer = Scorer.load(model / "artifacts")
+    scorer.speed_up()
+    parameters = scorer.spec.parameters
+
+    def batch(start: int) -> list[bytes]:
+        return [files[(start + offset) % len(files)] for offset in range(MAX_BATCH)]
+
+    def prepared(file: bytes) -> Any:
+        return scorer.preprocess(decode(file))
+
+    def answered(by: Scorer, images: list[Any]) -> None:
+        outputs = by.infer([tensor for tensor, _ in images], parameters)
+        for output, (_, geometry) in zip(outputs, images, strict=True):
+            by.encoded(output, geometry, parameters)
+
+    def together() -> float:
+        """The network in all cores, the next batch being decoded meanwhile."""
+        torch.set_num_threads(cores)
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            done, ahead = 0, [pool.submit(prepared, file) for file in batch(0)]
+            began = time.perf_counter()
+            while (spent := time.perf_counter() - began) < seconds:
+                images = [future.result() for future in ahead]
+                ahead = [pool.submit(prepared, file) for file in batch(done)]
+                answered(scorer, images)
+                done += MAX_BATCH
+        return done / spent
+
+    def apart() -> float:
+        """A core does all of a batch by itself."""
+        until = time.perf_counter() + seconds
+
+        def work(own: Scorer) -> int:
+            torch.set_num_threads(1)
+            done = 0
+            while time.perf_counter() < until:
+                answered(own, [prepared(file) for file in batch(done)])
+                done += MAX_BATCH
+            return done
+
+        began = time.perf_counter()
+        with ThreadPoolExecutor(cores) as pool:
+            done = sum(pool.map(work, [scorer.replica() for _ in range(cores)]))
+        return done / (time.perf_counter() - began)
+
+    answered(scorer, [prepared(file) for file in batch(0)])
+    return max(together(), apart())
+
+
+def litserve(model: Path, port: int) -> None:
+    """Serve the same network by LitServe."""
+    import litserve as ls
+
+    from serving.scorer import Scorer
+    from trainer.data.images import decode
+
+    class API(ls.LitAPI):
+        def setup(self, device: str) -> None:
+            self.scorer = Scorer.load(model / "artifacts", device)
+
+        def decode_request(self, request: Any) -> Any:
+            return decode(base64.b64decode(request["image"]))
+
+        def predict(self, x: Any) -> Any:
+            return self.scorer.score_images(list(x), self.scorer.spec.parameters)
+
+        def unbatch(self, output: Any) -> Any:
+            return output
+
+        def encode_response(self, output: Any) -> Any:
+            return output
+
+    api = API(max_batch_size=MAX_BATCH, batch_timeout=0.005)
+    ls.LitServer(api, accelerator="cpu").run(
+        host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
+    )
+
+
+def load(url: str, bodies: list[bytes], clients: int, warm_up: float, seconds: float) -> dict[str, Any]:
+    """Send requests for a while; images a second, and latencies in ms."""
+    host, _, rest = url.removeprefix("http://").partition(":")
+    port, _, path = rest.partition("/")
+    requests = [
+        f"POST /{path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+        for body in bodies
+    ]
+    begin = time.perf_counter() + warm_up
+    latencies: list[float] = []
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection(host, int(port), limit=2**24)
+        turn = number
+        while (sent := time.perf_counter()) < begin + seconds:
+            writer.write(requests[turn % len(requests)])
+            turn += clients + 1
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(f"{url} answered {head!r}")
+            length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            now = time.perf_counter()
+            if begin <= now <= begin + seconds:
+                latencies.append((now - sent) * 1000)
+        writer.close()
+
+    async def run() -> None:
+        await asyncio.gather(*(client(number) for number in range(clients)))
+
+    asyncio.run(run())
+    p50, p95, p99 = np.percentile(latencies or [0.0], (50, 95, 99))
+    return {"rate": len(latencies) / seconds, "p50": p50, "p95": p95, "p99": p99}
+
+
+# How it is run.
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(contender: str, model: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """A contender's server: the URL to post to, and its process."""
+    port = free_port()
+    base = f"http://127.0.0.1:{port}"
+    if contender.startswith("serve"):
+        arguments = ["-m", "trainer", "serve", str(model), "--port", str(port), "--max-batch", str(MAX_BATCH)]
+        probe, path = "readyz", "score" if contender == "serve" else "invocations"
+    elif contender == "mlflow":
+        arguments = ["-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
+        arguments += ["-h", "127.0.0.1", "-p", str(port)]
+        probe, path = "ping", "invocations"
+    else:
+        arguments = [str(HERE), "--role", "litserve", "--model-directory", str(model), "--port", str(port)]
+        probe, path = "health", "predict"
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    # mlflow starts uvicorn by name.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait(f"{base}/{probe}", server, log)
+            yield f"{base}/{path}", psutil.Process(server.pid)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(server.pid, number)
+                    server.wait(10)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+            server.wait()
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Any) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    raise SystemExit(f"the server at {url} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
+
+
+def processor_seconds(process: psutil.Process) -> float:
+    """CPU time of a process and its children."""
+    family = [process, *process.children(recursive=True)]
+    return float(sum(sum(each.cpu_times()[:2]) for each in family))
+
+
+def resident(process: psutil.Process) -> int:
+    return int(sum(each.memory_info().rss for each in [process, *process.children(recursive=True)]))
+
+
+def child(arguments: argparse.Namespace, role: str, **more: Any) -> Any:
+    """This script in another role, in a process of its own; what it printed."""
+    command = [sys.executable, str(HERE), "--role", role, "--image-size", arguments.image_size]
+    for name, value in more.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[str, float]:
+    seconds, clients = arguments.seconds, arguments.clients
+    if contender == "ceiling":
+        found = child(arguments, "ceiling", model_directory=model, seconds=seconds / 2)
+        return {"rate": found}
+    with running(contender, model) as (url, process):
+        before = processor_seconds(process)
+        result: dict[str, float] = child(
+            arguments, "load", url=url, clients=clients, seconds=seconds, warm_up=arguments.warm_up
+        )
+        spent = processor_seconds(process) - before
+        result["cpu"] = 1000 * spent / max(1.0, result["rate"] * (seconds + arguments.warm_up))
+        return result
+
+
+def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
+    """Measure a model in alternating rounds and print its table; whether the goals are met."""
+    contenders = list(arguments.contenders)
+    if "litserve" in contenders and importlib.util.find_spec("litserve") is None:
+        contenders.remove("litserve")
+    rounds: list[dict[str, dict[str, float]]] = []
+    for number in range(arguments.rounds):
+        order = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
+        rounds.append({})
+        for contender in order:
+            rounds[-1][contender] = measure(arguments, contender, model)
+            print(f"{name} round {number + 1} {contender} {rounds[-1][contender]}", file=sys.stderr)
+    print(f"\n### {name}\n")
+    print("| | images/s, median (from – to) | p50 ms | p95 ms | p99 ms | server's CPU ms an image |")
+    print("|---|---|---|---|---|---|")
+    for contender in contenders:
+        rates = [each[contender]["rate"] for each in rounds]
+        cells = [f"{statistics.median(rates):.1f} ({min(rates):.1f} – {max(rates):.1f})"]
+        for key in ("p50", "p95", "p99", "cpu"):
+            values = [each[contender][key] for each in rounds if key in each[contender]]
+            cells.append(f"{statistics.median(values):.1f}" if values else "")
+        print(f"| {contender} | {' | '.join(cells)} |")
+    print()
+    met = True
+    for other, goal in (("ceiling", CEILING_GOAL), ("mlflow", MLFLOW_GOAL), ("litserve", None)):
+        if other in contenders and "serve" in contenders:
+            ratios = [each["serve"]["rate"] / max(1e-9, each[other]["rate"]) for each in rounds]
+            middle = statistics.median(ratios)
+            verdict = "" if goal is None else f", goal {goal}: {'met' if middle >= goal else 'MISSED'}"
+            spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
+            print(f"- serve / {other}: {middle:.2f} (round by round {spread}){verdict}")
+            met &= goal is None or middle >= goal
+    return met
+
+
+def memory(arguments: argparse.Namespace, name: str, model: Path) -> bool:
+    """Resident memory after a tenth of the requests and after all of them."""
+    total = arguments.memory_requests
+    bodies = request_bodies(arguments, "score")
+    with running("serve", model) as (url, process):
+        sizes = []
+        for count in (total // 10, total - total // 10):
+            _send(url, bodies, count, arguments.clients)
+            sizes.append(resident(process))
+    growth = sizes[1] / sizes[0] - 1
+    met = abs(growth) <= MEMORY_GOAL
+    print(
+        f"\n- {name}: resident memory {sizes[0] / 1e6:.0f} MB after {total // 10:,} requests, "
+        f"{sizes[1] / 1e6:.0f} MB after {total:,}: {growth:+.1%}, goal within {MEMORY_GOAL:.0%}: "
+        f"{'met' if met else 'MISSED'}"
+    )
+    return met
+
+
+def _send(url: str, bodies: list[bytes], count: int, clients: int) -> None:
+    import http.client
+
+    host, path = url.removeprefix("http://").split("/")
+
+    def some(share: int) -> None:
+        connection = http.client.HTTPConnection(host, timeout=300)
+        for number in range(share):
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"/{path}", bodies[number % len(bodies)], headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"{url} answered {answer.status}")
+        connection.close()
+
+    shares = [count // clients + (number < count % clients) for number in range(clients)]
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(some, shares))
+
+
+def request_bodies(arguments: argparse.Namespace, path: str) -> list[bytes]:
+    width, height = map(int, arguments.image_size.split("x"))
+    key = {"score": "input_data", "invocations": "dataframe_split"}.get(path)
+    bodies = []
+    for file in pictures(32, width, height):
+        text = base64.b64encode(file).decode("ascii")
+        table = {"columns": ["image"], "data": [text]}
+        bodies.append(json.dumps({"image": text} if key is None else {key: table}).encode("ascii"))
+    return bodies
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before each")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--image-size", default="640x480")
+    parser.add_argument("--network-size", type=int, help="side that the network sees")
+    parser.add_argument("--memory", action="store_true", help="also run for memory")
+    parser.add_argument("--memory-requests", type=int, default=10_000)
+    for hidden in ("--role", "--url", "--model-directory", "--port"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    width, height = map(int, arguments.image_size.split("x"))
+    if arguments.role == "ceiling":
+        rate = ceiling(Path(arguments.model_directory), pictures(32, width, height), arguments.seconds)
+        print(json.dumps(rate))
+        return 0
+    if arguments.role == "litserve":
+        litserve(Path(arguments.model_directory), int(arguments.port))
+        return 0
+    if arguments.role == "load":
+        bodies = request_bodies(arguments, arguments.url.rpartition("/")[2])
+        found = load(arguments.url, bodies, arguments.clients, arguments.warm_up, arguments.seconds)
+        print(json.dumps(found))
+        return 0
+
+    import torch
+
+    print(
+        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"Python {platform.python_version()}, PyTorch {torch.__version__}; {arguments.clients} clients, "
+        f"{arguments.image_size} JPEGs, {arguments.rounds} rounds of {arguments.seconds:g} s"
+    )
+    met = True
+    with tempfile.TemporaryDirectory() as directory:
+        for name in arguments.models:
+            model = package(name, Path(directory), arguments.network_size)
+            met &= compare(arguments, name, model)
+            if arguments.memory:
+                met &= memory(arguments, name, model)
+    print(f"\ngoals {'met' if met else 'MISSED'}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

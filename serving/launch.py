@@ -1,0 +1,276 @@
+"""`trainer serve`: the service's processes, from the socket to the end of the last request."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from serving.keys import Keys
+from serving.locate import find_artifacts
+from serving.options import Options, available_cores
+from trainer.errors import RunError, TrainerError
+
+_logger = logging.getLogger(__name__)
+_FAILED = 3  # a worker's exit status when its model cannot be loaded
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker process needs to know."""
+
+    artifacts: Path
+    options: Options
+    keys: Keys | None
+    access_log: bool
+    device: str | None
+
+
+def serve(
+    run_or_model: Path,
+    host: str = "127.0.0.1",
+    port: int = 5001,
+    *,
+    workers: int = 1,
+    auth_key_file: Path | None = None,
+    device: str | None = None,
+    options: Options | None = None,
+    access_log: bool = True,
+    announce: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Serve a run's or a model directory's model until the process is told to stop (Ctrl-C, SIGTERM).
+
+    It then takes no new connections and answers what it has accepted, for `options.shutdown_timeout_s` at
+    most.
+
+    Args:
+        port: 0 takes any free one.
+        workers: processes, each with the model and the options' limits for itself.
+        auth_key_file: one or two keys, a line each; None lets everybody in.
+        device: torch's name of it; None takes the first GPU if there is one, else the CPU.
+        options: limits and sizes; None for the defaults, with the machine's cores shared by the workers.
+        access_log: write a JSON line for each request to stdout.
+        announce: is called with the service's URL once it answers requests.
+
+    Raises:
+        RunError: there is no model, a key file is wrong, the device does not exist, or the address cannot be
+            listened on.
+        WeightsError: the model's weights are damaged.
+    """
+    if workers < 1:
+        raise RunError(f"--workers must be at least 1, got {workers}")
+    artifacts = find_artifacts(run_or_model)
+    keys = Keys.read(auth_key_file) if auth_key_file is not None else None
+    if options is None:
+        options = Options(cores=max(1, available_cores() // workers))
+    # Threads that spin while they wait for each other take the cores from those that decode. PyTorch's
+    # library reads it when it is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    work = _Work(artifacts, options, keys, access_log, device)
+    with _bound_socket(host, port) as listener:
+        shown_host = f"[{host}]" if ":" in host else host
+        url = f"http://{shown_host}:{listener.getsockname()[1]}"
+        if workers == 1:
+            _run(work, listener, lambda: announce(url))
+        else:
+            _Supervisor(work, listener, workers).run(lambda: announce(url))
+
+
+def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Load the model and answer requests in this process until it is told to stop."""
+    import uvicorn
+
+    from serving.protocol import BoundedProtocol
+    from serving.scorer import Scorer
+    from serving.server import Service, create_app
+    from serving.telemetry import AccessLog
+
+    class Server(uvicorn.Server):
+        """Says when it answers requests, and that it is stopping."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            service.draining = True
+            super().handle_exit(sig, frame)
+
+    scorer = Scorer.load(work.artifacts, _checked_device(work.device))
+    app = create_app(
+        scorer, work.options, keys=work.keys, access_log=AccessLog() if work.access_log else None
+    )
+    service: Service = app.state.service
+    _ = service.pipeline.batcher  # its threads start before the first request comes
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(work.options.shutdown_timeout_s)),
+    )
+    # uvicorn raises the Ctrl-C that ended it once more.
+    with suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])
+    if not service.closed:
+        # Python would wait for its threads to the end.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def _checked_device(device: str | None) -> str | None:
+    if device is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"--device {device}: cannot be used: {reason}; cpu always can") from None
+    return device
+
+
+def _work_main(work: _Work, listener: socket.socket, ready: Any) -> None:
+    """A worker process's main."""
+    try:
+        _run(work, listener, lambda: ready.send(None))
+    except TrainerError as error:
+        print(error, file=sys.stderr)  # noqa: T201 (the command's own message, from another process)
+        sys.exit(_FAILED)
+
+
+class _Supervisor:
+    """Starts the worker processes, replaces those that die, and ends them all."""
+
+    def __init__(self, work: _Work, listener: socket.socket, workers: int) -> None:
+        self._work = work
+        self._listener = listener
+        self._count = workers
+        self._context = multiprocessing.get_context("spawn")
+        self._stopped = threading.Event()
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Until SIGTERM or Ctrl-C."""
+        listening: list[multiprocessing.connection.Connection] = []
+        workers: list[SpawnProcess] = []
+        with _multiprocess_metrics(), self._signals():
+            for _ in range(self._count):
+                worker, pipe = self._start()
+                workers.append(worker)
+                listening.append(pipe)
+            try:
+                if self._all_ready(workers, listening):
+                    ready()
+                    self._watch(workers)
+            finally:
+                self._end(workers)
+
+    def _start(self) -> tuple[SpawnProcess, multiprocessing.connection.Connection]:
+        receiving, sending = self._context.Pipe(duplex=False)
+        worker = self._context.Process(target=_work_main, args=(self._work, self._listener, sending))
+        worker.start()
+        sending.close()
+        return worker, receiving
+
+    def _all_ready(
+        self, workers: list[SpawnProcess], pipes: list[multiprocessing.connection.Connection]
+    ) -> bool:
+        waiting = list(pipes)
+        while waiting and not self._stopped.is_set():
+            for pipe in multiprocessing.connection.wait(waiting, timeout=0.2):
+                assert isinstance(pipe, multiprocessing.connection.Connection)
+                try:
+                    pipe.recv()
+                except EOFError:
+                    raise RunError(
+                        "a worker process ended before it was ready; what it said stands above"
+                    ) from None
+                waiting.remove(pipe)
+        return not self._stopped.is_set()
+
+    def _watch(self, workers: list[SpawnProcess]) -> None:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        while not self._stopped.wait(0.5):
+            for index, worker in enumerate(workers):
+                if worker.is_alive():
+                    continue
+                _logger.error(
+                    "worker process %s ended with status %s; another is started", worker.pid, worker.exitcode
+                )
+                if worker.pid is not None:
+                    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+                workers[index], _ = self._start()
+                self._stopped.wait(1)  # not as fast as a machine without memory can kill them
+
+    def _end(self, workers: list[SpawnProcess]) -> None:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
+        until = time.monotonic() + self._work.options.shutdown_timeout_s + 5
+        for worker in workers:
+            worker.join(max(0.1, until - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        # Ctrl-C reaches the workers, too, by the terminal: both ways must end the same.
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, lambda *_: self._stopped.set()) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _multiprocess_metrics() -> Iterator[None]:
+    """A directory in which the workers' metrics are added up."""
+    before = os.environ.get(_MULTIPROCESS)
+    directory = tempfile.mkdtemp(prefix="trainer-metrics-")
+    os.environ[_MULTIPROCESS] = directory
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_MULTIPROCESS]
+        else:
+            os.environ[_MULTIPROCESS] = before
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """Taken before the model is loaded, so that a wrong port shows at once."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunError(
+            f"{host}:{port}: cannot be listened on: {reason}; choose another --port or --host"
+        ) from None
+    return listener

@@ -1,0 +1,81 @@
+"""HTTP as uvicorn speaks it, with limits on headers and on how long they may take, and errors in JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from asyncio.events import TimerHandle
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64_000
+HEADER_TIMEOUT_S = 20.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection. uvicorn's own takes headers of any size, however slowly they come."""
+
+    _clock: TimerHandle | None = None
+    _header_bytes = 0
+    _in_headers = True
+    _refusal: tuple[int, str, str] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._clock is None:
+                self._start_clock()
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, "headers_too_large", f"the headers are over {MAX_HEADER_BYTES // 1000} kB")
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._header_bytes = 0
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_headers = True
+
+    def _start_clock(self) -> None:
+        self._clock = self.loop.call_later(HEADER_TIMEOUT_S, self._too_slow)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _too_slow(self) -> None:
+        self._clock = None
+        if self._in_headers and (self.cycle is None or self.cycle.response_complete):
+            self._refuse(408, "timeout", f"no whole header came within {HEADER_TIMEOUT_S:.0f} s")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._refusal = (status, code, message)
+        self.send_400_response("")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP request, or is refused before the app sees it, and close the connection."""
+        if self.transport.is_closing():
+            return
+        status, code, message = self._refusal or (400, "bad_request", "this is no valid HTTP request")
+        self._refusal = (status, code, message)
+        error: dict[str, Any] = {"error": {"code": code, "message": message, "row": None}}
+        body = json.dumps(error).encode("ascii")
+        head = b"content-type: application/json\r\nconnection: close\r\n"
+        head += b"content-length: %d\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
+        self.transport.close()

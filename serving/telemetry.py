@@ -1,0 +1,124 @@
+"""What the service tells of itself: Prometheus metrics, and one JSON line a request.
+
+With several worker processes the metrics are those of all of them together: each writes its own into files
+under PROMETHEUS_MULTIPROC_DIR, which must be set before prometheus_client is imported, and whichever is asked
+adds them up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from serving.admission import Admission
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Metrics:
+    """The service's Prometheus metrics. One for each process that has several workers; else one an app."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "trainer_requests", "Requests answered.", ("path", "status"), registry=registry
+        )
+        self.errors = Counter(
+            "trainer_errors", "Requests answered with an error, by its kind.", ("kind",), registry=registry
+        )
+        self.seconds = Histogram(
+            "trainer_request_seconds",
+            "From a request's header to its answer.",
+            ("path",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("trainer_images", "Images scored.", registry=registry)
+        self.batch = Histogram(
+            "trainer_batch_images", "Images that the network saw at once.", buckets=_IMAGES, registry=registry
+        )
+        self.waited = Histogram(
+            "trainer_batch_wait_seconds",
+            "How long a batch's oldest image waited for the network.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.network = Histogram(
+            "trainer_batch_seconds", "A batch in the network.", buckets=_SECONDS, registry=registry
+        )
+        mode: Any = "livesum"
+        self.queue_images = Gauge(
+            "trainer_queue_images",
+            "Images accepted and not answered yet.",
+            registry=registry,
+            multiprocess_mode=mode,
+        )
+        self.queue_bytes = Gauge(
+            "trainer_queue_bytes",
+            "Bytes of requests that are being read or not answered yet.",
+            registry=registry,
+            multiprocess_mode=mode,
+        )
+        self.refresh()
+
+    def saw_batch(self, images: int, waited: float, seconds: float) -> None:
+        """A batch went through the network. Called by the lanes."""
+        self.batch.observe(images)
+        self.waited.observe(waited)
+        self.network.observe(seconds)
+
+    def saw_request(self, path: str, status: int, seconds: float, kind: str | None, rows: int) -> None:
+        """A request was answered; `kind` is the code of its error."""
+        self.requests.labels(path, str(status)).inc()
+        self.seconds.labels(path).observe(seconds)
+        if kind is not None:
+            self.errors.labels(kind).inc()
+        elif rows:
+            self.images.inc(rows)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the queue's depth up to date."""
+        self.queue_images.set(self._admission.images)
+        self.queue_bytes.set(self._admission.bytes)
+
+    def text(self) -> tuple[bytes, str]:
+        """The metrics in Prometheus's text format, and its content type."""
+        self.refresh()
+        registry = self._registry
+        if os.environ.get(MULTIPROCESS):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class AccessLog:
+    """A JSON line for each request, written at once."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def write(self, **fields: Any) -> None:
+        """Write a line: `time` (UTC, ISO 8601) and the fields."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        try:
+            self._stream.write(json.dumps({"time": now, **fields}) + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads the log any more; requests are answered all the same
