@@ -12,6 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from serving.explain import methods
 from serving.payload import MAX_REQUEST_BYTES
 from trainer.models import Spec
 from trainer.report.style import STYLE
@@ -22,7 +23,6 @@ LOWEST_THRESHOLD = 0.05
 _LABEL_THRESHOLD = 0.5
 """From this probability on a label of several is taken to be there, as the explanations' default says."""
 
-_METHODS = ("xrai", "integrated_gradients", "guided_gradcam", "guided_backprop")
 _SCRIPTS = ("drawing.js", "request.js", "results.js", "page.js", "events.js")
 
 
@@ -83,7 +83,7 @@ def facts(spec: Spec, key_required: bool) -> dict[str, Any]:
         "multilabel": spec.task is Task.MULTILABEL,
         "default_threshold": default,
         "lowest_threshold": lowest,
-        "methods": _METHODS if spec.task.is_classification else None,
+        "methods": methods.NAMES if spec.task.is_classification else (),
         "key_required": key_required,
         "max_request_bytes": MAX_REQUEST_BYTES,
         "style": asdict(STYLE),

@@ -7,8 +7,8 @@ function start() {
   if (MODEL.default_threshold !== null) $("threshold").min = MODEL.lowest_threshold;
   if (MODEL.multilabel) $("threshold-label").textContent = "Threshold of a label";
   listKnown($("known"), MODEL.classes);
-  for (const method of MODEL.methods ?? []) $("method").append(element("option", { textContent: method }));
-  $("method").hidden = $("method-label").hidden = !MODEL.methods?.length;
+  for (const method of MODEL.methods) $("method").append(element("option", { textContent: method }));
+  $("method").hidden = $("method-label").hidden = !MODEL.methods.length;
   listenForImages();
   listenToFilters();
   listenToObjects();

@@ -2,7 +2,7 @@
 
 const MODEL = JSON.parse(document.getElementById("model").textContent);
 const CLASS_INDEX = new Map(MODEL.classes.map((label, index) => [label, index]));
-const FINDS_OBJECTS = MODEL.default_threshold !== null && !MODEL.multilabel && MODEL.finds_objects;
+const FINDS_OBJECTS = MODEL.finds_objects;
 const SHOWN_CLASSES = 5;
 const MANY_CLASSES = 12;
 const PATIENCE = 3; // times that a busy service is asked again
@@ -135,10 +135,11 @@ async function ask(explanation = null) {
     return false;
   } finally {
     clearInterval(timer);
-    if (state.controller === controller) {
+    // A newer request keeps the page busy.
+    if (state.controller === controller || state.controller === null) {
       state.controller = null;
       setBusy(false, explanation);
-    } else if (state.controller === null) setBusy(false, explanation);
+    }
   }
 }
 
@@ -187,7 +188,7 @@ function showAnswer() {
     $("probabilities-section").hidden = false;
   }
   $("threshold-section").hidden = MODEL.default_threshold === null;
-  $("explain-section").hidden = MODEL.methods === null;
+  $("explain-section").hidden = false;
   $("request-section").hidden = $("answer-section").hidden = false;
   $("save").hidden = state.file.pasted !== true;
   if (!$("save").hidden) Object.assign($("save"), { href: $("image").src, download: state.file.name });
@@ -195,7 +196,6 @@ function showAnswer() {
 }
 
 function hideAnswer() {
-  // The classes that the model knows stand here only until there is something better.
   for (const section of document.querySelectorAll("#panel > .card")) section.hidden = true;
   $("maps").hidden = true;
   $("status").classList.add("waiting");
@@ -292,12 +292,14 @@ function showExplanation() {
   });
   showMaps($("maps-list"), pictures, captions, (index) => `What speaks for ${titles[index]?.label ?? "the answer"}`);
   $("maps").hidden = pictures.length === 0;
-  const told = pictures.length
-    ? `${counted(pictures.length, "picture")} of what speaks for the answer.`
-    : "Nothing is at or above the threshold, so there is nothing to explain.";
+  let told = "The service explains nothing of this model.";
+  if (pictures.length) told = `${counted(pictures.length, "picture")} of what speaks for the answer.`;
+  else if (answer.visualizations) told = "Nothing is at or above the threshold, so there is nothing to explain.";
   $("explain-status").textContent = told;
   say(told);
-  if (pictures.length) $("maps").scrollIntoView({ block: "nearest" });
+  // Only then is it known how high they are.
+  const decoded = [...$("maps-list").querySelectorAll("img")].map((image) => image.decode());
+  Promise.allSettled(decoded).then(() => $("maps").scrollIntoView({ block: "nearest" }));
   showRequest();
 }
 

@@ -85,7 +85,9 @@ function showMaps(list, pictures, captions, altOf) {
   list.replaceChildren(
     ...pictures.map((picture, index) => {
       const image = element("img", { src: `data:image/png;base64,${picture}`, alt: altOf(index) });
-      return element("figure", {}, element("figcaption", {}, captions[index] ?? ""), image);
+      // In a narrow window the row of panels is scrolled, not shrunk.
+      const panels = element("div", { className: "panels", tabIndex: 0 }, image);
+      return element("figure", {}, element("figcaption", {}, captions[index] ?? ""), panels);
     }),
   );
 }
