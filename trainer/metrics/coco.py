@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from trainer.annotations import FloatArray, IntArray
+from trainer.annotations import FloatArray
 from trainer.metrics.masks import Rle, areas
 from trainer.metrics.scenes import Scene
 
@@ -48,21 +48,33 @@ def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) 
     truths: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes, 1):
-        for entry, crowd in zip(
-            _entries(number, scene, scene.truth_boxes, scene.truth_labels, scene.truth_masks),
-            scene.crowd.tolist(),
-            strict=True,
-        ):
-            truths.append(entry | {"id": len(truths) + 1, "iscrowd": int(crowd)})
-        for entry, score in zip(
-            _entries(number, scene, scene.boxes, scene.labels, scene.masks),
-            scene.scores.tolist(),
-            strict=True,
-        ):
-            found.append(entry | {"id": len(found) + 1, "iscrowd": 0, "score": score})
+        true_boxes, true_areas = _in_pixels(scene, scene.truth_boxes, scene.truth_masks)
+        rows = zip(
+            scene.truth_labels.tolist(), true_boxes, true_areas, scene.crowd.astype(int).tolist(), strict=True
+        )
+        truths += [
+            {
+                "id": len(truths) + place, "image_id": number, "category_id": label + 1, "bbox": box,
+                "area": area, "iscrowd": crowd,
+            }
+            for place, (label, box, area, crowd) in enumerate(rows, 1)
+        ]  # fmt: skip
+        found_boxes, found_areas = _in_pixels(scene, scene.boxes, scene.masks)
+        scored = zip(scene.labels.tolist(), found_boxes, found_areas, scene.scores.tolist(), strict=True)
+        found += [
+            {
+                "id": len(found) + place, "image_id": number, "category_id": label + 1, "bbox": box,
+                "area": area, "iscrowd": 0, "score": score,
+            }
+            for place, (label, box, area, score) in enumerate(scored, 1)
+        ]  # fmt: skip
+        if by_masks:
+            for entries, segments in ((truths, scene.truth_masks), (found, scene.masks)):
+                for entry, segment in zip(entries[len(entries) - len(segments) :], segments, strict=True):
+                    entry["segmentation"] = segment
     evaluation = COCOeval_faster(
         *(
-            COCO({"images": images, "categories": categories, "annotations": annotations})
+            _Annotations({"images": images, "categories": categories, "annotations": annotations})
             for annotations in (truths, found)
         ),
         iouType="segm" if by_masks else "bbox",
@@ -72,18 +84,31 @@ def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) 
     return {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=True)}
 
 
-def _entries(
-    number: int, scene: Scene, boxes: FloatArray, labels: IntArray, segments: Sequence[Rle]
-) -> list[dict[str, Any]]:
-    """Objects as COCO annotations in pixels, but for what is particular to truths or to predictions."""
+class _Annotations(COCO):  # type: ignore[misc]  # it is untyped
+    """COCO's container for what is evaluated as a whole, image by image: the index over it is spared."""
+
+    def createIndex(self) -> None:  # noqa: N802  its name
+        """Find images and categories by their ids."""
+        self.imgs = {image["id"]: image for image in self.dataset["images"]}
+        self.cats = {category["id"]: category for category in self.dataset["categories"]}
+
+    def getAnnIds(self, *_: Any, **__: Any) -> list[int]:  # noqa: N802
+        """All of them."""
+        return [entry["id"] for entry in self.dataset["annotations"]]
+
+    def loadAnns(self, ids: Sequence[int] = ()) -> list[dict[str, Any]]:  # noqa: N802
+        """All of them, as is asked for."""
+        assert len(ids) == len(self.dataset["annotations"]), "nobody asks for a part"
+        annotations: list[dict[str, Any]] = self.dataset["annotations"]
+        return annotations
+
+
+def _in_pixels(
+    scene: Scene, boxes: FloatArray, segments: Sequence[Rle]
+) -> tuple[list[list[float]], list[float]]:
+    """Boxes as COCO has them, left, top, width and height in pixels, and the areas of the objects."""
     height, width = scene.size
     pixels = boxes.astype(np.float64) * (width, height, width, height)
-    pixels[:, 2:] -= pixels[:, :2]  # COCO's boxes are left, top, width, height
+    pixels[:, 2:] -= pixels[:, :2]
     sizes = areas(segments) if segments else pixels[:, 2] * pixels[:, 3]
-    entries: list[dict[str, Any]] = [
-        {"image_id": number, "category_id": label + 1, "bbox": box, "area": area}
-        for label, box, area in zip(labels.tolist(), pixels.tolist(), sizes.tolist(), strict=True)
-    ]
-    for entry, segment in zip(entries, segments, strict=False):
-        entry["segmentation"] = segment
-    return entries
+    return pixels.tolist(), sizes.tolist()

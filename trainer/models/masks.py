@@ -16,16 +16,43 @@ _PIXELS_AT_ONCE = 1_000_000  # of a mask, so that large masks need no floating p
 
 
 def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels."""
+    """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels.
+
+    A pixel is 1 where its centre lies inside one of the polygons, by the even-odd rule; COCO's masks
+    (`trainer.metrics.masks`) follow the same rule, but for rounding at the edges. OpenCV's fillPoly would
+    draw the outline too, and make each object a pixel wider and higher.
+    """
     height, width = geometry.image_size
     factor = np.array([width * geometry.scale[0], height * geometry.scale[1]])
     canvas = np.zeros(geometry.tensor_size, dtype=np.uint8)
-    # A pixel is filled where its centre lies inside: shift by half a pixel, with 4 fractional bits.
-    points = [
-        np.rint((polygon * factor + geometry.offset - 0.5) * 16).astype(np.int32) for polygon in polygons
-    ]
-    cv2.fillPoly(canvas, points, (1,), shift=4)
+    for polygon in polygons:
+        _fill(canvas, polygon.astype(np.float64) * factor + geometry.offset)
     return canvas
+
+
+def _fill(
+    canvas: np.ndarray[Any, np.dtype[np.uint8]], polygon: np.ndarray[Any, np.dtype[np.float64]]
+) -> None:
+    """Set the pixels whose centre lies inside a polygon [n, 2] of (x, y) in pixels."""
+    height, width = canvas.shape
+    x, y = polygon.T - 0.5  # pixel centres then have whole numbers
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    # Each edge crosses the rows first … last − 1, and there parts the pixels on its left from the others.
+    first = np.ceil(np.minimum(y, next_y)).clip(0, height).astype(np.int64)
+    last = np.ceil(np.maximum(y, next_y)).clip(0, height).astype(np.int64)
+    spans = last - first
+    if not spans.any():
+        return
+    top, bottom = int(first[spans > 0].min()), int(last.max())
+    edge = np.repeat(np.arange(len(x)), spans)
+    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(spans) - spans, spans)
+    crossing = x[edge] + (row - y[edge]) * ((next_x - x)[edge] / (next_y - y)[edge])
+    column = np.ceil(crossing).clip(0, width).astype(np.int64)
+    left, right = int(column.min()), int(column.max())
+    crossings = np.zeros((bottom - top, right - left + 1), dtype=np.uint8)
+    np.add.at(crossings.reshape(-1), (row - top) * crossings.shape[1] + column - left, np.uint8(1))
+    # whether a row was crossed an odd number of times up to a pixel; the sum may well overflow
+    canvas[top:bottom, left:right] |= np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1
 
 
 def paste(box: FloatArray, mask: FloatArray, image_size: tuple[int, int], threshold: float) -> Mask:
