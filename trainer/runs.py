@@ -52,6 +52,9 @@ class Result(BaseModel):
         best_trial: of a sweep, the number of the trial that the model is of.
         seed: what all of the run's random numbers derive from, None if the job named none.
         versions: of the packages that shaped the result, by distribution name.
+        data_fingerprint: of the data (trainer.data.fingerprint); empty in results of earlier versions.
+        git_commit: of the repository that the training was started in, None if it was in none.
+        peak_memory: bytes that were taken at most: of the "process", and of its "GPU" if it used one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +71,9 @@ class Result(BaseModel):
     best_trial: int | None = None
     seed: int | None
     versions: dict[str, str]
+    data_fingerprint: str = ""
+    git_commit: str | None = None
+    peak_memory: dict[str, int] = Field(default_factory=dict)
 
     @field_validator("model_path")
     @classmethod
@@ -206,6 +212,21 @@ class Run:
     @property
     def result(self) -> Path:
         return self.directory / "result.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of this."""
+        return self.directory / "report.html"
+
+    @property
+    def report_parts(self) -> Path:
+        """The report's charts and tables, a directory of SVG and CSV files."""
+        return self.directory / "report"
+
+    @property
+    def evaluation(self) -> Path:
+        """Figures and error analysis of the predictions: trainer.metrics.results.Analysis as JSON."""
+        return self.directory / "metrics.json"
 
     @property
     def log(self) -> Path:

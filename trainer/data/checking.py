@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +122,7 @@ def check(result: ReadResult, *, images: bool, progress: bool = False) -> Checke
     """
     records = result.records
     found = inspect(records, decode=images, progress=progress)
+    records = replace(records, looks=found.looks)
     problems = [*result.problems, *found.problems]
     if not found.reasons:
         return Checked(records, problems, result.skipped, result.is_complete)

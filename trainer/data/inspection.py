@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import IntArray
-from trainer.data.images import ImageError, verify
+from trainer.data.images import ImageError, Look, look
 from trainer.data.progress import track
-from trainer.data.records import Records
+from trainer.data.records import Looks, Records
 from trainer.data.urls import UrlError, is_url, local_path
 from trainer.errors import Problem
 
@@ -27,10 +27,12 @@ class Inspection:
     """Attributes:
     problems: in the order of the records.
     reasons: index of each record without a usable image → why.
+    looks: of the images, for each record; None if they were not decoded.
     """
 
     problems: list[Problem]
     reasons: dict[int, str]
+    looks: Looks | None = None
 
 
 def inspect(records: Records, *, decode: bool, progress: bool) -> Inspection:
@@ -51,7 +53,8 @@ def inspect(records: Records, *, decode: bool, progress: bool) -> Inspection:
         reasons |= dict.fromkeys(indices.tolist(), str(Problem("", "image_url", rule, folder)))
 
     rest = np.setdiff1d(np.arange(len(records)), np.concatenate([np.zeros(0, dtype=np.int64), *lost]))
-    sizes = np.zeros((len(records), 2), dtype=np.int64)
+    looks = Looks.none(len(records))
+    states: Iterator[tuple[int, str | Look | None]]
     states = _decoded(records, rest) if decode else _existing(records, rest)
     if decode and progress:
         states = track(states, "checking images", len(rest))
@@ -62,10 +65,20 @@ def inspect(records: Records, *, decode: bool, progress: bool) -> Inspection:
             problem = Problem(where, "image_url", rule, got)
             problems.append((index, problem))
             reasons[index] = str(replace(problem, where=""))
-        else:
-            sizes[index] = state
-    problems += _turned(records, sizes)
-    return Inspection([problem for _, problem in sorted(problems, key=lambda entry: entry[0])], reasons)
+        elif state is not None:
+            looks.sizes[index], looks.hashes[index] = state
+    problems += _turned(records, looks.sizes.astype(np.int64))
+    in_order = [problem for _, problem in sorted(problems, key=lambda entry: entry[0])]
+    return Inspection(in_order, reasons, looks if decode else None)
+
+
+def take_looks(records: Records, indices: IntArray) -> Looks:
+    """The looks of some records, fetched and decoded; zeros for all others and for those that cannot be."""
+    looks = Looks.none(len(records))
+    for index, state in _decoded(records, indices):
+        if isinstance(state, Look):
+            looks.sizes[index], looks.hashes[index] = state
+    return looks
 
 
 def _in_lost_folders(records: Records) -> list[IntArray]:
@@ -81,22 +94,22 @@ def _in_lost_folders(records: Records) -> list[IntArray]:
     ]
 
 
-def _existing(records: Records, indices: IntArray) -> Iterator[tuple[int, str | tuple[int, int]]]:
-    """(index, what is wrong with the image's place or (0, 0))."""
+def _existing(records: Records, indices: IntArray) -> Iterator[tuple[int, str | None]]:
+    """(index, what is wrong with the image's place or None)."""
     counts = np.bincount(records.folder_index[indices], minlength=len(records.folders))
     listings: dict[int, frozenset[str]] = {}
     for index, folder in zip(indices.tolist(), records.folder_index[indices].tolist(), strict=True):
         source = records.source(index)
         if is_url(source):
-            yield index, (0, 0)
+            yield index, None
             continue
         if counts[folder] >= _LISTED_FROM:
             if folder not in listings:
                 listings[folder] = _file_names(os.path.dirname(source))
             if os.path.basename(source) in listings[folder]:
-                yield index, (0, 0)
+                yield index, None
                 continue
-        yield index, (0, 0) if os.path.isfile(source) else "the image file does not exist"
+        yield index, None if os.path.isfile(source) else "the image file does not exist"
 
 
 def _file_names(folder: str) -> frozenset[str]:
@@ -107,18 +120,18 @@ def _file_names(folder: str) -> frozenset[str]:
         return frozenset()  # then each file is asked for
 
 
-def _decoded(records: Records, indices: IntArray) -> Iterator[tuple[int, str | tuple[int, int]]]:
-    """(index, what is wrong with the image or its upright (width, height))."""
+def _decoded(records: Records, indices: IntArray) -> Iterator[tuple[int, str | Look]]:
+    """(index, what is wrong with the image or its look)."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         for begin in range(0, len(indices), _IMAGES_AT_ONCE):
             block = indices[begin : begin + _IMAGES_AT_ONCE].tolist()
-            yield from zip(block, pool.map(_verified, map(records.source, block)), strict=True)
+            yield from zip(block, pool.map(_looked_at, map(records.source, block)), strict=True)
 
 
-def _verified(source: str) -> str | tuple[int, int]:
+def _looked_at(source: str) -> str | Look:
     try:
-        return verify(local_path(source))
+        return look(local_path(source))
     except (ImageError, UrlError) as error:
         return str(error)
 

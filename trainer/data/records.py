@@ -46,6 +46,27 @@ class Polygons:
 
 
 @dataclass(frozen=True, slots=True)
+class Looks:
+    """What n images turned out to be when they were decoded; zeros where one was not.
+
+    Attributes:
+        sizes: int32 [n, 2], upright (width, height).
+        hashes: uint64 [n, 2], perceptual: trainer.data.images.Look.
+    """
+
+    sizes: Int32Array
+    hashes: npt.NDArray[np.uint64]
+
+    @classmethod
+    def none(cls, count: int) -> Looks:
+        """Those of images that were not decoded."""
+        return cls(np.zeros((count, 2), np.int32), np.zeros((count, 2), np.uint64))
+
+    def subset(self, indices: IntArray) -> Looks:
+        return Looks(self.sizes[indices], self.hashes[indices])
+
+
+@dataclass(frozen=True, slots=True)
 class Records:
     """n images and what is true of them; immutable, cheap to pickle.
 
@@ -67,6 +88,7 @@ class Records:
         boxes: float32 [m, 4] normalised xyxy; of the polygons in segmentation; None for classification.
         crowd: bool [m]; None for classification.
         polygons: segmentation only.
+        looks: of the images; None before they are decoded.
     """
 
     task: Task
@@ -84,6 +106,7 @@ class Records:
     boxes: FloatArray | None = None
     crowd: BoolArray | None = None
     polygons: Polygons | None = None
+    looks: Looks | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -164,6 +187,7 @@ class Records:
             boxes=None if self.boxes is None else self.boxes[objects],
             crowd=None if self.crowd is None else self.crowd[objects],
             polygons=None if self.polygons is None else _polygon_subset(self.polygons, objects),
+            looks=None if self.looks is None else self.looks.subset(index),
         )
 
     def source_hashes(self) -> IntArray:

@@ -45,16 +45,22 @@ class Report:
     """Attributes:
     problems: errors and warnings; those of lines in the order of the input.
     errors: how many of the problems are errors.
+    summary, validation_summary: the latter None without validation data.
+    train, validation: the faultless lines.
     """
 
     problems: list[Problem]
     errors: int
     summary: Summary
+    validation_summary: Summary | None
+    train: Records
+    validation: Records | None
 
 
 def validate(
     task: Task,
     paths: Sequence[str | os.PathLike[str]],
+    validation_paths: Sequence[str | os.PathLike[str]] = (),
     *,
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
@@ -63,12 +69,27 @@ def validate(
     """Check data against the schema without training.
 
     Args:
+        validation_paths: validation data, checked likewise, and against the others.
         images: also fetch and decode every image; otherwise local files only have to exist.
         datastores: Azure datastore name → local directory or URL with its content.
     """
-    checked = check(read(paths, task, datastores=datastores), images=images, progress=progress)
-    problems = [*checked.problems, *(across(checked.records, None, task) if checked.is_complete else [])]
-    return Report(problems, sum(not problem.warning for problem in problems), summarise(checked.records))
+    parts = [
+        check(read(given, task, datastores=datastores), images=images, progress=progress)
+        for given in (paths, validation_paths)
+        if given
+    ]
+    train, validation = parts[0].records, parts[1].records if len(parts) > 1 else None
+    problems = [problem for part in parts for problem in part.problems]
+    if all(part.is_complete for part in parts):
+        problems += across(train, validation, task)
+    return Report(
+        problems=problems,
+        errors=sum(not problem.warning for problem in problems),
+        summary=summarise(train),
+        validation_summary=None if validation is None else summarise(validation),
+        train=train,
+        validation=validation,
+    )
 
 
 def summarise(records: Records) -> Summary:
