@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 
-from trainer.cli import catalog, data, evaluating, scoring, training  # noqa: F401  they bring the commands
+# they bring the commands
+from trainer.cli import catalog, data, evaluating, reporting, scoring, training  # noqa: F401
 from trainer.cli.application import app
 from trainer.errors import TrainerError
 

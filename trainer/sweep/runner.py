@@ -25,7 +25,7 @@ from trainer.sweep.setup import Setup, make, random_seed
 from trainer.sweep.storage import open_storage
 from trainer.sweep.study import Outcome, Record, SweepStudy
 from trainer.sweep.worker import Worker, places, watch
-from trainer.training import tracking
+from trainer.training import reporting, tracking
 from trainer.training.mlflow_store import OFF
 from trainer.training.packaging import package
 from trainer.training.run_log import logging_to
@@ -219,6 +219,7 @@ class _Sweep:
                 records = self.study.records()
                 table.write_csv(run.directory / "trials.csv", records, job.metric)
             self._finish(records, started)
+            reporting.report(run, job, self.data)
             result = run.read_result()
             tracker.log(limits.max_trials, {f"best_{job.metric}": result.value})
             tracker.tag({"model_path": str(run.model.absolute()), "best_trial": str(result.best_trial)})

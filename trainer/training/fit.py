@@ -22,6 +22,7 @@ from trainer import job as jobs
 from trainer import job_file
 from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
+from trainer.data.fingerprint import fingerprint
 from trainer.errors import JobError, Problem, RunError, TrainingError
 from trainer.job import Job
 from trainer.models import Family, Spec, create, specify, weights
@@ -30,7 +31,7 @@ from trainer.models.weights_choice import NONE
 from trainer.models.weights_reading import SPEC_KEY, read_spec
 from trainer.runs import Durations, Result, Run
 from trainer.settings import Settings
-from trainer.training import devices, tracking
+from trainer.training import devices, reporting, tracking
 from trainer.training.batch_size import FindBatchSize
 from trainer.training.callbacks import (
     EvaluateLast,
@@ -45,7 +46,7 @@ from trainer.training.callbacks import (
 )
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
-from trainer.training.memory import ran_out_of_memory
+from trainer.training.memory import peak, ran_out_of_memory
 from trainer.training.module import SEED_KEY, TrainingModule
 from trainer.training.packaging import package
 from trainer.training.ranks import EndAtOnce, OtherRanks, silenced
@@ -192,12 +193,16 @@ class _Fitting:
                     metrics=best.metrics,
                     seed=self.settings.random_seed,
                     versions=_versions(),
+                    data_fingerprint=fingerprint(self.data),
+                    git_commit=tracking.git_commit(),
+                    peak_memory=peak(),
                 )
             )
             log.info(
                 "%s %.4f at epoch %d of %d, in %.0f s",
                 job.metric, best.value, best.epoch, module.current_epoch, durations.total,
             )  # fmt: skip
+            reporting.report(run, job, self.data)
             figures = {f"best_{name}": value for name, value in best.metrics.items()}
             tracker.log(best.epoch, {**figures, "best_epoch": best.epoch})
             if self.packages:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 DIRECTORY_TAG, FAILURE_TAG = "run_directory", "failure"
-_FILES = ("job.yaml", "metrics.csv", "result.json")
+_FILES = ("job.yaml", "metrics.csv", "result.json", "metrics.json", "trials.csv", "report.html")
+_FOLDERS = ("report",)
+"""The report's charts and tables."""
 _SECONDS_TO_FINISH = 10.0
 _LONGEST_NAME, _LONGEST_TAG = 250, 5000
 
@@ -201,6 +203,9 @@ class Tracker:
         for name in _FILES:
             if (self.directory / name).exists():
                 self._client.log_artifact(self._id, str(self.directory / name))
+        for name in _FOLDERS:
+            if (self.directory / name).is_dir():
+                self._client.log_artifacts(self._id, str(self.directory / name), name)
 
     def _try(self, what: str, send: Callable[[], None]) -> bool:
         try:

@@ -190,11 +190,19 @@ def _origin() -> dict[str, str]:
     tags = {"mlflow.source.name": "trainer", "mlflow.source.type": "LOCAL"}
     with suppress(OSError, KeyError, ImportError):  # a user without a name, as in containers
         tags["mlflow.user"] = getpass.getuser()
-    with suppress(OSError, subprocess.SubprocessError):  # no git, no repository
-        asked = ["git", "rev-parse", "HEAD"]
-        commit = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
-        tags["mlflow.source.git.commit"] = commit.strip()
+    commit = git_commit()
+    if commit is not None:
+        tags["mlflow.source.git.commit"] = commit
     return tags
+
+
+def git_commit() -> str | None:
+    """The commit of the repository that this process was started in; None without one."""
+    asked = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, no repository
+        return None
 
 
 def _announcement(store: Store, run: MlflowRun) -> str:
