@@ -152,7 +152,7 @@ def analyse_scenes(
         served=object_errors.at_thresholds(judged, classes, served or {}),
         mistakes=object_errors.mistakes(judged, classes, sources),
         worst_images=object_errors.worst_images(judged, len(scenes), classes, thresholds, sources),
-        label_issues=object_errors.label_issues(judged, classes, thresholds, sources),
+        label_issues=object_errors.label_issues(judged, classes, sources),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.annotations import FloatArray
+from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
 from trainer.metrics.class_errors import LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
@@ -231,18 +231,15 @@ def worst_images(
     ]
 
 
-def label_issues(
-    judged: Judged, classes: Sequence[str], thresholds: dict[str, Threshold], sources: Sources | None
-) -> list[LabelIssue]:
+def label_issues(judged: Judged, classes: Sequence[str], sources: Sources | None) -> list[LabelIssue]:
     """Where the model is sure of something that the labels do not say, the surest first.
 
-    Of predictions with at least their class's best threshold or 0.5, whichever is lower: those on an object
-    of another class, which nothing found under its own ("wrong class"); those where nothing is labelled
-    ("missing"); and those beside an object of their class that nothing found ("badly placed").
+    Of predictions at least as sure as which most of their class's are right: those on an object of another
+    class, which nothing found under its own ("wrong class"); those where nothing is labelled ("missing"); and
+    those beside an object of their class that nothing found ("badly placed").
     """
     kinds = {CLASSIFICATION: "wrong class", BACKGROUND: "missing", LOCALISATION: "badly placed"}
-    enough = _of_each(judged, classes, thresholds).clip(max=USUAL_THRESHOLD)
-    rows = np.flatnonzero((judged.scores >= enough) & np.isin(judged.kinds, list(kinds)))
+    rows = np.flatnonzero(_mostly_right(judged, len(classes)) & np.isin(judged.kinds, list(kinds)))
     found: list[LabelIssue] = []
     told = set()
     for row in rows[np.argsort(-judged.scores[rows], kind="stable")].tolist():
@@ -266,6 +263,17 @@ def label_issues(
         if len(found) == LISTED:
             break
     return found
+
+
+def _mostly_right(judged: Judged, classes: int) -> BoolArray:
+    """Of each prediction whether at least half of those of its class that are as sure are right [N]."""
+    trusted = np.zeros(len(judged.image), dtype=np.bool_)
+    for label in range(classes):
+        rows = np.flatnonzero(judged.labels == label)
+        rows = rows[np.argsort(-judged.scores[rows], kind="stable")]
+        right = np.cumsum(judged.kinds[rows] == RIGHT)
+        trusted[rows] = 2 * right >= np.arange(1, len(rows) + 1)
+    return trusted
 
 
 def _of_each(judged: Judged, classes: Sequence[str], thresholds: dict[str, Threshold]) -> FloatArray:
