@@ -52,7 +52,10 @@ def random_pairs(seed: int, *, masks: bool, most_found: int = 12, crowds: float 
             tuple(ellipse(box, size) for box in found_boxes) if masks else None,
         )
         crowd = rng.random(true) < crowds
-        polygons = tuple((diamond(box),) for box in boxes) if masks else None
+        # every other object is in two pieces, as one that something hides in part
+        polygons = (
+            tuple((diamond(box),) if i % 2 else halves(box) for i, box in enumerate(boxes)) if masks else None
+        )
         pairs.append((prediction, Objects(boxes, labels, crowd, polygons)))
     return pairs
 
@@ -67,6 +70,15 @@ def diamond(box: FloatArray) -> FloatArray:
     left, top, right, bottom = box
     x, y = (left + right) / 2, (top + bottom) / 2
     return np.array([[x, top], [right, y], [x, bottom], [left, y]], dtype=np.float32)
+
+
+def halves(box: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The left and the right part of a box's diamond, with a gap between them."""
+    left, top, right, bottom = box
+    x, y, gap = (left + right) / 2, (top + bottom) / 2, (right - left) / 40
+    one = np.array([[x - gap, top], [x - gap, bottom], [left, y]], dtype=np.float32)
+    other = np.array([[x + gap, top], [right, y], [x + gap, bottom]], dtype=np.float32)
+    return one, other
 
 
 def ellipse(box: FloatArray, size: tuple[int, int]) -> Mask:
@@ -98,8 +110,11 @@ def oracle(pairs: list[Pair], *, masks: bool) -> dict[str, float]:
             }
             if masks:
                 assert truth.polygons is not None
-                polygon = (truth.polygons[index][0].astype(np.float64) * (width, height)).ravel().tolist()
-                entry["segmentation"] = coco_masks.merge(coco_masks.frPyObjects([polygon], height, width))
+                segments = [
+                    (segment.astype(np.float64) * (width, height)).ravel().tolist()
+                    for segment in truth.polygons[index]
+                ]
+                entry["segmentation"] = coco_masks.merge(coco_masks.frPyObjects(segments, height, width))
                 entry["area"] = float(coco_masks.area(entry["segmentation"]))
             truths.append(entry)
         for index, box in enumerate(prediction.boxes.astype(np.float64) * factor):

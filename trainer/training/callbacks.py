@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.runs import Run
 from trainer.settings import Settings
+from trainer.training.evaluation import CLASSWISE
 from trainer.training.module import TrainingModule
 from trainer.training.tracker import Tracker
 
@@ -182,7 +183,7 @@ class SayProgress(Callback):
 
 
 class Record(Callback):
-    """Writes metrics.csv, a row an epoch, and a line an epoch to the log."""
+    """Writes metrics.csv, a row an epoch, and to the log a line an epoch and one with all its figures."""
 
     def __init__(self, path: Path, best: KeepBest) -> None:
         self.path, self.best = path, best
@@ -221,6 +222,13 @@ class Record(Callback):
             value = figures.get(name, math.nan)
             text += f"  {name} {value:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
         log.info("%s  %.1f s", text, seconds)
+        others = [
+            f"{name} {value:.4f}"
+            for name, value in figures.items()
+            if name != self.best.primary_metric and not name.startswith(CLASSWISE)
+        ]
+        if others:
+            log.info("    %s", "  ".join(others))
 
     def _write(self) -> None:
         # Columns that appear late (an epoch without evaluation came first) make rewriting the simple way.

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from trainer import metrics
 from trainer.annotations import Prediction, Truth
+from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
 from trainer.models.tiling import View, merge
 from trainer.settings import Settings
 from trainer.training.loading import gather, move
+
+CLASSWISE = "iou_classwise."
 
 
 class Evaluation:
@@ -60,13 +63,19 @@ class Evaluation:
             self._losses.append((images, torch.stack(list(losses.values())).sum()))
 
     def figures(self) -> dict[str, float]:
-        """The metrics by name, the same on every rank; with the mean validation loss as log_loss."""
+        """The metrics by name, the same on every rank; with the mean validation loss as log_loss.
+
+        Of multi-label also iou_classwise, a figure a class: `iou_classwise.NAME`.
+        """
         self.evaluator.reset()
         # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
         # Each image counts once, though several ranks may have scored it.
         for index, prediction in sorted(dict(gather(self._predictions)).items()):
             self.evaluator.update(prediction, self.truths[index])
         figures: dict[str, float] = self.evaluator.compute()
+        if isinstance(self.evaluator, MultilabelEvaluator):
+            by_class = self.evaluator.iou_classwise()
+            figures |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}
         if self._losses:
             figures["log_loss"] = _mean(gather([(images, loss.item()) for images, loss in self._losses]))
         self.start()
