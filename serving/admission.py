@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 
 from trainer.errors import RequestError
 
@@ -21,6 +22,9 @@ class Admission:
     """Counts the images and bytes of the requests that are being read, waiting or worked on.
 
     A request takes a `Ticket` and gives it back when it is answered. Safe to use from several threads.
+
+    Attributes:
+        changed: is called whenever the counts have changed.
     """
 
     def __init__(self, max_images: int, max_bytes: int) -> None:
@@ -31,6 +35,7 @@ class Admission:
         self._rate = 0.0  # images a second, a running mean
         self._counted, self._since = 0, time.monotonic()
         self._lock = threading.Lock()
+        self.changed: Callable[[], None] = lambda: None
 
     def enter(self) -> Ticket:
         """A ticket for a request of which nothing is known yet.
@@ -67,11 +72,13 @@ class Admission:
                 raise self._busy(f"requests of {self.bytes / 1e6:.0f} MB are waiting")
             self.images += images
             self.bytes += size
+        self.changed()
 
     def give_back(self, images: int, size: int) -> None:
         with self._lock:
             self.images -= images
             self.bytes -= size
+        self.changed()
 
     def _busy(self, reason: str) -> BusyError:
         seconds = self.images / self._rate / 2 if self._rate else 1.0

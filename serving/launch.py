@@ -125,11 +125,17 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         access_log=False,
         log_level="warning",
         server_header=False,
+        # Longer than the proxies before it keep theirs, or they would find it closed as they send.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(work.options.shutdown_timeout_s)),
     )
-    # uvicorn raises the Ctrl-C that ended it once more.
-    with suppress(KeyboardInterrupt):
-        Server(config).run(sockets=[listener])
+    # uvicorn raises the signal that ended it once more: to have been told to stop is no failure.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with suppress(KeyboardInterrupt):
+            Server(config).run(sockets=[listener])
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not service.closed:
         # Python would wait for its threads to the end.
         sys.stdout.flush()

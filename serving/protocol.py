@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from asyncio.events import TimerHandle
 from typing import Any
 
@@ -11,6 +12,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEADER_BYTES = 64_000
 HEADER_TIMEOUT_S = 20.0
+_TOO_LARGE = (431, "headers_too_large", f"the headers are over {MAX_HEADER_BYTES // 1000} kB")
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -34,16 +37,23 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_headers:
             self._header_bytes += len(data)
+            # An offer to go on in HTTP/2, as Java's client makes it: the parser would stop before the body.
+            end = data.find(b"\r\n\r\n")
+            if offer := _UPGRADE.search(data, 0, end if end >= 0 else len(data)):
+                data = data[: offer.start()] + b"\r\nx-declined:" + data[offer.end() :]
             if self._clock is None:
                 self._start_clock()
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(431, "headers_too_large", f"the headers are over {MAX_HEADER_BYTES // 1000} kB")
+            self._refuse(*_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._header_bytes = 0
         self._stop_clock()
+        if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+            self._refusal = _TOO_LARGE  # which the parser's error below is answered with
+            raise ValueError(_TOO_LARGE[2])
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -75,7 +75,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode=mode,
         )
-        self.refresh()
+        admission.changed = self.refresh
 
     def saw_batch(self, images: int, waited: float, seconds: float) -> None:
         """A batch went through the network. Called by the lanes."""
@@ -91,7 +91,6 @@ class Metrics:
             self.errors.labels(kind).inc()
         elif rows:
             self.images.inc(rows)
-        self.refresh()
 
     def refresh(self) -> None:
         """Bring the queue's depth up to date."""
@@ -100,7 +99,6 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """The metrics in Prometheus's text format, and its content type."""
-        self.refresh()
         registry = self._registry
         if os.environ.get(MULTIPROCESS):
             registry = CollectorRegistry()

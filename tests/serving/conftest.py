@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import os
+import socket
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image as PILImage
@@ -106,6 +110,35 @@ def load_model(packaged: Callable[..., Path]) -> Callable[[Task], Any]:
         return mlflow.pyfunc.load_model(str(packaged(task)))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def serve_app() -> Callable[..., AbstractContextManager[httpx.Client]]:
+    """with serve_app(scorer[, options], keys=…, access_log=…) as client: the app on a real server's port."""
+    import uvicorn
+
+    from serving.protocol import BoundedProtocol
+    from serving.server import create_app
+
+    @contextmanager
+    def serve(*arguments: Any, **more: Any) -> Iterator[httpx.Client]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        app = create_app(*arguments, **more)
+        config = uvicorn.Config(app, http=BoundedProtocol, ws="none", log_level="critical")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            port = listener.getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                client.app, client.server = app, server  # type: ignore[attr-defined]
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+            listener.close()
+
+    return serve
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-import uvicorn
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from serving.launch import serve
 from serving.payload import MAX_REQUEST_BYTES
 from serving.scorer import Scorer, read_spec
-from serving.server import create_app
 from trainer.errors import RunError
 from trainer.tasks import Task
 
@@ -34,32 +30,18 @@ MakeImage = Callable[..., bytes]
 Encode = Callable[[bytes], str]
 
 
-@contextmanager
-def served(scorer: Scorer) -> Iterator[httpx.Client]:
-    """The app on a real server at a free port; a client for it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(scorer), ws="none", log_level="critical"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        port = listener.getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+ServeApp = Callable[..., AbstractContextManager[httpx.Client]]
 
 
 @pytest.fixture(scope="module")
-def classifier(packaged: Callable[..., Path]) -> Iterator[httpx.Client]:
-    with served(Scorer.load(packaged(Task.CLASSIFICATION) / "artifacts")) as client:
+def classifier(packaged: Callable[..., Path], serve_app: ServeApp) -> Iterator[httpx.Client]:
+    with serve_app(Scorer.load(packaged(Task.CLASSIFICATION) / "artifacts")) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def detector(packaged: Callable[..., Path]) -> Iterator[httpx.Client]:
-    with served(Scorer.load(packaged(Task.DETECTION) / "artifacts")) as client:
+def detector(packaged: Callable[..., Path], serve_app: ServeApp) -> Iterator[httpx.Client]:
+    with serve_app(Scorer.load(packaged(Task.DETECTION) / "artifacts")) as client:
         yield client
 
 
@@ -314,120 +296,8 @@ def test_requests_at_once_get_their_own_answers(
         assert got[number][0]["probs"] == pytest.approx(expected[number][0]["probs"], abs=1e-5)
 
 
-IMAGE = base64.b64encode(b"P6 2 1 255\n" + bytes(range(6))).decode()
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(10**30), 10**30),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.text(max_size=30),
-    st.binary(max_size=60).map(lambda content: base64.b64encode(content).decode()),
-    st.just(IMAGE),
-)
-KEYS = st.one_of(
-    st.sampled_from(["image", "image_base64", "model_explainability", "xai_parameters", "columns", "data"]),
-    st.text(max_size=5),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=6,
-)
-GOOD_ROWS = (IMAGE, [IMAGE], json.dumps({"image_base64": IMAGE, "model_explainability": False}))
-ROWS = st.lists(
-    st.one_of(
-        *(st.just(row) for row in GOOD_ROWS),
-        VALUES,
-        VALUES.map(json.dumps),
-        st.fixed_dictionaries(
-            {"image_base64": VALUES}, optional={"model_explainability": VALUES, "xai_parameters": VALUES}
-        ).map(json.dumps),
-    ),
-    min_size=1,
-    max_size=4,
-)
-GOOD_PARAMS = st.fixed_dictionaries(
-    {},
-    optional={
-        "box_score_threshold": st.floats(0, 1),
-        "box_detections_per_image": st.integers(1, 5),
-        "tile_grid_size": st.sampled_from(["2x1", "(1, 2)", "none", None]),
-        "tile_overlap_ratio": st.floats(0, 1, exclude_max=True),
-    },
-)
-PARAMS = st.dictionaries(
-    st.sampled_from(["box_score_threshold", "tile_grid_size", "box_detections_per_image", "x", "\ud800"]),
-    VALUES | st.floats(0, 1) | st.integers(1, 5),
-    max_size=2,
-)
-FRAMED = st.one_of(
-    ROWS.map(lambda rows: ("/score", {"input_data": {"columns": ["image"], "data": rows}})),
-    ROWS.map(lambda rows: ("/invocations", {"dataframe_split": {"columns": ["image"], "data": rows}})),
-    ROWS.map(lambda rows: ("/invocations", {"instances": rows})),
-    ROWS.map(lambda rows: ("/invocations", {"inputs": {"image": rows}})),
-)
-WITH_PARAMS = st.tuples(FRAMED, GOOD_PARAMS | PARAMS).map(
-    lambda pair: (pair[0][0], {**pair[0][1], "params": pair[1]})
-)
-TABLES = st.fixed_dictionaries(
-    {"columns": st.just(["image"]) | VALUES, "data": ROWS | VALUES},
-    optional={"index": VALUES, "params": PARAMS | VALUES, "more": VALUES},
-)
-SCORES = st.fixed_dictionaries({"input_data": TABLES | VALUES}, optional={"params": PARAMS | VALUES})
-INVOCATIONS = st.dictionaries(
-    st.sampled_from(["dataframe_split", "dataframe_records", "instances", "inputs", "params"]),
-    TABLES | ROWS | PARAMS | VALUES,
-    max_size=2,
-)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    case=st.one_of(
-        FRAMED,
-        WITH_PARAMS,
-        st.tuples(st.just("/score"), SCORES | VALUES),
-        st.tuples(st.just("/invocations"), INVOCATIONS | VALUES),
-    )
-)
-def test_no_request_gets_a_5xx_or_a_shortened_answer(case: tuple[str, Any], detector: httpx.Client) -> None:
-    address, request = case
-    # Through ASCII, so that lone surrogates reach the server as JSON escapes.
-    content = json.dumps(request).encode("ascii")
-    answer = detector.post(address, content=content, headers={"content-type": "application/json"})
-    if answer.status_code == 200:
-        answers = answer.json() if address == "/score" else answer.json()["predictions"]
-        assert len(answers) == len(sent_rows(request))
-        assert all(list(each) == ["boxes"] for each in answers)
-        return
-    assert 400 <= answer.status_code < 500
-    error = answer.json()["error"]
-    assert 0 < len(error["message"]) < 1000
-    if error["row"] is not None:
-        assert error["message"].startswith(f"row {error['row']}: ")
-        assert sent_rows(request)[error["row"]] not in GOOD_ROWS
-
-
-def sent_rows(request: dict[str, Any]) -> list[Any]:
-    (table,) = (value for key, value in request.items() if key != "params")
-    if isinstance(table, list):
-        return table
-    rows = table["data"] if "data" in table else table["image"]
-    return rows if isinstance(rows, list) else [rows]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(content=st.binary(max_size=200))
-def test_no_bytes_get_a_5xx(content: bytes, detector: httpx.Client) -> None:
-    for address, media_type in (("/score", "application/json"), ("/invocations", "text/csv")):
-        answer = detector.post(address, content=content, headers={"content-type": media_type})
-        assert 400 <= answer.status_code < 500
-        assert answer.json()["error"]["message"]
-
-
 def test_a_network_that_yields_nonsense_is_the_servers_fault(
-    packaged: Callable[..., Path], make_image: MakeImage, encode: Encode
+    packaged: Callable[..., Path], serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     import torch
 
@@ -438,7 +308,7 @@ def test_a_network_that_yields_nonsense_is_the_servers_fault(
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(torch.nan)
-    with served(Scorer(create(spec), network)) as client:
+    with serve_app(Scorer(create(spec), network)) as client:
         check_error(client.post("/score", json=body(encode(make_image()))), 500, "not finite")
 
 

@@ -194,7 +194,7 @@ def serve(
 
     given = {name: value for name, value in locals().items() if name in Options.model_fields}
     try:
-        options = Options(**given, cores=max(1, available_cores() // workers))
+        options = Options(**given, cores=max(1, available_cores() // max(1, workers)))
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
