@@ -402,6 +402,17 @@ def test_pictures_stand_upright_as_the_server_sees_them(
         np.testing.assert_allclose(color, Shapes.COLOURS[label], atol=20)
 
 
+def test_a_picture_that_browsers_cannot_show_is_scored_all_the_same(
+    open_page: OpenPage, finder: str, photo: Path, tmp_path: Path
+) -> None:
+    PILImage.open(photo).save(tmp_path / "photo.tif")
+    visit = open_page(finder)
+    upload(visit, tmp_path / "photo.tif")
+    visit.page.get_by_text("this browser cannot show").wait_for()
+    assert not visit.page.locator("#picture").is_visible()
+    assert len(objects(visit)) == 2
+
+
 @pytest.mark.parametrize(
     "options",
     [
