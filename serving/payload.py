@@ -22,6 +22,8 @@ from trainer.scoring import MAX_TILES, OF_MASKS, ScoringParameters
 from trainer.tasks import Task
 
 MAX_REQUEST_BYTES = 50_000_000
+MAX_EXPLAINED_ROWS = 64
+"""Of one request: an explanation is up to some megabytes of an answer, whatever small image asks for it."""
 COLUMN = "image"
 
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
@@ -194,7 +196,18 @@ def parse_rows(values: Sequence[Any], task: Task) -> tuple[ImageRow, ...]:
     """
     if not values:
         raise RequestError("the request holds no image: data is empty")
-    return tuple(_parse_row(value, row, task) for row, value in enumerate(values))
+    rows = []
+    asking = 0
+    for index, value in enumerate(values):
+        rows.append(_parse_row(value, index, task))
+        asking += rows[-1].explanation is not None
+        if asking > MAX_EXPLAINED_ROWS:
+            raise RequestError(
+                f"at most {MAX_EXPLAINED_ROWS} rows of a request can be explained; send several requests",
+                row=index,
+                status=413,
+            )
+    return tuple(rows)
 
 
 def _parse_row(value: Any, row: int, task: Task) -> ImageRow:

@@ -204,7 +204,7 @@ class Pipeline:
                 image = self._decoded(index, row)
                 (scored,) = self._slow_scorer.score_images([image], parameters)
                 if row.explanation is not None:
-                    scored = self._slow_scorer.explain(image, scored, row.explanation)
+                    scored = self._slow_scorer.explain(image, scored, row.explanation, index)
                 result = Answered(encode(scored), 1)
             except Exception as error:  # noqa: BLE001 (goes to the request)
                 result = error

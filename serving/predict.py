@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from serving.answers import Answer
+from serving.answers import Answer, to_lists
 from serving.locate import find_artifacts
 from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
@@ -25,6 +26,7 @@ def predict_files(
     output: Path | None = None,
     draw: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
+    explain: Mapping[str, Any] | None = None,
 ) -> Iterator[Answer]:
     """Score files, in order; each answer is `{"image_url": path, …the documented answer}`.
 
@@ -33,16 +35,20 @@ def predict_files(
         output: file to write the answers to, one JSON object a line.
         draw: directory to write each image to with its answer drawn, under the image's name.
         parameters: scoring parameters over the model's own.
+        explain: `xai_parameters` to explain each answer by, None for none. The pictures go beside the
+            drawings where there are any, else into the answers.
 
     Raises:
         RunError: there is no model, or the output cannot be written.
         DataError: a path leads to no image (before anything is scored), or, once all others are scored and
             written, the images that cannot be decoded.
-        RequestError: a parameter is unknown to the model's task, or out of its range.
+        RequestError: a parameter is unknown to the model's task, or out of its range, or the model cannot
+            be explained so.
     """
     files = find_images(images)
     scorer = Scorer.load(find_artifacts(run_or_model))
     checked = scorer.parameters(parameters or {})
+    asked = None if explain is None else scorer.explanation(explain)
     problems: list[Problem] = []
     names: set[str] = set()
     with ExitStack() as stack:
@@ -52,12 +58,16 @@ def predict_files(
         for batch in in_batches(_decoded(files, problems)):
             answers = scorer.score_images([image for _, image in batch], checked)
             for (file, image), answer in zip(batch, answers, strict=True):
-                line = {"image_url": file.as_posix(), **answer}
+                found = answer if asked is None else to_lists(scorer.explain(image, answer, asked))
+                pictures = found.pop("visualizations", []) if draw is not None else []
+                line = {"image_url": file.as_posix(), **found}
                 if lines is not None:
                     lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
                 if draw is not None:
                     drawing = draw_answer(image, answer, scorer.spec.classes)
-                    drawing.save(draw / _free_name(file, names), quality=92)
+                    name = _free_name(file, names)
+                    drawing.save(draw / name, quality=92)
+                    _write_pictures(draw / name, pictures)
                 yield line
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} images could not be scored", problems)
@@ -99,6 +109,17 @@ def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[P
             yield file, decode(file)
         except ImageError as error:
             problems.append(Problem(str(file), "", str(error)))
+
+
+def _write_pictures(drawing: Path, pictures: str | Sequence[str]) -> None:
+    """Write base64 PNGs beside a drawing: `NAME-explained.png`, numbered where there can be several."""
+    if isinstance(pictures, str):
+        named = {"": pictures}
+    else:
+        named = {f"-{number}": text for number, text in enumerate(pictures, start=1)}
+    for ending, text in named.items():
+        file = drawing.with_name(f"{drawing.stem}-explained{ending}.png")
+        file.write_bytes(base64.b64decode(text))
 
 
 def _opened(output: Path) -> TextIO:

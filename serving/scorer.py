@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from serving.answers import Answer, encode, to_answer
 from serving.explain.explainer import Explainer
-from serving.explain.request import ExplanationRequest
+from serving.explain.request import ExplanationRequest, parse_explanation
 from serving.payload import ImageRow, parse_parameters
 from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
@@ -71,6 +71,17 @@ class Scorer:
         """
         return parse_parameters(given, self.spec.task, self.spec.parameters)
 
+    def explanation(self, given: Mapping[str, Any]) -> ExplanationRequest | None:
+        """A row's `xai_parameters`, checked against the network; None if they ask for nothing.
+
+        Raises:
+            RequestError: one of them is wrong, or the network cannot be explained so.
+        """
+        asked = parse_explanation(given, self.spec.task)
+        if asked is not None:
+            self._explainer.check(asked)
+        return asked
+
     def check(self, rows: Sequence[ImageRow]) -> None:
         """Refuse rows that ask for what this network cannot be explained by, before any work is done.
 
@@ -96,7 +107,7 @@ class Scorer:
             found = self.score_images([image for _, image in batch], checked)
             for (index, image), answer in zip(batch, found, strict=True):
                 asked = rows[index].explanation
-                answers.append(answer if asked is None else self.explain(image, answer, asked))
+                answers.append(answer if asked is None else self.explain(image, answer, asked, index))
         return answers
 
     def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
@@ -107,7 +118,9 @@ class Scorer:
             for prediction in self._predict(images, parameters)
         ]
 
-    def explain(self, image: Image, answer: Answer, asked: ExplanationRequest) -> Answer:
+    def explain(
+        self, image: Image, answer: Answer, asked: ExplanationRequest, row: int | None = None
+    ) -> Answer:
         """The answer to an image with what was asked of its explanation added.
 
         Takes seconds on a CPU. Others may score meanwhile: it holds no lock of theirs, and works on modules
@@ -118,10 +131,10 @@ class Scorer:
             each), and `attributions`, a float32 array or a list of them (`serving.answers.encode` writes it).
 
         Raises:
-            RequestError: the network cannot be explained by that method.
+            RequestError: names the row; the network cannot be explained by that method, or so many classes.
             RunError: the network's gradients are not finite.
         """
-        return {**answer, **self._explainer.explain(image, answer, asked)}
+        return {**answer, **self._explainer.explain(image, answer, asked, row)}
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """A decoded image as the network takes it, without tiles: float32 [3, h, w] on the CPU."""

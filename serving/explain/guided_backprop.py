@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from serving.explain.request import ExplanationRequest
 from serving.explain.subject import Method, Subject
+from trainer.annotations import FloatArray
 
 _RELUS = (nn.ReLU, nn.ReLU6)
 
@@ -24,6 +26,11 @@ class GuidedBackprop(Method):
         if any(isinstance(module, _RELUS) for module in network.modules()):
             return None
         return "it has no ReLU activations to guide"
+
+    def heat(self, relevance: FloatArray) -> FloatArray:
+        """How strong the gradient is: its sign says whether a pixel should be brighter, not if it counts."""
+        strength: FloatArray = np.abs(relevance).sum(axis=0)
+        return strength
 
     def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
         """The guided gradient of the logit."""

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from serving.explain.guided_backprop import METHOD as GUIDED_BACKPROP
+from serving.explain.guided_backprop import GuidedBackprop
 from serving.explain.request import ExplanationRequest
-from serving.explain.subject import Method, Subject
+from serving.explain.subject import Subject
 
 
-class GuidedGradCam(Method):
+class GuidedGradCam(GuidedBackprop):
     def obstacle(self, network: nn.Module, size: int) -> str | None:
         """Transformers have no map of features over the image, others no ReLU."""
         parameter = next(network.parameters())
@@ -22,7 +22,7 @@ class GuidedGradCam(Method):
         channels = getattr(network, "num_features", None)
         if features.ndim != 4 or features.shape[1] != channels:
             return "it has no convolutional feature map"
-        return GUIDED_BACKPROP.obstacle(network, size)
+        return super().obstacle(network, size)
 
     def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
         """The guided gradient times the Grad-CAM of the last features, each of whose cells covers a patch."""
@@ -36,7 +36,7 @@ class GuidedGradCam(Method):
         weights = gradient.mean(dim=(2, 3), keepdim=True)
         cam = (weights * features.detach()).sum(dim=1, keepdim=True).relu()
         cam = F.interpolate(cam, size=inputs.shape[2:], mode="nearest")
-        return GUIDED_BACKPROP.attribute(subject, target, asked) * cam[0].float()
+        return super().attribute(subject, target, asked) * cam[0].float()
 
 
 def _features(network: Any, inputs: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
-from trainer.annotations import FloatArray, Image
-from trainer.report.fonts import readable
+from trainer.annotations import BoolArray, FloatArray, Image
+from trainer.report.fonts import Font, readable
 
 _SIDE = 300
+_NARROWEST = 190
 _GAP = 12
 _TITLE = 22
 _CAPTION = 17
@@ -24,29 +25,37 @@ _STOPS = np.array(
 )
 
 
-def four_panels(image: Image, relevance: FloatArray, title: str, method: str) -> PILImage.Image:
+def four_panels(
+    image: Image, relevance: FloatArray, title: str, method: str, box: FloatArray | None = None
+) -> PILImage.Image:
     """A row of four: input, heat map, blend, and the most relevant 30 % of the pixels.
 
     Args:
         image: uint8 [h, w, 3].
-        relevance: float32 [3, h, w] or [h, w], over the whole image.
+        relevance: float32 [r, c], on any grid over the whole image.
         title: what is explained, such as a class and its probability; any script.
         method: its name, shown beside the title.
+        box: normalised xyxy [4], drawn on the panels.
     """
-    heat = _heat(relevance)
-    colours = _colours(heat)
-    photo = image.astype(np.float32)
-    threshold = np.quantile(heat, 1 - _SHOWN_PART)
+    size = _panel_size(image)
+    photo = _resized(image, size)
+    fine = np.asarray(PILImage.fromarray(relevance).resize(size, PILImage.Resampling.BILINEAR))
+    colours = _colours(_heat(fine))
     grey = 235 + 0.08 * (photo.mean(axis=2, keepdims=True) - 128)
     panels = {
         "input": photo,
         "heat map": colours,
         "blend": 0.5 * photo + 0.5 * colours,
-        f"most relevant {_SHOWN_PART:.0%}".replace("%", " %"): np.where(
-            (heat >= threshold)[..., None], photo, grey
-        ),
+        f"most relevant {100 * _SHOWN_PART:.0f} %": np.where(_most_relevant(fine)[..., None], photo, grey),
     }
-    return _laid_out(panels, title, method)
+    pictures = {
+        caption: PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
+        for caption, values in panels.items()
+    }
+    if box is not None:
+        for picture in pictures.values():
+            _draw_box(picture, box)
+    return _laid_out(pictures, title, method)
 
 
 def png(picture: PILImage.Image) -> bytes:
@@ -56,13 +65,37 @@ def png(picture: PILImage.Image) -> bytes:
     return file.getvalue()
 
 
+def _panel_size(image: Image) -> tuple[int, int]:
+    """(width, height) that a panel has."""
+    height, width = image.shape[:2]
+    factor = _SIDE / max(height, width)
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _resized(image: Image, size: tuple[int, int]) -> FloatArray:
+    resized = PILImage.fromarray(image).resize(size, PILImage.Resampling.BICUBIC)
+    return np.asarray(resized).astype(np.float32)
+
+
 def _heat(relevance: FloatArray) -> FloatArray:
-    """[3, h, w] or [h, w] → [h, w] in [0, 1]; the highest hundredth is cut, since single pixels stand out."""
-    flat = relevance.sum(axis=0) if relevance.ndim == 3 else relevance
-    low, high = float(flat.min()), float(np.quantile(flat, 0.99))
+    """[h, w] → the same in [0, 1]: 0 is no relevance, or the least where all have some.
+
+    The highest hundredth is cut, since lone pixels stand out.
+    """
+    low, high = float(relevance.min()), float(np.quantile(relevance, 0.99))
+    if low < 0 < high:
+        low = 0.0  # what speaks against is not shown: it would pale what speaks for
     if high <= low:
-        return np.zeros_like(flat)
-    return ((flat - low) / (high - low)).clip(0, 1).astype(np.float32)
+        return np.zeros_like(relevance)
+    return ((relevance - low) / (high - low)).clip(0, 1).astype(np.float32)
+
+
+def _most_relevant(relevance: FloatArray) -> BoolArray:
+    """[h, w] → where the highest 30 % are; fewer where the rest is all alike."""
+    threshold = np.quantile(relevance, 1 - _SHOWN_PART)
+    if threshold > relevance.min():
+        return np.asarray(relevance >= threshold)
+    return np.asarray(relevance > threshold)
 
 
 def _colours(heat: FloatArray) -> FloatArray:
@@ -73,23 +106,40 @@ def _colours(heat: FloatArray) -> FloatArray:
     return colours
 
 
-def _laid_out(panels: dict[str, FloatArray], title: str, method: str) -> PILImage.Image:
-    height, width = next(iter(panels.values())).shape[:2]
-    factor = _SIDE / max(height, width)
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+def _draw_box(picture: PILImage.Image, box: FloatArray) -> None:
+    """White on black, so that it shows on any ground."""
+    scale = np.array([picture.width - 1, picture.height - 1] * 2)
+    corners = tuple(float(side) for side in box * scale)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(corners, outline=_INK, width=4)
+    draw.rectangle(corners, outline=_PAPER, width=2)
+
+
+def _laid_out(panels: dict[str, PILImage.Image], title: str, method: str) -> PILImage.Image:
+    width, height = next(iter(panels.values())).size
+    step = max(width, _NARROWEST) + _GAP
     top = _GAP + round(_TITLE * 1.6)
-    canvas_size = (4 * size[0] + 5 * _GAP, top + size[1] + round(_CAPTION * 1.4) + _GAP)
+    canvas_size = (len(panels) * step + _GAP, top + height + round(_CAPTION * 1.4) + _GAP)
     canvas = PILImage.new("RGB", canvas_size, _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for place, (caption, values) in enumerate(panels.items()):
-        left = _GAP + place * (size[0] + _GAP)
-        panel = PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
-        canvas.paste(panel.resize(size, PILImage.Resampling.BICUBIC), (left, top))
+    for place, (caption, panel) in enumerate(panels.items()):
+        left = _GAP + place * step
+        canvas.paste(panel, (left, top))
         text, font = readable(caption, _CAPTION)
-        draw.text((left, top + size[1] + 4), text, font=font, fill=_INK)
-    text, font = readable(title, _TITLE)
-    draw.text((_GAP, _GAP), text, font=font, fill=_INK)
+        draw.text((left, top + height + 4), text, font=font, fill=_INK)
     beside, small = readable(method, _CAPTION)
     length = draw.textlength(beside, font=small)
     draw.text((canvas_size[0] - _GAP - length, _GAP + 3), beside, font=small, fill=_INK)
+    text, font = _fitting(title, canvas_size[0] - 4 * _GAP - length)
+    draw.text((_GAP, _GAP), text, font=font, fill=_INK)
     return canvas
+
+
+def _fitting(title: str, room: float) -> tuple[str, Font]:
+    """The title with its middle left out, if it is too long."""
+    text, font = readable(title, _TITLE)
+    kept = len(text)
+    while font.getlength(text) > room and kept > 8:
+        kept = kept * 4 // 5
+        text, font = readable(f"{title[: kept // 2]}…{title[-kept // 2 :]}", _TITLE)
+    return text, font

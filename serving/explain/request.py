@@ -44,7 +44,7 @@ class ExplanationRequest(BaseModel):
     visualizations: bool = True
     attributions: bool = False
     confidence_score_threshold_multilabel: float = Field(0.5, ge=0, le=1)
-    n_steps: int = Field(50, ge=1, le=1000)
+    n_steps: int = Field(50, ge=2, le=1000)
     xrai_fast: bool = True
     approximation_method: Approximation = "riemann_middle"
     n_masks: int = Field(300, ge=10, le=5000)

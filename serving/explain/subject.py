@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trainer.annotations import Image
+from trainer.annotations import FloatArray, Image
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,6 +49,11 @@ class Method(ABC):
             size: h = w of the images it takes.
         """
         return None
+
+    def heat(self, relevance: FloatArray) -> FloatArray:
+        """Attributions [3, h, w] → what a heat map shows of them, [h, w]: here what speaks for the class."""
+        total: FloatArray = relevance.sum(axis=0)
+        return total
 
     @abstractmethod
     def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:

@@ -14,8 +14,7 @@ from serving.explain.segments import regions
 from serving.explain.subject import Method, Subject
 from trainer.annotations import BoolArray, FloatArray
 
-# Regions that add fewer pixels than this to those before them are passed over.
-_FEWEST_PIXELS = 50
+_FEWEST_PIXELS = 50  # that a region must add, of the image; the saliency package's value
 
 
 class Xrai(Method):
@@ -32,17 +31,19 @@ class Xrai(Method):
         grid = masks.shape[1:]
         # Of larger images the regions are found on a smaller one.
         small = F.adaptive_avg_pool2d(relevance[None], grid)[0].cpu().numpy()
+        fewest = _FEWEST_PIXELS * (grid[0] / size[1]) ** 2
         rank = by_own_relevance if asked.xrai_fast else by_added_relevance
-        ranked = torch.from_numpy(rank(small, masks)).to(relevance)
+        ranked = torch.from_numpy(rank(small, masks, fewest)).to(relevance)
         return F.interpolate(ranked[None, None], size=size[1:], mode="nearest")[0].expand(size)
 
 
-def by_own_relevance(relevance: FloatArray, masks: BoolArray) -> FloatArray:
+def by_own_relevance(relevance: FloatArray, masks: BoolArray, fewest: float) -> FloatArray:
     """Regions by the mean relevance of all their pixels; each pixel has that of the first region it is in.
 
     Args:
         relevance: float32 [h, w].
         masks: bool [m, h, w].
+        fewest: regions that add fewer pixels than this to those before them are passed over.
 
     Returns:
         float32 [h, w].
@@ -53,13 +54,13 @@ def by_own_relevance(relevance: FloatArray, masks: BoolArray) -> FloatArray:
     free = np.ones(values.shape, dtype=bool)
     for index in np.argsort(-means, kind="stable"):
         added = flat[index] & free
-        if added.sum() >= _FEWEST_PIXELS:
+        if added.sum() >= fewest:
             result[added] = values[added].mean()
             free &= ~added
     return _rest(result, values, free).reshape(relevance.shape)
 
 
-def by_added_relevance(relevance: FloatArray, masks: BoolArray) -> FloatArray:
+def by_added_relevance(relevance: FloatArray, masks: BoolArray, fewest: float) -> FloatArray:
     """The paper's algorithm 1: at each step the region that adds the highest mean relevance.
 
     Arguments and result as those of `by_own_relevance`; each pixel has the mean that its region added.
@@ -69,7 +70,7 @@ def by_added_relevance(relevance: FloatArray, masks: BoolArray) -> FloatArray:
     result = np.zeros_like(values)
     free = np.ones(values.shape, dtype=bool)
     while True:
-        gains = np.where(counts >= _FEWEST_PIXELS, sums / np.maximum(counts, 1), -np.inf)
+        gains = np.where(counts >= fewest, sums / np.maximum(counts, 1), -np.inf)
         index = int(gains.argmax())
         if gains[index] == -np.inf:
             return _rest(result, values, free).reshape(relevance.shape)

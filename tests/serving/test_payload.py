@@ -201,7 +201,7 @@ def test_each_row_has_an_explanation_of_its_own() -> None:
         ({"visualizations": "true"}, "visualizations must be true or false, got 'true'"),
         ({"attributions": 1}, "attributions must be true or false, got 1"),
         ({"confidence_score_threshold_multilabel": 1.1}, r"a number in \[0, 1\], got 1.1"),
-        ({"n_steps": 0}, r"n_steps must be a whole number in \[1, 1000\], got 0"),
+        ({"n_steps": 0}, r"n_steps must be a whole number in \[2, 1000\], got 0"),
         ({"n_steps": True}, "got true"),
         ({"n_steps": 5.5}, "got 5.5"),
         ({"n_steps": 10**30}, "got a very large number"),

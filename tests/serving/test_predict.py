@@ -137,3 +137,26 @@ def test_a_file_name_that_is_not_unicode_gets_its_line(
     output = tmp_path / "predictions.jsonl"
     list(predict_files(packaged(Task.CLASSIFICATION), [file], output=output, draw=tmp_path / "drawn"))
     assert json.loads(output.read_text(encoding="utf-8"))["image_url"] == file.as_posix()
+
+
+def test_explanations_are_written_beside_the_drawings(
+    folder: Path, packaged: Packaged, tmp_path: Path
+) -> None:
+    model, pictures = packaged(Task.CLASSIFICATION), tmp_path / "pictures"
+    asked = {"xai_algorithm": "guided_backprop", "attributions": True}
+    lines = tmp_path / "lines.jsonl"
+    answers = list(predict_files(model, [folder / "a.JPG"], output=lines, draw=pictures, explain=asked))
+    assert list(answers[0]) == ["image_url", "probs", "labels", "attributions"]
+    assert [len(answers[0]["attributions"]), len(answers[0]["attributions"][0])] == [3, 32]
+    assert json.loads(lines.read_text(encoding="utf-8")) == answers[0]
+    assert sorted(file.name for file in pictures.iterdir()) == ["a-explained.png", "a.jpg"]
+    with PILImage.open(pictures / "a-explained.png") as picture:
+        assert picture.width > 3 * picture.height
+    several = {"xai_algorithm": "guided_backprop", "confidence_score_threshold_multilabel": 0.0}
+    model = packaged(Task.MULTILABEL)
+    (answer,) = predict_files(model, [folder / "a.JPG"], explain=several)
+    assert len(answer["visualizations"]) == 3
+    list(predict_files(model, [folder / "b.png"], draw=pictures, explain=several))
+    assert {f"b-explained-{number}.png" for number in (1, 2, 3)} <= {file.name for file in pictures.iterdir()}
+    with pytest.raises(RequestError, match="n_steps must be a whole number"):
+        list(predict_files(model, [folder / "a.JPG"], explain={"n_steps": 0}))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer.cli.application import app
 from trainer.cli.arguments import Count
+from trainer.errors import RequestError
 from trainer.scoring import ScoringParameters
 
 
@@ -18,6 +19,8 @@ def predict(
     *,
     output: Path | None = None,
     draw: Path | None = None,
+    explain: str | None = None,
+    xai_parameters: str | None = None,
     box_score_threshold: float | None = None,
     nms_iou_threshold: float | None = None,
     box_detections_per_image: Count | None = None,
@@ -39,6 +42,11 @@ def predict(
         Write the lines to this file instead of printing them.
     draw
         Write a picture of each image with its answer into this folder.
+    explain
+        Show what each answer rests on, by xrai, integrated_gradients, guided_gradcam or guided_backprop,
+        boxes by drise. Pictures are written beside --draw's, else as base64 into the lines.
+    xai_parameters
+        More about it as JSON, as requests have it: '{"n_steps": 20, "attributions": true}'.
     box_score_threshold
         Return no boxes with a lower score. This and the following default to the model's own values.
     nms_iou_threshold
@@ -62,12 +70,21 @@ def predict(
     parameters = {
         name: arguments[name] for name in ScoringParameters.model_fields if arguments[name] is not None
     }
+    from serving.payload import parse_json
     from serving.predict import find_images, predict_files
     from trainer.data.progress import track
     from trainer.report.fonts import is_drawable
 
     escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # JSON's escapes stay JSON
-    lines = predict_files(run_or_model, images, output=output, draw=draw, parameters=parameters)
+    asked = None if explain is None else {"xai_algorithm": explain}
+    if xai_parameters is not None:
+        given = parse_json(xai_parameters)
+        if not isinstance(given, dict):
+            raise RequestError(f"--xai-parameters must be a JSON object, got {xai_parameters}")
+        asked = {**given, **(asked or {})}
+    lines = predict_files(
+        run_or_model, images, output=output, draw=draw, parameters=parameters, explain=asked
+    )
     if output is not None:
         lines = track(lines, "scoring images", len(find_images(images)))
     undrawable: set[str] = set()
