@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -348,6 +349,39 @@ def test_the_keyboard_alone_is_enough(open_page: OpenPage, finder: str, photo: P
     assert [each for each in seen if each in expected] == expected
 
 
+def hand_over(visit: Visit, image: Path, how: str) -> None:
+    """Drop or paste a file, as the browser tells a page of it."""
+    script = """([how, content]) => {
+        const bytes = Uint8Array.from(atob(content), (character) => character.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "image.png", { type: "image/png" }));
+        const event = how === "drop"
+            ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+        document.body.dispatchEvent(event);
+    }"""
+    content = base64.b64encode(image.read_bytes()).decode()
+    with visit.page.expect_response("**/score"):
+        visit.page.evaluate(script, [how, content])
+    visit.page.locator("#request-section").wait_for()
+
+
+def test_an_image_is_dropped_or_pasted(open_page: OpenPage, finder: str, photo: Path, tmp_path: Path) -> None:
+    visit = open_page(finder)
+    save = visit.page.get_by_role("link", name="Save the pasted image")
+    hand_over(visit, photo, "drop")
+    assert len(objects(visit)) == 2
+    assert not save.is_visible()
+    hand_over(visit, photo, "paste")
+    assert len(objects(visit)) == 2
+    # it is no file yet, which the curl command needs
+    with visit.page.expect_download() as download:
+        save.click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    (answer,) = run_curl(visit, tmp_path)
+    assert len(answer["boxes"]) == 2
+
+
 def test_pictures_stand_upright_as_the_server_sees_them(
     open_page: OpenPage, finder: str, tmp_path: Path
 ) -> None:
@@ -361,6 +395,22 @@ def test_pictures_stand_upright_as_the_server_sees_them(
     assert color_at(visit, 95 / 160, 85 / 120)[3] > 0
     picture, overlay = (visit.page.locator(name).bounding_box() for name in ("#image", "#overlay"))
     assert picture == overlay
+    visit.page.evaluate("document.getElementById('overlay').hidden = true")
+    shown = PILImage.open(io.BytesIO(visit.page.locator("#image").screenshot())).convert("RGB")
+    for label, x, y in ((1, 95, 85), (0, 30, 36)):
+        color = shown.getpixel((round(x / 160 * shown.width), round(y / 120 * shown.height)))
+        np.testing.assert_allclose(color, Shapes.COLOURS[label], atol=20)
+
+
+def test_a_picture_that_browsers_cannot_show_is_scored_all_the_same(
+    open_page: OpenPage, finder: str, photo: Path, tmp_path: Path
+) -> None:
+    PILImage.open(photo).save(tmp_path / "photo.tif")
+    visit = open_page(finder)
+    upload(visit, tmp_path / "photo.tif")
+    visit.page.get_by_text("this browser cannot show").wait_for()
+    assert not visit.page.locator("#picture").is_visible()
+    assert len(objects(visit)) == 2
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from trainer.sweep.study import Outcome, Record, SweepStudy
 from trainer.sweep.worker import Worker, places, watch
 from trainer.training import reporting, tracking
 from trainer.training.mlflow_store import OFF
+from trainer.training.origin import library_versions
 from trainer.training.packaging import package
 from trainer.training.run_log import logging_to
 
@@ -207,7 +208,8 @@ class _Sweep:
         self.study.study.set_user_attr(studies.DEADLINE, late)
         store = tracking.find(job.tracking_uri, run.directory)
         address = store.uri if store else OFF
-        with tracking.start(store, run.directory, job, self._params(), {"task": job.task.value}) as tracker:
+        tags = tracking.tags_of(job, self.data, library_versions())
+        with tracking.start(store, run.directory, job, self._params(), tags) as tracker:
             self.study.study.set_user_attr(studies.TRACKING, [address, tracker.run_id])
             worker = Worker(
                 self.study, job.model_copy(update={"tracking_uri": address}), self.setup, self.storage,
@@ -222,7 +224,8 @@ class _Sweep:
             reporting.report(run, job, self.data)
             result = run.read_result()
             tracker.log(limits.max_trials, {f"best_{job.metric}": result.value})
-            tracker.tag({"model_path": str(run.model.absolute()), "best_trial": str(result.best_trial)})
+            best = {"model": result.model, "best_trial": str(result.best_trial)}
+            tracker.tag({"model_path": str(run.model.absolute()), **best})
             if job.register_model is not None:
                 tracker.register(job.register_model, run.model)
         return run

@@ -8,9 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +46,7 @@ from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
 from trainer.training.memory import peak, ran_out_of_memory
 from trainer.training.module import SEED_KEY, TrainingModule
+from trainer.training.origin import git_commit, library_versions
 from trainer.training.packaging import package
 from trainer.training.ranks import EndAtOnce, OtherRanks, silenced
 from trainer.training.run_log import logging_to, quiet_lightning
@@ -58,7 +57,6 @@ log = logging.getLogger("trainer")
 _SEED_OF_ALL = 0
 """Of ranks that begin apart from one another and were given none."""
 _RUNS = Path("runs")
-_LIBRARIES = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
 
 
 def fit(
@@ -162,7 +160,9 @@ class _Fitting:
         with (
             run.lock(),
             logging_to(run.log),
-            tracking.start_training(store, run, job, self.data, _versions(), self.parent_run_id) as tracker,
+            tracking.start_training(
+                store, run, job, self.data, library_versions(), self.parent_run_id
+            ) as tracker,
         ):
             self._announce(run, loaded, first_epoch)
             run.write_job(job.to_yaml())
@@ -192,9 +192,9 @@ class _Fitting:
                     model_path=run.model.relative_to(run.directory).as_posix(),
                     metrics=best.metrics,
                     seed=self.settings.random_seed,
-                    versions=_versions(),
+                    versions=library_versions(),
                     data_fingerprint=fingerprint(self.data),
-                    git_commit=tracking.git_commit(),
+                    git_commit=git_commit(),
                     peak_memory=peak(),
                 )
             )
@@ -407,15 +407,6 @@ def _seed(settings: Settings, place: devices.Devices) -> int:
     if settings.random_seed is not None:
         return settings.random_seed
     return _SEED_OF_ALL if place.apart else time.time_ns() % 2**31
-
-
-def _versions() -> dict[str, str]:
-    """Those of the libraries that are installed: ultralytics need not be."""
-    installed = {}
-    for name in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed
 
 
 def _claim(job: Job) -> Run:

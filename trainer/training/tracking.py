@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import shlex
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.fingerprint import fingerprint
 from trainer.errors import RunError
 from trainer.training.mlflow_store import DATABASE, OFF, Store, sqlite_uri
+from trainer.training.origin import git_commit
 from trainer.training.tracker import DIRECTORY_TAG, FAILURE_TAG, Tracker
 
 if TYPE_CHECKING:
@@ -117,13 +117,17 @@ def start_training(
         "validation_images": len(data.validation),
         "classes": len(data.classes),
     }
-    tags = {
+    tags = {"model": job.model_name, **tags_of(job, data, versions)}
+    return start(store, run.directory, job, params, tags, parent_run_id)
+
+
+def tags_of(job: Job, data: Data, versions: Mapping[str, str]) -> dict[str, str]:
+    """What trainings and sweeps are found by."""
+    return {
         "task": job.task.value,
-        "model": job.model_name,
         "data_fingerprint": fingerprint(data),
         **{f"version.{name}": version for name, version in versions.items()},
     }
-    return start(store, run.directory, job, params, tags, parent_run_id)
 
 
 def _begin(
@@ -194,15 +198,6 @@ def _origin() -> dict[str, str]:
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
     return tags
-
-
-def git_commit() -> str | None:
-    """The commit of the repository that this process was started in; None without one."""
-    asked = ["git", "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, no repository
-        return None
 
 
 def _announcement(store: Store, run: MlflowRun) -> str:

@@ -130,7 +130,10 @@ async function ask(explanation = null) {
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return false;
     told.textContent = "";
-    if (!explanation) $("status").textContent = "No answer.";
+    if (!explanation) {
+      $("status").textContent = "No answer.";
+      $("known-section").hidden = false;
+    }
     showFailure(error, () => ask(explanation));
     return false;
   } finally {
@@ -247,17 +250,17 @@ function updateObjects() {
 }
 
 function draw() {
-  if (!FINDS_OBJECTS || !state.answer || $("picture").hidden) {
-    $("overlay").hidden = true;
-    return;
-  }
+  const drawable = FINDS_OBJECTS && state.answer !== null;
+  $("overlay").hidden = !drawable;
+  if (!drawable) return;
   const visible = visibleObjects();
   const highlighted = state.hovered ?? state.pinned;
+  showRows($("objects"), state.answer.boxes, visible, highlighted);
+  // Some files are scored that browsers cannot show.
+  if ($("picture").hidden) return;
   const { clientWidth: width, clientHeight: height } = $("image");
-  $("overlay").hidden = false;
   drawObjects($("overlay"), width, height, visible, highlighted);
   $("overlay").setAttribute("aria-label", `${counted(visible.length, "object")} outlined in ${state.file.name}`);
-  showRows($("objects"), state.answer.boxes, visible, highlighted);
 }
 
 function updateProbabilities() {
