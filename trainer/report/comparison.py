@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,4 +222,6 @@ def _settings(compared: Sequence[_Compared]) -> list[object]:
 
 
 def _shown(value: object) -> str:
-    return "–" if value is None else shown(value) if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return shown(value)

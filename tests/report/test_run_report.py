@@ -1,0 +1,262 @@
+"""The report of runs: real ones, their numbers, several side by side, and what is missing told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import trainer
+from tests.browser import OpenPage
+from trainer import cli
+from trainer.data.samples import SampleData, make
+from trainer.errors import RunError
+from trainer.job import Job
+from trainer.job_places import data_entry
+from trainer.metrics.results import Analysis
+from trainer.report.scales import shown
+from trainer.runs import Run
+from trainer.tasks import Task
+from trainer.training.reporting import remake
+
+MODEL = "timm/test_resnet"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Run:
+    """A classification as `trainer fit` leaves it."""
+    data = make(Task.CLASSIFICATION, folder / "digits", images=30, seed=1)
+    return trainer.fit(
+        Job(
+            task=Task.CLASSIFICATION,
+            training_data=(str(data.train),),
+            validation_data=(str(data.validation),),
+            model=MODEL,
+            weights="none",
+            gpus=0,
+            tracking_uri="none",
+            output=folder / "trained",
+            settings={"number_of_epochs": 2, "training_crop_size": 32, "validation_crop_size": 32},
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(folder: Path) -> SampleData:
+    return make(Task.SEGMENTATION, folder / "scenes", images=20, seed=2)
+
+
+@pytest.fixture(scope="module")
+def segmented(folder: Path, trained: Run, scenes: SampleData) -> Run:
+    """A segmentation's directory whose predictions are known: the labels themselves but for planted errors.
+
+    Of the first image the class is wrong, the second one's first object is missed, in the third image one is
+    found where nothing is labelled.
+    """
+    run = Run(folder / "segmented")
+    run.directory.mkdir()
+    result = trained.read_result()
+    made = {"task": Task.SEGMENTATION, "model": "maskrcnn_resnet18_fpn", "data_fingerprint": ""}
+    run.write_result(result.model_copy(update={**made, "primary_metric": "mean_average_precision"}))
+    content = yaml.safe_load(trained.job.read_text("utf-8"))
+    content |= {
+        "task": Task.SEGMENTATION.job_name,
+        "primary_metric": "mean_average_precision",
+        "training_data": data_entry((str(scenes.train),)),
+        "validation_data": data_entry((str(scenes.validation),)),
+        "training_parameters": {"model_name": "maskrcnn_resnet18_fpn"},
+    }
+    run.write_job(yaml.safe_dump(content))
+    generator = random.Random(0)
+    lines = [json.loads(line) for line in scenes.validation.read_text("utf-8").splitlines()]
+    with run.predictions.open("w", encoding="utf-8") as file:
+        for number, line in enumerate(lines):
+            boxes = [answered(each, generator.uniform(0.7, 0.9)) for each in line["label"]]
+            if number == 0:
+                others = [each["label"] for each in lines[-1]["label"]]
+                other = next(name for name in others if name != boxes[0]["label"])
+                boxes[0] |= {"label": other, "score": 0.65}
+            if number == 1:
+                del boxes[0]
+            if number == 2:
+                corner = [0.0, 0.0, 0.05, 0.0, 0.05, 0.05, 0.0, 0.05]
+                boxes.append(answered({"label": boxes[0]["label"], "polygon": [corner]}, 0.65))
+            boxes.sort(key=lambda each: -each["score"])
+            file.write(json.dumps({"image_url": line["image_url"], "boxes": boxes}) + "\n")
+    remake([run.directory])
+    return run
+
+
+def answered(labelled: dict[str, Any], score: float) -> dict[str, Any]:
+    points = [point for segment in labelled["polygon"] for point in segment]
+    across, down = points[::2], points[1::2]
+    box = {"topX": min(across), "topY": min(down), "bottomX": max(across), "bottomY": max(down)}
+    return {"box": box, "label": labelled["label"], "score": score, "polygon": labelled["polygon"]}
+
+
+def rows(run: Run, name: str) -> list[dict[str, str]]:
+    with (run.report_parts / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def text_of(path: Path) -> str:
+    return re.sub(r"<[^>]+>", " ", path.read_text("utf-8"))
+
+
+def test_numbers_are_those_of_the_run(trained: Run) -> None:
+    result, analysis = trained.read_result(), Analysis.read(trained.evaluation)
+    page = text_of(trained.report)
+    assert shown(result.value) in page
+    assert f"{result.best_epoch} of {result.epochs}" in page
+    assert result.data_fingerprint in page
+    assert result.peak_memory["process"] > 50e6
+    # What is computed from the predictions is what the training came to.
+    figures = {row["figure"]: float(row["value"]) for row in rows(trained, "figures") if row["value"]}
+    for name, value in result.metrics.items():
+        if name in analysis.figures and value == value:
+            assert figures[name] == pytest.approx(value, abs=1e-4), name
+    with trained.metrics.open(newline="") as file:
+        losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert [float(row["training"]) for row in rows(trained, "course-loss")] == losses
+    matrix = [[int(value) for value in list(row.values())[1:]] for row in rows(trained, "confusion-matrix")]
+    assert matrix == analysis.confusion_matrices[0].counts
+    assert sum(map(sum, matrix)) == 6
+    for name in (
+        "curve-precision-recall",
+        "curve-roc",
+        "curve-lift",
+        "curve-cumulative-gains",
+        "curve-calibration",
+    ):
+        assert (trained.report_parts / f"{name}.svg").is_file()
+    assert f"report: {trained.report}" in trained.log.read_text("utf-8")
+
+
+def test_masks_are_compared_and_errors_are_named(segmented: Run) -> None:
+    """Without the planted errors everything would be right."""
+    analysis = Analysis.read(segmented.evaluation)
+    counts = {row["kind"]: int(row["count"]) for row in rows(segmented, "errors")}
+    assert counts["classification"] == 1
+    assert counts["background"] == 1
+    assert counts["missed"] == 1
+    assert counts["false positives"] == 2
+    assert len(analysis.label_issues) == 2
+    issues = {row["where"].rpartition("/")[2]: row["kind"] for row in rows(segmented, "label-issues")}
+    assert issues == {"validation.jsonl:1": "wrong class", "validation.jsonl:3": "missing"}
+    markup = segmented.report.read_text("utf-8")
+    assert "0 wrong, 1 missed" in markup
+    assert 'class="outline o-hit"' in markup
+    assert 'class="outline o-wrong"' in markup
+    assert 'class="outline o-missed"' in markup
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}])
+def test_pages_in_a_browser(
+    open_page: OpenPage, trained: Run, segmented: Run, options: dict[str, Any]
+) -> None:
+    """The fixture fails on errors of the console and on requests to anywhere else."""
+    for run in (trained, segmented):
+        visit = open_page(run.report.as_uri(), **options)
+        page = visit.page
+        assert len(visit.requests) == 1
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]  # type: ignore[index]
+        told = "each => each.getAttribute('aria-label') || each.querySelector('title')"
+        assert page.evaluate(f"[...document.querySelectorAll('svg')].every({told})")
+        table = page.locator("#table-classes-figures")
+        table.get_by_role("button", name="recall", exact=True).click()
+        place = table.locator("th").all_inner_texts().index("recall") + 1
+        column = table.locator(f"tbody tr td:nth-child({place})").all_inner_texts()
+        known = [float(value) for value in column if value != "–"]
+        assert known == sorted(known, reverse=True)
+        assert len(run.report.read_bytes()) < 3_000_000
+
+
+def test_several_runs_side_by_side(
+    open_page: OpenPage, trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Run(tmp_path / "other")
+    shutil.copytree(trained.directory, other.directory, ignore=shutil.ignore_patterns("checkpoints", "model"))
+    content = yaml.safe_load(other.job.read_text("utf-8"))
+    content["training_parameters"]["learning_rate"] = 0.125
+    other.job.write_text(yaml.safe_dump(content))
+    result = other.read_result()
+    other.write_result(result.model_copy(update={"metrics": {**result.metrics, "AUC_macro": 0.999}}))
+    cli.app(
+        ["report", str(trained.directory), str(other.directory), "--output", str(tmp_path / "both.html")],
+        result_action="return_value",
+    )
+    assert "both.html" in capsys.readouterr().out
+    page = open_page((tmp_path / "both.html").as_uri()).page
+    assert page.locator("#table-settings tbody tr").all_inner_texts() == [
+        f"learning_rate\t{settings(trained)}\t0.1250"
+    ]
+    assert "0.9990 ✓" in page.locator("#table-figures").inner_text()
+    links = page.get_by_role("link", name="its report").all()
+    assert len(links) == 2
+    links[1].click()
+    assert page.url == other.report.as_uri()
+
+
+def settings(run: Run) -> str:
+    return shown(yaml.safe_load(run.job.read_text("utf-8"))["training_parameters"]["learning_rate"])
+
+
+def test_runs_of_different_tasks_are_not_compared(trained: Run, segmented: Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match="runs of one task can be compared; these are of image-classification and"
+    ):
+        remake([trained.directory, segmented.directory], tmp_path / "x.html")
+
+
+def test_where_data_are_gone_the_rest_is_reported(trained: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "moved")
+    shutil.copytree(trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model"))
+    content = yaml.safe_load(run.job.read_text("utf-8"))
+    run.job.write_text(
+        yaml.safe_dump({**content, "training_data": data_entry((str(tmp_path / "gone.jsonl"),))})
+    )
+    assert remake([run.directory]) == run.report
+    page = text_of(run.report)
+    assert "The data could not be read, so parts are missing" in page
+    assert "Course of the training" in page
+    assert "Confusions" not in page
+
+
+def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "changed")
+    shutil.copytree(trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model"))
+    run.write_result(run.read_result().model_copy(update={"data_fingerprint": "0" * 32}))
+    remake([run.directory], tmp_path / "own.html")
+    assert "The data have changed since the run" in text_of(tmp_path / "own.html")
+
+
+def test_a_report_that_cannot_be_written_does_not_lose_the_run(
+    trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer import job_file
+    from trainer.training.reporting import load_data, report
+
+    values, _ = job_file.read(trained.job)
+    job = Job(**values)
+    run = Run(tmp_path / "run")
+    shutil.copytree(
+        trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model", "report*")
+    )
+    run.report.mkdir()  # in its place
+    with caplog.at_level(logging.WARNING, "trainer"):
+        report(run, job, load_data(job))
+    assert "the report could not be written" in caplog.text

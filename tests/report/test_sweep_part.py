@@ -1,0 +1,92 @@
+"""A sweep's report: its trials, what mattered, and the Pareto front, read from trials.csv."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from trainer.report.page import Page
+from trainer.report.sweep_part import Trial, add, importance, read_trials
+from trainer.runs import Run
+
+HEADER = (
+    "trial,state,accuracy,latency_ms,pareto,attempts,best_epoch,epochs,seconds,host,directory,reason,"
+    "learning_rate,optimizer,batch_size,model_name"
+)
+
+
+def write(folder: Path, count: int, *, latency: bool = False) -> Run:
+    """A sweep in which the learning rate matters most, the optimizer little, the batch size not at all."""
+    generator = random.Random(0)
+    lines = [HEADER]
+    for number in range(count):
+        rate, optimizer = 10 ** generator.uniform(-4, -1), generator.choice(["sgd", "adamw"])
+        value = 0.9 - 0.2 * abs(rate - 0.03) / 0.03 + (0.02 if optimizer == "adamw" else 0)
+        values = f"{value},{100 - number},{number % 3 == 0}" if latency else f"{value},,False"
+        batch = generator.choice([4, 8, 16])
+        lines.append(f"{number},complete,{values},1,2,3,12.5,host,,,{rate},{optimizer},{batch},resnet18")
+    lines.append(f"{count},failed,,,False,2,,,,host,,memory ran out,0.1,sgd,4,resnet18")
+    (folder / "trials.csv").write_text("\n".join(lines) + "\n")
+    return Run(folder)
+
+
+def page_of(run: Run, best: int = 0) -> Page:
+    page = Page("sweep")
+    add(page, run, "accuracy", best)
+    return page
+
+
+def charts(page: Page) -> Sequence[str]:
+    return [chart.name for chart in page.charts]
+
+
+def test_what_matters_comes_first(tmp_path: Path) -> None:
+    found = importance(read_trials(write(tmp_path, 40).directory / "trials.csv", "accuracy"))
+    assert isinstance(found, dict)
+    assert next(iter(found)) == "learning_rate"
+    assert found["learning_rate"] > 0.7
+    assert sum(found.values()) == pytest.approx(1)
+    assert set(found) == {"learning_rate", "optimizer", "batch_size"}, "the model is always the same"
+
+
+def test_too_few_trials_say_nothing_and_tell_why(tmp_path: Path) -> None:
+    run = write(tmp_path, 9)
+    page = page_of(run)
+    assert "importance" not in charts(page)
+    assert "at least 10 trials that were trained to their end; there are 9" in page.render()
+
+
+def test_the_page_of_a_sweep(tmp_path: Path) -> None:
+    run = write(tmp_path, 12)
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    page = page_of(run)
+    assert charts(page) == ["trial-values", "parallel-coordinates", "importance"]
+    text = page.render()
+    assert "13: 12 complete, 1 failed" in text
+    assert "memory ran out" in text
+    parallel = next(chart for chart in page.charts if chart.name == "parallel-coordinates")
+    assert "learning_rate, optimizer, batch_size, accuracy" in parallel.description
+    assert "The best is trial 0" in parallel.description
+
+
+def test_the_pareto_front(tmp_path: Path) -> None:
+    page = page_of(write(tmp_path, 12, latency=True))
+    front = next(chart for chart in page.charts if chart.name == "pareto")
+    assert "12 points; stressed: trial 9, trial 6, trial 3, trial 0" in front.description
+
+
+def test_settings_of_all_sub_spaces_are_taken_together() -> None:
+    """The model is a setting like others; one that some trials lack takes no part."""
+    trials = [
+        Trial(n, "complete", 0.5 + (n % 2) * 0.4, None, False, 1.0, "", "",
+              {"model_name": ("a", "b")[n % 2], **({"depth": n} if n % 2 else {})})
+        for n in range(20)
+    ]  # fmt: skip
+    found = importance(trials)
+    assert isinstance(found, dict)
+    assert list(found) == ["model_name"]
+    same = [Trial(n, "complete", 0.5, None, False, 1.0, "", "", {"x": n}) for n in range(12)]
+    assert importance(same) == "All trials came to the same figure."
