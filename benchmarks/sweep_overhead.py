@@ -1,0 +1,130 @@
+"""What a sweep costs beside the training itself, for each trial; prints a Markdown table.
+
+    python benchmarks/sweep_overhead.py [--trials 4] [--concurrent 1] [--keep DIRECTORY]
+
+The goal: under 5 % of a trial of 5 minutes, that is under 15 seconds a trial, with a sweep of few trials, of
+which each bears its share of what is done once: reading the data and packaging the best model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from statistics import mean
+
+import optuna
+import yaml
+
+from trainer.data.samples import make
+from trainer.runs import Run
+from trainer.sweep.storage import open_storage
+from trainer.tasks import Task
+
+GOAL_SECONDS = 0.05 * 300
+
+
+def write_job(directory: Path, trials: int, concurrent: int) -> Path:
+    """A sweep over a small classifier, whose trainings are short so that the rest is seen."""
+    data = make(Task.CLASSIFICATION, directory / "data", images=100, seed=1)
+    job = {
+        "type": "automl",
+        "task": "image_classification",
+        "training_data": {"path": str(data.train), "type": "mltable"},
+        "validation_data": {"path": str(data.validation), "type": "mltable"},
+        "limits": {"max_trials": trials, "max_concurrent_trials": concurrent},
+        "sweep": {"sampling_algorithm": "bayesian", "early_termination": {"type": "median_stopping"}},
+        "training_parameters": {
+            "model_name": "resnet18",
+            "number_of_epochs": 3,
+            "training_batch_size": 16,
+            "training_crop_size": 64,
+            "validation_crop_size": 64,
+            "validation_resize_size": 72,
+        },
+        "search_space": [
+            {"learning_rate": {"type": "loguniform", "min_value": 1e-4, "max_value": 1e-2}},
+            {
+                "learning_rate": {"type": "uniform", "min_value": 1e-3, "max_value": 1e-2},
+                "optimizer": {"type": "choice", "values": ["adam", "adamw"]},
+            },
+        ],
+        "local": {"weights": "none"},
+    }
+    path = directory / "job.yml"
+    path.write_text(yaml.safe_dump(job), encoding="utf-8")
+    return path
+
+
+def parts(run: Path) -> Iterator[dict[str, float]]:
+    """Of each trial, seconds by what they were spent on, from what it left behind."""
+    study = optuna.load_study(study_name=run.name, storage=open_storage(f"sqlite:///{run / 'study.db'}"))
+    for trial in study.get_trials():
+        directory = Path(trial.user_attrs["directory"])
+        durations = Run(directory).read_result().durations
+        assert trial.datetime_start is not None
+        assert trial.datetime_complete is not None
+        asked, told = trial.datetime_start.timestamp(), trial.datetime_complete.timestamp()
+        ordered = directory.with_suffix(".json").stat().st_mtime
+        begun = (directory / "job.yaml").stat().st_mtime
+        finished = (directory / "result.json").stat().st_mtime
+        yield {
+            "proposal": ordered - asked,
+            "process start and imports": begun - ordered - durations.prepare,
+            "data and network": durations.prepare,
+            "training": durations.train + durations.evaluate,
+            "process end and record": told - finished,
+        }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--concurrent", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="where the run is to stay; must not exist")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = options.keep or Path(scratch)
+        directory.mkdir(parents=True, exist_ok=options.keep is None)
+        run = directory / "run"
+        job = write_job(directory, options.trials, options.concurrent)
+        command = [sys.executable, "-m", "trainer", "fit", "--config", job, "--output", run]
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - started
+        trials = list(parts(run))
+        result = json.loads((run / "result.json").read_text("utf-8"))
+    training = mean(trial["training"] for trial in trials)
+    overhead = wall * options.concurrent / len(trials) - training
+    load = os.getloadavg()[0]
+    print(
+        f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, load {load:.1f} at the end; "
+        f"{len(trials)} trials, {options.concurrent} at a time, in {wall:.0f} s\n"
+    )
+    print("| of a trial | mean seconds | of 300 s |\n|---|---|---|")
+    for name in trials[0]:
+        seconds = mean(trial[name] for trial in trials)
+        print(f"| {name} | {seconds:.1f} |" + (" |" if name == "training" else f" {seconds / 3:.1f} % |"))
+    package = result["durations"]["package"] / len(trials)
+    print(f"| packaging the best, shared by {len(trials)} | {package:.1f} | {package / 3:.1f} % |")
+    print(f"| **all but training** | **{overhead:.1f}** | **{overhead / 3:.1f} %** |")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = (used.ru_utime + used.ru_stime) / len(trials)
+    print(f"| CPU time of everything, training too | {processor:.1f} | |")
+    met = overhead < GOAL_SECONDS
+    print(f"\nunder 5 % of a trial of 5 minutes, {GOAL_SECONDS:.0f} s: {'yes' if met else 'NO'}")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
