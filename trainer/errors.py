@@ -68,6 +68,14 @@ class TrainingError(TrainerError):
     """A training that cannot go on, such as one whose loss diverged."""
 
 
+class BrokenOffError(TrainingError):
+    """A training that ended for what need not happen again, such as the death of a process."""
+
+
+class NoMemoryError(BrokenOffError):
+    """A training whose batches were too much for the memory; it may succeed with its batches in parts."""
+
+
 class TrackingError(TrainerError):
     """A tracking server that does not answer, or does not take what it is sent."""
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 import trainer
+from tests.sweep.processes import trial_processes
 from trainer.data.samples import SampleData, make
 from trainer.errors import JobError, RunError
 from trainer.job import Job
@@ -36,6 +37,8 @@ SMALL = {
     "training_batch_size": 8,
 }
 MODEL = "timm/test_resnet"
+EPOCHS = 40
+"""Of the trials that are stopped: long enough for somebody to stop them."""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,7 @@ def command(digits: SampleData, tmp_path: Path) -> Iterator[Callable[..., subpro
         "limits": {"max_trials": 3, "max_concurrent_trials": 2},
         "sweep": {"sampling_algorithm": "random"},
         "training_parameters": {
-            **SMALL, "model_name": MODEL, "number_of_epochs": 60, "early_stopping": False
+            **SMALL, "model_name": MODEL, "number_of_epochs": EPOCHS, "early_stopping": False
         },
         "search_space": [{"learning_rate": {"type": "uniform", "min_value": 0.001, "max_value": 0.01}}],
     }  # fmt: skip
@@ -177,7 +180,11 @@ def command(digits: SampleData, tmp_path: Path) -> Iterator[Callable[..., subpro
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: object) -> subprocess.Popen[str]:
-        first = [] if "--resume" in arguments else ["--config", str(file), "--weights", "none"]
+        first = (
+            []
+            if "--resume" in arguments
+            else ["--config", str(file), "--weights", "none", "--tracking-uri", "none"]
+        )
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer", "fit", *first, *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -206,20 +213,6 @@ def epochs(run: Path, trial: int) -> int:
     return len(metrics.read_text("utf-8").splitlines()) - 1 if metrics.exists() else 0
 
 
-def processes(run: Path) -> list[int]:
-    """The processes of a sweep's trials."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if "trainer.sweep.trial" in line and str(run) in line:
-                found.append(int(entry.name))
-    return found
-
-
 def end(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=400)
     return output
@@ -241,9 +234,7 @@ def test_a_killed_trial_and_a_killed_sweep(
     run = tmp_path / "run"
     first = command("--output", run)
     wait_for(lambda: epochs(run, 0) >= 2 or first.poll() is not None)
-    (victim,) = [
-        pid for pid in processes(run) if "0000" in Path(f"/proc/{pid}/cmdline").read_bytes().decode()
-    ]
+    (victim,) = trial_processes(run, "0000")
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(attempts(run).get(0, [])) == 2)
     wait_for(lambda: epochs(run, 1) >= 2)
@@ -251,8 +242,9 @@ def test_a_killed_trial_and_a_killed_sweep(
     output = end(first)
     assert "trial 0: failed, its process was ended by signal 9" in output
     # Its trials do not go on by themselves.
-    wait_for(lambda: not processes(run), seconds=20)
+    wait_for(lambda: not trial_processes(run), seconds=20)
     assert not (run / "result.json").exists()
+    assert table(run)[0]["trial"] == "0"  # of the trial's first end on
 
     output = end(command("--resume", run))
     assert "going on with" in output, output
@@ -263,7 +255,7 @@ def test_a_killed_trial_and_a_killed_sweep(
     for number in range(3):
         with (run / "trials" / f"{number:04d}" / "metrics.csv").open() as file:
             # Every epoch once, though some were trained by one process and some by another.
-            assert [row["epoch"] for row in csv.DictReader(file)] == [str(e + 1) for e in range(60)]
+            assert [row["epoch"] for row in csv.DictReader(file)] == [str(e + 1) for e in range(EPOCHS)]
     assert "going on from" in (run / "trials" / "0000" / "trainer.log").read_text("utf-8")
     assert (run / "model" / "MLmodel").is_file()
 
@@ -283,7 +275,7 @@ def test_ctrl_c_ends_the_trials_and_the_sweep_goes_on(
     first.send_signal(signal.SIGINT)
     output = end(first)
     assert first.returncode == 130, output
-    assert not processes(run)
+    assert not trial_processes(run)
     assert [row["state"] for row in table(run)] == ["waiting", "waiting"]
     # What ended in time keeps the time limit's promise: the best of what there is, soon.
     output = end(command("--resume", run))

@@ -17,6 +17,7 @@ import optuna
 import pytest
 import yaml
 
+from tests.sweep.processes import trial_processes
 from trainer.data.samples import SampleData, make
 from trainer.errors import DataError, JobError, RunError
 from trainer.fitting import resume
@@ -156,19 +157,6 @@ def attempts(url: str, name: str) -> list[tuple[int, int, str]]:
     ]
 
 
-def trial_processes(run: Path, trial: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if "trainer.sweep.trial" in line and str(run / "trials" / f"{trial:04d}") in line:
-                found.append(int(entry.name))
-    return found
-
-
 def test_three_workers_of_which_one_is_killed(
     postgresql: Server, command: Command, job: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -189,15 +177,16 @@ def test_three_workers_of_which_one_is_killed(
     wait_for(lambda: trial_of_victim() is not None, first, *others)
     lost = trial_of_victim()
     assert lost is not None
-    assert trial_processes(run, lost)
+    assert trial_processes(run, f"{lost:04d}")
     victim.process.send_signal(signal.SIGKILL)
     # Nobody is there for its trial's result, which another worker is to take up in the same directory.
     wait_for(
         lambda: (
-            not trial_processes(run, lost) or (lost, victim.process.pid, "FAIL") in attempts(url, "digits")
+            not trial_processes(run, f"{lost:04d}")
+            or (lost, victim.process.pid, "FAIL") in attempts(url, "digits")
         )
     )
-    assert not trial_processes(run, lost)
+    assert not trial_processes(run, f"{lost:04d}")
 
     said = first.wait()
     assert first.process.returncode == 0, said

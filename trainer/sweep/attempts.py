@@ -22,9 +22,15 @@ WORKER = "worker"
 """HOST:PID of the process that runs an attempt."""
 AGAIN = "again"
 """Of an attempt that failed: whether there is to be another."""
+NO_MEMORY = "no_memory"
+"""Of an attempt that failed: memory ran out."""
+PARTS = "batch_parts"
+"""How many parts a batch is trained in, one after the other: twice as many after memory ran out."""
 SURPLUS = "surplus"
 """Struck out: more processes asked at once than there were trials to begin."""
 _CRASHES, _STOPS = "crashes", "stops"
+_OF_ONE = (AGAIN, WORKER, NO_MEMORY)
+"""Attributes of one attempt alone."""
 _RETRIED, _HISTORY = "failed_trial", "retry_history"
 """Optuna's names for the trial that another one retries, by which samplers know it, and for all before."""
 
@@ -84,12 +90,19 @@ def another(known: Mapping[str, Any], *, crashed: bool) -> dict[str, Any]:
 
 
 def further(trial: FrozenTrial) -> FrozenTrial:
-    """The attempt after this one, to be added to the study: with the same parameters, waiting."""
+    """The attempt after this one, to be added to the study: with the same parameters, waiting.
+
+    After one that ran out of memory each batch is trained in two parts for each one before. Their gradients
+    add up, so that the trial stays what was proposed.
+    """
+    attributes = {name: value for name, value in trial.user_attrs.items() if name not in _OF_ONE}
+    if trial.user_attrs.get(NO_MEMORY):
+        attributes[PARTS] = 2 * attributes.get(PARTS, 1)
     history = [*trial.system_attrs.get(_HISTORY, []), trial.number]
     return optuna.create_trial(
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
-        user_attrs={name: value for name, value in trial.user_attrs.items() if name not in (AGAIN, WORKER)},
+        user_attrs=attributes,
         system_attrs={_RETRIED: trial.number, **trial.system_attrs, _HISTORY: history},
     )

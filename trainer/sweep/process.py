@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainer.sweep.study import Outcome
-from trainer.sweep.trial import WORKER_PID, Order, outcome_path
+from trainer.sweep.trial import Order, outcome_path
+from trainer.sweep.warm import TrialProcess, WarmProcess
+from trainer.training.memory import NO_MEMORY
+
+log = logging.getLogger("trainer")
 
 _SECONDS_TO_END = 60
 """What a trial has to end by itself after Ctrl-C: a batch, and its processes."""
 
 
-def run(order: Order, path: Path, environment: Mapping[str, str], is_to_end: Callable[[], bool]) -> Outcome:
+def run(
+    warm: WarmProcess,
+    order: Order,
+    path: Path,
+    environment: Mapping[str, str],
+    is_to_end: Callable[[], bool],
+) -> Outcome:
     """Run a trial to its end, or until it is to end before that.
 
     Args:
+        warm: starts its process.
         path: where its order is written; what the process prints goes beside it.
         environment: variables over those of this process.
     """
@@ -29,41 +37,31 @@ def run(order: Order, path: Path, environment: Mapping[str, str], is_to_end: Cal
     outcome_path(path).unlink(missing_ok=True)
     output = path.with_suffix(".out")
     stopped = False
-    with output.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.sweep.trial", str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            # A worker may be one of several that srun or torchrun started; its trials are not.
-            env={**os.environ, "TRAINER_ALONE": "1", **environment, WORKER_PID: str(os.getpid())},
-            start_new_session=True,  # Ctrl-C reaches it through this process alone
-        )
-        try:
-            while process.poll() is None:
-                if is_to_end():
-                    stopped = True
-                    _end(process)
-                time.sleep(0.2)
-        finally:
-            if process.poll() is None:
-                _kill(process)
+    process = warm.start(path, output, environment)
+    told = False
+    try:
+        while process.wait(0.2) is None:
+            if process.pid is not None and not told:
+                told = True
+                gpus = environment.get("CUDA_VISIBLE_DEVICES")
+                where = f" on GPU {gpus}" if gpus else ""
+                log.info("trial %d: begins as process %d%s", int(path.stem), process.pid, where)
+            if is_to_end():
+                stopped = True
+                _end(process)
+    finally:
+        process.kill()
+    status = process.wait()
+    assert status is not None, "it has ended"
     # Who ends a worker may have ended its processes, too, and this one first.
-    return _outcome(process.returncode, path, output, stopped=stopped or is_to_end())
+    return _outcome(status, path, output, stopped=stopped or is_to_end())
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGINT)
-    until = time.monotonic() + _SECONDS_TO_END
-    while process.poll() is None and time.monotonic() < until:
-        time.sleep(0.1)
-    if process.poll() is None:
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)  # with the processes of its other devices
-    process.wait()
+def _end(process: TrialProcess) -> None:
+    process.interrupt()
+    if process.wait(_SECONDS_TO_END) is None:
+        process.kill()
+        process.wait()
 
 
 def _outcome(status: int, path: Path, output: Path, *, stopped: bool) -> Outcome:
@@ -74,10 +72,11 @@ def _outcome(status: int, path: Path, output: Path, *, stopped: bool) -> Outcome
         pass  # it came to no end of its own
     if stopped:
         return Outcome("stopped")
-    lines = output.read_text("utf-8", errors="replace").strip().splitlines()
+    lines = output.read_text("utf-8", errors="replace").strip().splitlines() if output.exists() else []
     said = f": {lines[-1][:300]}" if lines else ""
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return Outcome("failed", reason=f"its process {how}{said}; {output} holds all it said", may_succeed=True)
+    reason = f"its process {how}{said}; {output} holds all it said"
+    return Outcome("failed", reason=reason, may_succeed=True, no_memory=status == NO_MEMORY)
 
 
 def write_privately(path: Path, text: str) -> None:

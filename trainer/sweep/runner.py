@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import optuna
@@ -192,6 +193,7 @@ class _Sweep:
     def __init__(self, job: Job, setup: Setup, data: Data, run: Run, study: SweepStudy, storage: str) -> None:
         self.job, self.setup, self.data, self.directory = job, setup, data, run
         self.study, self.storage = study, storage
+        self._writing = Lock()
 
     def run(self, room: Any, progress: bool) -> Run:
         started = time.perf_counter()
@@ -205,12 +207,13 @@ class _Sweep:
             name = self.study.study.study_name
             log.info("others join by: trainer worker --storage … --study %s", name)
         late = time.time() + 60 * limits.timeout_minutes if limits.timeout_minutes else None
-        self.study.study.set_user_attr(studies.DEADLINE, late)
         store = tracking.find(job.tracking_uri, run.directory)
         address = store.uri if store else OFF
         tags = tracking.tags_of(job, self.data, library_versions())
         with tracking.start(store, run.directory, job, self._params(), tags) as tracker:
-            self.study.study.set_user_attr(studies.TRACKING, [address, tracker.run_id])
+            studies.open_to_workers(
+                self.study.study, job, run, deadline=late, tracking=(address, tracker.run_id)
+            )
             worker = Worker(
                 self.study, job.model_copy(update={"tracking_uri": address}), self.setup, self.storage,
                 run.directory / "trials", room, deadline=late, parent_run=tracker.run_id, told=self._tell,
@@ -218,8 +221,7 @@ class _Sweep:
             try:
                 watch(worker, self._show if progress and sys.stdout.isatty() else None)
             finally:
-                records = self.study.records()
-                table.write_csv(run.directory / "trials.csv", records, job.metric)
+                records = self._write_table()
             self._finish(records, started)
             reporting.report(run, job, self.data)
             result = run.read_result()
@@ -237,6 +239,13 @@ class _Sweep:
 
     def _tell(self, number: int, outcome: Outcome) -> None:
         _tell(number, outcome, self.job.metric)
+        self._write_table()  # a sweep that is killed leaves it, too
+
+    def _write_table(self) -> list[Record]:
+        with self._writing:  # trials end beside each other
+            records = self.study.records()
+            table.write_csv(self.directory.directory / "trials.csv", records, self.job.metric)
+            return records
 
     def _show(self) -> Any:
         return table.render(self.study.records(), self.job.metric, self.job.max_latency_ms)

@@ -70,7 +70,6 @@ def create(job: Job, setup: Setup, storage: str, run: Run) -> optuna.Study:
             )
     except optuna.exceptions.DuplicatedStudyError as error:
         raise _taken(name) from error
-    _describe(study, job, run)
     return study
 
 
@@ -93,9 +92,7 @@ def find(job: Job, setup: Setup, storage: str, run: Run) -> optuna.Study:
             )
         else:
             return create(job, setup, storage, run)  # it was stopped before it had begun
-    study = optuna.load_study(study_name=name, storage=opened, sampler=setup.sampler, pruner=setup.pruner)
-    _describe(study, job, run)
-    return study
+    return optuna.load_study(study_name=name, storage=opened, sampler=setup.sampler, pruner=setup.pruner)
 
 
 def attributes(storage: str, name: str) -> dict[str, Any]:
@@ -114,7 +111,12 @@ def attributes(storage: str, name: str) -> dict[str, Any]:
     return known
 
 
-def _describe(study: optuna.Study, job: Job, run: Run) -> None:
+def open_to_workers(
+    study: optuna.Study, job: Job, run: Run, *, deadline: float | None, tracking: tuple[str, str | None]
+) -> None:
+    """Say what workers have to know. The job comes last: with it they join, and must not miss the others."""
+    study.set_user_attr(DEADLINE, deadline)
+    study.set_user_attr(TRACKING, list(tracking))
     study.set_user_attr(DIRECTORY, str(run.directory.resolve()))
     study.set_user_attr(JOB, job.model_copy(update={"study": study.study_name}).to_yaml())
 

@@ -19,7 +19,7 @@ from optuna.study import MaxTrialsCallback  # noqa: F401  makes optuna.study loa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainer.sweep import attempts
-from trainer.sweep.attempts import AGAIN, PLACE, SURPLUS, WORKER, place_of
+from trainer.sweep.attempts import AGAIN, NO_MEMORY, PLACE, SURPLUS, WORKER, place_of
 from trainer.sweep.storage import GRACE_SECONDS, SharedStorage, quiet
 
 log = logging.getLogger("trainer")
@@ -36,6 +36,7 @@ class Outcome:
         values: of the objectives, in their order; of a pruned trial the best primary metric alone.
         reason: why it failed.
         may_succeed: whether another attempt can help.
+        no_memory: memory ran out; another attempt trains its batches in parts.
         attributes: what else is worth keeping: best epoch, seconds, directory.
     """
 
@@ -43,6 +44,7 @@ class Outcome:
     values: tuple[float, ...] = ()
     reason: str = ""
     may_succeed: bool = False
+    no_memory: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -142,7 +144,9 @@ class SweepStudy:
         attributes = {**outcome.attributes, **({"reason": outcome.reason} if outcome.reason else {})}
         if outcome.state == "pruned":
             attributes["pruned_value"] = outcome.values[0]
-        elif outcome.state == "stopped" or outcome.may_succeed:
+        if outcome.no_memory:
+            attributes[NO_MEMORY] = True
+        if outcome.state == "stopped" or outcome.may_succeed:
             attributes |= attempts.another(trial.user_attrs, crashed=outcome.state == "failed")
         state = _ENDS[outcome.state]
         with suppress(UpdateFinishedTrialError):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.sweep.attempts import PARTS
 from trainer.sweep.study import Record
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write_csv(path: Path, records: Sequence[Record], metric: str) -> None:
     """All trials with all that is known of each; a row a trial."""
     names = list(dict.fromkeys(name for record in records for name in record.parameters))
     front = pareto_front(records)
-    kept = ("best_epoch", "epochs", "seconds", "host", "directory", "reason")
+    kept = ("best_epoch", "epochs", "seconds", "host", "directory", "reason", PARTS)
     partial = path.with_suffix(".csv.partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -109,7 +110,10 @@ def write_csv(path: Path, records: Sequence[Record], metric: str) -> None:
 
 
 def _state(record: Record) -> str:
-    return record.state if record.attempts == 1 else f"{record.state} (attempt {record.attempts})"
+    notes = [f"attempt {record.attempts}"] if record.attempts > 1 else []
+    if PARTS in record.attributes:
+        notes.append(f"batches in {record.attributes[PARTS]} parts")
+    return f"{record.state} ({', '.join(notes)})" if notes else record.state
 
 
 def _settings(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""One trial in a process of its own: `python -m trainer.sweep.trial FILE`, started by a worker.
+"""One trial in a process of its own, started by a worker; `python -m trainer.sweep.trial FILE` by itself.
 
 The file says what to train and where to report; what became of it stands in OUTCOME beside it.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.errors import JobError, TrainerError
+from trainer.errors import BrokenOffError, NoMemoryError, TrainerError
 from trainer.runs import Run
 
 WORKER_PID = "TRAINER_WORKER_PID"
@@ -33,6 +33,7 @@ class Order(BaseModel):
         deadline: UNIX time at which it is to end at its next evaluation.
         measures_latency: package the model and time it: the second objective.
         parent_run: the MLflow run of the sweep.
+        parts: how many parts each batch is trained in: memory ran out before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +47,7 @@ class Order(BaseModel):
     deadline: float | None = None
     measures_latency: bool = False
     parent_run: str | None = None
+    parts: int = 1
 
 
 def outcome_path(order: Path) -> Path:
@@ -55,13 +57,21 @@ def outcome_path(order: Path) -> Path:
 
 def main(path: Path) -> int:
     """Train as the order says; the exit status is 0 if the training came to an end of its own."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     _end_with_parent()
     order = Order.model_validate_json(path.read_text("utf-8"))
     outcome: dict[str, Any]
     try:
         outcome = _train(order)
     except TrainerError as error:
-        outcome = {"state": "failed", "reason": str(error), "may_succeed": _may_succeed(error)}
+        outcome = {
+            "state": "failed",
+            "reason": str(error),
+            # Wrong settings stay wrong, and divergence repeats itself.
+            "may_succeed": isinstance(error, BrokenOffError),
+            "no_memory": isinstance(error, NoMemoryError),
+        }
     except KeyboardInterrupt:
         outcome = {"state": "stopped"}
     if _is_first_rank():
@@ -71,11 +81,6 @@ def main(path: Path) -> int:
 
 def _is_first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
-
-
-def _may_succeed(error: TrainerError) -> bool:
-    """Memory may have been short because of others; wrong settings stay wrong, divergence repeats itself."""
-    return not isinstance(error, JobError) and "memory" in str(error)
 
 
 def _train(order: Order) -> dict[str, Any]:
@@ -95,6 +100,7 @@ def _train(order: Order) -> dict[str, Any]:
         "callbacks": callbacks,
         "packages": order.measures_latency,
         "parent_run_id": order.parent_run,
+        "parts": order.parts,
     }
     if (order.directory / "job.yaml").exists():
         run = Run.open(order.directory)
@@ -144,6 +150,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     sys.exit(main(Path(sys.argv[1])))

@@ -20,11 +20,12 @@ from optuna.trial import Trial
 from trainer.errors import JobError, Problem, TrainerError
 from trainer.job import Job
 from trainer.sweep import process
-from trainer.sweep.attempts import place_of
+from trainer.sweep.attempts import PARTS, place_of
 from trainer.sweep.setup import Setup
 from trainer.sweep.storage import HEARTBEAT_SECONDS
 from trainer.sweep.study import Outcome, SweepStudy
 from trainer.sweep.trial import Order
+from trainer.sweep.warm import WarmProcess
 
 log = logging.getLogger("trainer")
 
@@ -110,6 +111,7 @@ class Worker:
         self._lost: set[int] = set()
         self._threads: list[Thread] = []
         self._errors: list[BaseException] = []
+        self._warm = WarmProcess(_threads(places[0]), directory / "warm.out")
 
     def start(self) -> None:
         """Begin; `wait` waits for the end."""
@@ -129,6 +131,7 @@ class Worker:
         for thread in self._threads[:-1]:
             thread.join()
         self._ended.set()
+        self._warm.close()
         self._threads[-1].join()
         if self._errors:
             raise self._errors[0]
@@ -203,12 +206,12 @@ class Worker:
             policy=sweep.early_termination if sweep else None,
             deadline=self.deadline,
             parent_run=self.parent_run,
+            parts=trial.user_attrs.get(PARTS, 1),
             measures_latency=len(self.study.study.directions) > 1,
         )
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus), "OMP_NUM_THREADS": str(place.threads)}
-        if not place.gpus:
-            environment["OMP_WAIT_POLICY"] = "PASSIVE"  # trials beside each other must not spin
+        environment = {**_threads(place), "CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
         outcome = process.run(
+            self._warm,
             order,
             path.with_suffix(".json"),
             environment,
@@ -221,6 +224,14 @@ class Worker:
         path = self.directory / f"{number:04d}.yaml"
         path.write_text(job.to_yaml(), encoding="utf-8")
         return path
+
+
+def _threads(place: Place) -> dict[str, str]:
+    """OpenMP's environment variables."""
+    variables = {"OMP_NUM_THREADS": str(place.threads)}
+    if not place.gpus:
+        variables["OMP_WAIT_POLICY"] = "PASSIVE"  # trials beside each other must not spin
+    return variables
 
 
 def watch(worker: Worker, show: Callable[[], Any] | None = None) -> None:

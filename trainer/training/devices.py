@@ -146,6 +146,8 @@ def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.env
     on_gpus = not job.processes and wanted > 0
     if on_gpus and wanted > there:
         got = f"{wanted}, but this machine has {there or 'none'}"
+        if visible := environment.get("CUDA_VISIBLE_DEVICES"):
+            got += f" with CUDA_VISIBLE_DEVICES={visible}"
         hint = f"ask for at most {there}" if there else "leave --gpus out to train on the CPU"
         problems.append(Problem("--gpus", "", "asks for too many", got, hint))
     if started is None:

@@ -21,7 +21,7 @@ from trainer import job_file
 from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
 from trainer.data.fingerprint import fingerprint
-from trainer.errors import JobError, Problem, RunError, TrainingError
+from trainer.errors import JobError, NoMemoryError, Problem, RunError
 from trainer.job import Job
 from trainer.models import Family, Spec, create, specify, weights
 from trainer.models.weights import Loaded
@@ -66,6 +66,7 @@ def fit(
     callbacks: Sequence[Callback] = (),
     packages: bool = True,
     parent_run_id: str | None = None,
+    parts: int = 1,
 ) -> Run:
     """Train a model on the job's data, package the best epoch's, and score the validation data with it.
 
@@ -74,6 +75,8 @@ def fit(
         callbacks: Lightning's, to be told of the training's course; they come before a checkpoint is written.
         packages: without, the run ends with its checkpoints; of a sweep's trials only the best is packaged.
         parent_run_id: the run in MLflow that this one is below of, a sweep's.
+        parts: how many parts each batch is trained in, one after the other, to need less memory. Their
+            gradients add up; batch norms see the parts. Validation batches are smaller, too.
 
     Raises:
         DataError: the data break the schema; all problems at once, before anything is written.
@@ -85,7 +88,7 @@ def fit(
     """
     if job.sweeps:
         raise JobError("the job cannot be run:", [Problem("", "", "is a sweep, which trainer.fit runs")])
-    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id).run(None)
+    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id, parts=parts).run(None)
 
 
 def resume(
@@ -96,6 +99,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     packages: bool = True,
     parent_run_id: str | None = None,
+    parts: int = 1,
     **others: Any,
 ) -> Run:
     """Go on with a run that was stopped, or train a finished one for more epochs.
@@ -116,7 +120,7 @@ def resume(
     values, _ = job_file.read(run.job)
     values["settings"] = jobs.override(values.get("settings", {}), changes or {})
     job = jobs.make(str(run.job), **{**values, **others, "output": directory})
-    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id).run(run)
+    return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id, parts=parts).run(run)
 
 
 @dataclass
@@ -131,6 +135,7 @@ class _Fitting:
     seed: int | None = None
     ready: Callable[[], object] | None = None
     parent_run_id: str | None = None
+    parts: int = 1
 
     def run(self, earlier: Run | None) -> Run:
         """Train in the directory of an earlier run, or in a new one."""
@@ -278,6 +283,8 @@ class _Fitting:
             log.info("going on from %s after epoch %d", run.last_checkpoint, first_epoch)
         else:
             log.info("weights: %s", loaded or "none, training from scratch")
+        if self.parts > 1:
+            log.info("every batch is trained in %d parts, whose gradients are added up", self.parts)
         log.info("run directory: %s", run.directory)
 
     def _train(
@@ -287,7 +294,7 @@ class _Fitting:
         assert self.seed is not None, "it is prepared"
         training = RecordExamples(self.data.train, self.data.classes)
         validation = RecordExamples(self.data.validation, self.data.classes)
-        batches = Batches(self.family, training, validation, settings, self.seed, first_epoch)
+        batches = Batches(self.family, training, validation, settings, self.seed, first_epoch, self.parts)
         if settings.tile_grid_size is not None:
             tiles = len(batches.training) - len(training)
             log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)
@@ -295,13 +302,15 @@ class _Fitting:
         evaluations = [
             Evaluation(self.family, of, settings, with_loss=number == 0) for number, of in enumerate(truths)
         ]
-        module = TrainingModule(self.family, self.network, evaluations, settings, self.seed)
+        module = TrainingModule(self.family, self.network, evaluations, settings, self.seed, self.parts)
         best = KeepBest(self.job.metric)
         with quiet_lightning(), OtherRanks(self.devices, run.directory) as others:
             if self.ready is not None:
                 self.ready()
             else:
-                others.start(_follow, self.job, run if first_epoch else None, self.callbacks, self.seed)
+                others.start(
+                    _follow, self.job, run if first_epoch else None, self.callbacks, self.seed, self.parts
+                )
             trainer = Trainer(
                 **others.devices.options(),
                 max_epochs=settings.number_of_epochs,
@@ -323,7 +332,7 @@ class _Fitting:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
-                raise TrainingError(
+                raise NoMemoryError(
                     f"memory ran out: {str(error).splitlines()[0]}. Lower validation_batch_size "
                     f"({settings.validation_batch_size}) or the image size"
                 ) from error
@@ -397,9 +406,10 @@ def _follow(
     earlier: Run | None,
     callbacks: Sequence[Callback],
     seed: int,
+    parts: int,
 ) -> None:
     """Another rank's training, in a process that the first one on its machine started."""
-    _Fitting(job, False, callbacks, place=place, seed=seed, ready=ready).run(earlier)
+    _Fitting(job, False, callbacks, place=place, seed=seed, ready=ready, parts=parts).run(earlier)
 
 
 def _seed(settings: Settings, place: devices.Devices) -> int:

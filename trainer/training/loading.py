@@ -108,6 +108,7 @@ class Batches(LightningDataModule):
         scored: the images of each evaluation: those for validation and, if asked for, those for training.
         batch_size: training images in a batch, on each device.
         first_epoch: the one that the training begins with, from 0; later in one that goes on.
+        parts: so many times fewer validation images are scored at once; training batches stay what they are.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Batches(LightningDataModule):
         settings: Settings,
         seed: int,
         first_epoch: int = 0,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -127,6 +129,7 @@ class Batches(LightningDataModule):
             wanted = int(defaults["training_batch_size"])
         self.batch_size = wanted
         self.first_epoch = first_epoch
+        self.parts = parts
         self.seed = seed
         self.family = family
         self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
@@ -144,7 +147,8 @@ class Batches(LightningDataModule):
         return {"batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batch_size = state_dict["batch_size"]
+        if self.settings.training_batch_size == "auto":  # what was found; a number may have been changed
+            self.batch_size = state_dict["batch_size"]
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._ranks()
@@ -158,7 +162,7 @@ class Batches(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, ranks = self._ranks()
-        size = self.settings.validation_batch_size
+        size = max(1, self.settings.validation_batch_size // self.parts)
         return [
             self._loader(
                 items, items.items_of(validation_share(items.images, rank, ranks)), size, collate_fn=list

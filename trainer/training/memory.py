@@ -8,6 +8,9 @@ from contextlib import suppress
 import torch
 from lightning.pytorch.utilities.memory import is_oom_error
 
+NO_MEMORY = 4
+"""Exit status of a process that trains, if memory ran out."""
+
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the GPU, or of the machine, was not enough."""

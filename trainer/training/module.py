@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainer.errors import TrainingError
+from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
 from trainer.models.family import Batch
 from trainer.models.weights_reading import SPEC_KEY
@@ -42,6 +42,7 @@ class TrainingModule(LightningModule):
     Attributes:
         metrics: the figures of the last evaluation by name, the same on every rank.
         parts: how many parts a batch is trained in, one after the other; more than 1 once memory ran out.
+            The gradients add up to those of the whole batch.
         evaluated_epoch: the epoch that they are of, from 0.
     """
 
@@ -52,13 +53,14 @@ class TrainingModule(LightningModule):
         evaluations: Sequence[Evaluation],
         settings: Settings,
         seed: int,
+        parts: int = 1,
     ) -> None:
         """`evaluations`: of the validation images and, where asked for, of the training images."""
         super().__init__()
         # The loop is our own, so that a step which ran out of memory can be taken again in smaller parts.
         self.automatic_optimization = False
         self.seed = seed
-        self.parts = 1
+        self.parts = parts
         self._window: list[Batch] = []
         self.family = family
         self.network = network
@@ -168,7 +170,7 @@ class TrainingModule(LightningModule):
         """After memory ran out: forget the window's gradients, and train in parts half as large from now on.
 
         Raises:
-            TrainingError: the parts are single images already, or other ranks train on, which do not know.
+            NoMemoryError: the parts are single images already, or other ranks train on, which do not know.
         """
         self._optimizer().zero_grad(set_to_none=True)
         images = len(batch["images"])
@@ -176,9 +178,9 @@ class TrainingModule(LightningModule):
             f"epoch {self.current_epoch + 1}: {self.device} ran out of memory with batches of {images} images"
         )
         if self.trainer.world_size > 1:
-            raise TrainingError(f"{where}; lower training_batch_size and raise gradient_accumulation_step")
+            raise NoMemoryError(f"{where}; {self._advice(images)}")
         if self.parts >= images:
-            raise TrainingError(
+            raise NoMemoryError(
                 f"{where} even one image at a time; lower the image size or take a smaller model"
             )
         self.parts *= 2
@@ -189,6 +191,15 @@ class TrainingModule(LightningModule):
             "%s; going on from the last step with batches of %d, gradients of %d of them added up for a step",
             where, -(-images // self.parts), self.parts * self.settings.gradient_accumulation_step,
         )  # fmt: skip
+
+    def _advice(self, images: int) -> str:
+        if images == 1:
+            return "lower the image size or take a smaller model"
+        accumulated = 2 * self.settings.gradient_accumulation_step
+        return (
+            f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
+            f"{accumulated}` goes on from the last epoch with steps of as many images"
+        )
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -247,7 +258,7 @@ class TrainingModule(LightningModule):
         checkpoint[SEED_KEY], checkpoint[PARTS_KEY] = self.seed, self.parts
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.parts = checkpoint[PARTS_KEY]
+        self.parts = max(self.parts, checkpoint[PARTS_KEY])
 
     @property
     def losses(self) -> dict[str, float]:

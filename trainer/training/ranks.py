@@ -28,8 +28,9 @@ from typing import IO, Any
 import torch
 from lightning import Callback, Trainer
 
-from trainer.errors import TrainerError, TrainingError
+from trainer.errors import BrokenOffError, NoMemoryError, TrainerError, TrainingError
 from trainer.training.devices import Devices
+from trainer.training.memory import NO_MEMORY
 
 log = logging.getLogger("trainer")
 
@@ -41,11 +42,13 @@ _SECONDS_TO_LEAVE = 2.0
 """For ranks that are told to end: one that waits for another rank does not hear of it."""
 _LOST = 3
 """Exit status of a rank that another one left; that other one is to blame."""
+_REFUSED = 5
+"""Exit status of a rank that says itself why it does not go on; NO_MEMORY if that is why."""
 _NOT_REACHED = ("gloo", "nccl", "tcpstore", "connection closed by peer", "connection reset by peer")
 """Words by which an error is one of an exchange between ranks."""
 
 
-class LostContactError(TrainingError):
+class LostContactError(BrokenOffError):
     """Another rank does not answer any more."""
 
 
@@ -84,7 +87,7 @@ class OtherRanks:
             assert process.stdout is not None
             if not process.stdout.read(1):
                 process.wait()
-                raise TrainingError(self._ended(rank))
+                raise self._error(rank)
         if self._processes:
             threading.Thread(target=self._watch, daemon=True).start()
 
@@ -131,7 +134,7 @@ class OtherRanks:
             while self._processes and not self._failed() and time.monotonic() < until:
                 time.sleep(0.1)
             if failed := self._failed():
-                raise TrainingError(self._ended(failed[0])) from error
+                raise self._error(failed[0]) from error
             first = str(error).splitlines()[0].split(". ")[0]
             raise LostContactError(
                 f"another rank does not answer any more ({first}); {self._hint()}"
@@ -141,6 +144,12 @@ class OtherRanks:
         """Ranks that ended badly, those first that can be to blame for the others."""
         statuses = {rank: process.poll() for rank, process in self._processes.items()}
         return sorted((rank for rank, s in statuses.items() if s), key=lambda rank: statuses[rank] == _LOST)
+
+    def _error(self, rank: int) -> TrainingError:
+        status, text = self._processes[rank].returncode, self._ended(rank)
+        if status == NO_MEMORY:
+            return NoMemoryError(text)
+        return TrainingError(text) if status == _REFUSED else BrokenOffError(text)
 
     def _ended(self, rank: int) -> str:
         status = self._processes[rank].returncode
@@ -165,12 +174,13 @@ class OtherRanks:
         while not self._over.wait(0.2):
             if not self._failed() or self._over.wait(_SECONDS_TO_NOTICE):
                 continue
-            text = self._ended(self._failed()[0])
+            rank = self._failed()[0]
+            text = self._ended(rank)
             log.debug("the run failed: %s", text)  # for the file
             sys.stderr.write(f"error: {text}\n")
             sys.stderr.flush()
             self._kill()
-            os._exit(1)
+            os._exit(NO_MEMORY if self._processes[rank].returncode == NO_MEMORY else 1)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -226,7 +236,8 @@ def silenced(devices: Devices) -> Iterator[None]:
     except LostContactError:
         raise
     except TrainerError as error:
-        raise TrainingError(f"rank {devices.rank}: {error}") from error
+        kind = NoMemoryError if isinstance(error, NoMemoryError) else TrainingError
+        raise kind(f"rank {devices.rank}: {error}") from error
     finally:
         logging.disable(disabled)
         sys.stdout.flush()
@@ -291,7 +302,8 @@ def main() -> None:
         devices, *others = arguments
         follow(devices, lambda: os.write(ready, b"r"), *others)
     except TrainerError as error:
-        _leave(_LOST if isinstance(error, LostContactError) else 1, f"\nerror: {error}")
+        lost, memory = isinstance(error, LostContactError), isinstance(error, NoMemoryError)
+        _leave(_LOST if lost else NO_MEMORY if memory else _REFUSED, f"\nerror: {error}")
     except KeyboardInterrupt:
         _leave(130, "interrupted")
 
