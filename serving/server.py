@@ -51,6 +51,7 @@ from trainer.tasks import Task
 _DRAINED_BYTES = 20 * MAX_REQUEST_BYTES
 
 _CLOSING_S = 5.0
+_PATIENCE_S = 0.5
 
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ _CODES = {
     415: "unsupported_media_type",
     422: "not_an_image",
     429: "busy",
+    499: "client_gone",
     500: "internal_error",
     503: "stopping",
     504: "timeout",
@@ -118,9 +120,11 @@ class Service:
         with self.admission.enter() as ticket:
             body = await self._read_body(request, ticket)
             try:
-                async with asyncio.timeout(self.options.timeout_s):
+                async with asyncio.timeout(self.options.timeout_s) as limit, _while_listening(request, limit):
                     scored = await self.pipeline.score(lambda: read(body), ticket)
             except TimeoutError:
+                if request.scope.get("trainer.gone"):
+                    raise HTTPException(499, "the client has closed the connection") from None
                 raise HTTPException(
                     504,
                     f"no answer within {self.options.timeout_s:g} s, it was given up; send fewer images "
@@ -162,6 +166,33 @@ class Service:
         if received > MAX_REQUEST_BYTES:
             raise _too_large()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+@asynccontextmanager
+async def _while_listening(request: Request, limit: asyncio.Timeout) -> AsyncIterator[None]:
+    """End the time of a request whose client goes away, so that nobody works for nobody.
+
+    Most requests are answered before it begins to look.
+    """
+    watch: asyncio.Task[None] | None = None
+
+    async def listen() -> None:
+        # The body was read: all that can come is the news that the connection is closed.
+        await request.receive()
+        request.scope["trainer.gone"] = True
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    def begin() -> None:
+        nonlocal watch
+        watch = asyncio.create_task(listen())
+
+    timer = asyncio.get_running_loop().call_later(_PATIENCE_S, begin)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()
 
 
 def create_app(

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import httpx
 import jsonschema
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from serving import protocol
@@ -366,6 +367,26 @@ def test_an_answer_that_takes_too_long_is_given_up(
         assert metric(client, "trainer_queue_images") == 0
 
 
+def test_nobody_works_for_a_client_that_is_gone(
+    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
+) -> None:
+    scorer = scorer_of(packaged)
+    gate = Gate(scorer)
+    content = json.dumps(body(*[encode(make_image())] * 500)).encode()
+    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content)
+    with serve_app(scorer, Options(cores=1)) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(head + content)
+            assert gate.reached.acquire(timeout=30)
+        until = time.monotonic() + 10
+        while metric(client, "trainer_queue_images") > 0:
+            assert time.monotonic() < until
+        gate.opened.set()
+        assert client.post("/score", json=body(encode(make_image()))).status_code == 200
+        assert metric(client, "trainer_batch_images_sum") < 100
+        assert 'trainer_errors_total{kind="client_gone"} 1.0' in client.get("/metrics").text
+
+
 def test_too_many_rows_are_refused(packaged: Packaged, serve_app: ServeApp) -> None:
     with serve_app(scorer_of(packaged), Options(max_rows=3)) as client:
         check_error(client.post("/score", json=body(*["AAAA"] * 4)), 413, "too_large", "at most 3 are scored")
@@ -537,6 +558,15 @@ def start(model: Path, *flags: str, environment: dict[str, str] | None = None) -
     return server, httpx.Client(base_url=url, timeout=120)
 
 
+def running_workers(server: int) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(server).children():
+        with suppress(psutil.NoSuchProcess):  # a zombie, for a moment
+            if any("spawn_main" in part for part in child.cmdline()):
+                found.append(child)
+    return found
+
+
 def test_workers_share_the_work_and_their_figures_and_end_with_what_they_accepted(
     packaged: Packaged, make_image: MakeImage, encode: Encode
 ) -> None:
@@ -549,6 +579,13 @@ def test_workers_share_the_work_and_their_figures_and_end_with_what_they_accepte
         for _ in range(5):
             answer = client.get("/metrics", headers={"Connection": "close"})
             assert 'trainer_requests_total{path="/score",status="200"} 20.0' in answer.text.splitlines()
+        workers = running_workers(server.pid)
+        workers[0].kill()
+        until = time.monotonic() + 120
+        while len(running_workers(server.pid)) < 2 or workers[0] in running_workers(server.pid):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert client.post("/score", content=image, headers=headers).status_code == 200
         with ThreadPoolExecutor(4) as pool:
             rows = body(*[encode(image)] * 400)
             asked = [
@@ -562,12 +599,12 @@ def test_workers_share_the_work_and_their_figures_and_end_with_what_they_accepte
         out, errors = server.communicate(timeout=60)
     finally:
         server.kill()
-        server.wait()
+        server.communicate()
         client.close()
     assert server.returncode == 0
     assert "Traceback" not in errors
     lines = [json.loads(line) for line in out.splitlines()]
-    assert sum(line["path"] == "/score" and line["status"] == 200 for line in lines) == 24
+    assert sum(line["path"] == "/score" and line["status"] == 200 for line in lines) == 25
 
 
 def test_readiness_ends_before_the_service(packaged: Packaged, serve_app: ServeApp) -> None:
@@ -582,8 +619,6 @@ def test_memory_does_not_grow_with_requests(
     packaged: Packaged, make_image: MakeImage, encode: Encode
 ) -> None:
     """A shorter form of the run in benchmarks/serving.py --memory."""
-    import psutil
-
     server, client = start(packaged(Task.CLASSIFICATION), "--no-access-log")
     try:
         rows = [json.dumps(body(encode(make_image(seed, (320, 240))))).encode() for seed in range(8)]
