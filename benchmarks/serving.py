@@ -8,7 +8,7 @@ untrained networks of four classes and 640 x 480 JPEGs. The clients are one proc
 which sends the next request when it has the answer to the last.
 
 ceiling   decoding, preprocessing and the batched network in one process with the service's threads, without
-          HTTP, JSON or base64: the faster of two ways, and with the weights laid out as the service lays them
+          HTTP, JSON or base64: the fastest of several ways, with the weights laid out as the service does
 serve     trainer serve, POST /score
 serve (i) the same, POST /invocations
 mlflow    mlflow models serve, POST /invocations
@@ -110,6 +110,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
+    from serving.batching import largest_batch
     from serving.options import available_cores
     from serving.scorer import Scorer
     from trainer.data.images import decode
@@ -119,8 +120,8 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
     scorer.speed_up()
     parameters = scorer.spec.parameters
 
-    def batch(start: int) -> list[bytes]:
-        return [files[(start + offset) % len(files)] for offset in range(MAX_BATCH)]
+    def batch(start: int, size: int) -> list[bytes]:
+        return [files[(start + offset) % len(files)] for offset in range(size)]
 
     def prepared(file: bytes) -> Any:
         return scorer.preprocess(decode(file))
@@ -130,20 +131,20 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
         for output, (_, geometry) in zip(outputs, images, strict=True):
             by.encoded(output, geometry, parameters)
 
-    def together() -> float:
+    def together(size: int) -> float:
         """The network in all cores, the next batch being decoded meanwhile."""
         torch.set_num_threads(cores)
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            done, ahead = 0, [pool.submit(prepared, file) for file in batch(0)]
+            done, ahead = 0, [pool.submit(prepared, file) for file in batch(0, size)]
             began = time.perf_counter()
             while (spent := time.perf_counter() - began) < seconds:
                 images = [future.result() for future in ahead]
-                ahead = [pool.submit(prepared, file) for file in batch(done)]
+                ahead = [pool.submit(prepared, file) for file in batch(done, size)]
                 answered(scorer, images)
-                done += MAX_BATCH
+                done += size
         return done / spent
 
-    def apart() -> float:
+    def apart(size: int) -> float:
         """A core does all of a batch by itself."""
         until = time.perf_counter() + seconds
 
@@ -151,8 +152,8 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
             torch.set_num_threads(1)
             done = 0
             while time.perf_counter() < until:
-                answered(own, [prepared(file) for file in batch(done)])
-                done += MAX_BATCH
+                answered(own, [prepared(file) for file in batch(done, size)])
+                done += size
             return done
 
         began = time.perf_counter()
@@ -160,8 +161,10 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
             done = sum(pool.map(work, [scorer.replica() for _ in range(cores)]))
         return done / (time.perf_counter() - began)
 
-    answered(scorer, [prepared(file) for file in batch(0)])
-    return max(together(), apart())
+    tensor, _ = first = prepared(files[0])
+    answered(scorer, [first])
+    sizes = {MAX_BATCH, largest_batch(tensor, MAX_BATCH, on_cpu=True)}
+    return max(way(size) for size in sizes for way in (together, apart))
 
 
 def litserve(model: Path, port: int) -> None:

@@ -26,6 +26,10 @@ from trainer.scoring import ScoringParameters
 if TYPE_CHECKING:
     from torch import Tensor
 
+# What a core's caches hold of a network's activations: YOLO11n at 640 x 640 takes 15 % less time an image in
+# batches of 2 to 4 than of 8, ResNet-18 at 224 x 224 no more from 4 on (measured on a Xeon with 2 MB of L2).
+_CPU_PIXELS = 1_600_000
+
 _logger = logging.getLogger(__name__)
 
 
@@ -58,6 +62,12 @@ class Item:
         return self.parameters, tuple(self.tensor.shape)
 
 
+def largest_batch(tensor: Tensor, max_batch: int, *, on_cpu: bool) -> int:
+    """How many images of a tensor's size go through the network at once, at most."""
+    height, width = tensor.shape[-2:]
+    return max(1, min(max_batch, _CPU_PIXELS // (height * width))) if on_cpu else max_batch
+
+
 class Batcher:
     """The queue in front of the network, and the lanes behind it."""
 
@@ -74,7 +84,7 @@ class Batcher:
         Args:
             lanes: a scorer for each lane, none of them used elsewhere.
             max_wait: seconds that a batch waits for images which are being decoded.
-            threads: that PyTorch may use in all lanes together; 0 leaves PyTorch's setting alone.
+            threads: that PyTorch may use in all lanes together; 0 on a GPU.
             observe: is told of each batch: images, seconds that its oldest waited, seconds in the network.
         """
         self._max_batch = max_batch
@@ -137,10 +147,12 @@ class Batcher:
                     continue
                 key, queue = min(self._queues.items(), key=lambda pair: pair[1][0].since)
                 left = queue[0].since + self._max_wait - time.monotonic()
-                if len(queue) < self._share() and self._expected > 0 and left > 0 and not self._closed:
+                most = largest_batch(queue[0].tensor, self._max_batch, on_cpu=self._threads > 0)
+                share = min(most, self._share())
+                if len(queue) < share and self._expected > 0 and left > 0 and not self._closed:
                     self._changed.wait(left)
                     continue
-                batch = [queue.popleft() for _ in range(min(len(queue), self._share()))]
+                batch = [queue.popleft() for _ in range(min(len(queue), share))]
                 if not queue:
                     del self._queues[key]
                 self._waiting -= len(batch)
@@ -150,7 +162,7 @@ class Batcher:
     def _share(self) -> int:
         """How many of those waiting a lane takes: what is left for idle lanes need not wait for this one."""
         idle = max(1, len(self._lanes) - self._busy)
-        return min(self._max_batch, max(1, -(-(self._waiting + self._expected) // idle)))
+        return max(1, -(-(self._waiting + self._expected) // idle))
 
     def _run(self, scorer: Scorer, lanes: int) -> None:
         import torch

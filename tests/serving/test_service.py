@@ -205,7 +205,7 @@ def test_mlflow_and_we_answer_alike(
     import uvicorn
     from mlflow.pyfunc import scoring_server
 
-    rows = [encode(make_image(seed)) for seed in range(3)]
+    rows = [encode(make_image(seed, size)) for seed, size in enumerate([(60, 40), (60, 40), (40, 70)])]
     params = {} if task is Task.MULTILABEL else {"params": {"box_detections_per_image": 2}}
     expected = load_model(task).predict(pd.DataFrame({"image": rows}), **params).to_dict("records")
     forms = [
@@ -292,6 +292,29 @@ def test_what_comes_together_is_scored_together(
         assert metric(client, "trainer_batch_images_sum") == 11
         assert 3 <= metric(client, "trainer_batch_images_count") <= 6
         assert metric(client, "trainer_queue_images") == metric(client, "trainer_queue_bytes") == 0
+
+
+def test_no_image_is_padded_for_its_company(
+    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
+) -> None:
+    """Faster R-CNN's tensors have the images' shapes, and padding would change what is found."""
+    scorer = scorer_of(packaged, Task.DETECTION)
+    images = [make_image(seed, size) for seed, size in enumerate([(60, 40), (40, 60), (90, 40), (61, 40)])]
+    alone = [scorer.score_images([_decoded(image)], scorer.spec.parameters)[0] for image in images]
+    with serve_app(scorer, Options(cores=1, max_wait_ms=1000)) as client:
+        together = client.post("/score", json=body(*map(encode, images)))
+    assert_alike(together.json(), alone)
+
+
+def test_a_batch_on_a_cpu_fits_its_caches() -> None:
+    import torch
+
+    from serving.batching import largest_batch
+
+    large, small = torch.empty(3, 640, 640), torch.empty(3, 224, 224)
+    assert largest_batch(large, 8, on_cpu=True) < largest_batch(large, 8, on_cpu=False) == 8
+    assert largest_batch(small, 8, on_cpu=True) == 8
+    assert largest_batch(torch.empty(3, 4000, 4000), 8, on_cpu=True) == 1
 
 
 def _decoded(content: bytes) -> Any:

@@ -225,7 +225,7 @@ class Family(ABC):
         for start in range(0, len(views), _VIEWS_AT_ONCE):
             batch = views[start : start + _VIEWS_AT_ONCE]
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
-            outputs = self.infer(network, [tensor.to(device) for tensor, _ in prepared], parameters)
+            outputs = self._unpadded(network, [tensor.to(device) for tensor, _ in prepared], parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 found[index].append((view, self.postprocess(output, geometry, parameters)))
         return [self._above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in found]
@@ -246,3 +246,17 @@ class Family(ABC):
             scores=prediction.scores[kept],
             masks=masks,
         )
+
+    def _unpadded(
+        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
+    ) -> list[Any]:
+        """`infer`, those of one size at a time: padded to another's, an image is answered differently."""
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for index, tensor in enumerate(tensors):
+            sizes.setdefault(tuple(tensor.shape), []).append(index)
+        outputs: list[Any] = [None] * len(tensors)
+        for indices in sizes.values():
+            found = self.infer(network, [tensors[index] for index in indices], parameters)
+            for index, output in zip(indices, found, strict=True):
+                outputs[index] = output
+        return outputs
