@@ -34,7 +34,7 @@ from trainer.metrics.sources import Sources, place
 
 MISSED = "Missed"
 USUAL_THRESHOLD = 0.5
-"""Where a class has no best one."""
+"""Where a class has no best one; and from which on a prediction is sure enough to speak against a label."""
 _STEP = 1 / 500
 _EXAMPLES = 12
 
@@ -234,12 +234,14 @@ def worst_images(
 def label_issues(judged: Judged, classes: Sequence[str], sources: Sources | None) -> list[LabelIssue]:
     """Where the model is sure of something that the labels do not say, the surest first.
 
-    Of predictions at least as sure as which most of their class's are right: those on an object of another
-    class, which nothing found under its own ("wrong class"); those where nothing is labelled ("missing"); and
-    those beside an object of their class that nothing found ("badly placed").
+    Of predictions with a score of at least 0.5, of which those of their class that are as sure are mostly
+    right: those on an object of another class, which nothing found under its own ("wrong class"); those where
+    nothing is labelled ("missing"); and those beside an object of their class that nothing found ("badly
+    placed").
     """
     kinds = {CLASSIFICATION: "wrong class", BACKGROUND: "missing", LOCALISATION: "badly placed"}
-    rows = np.flatnonzero(_mostly_right(judged, len(classes)) & np.isin(judged.kinds, list(kinds)))
+    sure = (judged.scores >= USUAL_THRESHOLD) & _mostly_right(judged, len(classes))
+    rows = np.flatnonzero(sure & np.isin(judged.kinds, list(kinds)))
     found: list[LabelIssue] = []
     told = set()
     for row in rows[np.argsort(-judged.scores[rows], kind="stable")].tolist():
