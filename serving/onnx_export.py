@@ -113,6 +113,7 @@ def describe(family: Family, *, normalize: bool) -> dict[str, Any]:
         },
         "outputs": {name: _OUTPUTS[name] for name in outputs},
         "parameters": {name: getattr(spec.parameters, name) for name in parameters},
+        "class_score_thresholds": spec.class_score_thresholds,
     }
 
 
@@ -167,6 +168,7 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
 
         mean: Tensor
         std: Tensor
+        lowest: Tensor
 
         def __init__(self) -> None:
             super().__init__()
@@ -176,13 +178,22 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
             for name in ("mean", "std"):
                 value = torch.tensor(getattr(preparation, name))[:, None, None]
                 self.register_buffer(name, value, persistent=False)
+            needed = family.spec.class_score_thresholds
+            self.by_class = bool(needed)
+            own = family.spec.parameters.box_score_threshold
+            lowest = torch.tensor([needed.get(name, own) for name in family.spec.classes])
+            self.register_buffer("lowest", lowest, persistent=False)
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             if normalize:
                 images = images.float() / 255
                 if self.shifts:
                     images = (images - self.mean) / self.std
-            return tuple(family.graph(self.network, images, family.spec.parameters).values())
+            outputs = family.graph(self.network, images, family.spec.parameters)
+            if self.by_class:
+                kept = outputs["scores"] >= self.lowest[outputs["labels"]]
+                outputs = {name: output[kept] for name, output in outputs.items()}
+            return tuple(outputs.values())
 
     return Graph()
 

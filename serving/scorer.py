@@ -155,6 +155,7 @@ class Scorer:
             RunError: the network yields numbers that are not finite.
         """
         prediction = self._family.postprocess(output, geometry, parameters)
+        prediction = self._family.above_class_thresholds(prediction, parameters)
         return encode(to_answer(prediction, self.spec.classes, parameters.max_number_of_polygon_points))
 
     def replica(self) -> Scorer:

@@ -85,7 +85,9 @@ def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, truth
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.DETECTION])
 def test_slices(task: Task, packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
     data = truths(task)
-    whole = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"])).analysis
+    found = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"]))
+    assert not any("is no key of the data schema" in remark for remark in found.remarks)
+    whole = found.analysis
     parts = {(part.by, part.value): part for part in whole.slices}
     assert {(by, value): part.images for (by, value), part in parts.items() if by != "object size"} == {
         ("camera", "right"): 3,
@@ -160,7 +162,9 @@ def test_classes_that_the_model_does_not_know(
     with pytest.raises(DataError, match=message):
         evaluate_model(packaged(task), [data])
     missed = evaluate_model(packaged(task), [data], Options(unknown_classes="missed"))
-    assert "bottle" in missed.remarks[-1]
+    assert any("does not know bottle: what there is of them counts" in remark for remark in missed.remarks)
+    # keys of the user's own that nothing is asked about are warned of
+    assert any("camera: is no key of the data schema" in remark for remark in missed.remarks)
     assert missed.analysis.classes == sorted([*CLASSES, "bottle"])
     assert missed.analysis.per_class["bottle"]["recall"] == 0
     ignored = evaluate_model(packaged(task), [data], Options(unknown_classes="ignored"))

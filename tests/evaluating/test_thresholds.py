@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from serving.payload import ImageRow
 from serving.scorer import Scorer, read_spec
 from tests.evaluating.conftest import CLASSES, image_file
+from trainer.data.images import decode
 from trainer.errors import RunError
 from trainer.evaluating import thresholds
 from trainer.evaluating.evaluate import evaluate_model
@@ -44,6 +46,10 @@ def test_each_class_has_its_own_and_a_request_overrides_all(model: Path) -> None
     expected = [box for box in before if box["label"] != label or box["score"] >= middle]
     assert 0 < len(expected) < len(before)
     assert answer(model) == expected
+    scorer = Scorer.load(model / "artifacts", "cpu")  # as the service asks it, which scores batch by batch
+    tensor, geometry = scorer.preprocess(decode(image_file(3)))
+    (output,) = scorer.infer([tensor], scorer.spec.parameters)
+    assert json.loads(scorer.encoded(output, geometry, scorer.spec.parameters))["boxes"] == expected
     assert answer(model, box_score_threshold=0.001) == before
     # applied once more, a class that has no new one keeps the one it has
     other = next(name for name in CLASSES if name != label)

@@ -54,7 +54,14 @@ def test_a_run_holds_all_that_it_promises(
     for checkpoint in (run.best_checkpoint, run.last_checkpoint):
         torch.load(checkpoint, weights_only=True)
     assert (run.model / "MLmodel").is_file()
-    assert "epoch 2/2" in run.log.read_text("utf-8")
+    said = run.log.read_text("utf-8")
+    assert "epoch 2/2" in said
+    # every figure of an evaluation is said, under its name, and stands in the table
+    assert "log_loss_train" in result.metrics
+    for name, value in result.metrics.items():
+        assert name in table[-1]
+        if not name.startswith("iou_classwise."):
+            assert f"{name} {value:.4f}" in said
 
 
 def test_the_job_file_of_a_run_gives_the_same_run_again(

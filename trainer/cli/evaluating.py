@@ -97,7 +97,7 @@ def evaluate(
             run_or_model, data, options, box_score_threshold=box_score_threshold, device=device
         )
     for remark in found.remarks:
-        print(f"note: {remark}", file=sys.stderr)
+        print(remark if remark.startswith("warning: ") else f"note: {remark}", file=sys.stderr)
     _show(found.analysis)
     if output is not None:
         print(f"\nwritten: {output}")
@@ -169,7 +169,7 @@ def _show(analysis: Analysis) -> None:
     if "slices" in made:
         figures = [name for name in analysis.figures if name in _OF_SLICES]
         show("slices", made["slices"], ("by", "value", "images", "objects", *figures), _MANY)
-    show("classes", made.get("per_class", []), tuple(made.get("per_class", [{}])[0]), _MANY)
+    show("figures of each class", made.get("per_class", []), tuple(made.get("per_class", [{}])[0]), _MANY)
     if "image_level" in made:
         show("is any object in the image", made["image_level"], ("figure", "value"), _MANY)
     show(f"figures on {analysis.images:,} images", made["figures"], ("figure", "value"), _MANY)

@@ -14,6 +14,7 @@ import numpy as np
 
 from trainer import metrics
 from trainer.annotations import Classification, Detections, Prediction
+from trainer.data.checking import Checked
 from trainer.data.progress import track
 from trainer.data.records import Records
 from trainer.errors import JobError, Problem, RunError
@@ -30,6 +31,7 @@ from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 _METRIC_TYPE = "coco_voc"
+_SHOWN_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,7 @@ def evaluate_model(
     )
     of, remarks = subject.make(checked.records, files, spec.classes, options.unknown_classes)
     parts = slices.by_key(of.records, of.files, options.slice_by)
-    if checked.skipped:
-        remarks.append(f"{len(checked.skipped):,} invalid lines are left out")
+    remarks += _told(checked)
     thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
     )
@@ -167,8 +168,7 @@ def evaluate_answers(
     parts = slices.by_key(of.records, of.files, options.slice_by)
     if len(of.records) < len(records):
         answers = answers.subset(_kept_indices(records, of.records))
-    if checked.skipped:
-        remarks.append(f"{len(checked.skipped):,} invalid lines are left out")
+    remarks += _told(checked)
     found: list[Prediction | Scene] = []
     sizes: list[tuple[int, int]] = []
     if task.is_classification:
@@ -181,6 +181,14 @@ def evaluate_answers(
             rles = [masks.from_polygons(each, size) for each in polygons] if by_masks else None
             found.append(scenes.make(prediction, of.truth(index), of.classes, by_masks=by_masks, rles=rles))
     return _finished(of, task, found, sizes, parts, options, remarks)
+
+
+def _told(checked: Checked) -> list[str]:
+    """What is to be said of the data: oddities, and how many lines are left out."""
+    told = [str(problem) for problem in checked.problems if problem.warning][:_SHOWN_WARNINGS]
+    if checked.skipped:
+        told.append(f"{len(checked.skipped):,} invalid lines are left out")
+    return told
 
 
 def _kept_indices(records: Records, kept: Records) -> list[int]:

@@ -228,9 +228,9 @@ class Family(ABC):
             outputs = self._unpadded(network, [tensor.to(device) for tensor, _ in prepared], parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 found[index].append((view, self.postprocess(output, geometry, parameters)))
-        return [self._above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in found]
+        return [self.above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in found]
 
-    def _above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
+    def above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
         """The boxes with the score that their class needs; all if the request has a threshold of its own."""
         needed = self.spec.class_score_thresholds
         own = self.spec.parameters.box_score_threshold

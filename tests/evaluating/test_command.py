@@ -1,0 +1,89 @@
+"""`trainer evaluate` as users meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.evaluating.conftest import write_lines
+from trainer import cli
+from trainer.tasks import Task
+
+BOX = {"topX": 0.1, "topY": 0.1, "bottomX": 0.5, "bottomY": 0.5}
+
+
+def test_a_model_in_a_process_of_its_own(
+    packaged: Callable[..., Path], truths: Callable[[Task], Path], tmp_path: Path
+) -> None:
+    arguments = [
+        "evaluate", packaged(Task.DETECTION), "--data", truths(Task.DETECTION), "--output", tmp_path / "out",
+        "--slice-by", "camera", "--device", "cpu", "--apply-thresholds", "--model-output", tmp_path / "best",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "from trainer.cli import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, encoding="utf-8", timeout=300, check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))["figures"]
+    assert f"mean_average_precision  {figures['mean_average_precision']:.4f}" in done.stdout
+    titles = ["kinds of errors", "best score thresholds", "slices", "of each class", "figures on 6 images"]
+    places = [done.stdout.index(title) for title in titles]
+    assert places == sorted(places)  # the figures come last, where a terminal ends
+    assert "왼쪽" in done.stdout
+    assert "camera: is no key" not in done.stderr
+    assert done.stdout.endswith(f"thresholds applied: {tmp_path / 'best'}\n")
+    spec = json.loads((tmp_path / "best" / "artifacts" / "spec.json").read_text("utf-8"))
+    assert len(spec["class_score_thresholds"]) == 3
+
+
+def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    details = {"format": "png", "width": 100, "height": 100}
+    label = [{"label": "[red]can", "isCrowd": 0, **BOX}]
+    data = write_lines(
+        tmp_path / "test.jsonl", [{"image_url": "a.png", "image_details": details, "label": label}]
+    )
+    answers = write_lines(
+        tmp_path / "answers.jsonl", [{"boxes": [{"box": BOX, "label": "[red]can", "score": 0.8}]}]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.app(
+            [
+                "evaluate",
+                "--task",
+                "image_object_detection",
+                "--predictions",
+                str(answers),
+                "--data",
+                str(data),
+            ]
+        )
+    assert not ended.value.code
+    printed = capsys.readouterr().out
+    assert "[red]can" in printed  # a class's name is no markup
+    assert "mean_average_precision  1.0000" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "d.jsonl"], "give either a run or model, or --predictions, got neither"),
+        (
+            ["run", "--predictions", "a.jsonl", "--data", "d"],
+            "give either a run or model, or --predictions, got",
+        ),
+        (["--predictions", "a.jsonl", "--data", "d"], "--task: must say what --predictions are for"),
+        (["run", "--data", "d", "--task", "x"], "--task: goes with --predictions; a model knows its task"),
+        (["run", "--data", "d", "--model-output", "m"], "--model-output: goes with --apply-thresholds"),
+    ],
+)
+def test_flags_that_do_not_go_together(arguments: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        cli.app(["evaluate", *arguments])
