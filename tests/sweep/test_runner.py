@@ -148,6 +148,12 @@ def test_the_fastest_and_the_best(digits: SampleData, tmp_path: Path) -> None:
     latency = {row["model_name"]: float(row["latency_ms"]) for row in table(run.directory)}
     assert 0 < latency[MODEL] < latency["vitb16r224"]
     assert any(row["pareto"] == "True" for row in table(run.directory))
+    page = run.report.read_text("utf-8")
+    assert 'id="pareto"' in page
+    assert "trained to their end; there are 2" in page  # nothing is said about importance
+    for number in ("0000", "0001"):
+        assert f'href="trials/{number}/report.html"' in page
+        assert (run.directory / "trials" / number / "report.html").is_file()
     with pytest.raises(RunError, match="no trial came to an end within"):
         trainer.fit(
             job(

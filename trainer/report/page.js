@@ -13,6 +13,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     return areNumbers ? one - other : String(one).localeCompare(String(other), undefined, { numeric: true });
   };
   headings.forEach((heading, place) => {
+    if (!heading.textContent.trim()) return; // a button needs a name
     const button = document.createElement("button");
     button.type = "button";
     button.append(...heading.childNodes);
@@ -36,5 +37,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// Printed pages have everything unfolded.
-addEventListener("beforeprint", () => document.querySelectorAll("figure details").forEach((each) => { each.open = false; }));

@@ -227,7 +227,7 @@ def scatter(
         )
     rows = [(point.label, point.x, point.y, "yes" if point.stressed else "") for point in points]
     described = f"{len(points)} points; stressed: {', '.join(point.label for point in stressed) or 'none'}."
-    table = Table(name, title, ("", x_label, y_label, "stressed"), rows)
+    table = Table(name, title, ("point", x_label, y_label, "stressed"), rows)
     return Chart(name, title, described, "".join(drawn), WIDTH, plot.height, table, remarks=tuple(remarks))
 
 
@@ -326,7 +326,7 @@ def _table_of(name: str, title: str, series: Sequence[Series], x_label: str) -> 
         for each in series
         for x, y in _thinned(list(zip(each.x, each.y, strict=True)), most)
     ]
-    return Table(name, title, ("", x_label, "value"), rows)
+    return Table(name, title, ("line", x_label, "value"), rows)
 
 
 def _thinned(rows: list[Sequence[object]], most: int = _TABLE_ROWS) -> list[Sequence[object]]:
