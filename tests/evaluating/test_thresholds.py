@@ -58,6 +58,24 @@ def test_each_class_has_its_own_and_a_request_overrides_all(model: Path) -> None
     assert {box["label"] for box in answer(model)}.isdisjoint({other})
 
 
+def test_an_exported_graph_has_them_inside(model: Path) -> None:
+    import torch
+
+    from serving.onnx_export import _graph
+    from serving.scorer import load_network
+
+    before = answer(model)
+    label = before[0]["label"]
+    thresholds.apply(model, {label: 1.0})
+    family, network = load_network(model / "artifacts", "cpu")
+    tensor, _ = family.preprocess(decode(image_file(3)))
+    with torch.no_grad():
+        _, scores, labels = _graph(family, network, normalize=False).eval()(tensor[None])
+    expected = [box for box in before if box["label"] != label]
+    assert [CLASSES[index] for index in labels.tolist()] == [box["label"] for box in expected]
+    assert scores.tolist() == pytest.approx([box["score"] for box in expected], abs=1e-4)
+
+
 def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

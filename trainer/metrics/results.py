@@ -258,7 +258,7 @@ class Analysis(_Part):
 
     def to_json(self) -> str:
         """As JSON text (strict: what is undefined is null)."""
-        return self.model_dump_json(indent=1, exclude_defaults=False)
+        return self.model_dump_json(indent=1)
 
     @classmethod
     def read(cls, path: Path) -> Analysis:
