@@ -164,6 +164,10 @@ def test_logarithmic_axes() -> None:
     assert not wants_log([0.5, 1.0])
 
 
+def test_epochs_are_whole() -> None:
+    assert [Scale.of_epochs(last).ticks() for last in (1, 3, 12)] == [[1, 2], [1, 2, 3], [3, 6, 9, 12]]
+
+
 def test_numbers_as_they_are_read() -> None:
     assert [shown(value) for value in (0.12345, 1234567, 12.0, math.nan, None, 1e-7, "x")] == [
         "0.1235", "1,234,567", "12", "–", "–", "1e-07", "x",

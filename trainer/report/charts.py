@@ -66,7 +66,9 @@ class Chart:
 
     def _svg(self, before: str = "") -> Html:
         # Type keeps about its size on wide and on narrow pages.
-        bound = f"min-width:{self.width:.0f}px" if self.wide else f"max-width:{1.4 * self.width:.0f}px"
+        bound = f"max-width:{1.4 * self.width:.0f}px"
+        if self.wide:
+            bound += f";min-width:{self.width:.0f}px"
         return Html(
             f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" role="img" '
             f'viewBox="0 0 {self.width:g} {self.height:g}" style="{bound}" '

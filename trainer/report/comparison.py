@@ -163,7 +163,7 @@ def _courses(compared: Sequence[_Compared]) -> list[object]:
             ends = Scale(0.0, 1.0) if name in metrics else None
             blocks.append(
                 lines(f"compared-{name.replace('_', '-')}", name, series, x_label="epoch",
-                      x_scale=Scale(1.0, max(2.0, last)), y_scale=ends)
+                      x_scale=Scale.of_epochs(last), y_scale=ends)
             )  # fmt: skip
     return blocks
 

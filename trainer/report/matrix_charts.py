@@ -15,6 +15,7 @@ _WITH_NUMBERS = 16
 _SQUARE = 30.0
 _AXIS_HEIGHT = 230.0
 _AXIS_DISTANCE = 118.0
+_FEW_VALUES = 5
 
 
 def heat_map(
@@ -189,7 +190,10 @@ class _Numbers:
     """An axis of numbers."""
 
     def __init__(self, values: Sequence[float]) -> None:
+        self._few = sorted(set(values)) if 1 < len(set(values)) <= _FEW_VALUES else []
         self._scale = Scale.over(values, log=wants_log(values))
+        if self._few and not self._scale.log:
+            self._scale = Scale(self._few[0], self._few[-1])
 
     def position(self, value: object) -> float | None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -197,7 +201,10 @@ class _Numbers:
         return self._scale.position(value)
 
     def ticks(self) -> list[tuple[float, str]]:
-        return [(self._scale.position(value), tick_shown(value)) for value in self._scale.ticks()]
+        # Of a choice of a few numbers each stands at its axis.
+        return [
+            (self._scale.position(value), tick_shown(value)) for value in self._few or self._scale.ticks()
+        ]
 
 
 class _Words:

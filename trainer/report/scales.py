@@ -84,6 +84,12 @@ class Scale:
             last = math.ceil(last / step - 1e-9) * step
         return cls(first, last, False, step)
 
+    @classmethod
+    def of_epochs(cls, last: float) -> Scale:
+        """From the first epoch to the last, with whole numbers at it."""
+        high = max(last, 2.0)
+        return cls(1.0, high, False, float(math.ceil(_step(high - 1.0))))
+
     def position(self, value: float) -> float:
         """0 at the low end, 1 at the high one; values beyond are held at the ends."""
         if self.log:

@@ -120,7 +120,7 @@ def _courses(run: Run, ended: Sequence[Trial], metric: str, best: int | None) ->
         last = max(max(each.x) for each in series)
         blocks.append(
             lines("trial-courses", f"{metric} by epoch, of the best trials", series, x_label="epoch",
-                  x_scale=Scale(1.0, max(2.0, last)))
+                  x_scale=Scale.of_epochs(last))
         )  # fmt: skip
     return blocks
 

@@ -176,8 +176,7 @@ def _chart(
 
 
 def _epochs(rows: Rows) -> Scale:
-    last = max((row["epoch"] for row in rows), default=1.0)
-    return Scale(1.0, max(last, 2.0))
+    return Scale.of_epochs(max((row["epoch"] for row in rows), default=1.0))
 
 
 def _all_numbers(rows: Rows) -> list[Folded]:
