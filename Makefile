@@ -11,7 +11,7 @@ JOBS ?= 2
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test clean
+.PHONY: help venv demo lint test bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +31,13 @@ lint: $(VENV)/.installed-dev ## check style, format, types and who imports whom
 test: $(VENV)/.installed-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
+bench: $(VENV)/.installed-bench ## measure against what users would pick instead: the quick CPU set, 15 minutes
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/input_pipeline.py --rounds 1
+	$(BIN)/python benchmarks/startup.py --rounds 2
+	$(BIN)/python benchmarks/evaluation.py --images 500
+	$(BIN)/python benchmarks/serving.py --models resnet18 --rounds 2 --seconds 5 --warm-up 2
+
 clean: ## remove what make made: .venv, the demo, builds and caches (runs/ stays)
 	rm -rf $(VENV) demo build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -43,6 +50,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[test,dev,rfdetr]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[bench]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

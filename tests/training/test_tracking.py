@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 import trainer
+from tests.mlflow_server import mlflow_server
 from tests.training.conftest import job as make_job
 from tests.training.conftest import rows
 from trainer import cli
@@ -144,32 +144,8 @@ class Gate:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a real `mlflow server`."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    Store(f"sqlite:///{folder}/mlflow.db").check()  # makes the database sooner than the server would
-    with (folder / "log").open("wb") as said:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
-                *("--artifacts-destination", str(folder / "files")),
-            ],
-            cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True,
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + 120
-        while True:
-            assert process.poll() is None, (folder / "log").read_text("utf-8")
-            assert time.monotonic() < until, (folder / "log").read_text("utf-8")
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            time.sleep(0.2)
+    with mlflow_server(tmp_path_factory.mktemp("server")) as port:
         yield port
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture

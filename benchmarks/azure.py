@@ -1,0 +1,344 @@
+"""A job file against Azure AutoML itself: a finished run there beside the same job trained here.
+
+    python benchmarks/azure.py --config job.yml --azure-run RUN_ID \\
+        --tracking-uri azureml://REGION.api.azureml.ms/mlflow/v1.0/subscriptions/… \\
+        [--endpoint https://NAME.REGION.inference.ml.azure.com/score --key-file key.txt] \\
+        [--price-per-hour 3.06]
+
+The run is read through MLflow; an azureml:// address needs `pip install azureml-mlflow azure-identity` and
+who is logged in (`az login`). RUN_ID is the job's name in the studio; of a sweep the best trial counts for
+the figures and the whole job for time and cost. What follows `--` goes to `trainer fit` as it is:
+
+    … --price-per-hour 3.06 -- --data-asset fridge-items=data/fridge --weights /models
+
+With an endpoint the validation images are sent to it and to `trainer serve` of the new model, by turns, one
+at a time. The key is read from a file, so that no shell history keeps it, and is never printed.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import httpx
+
+from benchmarks import measuring
+from benchmarks.measuring import number, say
+from trainer import job as jobs
+from trainer import job_file
+from trainer.data.reading import read
+from trainer.data.urls import local_path
+from trainer.errors import TrainerError
+from trainer.job import Job
+from trainer.runs import Run
+
+BEST_CHILD_TAG = "automl_best_child_run_id"
+PARENT_TAG = "mlflow.parentRunId"
+_READY_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison.
+
+    Attributes:
+        metrics: the best epoch's, by the names of the reference.
+        epochs: how many were trained, None where that is not known.
+        seconds: of the whole job.
+    """
+
+    metrics: Mapping[str, float]
+    seconds: float
+    epochs: int | None = None
+
+
+def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
+    """A finished run of Azure AutoML for Images, at the epoch at which its primary metric was best.
+
+    Raises:
+        SystemExit: it cannot be read, has not ended, or has no such metric; says what to do.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri)
+        run = client.get_run(run_id)
+    except (MlflowException, ModuleNotFoundError) as error:
+        hint = "; pip install azureml-mlflow azure-identity" if tracking_uri.startswith("azureml:") else ""
+        raise SystemExit(
+            f"{tracking_uri}: the run {run_id} cannot be read: {str(error).splitlines()[0]}{hint}"
+        ) from None
+    if run.info.status != "FINISHED" or run.info.end_time is None:
+        raise SystemExit(f"the run {run_id} is {run.info.status}; only a finished one can be compared")
+    best = _best_of(client, run, primary_metric)
+    history = {
+        name: {metric.step: metric.value for metric in client.get_metric_history(best.info.run_id, name)}
+        for name in best.data.metrics
+    }
+    if not history.get(primary_metric):
+        raise SystemExit(
+            f"the run {best.info.run_id} has no {primary_metric}, but "
+            f"{', '.join(sorted(history)) or 'no metrics'}"
+            "; is it of the same task as the job file?"
+        )
+    steps = history[primary_metric]
+    at = max(steps, key=lambda step: (steps[step], -step))
+    # Figures that were logged once, at the end, are of the best epoch.
+    metrics = {name: values.get(at, values[max(values)]) for name, values in history.items()}
+    seconds = (run.info.end_time - run.info.start_time) / 1000
+    return Side(metrics, seconds, len(steps) if len(steps) > 1 else None)
+
+
+def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
+    """The run that holds the figures: the best child of an AutoML job, else the run itself."""
+    if BEST_CHILD_TAG in run.data.tags:
+        return client.get_run(run.data.tags[BEST_CHILD_TAG])
+    if primary_metric in run.data.metrics:
+        return run
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run.info.run_id}'", max_results=1000
+    )
+    scored = [child for child in children if primary_metric in child.data.metrics]
+    return max(scored, key=lambda child: child.data.metrics[primary_metric], default=run)
+
+
+def train(config: Path, output: Path, flags: Sequence[str]) -> Run:
+    """`trainer fit` with the job file; a run that is there already, and has finished, is taken as it is."""
+    if not (output / "result.json").is_file():
+        resumes = (output / "checkpoints" / "last.ckpt").is_file()
+        what = ["--resume", output] if resumes else ["--config", config, "--output", output, *flags]
+        command = [sys.executable, "-m", "trainer", "fit", *map(str, what)]
+        environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT)}
+        if subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode:
+            raise SystemExit("the training failed; mend what it says, and start this again")
+    return Run.open(output, ("job.yaml", "result.json"))
+
+
+def read_ours(run: Run) -> Side:
+    result = run.read_result()
+    return Side(result.metrics, result.durations.total, _trained_epochs(run))
+
+
+def _trained_epochs(run: Run) -> int | None:
+    if not run.metrics.is_file():
+        return None
+    with run.metrics.open(encoding="utf-8") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def requests_of(job: Job, count: int) -> list[bytes]:
+    """Bodies as clients of an Azure endpoint send them, one image each, of the validation data."""
+    data = read(job.validation_data or job.training_data, job.task, datastores=job.datastores).records
+    bodies = []
+    for index in range(min(count, len(data))):
+        content = local_path(data.source(index)).read_bytes()
+        rows = {"columns": ["image"], "index": [0], "data": [base64.encodebytes(content).decode()]}
+        bodies.append(json.dumps({"input_data": rows}).encode())
+    return bodies
+
+
+class Endpoint:
+    """A scoring address that speaks the documented contract."""
+
+    def __init__(self, url: str, key: str = "") -> None:
+        self.url = url
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        self.client = httpx.Client(headers=headers, timeout=120)
+        self.milliseconds: list[float] = []
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def ask(self, body: bytes) -> None:
+        """
+        Raises:
+            SystemExit: no answer, or not one to the request.
+        """
+        began = time.perf_counter()
+        try:
+            answer = self.client.post(self.url, content=body)
+        except httpx.HTTPError as error:
+            raise SystemExit(f"{self.url}: does not answer: {error}") from None
+        seconds = time.perf_counter() - began
+        if answer.status_code in (401, 403):
+            raise SystemExit(f"{self.url}: refuses the key ({answer.status_code}); is it in --key-file?")
+        if answer.is_error:
+            raise SystemExit(f"{self.url}: {answer.status_code}: {answer.text[:300]}")
+        found = answer.json()
+        if not (isinstance(found, list) and len(found) == 1 and ("boxes" in found[0] or "probs" in found[0])):
+            raise SystemExit(f"{self.url}: not the documented answer: {answer.text[:200]}")
+        self.milliseconds.append(1000 * seconds)
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.milliseconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+@contextmanager
+def served(run: Run) -> Iterator[str]:
+    """`trainer serve` of a run on a free port; its scoring address."""
+    command = [sys.executable, "-m", "trainer", "serve", str(run.directory), "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            found = re.search(r"https?://\S+/score", server.stdout.readline())
+            if found is None:
+                errors.seek(0)
+                raise SystemExit(f"trainer serve did not start:\n{errors.read()[-2000:]}")
+            _wait_until_ready(found[0])
+            yield found[0]
+        finally:
+            server.terminate()
+
+
+def _wait_until_ready(url: str) -> None:
+    until = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < until:
+        try:
+            httpx.get(url.removesuffix("/score") + "/ping", timeout=5)
+        except httpx.HTTPError:
+            time.sleep(0.2)
+        else:
+            return
+
+
+def compare_latency(job: Job, run: Run, endpoint: str, key: str, count: int) -> tuple[Endpoint, Endpoint]:
+    """Both endpoints' latencies over the same images, by turns; the first request of each is not counted."""
+    bodies = requests_of(job, count)
+    with served(run) as url, Endpoint(endpoint, key) as azure, Endpoint(url) as ours:
+        for each in (azure, ours):
+            each.ask(bodies[0])
+            each.milliseconds.clear()
+        for body in bodies:
+            azure.ask(body)
+            ours.ask(body)
+    return azure, ours  # with what they measured
+
+
+def rows(
+    azure: Side, ours: Side, primary_metric: str, prices: tuple[float | None, float | None]
+) -> list[list[str]]:
+    """The metrics that both have, the primary one first; then epochs, time and cost."""
+    shared = [primary_metric, *sorted((azure.metrics.keys() & ours.metrics.keys()) - {primary_metric})]
+    table = [
+        [
+            name,
+            f"{azure.metrics[name]:.4f}",
+            f"{ours.metrics[name]:.4f}",
+            f"{ours.metrics[name] - azure.metrics[name]:+.4f}",
+        ]
+        for name in shared
+        if name in ours.metrics
+    ]
+    table.append(["epochs trained", str(azure.epochs or "–"), str(ours.epochs or "–"), "–"])
+    table.append(
+        [
+            "whole job, s",
+            number(azure.seconds),
+            number(ours.seconds),
+            f"× {number(azure.seconds / ours.seconds)}",
+        ]
+    )
+    if prices[0] is not None and prices[1] is not None:
+        costs = [
+            seconds / 3600 * price
+            for seconds, price in zip((azure.seconds, ours.seconds), prices, strict=True)
+        ]
+        factor = f"× {number(costs[0] / costs[1])}" if costs[1] else "–"
+        table.append(
+            [f"cost at {prices[0]:g} and {prices[1]:g} an hour", *(f"{cost:.4f}" for cost in costs), factor]
+        )
+    return table
+
+
+def main() -> None:
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the job file that was run on Azure")
+    parser.add_argument("--azure-run", required=True, metavar="RUN_ID")
+    parser.add_argument(
+        "--tracking-uri", required=True, metavar="URI", help="the workspace's, or any MLflow server's"
+    )
+    parser.add_argument("--output", type=Path, help="the run here; one that has finished is taken as it is")
+    parser.add_argument("--endpoint", metavar="URL", help="of the model deployed on Azure, .../score")
+    parser.add_argument("--key-file", type=Path, metavar="F", help="holds the endpoint's key")
+    parser.add_argument("--requests", type=int, default=50, help="images sent to each endpoint [default: 50]")
+    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of Azure's machine")
+    parser.add_argument(
+        "--own-price-per-hour", type=float, metavar="P", help="of this machine [default: the same]"
+    )
+    arguments = parser.parse_args(own)
+    try:
+        values, _ = job_file.read(arguments.config)
+        primary_metric = str(jobs.make(str(arguments.config), **_without_data(values)).metric)
+        azure = read_azure(arguments.tracking_uri, arguments.azure_run, primary_metric)
+        key = arguments.key_file.read_text("utf-8").strip() if arguments.key_file else ""
+        name = re.sub(r"[^\w.-]+", "-", arguments.azure_run)
+        output = arguments.output or Path("runs") / f"against-{name}"
+        say(f"training {arguments.config} in {output}")
+        run = train(arguments.config, output, flags)
+        ours = read_ours(run)
+        given = arguments.price_per_hour
+        own_price = given if arguments.own_price_per_hour is None else arguments.own_price_per_hour
+        table = rows(azure, ours, primary_metric, (given, own_price))
+        if arguments.endpoint:
+            job = jobs.make(str(run.job), **job_file.read(run.job)[0])
+            latencies = compare_latency(job, run, arguments.endpoint, key, arguments.requests)
+            for share in (0.5, 0.95, 0.99):
+                pair = [each.percentile(share) for each in latencies]
+                name = f"latency, {share:.0%} of requests within, ms"
+                table.append([name, *map(number, pair), f"× {number(pair[0] / pair[1])}"])
+            means = [statistics.mean(each.milliseconds) for each in latencies]
+            table.append(["latency, mean, ms", *map(number, means), f"× {number(means[0] / means[1])}"])
+    except TrainerError as error:
+        raise SystemExit(str(error)) from None
+    print(measuring.heading("Against Azure AutoML", "torch", "lightning", "mlflow"))
+    print(
+        f"Azure's run {arguments.azure_run}; ours {run.directory}. × says how many times less ours takes.\n"
+    )
+    print(measuring.table(("", "Azure", "ours", "difference"), table))
+
+
+def _without_data(values: dict[str, Any]) -> dict[str, Any]:
+    """The job's values for its metric alone: where its data lie here, flags may say."""
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name in ("task", "primary_metric", "model", "settings")
+    }
+    return {**kept, "training_data": ("unread",)}
+
+
+if __name__ == "__main__":
+    main()

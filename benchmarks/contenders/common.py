@@ -1,0 +1,117 @@
+"""Options, clock and ruler of all contenders."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from benchmarks import data
+from benchmarks.measuring import Absent, Figures
+from trainer import metrics
+from trainer.annotations import Prediction
+from trainer.tasks import Task
+
+
+@dataclass
+class Options:
+    """What all are given alike. R-CNNs resize the short side to image_size, in pixels."""
+
+    task: str
+    model: str
+    train: str
+    validation: str
+    folder: str
+    epochs: int = 3
+    batch: int = 16
+    image_size: int = 224
+    workers: int = 2
+    threads: int = 2
+    device: str = "cpu"
+    seed: int = 0
+    score: bool = False
+    recipe: str = "reference"
+    learning_rate: float | None = None
+
+    @property
+    def of_task(self) -> Task:
+        return Task.parse(self.task)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return data.all_classes(self.of_task, Path(self.train), Path(self.validation))
+
+
+def main(train: Callable[[Options], Figures]) -> None:
+    """Run a contender with the options on the command line."""
+    given = json.loads(sys.argv[1])
+    options = Options(**{field.name: given[field.name] for field in fields(Options) if field.name in given})
+    torch.set_num_threads(options.threads)
+    try:
+        print("\n" + json.dumps(train(options)))
+    except (Absent, ModuleNotFoundError) as error:
+        print("\n" + json.dumps({"absent": str(error)}))
+
+
+class Clock:
+    """Times epochs of training from their first request for data to the last step's end, evaluation apart."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.epochs: list[tuple[int, float]] = []
+        self.first_step: float | None = None
+        self._images, self._began = 0, 0.0
+
+    def start(self) -> None:
+        self._synchronise()
+        self._images, self._began = 0, time.perf_counter()
+
+    def step(self, images: int) -> None:
+        self._images += images
+        if self.first_step is None:
+            self._synchronise()
+            self.first_step = time.time() - psutil.Process(os.getpid()).create_time()
+
+    def stop(self) -> None:
+        self._synchronise()
+        self.epochs.append((self._images, time.perf_counter() - self._began))
+
+    def figures(self) -> Figures:
+        counted = self.epochs[1:] or self.epochs
+        return {
+            "images_per_second": statistics.median(images / seconds for images, seconds in counted),
+            "epoch_seconds": statistics.median(seconds for _, seconds in counted),
+            "first_step_seconds": self.first_step or 0.0,
+            **self._gpu(),
+        }
+
+    def _gpu(self) -> Figures:
+        return {"gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6} if self.device == "cuda" else {}
+
+    def _synchronise(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def score(options: Options, predictions: Iterable[Prediction]) -> float:
+    """The task's primary metric for predictions on the validation images, in the data's order."""
+    task = options.of_task
+    evaluator = metrics.create(task, options.classes)
+    found = data.records(Path(options.validation), task, options.classes)
+    for index, prediction in enumerate(predictions):
+        evaluator.update(prediction, found.truth(index))
+    return evaluator.compute()[task.primary_metric]
+
+
+def autocast(options: Options) -> Any:
+    """bfloat16 on a GPU, as ours trains there; float32 on a CPU."""
+    return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.device == "cuda")

@@ -1,0 +1,112 @@
+"""`trainer fit`, and the ceiling: its network, losses and optimizer on one batch that lies in memory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+
+import trainer as product
+from benchmarks.contenders.common import Clock, Options, autocast, main
+from benchmarks.measuring import Figures
+from trainer.models import catalog
+from trainer.training import fit as fitting
+
+_CEILING_SECONDS = 5.0
+
+
+class _Timing(Callback):
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.module: Any = None
+        self.batch: Any = None
+
+    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
+        self.module = module
+        self.clock.start()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.batch = self.batch or batch
+        self.clock.step(len(batch["images"]))
+        if index + 1 == trainer.num_training_batches:
+            self.clock.stop()
+
+
+def settings(options: Options) -> dict[str, Any]:
+    """Image size under the names that each family has for it, and what else differs from the defaults."""
+    size = options.image_size
+    family = catalog.find(options.model, options.of_task).family
+    sizes: dict[str, Any] = {
+        "classifiers": {"training_crop_size": size, "validation_crop_size": size},
+        "rcnn": {"min_size": size, "max_size": 2 * size},
+    }.get(family, {"image_size": size})
+    boxes = options.of_task.has_boxes
+    return {
+        **sizes,
+        **({"box_score_threshold": 0.01, "nms_iou_threshold": 0.5} if boxes else {}),
+        **({"learning_rate": options.learning_rate} if options.learning_rate is not None else {}),
+        "number_of_epochs": options.epochs,
+        "training_batch_size": options.batch,
+        "validation_batch_size": options.batch,
+        "number_of_workers": options.workers,
+        "early_stopping": False,
+        # A training that is only timed is evaluated once, at its end.
+        "evaluation_frequency": 1 if options.score else options.epochs,
+        "random_seed": options.seed,
+        "recipe": options.recipe,
+    }
+
+
+def train(options: Options) -> Figures:
+    clock = Clock(options.device)
+    timing = _Timing(clock)
+    job = product.Job(
+        task=options.task,
+        training_data=(options.train,),
+        validation_data=(options.validation,),
+        model=options.model,
+        weights="none",
+        settings=settings(options),
+        gpus=1 if options.device == "cuda" else 0,
+        output=Path(options.folder),
+        tracking_uri="none",
+    )
+    began = time.perf_counter()
+    # As `trainer fit` shows it, on what is no terminal.
+    run = fitting.fit(job, progress=True, callbacks=[timing], packages=False)
+    figures = {**clock.figures(), "fit_seconds": time.perf_counter() - began}
+    if options.score:
+        return {**figures, "metric": run.read_result().value}
+    return {**figures, "ceiling": _ceiling(timing, options)}
+
+
+def _ceiling(timing: _Timing, options: Options) -> float:
+    """Images a second of a plain loop without loader, logging, clipping or schedule."""
+    module, batch = timing.module, timing.batch
+    # Lightning has moved the network off the GPU at the end.
+    network = module.network.to(options.device).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        with autocast(options):
+            losses = module.family.losses(network, dict(batch))
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    clock = Clock(options.device)
+    clock.start()
+    began = time.perf_counter()
+    while time.perf_counter() - began < _CEILING_SECONDS:
+        step()
+        clock.step(len(batch["images"]))
+    clock.stop()
+    return clock.figures()["images_per_second"]
+
+
+if __name__ == "__main__":
+    main(train)

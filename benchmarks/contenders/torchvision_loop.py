@@ -1,0 +1,142 @@
+"""A plain loop around torchvision's detectors, as its reference scripts train them: flip, SGD, warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.transforms import v2
+
+from benchmarks import data
+from benchmarks.contenders.common import Clock, Options, autocast, main, score
+from benchmarks.measuring import Figures
+from trainer.annotations import Detections, Mask, Objects, Prediction
+from trainer.data.records import Records
+from trainer.tasks import Task
+
+
+class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """(float image [3, H, W], target), both at the image's own size; the network resizes."""
+
+    def __init__(self, found: Records, *, train: bool) -> None:
+        self.found = found
+        self.train = train
+        flip = [v2.RandomHorizontalFlip(0.5)] if train else []
+        self.transform = v2.Compose(
+            [v2.ToImage(), *flip, v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()]
+        )
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        image = Image.open(self.found.source(index)).convert("RGB")
+        truth = self.found.truth(index)
+        assert isinstance(truth, Objects)
+        size = (image.height, image.width)
+        boxes = torch.from_numpy(truth.boxes) * torch.tensor([size[1], size[0]] * 2)
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=size),  # type: ignore[call-overload]
+            "labels": torch.from_numpy(truth.labels + 1),
+        }
+        if truth.polygons is not None:
+            masks = [_filled(polygons, size) for polygons in truth.polygons]
+            target["masks"] = tv_tensors.Mask(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
+        made: tuple[Tensor, dict[str, Any]] = self.transform(image, target)
+        return made
+
+
+def _filled(polygons: Any, size: tuple[int, int]) -> Any:
+    canvas = np.zeros(size, dtype=np.uint8)
+    points = [np.rint(polygon * (size[1], size[0])).astype(np.int32) for polygon in polygons]
+    return cv2.fillPoly(canvas, points, (1,))
+
+
+def build(options: Options) -> Any:
+    """torchvision's network of that name, from scratch."""
+    backbone = resnet_fpn_backbone(
+        backbone_name=options.model.split("_")[1],
+        weights=None,
+        norm_layer=torch.nn.BatchNorm2d,
+        trainable_layers=5,
+    )
+    kind = MaskRCNN if options.of_task is Task.SEGMENTATION else FasterRCNN
+    return kind(
+        backbone, num_classes=len(options.classes) + 1,
+        min_size=options.image_size, max_size=2 * options.image_size, box_score_thresh=0.01,
+    ).to(options.device)  # fmt: skip
+
+
+def _collate(items: list[Any]) -> tuple[Any, ...]:
+    return tuple(zip(*items, strict=True))
+
+
+def train(options: Options) -> Figures:
+    torch.manual_seed(options.seed)
+    task, classes = options.of_task, options.classes
+    images = Images(data.records(Path(options.train), task, classes), train=True)
+    loader = DataLoader(
+        images, options.batch, shuffle=True, num_workers=options.workers, collate_fn=_collate,
+        pin_memory=options.device == "cuda",
+    )  # fmt: skip
+    network = build(options)
+    rate = 0.005 if options.learning_rate is None else options.learning_rate
+    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=max(1, len(loader) - 1))
+    clock, best = Clock(options.device), -1.0
+    for _ in range(options.epochs):
+        network.train()
+        clock.start()
+        for pictures, targets in loader:
+            moved = [{name: value.to(options.device) for name, value in target.items()} for target in targets]
+            with autocast(options):
+                losses = network([picture.to(options.device) for picture in pictures], moved)
+                loss = sum(losses.values())
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"the loss is {loss.item()}")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            clock.step(len(pictures))
+        clock.stop()
+        if options.score:
+            best = max(best, score(options, _predictions(network, options)))
+    return {**clock.figures(), **({"metric": best} if options.score else {})}
+
+
+@torch.inference_mode()
+def _predictions(network: Callable[..., Any], options: Options) -> Iterator[Prediction]:
+    network.eval()  # type: ignore[attr-defined]
+    found = data.records(Path(options.validation), options.of_task, options.classes)
+    images = Images(found, train=False)
+    for index in range(len(found)):
+        picture, _ = images[index]
+        size = (picture.shape[1], picture.shape[2])
+        (output,) = network([picture.to(options.device)])
+        output = {name: value.cpu() for name, value in output.items()}
+        masks = None
+        if "masks" in output:
+            masks = tuple(Mask(0, 0, mask[0].numpy() > 0.5) for mask in output["masks"])
+        yield Detections(
+            boxes=(output["boxes"] / torch.tensor([size[1], size[0]] * 2)).numpy(),
+            labels=output["labels"].numpy() - 1,
+            scores=output["scores"].numpy(),
+            image_size=size,
+            masks=masks,
+        )
+
+
+if __name__ == "__main__":
+    main(train)

@@ -1,0 +1,79 @@
+"""ultralytics' own trainer, the one behind `yolo detect train`, with its defaults but for what is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+
+from benchmarks import data
+from benchmarks.contenders.common import Clock, Options, main, score
+from benchmarks.measuring import Figures, need
+from trainer.annotations import Detections, Mask, Prediction
+from trainer.tasks import Task
+
+
+def train(options: Options) -> Figures:
+    need("ultralytics")
+    from ultralytics import YOLO
+
+    folder = Path(options.folder)
+    config = data.as_yolo(Path(options.train), Path(options.validation), options.of_task, folder / "data")
+    clock = Clock(options.device)
+    model = YOLO(f"{options.model}.yaml")
+
+    images = len(data.records(Path(options.train), options.of_task))
+    model.add_callback("on_train_epoch_start", lambda _: clock.start())
+    model.add_callback("on_train_batch_end", lambda _: clock.step(options.batch))
+    model.add_callback("on_train_epoch_end", lambda _: clock.stop())
+    timed = {} if options.score else {
+        # As many steps of the optimizer as ours, whose batches are not accumulated to 64 images; and without
+        # evaluation but at the end.
+        "nbs": options.batch, "val": False,
+        "optimizer": "SGD", "lr0": 0.01,
+        # Mosaic ends when ours does, halfway in a short training.
+        "close_mosaic": options.epochs - max(options.epochs - 10, options.epochs // 2),
+    }  # fmt: skip
+    model.train(
+        data=str(config), epochs=options.epochs, imgsz=options.image_size, batch=options.batch,
+        workers=options.workers, device=0 if options.device == "cuda" else "cpu", seed=options.seed,
+        pretrained=False, plots=False, project=str(folder), name="run", exist_ok=True, verbose=False,
+        patience=0, **timed,
+    )  # fmt: skip
+    # The last batch of an epoch may be smaller.
+    clock.epochs = [(images, seconds) for _, seconds in clock.epochs]
+    figures = clock.figures()
+    if options.score:
+        figures["metric"] = score(
+            options, _predictions(YOLO(folder / "run" / "weights" / "best.pt"), options)
+        )
+    return figures
+
+
+def _predictions(model: Any, options: Options) -> Iterator[Prediction]:
+    """The best epoch's answers by ultralytics' own prediction, thresholds as ours."""
+    found = data.records(Path(options.validation), options.of_task, options.classes)
+    for index in range(len(found)):
+        (result,) = model.predict(
+            found.source(index), imgsz=options.image_size, conf=0.01, iou=0.5, max_det=300,
+            retina_masks=True, verbose=False, device=0 if options.device == "cuda" else "cpu",
+        )  # fmt: skip
+        masks = None
+        if options.of_task is Task.SEGMENTATION:
+            pixels = [] if result.masks is None else result.masks.data.cpu().numpy() > 0.5
+            masks = tuple(Mask(0, 0, each) for each in pixels)
+        yield Detections(
+            boxes=result.boxes.xyxyn.cpu().numpy(),
+            labels=result.boxes.cls.long().cpu().numpy(),
+            scores=result.boxes.conf.cpu().numpy(),
+            image_size=result.orig_shape,
+            masks=masks,
+        )
+
+
+if __name__ == "__main__":
+    main(train)

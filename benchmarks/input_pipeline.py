@@ -1,0 +1,380 @@
+"""How fast data come in: lines read and validated, images decoded and augmented, batches out of the loader.
+
+    python benchmarks/input_pipeline.py                      # everything, some minutes
+    python benchmarks/input_pipeline.py --only lines --lines 1000000
+
+Lines and images are counted on one core, by the processor's time, so that other work on the machine disturbs
+little. Peers: for lines plain parsers, which check nothing; for images each library's own training dataset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+os.environ.setdefault("YOLO_OFFLINE", "true")
+
+import cv2
+import numpy as np
+import psutil
+import torch
+
+from benchmarks import data, measuring
+from benchmarks.measuring import Absent, Figures, need, number, say
+from trainer.data.datasets import RecordExamples
+from trainer.data.images import decode
+from trainer.data.reading import read
+from trainer.models import create, specify
+from trainer.settings import Settings, resolve
+from trainer.tasks import Task
+from trainer.training.loading import Batches, Draw, SeededItems
+
+SECONDS_GOAL, BYTES_GOAL = 10.0, 1_000_000_000
+"""For a million lines with three boxes each, on one core: time, and memory of the whole process."""
+
+
+def write_lines(path: Path, lines: int) -> None:
+    """Detection lines with three boxes each, as an export of Azure's labelling writes them."""
+    generator = random.Random(0)
+    with path.open("w", encoding="utf-8") as stream:
+        for index in range(lines):
+            boxes = []
+            for _ in range(3):
+                x, y = generator.random() * 0.5, generator.random() * 0.5
+                boxes.append(
+                    f'{{"label": "{generator.choice(data.CLASSES)}", "topX": {x:.5f}, "topY": {y:.5f}, '
+                    f'"bottomX": {x + 0.3:.5f}, "bottomY": {y + 0.2:.5f}, "isCrowd": 0}}'
+                )
+            stream.write(
+                f'{{"image_url": "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/store/paths/'
+                f'images/{index // 1000:04d}/{index:07d}.jpg", "image_details": {{"format": "jpg", '
+                f'"width": "499px", "height": "666px"}}, "label": [{", ".join(boxes)}]}}\n'
+            )
+
+
+def parse(how: str, path: Path, directory: Path) -> Any:
+    """What a reader makes of a file's lines, all of it kept."""
+    if how == "ours":
+        result = read([path], Task.DETECTION, datastores={"store": directory})
+        assert not result.problems, "the file is faultless"
+        return result.records
+    if how == "msgspec":
+        import msgspec
+
+        return [msgspec.json.decode(line) for line in path.open("rb")]
+    if how == "orjson":
+        need("orjson")
+        import orjson
+
+        return [orjson.loads(line) for line in path.open("rb")]
+    return [json.loads(line) for line in path.open("rb")]
+
+
+def lines_child(how: str, path: str) -> Figures:
+    """Run in a process of its own, whose memory it measures."""
+    memory = psutil.Process().memory_info
+    before, cpu = memory().rss, time.process_time()
+    kept = parse(how, Path(path), Path(path).parent)
+    seconds = time.process_time() - cpu
+    figures = {"cpu_seconds": seconds, "resident": float(memory().rss - before), "records": float(len(kept))}
+    if how == "ours":
+        figures["pickled"] = float(len(pickle.dumps(kept, protocol=5)))
+    return figures
+
+
+def lines(arguments: Any) -> None:
+    count = 2000 if arguments.tiny else arguments.lines
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "train.jsonl"
+        write_lines(path, count)
+        found, absent = measuring.alternate(
+            {
+                how: lambda how=how: measuring.run_python(
+                    "benchmarks.input_pipeline", {"how": how, "path": str(path)}
+                )
+                for how in ("ours", "msgspec", "orjson", "json")
+            },
+            arguments.rounds,
+        )
+        megabytes = path.stat().st_size / 1e6
+    rows = [
+        [
+            {"ours": "ours: read and validated", "json": "json of Python"}.get(how, f"{how}, parsed alone"),
+            number(count / measuring.median(figures, "cpu_seconds")),
+            measuring.spread(measuring.ratios(found["ours"], figures, "cpu_seconds", less_is_better=True)),
+            number(measuring.median(figures, "resident") / count),
+            number(figures[0]["pickled"] / count) if how == "ours" else "–",
+            number(measuring.median(figures, "peak_mb")),
+        ]
+        for how, figures in found.items()
+    ] + [[how, reason, "–", "–", "–", "–"] for how, reason in absent.items()]
+    print(f"\n### Lines\n\n{count:,} lines with three boxes each, {number(megabytes)} MB.\n")
+    headers = (
+        "reader",
+        "lines/s on one core",
+        "its time / ours",
+        "bytes a record kept",
+        "pickled",
+        "peak MB",
+    )
+    print(measuring.table(headers, rows))
+    ours = found["ours"]
+    scale = max(1.0, count / 1e6)
+    met = measuring.median(ours, "cpu_seconds") <= SECONDS_GOAL * scale
+    met = met and measuring.median(ours, "peak_mb") * 1e6 <= BYTES_GOAL * scale
+    print(
+        f"\nGoal, a million lines in {SECONDS_GOAL:.0f} s and {BYTES_GOAL / 1e9:.0f} GB: "
+        f"{'met' if met else '**missed**'}."
+    )
+
+
+def rate(make: Callable[[int], object], count: int) -> Figures:
+    """Items a second of the processor's time."""
+    make(0)
+    began = time.process_time()
+    for index in range(count):
+        make(index)
+    return {"per_second": count / (time.process_time() - began)}
+
+
+def examples(
+    task: Task, model: str, size: int, folder: Path
+) -> tuple[Any, Settings, RecordExamples, RecordExamples]:
+    """A family, settings, and its training examples decoded in full and at the reduced scale."""
+    by_family = (
+        {"training_crop_size": size, "validation_crop_size": size}
+        if not task.has_boxes
+        else {"min_size": size, "max_size": 2 * size} if "rcnn" in model else {"image_size": size}
+    )  # fmt: skip
+    settings = resolve(task, model, by_family)
+    train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+    classes = data.all_classes(task, train, validation)
+    family = create(specify(task, model, settings, classes, pretrained=False))
+    records = data.records(train, task, classes)
+    reduced = RecordExamples(records, classes, family.short_side(settings))
+    return family, settings, RecordExamples(records, classes), reduced
+
+
+def timm_items(folder: Path, task: Task, size: int) -> Callable[[int], object]:
+    need("timm")
+    from timm.data import create_transform
+
+    from benchmarks.contenders.timm_loop import Images
+
+    images = Images(data.records(folder / "train.jsonl", task))
+    images.transform = create_transform(
+        size, is_training=True, hflip=0.5, color_jitter=0.4, color_jitter_prob=0.5
+    )
+    return lambda index: images[index]
+
+
+def ultralytics_items(folder: Path, task: Task, size: int) -> Callable[[int], object]:
+    need("ultralytics")
+    from ultralytics.cfg import get_cfg
+    from ultralytics.data import build_yolo_dataset
+    from ultralytics.data.utils import check_det_dataset
+
+    config = data.as_yolo(folder / "train.jsonl", folder / "validation.jsonl", task, folder / "yolo")
+    kind = "segment" if task is Task.SEGMENTATION else "detect"
+    options = get_cfg(overrides={"imgsz": size, "task": kind, "cache": False})
+    described = check_det_dataset(str(config))
+    dataset = build_yolo_dataset(options, described["train"], 16, described, mode="train")
+    return lambda index: dataset[index]
+
+
+def torchvision_items(folder: Path, task: Task, size: int) -> Callable[[int], object]:
+    from benchmarks.contenders.common import Options
+    from benchmarks.contenders.torchvision_loop import Images, build
+
+    images = Images(data.records(folder / "train.jsonl", task), train=True)
+    files = {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl")}
+    network = build(Options(task.value, "fasterrcnn_resnet18_fpn", folder="", image_size=size, **files))
+
+    def item(index: int) -> object:
+        picture, target = images[index]
+        return network.transform([picture], [target])  # which torchvision does in the network
+
+    return item
+
+
+PEERS = {
+    "timm": (timm_items, Task.CLASSIFICATION, "resnet50", 224),
+    "ultralytics": (ultralytics_items, Task.DETECTION, "yolo11n", 640),
+    "ultralytics, masks": (ultralytics_items, Task.SEGMENTATION, "yolo11n-seg", 640),
+    "torchvision": (torchvision_items, Task.DETECTION, "fasterrcnn_resnet50_fpn", 600),
+    "torchvision, masks": (torchvision_items, Task.SEGMENTATION, "maskrcnn_resnet50_fpn", 600),
+}
+
+
+def images(arguments: Any, scratch: Path) -> None:
+    """Decoding and augmentation, image by image on one core."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    photos = ((96, 80),) if arguments.tiny else ((640, 480), (4000, 3000))
+    rows = []
+    for photo in photos:
+        # Mosaic takes four images for one; a few large ones are enough.
+        count = 2 if arguments.tiny else 40 if photo[0] < 1000 else 8
+        for name, (items_of, task, model, full_size) in PEERS.items():
+            size = 64 if arguments.tiny else full_size
+            folder = scratch / f"{task.value}-{photo[0]}"
+            if not folder.exists():
+                data.make(task, folder, count, photo)
+            family, settings, _, reduced = examples(task, model, size, folder)
+            ours = SeededItems(family.training_dataset(reduced, settings, 0), 0)
+            peer: Callable[[int], object] | None = None
+            contenders = {"ours": lambda: rate(lambda index: ours[Draw(0, index)], count)}  # noqa: B023
+            reason = ""
+            try:
+                peer = items_of(folder, task, size)
+                contenders[name] = lambda: rate(peer, count)  # type: ignore[arg-type]  # noqa: B023
+            except Absent as error:
+                reason = str(error)
+            found, _ = measuring.alternate(contenders, arguments.rounds)
+            own, of_peer = found["ours"], found.get(name, [])
+            shared = measuring.ratios(own, of_peer, "per_second")
+            rows.append([
+                f"{task}: {model}, {size} px, from {photo[0]} × {photo[1]}",
+                measuring.spread([each["per_second"] for each in own]),
+                name,
+                measuring.spread([each["per_second"] for each in of_peer]) if of_peer else reason,
+                measuring.spread(shared) if shared else "–",
+                measuring.verdict(shared, 1.0),
+            ])  # fmt: skip
+    print("\n### Decoding and augmentation\n\nImages a second on one core, by the processor's time.\n")
+    print(measuring.table(("training images of", "ours", "peer", "peer", "ours / peer", "goal"), rows))
+
+
+def reduced_scale(arguments: Any, scratch: Path) -> None:
+    """What decoding at a reduced scale saves, and how far the network's input then differs."""
+    photos = ((320, 240),) if arguments.tiny else ((1600, 1200), (4000, 3000))
+    rows = []
+    for photo in photos:
+        for task, model, full_size in (
+            (Task.CLASSIFICATION, "resnet50", 224),
+            (Task.DETECTION, "yolo11n", 640),
+            (Task.DETECTION, "fasterrcnn_resnet50_fpn", 600),
+        ):  # fmt: skip
+            size = 64 if arguments.tiny else full_size
+            folder = scratch / f"{task.value}-{photo[0]}"
+            if not folder.exists():
+                data.make(task, folder, 4, photo)
+            family, _, whole, reduced = examples(task, model, size, folder)
+            source = Path(whole.records.source(0))
+            found, _ = measuring.alternate(
+                {
+                    "whole": lambda: rate(lambda _: decode(source), 4),  # noqa: B023
+                    "reduced": lambda: rate(lambda _: decode(source, short_side=reduced.short_side), 4),  # noqa: B023
+                },
+                arguments.rounds,
+            )
+            scale = max(1, round(whole[0].image.shape[0] / reduced[0].image.shape[0]))
+            std = 1.0 if task.has_boxes else float(np.mean(family.spec.options["std"]))
+            differences = [
+                255 * std * difference(family, whole[i].image, reduced[i].image)
+                for i in range(min(4, len(whole)))
+            ]  # fmt: skip
+            rows.append([
+                f"{model}, {size} px, from {photo[0]} × {photo[1]}", f"1/{scale}",
+                number(1000 / measuring.median(found["whole"], "per_second")),
+                number(1000 / measuring.median(found["reduced"], "per_second")),
+                measuring.spread(measuring.ratios(found["reduced"], found["whole"], "per_second")),
+                measuring.spread(differences),
+            ])  # fmt: skip
+    print(
+        "\n### JPEGs at a reduced scale\n\nFor training alone; validation and serving decode in full. The "
+        "difference is the mean over pixels of what the network is given, of 255, between the image decoded "
+        "in full and reduced.\n"
+    )
+    print(
+        measuring.table(
+            ("training of", "scale", "in full, ms", "reduced, ms", "faster by", "difference"), rows
+        )
+    )
+
+
+def difference(family: Any, image: Any, other: Any) -> float:
+    """The mean over the values that the network is given of the two."""
+    return float((family.preprocess(image)[0] - family.preprocess(other)[0]).abs().mean())
+
+
+def loader(arguments: Any, scratch: Path) -> None:
+    """The first batch, and images a second by the number of workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    photo, count, size = ((96, 80), 8, 64) if arguments.tiny else ((640, 480), 160, 224)
+    task = Task.CLASSIFICATION
+    folder = scratch / "loader"
+    data.make(task, folder, count, photo)
+    counts = [0, *sorted({1, 2, cores // 2, cores} - {0})] if not arguments.tiny else [0]
+    rows = []
+    alone = 0.0
+    for workers in counts:
+        family, settings, whole, reduced = examples(task, "resnet50", size, folder)
+        settings = settings.model_copy(update={"number_of_workers": workers, "training_batch_size": 16})
+        firsts, speeds = [], []
+        for _ in range(arguments.rounds):
+            batches = Batches(family, reduced, whole, settings, 0)
+            began = time.perf_counter()
+            stream = batches.train_dataloader()
+            for number_of_batch, _ in enumerate(stream):
+                if not number_of_batch:
+                    firsts.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            for _ in stream:
+                pass
+            speeds.append(count / (time.perf_counter() - began))
+            del stream
+        alone = alone or float(np.median(speeds))
+        rows.append([
+            workers, measuring.spread(firsts), measuring.spread(speeds),
+            number(float(np.median(speeds)) / alone),
+        ])  # fmt: skip
+    print(
+        f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
+        f"{cores} cores.\n"
+    )
+    print(measuring.table(("workers", "first batch, s", "images/s", "times as many as without"), rows))
+
+
+PARTS: dict[str, Callable[[Any, Path], None]] = {
+    "lines": lambda arguments, _: lines(arguments),
+    "images": images,
+    "reduced": reduced_scale,
+    "loader": loader,
+}
+
+
+def main(given: Sequence[str]) -> None:
+    if given and given[0].startswith("{"):  # a process of `lines`
+        options = json.loads(given[0])
+        try:
+            print(json.dumps(lines_child(options["how"], options["path"])))
+        except Absent as error:
+            print(json.dumps({"absent": str(error)}))
+        return
+    parser = measuring.arguments(__doc__, rounds=3)
+    parser.add_argument("--only", nargs="+", choices=PARTS)
+    parser.add_argument("--lines", type=int, default=200_000)
+    arguments = parser.parse_args(given)
+    if arguments.tiny:
+        arguments.rounds = 1
+    packages = ("torch", "torchvision", "pillow", "opencv-python", "timm", "ultralytics", "msgspec", "orjson")
+    print(measuring.heading("Input pipeline", *packages), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, part in PARTS.items():
+            if not arguments.only or name in arguments.only:
+                say(name)
+                part(arguments, Path(scratch))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,255 @@
+"""What the benchmarks share: contenders in alternation, medians and ratios, machine facts, Markdown tables.
+
+A contender is a function that measures once and returns figures by name. It mostly starts a process of its
+own (`run`), so that one library's imports, threads and caches do not help or hinder the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+Figures = dict[str, float]
+NOT_MEASURED = "not measured yet"
+
+
+class Absent(Exception):  # noqa: N818 (it is a fact, not a fault)
+    """A peer that is not installed; its row says so."""
+
+
+def need(module: str, install: str | None = None) -> None:
+    """
+    Raises:
+        Absent: the module cannot be imported here.
+    """
+    if find_spec(module) is None:
+        raise Absent(f"not installed: pip install {install or module}")
+
+
+def run(
+    command: Sequence[str | os.PathLike[str]],
+    *,
+    timeout: float = 3600,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> tuple[str, Figures]:
+    """Run a command to its end; its standard output, and `wall_seconds` and `peak_mb`.
+
+    `peak_mb` is the largest sum of the proportional set sizes of the process and its descendants, sampled
+    once a second: memory that forked workers share counts once.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it said.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=out, stderr=errors, env=environment, cwd=directory
+        )
+        peak = _Peak(process.pid)
+        try:
+            process.wait(timeout)
+        finally:
+            seconds = time.perf_counter() - began
+            peak.stop()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for stream in (out, errors):
+            stream.seek(0)
+        text, complaint = out.read(), errors.read()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))[:300]} failed:\n{(text + complaint)[-3000:]}")
+    return text, {"wall_seconds": seconds, "peak_mb": peak.bytes / 1e6}
+
+
+def run_python(module: str, options: Mapping[str, Any], **others: Any) -> Figures:
+    """Run `python -m MODULE OPTIONS-AS-JSON`, whose last line of output is JSON; its figures and `run`'s.
+
+    Raises:
+        Absent: the module says so, on its last line as {"absent": "…"}.
+    """
+    text, costs = run([sys.executable, "-m", module, json.dumps(options)], **others)
+    answer = json.loads(text.strip().splitlines()[-1])
+    if "absent" in answer:
+        raise Absent(answer["absent"])
+    return {**costs, **answer}
+
+
+class _Peak:
+    """Samples the memory of a process and its descendants in a thread."""
+
+    def __init__(self, pid: int) -> None:
+        self.bytes = 0
+        self._ended = threading.Event()
+        self._process = psutil.Process(pid)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                family = [self._process, *self._process.children(recursive=True)]
+            except psutil.Error:
+                return
+            self.bytes = max(self.bytes, sum(map(_memory, family)))
+            if self._ended.wait(1.0):
+                return
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.rss))
+    except psutil.Error:
+        return 0
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], Figures]], rounds: int
+) -> tuple[dict[str, list[Figures]], dict[str, str]]:
+    """Measure each contender once a round, the order turned by one each round.
+
+    Returns:
+        The figures of each round by contender, and of those that could not be measured the reason.
+    """
+    names = list(contenders)
+    found: dict[str, list[Figures]] = {name: [] for name in names}
+    absent: dict[str, str] = {}
+    for number in range(rounds):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            if name in absent:
+                continue
+            say(f"round {number + 1}/{rounds}: {name}")
+            try:
+                found[name].append(contenders[name]())
+            except Absent as error:
+                absent[name] = str(error)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                say(str(error))
+                absent[name] = "failed: " + str(error).strip().splitlines()[-1][:120]
+    return {name: figures for name, figures in found.items() if name not in absent}, absent
+
+
+def median(found: Sequence[Figures], name: str) -> float:
+    return statistics.median(figures[name] for figures in found)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, with the smallest and the largest value."""
+    middle = statistics.median(values)
+    return f"{number(middle)} ({number(min(values))}–{number(max(values))})"
+
+
+def ratios(
+    ours: Sequence[Figures], peers: Sequence[Figures], name: str, *, less_is_better: bool = False
+) -> list[float]:
+    """Round by round how many times better ours is than the peer's; noise that a round shares cancels."""
+    pairs = [(a[name], b[name]) for a, b in zip(ours, peers, strict=False) if a[name] and b[name]]
+    return [b / a if less_is_better else a / b for a, b in pairs]
+
+
+def verdict(values: Sequence[float], goal: float | None) -> str:
+    """A goal for a ratio's median, and whether it is met."""
+    if goal is None or not values:
+        return "–"
+    return f"≥ {goal:g}: " + ("met" if statistics.median(values) >= goal else "**missed**")
+
+
+def number(value: float) -> str:
+    """Three significant digits, no exponent."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column to the left, the others to the right."""
+    cells = [list(map(str, row)) for row in [headers, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    lines = [
+        "| " + " | ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ) + " |"
+        for row in cells
+    ]  # fmt: skip
+    rule = "|" + "|".join(
+        "-" * (width + 2) if not column else "-" * (width + 1) + ":" for column, width in enumerate(widths)
+    )
+    return "\n".join([lines[0], f"{rule}|", *lines[1:]])
+
+
+def heading(title: str, *packages: str) -> str:
+    """A section's title, then in a line the date, the machine, the versions and the command."""
+    return f"## {title}\n\n{date.today().isoformat()}; {machine()}; {versions(*packages)}; `{command()}`\n"
+
+
+def command() -> str:
+    script = Path(sys.argv[0]).resolve()
+    shown = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
+    return " ".join(["python", str(shown), *sys.argv[1:]])
+
+
+def machine() -> str:
+    """In general words: cores that may be used, architecture, GPUs."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{cores} cores of {platform.machine()}, {memory:.0f} GiB, {platform.system()}, "
+        f"{', '.join(gpus) or 'no GPU'}, load {os.getloadavg()[0]:.1f} at the start"
+    )
+
+
+def versions(*packages: str) -> str:
+    found = [f"Python {platform.python_version()}"]
+    for name in packages:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} absent")
+    return ", ".join(found)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error: standard output is the tables."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments(description: str | None, *, rounds: int = 3) -> argparse.ArgumentParser:
+    """The flags that all benchmarks have; `--tiny` is for smoke tests and measures nothing worth knowing."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a smoke test: sizes at which figures mean nothing"
+    )
+    return parser

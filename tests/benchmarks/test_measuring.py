@@ -1,0 +1,75 @@
+"""What the benchmarks' tables rest on: alternation, ratios, verdicts, memory, absent peers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks import measuring
+from benchmarks.measuring import Figures
+
+
+def test_contenders_alternate_and_the_order_turns() -> None:
+    asked: list[str] = []
+
+    def contender(name: str) -> Callable[[], Figures]:
+        def measure() -> Figures:
+            asked.append(name)
+            return {"speed": float(len(asked))}
+
+        return measure
+
+    found, absent = measuring.alternate({name: contender(name) for name in "abc"}, 3)
+    assert asked == list("abcbcacab")
+    assert [figures["speed"] for figures in found["a"]] == [1, 6, 8]
+    assert absent == {}
+
+
+def test_peers_that_are_absent_or_fail_are_named_and_the_others_measured() -> None:
+    def is_absent() -> Figures:
+        measuring.need("no_such_module_at_all", "such-a-package")
+        return {}
+
+    def fails() -> Figures:
+        measuring.run([sys.executable, "-c", "raise SystemExit('no luck')"])
+        return {}
+
+    found, absent = measuring.alternate({"ours": lambda: {"speed": 2.0}, "a": is_absent, "b": fails}, 2)
+    assert found == {"ours": [{"speed": 2.0}] * 2}
+    assert absent == {"a": "not installed: pip install such-a-package", "b": "failed: no luck"}
+
+
+def test_ratios_are_of_the_same_round_and_above_one_where_ours_is_better() -> None:
+    ours, peers = [{"s": 2.0}, {"s": 4.0}, {"s": 9.0}], [{"s": 4.0}, {"s": 8.0}, {"s": 9.0}]
+    assert measuring.ratios(ours, peers, "s", less_is_better=True) == [2, 2, 1]
+    assert measuring.ratios(ours, peers, "s") == [0.5, 0.5, 1]
+    assert measuring.verdict([0.5, 1.2, 1.3], 1.2) == "≥ 1.2: met"
+    assert measuring.verdict([0.5, 1.1, 1.3], 1.2) == "≥ 1.2: **missed**"
+    assert measuring.spread([3.0, 1.0, 2.0]) == "2 (1–3)"
+
+
+def test_peak_memory_is_of_the_process_and_its_children() -> None:
+    child = "import time; held = b'x' * 150_000_000; time.sleep(2.5)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    _, costs = measuring.run([sys.executable, "-c", code])
+    assert 150 < costs["peak_mb"] < 250
+    assert costs["wall_seconds"] > 2.5
+
+
+def test_a_process_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match="No module named nothing_at_all"):
+        measuring.run_python("nothing_at_all", {})
+
+
+def test_tables_are_markdown() -> None:
+    assert measuring.table(("what", "s"), [("a | b", 1.5)]).splitlines()[1] == "|-------|----:|"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1234.5, "1,234"), (12.345, "12.3"), (0.01234, "0.0123"), (0.00012, "1.2e-04")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert measuring.number(value) == text

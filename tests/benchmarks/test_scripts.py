@@ -1,0 +1,127 @@
+"""Every script, at sizes at which its figures mean nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import accuracy, data
+from benchmarks.contenders import torchvision_loop, ultralytics_trainer
+from benchmarks.contenders.common import Options
+from benchmarks.measuring import ROOT
+from trainer.tasks import Task
+
+
+def run(script: str, *arguments: object, folder: Path) -> str:
+    """A script's standard output, started as its documentation says, elsewhere."""
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), "--tiny", *map(str, arguments)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The last table's rows by heading."""
+    lines = [line.strip()[1:-1].split("|") for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line] for line in lines]
+    start = max(index for index, row in enumerate(rows) if set("".join(row)) <= set("-:"))
+    return [dict(zip(rows[start - 1], row, strict=True)) for row in rows[start + 1 :]]
+
+
+def test_training(tmp_path: Path) -> None:
+    (row,) = table(run("training.py", "--only", "resnet50", folder=tmp_path))
+    assert row["training"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
+    assert row["peer"] == "timm"
+    assert "met" in row["goal"] or "missed" in row["goal"]
+    assert float(row["ours, images/s"].split()[0].replace(",", "")) > 0
+    assert float(row["peak MB"].replace(",", "")) > 100
+
+
+@pytest.mark.parametrize(
+    ("contender", "task", "model"),
+    [
+        (ultralytics_trainer, Task.SEGMENTATION, "yolo11n-seg"),
+        (torchvision_loop, Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
+    ],
+)
+def test_peers_train_and_are_scored_by_our_ruler(
+    contender: object, task: Task, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, validation = data.make(task, tmp_path / "data", 4, (96, 80))
+    options = Options(
+        task.value, model, str(train), str(validation), str(tmp_path / "run"),
+        epochs=1, batch=2, image_size=64, workers=0, threads=1, score=True,
+    )  # fmt: skip
+    figures = contender.train(options)  # type: ignore[attr-defined]
+    assert figures["images_per_second"] > 0
+    assert -1 <= figures["metric"] <= 1
+
+
+def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    prefix = "fridge timm/test_resnet 64px b4 e1 cpu"
+    before = {f"{prefix} ours seed 0": 0.75, f"{prefix} timm_loop seed 0": 0.5}
+    results.write_text(json.dumps(before))
+    (row,) = table(run("accuracy.py", "--only", "fridge", "--results", results, folder=tmp_path))
+    after = json.loads(results.read_text())
+    assert after.keys() - before.keys() == {f"{prefix} ours, modern seed 0"}
+    assert before.items() <= after.items()
+    assert row["peer's mean"] == "0.500"
+    assert row["ours"] == "0.750"
+    assert row["ours, modern"] == f"{after[f'{prefix} ours, modern seed 0']:.3f}"
+
+
+def test_accuracy_is_judged_by_the_spread() -> None:
+    assert "met" in accuracy.judgement([0.80, 0.84], [0.83, 0.85])
+    assert "missed" in accuracy.judgement([0.80, 0.81], [0.90, 0.91])
+    assert accuracy.judgement([0.8], [0.9]) == "–"
+
+
+def test_input_pipeline(tmp_path: Path) -> None:
+    text = run("input_pipeline.py", folder=tmp_path)
+    for heading in (
+        "### Lines",
+        "### Decoding and augmentation",
+        "### JPEGs at a reduced scale",
+        "### The loader",
+    ):
+        assert heading in text
+    assert "ultralytics, masks" in text
+    assert "1/2" in text, "a reduced scale"
+
+
+def test_startup(tmp_path: Path) -> None:
+    rows = table(run("startup.py", folder=tmp_path))
+    assert {"trainer --help", "trainer fit --help", "trainer validate, 10 lines"} <= {
+        row["what"] for row in rows
+    }
+    assert {"yolo help", "mlflow --help"} <= {row["peer"] for row in rows}
+
+
+def test_data_are_the_same_for_ultralytics(tmp_path: Path) -> None:
+    train, validation = data.make(Task.DETECTION, tmp_path / "data", 3, (96, 80))
+    data.as_yolo(train, validation, Task.DETECTION, tmp_path / "yolo")
+    lines = [json.loads(line) for line in train.read_text().splitlines()]
+    classes = data.all_classes(Task.DETECTION, train, validation)
+    for index, line in enumerate(lines):
+        rows = (tmp_path / f"yolo/labels/train/{index:06d}.txt").read_text().splitlines()
+        assert len(rows) == len(line["label"])
+        for row, box in zip(rows, line["label"], strict=True):
+            label, x, y, width, height = map(float, row.split())
+            assert classes[int(label)] == box["label"]
+            assert [x - width / 2, y - height / 2] == pytest.approx([box["topX"], box["topY"]], abs=1e-4)
+            assert [x + width / 2, y + height / 2] == pytest.approx(
+                [box["bottomX"], box["bottomY"]], abs=1e-4
+            )
+        picture = tmp_path / f"yolo/images/train/{index:06d}.jpg"
+        assert picture.samefile(train.parent / line["image_url"])
