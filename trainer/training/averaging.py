@@ -32,12 +32,13 @@ class WeightAverage(nn.Module):
         self._count += 1
         self.steps += 1
         decay = self._decay_at(self._count)
-        own, new = self.network.state_dict(), network.state_dict()
-        floats = [name for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_([own[name] for name in floats], [new[name] for name in floats], 1 - decay)
-        for name, value in own.items():
-            if not value.is_floating_point():
-                value.copy_(new[name])
+        own, new = _tensors(self.network), _tensors(network)
+        pairs = list(zip(own, new, strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([one for one, _ in floats], [other for _, other in floats], 1 - decay)
+        for one, other in pairs:
+            if not one.is_floating_point():
+                one.copy_(other)
 
     def _decay_at(self, step: int) -> float:
         if self.tau is None:
@@ -47,3 +48,14 @@ class WeightAverage(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: object) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._count = int(self.steps)
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    """Those of the state dict, in an order of their own: to make one takes longer than to average."""
+    buffers = [
+        buffer
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+    return [*network.parameters(), *buffers]

@@ -61,7 +61,8 @@ def _depths(network: nn.Module, layers: Sequence[Sequence[nn.Module]]) -> dict[s
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: Settings) -> Optimizer:
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    # All of a group's parameters in one pass over memory, on GPUs and CPUs.
+    fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
         # Nesterov's momentum needs a momentum; with 0 the two are the same.

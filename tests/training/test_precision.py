@@ -1,0 +1,57 @@
+"""Mixed precision, as it is on GPUs, where optimizers are fused: tried on the CPU, which has both, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training.conftest import job, rows
+from trainer import fit
+from trainer.data.samples import SampleData
+from trainer.settings import Settings
+from trainer.tasks import Task
+from trainer.training import devices
+from trainer.training.optimizers import build_optimizer
+
+
+@pytest.mark.parametrize(
+    "clipping", [{"gradient_clip_value": 5.0}, {"gradient_clip_norm": 1.0}, {"optimizer": "adamw"}]
+)
+def test_gradients_are_clipped_though_optimizers_are_fused(
+    clipping: dict[str, Any],
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = devices.Devices.options
+    mixed = {"precision": "bf16-mixed"}
+    monkeypatch.setattr(devices.Devices, "options", lambda self: options(self) | mixed)
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **clipping)
+    run = fit(wanted.model_copy(update={"tracking_uri": "none"}), packages=False)
+    assert len(rows(run)) == 2
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_fused_optimizers_step_as_the_others(optimizer: str) -> None:
+    settings = Settings(optimizer=optimizer, learning_rate=0.1)
+    networks = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 2)
+        )
+        made = build_optimizer(network, settings)
+        assert all(group["fused"] for group in made.param_groups)
+        for group in made.param_groups:
+            group["fused"] = fused
+        for _ in range(3):
+            network(torch.rand(2, 3, 8, 8)).square().mean().backward()
+            made.step()
+            made.zero_grad()
+        networks.append(network)
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, other)
