@@ -201,6 +201,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "sync_batch_norm": (RESNET, [True, 0], ["all"]),
     "distributed": (RESNET, [True, False], ["all"]),
     "number_of_workers": (RESNET, [0, 64], [-1]),
+    "image_cache_megabytes": (RESNET, [0, 4096], [-1]),
     "random_seed": (RESNET, [0, 2**32 - 1, None], [-1, 2**32, 0.5]),
     "weighted_loss": (RESNET, [0, 1, 2], [3, -1, 0.5]),
     "validation_resize_size": (RESNET, [224, 512], [0]),

@@ -271,6 +271,12 @@ class Settings(ScoringParameters):
         aliases=("num_workers",),
         ge=0,
     )
+    image_cache_megabytes: int = _setting(
+        256,
+        "Memory in which each of these processes keeps decoded training images; 0 for none.",
+        "Hardware",
+        ge=0,
+    )
     random_seed: int | None = _setting(
         None,
         "Makes split, augmentation and initial weights repeatable.",

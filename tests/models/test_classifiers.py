@@ -216,21 +216,21 @@ def test_rand_augment_changes_images_as_the_seed_says(advanced: dict[str, bool])
             items.append(items_of[0][0])
         assert torch.equal(items[0], items[1])
         assert items[0].shape == items[2].shape == (3, 64, 64)
-        assert items[0].dtype == torch.float32
+        assert items[0].dtype == torch.uint8
         differ += not torch.equal(items[0], items[2])
     assert differ >= 5  # some draws leave an image alone
 
 
 def test_what_rand_augment_uncovers_is_grey_to_the_network() -> None:
-    _, dataset = trained(Task.CLASSIFICATION, random_augment=True, advanced_settings=AS_VALIDATED)
+    family, dataset = trained(Task.CLASSIFICATION, random_augment=True, advanced_settings=AS_VALIDATED)
     moved = 0
     for seed in range(30):
         torch.manual_seed(seed)
-        corner = dataset[0][0][:, 0, 0]
+        corner = family.normalised(dataset[0][0])[:, 0, 0]
         moved += bool((corner.abs() < 0.02).all())
     assert moved >= 3
 
 
 def test_without_augmentation_training_sees_what_validation_does() -> None:
     family, dataset = trained(Task.CLASSIFICATION, advanced_settings=AS_VALIDATED)
-    assert torch.equal(dataset[1][0], family.preprocess(LABELS.images[1])[0])
+    assert torch.equal(family.normalised(dataset[1][0]), family.preprocess(LABELS.images[1])[0])

@@ -17,10 +17,25 @@ from trainer.models.family import Family
 
 
 class RecordExamples:
-    """Records as trainer.annotations.Examples; labels count in `classes`, a superset of their own."""
+    """Records as trainer.annotations.Examples; labels count in `classes`, a superset of their own.
 
-    def __init__(self, records: Records, classes: tuple[str, ...]) -> None:
+    Large JPEGs are decoded at a reduced scale that keeps `short_side` pixels; None: all in full. Decoded
+    images are kept until they fill `cache_bytes`, in each process that asks for them; who gets one must not
+    write into it.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        classes: tuple[str, ...],
+        short_side: int | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         self.records = records if records.classes == classes else records.relabelled(classes)
+        self.short_side = short_side
+        # Nothing makes room: with images asked for at random, the first are as good as any.
+        self._room = cache_bytes
+        self._cached: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -31,8 +46,10 @@ class RecordExamples:
         Raises:
             DataError: the image has become unreadable since the data were checked, or was not checked.
         """
+        if (cached := self._cached.get(index)) is not None:
+            return Example(cached, self.records.truth(index))
         try:
-            image = decode(local_path(self.records.source(index)))
+            image = decode(local_path(self.records.source(index)), short_side=self.short_side)
         except (ImageError, UrlError) as error:
             where, source = self.records.location(index), self.records.source(index)
             problem = Problem(
@@ -43,6 +60,9 @@ class RecordExamples:
                 "`trainer validate --images` checks all",
             )
             raise DataError("an image cannot be read", [problem]) from error
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._cached[index] = image
         return Example(image, self.records.truth(index))
 
     @property

@@ -28,7 +28,7 @@ def augment(image: Image, truth: Objects, generator: np.random.Generator) -> tup
 def flip(image: Image, truth: Objects, generator: np.random.Generator) -> tuple[Image, Objects]:
     """Mirror left and right (p = .5)."""
     if generator.random() < 0.5:
-        image = np.ascontiguousarray(image[:, ::-1])
+        image = np.asarray(cv2.flip(image, 1), dtype=np.uint8)
         truth = _moved(truth, np.array([-1.0, 1.0]), np.array([1.0, 0.0]))
     return image, truth
 
@@ -109,8 +109,10 @@ def _expand(image: Image, truth: Objects, generator: np.random.Generator) -> tup
     factor = generator.uniform(1, 2)
     size = (int(height * factor), int(width * factor))
     top, left = generator.integers(0, size[0] - height + 1), generator.integers(0, size[1] - width + 1)
-    canvas = np.full((*size, 3), _MEAN_COLOUR, dtype=np.uint8)
-    canvas[top : top + height, left : left + width] = image
+    bottom, right = size[0] - height - top, size[1] - width - left
+    # A tenth of the time that filling an array with a colour takes.
+    border = (int(top), int(bottom), int(left), int(right), cv2.BORDER_CONSTANT)
+    canvas = np.asarray(cv2.copyMakeBorder(image, *border, value=_MEAN_COLOUR), dtype=np.uint8)
     scale = np.array([width / size[1], height / size[0]])
     return canvas, _moved(truth, scale, np.array([left / size[1], top / size[0]]))
 

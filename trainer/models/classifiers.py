@@ -39,8 +39,7 @@ class Classifiers(Family):
         super().__init__(spec)
         self.multilabel = spec.task is Task.MULTILABEL
         self.library_name = find(spec.model, spec.task).library_name
-        self.mean = torch.tensor(spec.options["mean"])[:, None, None]
-        self.std = torch.tensor(spec.options["std"])[:, None, None]
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         # Of the training, set with its data.
         self.class_weights: Tensor | None = None
         self.label_smoothing = self.mixup_alpha = self.cutmix_alpha = 0.0
@@ -108,8 +107,20 @@ class Classifiers(Family):
         return np.array(cut), geometry
 
     def normalised(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w] → float32, as the network takes it."""
-        return (image.float() / 255 - self.mean) / self.std
+        """uint8 […, 3, h, w] → float32, as the network takes it."""
+        mean, std = self._scale(image.device)
+        return (image.float() / 255 - mean) / std
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [3, 1, 1], brought to a device once: at each batch that would wait for it."""
+        if device not in self._scales:
+            with torch.inference_mode(False):  # it may be training that asks next
+                mean, std = (
+                    torch.tensor(self.spec.options[name], device=device)[:, None, None]
+                    for name in ("mean", "std")
+                )
+            self._scales[device] = mean, std
+        return self._scales[device]
 
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
@@ -140,6 +151,10 @@ class Classifiers(Family):
         self.mixup_alpha, self.cutmix_alpha = settings.mixup_alpha, settings.cutmix_alpha
         return _TrainingDataset(self, examples, settings)
 
+    def short_side(self, settings: Settings) -> int:
+        """Four random crops in five take half of the image's side or more, and none less than 0.28."""
+        return 3 * settings.training_crop_size
+
     def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> tuple[Tensor, Truth]:
         return image, truth
 
@@ -151,6 +166,8 @@ class Classifiers(Family):
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The cross entropy; in training of mixed images and smoothed targets, where the settings say so."""
         images, targets, smoothing = batch["images"], batch["targets"], 0.0
+        if images.dtype == torch.uint8:
+            images = self.normalised(images)
         if network.training:
             images, targets = self._mixed(images, targets)
             smoothing = self.label_smoothing
@@ -240,7 +257,9 @@ def class_weights(truths: Sequence[Truth], classes: int, multilabel: bool, kind:
 
 
 class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
-    """Random resized crop, flip, colour jitter on half the images or RandAugment on all, normalisation.
+    """Random resized crop, flip, colour jitter on half the images or RandAugment on all; uint8 [3, h, w].
+
+    Normalisation is left to the losses, on the device: bytes are a quarter to bring there.
 
     RandAugment: two random changes of colour or place, each of strength 9 of 30; what they uncover gets the
     mean colour. Source: Cubuk et al. 2020, with the values for ResNet-50 on ImageNet.
@@ -268,10 +287,11 @@ class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Truth]:
         example = self.examples[index]
         pixels = example.image if self.crops else self.family.centre_crop(example.image)[0]
-        image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        # Colours stay side by side in memory: torchvision crops and resizes three times as fast so.
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)
-        return self.family.normalised(image), example.truth
+        return image.contiguous(), example.truth
 
 
 FAMILY = Classifiers

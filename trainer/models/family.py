@@ -179,6 +179,14 @@ class Family(ABC):
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
         """Augmented, preprocessed items for `collate`."""
 
+    def short_side(self, settings: Settings) -> int | None:
+        """Pixels that the short side of a training image needs; one with more may be decoded smaller.
+
+        Large enough that what the augmentation makes of it hardly differs; None where that is not known.
+        Validation and serving always see the whole image.
+        """
+        return None
+
     @abstractmethod
     def validation_item(self, image: Tensor, truth: Any, geometry: Geometry) -> Any:
         """An item for `collate` from a preprocessed image, without augmentation: for the validation loss."""

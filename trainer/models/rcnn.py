@@ -146,12 +146,17 @@ class RCNN(Family):
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
+        pixels, geometry = self.resized(image)
+        return pixels.float() / 255, geometry
+
+    def resized(self, image: Image) -> tuple[Tensor, Geometry]:
+        """`preprocess` with values uint8 in [0, 255]."""
         height, width = image.shape[:2]
         size, scale = self.tensor_size(height, width)
         shrinks = scale < 1
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         geometry = Geometry((height, width), size, (size[1] / width, size[0] / height))
-        return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+        return torch.from_numpy(resized).permute(2, 0, 1).contiguous(), geometry
 
     def tensor_size(self, height: int, width: int) -> tuple[tuple[int, int], float]:
         """The (height, width) to which an image is resized, and the factor before they are rounded."""
@@ -250,6 +255,10 @@ class RCNN(Family):
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Item]:
         return _TrainingDataset(self, examples, settings)
 
+    def short_side(self, settings: Settings) -> int:
+        """Crops around the boxes, and the jitter's scales, enlarge a part of the image up to twice."""
+        return 2 * settings.min_size
+
     def validation_item(self, image: Tensor, truth: Objects, geometry: Geometry) -> Item:
         return image, self.target(truth, geometry)
 
@@ -277,8 +286,10 @@ class RCNN(Family):
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         losses: dict[str, Tensor]
+        # Training images are brought to the device as bytes, a quarter of floats.
+        images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in batch["images"]]
         if network.training:
-            losses = network(list(batch["images"]), batch["targets"])
+            losses = network(images, batch["targets"])
             return losses
         # In eval mode torchvision gives detections. These decide it, and batch norms stay in eval mode.
         stages = [module for name, module in network.named_children() if name in ("rpn", "roi_heads")]
@@ -286,7 +297,7 @@ class RCNN(Family):
         try:
             for head in heads:
                 head.training = True
-            losses = network(list(batch["images"]), batch["targets"])
+            losses = network(images, batch["targets"])
         finally:
             for head in heads:
                 head.training = False
@@ -322,7 +333,7 @@ class _NormaliseAndPad(GeneralizedRCNNTransform):
 
 
 class _TrainingDataset(Dataset[Item]):
-    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`.
+    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `resized`.
 
     Large-scale jitter stands in place of crop and expansion.
     """
@@ -348,7 +359,7 @@ class _TrainingDataset(Dataset[Item]):
                 image, truth = jitter_scale(image, truth, size, generator)
             if self.augments:
                 image, truth = (flip if self.jitters else augment)(image, truth, generator)
-        tensor, geometry = self.family.preprocess(image)
+        tensor, geometry = self.family.resized(image)
         return tensor, self.family.target(truth, geometry)
 
 

@@ -128,14 +128,15 @@ class TrainingDataset(YOLODataset):
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
         """BGR, as ultralytics' augmentation expects; stretched to the square, or its long side resized."""
-        image = self.examples[i].image[..., ::-1]
+        image = self.examples[i].image
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         if self.stretches:
             size = (self.imgsz, self.imgsz)
-        resized = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-        return resized, (height, width), (size[1], size[0])
+        # The colours turn round last, when there are fewer pixels.
+        resized = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_RGB2BGR)
+        return np.asarray(resized, dtype=np.uint8), (height, width), (size[1], size[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = super().__getitem__(index)

@@ -95,6 +95,10 @@ class UltralyticsFamily(Family):
         dataset: Dataset[Any] = TrainingDataset(self.spec, examples, settings, stretches=self.stretches)
         return dataset
 
+    def short_side(self, settings: Settings) -> int:
+        """Images are resized to the square first; the affine augmentation works on what that leaves."""
+        return int(2 * self.spec.options["image_size"])
+
     def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> dict[str, Tensor]:
         assert isinstance(truth, Objects)
         height, width = geometry.tensor_size

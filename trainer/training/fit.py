@@ -292,9 +292,15 @@ class _Fitting:
     ) -> tuple[TrainingModule, KeepBest]:
         settings = self.settings
         assert self.seed is not None, "it is prepared"
+        # A tile is a part of the image, which then needs all of its pixels.
+        short_side = None if settings.tile_grid_size is not None else self.family.short_side(settings)
         training = RecordExamples(self.data.train, self.data.classes)
+        cache = settings.image_cache_megabytes * 2**20
+        reduced = RecordExamples(self.data.train, self.data.classes, short_side, cache)
         validation = RecordExamples(self.data.validation, self.data.classes)
-        batches = Batches(self.family, training, validation, settings, self.seed, first_epoch, self.parts)
+        batches = Batches(
+            self.family, reduced, validation, settings, self.seed, first_epoch, self.parts, training
+        )
         if settings.tile_grid_size is not None:
             tiles = len(batches.training) - len(training)
             log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)

@@ -89,7 +89,8 @@ class SeededItems(Dataset[Any]):
         seeds = np.random.SeedSequence([self.seed, *draw]).generate_state(3)
         random.seed(int(seeds[0]))
         np.random.seed(seeds[1])  # noqa: NPY002
-        torch.manual_seed(int(seeds[2]))
+        # Only this: torch.manual_seed, for GPUs too, takes longer than to flip an image.
+        torch.default_generator.manual_seed(int(seeds[2]))
         try:
             if hasattr(self.dataset, "at_epoch"):
                 self.dataset.at_epoch(draw.epoch)
@@ -120,7 +121,9 @@ class Batches(LightningDataModule):
         seed: int,
         first_epoch: int = 0,
         parts: int = 1,
+        training_in_full: Examples | None = None,
     ) -> None:
+        """`training_in_full`: the training images as they are scored, where `training` holds reduced ones."""
         super().__init__()
         self.settings = settings
         wanted = settings.training_batch_size
@@ -141,7 +144,7 @@ class Batches(LightningDataModule):
         )
         self.scored = [ValidationDataset(validation, family)]
         if family.spec.task.has_boxes and settings.log_training_metrics == "Enable":
-            self.scored.append(ValidationDataset(training, family))
+            self.scored.append(ValidationDataset(training_in_full or training, family))
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size}
