@@ -1,6 +1,6 @@
 """XRAI here against the `saliency` package: the same network, images, steps and batch, in turns.
 
-    python benchmarks/explanations.py [--model resnet18] [--steps 50] [--images 2] [--rounds 3] [FILES…]
+    python -m benchmarks.explanations [--model resnet18] [--steps 50] [--images 2] [--rounds 3] [FILES…]
 
 The network is untrained and the images are noise unless files are named: the time depends on neither, but
 for the number of segments. `saliency` gets gradients as cheaply as PyTorch gives them, of the input alone.

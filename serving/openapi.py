@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from serving.explain.request import json_schema as explanation_schema
 from serving.payload import COLUMN, parameters_of, range_of
 from trainer.models import Spec
 from trainer.scoring import ScoringParameters
@@ -101,7 +102,7 @@ def describe(spec: Spec, *, needs_key: bool) -> dict[str, Any]:
                         for form, schema in forms.items()
                     ]
                 },
-                "Row": _row(),
+                "Row": _row(spec.task),
                 "Parameters": _parameters(spec),
                 "Answer": _answer(spec),
                 "Error": _error(),
@@ -153,7 +154,7 @@ def _probe(text: str) -> dict[str, Any]:
     return {"summary": text, "security": [], "responses": {"200": {"description": text}}}
 
 
-def _row() -> dict[str, Any]:
+def _row(task: Task) -> dict[str, Any]:
     text = {
         "type": "string",
         "description": "The base64 of an image file; line breaks, the URL-safe alphabet and a "
@@ -163,7 +164,7 @@ def _row() -> dict[str, Any]:
         {
             "image_base64": {"type": "string"},
             "model_explainability": {"type": "boolean", "nullable": True},
-            "xai_parameters": {"type": "object", "nullable": True},
+            "xai_parameters": {**explanation_schema(task), "nullable": True},
         },
         ("image_base64",),
     )
@@ -211,9 +212,11 @@ def _answer(spec: Spec) -> dict[str, Any]:
             "description": "Segments, each x1, y1, x2, y2, …",
         }
     box = _object(properties, tuple(properties))
-    answer = _object({"boxes": {"type": "array", "items": box}}, ("boxes",))
-    answer["additionalProperties"] = True  # explanations, where they were asked for
-    return answer
+    explained = {
+        "visualizations": {"description": "A base64 PNG for each box; only where they were asked for."},
+        "attributions": {"description": "Numbers [height, width] for each box; only where asked for."},
+    }
+    return _object({"boxes": {"type": "array", "items": box}, **explained}, ("boxes",))
 
 
 def _error() -> dict[str, Any]:

@@ -85,6 +85,17 @@ def parse_explanation(
     raise RequestError(f"xai_parameters.{name} must be {range_of(name)}, got {shown(given[name])}", row=row)
 
 
+def json_schema(task: Task) -> dict[str, Any]:
+    """The JSON schema of `xai_parameters`, as OpenAPI 3.0 has it."""
+    schema = ExplanationRequest.model_json_schema()
+    kept = ("type", "enum", "minimum", "maximum", "default")
+    properties = {
+        name: {key: each[key] for key in kept if key in each} for name, each in schema["properties"].items()
+    }
+    properties["xai_algorithm"]["enum"] = list(algorithms_of(task))
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def range_of(name: str) -> str:
     """A parameter's type and range in words, from its definition: `a whole number in [1, 1000]`."""
     field = ExplanationRequest.model_fields[name]
