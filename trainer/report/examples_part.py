@@ -68,7 +68,7 @@ def add(page: Page, evaluated: Evaluated, pictures: Pictures) -> None:
         )
         page.add("Images answered well", gallery([drawn.card(each, pictures) for each in right], pairs=True))
     else:
-        page.add("Wrong and sure of it", _wrong_classes(evaluated, pictures))
+        page.add("Answered wrongly, the surest first", _wrong_classes(evaluated, pictures))
         page.add("Answered rightly", _right_classes(evaluated, pictures))
     page.add("Likely label errors", *_issues(evaluated, pictures))
 
