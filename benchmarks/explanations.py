@@ -57,7 +57,7 @@ def main() -> None:
     images = [decode(file) for file in arguments.files] or [_noise(seed) for seed in range(arguments.images)]
     subjects = [explainer._subject(image) for image in images]
     runs = _runs(family, network, arguments.steps)
-    for run in runs.values():
+    for run in _runs(family, network, 2).values():
         run(subjects[0])  # warms up
 
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -118,7 +118,9 @@ def _runs(family: Any, network: torch.nn.Module, steps: int) -> dict[str, Run]:
         return run
 
     device = next(network.parameters()).device
-    mean, std = family.mean.to(device), family.std.to(device)
+    mean, std = (
+        torch.tensor(family.spec.options[name], device=device)[:, None, None] for name in ("mean", "std")
+    )
 
     def gradients(values: Any, **_: Any) -> Any:
         pixels = torch.from_numpy(np.asarray(values, np.float32)).to(device).permute(0, 3, 1, 2)

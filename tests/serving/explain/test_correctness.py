@@ -95,9 +95,11 @@ def test_xrai_agrees_with_the_saliency_package(trained: Trained, shared_data: Pa
     with PILImage.open(folder / json.loads(lines[3 if fast else 9])["image_url"]) as file:
         given: Subject = scorer._explainer._subject(np.array(file.convert("RGB")))
 
+    mean, std = (torch.tensor(family.spec.options[name])[:, None, None] for name in ("mean", "std"))
+
     def gradients(values: Any, call_model_args: Any = None, expected_keys: Any = None) -> Any:
         pixels = torch.from_numpy(np.asarray(values, np.float32)).permute(0, 3, 1, 2).requires_grad_()
-        inputs = (pixels / 255 - family.mean) / family.std
+        inputs = (pixels / 255 - mean) / std
         (found,) = torch.autograd.grad(trained.network(inputs)[:, 1].sum(), pixels)
         return {saliency.INPUT_OUTPUT_GRADIENTS: found.permute(0, 2, 3, 1).numpy()}
 
