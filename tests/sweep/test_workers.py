@@ -163,9 +163,14 @@ def test_three_workers_of_which_one_is_killed(
     url, run = postgresql.create("three"), tmp_path / "run"
     file = write(job, tmp_path / "job.yml")
     first = command("fit", "--config", file, "--storage", url, "--study", "digits", "--output", run)
-    wait_for(lambda: attempts(url, "digits"), first)
+    # Its first trial is held until the others, whose imports take longer than trials, have one each.
+    wait_for(lambda: trial_processes(run, "0000"), first)
+    (held,) = trial_processes(run, "0000")
+    os.kill(held, signal.SIGSTOP)
     others = [command("worker", "--storage", url, "--study", "digits", "--gpus", 0) for _ in range(2)]
     victim = others[0]
+    wait_for(lambda: len({worker for _, worker, _ in attempts(url, "digits") if worker}) == 3, first, *others)
+    os.kill(held, signal.SIGCONT)
 
     def trial_of_victim() -> int | None:
         mine = [
