@@ -9,10 +9,7 @@ little. Peers: for lines plain parsers, which check nothing; for images each lib
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import random
 import sys
 import tempfile
 import time
@@ -25,14 +22,13 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 
 import cv2
 import numpy as np
-import psutil
 import torch
 
 from benchmarks import data, measuring
 from benchmarks.measuring import Absent, Figures, need, number, say
+from benchmarks.reading_lines import write_lines
 from trainer.data.datasets import RecordExamples
 from trainer.data.images import decode
-from trainer.data.reading import read
 from trainer.models import create, specify
 from trainer.settings import Settings, resolve
 from trainer.tasks import Task
@@ -40,55 +36,6 @@ from trainer.training.loading import Batches, Draw, SeededItems
 
 SECONDS_GOAL, BYTES_GOAL = 10.0, 1_000_000_000
 """For a million lines with three boxes each, on one core: time, and memory of the whole process."""
-
-
-def write_lines(path: Path, lines: int) -> None:
-    """Detection lines with three boxes each, as an export of Azure's labelling writes them."""
-    generator = random.Random(0)
-    with path.open("w", encoding="utf-8") as stream:
-        for index in range(lines):
-            boxes = []
-            for _ in range(3):
-                x, y = generator.random() * 0.5, generator.random() * 0.5
-                boxes.append(
-                    f'{{"label": "{generator.choice(data.CLASSES)}", "topX": {x:.5f}, "topY": {y:.5f}, '
-                    f'"bottomX": {x + 0.3:.5f}, "bottomY": {y + 0.2:.5f}, "isCrowd": 0}}'
-                )
-            stream.write(
-                f'{{"image_url": "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/store/paths/'
-                f'images/{index // 1000:04d}/{index:07d}.jpg", "image_details": {{"format": "jpg", '
-                f'"width": "499px", "height": "666px"}}, "label": [{", ".join(boxes)}]}}\n'
-            )
-
-
-def parse(how: str, path: Path, directory: Path) -> Any:
-    """What a reader makes of a file's lines, all of it kept."""
-    if how == "ours":
-        result = read([path], Task.DETECTION, datastores={"store": directory})
-        assert not result.problems, "the file is faultless"
-        return result.records
-    if how == "msgspec":
-        import msgspec
-
-        return [msgspec.json.decode(line) for line in path.open("rb")]
-    if how == "orjson":
-        need("orjson")
-        import orjson
-
-        return [orjson.loads(line) for line in path.open("rb")]
-    return [json.loads(line) for line in path.open("rb")]
-
-
-def lines_child(how: str, path: str) -> Figures:
-    """Run in a process of its own, whose memory it measures."""
-    memory = psutil.Process().memory_info
-    before, cpu = memory().rss, time.process_time()
-    kept = parse(how, Path(path), Path(path).parent)
-    seconds = time.process_time() - cpu
-    figures = {"cpu_seconds": seconds, "resident": float(memory().rss - before), "records": float(len(kept))}
-    if how == "ours":
-        figures["pickled"] = float(len(pickle.dumps(kept, protocol=5)))
-    return figures
 
 
 def lines(arguments: Any) -> None:
@@ -354,13 +301,6 @@ PARTS: dict[str, Callable[[Any, Path], None]] = {
 
 
 def main(given: Sequence[str]) -> None:
-    if given and given[0].startswith("{"):  # a process of `lines`
-        options = json.loads(given[0])
-        try:
-            print(json.dumps(lines_child(options["how"], options["path"])))
-        except Absent as error:
-            print(json.dumps({"absent": str(error)}))
-        return
     parser = measuring.arguments(__doc__, rounds=3)
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--lines", type=int, default=200_000)

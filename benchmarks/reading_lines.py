@@ -1,0 +1,76 @@
+"""One reader over a file of JSON lines, for input_pipeline.py: a process that imports no more."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.measuring import Absent, Figures, need
+from trainer.data.reading import read
+from trainer.tasks import Task
+
+CLASSES = ("can", "carton", "milk_bottle", "water_bottle")
+
+
+def write_lines(path: Path, lines: int) -> None:
+    """Detection lines with three boxes each, as an export of Azure's labelling writes them."""
+    generator = random.Random(0)
+    with path.open("w", encoding="utf-8") as stream:
+        for index in range(lines):
+            boxes = []
+            for _ in range(3):
+                x, y = generator.random() * 0.5, generator.random() * 0.5
+                boxes.append(
+                    f'{{"label": "{generator.choice(CLASSES)}", "topX": {x:.5f}, "topY": {y:.5f}, '
+                    f'"bottomX": {x + 0.3:.5f}, "bottomY": {y + 0.2:.5f}, "isCrowd": 0}}'
+                )
+            stream.write(
+                f'{{"image_url": "azureml://subscriptions/s/resourcegroups/g/workspaces/w/datastores/store/paths/'
+                f'images/{index // 1000:04d}/{index:07d}.jpg", "image_details": {{"format": "jpg", '
+                f'"width": "499px", "height": "666px"}}, "label": [{", ".join(boxes)}]}}\n'
+            )
+
+
+def parse(how: str, path: Path, directory: Path) -> Any:
+    """What a reader makes of a file's lines, all of it kept."""
+    if how == "ours":
+        result = read([path], Task.DETECTION, datastores={"store": str(directory)})
+        assert not result.problems, "the file is faultless"
+        return result.records
+    if how == "msgspec":
+        import msgspec
+
+        return [msgspec.json.decode(line) for line in path.open("rb")]
+    if how == "orjson":
+        need("orjson")
+        import orjson
+
+        return [orjson.loads(line) for line in path.open("rb")]
+    return [json.loads(line) for line in path.open("rb")]
+
+
+def measure(how: str, path: str) -> Figures:
+    """Time and memory that reading takes of this process."""
+    memory = psutil.Process().memory_info
+    before, cpu = memory().rss, time.process_time()
+    kept = parse(how, Path(path), Path(path).parent)
+    seconds = time.process_time() - cpu
+    figures = {"cpu_seconds": seconds, "resident": float(memory().rss - before), "records": float(len(kept))}
+    if how == "ours":
+        figures["pickled"] = float(len(pickle.dumps(kept, protocol=5)))
+    return figures
+
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    try:
+        print(json.dumps(measure(options["how"], options["path"])))
+    except Absent as error:
+        print(json.dumps({"absent": str(error)}))
