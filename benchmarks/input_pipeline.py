@@ -46,7 +46,7 @@ def lines(arguments: Any) -> None:
         found, absent = measuring.alternate(
             {
                 how: lambda how=how: measuring.run_python(
-                    "benchmarks.input_pipeline", {"how": how, "path": str(path)}
+                    "benchmarks.reading_lines", {"how": how, "path": str(path)}
                 )
                 for how in ("ours", "msgspec", "orjson", "json")
             },
@@ -57,7 +57,9 @@ def lines(arguments: Any) -> None:
         [
             {"ours": "ours: read and validated", "json": "json of Python"}.get(how, f"{how}, parsed alone"),
             number(count / measuring.median(figures, "cpu_seconds")),
-            measuring.spread(measuring.ratios(found["ours"], figures, "cpu_seconds", less_is_better=True)),
+            measuring.spread(
+                measuring.ratios(found.get("ours", []), figures, "cpu_seconds", less_is_better=True)
+            ),
             number(measuring.median(figures, "resident") / count),
             number(figures[0]["pickled"] / count) if how == "ours" else "–",
             number(measuring.median(figures, "peak_mb")),
@@ -74,7 +76,9 @@ def lines(arguments: Any) -> None:
         "peak MB",
     )
     print(measuring.table(headers, rows))
-    ours = found["ours"]
+    ours = found.get("ours")
+    if ours is None:
+        raise SystemExit("the reader failed")
     scale = max(1.0, count / 1e6)
     met = measuring.median(ours, "cpu_seconds") <= SECONDS_GOAL * scale
     met = met and measuring.median(ours, "peak_mb") * 1e6 <= BYTES_GOAL * scale

@@ -53,7 +53,7 @@ def run(
     """Run a command to its end; its standard output, and `wall_seconds` and `peak_mb`.
 
     `peak_mb` is the largest sum of the proportional set sizes of the process and its descendants, sampled
-    once a second: memory that forked workers share counts once.
+    at least once a second: memory that forked workers share counts once.
 
     Raises:
         RuntimeError: it failed; with the end of what it said.
@@ -109,14 +109,16 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
+        pause = 0.05  # short commands are seen, and long ones hardly disturbed
         while True:
             try:
                 family = [self._process, *self._process.children(recursive=True)]
             except psutil.Error:
                 return
             self.bytes = max(self.bytes, sum(map(_memory, family)))
-            if self._ended.wait(1.0):
+            if self._ended.wait(pause):
                 return
+            pause = min(1.0, 1.5 * pause)
 
 
 def _memory(process: psutil.Process) -> int:
