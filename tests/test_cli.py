@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from trainer import cli, settings
+from trainer.cli.arguments import mapping
+from trainer.cli.hyperparameters import Hyperparameters
 from trainer.errors import JobError
 from trainer.settings import Settings
 from trainer.tasks import Task
@@ -291,7 +293,7 @@ def test_a_shipped_job_file_takes_the_readers_data(monkeypatch: pytest.MonkeyPat
 def test_every_setting_has_a_flag() -> None:
     from dataclasses import fields
 
-    assert [field.name for field in fields(cli.Hyperparameters)] == list(Settings.model_fields)
+    assert [field.name for field in fields(Hyperparameters)] == list(Settings.model_fields)
 
 
 def test_too_many_gpus_are_refused_with_what_is_there(digits: Path, tmp_path: Path) -> None:
@@ -511,7 +513,7 @@ def test_sample_data_never_overwrite(digits: Path) -> None:
 
 
 def test_datastore_pairs_add_to_those_that_are_known() -> None:
-    assert cli._mapping(["b=x=y", "c=z"], {"a": "1", "b": "2"}) == {"a": "1", "b": "x=y", "c": "z"}
-    assert cli._mapping(None, {"a": "1"}) == {"a": "1"}
+    assert mapping(["b=x=y", "c=z"], {"a": "1", "b": "2"}) == {"a": "1", "b": "x=y", "c": "z"}
+    assert mapping(None, {"a": "1"}) == {"a": "1"}
     with pytest.raises(JobError, match="must be NAME=DIR_OR_URL, got c"):
-        cli._mapping(["b=x", "c"], {})
+        mapping(["b=x", "c"], {})
