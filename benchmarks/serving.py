@@ -110,9 +110,9 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from serving.batching import largest_batch
-    from serving.options import available_cores
     from serving.scorer import Scorer
+    from serving.service.batching import largest_batch
+    from serving.service.options import available_cores
     from trainer.data.images import decode
 
     cores = available_cores()

@@ -117,8 +117,8 @@ def serve_app() -> Callable[..., AbstractContextManager[httpx.Client]]:
     """with serve_app(scorer[, options], keys=…, access_log=…) as client: the app on a real server's port."""
     import uvicorn
 
-    from serving.protocol import BoundedProtocol
-    from serving.server import create_app
+    from serving.service.protocol import BoundedProtocol
+    from serving.service.server import create_app
 
     @contextmanager
     def serve(*arguments: Any, **more: Any) -> Iterator[httpx.Client]:

@@ -49,7 +49,7 @@ try:
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
 import serving, trainer
-loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.server", "trainer.settings")
+loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.service", "trainer.settings")
           if name in sys.modules]
 print(json.dumps({"code": [trainer.__file__, serving.__file__], "loaded": loaded, "refusal": refusal,
                   "answers": answers.to_dict(orient="records")}))

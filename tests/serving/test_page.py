@@ -22,11 +22,11 @@ import uvicorn
 from PIL import Image as PILImage
 from torch import nn
 
-from serving.keys import Keys
-from serving.options import Options
-from serving.page import LOWEST_THRESHOLD
 from serving.scorer import Scorer
-from serving.server import create_app
+from serving.service.keys import Keys
+from serving.service.options import Options
+from serving.service.page import LOWEST_THRESHOLD
+from serving.service.server import create_app
 from tests.browser import OpenPage, Visit
 from tests.conformance.conftest import Shapes, make_case
 from trainer.models import create

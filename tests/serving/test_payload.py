@@ -375,7 +375,7 @@ def test_importing_serving_loads_no_training_library(run_python: Callable[[str],
     assert out.strip() == "[]"
     out = run_python(
         "import sys, warnings; warnings.simplefilter('ignore')\n"
-        "import serving.model, serving.server, serving.package\n"
+        "import serving.model, serving.service.server, serving.package\n"
         "print(sorted({'torch', 'lightning', 'optuna', 'ultralytics', 'timm', 'cv2'} & set(sys.modules)))"
     )
     assert out.strip() == "[]"

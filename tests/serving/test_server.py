@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.launch import serve
 from serving.payload import MAX_REQUEST_BYTES
 from serving.scorer import Scorer, read_spec
+from serving.service.launch import serve
 from trainer.errors import RunError
 from trainer.tasks import Task
 
@@ -317,7 +317,7 @@ def test_serve_tells_its_url_and_stops_at_ctrl_c(
     packaged: Callable[..., Path], make_image: MakeImage, encode: Encode, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from serving.launch import serve\n"
+        "import sys; from pathlib import Path; from serving.service.launch import serve\n"
         "serve(Path(sys.argv[1]), port=0, announce=lambda url: print(url, flush=True))"
     )
     run = packaged(Task.CLASSIFICATION).parent

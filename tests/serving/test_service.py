@@ -25,11 +25,11 @@ import pandas as pd
 import psutil
 import pytest
 
-from serving import protocol
-from serving.keys import Keys
-from serving.options import Options
 from serving.scorer import Scorer
-from serving.telemetry import AccessLog
+from serving.service import protocol
+from serving.service.keys import Keys
+from serving.service.options import Options
+from serving.service.telemetry import AccessLog
 from trainer.errors import RunError
 from trainer.tasks import Task
 
@@ -309,7 +309,7 @@ def test_no_image_is_padded_for_its_company(
 def test_a_batch_on_a_cpu_fits_its_caches() -> None:
     import torch
 
-    from serving.batching import largest_batch
+    from serving.service.batching import largest_batch
 
     large, small = torch.empty(3, 640, 640), torch.empty(3, 224, 224)
     assert largest_batch(large, 8, on_cpu=True) < largest_batch(large, 8, on_cpu=False) == 8

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from serving.keys import Keys
 from serving.locate import find_artifacts
-from serving.options import Options, available_cores
+from serving.service.keys import Keys
+from serving.service.options import Options, available_cores
 from trainer.errors import RunError, TrainerError
 
 _logger = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
     """Load the model and answer requests in this process until it is told to stop."""
     import uvicorn
 
-    from serving.protocol import BoundedProtocol
     from serving.scorer import Scorer
-    from serving.server import Service, create_app
-    from serving.telemetry import AccessLog
+    from serving.service.protocol import BoundedProtocol
+    from serving.service.server import Service, create_app
+    from serving.service.telemetry import AccessLog
 
     class Server(uvicorn.Server):
         """Says when it answers requests, and that it is stopping."""

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
 
-from serving.admission import Ticket
 from serving.answers import encode
-from serving.batching import Answered, Batcher, Item, deliver
-from serving.options import Options
 from serving.payload import ImageRow, Payload
 from serving.scorer import Scorer
+from serving.service.admission import Ticket
+from serving.service.batching import Answered, Batcher, Item, deliver
+from serving.service.options import Options
 from trainer.annotations import Image
 from trainer.data.images import ImageError, TooManyPixelsError, decode
 from trainer.errors import RequestError

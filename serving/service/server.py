@@ -1,7 +1,7 @@
 """The scoring service as an ASGI app: `/score`, MLflow's `/invocations`, and what operates them.
 
 Every error is JSON, `{"error": {"code", "message", "row"}}`; `row` is null unless one row is to blame.
-serving.launch runs it; the way of a request's images is in serving.pipeline.
+serving.service.launch runs it; the way of a request's images is in serving.service.pipeline.
 """
 
 from __future__ import annotations
@@ -23,12 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.admission import Admission, BusyError, Ticket
 from serving.answers import encode
-from serving.keys import Keys
-from serving.openapi import describe
-from serving.options import Options
-from serving.page import page_router
 from serving.payload import (
     COLUMN,
     MAX_REQUEST_BYTES,
@@ -39,10 +34,15 @@ from serving.payload import (
     parse_rows,
     parse_score_request,
 )
-from serving.pipeline import Pipeline, joined
 from serving.scorer import Scorer
+from serving.service.admission import Admission, BusyError, Ticket
+from serving.service.keys import Keys
+from serving.service.openapi import describe
+from serving.service.options import Options
+from serving.service.page import page_router
+from serving.service.pipeline import Pipeline, joined
+from serving.service.telemetry import AccessLog, Metrics
 from serving.shown import shown
-from serving.telemetry import AccessLog, Metrics
 from trainer.errors import RequestError, TrainerError
 from trainer.tasks import Task
 
