@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import copy
 import threading
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,7 +14,7 @@ from serving.answers import Answer
 from serving.explain import methods
 from serving.explain.picture import four_panels, png
 from serving.explain.request import ExplanationRequest
-from serving.explain.subject import Subject
+from serving.explain.subject import Subject, with_shared_tensors
 from trainer.annotations import Detections, FloatArray, Image
 from trainer.errors import RequestError, RunError
 from trainer.models import Family
@@ -25,6 +23,7 @@ from trainer.tasks import Task
 if TYPE_CHECKING:
     from torch import nn
 
+    from serving.explain.rewriting import Halves
     from trainer.models.classifiers import Classifiers
 
 
@@ -42,7 +41,8 @@ class Explainer:
     def __init__(self, family: Family, network: nn.Module) -> None:
         """`network` is in eval mode, without gradients of its weights, on its device."""
         self._family = family
-        self._network = _with_shared_tensors(network)
+        self._network = with_shared_tensors(network)
+        self._halves: Halves | None = None
         self._guided: nn.Module | None = None
         self._obstacles: dict[str, str | None] = {}
         self._lock = threading.Lock()
@@ -164,20 +164,21 @@ class Explainer:
             family.normalised(torch.full((3, 1, 1), value, dtype=torch.uint8)).to(device)
             for value in (0, 255)
         ]
-        return Subject(self._network, self._guided_network, tensor, ends[0], ends[1], pixels)
+        return Subject(self._network, self._split, self._guided_network, tensor, ends[0], ends[1], pixels)
+
+    def _split(self) -> Halves:
+        from serving.explain.rewriting import halves
+
+        if self._halves is None:
+            self._halves = halves(self._network, self._family.spec.options["crop_size"])
+        return self._halves
 
     def _guided_network(self) -> nn.Module:
         from serving.explain.guided_backprop import guide
 
         if self._guided is None:
-            self._guided = guide(_with_shared_tensors(self._network))
+            self._guided = guide(with_shared_tensors(self._network))
         return self._guided
-
-
-def _with_shared_tensors(network: nn.Module) -> nn.Module:
-    """A copy of the modules alone: weights and statistics are the network's own tensors."""
-    tensors = chain(network.parameters(), network.buffers())
-    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 def _chosen(asked: ExplanationRequest, pictures: Any, attributions: Any) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from trainer.annotations import FloatArray, Image
@@ -13,9 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from serving.explain.request import ExplanationRequest
+    from serving.explain.rewriting import Halves
 
 AT_ONCE = 8
-"""Images that are run through a network with gradients together: they bound an explanation's memory."""
+"""Images that a stream runs through a network with gradients together: they bound an explanation's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Subject:
 
     Attributes:
         network: in eval mode, [N, 3, h, w] → logits [N, C]; modules of the explanations' own.
+        halves: gives the same in two parts, for many gradients (serving.explain.rewriting).
         guided: gives the same with guided ReLUs (serving.explain.guided_backprop).
         tensor: float32 [3, h, w], as the network takes it, on its device.
         black: float32 [3, 1, 1], a black pixel as the network takes it.
@@ -32,11 +36,18 @@ class Subject:
     """
 
     network: nn.Module
+    halves: Callable[[], Halves]
     guided: Callable[[], nn.Module]
     tensor: Tensor
     black: Tensor
     white: Tensor
     pixels: Image
+
+
+def with_shared_tensors(network: nn.Module) -> nn.Module:
+    """A copy of the modules alone: weights and statistics are the network's own tensors."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class Method(ABC):

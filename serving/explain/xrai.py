@@ -11,6 +11,7 @@ from torch import Tensor
 from serving.explain.integrated_gradients import along_paths
 from serving.explain.request import ExplanationRequest
 from serving.explain.segments import regions
+from serving.explain.streams import streams
 from serving.explain.subject import Method, Subject
 from trainer.annotations import BoolArray, FloatArray
 
@@ -26,8 +27,10 @@ class Xrai(Method):
         """
         size = subject.tensor.shape
         baselines = torch.stack([subject.black.expand(size), subject.white.expand(size)])
-        relevance = along_paths(subject, baselines, target, asked).mean(dim=0).amax(dim=0)
-        masks = regions(subject.pixels)
+        with streams(baselines.device) as submit:
+            segmentation = submit(regions, subject.pixels)
+            relevance = along_paths(subject, baselines, target, asked, submit).mean(dim=0).amax(dim=0)
+            masks = segmentation.result()
         grid = masks.shape[1:]
         # Of larger images the regions are found on a smaller one.
         small = F.adaptive_avg_pool2d(relevance[None], grid)[0].cpu().numpy()

@@ -108,6 +108,16 @@ def test_startup(tmp_path: Path) -> None:
     assert {"yolo help", "mlflow --help"} <= {row["peer"] for row in rows}
 
 
+def test_explanations(tmp_path: Path) -> None:
+    ours, peer, batched = table(run("explanations.py", "--threads", 1, folder=tmp_path))
+    assert [ours["xrai"], peer["xrai"]] == ["fast: ours", "fast: saliency"]
+    assert "met" in peer["goal"] or "missed" in peer["goal"]
+    assert batched["goal"] == "–"
+    assert float(peer["ours / saliency"].split()[0]) > 0
+    # Of an untrained network and two steps: alike, not the same.
+    assert float(peer["rank correlation"]) > 0.5
+
+
 def test_data_are_the_same_for_ultralytics(tmp_path: Path) -> None:
     train, validation = data.make(Task.DETECTION, tmp_path / "data", 3, (96, 80))
     data.as_yolo(train, validation, Task.DETECTION, tmp_path / "yolo")
