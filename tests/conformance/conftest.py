@@ -31,7 +31,7 @@ TINY: dict[str, dict[str, Any]] = {
 }
 # Thousands of proposals are a two-stage detector's cost, not its principle; so are a transformer's queries.
 TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32, "queries": 30, "decoder_layers": 2}
-# Of smaller images this one learns nothing: its smallest anchors are larger than the objects.
+# On images as small as the others' this one would need many more steps.
 TINY_MODELS: dict[str, dict[str, Any]] = {"retinanet_resnet50_fpn": {"min_size": 96, "max_size": 160}}
 STEPS = 300
 RATES = {"rcnn": 3e-4, "rtdetr": 3e-4, "rfdetr": 3e-4}  # of learning, where 1e-3 is too high
