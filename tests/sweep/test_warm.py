@@ -59,6 +59,17 @@ def begun(trial: TrialProcess) -> int:
     return trial.pid
 
 
+def test_what_a_library_prints_on_import_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "talkative.py").write_text("print('welcome')", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    warm = WarmProcess({}, tmp_path / "warm.out", modules=("talkative",))
+    order = tmp_path / "order.json"
+    order.write_text("no order", encoding="utf-8")
+    assert warm.start(order, tmp_path / "order.out", {}).wait(60) == 1
+    warm.close()
+    assert (tmp_path / "warm.out").read_text("utf-8") == "welcome\n"
+
+
 def test_trials_run_beside_each_other_and_end_each_for_itself(start: Start, tmp_path: Path) -> None:
     first, second = start("first"), start("second")
     one, other = begun(first), begun(second)

@@ -171,26 +171,30 @@ class WarmProcess:
 
     def _listen(self, process: subprocess.Popen[bytes], trials: dict[int, TrialProcess]) -> None:
         assert process.stdout is not None
-        with process.stdout:
-            for line in process.stdout:
-                said = json.loads(line)
-                if "pid" in said:
-                    trials[said["number"]].begun(said["pid"])
-                else:
-                    trials.pop(said["number"]).ended(said["status"])
-        process.wait()
-        with self._lock:  # none is added to this process's trials any more
-            for trial in trials.values():
-                trial.ended(-signal.SIGKILL)  # they end with it
+        try:
+            with process.stdout:
+                for line in process.stdout:
+                    said = json.loads(line)
+                    if "pid" in said:
+                        trials[said["number"]].begun(said["pid"])
+                    else:
+                        trials.pop(said["number"]).ended(said["status"])
+        finally:
+            process.kill()  # if it was not understood; else it has ended
+            process.wait()
+            with self._lock:  # none is added to this process's trials any more
+                for trial in trials.values():
+                    trial.ended(-signal.SIGKILL)  # they end with it
 
 
 def main() -> None:
     """Fork a trial's process for each order; in each of these, be that trial."""
     from trainer.sweep import trial
 
+    nursery = _Nursery()  # before anything else is imported, which may print
     for name in sys.argv[1:]:
         importlib.import_module(name)
-    order = _Nursery().serve()
+    order = nursery.serve()
     if order is None:
         os._exit(0)  # at once: trials end when they see that it has gone
     sys.exit(trial.main(order))
