@@ -25,7 +25,7 @@ MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # What draws random numbers in the training step, averages weights or counts epochs of its own.
     (Task.CLASSIFICATION, "resnet18", {"mixup_alpha": 0.4, "random_augment": True, "average_weights": True}),
     (Task.DETECTION, "yolo11n", {}),
-    (Task.DETECTION, "rtdetr-resnet50", {"image_size": 64, "training_batch_size": 8}),
+    (Task.DETECTION, "rtdetr-resnet50", {"image_size": 64, "training_batch_size": 8, "number_of_epochs": 3}),
 ]
 
 
