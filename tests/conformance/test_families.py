@@ -121,7 +121,9 @@ def test_requests_set_thresholds(overfitted: tuple[Case, nn.Module, float]) -> N
     image = case.examples.images[1]
     with torch.inference_mode():
         everything = case.family.predict(network, [image], ScoringParameters(box_score_threshold=0.0))[0]
-        one = case.family.predict(network, [image], ScoringParameters(box_detections_per_image=1))[0]
+        one = case.family.predict(
+            network, [image], ScoringParameters(box_score_threshold=0.0, box_detections_per_image=1)
+        )[0]
         nothing = case.family.predict(network, [image], ScoringParameters(box_score_threshold=1.0))[0]
     assert isinstance(everything, Detections)
     assert isinstance(one, Detections)
