@@ -171,26 +171,9 @@ def litserve(model: Path, port: int) -> None:
     """Serve the same network by LitServe."""
     import litserve as ls
 
-    from serving.scorer import Scorer
-    from trainer.data.images import decode
+    from benchmarks.contenders.litserve_api import API
 
-    class API(ls.LitAPI):
-        def setup(self, device: str) -> None:
-            self.scorer = Scorer.load(model / "artifacts", device)
-
-        def decode_request(self, request: Any) -> Any:
-            return decode(base64.b64decode(request["image"]))
-
-        def predict(self, x: Any) -> Any:
-            return self.scorer.score_images(list(x), self.scorer.spec.parameters)
-
-        def unbatch(self, output: Any) -> Any:
-            return output
-
-        def encode_response(self, output: Any) -> Any:
-            return output
-
-    api = API(max_batch_size=MAX_BATCH, batch_timeout=0.005)
+    api = API(model / "artifacts", max_batch_size=MAX_BATCH, batch_timeout=0.005)
     ls.LitServer(api, accelerator="cpu").run(
         host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
     )

@@ -1,0 +1,33 @@
+"""The same network behind LitServe. In a module of its own: LitServe's worker processes import it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import litserve as ls
+
+from serving.scorer import Scorer
+from trainer.data.images import decode
+
+
+class API(ls.LitAPI):
+    def __init__(self, artifacts: Path, **options: Any) -> None:
+        super().__init__(**options)
+        self.artifacts = artifacts
+
+    def setup(self, device: str) -> None:
+        self.scorer = Scorer.load(self.artifacts, device)
+
+    def decode_request(self, request: Any) -> Any:
+        return decode(base64.b64decode(request["image"]))
+
+    def predict(self, x: Any) -> Any:
+        return self.scorer.score_images(list(x), self.scorer.spec.parameters)
+
+    def unbatch(self, output: Any) -> Any:
+        return output
+
+    def encode_response(self, output: Any) -> Any:
+        return output
