@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
@@ -23,13 +24,14 @@ os.environ.setdefault("YOLO_OFFLINE", "true")
 import cv2
 import numpy as np
 import torch
+from torch.utils.data._utils import worker
 
 from benchmarks import data, measuring
-from benchmarks.measuring import Absent, Figures, need, number, say
+from benchmarks.measuring import Figures, need, number, say
 from benchmarks.reading_lines import write_lines
 from trainer.data.datasets import RecordExamples
-from trainer.data.images import decode
-from trainer.models import create, specify
+from trainer.data.images import decode_quickly
+from trainer.models import Family, create, specify
 from trainer.settings import Settings, resolve
 from trainer.tasks import Task
 from trainer.training.loading import Batches, Draw, SeededItems
@@ -99,8 +101,8 @@ def rate(make: Callable[[int], object], count: int) -> Figures:
 
 def examples(
     task: Task, model: str, size: int, folder: Path
-) -> tuple[Any, Settings, RecordExamples, RecordExamples]:
-    """A family, settings, and its training examples decoded in full and at the reduced scale."""
+) -> tuple[Family, Settings, RecordExamples, RecordExamples]:
+    """A family, settings, and its training examples decoded in full and as a training decodes them."""
     by_family = (
         {"training_crop_size": size, "validation_crop_size": size}
         if not task.has_boxes
@@ -110,10 +112,15 @@ def examples(
     train, validation = folder / "train.jsonl", folder / "validation.jsonl"
     classes = data.all_classes(task, train, validation)
     family = create(specify(task, model, settings, classes, pretrained=False))
-    records = data.records(train, task, classes)
-    cache = settings.image_cache_megabytes * 2**20
-    reduced = RecordExamples(records, classes, family.short_side(settings), cache)
-    return family, settings, RecordExamples(records, classes), reduced
+    whole = RecordExamples(data.records(train, task, classes), classes)
+    return family, settings, whole, for_training(family, settings, whole)
+
+
+def for_training(family: Family, settings: Settings, whole: RecordExamples) -> RecordExamples:
+    """The same examples as a training decodes and keeps them, none of them decoded yet."""
+    cache = 0 if family.keeps_images else settings.image_cache_megabytes * 2**20
+    records = whole.records
+    return RecordExamples(records, records.classes, family.short_side(settings), cache, quickly=True)
 
 
 def timm_items(folder: Path, task: Task, size: int) -> Callable[[int], object]:
@@ -171,6 +178,7 @@ def images(arguments: Any, scratch: Path) -> None:
     """Decoding and augmentation, image by image on one core."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    worker._worker_info = SimpleNamespace(id=0, num_workers=1)  # items are made in a loader's worker
     photos = ((96, 80),) if arguments.tiny else ((640, 480), (4000, 3000))
     rows = []
     for photo in photos:
@@ -181,33 +189,41 @@ def images(arguments: Any, scratch: Path) -> None:
             folder = scratch / f"{task.value}-{photo[0]}"
             if not folder.exists():
                 data.make(task, folder, count, photo)
-            family, settings, _, reduced = examples(task, model, size, folder)
-            ours = SeededItems(family.training_dataset(reduced, settings, 0), 0)
-            peer: Callable[[int], object] | None = None
-            contenders = {"ours": lambda: rate(lambda index: ours[Draw(0, index)], count)}  # noqa: B023
-            reason = ""
-            try:
-                peer = items_of(folder, task, size)
-                contenders[name] = lambda: rate(peer, count)  # type: ignore[arg-type]  # noqa: B023
-            except Absent as error:
-                reason = str(error)
-            found, _ = measuring.alternate(contenders, arguments.rounds)
+            family, settings, whole, _ = examples(task, model, size, folder)
+
+            def ours() -> Figures:
+                """A first and a second epoch: the second finds in memory what the first has left there."""
+                dataset = family.training_dataset(for_training(family, settings, whole), settings, 0)  # noqa: B023
+                items = SeededItems(dataset, 0)
+                first, second = (rate(lambda index: items[Draw(epoch, index)], count) for epoch in (0, 1))  # noqa: B023
+                return {**first, "second": second["per_second"]}
+
+            def peer() -> Figures:
+                return rate(items_of(folder, task, size), count)  # noqa: B023
+
+            found, absent = measuring.alternate({"ours": ours, name: peer}, arguments.rounds)
             own, of_peer = found["ours"], found.get(name, [])
-            shared = measuring.ratios(own, of_peer, "per_second")
+            first = measuring.ratios(own, of_peer, "per_second")
+            later = [a["second"] / b["per_second"] for a, b in zip(own, of_peer, strict=False)]
             rows.append([
                 f"{task}: {model}, {size} px, from {photo[0]} × {photo[1]}",
-                measuring.spread([each["per_second"] for each in own]),
                 name,
-                measuring.spread([each["per_second"] for each in of_peer]) if of_peer else reason,
-                measuring.spread(shared) if shared else "–",
-                measuring.verdict(shared, 1.0),
+                measuring.spread([each["per_second"] for each in of_peer]) if of_peer else absent[name],
+                measuring.spread([each["per_second"] for each in own]),
+                measuring.spread(first) if first else "–",
+                measuring.verdict(first, 1.0),
+                measuring.spread([each["second"] for each in own]),
+                measuring.spread(later) if later else "–",
             ])  # fmt: skip
     print(
-        "\n### Decoding and augmentation\n\nImages a second on one core, by the processor's time. The first "
-        "round is a training's first epoch; later ones find\nimages that ours keeps decoded "
-        "(image_cache_megabytes), as ultralytics keeps some for its mosaic.\n"
+        "\n### Decoding and augmentation\n\nImages a second on one core, by the processor's time. In a later "
+        "epoch ours finds as many images decoded as\nimage_cache_megabytes has room for, here all.\n"
     )
-    print(measuring.table(("training images of", "ours", "peer", "peer", "ours / peer", "goal"), rows))
+    headers = (
+        "training images of", "peer", "peer", "ours, first epoch", "ours / peer", "goal", "ours, later",
+        "later / peer",
+    )  # fmt: skip
+    print(measuring.table(headers, rows))
 
 
 def reduced_scale(arguments: Any, scratch: Path) -> None:
@@ -225,11 +241,11 @@ def reduced_scale(arguments: Any, scratch: Path) -> None:
             if not folder.exists():
                 data.make(task, folder, 4, photo)
             family, _, whole, reduced = examples(task, model, size, folder)
-            source = Path(whole.records.source(0))
+            source, short_side = Path(whole.records.source(0)), reduced.short_side
             found, _ = measuring.alternate(
                 {
-                    "whole": lambda: rate(lambda _: decode(source), 4),  # noqa: B023
-                    "reduced": lambda: rate(lambda _: decode(source, short_side=reduced.short_side), 4),  # noqa: B023
+                    "whole": lambda: rate(lambda _: decode_quickly(source), 4),  # noqa: B023
+                    "reduced": lambda: rate(lambda _: decode_quickly(source, short_side=short_side), 4),  # noqa: B023
                 },
                 arguments.rounds,
             )
@@ -274,8 +290,10 @@ def loader(arguments: Any, scratch: Path) -> None:
     rows = []
     alone = 0.0
     for workers in counts:
-        family, settings, whole, reduced = examples(task, "resnet50", size, folder)
-        settings = settings.model_copy(update={"number_of_workers": workers, "training_batch_size": 16})
+        family, settings, whole, _ = examples(task, "resnet50", size, folder)
+        changed = {"number_of_workers": workers, "training_batch_size": 16, "image_cache_megabytes": 0}
+        settings = settings.model_copy(update=changed)
+        reduced = for_training(family, settings, whole)
         firsts, speeds = [], []
         for _ in range(arguments.rounds):
             batches = Batches(family, reduced, whole, settings, 0)
@@ -296,7 +314,7 @@ def loader(arguments: Any, scratch: Path) -> None:
         ])  # fmt: skip
     print(
         f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
-        f"{cores} cores.\n"
+        f"{cores} cores, no image kept.\n"
     )
     print(measuring.table(("workers", "first batch, s", "images/s", "times as many as without"), rows))
 

@@ -273,7 +273,7 @@ class Settings(ScoringParameters):
     )
     image_cache_megabytes: int = _setting(
         256,
-        "Memory in which each of these processes keeps decoded training images; 0 for none.",
+        "Memory in which each of these processes keeps decoded training images, YOLO's resized; 0 for none.",
         "Hardware",
         ge=0,
     )

@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
+import torch
+
 from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, main, score
 from benchmarks.measuring import Figures, need
@@ -27,6 +29,8 @@ def train(options: Options) -> Figures:
     model = YOLO(f"{options.model}.yaml")
 
     images = len(data.records(Path(options.train), options.of_task))
+    # On a CPU it would leave one core out.
+    model.add_callback("on_train_start", lambda _: torch.set_num_threads(options.threads))
     model.add_callback("on_train_epoch_start", lambda _: clock.start())
     model.add_callback("on_train_batch_end", lambda _: clock.step(options.batch))
     model.add_callback("on_train_epoch_end", lambda _: clock.stop())

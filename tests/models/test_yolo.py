@@ -242,6 +242,54 @@ def test_the_mosaic_is_closed_for_the_last_epochs(epochs: int, closes: int) -> N
     assert not mixed(epochs - 1)
 
 
+def colours(item: dict[str, Any]) -> set[int]:
+    """The brightnesses of evenly bright images, multiples of 20, that an item is made of."""
+    values, counts = np.unique(item["img"].numpy().max(axis=0), return_counts=True)
+    return {int(value) for value, count in zip(values, counts, strict=True) if count > 20 and value % 20 == 0}
+
+
+def test_a_mosaic_takes_its_other_images_from_the_pool() -> None:
+    still = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
+    family, settings, _ = family_of("yolo11n", number_of_epochs=30)
+    shades = [np.full((128, 128, 3), 20 * index, dtype=np.uint8) for index in range(10)]
+    dataset: Any = family.training_dataset(
+        Scenes(*[Example(shade, objects()) for shade in shades]), settings, 0
+    )
+    for name, value in still.items():
+        setattr(dataset.transforms.transforms[-2], name, value)
+    vars(dataset.hyperparameters).update(still)
+    dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
+    seen: dict[str, set[int]] = {"pool": set(), "all": set()}
+    for _ in range(30):
+        dataset.at_epoch(0, (2, 3))
+        seen["pool"] |= colours(dataset[1])
+        dataset.at_epoch(0)
+        seen["all"] |= colours(dataset[1])
+    assert seen["pool"] == {20, 40, 60}
+    assert len(seen["all"]) >= 9
+
+
+def test_resized_images_are_kept_within_the_cache() -> None:
+    family, settings, _ = family_of("yolo11n", image_cache_megabytes=1)
+    asked: list[int] = []
+
+    class Counted(Scenes):
+        def __getitem__(self, index: int) -> Example:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    # 48 KiB each at 128 px: 21 of them in a megabyte
+    examples = Counted(*[Example(noise(200, 200, seed=seed), objects()) for seed in range(30)])
+    dataset: Any = family.training_dataset(examples, settings, 0)
+    for index in (*range(30), *range(9, 30)):
+        dataset.load_image(index)
+    assert asked == list(range(30))
+    dataset.load_image(8)
+    assert asked[30:] == [8], "the oldest made room"
+    dataset.load_image(9)
+    assert asked[31:] == [9], "and the next one for it"
+
+
 def test_multi_scale_trains_at_many_sizes() -> None:
     for model in ("yolo26n-seg", "rtdetr-l"):
         family, settings, _ = family_of(model, multi_scale=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from trainer.training.loading import Draw, EpochSampler, SeededItems, move, validation_share
 
@@ -38,6 +38,30 @@ def test_ranks_share_an_epoch_evenly() -> None:
     assert [shares[rank][step] for step in range(2) for rank in range(4)] == single[:8]
 
 
+def test_few_images_are_mixed_with_all_others() -> None:
+    assert {draw.pool for draw in EpochSampler(256, 1, 0, 1, batch_size=4, workers=2)} == {()}
+
+
+def test_many_images_are_mixed_with_those_that_their_worker_has_at_hand() -> None:
+    batch, workers = 16, 2
+    sampler = EpochSampler(2000, 1, 0, 1, batch_size=batch, workers=workers)
+    found = list(sampler)
+    batches = [found[start : start + batch] for start in range(0, len(found), batch)]
+    for number, drawn in enumerate(batches):
+        (pool,) = {draw.pool for draw in drawn}
+        own = [
+            draw.example for earlier in batches[number % workers : number + 1 : workers] for draw in earlier
+        ]
+        assert 64 <= len(pool) <= 128
+        assert set(own[-128:]) <= set(pool)
+        if len(own) >= 64:
+            assert set(pool) == set(own[-128:])
+    # Guests are drawn anew for each of the first batches, and the same again by the seed.
+    assert len({draw.pool for draw in found[: 4 * batch]}) == 4
+    assert [draw.pool for draw in sampler] == [draw.pool for draw in found]
+    assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=300)} == {300, 200}
+
+
 class Dice(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[int, float, float, float]:
         return index, random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
@@ -65,6 +89,13 @@ def test_the_global_generators_are_put_back() -> None:
     torch.manual_seed(1)
     SeededItems(Dice(), seed=3)[Draw(0, 0)]
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loader_worker_makes_the_same_items() -> None:
+    items: Any = SeededItems(Dice(), seed=3)
+    draws = [Draw(1, index) for index in range(6)]
+    loader = DataLoader(items, batch_size=2, sampler=draws, num_workers=2, collate_fn=list)  # type: ignore[arg-type]
+    assert [item for batch in loader for item in batch] == [items[draw] for draw in draws]
 
 
 def test_move_keeps_what_is_no_tensor() -> None:

@@ -8,7 +8,7 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 
 from trainer.annotations import Example, Examples, Image, Truth
-from trainer.data.images import ImageError, decode
+from trainer.data.images import ImageError, decode, decode_quickly
 from trainer.data.records import Records
 from trainer.data.urls import UrlError, local_path
 from trainer.errors import DataError, Problem
@@ -19,9 +19,12 @@ from trainer.models.family import Family
 class RecordExamples:
     """Records as trainer.annotations.Examples; labels count in `classes`, a superset of their own.
 
-    Large JPEGs are decoded at a reduced scale that keeps `short_side` pixels; None: all in full. Decoded
-    images are kept until they fill `cache_bytes`, in each process that asks for them; who gets one must not
-    write into it.
+    Decoded images are kept until they fill `cache_bytes`, in each process that asks for them; who gets one
+    must not write into it.
+
+    Args:
+        short_side: large JPEGs are decoded at a reduced scale that keeps so many pixels; None: all in full.
+        quickly: by `decode_quickly`, for training.
     """
 
     def __init__(
@@ -30,9 +33,11 @@ class RecordExamples:
         classes: tuple[str, ...],
         short_side: int | None = None,
         cache_bytes: int = 0,
+        quickly: bool = False,
     ) -> None:
         self.records = records if records.classes == classes else records.relabelled(classes)
         self.short_side = short_side
+        self._decode = decode_quickly if quickly else decode
         # Nothing makes room: with images asked for at random, the first are as good as any.
         self._room = cache_bytes
         self._cached: dict[int, Image] = {}
@@ -49,7 +54,7 @@ class RecordExamples:
         if (cached := self._cached.get(index)) is not None:
             return Example(cached, self.records.truth(index))
         try:
-            image = decode(local_path(self.records.source(index)), short_side=self.short_side)
+            image = self._decode(local_path(self.records.source(index)), short_side=self.short_side)
         except (ImageError, UrlError) as error:
             where, source = self.records.location(index), self.records.source(index)
             problem = Problem(

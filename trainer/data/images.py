@@ -59,6 +59,12 @@ _TRANSPOSE = {
 }
 """EXIF orientation → what makes the stored pixels upright (EXIF 2.32, tag 0x0112)."""
 
+_QUARTER_TURNS = {1: 0, 3: 2, 6: 3, 8: 1}
+"""EXIF orientation → quarter turns to the left that make the stored pixels upright."""
+
+_REDUCED = {8: 64, 4: 32, 2: 16}
+"""OpenCV's flags for a JPEG at 1/8, 1/4 and 1/2 of its width and height."""
+
 _pillow_warnings = threading.Lock()
 
 
@@ -96,6 +102,49 @@ def decode(source: Source, *, max_pixels: int = MAX_PIXELS, short_side: int | No
         if method is not None:
             rgb = rgb.transpose(method)
         return np.array(rgb, dtype=np.uint8)
+
+
+def decode_quickly(path: str | os.PathLike[str], *, short_side: int | None = None) -> Image:
+    """What `decode` gives, a JPEG by OpenCV in four fifths of the time: for training, which decodes most.
+
+    Pillow and OpenCV have one library decode JPEGs, so that the pixels are the same; if one of them was
+    built with another, they may differ by a level or two.
+
+    Raises:
+        ImageError: as `decode`; but of a JPEG that is damaged within, what can be read may be given.
+    """
+    image = _by_opencv(path, short_side)
+    return decode(path, short_side=short_side) if image is None else image
+
+
+def _by_opencv(path: str | os.PathLike[str], short_side: int | None) -> Image | None:
+    """None: no JPEG of three colours, a mirrored one, or one to complain of, all of which is Pillow's."""
+    import cv2  # where a packaged classifier is served it may be missing
+
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
+    # Of a truncated file OpenCV would give the part that there is.
+    if not (content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")):
+        return None
+    with _opened(content, MAX_PIXELS) as header:
+        if header.format != "JPEG" or header.mode != "RGB":
+            return None
+        scale = 1 if short_side is None else min(header.size) // short_side
+        turns = _QUARTER_TURNS.get(_orientation(header))
+    if turns is None:
+        return None
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    flags |= next((reduced for least, reduced in _REDUCED.items() if scale >= least), 0)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
+    except cv2.error:
+        return None
+    if image is None:
+        return None
+    return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
 
 @functools.cache

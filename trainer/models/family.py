@@ -119,6 +119,9 @@ class Family(ABC):
     sums_losses: ClassVar[bool] = False
     """The recipe's learning rates go with losses summed over a batch's images, not averaged."""
 
+    keeps_images: ClassVar[bool] = False
+    """Its training dataset keeps images, ready for augmentation, itself."""
+
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
@@ -177,7 +180,11 @@ class Family(ABC):
 
     @abstractmethod
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
-        """Augmented, preprocessed items for `collate`."""
+        """Augmented, preprocessed items for `collate`.
+
+        If the dataset has a method `at_epoch(epoch, pool)`, it is told before each item how far the training
+        is, and which examples lie ready to be mixed with it; none: any.
+        """
 
     def short_side(self, settings: Settings) -> int | None:
         """Pixels that the short side of a training image needs; one with more may be decoded smaller.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STRIDE = 32
 CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does
+_DRAWN = 64
 _OUTLINE_POINTS = 1000  # as many as ultralytics gives every outline
 
 
@@ -80,12 +81,18 @@ class TrainingDataset(YOLODataset):
     Also "epoch" and "epochs", how far the training is, and with multi_scale "size", the batch's.
 
     ultralytics draws from the global generators of random and numpy; the loader seeds both for each item.
+
+    Images are kept as the mosaic takes them, those that came first making room for others, within
+    `image_cache_megabytes`.
     """
 
     def __init__(self, spec: Spec, examples: Examples, settings: Settings, *, stretches: bool) -> None:
         self.examples = examples
         self.stretches = stretches
         self.hyperparameters = copy(DEFAULT_CFG)
+        # With tiles it is the whole images that are kept.
+        self._room = settings.image_cache_megabytes * 2**20 if settings.tile_grid_size is None else 0
+        self._kept: dict[int, tuple[Image, tuple[int, int]]] = {}
         self.multi_scale = settings.multi_scale
         self.epoch, self.epochs = 0, settings.number_of_epochs
         advanced = settings.advanced_settings
@@ -100,20 +107,18 @@ class TrainingDataset(YOLODataset):
             hyp=self.hyperparameters,
             task="segment" if spec.task is Task.SEGMENTATION else "detect",
             data={"names": dict(enumerate(spec.classes)), "channels": 3},
-            cache="ram",
         )
+        self.buffer: Sequence[int] = range(len(examples))
 
-    def check_cache_ram(self, safety_margin: float = 1.0) -> bool:
-        """Cache nothing, though "ram" was asked for.
+    def at_epoch(self, epoch: int, pool: Sequence[int] = ()) -> None:
+        """Close the mosaic for the last epochs; in a run shorter than twice that, for the last half.
 
-        Only with "ram" does mosaic draw its partners from all images rather than from those that a worker
-        happened to load last; an item then depends on its seed alone.
+        Args:
+            pool: examples from which a mosaic's other images are taken; none: from all.
         """
-        return False
-
-    def at_epoch(self, epoch: int) -> None:
-        """Close the mosaic for the last epochs; in a run shorter than twice that, for the last half."""
         self.epoch = epoch
+        # ultralytics draws from its `buffer`.
+        self.buffer = pool or random.choices(range(len(self.examples)), k=_DRAWN)
         closing = max(self.epochs - CLOSE_MOSAIC, self.epochs // 2)
         if epoch >= closing and self.hyperparameters.mosaic:
             self.close_mosaic(self.hyperparameters)
@@ -127,16 +132,38 @@ class TrainingDataset(YOLODataset):
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
-        """BGR, as ultralytics' augmentation expects; stretched to the square, or its long side resized."""
+        """BGR, as ultralytics' augmentation expects; stretched to the square, or its long side resized.
+
+        Returns:
+            uint8 [h, w, 3], not to be written into; (height, width) before, and (h, w).
+        """
+        kept = self._kept.get(i)
+        if kept is None:
+            kept = self._loaded(i)
+            self._keep(i, kept)
+        image, original = kept
+        return image, original, (image.shape[0], image.shape[1])
+
+    def _loaded(self, i: int) -> tuple[Image, tuple[int, int]]:
         image = self.examples[i].image
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         if self.stretches:
             size = (self.imgsz, self.imgsz)
+        if size != (width, height):
+            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
         # The colours turn round last, when there are fewer pixels.
-        resized = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_RGB2BGR)
-        return np.asarray(resized, dtype=np.uint8), (height, width), (size[1], size[0])
+        turned = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), dtype=np.uint8)
+        turned.flags.writeable = False
+        return turned, (height, width)
+
+    def _keep(self, i: int, loaded: tuple[Image, tuple[int, int]]) -> None:
+        self._room -= loaded[0].nbytes
+        self._kept[i] = loaded
+        while self._room < 0:
+            oldest, _ = self._kept.pop(next(iter(self._kept)))
+            self._room += oldest.nbytes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = super().__getitem__(index)

@@ -52,6 +52,7 @@ class UltralyticsFamily(Family):
 
     requirements = ("ultralytics", "torchvision", "opencv-python")
     average_tau = 2000.0
+    keeps_images = True
     stretches: ClassVar[bool]
     """Images are stretched to the square, instead of fitted into it."""
 

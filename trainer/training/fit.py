@@ -293,15 +293,16 @@ class _Fitting:
         settings = self.settings
         assert self.seed is not None, "it is prepared"
         # A tile is a part of the image, which then needs all of its pixels.
-        short_side = None if settings.tile_grid_size is not None else self.family.short_side(settings)
+        tiled = settings.tile_grid_size is not None
+        short_side = None if tiled else self.family.short_side(settings)
         training = RecordExamples(self.data.train, self.data.classes)
-        cache = settings.image_cache_megabytes * 2**20
-        reduced = RecordExamples(self.data.train, self.data.classes, short_side, cache)
+        cache = 0 if self.family.keeps_images and not tiled else settings.image_cache_megabytes * 2**20
+        reduced = RecordExamples(self.data.train, self.data.classes, short_side, cache, quickly=True)
         validation = RecordExamples(self.data.validation, self.data.classes)
         batches = Batches(
             self.family, reduced, validation, settings, self.seed, first_epoch, self.parts, training
         )
-        if settings.tile_grid_size is not None:
+        if tiled:
             tiles = len(batches.training) - len(training)
             log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)
         truths = [validation.truths, training.truths][: len(batches.scored)]

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning import LightningDataModule
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from trainer.annotations import Examples
 from trainer.data.datasets import ValidationDataset
@@ -25,11 +25,20 @@ from trainer.training.devices import cores_of_a_rank
 FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
 
+_FEW, _POOL, _LEAST_POOL = 256, 128, 64
+"""Images of which all may be mixed; else those that a loader worker has at hand, and how many it needs."""
+
+
 class Draw(NamedTuple):
-    """What the training sampler asks for: an example, in an epoch."""
+    """What the training sampler asks for: an example, in an epoch.
+
+    Attributes:
+        pool: the examples to mix it with, such as in a mosaic; none: all.
+    """
 
     epoch: int
     example: int
+    pool: Sequence[int] = ()
 
 
 class EpochSampler(Sampler[Draw]):
@@ -37,6 +46,10 @@ class EpochSampler(Sampler[Draw]):
 
     The order depends on seed and epoch alone, so that a training continued at an epoch sees the same
     batches. Shares are of equal length: the first examples of the order fill up the last one.
+
+    Of more than 256 examples, a batch is mixed with those of the batches that its loader worker made before
+    it, which it still has decoded; while these are few, with others drawn at random. Which they are depends
+    on the size of batches and the number of workers, too.
 
     Args:
         weights: draw with replacement, each example by its probability, instead of each once.
@@ -51,10 +64,13 @@ class EpochSampler(Sampler[Draw]):
         ranks: int,
         weights: FloatArray64 | None = None,
         epoch: int = 0,
+        batch_size: int = 1,
+        workers: int = 0,
     ) -> None:
         self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
         self.weights = weights
         self.epoch = epoch
+        self.batch_size, self.workers = batch_size, workers
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -69,15 +85,31 @@ class EpochSampler(Sampler[Draw]):
             order = generator.permutation(self.length)
         else:
             order = generator.choice(self.length, self.length, p=self.weights)
-        share = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks]
-        return (Draw(self.epoch, int(index)) for index in share)
+        share = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks].tolist()
+        epoch, size = self.epoch, self.batch_size
+        for start in range(0, len(share), size):
+            pool = self._pool(share, start)
+            yield from (Draw(epoch, index, pool) for index in share[start : start + size])
+
+    def _pool(self, share: list[int], start: int) -> tuple[int, ...]:
+        if self.length <= _FEW:
+            return ()
+        size = self.batch_size
+        # PyTorch deals batches out to its workers in turn.
+        starts = range(start, -1, -size * max(1, self.workers))[: -(-_POOL // size)]
+        pool = [index for first in starts for index in share[first : first + size]]
+        if (missing := _LEAST_POOL - len(pool)) > 0:
+            generator = np.random.default_rng([self.seed, self.epoch, self.rank, start])
+            pool += generator.choice(self.length, missing, p=self.weights).tolist()
+        return tuple(pool)
 
 
 class SeededItems(Dataset[Any]):
-    """A family's training dataset whose random augmentation depends on seed, epoch and index alone.
+    """A family's training dataset whose random augmentation depends on the seed and what is drawn alone.
 
-    So runs repeat exactly whatever the number of workers, and a training can go on in the middle. The
-    global generators, from which libraries draw, are set for the item and put back after it.
+    So runs repeat exactly, and a training can go on in the middle. The global generators, from which
+    libraries draw, are set for the item and, but in a loader's worker, which has no other use for them, put
+    back after it.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
@@ -85,20 +117,26 @@ class SeededItems(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> Any:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        seeds = np.random.SeedSequence([self.seed, *draw]).generate_state(3)
+        states = _generators() if get_worker_info() is None else None
+        seeds = np.random.SeedSequence([self.seed, draw.epoch, draw.example]).generate_state(3)
         random.seed(int(seeds[0]))
         np.random.seed(seeds[1])  # noqa: NPY002
         # Only this: torch.manual_seed, for GPUs too, takes longer than to flip an image.
         torch.default_generator.manual_seed(int(seeds[2]))
         try:
             if hasattr(self.dataset, "at_epoch"):
-                self.dataset.at_epoch(draw.epoch)
+                self.dataset.at_epoch(draw.epoch, draw.pool)
             return self.dataset[draw.example]
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_rng_state(states[2])
+            if states is not None:
+                random.setstate(states[0])
+                np.random.set_state(states[1])  # noqa: NPY002
+                torch.set_rng_state(states[2])
+
+
+def _generators() -> tuple[Any, Any, Tensor]:
+    """The states of the global generators; they take a tenth of a millisecond."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 
 class Batches(LightningDataModule):
@@ -155,8 +193,10 @@ class Batches(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._ranks()
-        sampler = EpochSampler(len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch)
         size = self.batch_size
+        sampler = EpochSampler(
+            len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, self._workers()
+        )
         # Batch norm cannot learn from a single image; the epoch's order decides which one waits.
         drops = len(sampler) % size == 1 and len(sampler) > 1
         return self._loader(
@@ -174,8 +214,7 @@ class Batches(LightningDataModule):
         ]
 
     def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
-        cores = cores_of_a_rank(self.trainer.num_devices if self.trainer else 1)
-        workers = min(self.settings.number_of_workers, cores)
+        workers = self._workers()
         return DataLoader(
             items,
             batch_size=size,
@@ -186,6 +225,10 @@ class Batches(LightningDataModule):
             worker_init_fn=_one_thread,
             **options,
         )
+
+    def _workers(self) -> int:
+        cores = cores_of_a_rank(self.trainer.num_devices if self.trainer else 1)
+        return min(self.settings.number_of_workers, cores)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -206,7 +249,7 @@ def _one_thread(_worker: int) -> None:
 
 def move(value: Any, device: torch.device) -> Any:
     """The same structure of dicts, lists and tuples with its tensors on the device; others as they are."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: move(item, device) for key, item in value.items()}
