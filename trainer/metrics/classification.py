@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics as sk
 
 from trainer.annotations import BoolArray, Classification, IntArray, Prediction, Truth
 from trainer.errors import TrainingError
@@ -221,11 +220,15 @@ def _ratio(part: float, whole: float) -> float:
 
 def _auc(truth: BoolArray, score: DoubleArray) -> float:
     """Area under the ROC curve of one class: truth bool [n], score [n]. NaN if undefined."""
+    from sklearn import metrics as sk  # half a second, which a training's first step need not wait for
+
     return float(sk.roc_auc_score(truth, score)) if truth.any() and not truth.all() else math.nan
 
 
 def _average_precision(truth: BoolArray, score: DoubleArray) -> float:
     """Step-wise area under the precision-recall curve: truth bool [n], score [n]. NaN if undefined."""
+    from sklearn import metrics as sk
+
     return float(sk.average_precision_score(truth, score)) if truth.any() else math.nan
 
 
@@ -246,6 +249,8 @@ def _ranking_figures(truths: BoolArray, probs: DoubleArray) -> dict[str, float]:
 
 def _decision_figures(truths: IntArray | BoolArray, predicted: IntArray | BoolArray) -> dict[str, float]:
     """F1, precision and recall of decided classes: both int [n] (multi-class) or bool [n, C]."""
+    from sklearn import metrics as sk
+
     figures = {}
     for average in _AVERAGES:
         precision = recall = f1 = math.nan

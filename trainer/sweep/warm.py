@@ -30,6 +30,7 @@ MODULES = (
     "lightning.pytorch.strategies",
     "optuna.trial",
     "torch.utils.data",
+    "sklearn.metrics",
 )
 """What every trial needs; libraries of single families are left to the trials that use them."""
 

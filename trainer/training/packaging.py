@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from serving.answers import to_answer
-from serving.package import write_model
 from trainer.data.checking import Data
 from trainer.data.datasets import RecordExamples
 from trainer.models import Family, create
@@ -25,6 +24,8 @@ def package(run: Run, data: Data, into: Run | None = None) -> None:
         data: whose validation part the predictions are made for.
         into: the run that gets them, for the best trial of a sweep; None: the run itself.
     """
+    from serving.package import write_model  # brings pandas, for which a training's start need not wait
+
     into = into or run
     checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
     family = create(read_spec(checkpoint[SPEC_KEY], run.best_checkpoint))
