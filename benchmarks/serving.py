@@ -168,12 +168,16 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
 
 
 def litserve(model: Path, port: int) -> None:
-    """Serve the same network by LitServe."""
+    """Serve the same network by LitServe, in batches as large as ours."""
     import litserve as ls
 
     from benchmarks.contenders.litserve_api import API
+    from serving.scorer import Scorer
+    from serving.service.batching import largest_batch
 
-    api = API(model / "artifacts", max_batch_size=MAX_BATCH, batch_timeout=0.005)
+    tensor, _ = Scorer.load(model / "artifacts").preprocess(np.zeros((480, 640, 3), dtype=np.uint8))
+    size = largest_batch(tensor, MAX_BATCH, on_cpu=True)
+    api = API(model / "artifacts", max_batch_size=size, batch_timeout=0.005)
     ls.LitServer(api, accelerator="cpu").run(
         host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
     )

@@ -19,8 +19,10 @@ class API(ls.LitAPI):
 
     def setup(self, device: str) -> None:
         self.scorer = Scorer.load(self.artifacts, device)
+        self.scorer.speed_up()
 
-    def decode_request(self, request: Any) -> Any:
+    # LitServe would take an annotation for the form of the request's body.
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
         return decode(base64.b64decode(request["image"]))
 
     def predict(self, x: Any) -> Any:
