@@ -24,8 +24,6 @@ def package(run: Run, data: Data, into: Run | None = None) -> None:
         data: whose validation part the predictions are made for.
         into: the run that gets them, for the best trial of a sweep; None: the run itself.
     """
-    from serving.package import write_model  # brings pandas, for which a training's start need not wait
-
     into = into or run
     checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
     family = create(read_spec(checkpoint[SPEC_KEY], run.best_checkpoint))
@@ -52,6 +50,8 @@ def _write_predictions(path: Path, family: Family, network: nn.Module, data: Dat
 
 def _write_model(directory: Path, family: Family, network: nn.Module) -> None:
     """Write the model; that of a run which went on takes the place of the earlier one."""
+    from serving.package import write_model  # brings pandas, for which a training's start need not wait
+
     if not directory.exists():
         write_model(directory, family.spec, network)
         return
