@@ -32,8 +32,8 @@ test: $(VENV)/.installed-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 bench: $(VENV)/.installed-bench ## measure against what users would pick instead: the quick CPU set, 15 minutes
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/input_pipeline.py --rounds 1
+	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn
+	$(BIN)/python benchmarks/input_pipeline.py --rounds 2
 	$(BIN)/python benchmarks/startup.py --rounds 2
 	$(BIN)/python benchmarks/evaluation.py --images 500
 	$(BIN)/python benchmarks/serving.py --models resnet18 --rounds 2 --seconds 5 --warm-up 2

@@ -197,9 +197,9 @@ class Endpoint:
 
 
 @contextmanager
-def served(run: Run) -> Iterator[str]:
+def served(run: Run, *flags: str) -> Iterator[str]:
     """`trainer serve` of a run on a free port; its scoring address."""
-    command = [sys.executable, "-m", "trainer", "serve", str(run.directory), "--port", "0"]
+    command = [sys.executable, "-m", "trainer", "serve", str(run.directory), "--port", "0", *flags]
     environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
     with (
         tempfile.TemporaryFile("w+") as errors,

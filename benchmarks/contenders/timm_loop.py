@@ -43,6 +43,7 @@ def train(options: Options) -> Figures:
     sized = {"img_size": options.image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
     network = timm.create_model(name, pretrained=False, num_classes=len(classes), **sized)
     device = torch.device(options.device)
+    torch.backends.cudnn.benchmark = True  # as train.py does
     network = network.to(device, memory_format=torch.channels_last)
     config = resolve_data_config({"input_size": (3, options.image_size, options.image_size)}, model=network)
     common = {

@@ -105,9 +105,14 @@ def test_side_by_side(
     assert rows["cost at 3 and 1 an hour"]["ours"] == f"{result.durations.total / 3600:.4f}"
 
     # The finished run is taken as it is; its own server stands for Azure's endpoint.
-    with azure.served(Run(output)) as url:
+    with azure.served(Run(output), "--auth-key-file", str(key)) as url:
         compare(monkeypatch, *own, "--endpoint", url, "--key-file", key, "--requests", 2, *flags)
-    told = capfd.readouterr()
+        told = capfd.readouterr()
+        with (
+            azure.Endpoint(url, "another") as closed,
+            pytest.raises(SystemExit, match=r"refuses the key \(401"),
+        ):
+            closed.ask(b"{}")
     rows = {row[""]: row for row in table(told.out)}
     for share in ("50%", "95%", "99%"):
         row = rows[f"latency, {share} of requests within, ms"]
