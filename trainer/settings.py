@@ -279,7 +279,8 @@ class Settings(ScoringParameters):
     )
     random_seed: int | None = _setting(
         None,
-        "Makes split, augmentation and initial weights repeatable.",
+        "Makes split, augmentation and initial weights repeatable; YOLO's mosaics of more than 256 images "
+        "with the same number of workers.",
         "Hardware",
         aliases=("seed",),
         ge=0,
