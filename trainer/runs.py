@@ -46,6 +46,7 @@ class Result(BaseModel):
         value: that metric at the best epoch.
         best_epoch: counted from 1, as in metrics.csv.
         epochs: how many were trained.
+        timed_out: the training ended by a time limit, perhaps before its last epoch.
         durations: in seconds.
         model_path: the packaged model, relative to the run's directory, with forward slashes.
         metrics: every metric at the best epoch.
@@ -65,6 +66,7 @@ class Result(BaseModel):
     value: Figure
     best_epoch: int = Field(ge=0)
     epochs: int = Field(ge=0)
+    timed_out: bool = False
     durations: Durations
     model_path: str
     metrics: dict[str, Figure]

@@ -20,6 +20,7 @@ from trainer.data.samples import SampleData
 from trainer.errors import JobError, RunError
 from trainer.runs import Run
 from trainer.tasks import Task
+from trainer.training.callbacks import StopAt
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # What draws random numbers in the training step, averages weights or counts epochs of its own.
@@ -117,6 +118,18 @@ def test_a_finished_run_is_extended_and_packaged_anew(
     if run.read_result().best_epoch > 2:
         assert (run.model / "artifacts" / "weights.pt").read_bytes() != model
     assert not [path.name for path in run.directory.iterdir() if path.name.startswith(".model")]
+
+
+def test_a_run_that_its_time_limit_ended_goes_on(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=3)
+    run = trainer.fit(wanted, callbacks=[StopAt(0.0)])
+    result = run.read_result()
+    assert (result.epochs, result.timed_out) == (1, True)
+    run = trainer.resume(run.directory)
+    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3"]
+    assert not run.read_result().timed_out
+    with pytest.raises(RunError, match=r"has finished, after 3 of 3 epochs"):
+        trainer.resume(run.directory)
 
 
 def test_two_processes_do_not_train_one_run(

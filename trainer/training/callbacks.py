@@ -97,7 +97,7 @@ class StopAt(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         late = time.monotonic() >= self.deadline and module.evaluated_epoch == trainer.current_epoch
         if trainer.strategy.broadcast(late, src=0):
-            trainer.should_stop = True
+            trainer.should_stop = module.timed_out = True
             log.info("stopping: the time is up")
 
 

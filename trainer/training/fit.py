@@ -193,6 +193,7 @@ class _Fitting:
                     value=best.value,
                     best_epoch=best.epoch,
                     epochs=module.current_epoch,
+                    timed_out=module.timed_out,
                     durations=durations,
                     model_path=run.model.relative_to(run.directory).as_posix(),
                     metrics=best.metrics,
@@ -369,15 +370,19 @@ class _Fitting:
 def _refuse_finished(run: Run, settings: Settings) -> None:
     """
     Raises:
-        RunError: the run has its result, and no more epochs are asked for than it was made with.
+        RunError: the run has its result, and no more epochs are asked for than it was made with; if its time
+            limit ended it, than it has.
     """
     if not run.result.exists():
+        return
+    result = run.read_result()
+    if result.timed_out and settings.number_of_epochs > result.epochs:
         return
     values, _ = job_file.read(run.job)
     before = jobs.make(str(run.job), **values).resolve_settings().number_of_epochs
     if settings.number_of_epochs <= before:
         raise RunError(
-            f"{run.directory}: has finished, after {run.read_result().epochs} of {before} epochs; "
+            f"{run.directory}: has finished, after {result.epochs} of {before} epochs; "
             f"--number-of-epochs over {before} trains it for more"
         )
 

@@ -44,6 +44,7 @@ class TrainingModule(LightningModule):
         parts: how many parts a batch is trained in, one after the other; more than 1 once memory ran out.
             The gradients add up to those of the whole batch.
         evaluated_epoch: the epoch that they are of, from 0.
+        timed_out: a time limit ended the training.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TrainingModule(LightningModule):
         self.evaluations = list(evaluations)
         self.metrics: dict[str, float] = {}
         self.evaluated_epoch = -1
+        self.timed_out = False
         self.evaluation_seconds = 0.0
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
