@@ -5,12 +5,13 @@
 
 The same network from scratch, the same data, epochs, batch and image size, three seeds; else each trainer's
 own defaults, and ours with `--recipe modern`, too. One ruler for all: trainer.metrics on each trainer's
-answers for the validation images, best epoch of each. Every training's figure is written to the results
+answers for the validation images, of the best epoch: timm's and torchvision's loops and ours by that ruler,
+ultralytics' by its own. Every training's figure is written to the results
 file as it comes, so that the script may be stopped at any time; one training is lost. Without a data root,
 data sets of `trainer sample-data` stand in.
 
-The spread is the standard deviation over seeds; a mean that is lower by more than both spreads' root mean
-square misses the goal.
+The spread is the standard deviation over seeds; a mean of ours that is lower by more than both spreads' root
+mean square misses the goal, one of the modern recipe if it is not higher.
 """
 
 from __future__ import annotations
@@ -103,12 +104,14 @@ def train(case: Case, contender: str, seed: int, scratch: Path, arguments: Any) 
     return found["metric"]
 
 
-def judgement(ours: list[float], peers: list[float]) -> str:
+def judgement(ours: list[float], peers: list[float], *, better: bool = False) -> str:
+    """Whether our mean is not below the peer's by more than the spread or, if that is asked, above it."""
     if len(ours) < 2 or len(peers) < 2:
         return "–"
     spread = ((statistics.stdev(ours) ** 2 + statistics.stdev(peers) ** 2) / 2) ** 0.5
     difference = statistics.mean(ours) - statistics.mean(peers)
-    return f"{difference:+.3f} ({'met' if difference >= -spread else '**missed**'}; spread {number(spread)})"
+    met = difference > 0 if better else difference >= -spread
+    return f"{difference:+.3f} ({'met' if met else '**missed**'}; spread {number(spread)})"
 
 
 def shown(values: list[float], wanted: int) -> str:
@@ -119,8 +122,9 @@ def shown(values: list[float], wanted: int) -> str:
     return text + ("" if len(values) >= wanted else f" ({len(values)} of {wanted} seeds)")
 
 
-def row(case: Case, results: Results, seeds: int) -> list[str]:
-    ours, modern, peers = (results.of(key_of(case, name)) for name in ("ours", "ours, modern", case.peer))
+def row(case: Case, results: Results, seeds: int, made: str) -> list[str]:
+    names = ("ours", "ours, modern", case.peer)
+    ours, modern, peers = (results.of(key_of(case, made + name)) for name in names)
     return [
         f"{case.name}: {case.model}, {case.image_size} px, {case.epochs} epochs, batch {case.batch}, "
         f"{case.device}",
@@ -130,12 +134,12 @@ def row(case: Case, results: Results, seeds: int) -> list[str]:
         shown(ours, seeds),
         judgement(ours, peers),
         shown(modern, seeds),
-        judgement(modern, peers) if modern else "–",
+        judgement(modern, peers, better=True) if modern else "–",
     ]
 
 
 def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3)
+    parser = measuring.arguments(__doc__, rounds=3, device=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     default = Path(__file__).with_name("accuracy.json")
     parser.add_argument(
@@ -155,6 +159,13 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     results = Results(arguments.results)
+    for case in CASES if arguments.data_root else ():
+        if not (arguments.data_root / case.data / "train.jsonl").is_file():
+            raise SystemExit(
+                f"{arguments.data_root / case.data / 'train.jsonl'}: is missing; leave --data-root "
+                "out for data sets of `trainer sample-data`"
+            )
+    made = "" if arguments.data_root else "made "
     cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
     if arguments.device == "cpu":
         cases = [case for case in cases if case.device == "cpu"]
@@ -174,7 +185,7 @@ def main() -> None:
         ):  # whole rounds of all, one after another
             for case in cases:
                 for contender in ("ours", case.peer, "ours, modern"):
-                    key = f"{key_of(case, contender)} seed {seed}"
+                    key = f"{key_of(case, made + contender)} seed {seed}"
                     if key in results.found or contender in absent:
                         continue
                     say(key)
@@ -182,6 +193,8 @@ def main() -> None:
                         results.add(key, train(case, contender, seed, Path(scratch), arguments))
                     except Absent as error:
                         absent[contender] = str(error)
+                    except RuntimeError as error:  # is tried again when the script is run again
+                        say(str(error))
                     say(f"  {results.found.get(key, 'absent')}")
     print(
         measuring.heading(
@@ -198,9 +211,9 @@ def main() -> None:
         "ours, modern",
         "modern − peer",
     )
-    print(measuring.table(headers, [row(case, results, arguments.rounds) for case in cases]))
+    print(measuring.table(headers, [row(case, results, arguments.rounds, made) for case in cases]))
     for name, reason in absent.items():
-        print(f"\n{NAMES[name]}: {reason}")
+        print(f"\n{NAMES.get(name, name)}: {reason}")
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def main() -> None:
     if "--" in own:
         at = own.index("--")
         own, flags = own[:at], own[at + 1 :]
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, rounds=None, tiny=False)
     parser.add_argument("--config", type=Path, required=True, help="the job file that was run on Azure")
     parser.add_argument("--azure-run", required=True, metavar="RUN_ID")
     parser.add_argument(

@@ -4,28 +4,27 @@
     python benchmarks/evaluation.py --images 500         # a quick look
 
 Both start from the same arrays, an image at a time, and end with the twelve figures, which must agree to
-1e-6; ours computes the VOC-style figures along. The rounds alternate; a figure is the median of its rounds.
-CPU time counts all threads and bears other work on the machine better than wall time. Needs
-`pip install pycocotools`.
+1e-6; ours computes the VOC-style figures along. CPU time counts all threads and bears other work on the
+machine better than wall time.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import os
-import platform
-import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+
+from benchmarks import measuring
+from benchmarks.measuring import Figures, need
 from trainer import metrics
 from trainer.annotations import Detections, Objects
 from trainer.metrics.coco import NAMES
@@ -33,6 +32,7 @@ from trainer.tasks import Task
 
 Pair = tuple[Detections, Objects]
 HEIGHT, WIDTH = 480, 640
+GOAL = 5.0
 
 
 def random_pairs(images: int, detections: int, classes: int, seed: int = 0) -> list[Pair]:
@@ -73,6 +73,7 @@ def ours(pairs: list[Pair], classes: int) -> dict[str, float]:
 
 
 def theirs(pairs: list[Pair], classes: int) -> dict[str, float]:
+    need("pycocotools")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -114,48 +115,52 @@ def _pixels(boxes: Any, factor: Any) -> Any:
     return pixels
 
 
-def timed(work: Callable[[], dict[str, float]]) -> tuple[dict[str, float], float, float]:
-    """What it returns, seconds of wall time, seconds of CPU time."""
+def timed(work: Callable[[], dict[str, float]]) -> Figures:
+    """What it returns, and the seconds of wall and of processor time that it took."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figures = work()
-    return figures, time.perf_counter() - wall, time.process_time() - cpu
+    return {**figures, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--detections", type=int, default=100, help="an image (default: %(default)s)")
-    parser.add_argument("--classes", type=int, default=80)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--images", type=int, default=5000, help="[default: 5000]")
+    parser.add_argument("--detections", type=int, default=100, help="an image [default: 100]")
+    parser.add_argument("--classes", type=int, default=80, help="[default: 80]")
     options = parser.parse_args()
+    if options.tiny:
+        options.images, options.rounds = 20, 1
+    print(measuring.heading("Evaluation", "pycocotools", "faster-coco-eval"), flush=True)
     pairs = random_pairs(options.images, options.detections, options.classes)
-    times: dict[str, list[tuple[float, float]]] = {"ours": [], "pycocotools": []}
-    for number in range(options.rounds):
-        found = {}
-        for name, work in (("ours", ours), ("pycocotools", theirs)):
-            found[name], wall, cpu = timed(lambda work=work: work(pairs, options.classes))  # type: ignore[misc]
-            times[name].append((wall, cpu))
-            print(f"round {number + 1}: {name} {wall:.1f} s, CPU {cpu:.1f} s", file=sys.stderr)
-        off = max(abs(found["ours"][name] - found["pycocotools"][name]) for name in NAMES)
-        if off > 1e-6:
-            sys.exit(f"the figures differ by {off:.2g}: {found}")
-    walls = {name: statistics.median(wall for wall, _ in rounds) for name, rounds in times.items()}
-    cpus = {name: statistics.median(cpu for _, cpu in rounds) for name, rounds in times.items()}
-    print(
-        f"{options.images:,} images × {options.detections} detections, {options.classes} classes, "
-        f"median of {options.rounds} alternating rounds, {os.cpu_count()} CPUs, Python "
-        f"{platform.python_version()}, pycocotools {version('pycocotools')}, faster-coco-eval "
-        f"{version('faster-coco-eval')}; figures equal to {max(off, 1e-16):.0e}, "
-        f"map {found['ours']['map']:.3f}\n"
+    found, absent = measuring.alternate(
+        {
+            "ours": lambda: timed(lambda: ours(pairs, options.classes)),
+            "pycocotools": lambda: timed(lambda: theirs(pairs, options.classes)),
+        },
+        options.rounds,
     )
-    print("| | wall s | CPU s | pycocotools ÷ this, wall | CPU |\n|---|---:|---:|---:|---:|")
-    for name in times:
-        ratio, cpu_ratio = walls["pycocotools"] / walls[name], cpus["pycocotools"] / cpus[name]
-        print(f"| {name} | {walls[name]:.1f} | {cpus[name]:.1f} | {ratio:.1f} × | {cpu_ratio:.1f} × |")
+    own, peers = found["ours"], found.get("pycocotools", [])
+    off = max(
+        (abs(a[name] - b[name]) for a, b in zip(own, peers, strict=False) for name in NAMES), default=0.0
+    )
+    if off > 1e-6:
+        sys.exit(f"the figures differ by {off:.2g}: {own[0]} and {peers[0]}")
+    print(
+        f"{options.images:,} images with {options.detections} detections each, {options.classes} classes; "
+        f"figures equal to {max(off, 1e-16):.0e}, map {own[0]['map']:.3f}.\n"
+    )
+    rows = []
+    for kind in ("wall", "cpu"):
+        ratios = measuring.ratios(own, peers, kind, less_is_better=True)
+        rows.append([
+            f"{kind} time, s", measuring.spread([each[kind] for each in own]),
+            measuring.spread([each[kind] for each in peers]) if peers else absent["pycocotools"],
+            measuring.spread(ratios) if ratios else "–",
+            measuring.verdict(ratios, GOAL if kind == "wall" else None),
+        ])  # fmt: skip
+    print(measuring.table(("", "ours", "pycocotools", "pycocotools / ours", "goal"), rows))
 
 
 if __name__ == "__main__":

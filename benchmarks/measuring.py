@@ -244,14 +244,25 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def arguments(description: str | None, *, rounds: int = 3) -> argparse.ArgumentParser:
-    """The flags that all benchmarks have; `--tiny` is for smoke tests and measures nothing worth knowing."""
+def arguments(
+    description: str | None, *, rounds: int | None = 3, device: bool = False, tiny: bool = True
+) -> argparse.ArgumentParser:
+    """The flags that benchmarks share; `--tiny` is for smoke tests and measures nothing worth knowing.
+
+    Args:
+        rounds: how often to measure by default; None: the script measures once.
+        device: it has a GPU set.
+        tiny: it can be smoke-tested.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a smoke test: sizes at which figures mean nothing"
-    )
+    if device:
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="[default: cpu]")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+    if tiny:
+        parser.add_argument(
+            "--tiny", action="store_true", help="a smoke test: sizes at which figures mean nothing"
+        )
     return parser

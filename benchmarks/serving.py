@@ -12,7 +12,7 @@ ceiling   decoding, preprocessing and the batched network in one process with th
 serve     trainer serve, POST /score
 serve (i) the same, POST /invocations
 mlflow    mlflow models serve, POST /invocations
-litserve  LitServe around the same network with the same batches, if it is installed
+litserve  LitServe around the same network with batches as large as the service's
 
 Goals: serve reaches 0.85 of the ceiling and 1.3 of mlflow; its memory after 10,000 requests is within 5 % of
 that after 1,000. Figures of a machine that does other things as well mean little.
@@ -27,7 +27,6 @@ import importlib.util
 import io
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -48,6 +47,8 @@ from PIL import Image
 
 # This script bears the name of the package that it measures.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks import measuring  # noqa: E402
 
 CEILING_GOAL, MLFLOW_GOAL, MEMORY_GOAL = 0.85, 1.3, 0.05
 CONTENDERS = ("ceiling", "serve", "serve (i)", "mlflow", "litserve")
@@ -105,7 +106,7 @@ def package(model: str, directory: Path, network_size: int | None) -> Path:
 # What is measured.
 
 
-def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
+def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> float:
     """Images a second without a server, in this process."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
@@ -116,7 +117,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
     from trainer.data.images import decode
 
     cores = available_cores()
-    scorer = Scorer.load(model / "artifacts")
+    scorer = Scorer.load(model / "artifacts", device)
     scorer.speed_up()
     parameters = scorer.spec.parameters
 
@@ -163,11 +164,11 @@ def ceiling(model: Path, files: list[bytes], seconds: float) -> float:
 
     tensor, _ = first = prepared(files[0])
     answered(scorer, [first])
-    sizes = {MAX_BATCH, largest_batch(tensor, MAX_BATCH, on_cpu=True)}
+    sizes = {MAX_BATCH, largest_batch(tensor, MAX_BATCH, on_cpu=device == "cpu")}
     return max(way(size) for size in sizes for way in (together, apart))
 
 
-def litserve(model: Path, port: int) -> None:
+def litserve(model: Path, port: int, device: str) -> None:
     """Serve the same network by LitServe, in batches as large as ours."""
     import litserve as ls
 
@@ -176,9 +177,9 @@ def litserve(model: Path, port: int) -> None:
     from serving.service.batching import largest_batch
 
     tensor, _ = Scorer.load(model / "artifacts").preprocess(np.zeros((480, 640, 3), dtype=np.uint8))
-    size = largest_batch(tensor, MAX_BATCH, on_cpu=True)
+    size = largest_batch(tensor, MAX_BATCH, on_cpu=device == "cpu")
     api = API(model / "artifacts", max_batch_size=size, batch_timeout=0.005)
-    ls.LitServer(api, accelerator="cpu").run(
+    ls.LitServer(api, accelerator=device).run(
         host="127.0.0.1", port=port, generate_client_file=False, log_level="warning"
     )
 
@@ -230,12 +231,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(contender: str, model: Path) -> Iterator[tuple[str, psutil.Process]]:
+def running(contender: str, model: Path, device: str) -> Iterator[tuple[str, psutil.Process]]:
     """A contender's server: the URL to post to, and its process."""
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     if contender.startswith("serve"):
         arguments = ["-m", "trainer", "serve", str(model), "--port", str(port), "--max-batch", str(MAX_BATCH)]
+        arguments += ["--device", device]
         probe, path = "readyz", "score" if contender == "serve" else "invocations"
     elif contender == "mlflow":
         arguments = ["-m", "mlflow", "models", "serve", "-m", str(model), "--env-manager", "local"]
@@ -243,6 +245,7 @@ def running(contender: str, model: Path) -> Iterator[tuple[str, psutil.Process]]
         probe, path = "ping", "invocations"
     else:
         arguments = [str(HERE), "--role", "litserve", "--model-directory", str(model), "--port", str(port)]
+        arguments += ["--device", device]
         probe, path = "health", "predict"
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
@@ -294,6 +297,7 @@ def resident(process: psutil.Process) -> int:
 def child(arguments: argparse.Namespace, role: str, **more: Any) -> Any:
     """This script in another role, in a process of its own; what it printed."""
     command = [sys.executable, str(HERE), "--role", role, "--image-size", arguments.image_size]
+    command += ["--device", arguments.device]
     for name, value in more.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = dict(os.environ)
@@ -309,7 +313,7 @@ def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[
     if contender == "ceiling":
         found = child(arguments, "ceiling", model_directory=model, seconds=seconds / 2)
         return {"rate": found}
-    with running(contender, model) as (url, process):
+    with running(contender, model, arguments.device) as (url, process):
         before = processor_seconds(process)
         result: dict[str, float] = child(
             arguments, "load", url=url, clients=clients, seconds=seconds, warm_up=arguments.warm_up
@@ -322,8 +326,10 @@ def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[
 def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
     """Measure a model in alternating rounds and print its table; whether the goals are met."""
     contenders = list(arguments.contenders)
+    absent = ""
     if "litserve" in contenders and importlib.util.find_spec("litserve") is None:
         contenders.remove("litserve")
+        absent = "\nlitserve: not installed: pip install litserve"
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(arguments.rounds):
         order = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
@@ -341,7 +347,7 @@ def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
             values = [each[contender][key] for each in rounds if key in each[contender]]
             cells.append(f"{statistics.median(values):.1f}" if values else "")
         print(f"| {contender} | {' | '.join(cells)} |")
-    print()
+    print(absent)
     met = True
     for other, goal in (("ceiling", CEILING_GOAL), ("mlflow", MLFLOW_GOAL), ("litserve", None)):
         if other in contenders and "serve" in contenders:
@@ -358,7 +364,7 @@ def memory(arguments: argparse.Namespace, name: str, model: Path) -> bool:
     """Resident memory after a tenth of the requests and after all of them."""
     total = arguments.memory_requests
     bodies = request_bodies(arguments, "score")
-    with running("serve", model) as (url, process):
+    with running("serve", model, arguments.device) as (url, process):
         sizes = []
         for count in (total // 10, total - total // 10):
             _send(url, bodies, count, arguments.clients)
@@ -411,6 +417,7 @@ def main() -> int:
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before each")
@@ -424,11 +431,12 @@ def main() -> int:
     arguments = parser.parse_args()
     width, height = map(int, arguments.image_size.split("x"))
     if arguments.role == "ceiling":
-        rate = ceiling(Path(arguments.model_directory), pictures(32, width, height), arguments.seconds)
+        files = pictures(32, width, height)
+        rate = ceiling(Path(arguments.model_directory), files, arguments.seconds, arguments.device)
         print(json.dumps(rate))
         return 0
     if arguments.role == "litserve":
-        litserve(Path(arguments.model_directory), int(arguments.port))
+        litserve(Path(arguments.model_directory), int(arguments.port), arguments.device)
         return 0
     if arguments.role == "load":
         bodies = request_bodies(arguments, arguments.url.rpartition("/")[2])
@@ -436,12 +444,10 @@ def main() -> int:
         print(json.dumps(found))
         return 0
 
-    import torch
-
+    print(measuring.heading("Scoring", "torch", "mlflow", "litserve"))
     print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"Python {platform.python_version()}, PyTorch {torch.__version__}; {arguments.clients} clients, "
-        f"{arguments.image_size} JPEGs, {arguments.rounds} rounds of {arguments.seconds:g} s"
+        f"{arguments.clients} clients on the same cores, JPEGs of {arguments.image_size}, {arguments.rounds} "
+        f"rounds of {arguments.seconds:g} s, {arguments.device}."
     )
     met = True
     with tempfile.TemporaryDirectory() as directory:

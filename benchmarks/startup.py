@@ -24,11 +24,11 @@ TRAINER = (sys.executable, "-m", "trainer")
 _LOAD_MLFLOW = "import sys, mlflow; mlflow.pyfunc.load_model(sys.argv[1])"
 _LOAD_OURS = (
     "import sys; from pathlib import Path; from serving.locate import find_artifacts; "
-    "from serving.scorer import Scorer; Scorer.load(find_artifacts(Path(sys.argv[1])))"
+    "from serving.scorer import Scorer; Scorer.load(find_artifacts(Path(sys.argv[1])), sys.argv[2])"
 )
 _LOAD_TIMM = (
     "import sys, timm, torch; network = timm.create_model(sys.argv[2], num_classes=4); "
-    "network.load_state_dict(torch.load(sys.argv[1], weights_only=True)); network.eval()"
+    "network.load_state_dict(torch.load(sys.argv[1], weights_only=True)); network.eval().to(sys.argv[3])"
 )
 
 
@@ -56,7 +56,7 @@ def first_step(module: str, task: Task, model: str, scratch: Path, device: str, 
 
 
 def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3)
+    parser = measuring.arguments(__doc__, rounds=3, device=True)
     arguments = parser.parse_args()
     rounds = 1 if arguments.tiny else arguments.rounds + 1
     model = "timm/test_resnet" if arguments.tiny else "resnet18"
@@ -108,13 +108,13 @@ def main() -> None:
                     {"ultralytics": lambda: step("ultralytics_trainer", Task.DETECTION, "yolo11n")},
                 ),
                 "loading a packaged resnet18, as trainer serve does": (
-                    lambda: command(sys.executable, "-c", _LOAD_OURS, packaged),
+                    lambda: command(sys.executable, "-c", _LOAD_OURS, packaged, arguments.device),
                     {
                         "mlflow.pyfunc.load_model": lambda: command(
                             sys.executable, "-c", _LOAD_MLFLOW, packaged
                         ),
                         "torch.load into timm's network": lambda: command_of(
-                            "timm", "-c", _LOAD_TIMM, weights, "resnet18"
+                            "timm", "-c", _LOAD_TIMM, weights, "resnet18", arguments.device
                         ),
                     },
                 ),

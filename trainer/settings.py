@@ -280,7 +280,7 @@ class Settings(ScoringParameters):
     random_seed: int | None = _setting(
         None,
         "Makes split, augmentation and initial weights repeatable; YOLO's mosaics of more than 256 images "
-        "with the same number of workers.",
+        "where as many workers load them into as large a cache.",
         "Hardware",
         aliases=("seed",),
         ge=0,

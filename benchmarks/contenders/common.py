@@ -32,6 +32,8 @@ class Options:
     validation: str
     folder: str
     epochs: int = 3
+    counted: int | None = None
+    """epochs that are timed, after the first; None: all others"""
     batch: int = 16
     image_size: int = 224
     workers: int = 2
@@ -65,8 +67,9 @@ def main(train: Callable[[Options], Figures]) -> None:
 class Clock:
     """Times epochs of training from their first request for data to the last step's end, evaluation apart."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, counted: int | None = None) -> None:
         self.device = device
+        self.counted = counted
         self.epochs: list[tuple[int, float]] = []
         self.first_step: float | None = None
         self._images, self._began = 0, 0.0
@@ -86,7 +89,7 @@ class Clock:
         self.epochs.append((self._images, time.perf_counter() - self._began))
 
     def figures(self) -> Figures:
-        counted = self.epochs[1:] or self.epochs
+        counted = self.epochs[1:][: self.counted] or self.epochs
         return {
             "images_per_second": statistics.median(images / seconds for images, seconds in counted),
             "epoch_seconds": statistics.median(seconds for _, seconds in counted),

@@ -26,7 +26,13 @@ class API(ls.LitAPI):
         return decode(base64.b64decode(request["image"]))
 
     def predict(self, x: Any) -> Any:
-        return self.scorer.score_images(list(x), self.scorer.spec.parameters)
+        parameters = self.scorer.spec.parameters
+        if not isinstance(x, list):  # LitServe batches by one
+            return self.scorer.score_images([x], parameters)[0]
+        return self.scorer.score_images(x, parameters)
+
+    def batch(self, inputs: Any) -> Any:
+        return inputs
 
     def unbatch(self, output: Any) -> Any:
         return output

@@ -1,4 +1,4 @@
-"""`trainer fit`, and the ceiling: its network, losses and optimizer on one batch that lies in memory."""
+"""`trainer fit`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 
 import trainer as product
-from benchmarks.contenders.common import Clock, Options, autocast, main
+from benchmarks.contenders.common import Clock, Options, main
 from benchmarks.measuring import Figures
 from trainer.models import catalog
 from trainer.training import fit as fitting
-
-_CEILING_SECONDS = 5.0
 
 
 class _Timing(Callback):
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.module: Any = None
-        self.batch: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-        self.module = module
         self.clock.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        self.batch = self.batch or batch
         self.clock.step(len(batch["images"]))
         if index + 1 == trainer.num_training_batches:
             self.clock.stop()
@@ -61,7 +54,7 @@ def settings(options: Options) -> dict[str, Any]:
 
 
 def train(options: Options) -> Figures:
-    clock = Clock(options.device)
+    clock = Clock(options.device, options.counted)
     timing = _Timing(clock)
     job = product.Job(
         task=options.task,
@@ -80,32 +73,7 @@ def train(options: Options) -> Figures:
     figures = {**clock.figures(), "fit_seconds": time.perf_counter() - began}
     if options.score:
         return {**figures, "metric": run.read_result().value}
-    return {**figures, "ceiling": _ceiling(timing, options)}
-
-
-def _ceiling(timing: _Timing, options: Options) -> float:
-    """Images a second of a plain loop without loader, logging, clipping or schedule."""
-    module, batch = timing.module, timing.batch
-    # Lightning has moved the network off the GPU at the end.
-    network = module.network.to(options.device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9)
-
-    def step() -> None:
-        with autocast(options):
-            losses = module.family.losses(network, dict(batch))
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    step()
-    clock = Clock(options.device)
-    clock.start()
-    began = time.perf_counter()
-    while time.perf_counter() - began < _CEILING_SECONDS:
-        step()
-        clock.step(len(batch["images"]))
-    clock.stop()
-    return clock.figures()["images_per_second"]
+    return figures
 
 
 if __name__ == "__main__":

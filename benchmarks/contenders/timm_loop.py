@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_loader, resolve_data_config
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -33,7 +33,8 @@ class Images(Dataset[Any]):
         return len(self.found)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(Image.open(self.found.source(index)).convert("RGB")), self.found.truth(index)
+        image = ImageOps.exif_transpose(Image.open(self.found.source(index)))
+        return self.transform(image.convert("RGB")), self.found.truth(index)
 
 
 def train(options: Options) -> Figures:
@@ -66,7 +67,7 @@ def train(options: Options) -> Figures:
         step_on_epochs=False, updates_per_epoch=len(loader),
     )  # fmt: skip
     loss_of = torch.nn.CrossEntropyLoss()
-    clock, best, updates = Clock(options.device), -1.0, 0
+    clock, best, updates = Clock(options.device, options.counted), -1.0, 0
     for _ in range(options.epochs):
         network.train()
         clock.start()
@@ -76,7 +77,6 @@ def train(options: Options) -> Figures:
                 loss = loss_of(network(images), targets)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_value_(network.parameters(), 5.0)
             optimizer.step()
             updates += 1
             schedule.step_update(updates)

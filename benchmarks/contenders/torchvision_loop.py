@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -24,6 +24,9 @@ from benchmarks.measuring import Figures
 from trainer.annotations import Detections, Mask, Objects, Prediction
 from trainer.data.records import Records
 from trainer.tasks import Task
+
+_FALLS = (16 / 26, 22 / 26)
+"""Parts of the training after which the reference scripts divide the learning rate by ten."""
 
 
 class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -41,7 +44,7 @@ class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
         return len(self.found)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
-        image = Image.open(self.found.source(index)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(self.found.source(index))).convert("RGB")
         truth = self.found.truth(index)
         assert isinstance(truth, Objects)
         size = (image.height, image.width)
@@ -88,13 +91,15 @@ def train(options: Options) -> Figures:
     images = Images(data.records(Path(options.train), task, classes), train=True)
     loader = DataLoader(
         images, options.batch, shuffle=True, num_workers=options.workers, collate_fn=_collate,
-        pin_memory=options.device == "cuda",
+        pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
     )  # fmt: skip
     network = build(options)
     rate = 0.005 if options.learning_rate is None else options.learning_rate
     optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=max(1, len(loader) - 1))
-    clock, best = Clock(options.device), -1.0
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=max(1, len(loader) - 1))
+    falls = [round(part * options.epochs * len(loader)) for part in _FALLS]
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls)
+    clock, best = Clock(options.device, options.counted), -1.0
     for _ in range(options.epochs):
         network.train()
         clock.start()
@@ -108,7 +113,8 @@ def train(options: Options) -> Figures:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
+            warm_up.step()
+            steps.step()
             clock.step(len(pictures))
         clock.stop()
         if options.score:

@@ -22,10 +22,12 @@ from trainer.tasks import Task
 def train(options: Options) -> Figures:
     need("ultralytics")
     from ultralytics import YOLO
+    from ultralytics.utils import SETTINGS
 
+    dict.__setitem__(SETTINGS, "mlflow", False)  # not into the user's file, as SETTINGS itself would
     folder = Path(options.folder)
     config = data.as_yolo(Path(options.train), Path(options.validation), options.of_task, folder / "data")
-    clock = Clock(options.device)
+    clock = Clock(options.device, options.counted)
     model = YOLO(f"{options.model}.yaml")
 
     images = len(data.records(Path(options.train), options.of_task))
@@ -38,7 +40,7 @@ def train(options: Options) -> Figures:
         # As many steps of the optimizer as ours, whose batches are not accumulated to 64 images; and without
         # evaluation but at the end.
         "nbs": options.batch, "val": False,
-        "optimizer": "SGD", "lr0": 0.01,
+        "optimizer": "SGD", "lr0": 0.01, "deterministic": False,
         # Mosaic ends when ours does, halfway in a short training.
         "close_mosaic": options.epochs - max(options.epochs - 10, options.epochs // 2),
     }  # fmt: skip
@@ -46,7 +48,7 @@ def train(options: Options) -> Figures:
         data=str(config), epochs=options.epochs, imgsz=options.image_size, batch=options.batch,
         workers=options.workers, device=0 if options.device == "cuda" else "cpu", seed=options.seed,
         pretrained=False, plots=False, project=str(folder), name="run", exist_ok=True, verbose=False,
-        patience=0, **timed,
+        patience=0, amp="bf16" if options.device == "cuda" else False, **timed,
     )  # fmt: skip
     # The last batch of an epoch may be smaller.
     clock.epochs = [(images, seconds) for _, seconds in clock.epochs]

@@ -43,6 +43,7 @@ def test_training(tmp_path: Path) -> None:
     assert row["peer"] == "timm"
     assert "met" in row["goal"] or "missed" in row["goal"]
     assert float(row["ours, images/s"].split()[0].replace(",", "")) > 0
+    assert float(row["ours / ceiling"].split()[0]) > 0
     assert float(row["peak MB"].replace(",", "")) > 100
 
 
@@ -69,7 +70,7 @@ def test_peers_train_and_are_scored_by_our_ruler(
 
 def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    prefix = "fridge timm/test_resnet 64px b4 e1 cpu"
+    prefix = "fridge timm/test_resnet 64px b4 e1 cpu made"
     before = {f"{prefix} ours seed 0": 0.75, f"{prefix} timm_loop seed 0": 0.5}
     results.write_text(json.dumps(before))
     (row,) = table(run("accuracy.py", "--only", "fridge", "--results", results, folder=tmp_path))
@@ -85,6 +86,30 @@ def test_accuracy_is_judged_by_the_spread() -> None:
     assert "met" in accuracy.judgement([0.80, 0.84], [0.83, 0.85])
     assert "missed" in accuracy.judgement([0.80, 0.81], [0.90, 0.91])
     assert accuracy.judgement([0.8], [0.9]) == "–"
+    assert "missed" in accuracy.judgement([0.80, 0.84], [0.83, 0.85], better=True)
+    assert "met" in accuracy.judgement([0.84, 0.86], [0.83, 0.85], better=True)
+
+
+def test_accuracy_does_not_take_made_data_for_real_ones(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"cards/detection/train.jsonl: is missing|is missing"):
+        run("accuracy.py", "--data-root", tmp_path, "--table", folder=tmp_path)
+
+
+def test_evaluation(tmp_path: Path) -> None:
+    wall, processor = table(run("evaluation.py", folder=tmp_path))
+    assert "≥ 5" in wall["goal"]
+    assert float(processor["pycocotools / ours"].split()[0]) > 0
+
+
+def test_sweep_overhead(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": ""}
+    command = [sys.executable, str(ROOT / "benchmarks" / "sweep_overhead.py"), "--trials", "1"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["of a trial"]: row for row in table(done.stdout)}
+    assert float(rows["process start and imports"]["mean seconds"]) > 0
 
 
 def test_input_pipeline(tmp_path: Path) -> None:

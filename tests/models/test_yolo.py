@@ -255,8 +255,6 @@ def test_a_mosaic_takes_its_other_images_from_the_pool() -> None:
     dataset: Any = family.training_dataset(
         Scenes(*[Example(shade, objects()) for shade in shades]), settings, 0
     )
-    for name, value in still.items():
-        setattr(dataset.transforms.transforms[-2], name, value)
     vars(dataset.hyperparameters).update(still)
     dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
     seen: dict[str, set[int]] = {"pool": set(), "all": set()}
@@ -281,13 +279,17 @@ def test_resized_images_are_kept_within_the_cache() -> None:
     # 48 KiB each at 128 px: 21 of them in a megabyte
     examples = Counted(*[Example(noise(200, 200, seed=seed), objects()) for seed in range(30)])
     dataset: Any = family.training_dataset(examples, settings, 0)
+    assert family.images_at_hand(settings) == 21
     for index in (*range(30), *range(9, 30)):
         dataset.load_image(index)
     assert asked == list(range(30))
-    dataset.load_image(8)
-    assert asked[30:] == [8], "the oldest made room"
     dataset.load_image(9)
-    assert asked[31:] == [9], "and the next one for it"
+    dataset.load_image(8)
+    assert asked[30:] == [8]
+    dataset.load_image(9)
+    assert asked[31:] == [], "it was asked for later"
+    dataset.load_image(10)
+    assert asked[31:] == [10], "which made room"
 
 
 def test_multi_scale_trains_at_many_sizes() -> None:

@@ -39,12 +39,14 @@ def test_ranks_share_an_epoch_evenly() -> None:
 
 
 def test_few_images_are_mixed_with_all_others() -> None:
-    assert {draw.pool for draw in EpochSampler(256, 1, 0, 1, batch_size=4, workers=2)} == {()}
+    for length, at_hand in ((256, 200), (2000, 2000), (2000, 0)):
+        sampler = EpochSampler(length, 1, 0, 1, batch_size=4, workers=2, at_hand=at_hand)
+        assert {draw.pool for draw in sampler} == {()}
 
 
 def test_many_images_are_mixed_with_those_that_their_worker_has_at_hand() -> None:
     batch, workers = 16, 2
-    sampler = EpochSampler(2000, 1, 0, 1, batch_size=batch, workers=workers)
+    sampler = EpochSampler(2000, 1, 0, 1, batch_size=batch, workers=workers, at_hand=218)
     found = list(sampler)
     batches = [found[start : start + batch] for start in range(0, len(found), batch)]
     for number, drawn in enumerate(batches):
@@ -59,7 +61,10 @@ def test_many_images_are_mixed_with_those_that_their_worker_has_at_hand() -> Non
     # Guests are drawn anew for each of the first batches, and the same again by the seed.
     assert len({draw.pool for draw in found[: 4 * batch]}) == 4
     assert [draw.pool for draw in sampler] == [draw.pool for draw in found]
-    assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=300)} == {300, 200}
+    large = EpochSampler(2000, 1, 0, 1, batch_size=300, at_hand=218)
+    assert {len(draw.pool) for draw in large} == {300, 200}
+    # No more than are at hand.
+    assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=16, at_hand=40)} == {40, 48}
 
 
 class Dice(Dataset[Any]):

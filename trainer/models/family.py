@@ -119,9 +119,6 @@ class Family(ABC):
     sums_losses: ClassVar[bool] = False
     """The recipe's learning rates go with losses summed over a batch's images, not averaged."""
 
-    keeps_images: ClassVar[bool] = False
-    """Its training dataset keeps images, ready for augmentation, itself."""
-
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
@@ -185,6 +182,10 @@ class Family(ABC):
         If the dataset has a method `at_epoch(epoch, pool)`, it is told before each item how far the training
         is, and which examples lie ready to be mixed with it; none: any.
         """
+
+    def images_at_hand(self, settings: Settings) -> int:
+        """How many images the training dataset keeps itself, the latest, ready to be mixed with others."""
+        return 0
 
     def short_side(self, settings: Settings) -> int | None:
         """Pixels that the short side of a training image needs; one with more may be decoded smaller.

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 STRIDE = 32
 CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does
-_DRAWN = 64
 _OUTLINE_POINTS = 1000  # as many as ultralytics gives every outline
 
 
@@ -75,6 +74,11 @@ class _Labels:
         return {"im_file": str(index), **label_of(truth, masks=self.masks), **fixed}
 
 
+def kept_bytes(settings: Settings) -> int:
+    """For resized images; with tiles it is the whole images that are kept, by who decodes them."""
+    return 0 if settings.tile_grid_size is not None else settings.image_cache_megabytes * 2**20
+
+
 class TrainingDataset(YOLODataset):
     """Items for the family's `collate`: "img" uint8 [3, s, s] and what ultralytics makes of the label.
 
@@ -82,16 +86,15 @@ class TrainingDataset(YOLODataset):
 
     ultralytics draws from the global generators of random and numpy; the loader seeds both for each item.
 
-    Images are kept as the mosaic takes them, those that came first making room for others, within
-    `image_cache_megabytes`.
+    Images are kept as the mosaic takes them, within `image_cache_megabytes`; those that were not asked for
+    longest make room.
     """
 
     def __init__(self, spec: Spec, examples: Examples, settings: Settings, *, stretches: bool) -> None:
         self.examples = examples
         self.stretches = stretches
         self.hyperparameters = copy(DEFAULT_CFG)
-        # With tiles it is the whole images that are kept.
-        self._room = settings.image_cache_megabytes * 2**20 if settings.tile_grid_size is None else 0
+        self._room = kept_bytes(settings)
         self._kept: dict[int, tuple[Image, tuple[int, int]]] = {}
         self.multi_scale = settings.multi_scale
         self.epoch, self.epochs = 0, settings.number_of_epochs
@@ -118,7 +121,7 @@ class TrainingDataset(YOLODataset):
         """
         self.epoch = epoch
         # ultralytics draws from its `buffer`.
-        self.buffer = pool or random.choices(range(len(self.examples)), k=_DRAWN)
+        self.buffer = pool or range(len(self.examples))
         closing = max(self.epochs - CLOSE_MOSAIC, self.epochs // 2)
         if epoch >= closing and self.hyperparameters.mosaic:
             self.close_mosaic(self.hyperparameters)
@@ -137,10 +140,14 @@ class TrainingDataset(YOLODataset):
         Returns:
             uint8 [h, w, 3], not to be written into; (height, width) before, and (h, w).
         """
-        kept = self._kept.get(i)
+        kept = self._kept.pop(i, None)
         if kept is None:
             kept = self._loaded(i)
-            self._keep(i, kept)
+            self._room -= kept[0].nbytes
+        self._kept[i] = kept  # the latest
+        while self._room < 0:
+            oldest, _ = self._kept.pop(next(iter(self._kept)))
+            self._room += oldest.nbytes
         image, original = kept
         return image, original, (image.shape[0], image.shape[1])
 
@@ -157,13 +164,6 @@ class TrainingDataset(YOLODataset):
         turned = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), dtype=np.uint8)
         turned.flags.writeable = False
         return turned, (height, width)
-
-    def _keep(self, i: int, loaded: tuple[Image, tuple[int, int]]) -> None:
-        self._room -= loaded[0].nbytes
-        self._kept[i] = loaded
-        while self._room < 0:
-            oldest, _ = self._kept.pop(next(iter(self._kept)))
-            self._room += oldest.nbytes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = super().__getitem__(index)

@@ -33,7 +33,7 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from trainer.annotations import Examples, FloatArray, Objects, Truth
 from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry
-from trainer.models.ultralytics_data import STRIDE, TrainingDataset, label_of
+from trainer.models.ultralytics_data import STRIDE, TrainingDataset, kept_bytes, label_of
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ class UltralyticsFamily(Family):
 
     requirements = ("ultralytics", "torchvision", "opencv-python")
     average_tau = 2000.0
-    keeps_images = True
     stretches: ClassVar[bool]
     """Images are stretched to the square, instead of fitted into it."""
 
@@ -95,6 +94,9 @@ class UltralyticsFamily(Family):
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
         dataset: Dataset[Any] = TrainingDataset(self.spec, examples, settings, stretches=self.stretches)
         return dataset
+
+    def images_at_hand(self, settings: Settings) -> int:
+        return kept_bytes(settings) // (3 * int(self.spec.options["image_size"]) ** 2)
 
     def short_side(self, settings: Settings) -> int:
         """Images are resized to the square first; the affine augmentation works on what that leaves."""

@@ -105,7 +105,8 @@ def resume(
     """Go on with a run that was stopped, or train a finished one for more epochs.
 
     It goes on after the last epoch whose checkpoint was written, with the batches and figures that it would
-    have had without the stop. More epochs stretch the learning rate's course over the new number.
+    have had without the stop, if as many processes load the images. More epochs stretch the learning rate's
+    course over the new number.
 
     Args:
         directory: the run's.
@@ -297,7 +298,7 @@ class _Fitting:
         tiled = settings.tile_grid_size is not None
         short_side = None if tiled else self.family.short_side(settings)
         training = RecordExamples(self.data.train, self.data.classes)
-        cache = 0 if self.family.keeps_images and not tiled else settings.image_cache_megabytes * 2**20
+        cache = 0 if self.family.images_at_hand(settings) else settings.image_cache_megabytes * 2**20
         reduced = RecordExamples(self.data.train, self.data.classes, short_side, cache, quickly=True)
         validation = RecordExamples(self.data.validation, self.data.classes)
         batches = Batches(

@@ -25,8 +25,10 @@ from trainer.training.devices import cores_of_a_rank
 FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
 
-_FEW, _POOL, _LEAST_POOL = 256, 128, 64
-"""Images of which all may be mixed; else those that a loader worker has at hand, and how many it needs."""
+_FEW = 256
+"""Of so many training images, any may be mixed with any."""
+_POOL, _LEAST_POOL = 128, 64
+"""Of more, an image is mixed with one of so many that its loader worker has made lately."""
 
 
 class Draw(NamedTuple):
@@ -47,13 +49,14 @@ class EpochSampler(Sampler[Draw]):
     The order depends on seed and epoch alone, so that a training continued at an epoch sees the same
     batches. Shares are of equal length: the first examples of the order fill up the last one.
 
-    Of more than 256 examples, a batch is mixed with those of the batches that its loader worker made before
-    it, which it still has decoded; while these are few, with others drawn at random. Which they are depends
-    on the size of batches and the number of workers, too.
+    Of more than 256 examples, and more than are at hand, a batch is mixed with those of the batches that its
+    loader worker made before it, which it still has decoded; while these are few, with others drawn at
+    random. Which they are depends on the size of batches and the number of workers, too.
 
     Args:
         weights: draw with replacement, each example by its probability, instead of each once.
         epoch: the first; loader workers ask for items before Lightning says which epoch it is.
+        at_hand: examples that a worker keeps decoded, the latest; 0: any may be mixed with any.
     """
 
     def __init__(
@@ -66,11 +69,12 @@ class EpochSampler(Sampler[Draw]):
         epoch: int = 0,
         batch_size: int = 1,
         workers: int = 0,
+        at_hand: int = 0,
     ) -> None:
         self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
         self.weights = weights
         self.epoch = epoch
-        self.batch_size, self.workers = batch_size, workers
+        self.batch_size, self.workers, self.at_hand = batch_size, workers, at_hand
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -92,20 +96,20 @@ class EpochSampler(Sampler[Draw]):
             yield from (Draw(epoch, index, pool) for index in share[start : start + size])
 
     def _pool(self, share: list[int], start: int) -> tuple[int, ...]:
-        if self.length <= _FEW:
+        if not self.at_hand or self.length <= max(_FEW, self.at_hand):
             return ()
         size = self.batch_size
         # PyTorch deals batches out to its workers in turn.
-        starts = range(start, -1, -size * max(1, self.workers))[: -(-_POOL // size)]
+        starts = range(start, -1, -size * max(1, self.workers))[: -(-min(_POOL, self.at_hand) // size)]
         pool = [index for first in starts for index in share[first : first + size]]
-        if (missing := _LEAST_POOL - len(pool)) > 0:
+        if (missing := min(_LEAST_POOL, self.at_hand) - len(pool)) > 0:
             generator = np.random.default_rng([self.seed, self.epoch, self.rank, start])
             pool += generator.choice(self.length, missing, p=self.weights).tolist()
         return tuple(pool)
 
 
 class SeededItems(Dataset[Any]):
-    """A family's training dataset whose random augmentation depends on the seed and what is drawn alone.
+    """A family's training dataset whose random augmentation depends on the seed and the draw alone.
 
     So runs repeat exactly, and a training can go on in the middle. The global generators, from which
     libraries draw, are set for the item and, but in a loader's worker, which has no other use for them, put
@@ -195,8 +199,9 @@ class Batches(LightningDataModule):
         rank, ranks = self._ranks()
         size = self.batch_size
         sampler = EpochSampler(
-            len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, self._workers()
-        )
+            len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, self._workers(),
+            self.family.images_at_hand(self.settings),
+        )  # fmt: skip
         # Batch norm cannot learn from a single image; the epoch's order decides which one waits.
         drops = len(sampler) % size == 1 and len(sampler) > 1
         return self._loader(

@@ -1,0 +1,57 @@
+"""What ours could reach: its network, losses and optimizer on one batch that lies in memory already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import data
+from benchmarks.contenders.common import Clock, Options, autocast, main
+from benchmarks.contenders.ours import settings
+from benchmarks.measuring import Figures
+from trainer.data.datasets import RecordExamples
+from trainer.models import create, specify
+from trainer.settings import resolve
+from trainer.training.loading import Batches, move
+
+_SECONDS = 5.0
+
+
+def measure(options: Options) -> Figures:
+    """Images a second of a plain loop without loader, logging, clipping, averaging or schedule."""
+    torch.manual_seed(options.seed)
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+    task, classes = options.of_task, options.classes
+    chosen = resolve(task, options.model, {**settings(options), "number_of_workers": 0})
+    family = create(specify(task, options.model, chosen, classes, pretrained=False))
+    examples = RecordExamples(data.records(Path(options.train), task, classes), classes)
+    batches = Batches(family, examples, examples, chosen, options.seed)
+    device = torch.device(options.device)
+    batch = move(next(iter(batches.train_dataloader())), device)
+    network = family.build().to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-6, momentum=0.9, fused=True)
+
+    def step() -> None:
+        with autocast(options):
+            losses = family.losses(network, dict(batch))
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for _ in range(2):
+        step()
+    clock = Clock(options.device)
+    clock.start()
+    began = time.perf_counter()
+    while time.perf_counter() - began < _SECONDS:
+        step()
+        clock.step(len(batch["images"]))
+    clock.stop()
+    return clock.figures()
+
+
+if __name__ == "__main__":
+    main(measure)
