@@ -101,7 +101,7 @@ def test_those_that_are_visible_are_divided(digits: SampleData, monkeypatch: pyt
 
 def test_the_cores_of_processes_are_divided(digits: SampleData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert places(job(digits, None, processes=2), 2) == [Place((), 4)] * 2
+    assert places(job(digits, None, processes=2), 2) == [Place((), 4, 8)] * 2
 
 
 @pytest.mark.slow

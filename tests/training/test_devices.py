@@ -87,6 +87,7 @@ def test_where_the_ranks_meet() -> None:
     assert (chosen({}, SLURM).address, chosen({}, SLURM).port) == ("gpu07", 19567)
     assert devices.cores_of_a_rank(2, SLURM) == 1
     assert devices.cores_of_a_rank(10**6, {}) == 1
+    assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "a trial beside others has a share"
 
 
 @pytest.mark.usefixtures("four_gpus")

@@ -172,7 +172,9 @@ class Classifiers(Family):
             images, targets = self._mixed(images, targets)
             smoothing = self.label_smoothing
         logits = network(images).float()
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weights = self.class_weights
+        if weights is not None and weights.device != logits.device:  # brought there once
+            weights = self.class_weights = weights.to(logits.device)
         entropy = binary_cross_entropy if self.multilabel else cross_entropy
         return {"loss_classifier": entropy(logits, targets, weights, smoothing)}
 

@@ -36,7 +36,7 @@ def mixed(
     if alpha <= 0:
         return images, targets
     share = float(generator.beta(alpha, alpha))
-    partners = torch.from_numpy(generator.permutation(len(images))).to(images.device)
+    partners = torch.from_numpy(generator.permutation(len(images))).to(images.device, non_blocking=True)
     if cuts:
         height, width = images.shape[2:]
         rows, columns = _rectangle(height, width, share, generator)

@@ -130,7 +130,8 @@ class RTDETR(UltralyticsFamily):
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
         # Coordinates run through the decoder as numbers; bfloat16 would round them to 1/256 of the image.
         with torch.autocast(batch["img"].device.type, enabled=False):
-            network.loss(batch)
+            # The images' objects are counted one by one, which would wait for the device each time.
+            network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()})
         named, network.criterion.named = network.criterion.named, {}
         return {
             name: torch.stack([loss for key, loss in named.items() if key.startswith(prefix)]).sum() / layers

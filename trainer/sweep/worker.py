@@ -39,10 +39,12 @@ class Place:
     Attributes:
         gpus: CUDA's names of the devices that it may see; empty: the CPU.
         threads: of the CPU, for each of its processes.
+        cores: for all of them, and what loads their images.
     """
 
     gpus: tuple[str, ...]
     threads: int
+    cores: int
 
 
 def places(job: Job, count: int) -> list[Place]:
@@ -54,14 +56,15 @@ def places(job: Job, count: int) -> list[Place]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = [] if job.processes else _gpus(job.gpus)
     if not gpus:
-        return [Place((), max(1, cores // count // (job.processes or 1)))] * count
+        return [Place((), max(1, cores // count // (job.processes or 1)), max(1, cores // count))] * count
     if count > len(gpus):
         log.warning("%d GPUs take %d trials at a time, not %d", len(gpus), len(gpus), count)
         count = len(gpus)
     share = len(gpus) // count
     if len(gpus) % count:
         log.warning("%d GPUs do not divide by %d trials; %d stay idle", len(gpus), count, len(gpus) % count)
-    return [Place(tuple(gpus[i * share : (i + 1) * share]), max(1, cores // count)) for i in range(count)]
+    own = max(1, cores // count)
+    return [Place(tuple(gpus[i * share : (i + 1) * share]), own, own) for i in range(count)]
 
 
 def _gpus(wanted: int | str) -> list[str]:
@@ -209,7 +212,11 @@ class Worker:
             parts=trial.user_attrs.get(PARTS, 1),
             measures_latency=len(self.study.study.directions) > 1,
         )
-        environment = {**_threads(place), "CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
+        environment = {
+            **_threads(place),
+            "TRAINER_CORES": str(place.cores),
+            "CUDA_VISIBLE_DEVICES": ",".join(place.gpus),
+        }
         outcome = process.run(
             self._warm,
             order,

@@ -25,20 +25,21 @@ class WeightAverage(nn.Module):
         self.decay, self.tau = decay, tau
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._count = 0
+        self._own: _Tensors | None = None
+        self._new: _Tensors | None = None
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Take in the network's present weights and statistics."""
         self._count += 1
         self.steps += 1
+        if self._own is None or self._new is None or self._new.network is not network:
+            self._own, self._new = _Tensors(self.network), _Tensors(network)
         decay = self._decay_at(self._count)
-        own, new = _tensors(self.network), _tensors(network)
-        pairs = list(zip(own, new, strict=True))
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([one for one, _ in floats], [other for _, other in floats], 1 - decay)
-        for one, other in pairs:
-            if not one.is_floating_point():
-                one.copy_(other)
+        (floats, counts), (new_floats, new_counts) = self._own.now(), self._new.now()
+        torch._foreach_lerp_(floats, new_floats, 1 - decay)
+        if counts:
+            torch._foreach_copy_(counts, new_counts)
 
     def _decay_at(self, step: int) -> float:
         if self.tau is None:
@@ -50,12 +51,22 @@ class WeightAverage(nn.Module):
         self._count = int(self.steps)
 
 
-def _tensors(network: nn.Module) -> list[torch.Tensor]:
-    """Those of the state dict, in an order of their own: to make one takes longer than to average."""
-    buffers = [
-        buffer
-        for module in network.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
-    return [*network.parameters(), *buffers]
+class _Tensors:
+    """A network's state dict, found once: to walk through all modules takes as long as to average."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._parameters = list(network.parameters())
+        self._buffers = [
+            (module._buffers, name)
+            for module in network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        ]
+
+    def now(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Those of floating point, and the others; a module may have put another in a buffer's place."""
+        buffers = [buffers[name] for buffers, name in self._buffers]
+        tensors = [*self._parameters, *(buffer for buffer in buffers if buffer is not None)]
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        return floats, [tensor for tensor in tensors if not tensor.is_floating_point()]

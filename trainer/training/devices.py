@@ -20,6 +20,9 @@ from trainer.settings import Settings
 ALONE = "TRAINER_ALONE"
 """Set for a process that trains on its own whatever started its ancestors: a sweep's trial."""
 
+CORES = "TRAINER_CORES"
+"""The cores of a process that shares the machine with others of its kind: of a sweep's trial."""
+
 _TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another. One that has died is noticed at once; this is for a network that fails
 in silence, and has to outlast rank 0, which reads every image and fetches weights before the others begin."""
@@ -172,6 +175,7 @@ def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.env
 def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.environ) -> int:
     """The cores that one of a machine's ranks may use; in a container often fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(cores, int(environment.get(CORES, cores)))
     started = _started(environment)
     if started and started["launcher"] == "srun" and "SLURM_CPUS_PER_TASK" in environment:
         return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each has its own

@@ -207,10 +207,13 @@ class OtherRanks:
 class EndAtOnce(Callback):
     """SIGTERM ends a training of several ranks like Ctrl-C.
 
-    Lightning answers it with an exchange between the ranks, for which one that is ended alone waits in vain.
+    Lightning answers it with an exchange between the ranks, for which one that is ended alone waits in vain;
+    it also asks before each batch, and waits for the device, whether another rank had it.
     """
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.world_size > 1:
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _exit)
 
