@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -113,6 +114,20 @@ def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
     with pytest.raises(UrlError) as caught:
         resolve(image_url)
     assert said in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("adlfs") is not None, reason="adlfs, an extra, is installed")
+@pytest.mark.parametrize("protocol", ["abfs", "abfss", "az"])
+def test_azures_storage_needs_an_extra(protocol: str) -> None:
+    with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install '\.\[azure\]'"):
+        resolve(f"{protocol}://container@account.dfs.core.windows.net/images/a.jpg")
+    with pytest.raises(UrlError, match=r"pip install '\.\[azure\]'"):
+        resolve(f"{LONG}/a.jpg", blob=f"{protocol}://container")
+
+
+def test_an_old_protocol_of_azures_storage_is_written_anew() -> None:
+    with pytest.raises(UrlError, match="write abfss://CONTAINER@ACCOUNT"):
+        resolve("wasbs://container@account.blob.core.windows.net/a.jpg")
 
 
 def test_a_datastore_directory_that_does_not_exist(tmp_path: Path) -> None:

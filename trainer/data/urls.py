@@ -24,6 +24,8 @@ _DATASTORE = re.compile(
 )
 _ATTEMPTS = 3
 _CLIENT_ERRORS_WORTH_A_RETRY = (408, 429)
+_AZURE_STORAGE = ("abfs", "abfss", "az")
+_OLD_AZURE_STORAGE = ("wasb", "wasbs")
 
 
 class UrlError(TrainerError):
@@ -142,9 +144,12 @@ def require_protocol(protocol: str) -> None:
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        raise UrlError(
-            "must have a protocol that can be read here", f"{protocol}://", str(error), protocol
-        ) from None
+        rule, hint = "must have a protocol that can be read here", str(error)
+        if protocol in _AZURE_STORAGE:
+            hint = "Azure's storage is read once this is installed: pip install '.[azure]' (adlfs)"
+        elif protocol in _OLD_AZURE_STORAGE:
+            hint = "write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH"
+        raise UrlError(rule, f"{protocol}://", hint, protocol) from None
 
 
 def local_path(source: str, *, refresh: bool = False) -> Path:
