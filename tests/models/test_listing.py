@@ -89,6 +89,12 @@ def test_rows_carry_the_tasks_default() -> None:
         assert all(task in row.tasks for row in rows)
 
 
+def test_a_models_sizes_are_told_by_the_flags_of_fit() -> None:
+    models = [row.model for row in listing.rows(Task.DETECTION)]
+    assert "yolov5 --model-size small" in models
+    assert not [model for model in models if model.startswith("yolov5 ") and "--model-size" not in model]
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [

@@ -58,6 +58,7 @@ class Row:
     """One line of the table of models.
 
     Attributes:
+        model: as it stands behind `fit --model`; the task's default says so.
         parameters: how many, with the classes that the weights were published for; 0 where one cannot say.
         image_size: side of the square the network sees in pixels, or "short–long" sides' limits, by default.
         here: where published weights lie on this machine, or "no"; "" where one cannot say.
@@ -83,7 +84,7 @@ def rows(task: Task | None) -> Iterator[Row]:
             facts = FACTS.get(with_size(entry, size), Facts(0, (), "", ""))
             licence = _SPDX.get(facts.licence, facts.licence) or library.weights_licence
             yield Row(
-                with_size(entry, size) + default,
+                flags(entry, size) + default,
                 entry.tasks,
                 facts.parameters,
                 image_size(entry),
@@ -123,6 +124,11 @@ def with_size(entry: ModelEntry, size: str) -> str:
     return f"{entry.name} {size}".rstrip()
 
 
+def flags(entry: ModelEntry, size: str) -> str:
+    """What stands behind `fit --model` for a model of one size: `yolov5 --model-size medium`."""
+    return f"{entry.name} --model-size {size}" if size else entry.name
+
+
 def image_size(entry: ModelEntry) -> str:
     """The size to which the model's images are brought by default, in pixels."""
     defaults = settings.default_settings(entry.tasks[0], entry.name)
@@ -143,7 +149,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
     library = LIBRARIES[entry.family]
     for size in sizes(entry):
         published = published_of(entry, task or entry.tasks[0], size)
-        yield f"{with_size(entry, size)}  ({', '.join(entry.tasks)})"
+        yield f"{flags(entry, size)}  ({', '.join(entry.tasks)})"
         address, name = published.url, published.files[0]
         if published.hub:
             address = f"https://huggingface.co/{published.hub}/resolve/main/model.safetensors"
@@ -161,11 +167,10 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
             yield f"               ({', '.join(names[1:])} will do as well)"
         yield f"  checked by   {_check(published, library)}"
         yield f"  is here      {_here(names, published.hub) or 'no'}"
-        option = f" --model-size {size}" if size else ""
         yield "  to use it    mkdir -p weights"
         yield f"               curl -L -o weights/{name} {address}"
         yield (
-            f"               trainer fit --task {task or entry.tasks[0]} --model {entry.name}{option} "
+            f"               trainer fit --task {task or entry.tasks[0]} --model {flags(entry, size)} "
             "--weights weights ..."
         )
         yield "               (TRAINER_WEIGHTS=weights says it for all commands; no network is used then)"
