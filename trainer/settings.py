@@ -143,7 +143,8 @@ class Settings(ScoringParameters):
     )
     layer_decay: float = _setting(
         1.0,
-        "Factor of the learning rate from each of these groups to the one before it.",
+        "Factor of the learning rate from each group of layers, as layers_to_freeze counts them, to the one "
+        "before it, so that groups near the input learn more slowly; 1: all alike.",
         "Model",
         gt=0,
         le=1,
@@ -192,9 +193,19 @@ class Settings(ScoringParameters):
         aliases=("train_crop_size",),
         gt=0,
     )
-    min_size: int = _setting(600, "Short side to which images are resized …", "Images", families=RCNN, gt=0)
+    min_size: int = _setting(
+        600,
+        "Short side to which images are resized, or less where the long side would exceed max_size.",
+        "Images",
+        families=RCNN,
+        gt=0,
+    )
     max_size: int = _setting(
-        1333, "… unless the long side would be longer than this.", "Images", families=RCNN, gt=0
+        1333,
+        "Limit of the long side; images that min_size would make longer are resized to it instead.",
+        "Images",
+        families=RCNN,
+        gt=0,
     )
     image_size: int = _setting(
         640,
@@ -222,8 +233,8 @@ class Settings(ScoringParameters):
     )
     cutmix_alpha: float = _setting(
         0.0,
-        "Paste a part of one image into another, its area drawn likewise; 0: never. With mixup_alpha, each "
-        "batch takes one of the two.",
+        "Paste a part of one image into another, its area drawn from Beta(alpha, alpha); 0: never. With "
+        "mixup_alpha, each batch takes one of the two.",
         "Images",
         families=CLASSIFIERS,
         ge=0,
@@ -266,14 +277,15 @@ class Settings(ScoringParameters):
 
     number_of_workers: int = _setting(
         8,
-        "Processes that decode and augment; never more than there are cores.",
+        "Processes that decode and augment, for each device; never more than its share of the cores.",
         "Hardware",
         aliases=("num_workers",),
         ge=0,
     )
     image_cache_megabytes: int = _setting(
         256,
-        "Memory in which each of these processes keeps decoded training images, YOLO's resized; 0 for none.",
+        "Memory in which each of the number_of_workers processes of each device keeps decoded training "
+        "images, YOLO's resized; 0 for none.",
         "Hardware",
         ge=0,
     )
