@@ -117,6 +117,24 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"trainer {command}" in done.stdout
 
 
+def test_help_has_each_commands_own_words_on_the_task_and_the_names_of_all() -> None:
+    for command, words in (
+        ("fit", "needed unless --config says it."),
+        ("evaluate", "What the answers of --predictions are for."),
+        ("models", "List the models for this task alone."),
+    ):
+        text = " ".join(trainer(command, "--help").stdout.replace("│", " ").split())
+        assert f"{words} One of {', '.join(Task)}" in text
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "evaluate", "report"])
+def test_the_examples_of_help_are_all_indented(command: str) -> None:
+    lines = trainer(command, "--help").stdout.splitlines()
+    examples = [line for line in lines if line.lstrip().startswith(f"trainer {command} ")]
+    assert examples
+    assert all(line.startswith("    ") for line in examples)
+
+
 def test_version_is_that_of_the_distribution() -> None:
     from importlib.metadata import version
 

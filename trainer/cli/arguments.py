@@ -10,7 +10,12 @@ from cyclopts import Parameter, Token
 from trainer.errors import JobError, Problem
 from trainer.tasks import Task
 
-TaskName = Annotated[str, Parameter(help=f"One of {', '.join(Task)}; a job file's names are fine too.")]
+
+def a_task(words: str) -> Parameter:
+    """A task's name: the command's own words on it, and the names that there are."""
+    return Parameter(help=f"{words} One of {', '.join(Task)}; a job file's names are fine too.")
+
+
 Datastores = Annotated[
     list[str] | None,
     Parameter(

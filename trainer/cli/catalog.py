@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 from trainer.cli.application import app
-from trainer.cli.arguments import TaskName
+from trainer.cli.arguments import a_task
 from trainer.tasks import Task
 
 
 @app.command
-def models(*, task: TaskName | None = None) -> None:
+def models(*, task: Annotated[str | None, a_task("List the models for this task alone.")] = None) -> None:
     """List the models: name, tasks, parameters, image size, licences, and whether their weights are here.
 
     The licences are those of the library that has the model, and of the weights that it publishes. Weights
@@ -35,7 +36,11 @@ def models(*, task: TaskName | None = None) -> None:
 
 
 @app.command
-def weights(*, model: str, task: TaskName | None = None) -> None:
+def weights(
+    *,
+    model: str,
+    task: Annotated[str | None, a_task("The task in the `trainer fit` line that is printed.")] = None,
+) -> None:
     """Say which file holds a model's published weights, from where to get it, and where to put it.
 
     Parameters

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from trainer.cli.application import app
-from trainer.cli.arguments import Count, Datastores, TaskName, mapping
+from trainer.cli.arguments import Count, Datastores, a_task, mapping
 from trainer.tasks import Task
 
 
@@ -16,13 +17,15 @@ def validate(
     data: list[str],
     /,
     *,
-    task: TaskName,
+    task: Annotated[str, a_task("What the data are for.")],
     validation_data: list[str] | None = None,
     images: bool = False,
     report: Path | None = None,
     datastore: Datastores = None,
 ) -> int:
     """Check data against the schema; prints every problem and exits with 1 if there is an error.
+
+    Example:
 
         trainer validate --task object-detection train.jsonl --validation-data validation.jsonl --report data
 
@@ -59,7 +62,14 @@ def validate(
 
 
 @app.command
-def sample_data(task: TaskName, directory: Path, /, *, images: Count = 200, seed: Count = 0) -> None:
+def sample_data(
+    task: Annotated[str, a_task("What the data are for.")],
+    directory: Path,
+    /,
+    *,
+    images: Count = 200,
+    seed: Count = 0,
+) -> None:
     """Write a small real data set: scenes of scikit-learn's handwritten digits, in the data schema.
 
     Parameters

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from trainer.cli.application import app
-from trainer.cli.arguments import Datastores, Switch, TaskName, mapping
+from trainer.cli.arguments import Datastores, Switch, a_task, mapping
 from trainer.errors import JobError, Problem
 from trainer.tasks import Task
 
@@ -24,7 +24,7 @@ def evaluate(
     *,
     data: list[str],
     output: Path | None = None,
-    task: TaskName | None = None,
+    task: Annotated[str | None, a_task("What the answers of --predictions are for.")] = None,
     predictions: Path | None = None,
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     iou_threshold: float = 0.5,
@@ -38,6 +38,8 @@ def evaluate(
 ) -> None:
     """Measure a trained model, or answers made anywhere, on any data, and show what goes wrong.
 
+    Examples:
+
         trainer evaluate runs/… --data test.jsonl --output evaluation
         trainer evaluate --task object-detection --predictions answers.jsonl --data test.jsonl
 
@@ -49,8 +51,6 @@ def evaluate(
         A .jsonl file or an MLTable folder with what is true; may be given several times.
     output
         Write metrics.json, a CSV file for each table, and a model's predictions.jsonl into this folder.
-    task
-        What the answers of --predictions are for.
     predictions
         Evaluate these answers instead of a model: JSON lines of the documented schema, an answer a line. Each
         names its image by image_url (the data's own, a path, or a file name that only one image has), or none

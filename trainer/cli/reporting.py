@@ -16,6 +16,8 @@ def report(
 ) -> None:
     """Write a run's report.html anew, or compare several runs of one task side by side.
 
+    Examples:
+
         trainer report runs/one
         trainer report runs/one runs/two --output comparison.html
 

@@ -6,7 +6,7 @@ import logging
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from trainer.cli.application import app
 from trainer.cli.arguments import (
@@ -15,7 +15,7 @@ from trainer.cli.arguments import (
     DataAssets,
     Datastores,
     Switch,
-    TaskName,
+    a_task,
     gpu_count,
     mapping,
 )
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @app.command
 def fit(
     *,
-    task: TaskName | None = None,
+    task: Annotated[str | None, a_task("What to train for; needed unless --config says it.")] = None,
     data: list[str] | None = None,
     validation_data: list[str] | None = None,
     validation_data_size: float | None = None,
@@ -57,14 +57,19 @@ def fit(
     check_data: Switch = False,
     hyperparameters: Hyperparameters | None = None,
 ) -> None:
-    """Train a model, package it, and score the validation data with it.
+    """Train a model, or many in a sweep, package the best, and score the validation data with it.
 
-        trainer fit --task object-detection --data train.jsonl --model yolo11n --weights none
+    A job with a search space is a sweep of --max-trials trials. With --max-trials over 1 and no search space
+    it is AutoMode: models and settings are chosen for the data, the hardware and the time (docs/automode.md).
+
+    Examples:
+
+        trainer fit --task object-detection --data train.jsonl --model yolo11n
+        trainer fit --task object-detection --data train.jsonl --max-trials 10
+        trainer fit --config job.yml --number-of-epochs 5
 
     Parameters
     ----------
-    task
-        What to train for; needed unless --config says it.
     data
         Training data: a .jsonl file or an MLTable folder; may be given several times.
     validation_data
@@ -77,9 +82,10 @@ def fit(
         A job file of Azure's, as the command line, the Python SDK or the REST interface write it; flags
         override what it says.
     resume
-        Go on with the run in this directory, which was stopped, or which --number-of-epochs is to extend.
-        Of the other flags it takes hyperparameters, --gpus, --processes, --nodes, --timeout-minutes,
-        --tracking-uri and --register-model.
+        Go on with the run in this directory, which was stopped, or extend a finished one: a training by
+        --number-of-epochs, a sweep by --max-trials. Of the other flags it takes --gpus, --processes, --nodes,
+        --timeout-minutes, --tracking-uri and --register-model; for a training hyperparameters, too, unless
+        they change the network; for a sweep --max-concurrent-trials.
     output
         The run's directory, new or empty. [default: a new one under runs/]
     weights
@@ -94,11 +100,13 @@ def fit(
         How many machines train one model together, each with so many GPUs or processes. torchrun and srun say
         it by themselves; docs/many-machines.md shows how. [default: 1]
     max_trials
-        How many trials a sweep runs, 1 to 1000. [default: 1]
+        How many trials a sweep runs, 1 to 1000; over 1 without a search space: AutoMode. [default: 1]
     max_concurrent_trials
-        How many of them at a time, 1 to 100. [default: 1]
+        How many of them at a time, 1 to 100; this machine's GPUs are divided among them. [default: 1]
     timeout_minutes
-        End the job after this time; what is trained by then is kept. [default: none]
+        End the training with the first evaluation after this time, which begins once the data are read;
+        packaging and the report follow. The run is then finished; --resume with more epochs extends it. In a
+        sweep no trial begins after this time, and those that run end likewise. [default: none]
     objective
         latency: a sweep looks for short answers beside a high primary metric; its table marks the trials that
         no other beats in both.
