@@ -4,7 +4,8 @@
 #   sbatch slurm-fit.sh JOB_FILE RUN_DIRECTORY
 #
 # The same command again goes on with a run that was stopped, and so does SLURM when it requeues the job. Job
-# file, data and the run's directory lie on a disk that all machines see.
+# file, data and the run's directory lie on a disk that all machines see. A run that limits.timeout_minutes of the job
+# file has ended is finished; let it be shorter than --time by the preparation, an epoch, packaging and the report.
 #SBATCH --job-name=fit
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4

@@ -3,8 +3,8 @@
 #
 #   sbatch slurm-workers.sh STUDY
 #
-# The sweep was begun with `trainer fit --config sweep.yml --storage "$STORAGE" --study STUDY`; STORAGE holds the
-# database's address, postgresql://USER:PASSWORD@HOST/NAME. A worker that is ended by its time limit loses no
+# The sweep was begun with `trainer fit --config sweep.yml --storage "$STORAGE" --study STUDY --tracking-uri URI`;
+# STORAGE holds the database's address, postgresql://USER:PASSWORD@HOST/NAME, and URI an MLflow server's, or none. A worker that is ended by its time limit loses no
 # trial: another takes it up.
 #SBATCH --job-name=worker
 #SBATCH --array=1-8
