@@ -19,8 +19,8 @@ A job with `limits.max_trials` over 1 and without `search_space` leaves models a
 
     trainer fit --task object-detection --data train.jsonl --max-trials 10 --timeout-minutes 240
 
-The first candidates for boxes and masks on a GPU are RF-DETRs: `pip install '.[rfdetr]'` first, or they are left
-out.
+The first candidates for boxes and masks on a GPU are RF-DETRs: `pip install '.[rfdetr]'` first, or they are
+left out.
 
 What is tried depends on the data (how many images and classes, how large images and objects are), on the GPU
 that a trial has, and on the time. The log says what was chosen and why; the run's `search_space.yaml` keeps
