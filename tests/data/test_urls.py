@@ -119,9 +119,9 @@ def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
 @pytest.mark.skipif(find_spec("adlfs") is not None, reason="adlfs, an extra, is installed")
 @pytest.mark.parametrize("protocol", ["abfs", "abfss", "az"])
 def test_azures_storage_needs_an_extra(protocol: str) -> None:
-    with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install '\.\[azure\]'"):
+    with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install 'image-trainer\[azure\]'"):
         resolve(f"{protocol}://container@account.dfs.core.windows.net/images/a.jpg")
-    with pytest.raises(UrlError, match=r"pip install '\.\[azure\]'"):
+    with pytest.raises(UrlError, match=r"pip install 'image-trainer\[azure\]'"):
         resolve(f"{LONG}/a.jpg", blob=f"{protocol}://container")
 
 

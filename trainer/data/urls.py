@@ -146,7 +146,7 @@ def require_protocol(protocol: str) -> None:
     except (ImportError, ValueError) as error:
         rule, hint = "must have a protocol that can be read here", str(error)
         if protocol in _AZURE_STORAGE:
-            hint = "Azure's storage is read once this is installed: pip install '.[azure]' (adlfs)"
+            hint = "it needs adlfs, which is not installed; pip install 'image-trainer[azure]'"
         elif protocol in _OLD_AZURE_STORAGE:
             hint = "write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH"
         raise UrlError(rule, f"{protocol}://", hint, protocol) from None
