@@ -214,6 +214,17 @@ def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("objective", "latency"), ("max_latency_ms", 5.0), ("storage", "sqlite:///s.db"), ("study", "fridge")],
+)
+def test_what_is_of_sweeps_is_refused_for_a_single_training(name: str, value: Any) -> None:
+    with pytest.raises(JobError, match=f"{name} goes with a search_space or limits.max_trials over 1"):
+        jobs.make("", task="object-detection", training_data=("a.jsonl",), **{name: value})
+    limits = {"max_trials": 2}
+    assert jobs.make("", task="object-detection", training_data=("a.jsonl",), limits=limits, **{name: value})
+
+
+@pytest.mark.parametrize(
     ("values", "field", "said"),
     [
         ({"limits": {"max_trials": 0}}, "limits.max_trials", "greater than or equal to 1"),

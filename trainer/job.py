@@ -167,6 +167,15 @@ class Job(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _sweeps_keys(self) -> Job:
+        """What a single training would ignore is refused."""
+        given = [name for name in _OF_SWEEPS if getattr(self, name) is not None]
+        if given and not self.sweeps:
+            goes = "goes" if len(given) == 1 else "go"
+            raise ValueError(f"{', '.join(given)} {goes} with a search_space or limits.max_trials over 1")
+        return self
+
+    @model_validator(mode="after")
     def _bound_of_an_objective(self) -> Job:
         if self.measures_latency and self.sweep is not None and self.sweep.early_termination is not None:
             raise ValueError("early_termination goes by the primary metric alone: leave out the latency")

@@ -80,6 +80,10 @@ def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture
             "give either a run or model, or --predictions, got",
         ),
         (["--predictions", "a.jsonl", "--data", "d"], "--task: must say what --predictions are for"),
+        (
+            ["--predictions", "p", "--task", "x", "--data", "d", "--device", "cuda:7"],
+            "--device: says how a model answers; --predictions are answers already, got cuda:7",
+        ),
         (["run", "--data", "d", "--task", "x"], "--task: goes with --predictions; a model knows its task"),
         (["run", "--data", "d", "--model-output", "m"], "--model-output: goes with --apply-thresholds"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,7 @@ def evaluate(
     predictions: Path | None = None,
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     iou_threshold: float = 0.5,
-    box_score_threshold: float = 0.001,
+    box_score_threshold: float | None = None,
     unknown_classes: str = "error",
     datastore: Datastores = None,
     skip_invalid: Switch = False,
@@ -63,7 +64,7 @@ def evaluate(
     box_score_threshold
         Look at no objects with a lower score. Average precision asks for all that a model can find, so this
         is not the threshold that the model answers with; what it has at that one is told beside. To repeat
-        the figures of a training give that training's.
+        the figures of a training give that training's. [default: 0.001]
     unknown_classes
         What to do with classes of the data that the model does not know: error, missed (they count, and are
         never found) or ignored (left out).
@@ -77,7 +78,8 @@ def evaluate(
     model_output
         With --apply-thresholds: write the changed model here, and leave the one evaluated as it is.
     """
-    _check(run_or_model, task, predictions, apply_thresholds, model_output)
+    of_models = {"--device": device, "--box-score-threshold": box_score_threshold}
+    _check(run_or_model, task, predictions, apply_thresholds, model_output, of_models)
     from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
 
     options = Options(
@@ -93,9 +95,8 @@ def evaluate(
         found = evaluate_answers(Task.parse(task or ""), predictions, data, options)
     else:
         assert run_or_model is not None, "it is checked"
-        found = evaluate_model(
-            run_or_model, data, options, box_score_threshold=box_score_threshold, device=device
-        )
+        threshold = 0.001 if box_score_threshold is None else box_score_threshold
+        found = evaluate_model(run_or_model, data, options, box_score_threshold=threshold, device=device)
     for remark in found.remarks:
         print(remark if remark.startswith("warning: ") else f"note: {remark}", file=sys.stderr)
     _show(found.analysis)
@@ -115,7 +116,9 @@ def _check(
     predictions: Path | None,
     apply_thresholds: bool,
     model_output: Path | None,
+    of_models: Mapping[str, object],
 ) -> None:
+    """`of_models`: flags that say how a model answers, by name."""
     problems = []
     if (run_or_model is None) == (predictions is None):
         rule = "give either a run or model, or --predictions"
@@ -124,6 +127,11 @@ def _check(
         problems.append(Problem("--task", "", "must say what --predictions are for"))
     if predictions is None and task is not None:
         problems.append(Problem("--task", "", "goes with --predictions; a model knows its task"))
+    if predictions is not None:
+        rule = "says how a model answers; --predictions are answers already"
+        problems += [
+            Problem(flag, "", rule, str(value)) for flag, value in of_models.items() if value is not None
+        ]
     if apply_thresholds and run_or_model is None:
         problems.append(Problem("--apply-thresholds", "", "needs a model to apply them to"))
     if model_output is not None and not apply_thresholds:
