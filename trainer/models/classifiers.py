@@ -126,7 +126,10 @@ class Classifiers(Family):
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Tensor]:
         """Logits, float32 [C] an image."""
-        return list(network(torch.stack(list(tensors))).float())
+        images = torch.stack(list(tensors))
+        # What is scored in a mixed training has the precision that is served.
+        with torch.autocast(images.device.type, enabled=False):
+            return list(network(images).float())
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         probs = output.sigmoid() if self.multilabel else output.softmax(0)

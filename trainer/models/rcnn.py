@@ -71,6 +71,9 @@ _HEAD = (
     "head.classification_head.cls_logits.",
 )
 
+_MAKERS = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+"""The parts that compute in half precision in a mixed training; what they make is taken on in float32."""
+
 Item = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -117,6 +120,10 @@ class RCNN(Family):
             network = two_stages(self._backbone(), num_classes=classes, **self._proposals())
         network.transform = _NormaliseAndPad(1, 1, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
         built: nn.Module = network
+        # Anchors and decoded boxes have the type of these; in bfloat16 they would be off by pixels.
+        for name, module in built.named_modules():
+            if name in _MAKERS:
+                module.register_forward_hook(_in_float)
         return built
 
     def _backbone(self, **levels: Any) -> nn.Module:
@@ -170,7 +177,8 @@ class RCNN(Family):
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[dict[str, Tensor]]:
         """boxes [n, 4] in tensor pixels, labels [n], scores [n] and, with masks, masks [n, 1, 28, 28]."""
-        with self._limits(network, parameters):
+        # What is scored in a mixed training has the precision that is served.
+        with torch.autocast(tensors[0].device.type, enabled=False), self._limits(network, parameters):
             if self.first_label == 0:
                 found: list[dict[str, Tensor]] = network(list(tensors))
                 return found
@@ -312,6 +320,15 @@ class RCNN(Family):
         body = network.get_submodule("backbone.body")
         stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
         return [stem, *([body.get_submodule(f"layer{i}")] for i in range(1, 5))]
+
+
+def _in_float(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """A forward hook: the same structure of dicts, lists and tuples with its tensors in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return type(output)((key, _in_float(_module, (), value)) for key, value in output.items())
+    return type(output)(_in_float(_module, (), value) for value in output)
 
 
 class _NormaliseAndPad(GeneralizedRCNNTransform):
