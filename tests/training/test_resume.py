@@ -152,6 +152,72 @@ def test_two_processes_do_not_train_one_run(
     assert trainer.resume(run.directory, {"number_of_epochs": 3}).read_result().epochs == 3
 
 
+class Rates(Callback):
+    """Notes each step's learning rate by epoch and batch, and the optimizer's groups."""
+
+    def __init__(self) -> None:
+        self.rates: dict[tuple[int, int], list[float]] = {}
+        self.groups: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        self.groups = [dict(group) for group in trainer.optimizers[0].param_groups]
+        self.rates[trainer.current_epoch, index] = [group["lr"] for group in self.groups]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_with_batches_of_another_size_the_learning_rate_keeps_its_course(
+    accumulated: int, digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    def of(name: str, size: int, epochs: int = 4) -> Any:
+        values = {"training_batch_size": size, "number_of_epochs": epochs, "early_stopping": False}
+        values["gradient_accumulation_step"] = accumulated
+        return job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / name, **values)
+
+    whole, resumed = Rates(), Rates()
+    trainer.fit(of("whole", 3), callbacks=[whole], packages=False)
+    with pytest.raises(OSError, match="power"):
+        trainer.fit(of("stopped", 8), callbacks=[Interrupt(2)])
+    trainer.resume(tmp_path / "stopped", {"training_batch_size": 3}, callbacks=[resumed], packages=False)
+    assert len(resumed.rates) == len(whole.rates) / 2
+    for place, rates in resumed.rates.items():
+        assert rates == pytest.approx(whole.rates[place])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_optimizers_settings_may_change(
+    optimizer: str, digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    model = "timm/test_resnet"
+    begun = {"number_of_epochs": 3, "optimizer": optimizer, "weight_decay": 0.1, "early_stopping": False}
+    with pytest.raises(OSError, match="power"):
+        trainer.fit(
+            job(digits, Task.CLASSIFICATION, model, tmp_path / "run", **begun), callbacks=[Interrupt(1)]
+        )
+    changes: dict[str, Any] = {"learning_rate": 1e-4, "weight_decay": 0.0}
+    kind = {"sgd": {"momentum": 0.5, "nesterov": False}, "adamw": {"beta1": 0.5, "beta2": 0.6}}[optimizer]
+    before, after = Rates(), Rates()
+    fresh = job(digits, Task.CLASSIFICATION, model, tmp_path / "fresh", **{**begun, **changes, **kind})
+    trainer.fit(fresh, callbacks=[before], packages=False)
+    trainer.resume(tmp_path / "run", {**changes, **kind}, callbacks=[after], packages=False)
+    for one, other in zip(before.groups, after.groups, strict=True):
+        assert {k: v for k, v in other.items() if k != "params"} == {
+            k: v for k, v in one.items() if k != "params"
+        }
+
+
+def test_what_the_optimizers_state_is_made_for_stays(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    begun = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=3)
+    with pytest.raises(OSError, match="power"):
+        trainer.fit(begun, callbacks=[Interrupt(1)])
+    with pytest.raises(JobError) as refused:
+        trainer.resume(tmp_path / "run", {"optimizer": "adam", "layers_to_freeze": 2})
+    said = str(refused.value)
+    assert "optimizer: must stay what the run was begun with, sgd, got adam; leave it out, or start" in said
+    assert "layers_to_freeze: must stay what the run was begun with" in said
+    assert f"--weights {tmp_path / 'run'}" in said
+    assert "optimizer: adam" not in Run(tmp_path / "run").job.read_text("utf-8")
+
+
 def test_another_network_cannot_go_on(
     digits: dict[Task, SampleData],
     tmp_path: Path,

@@ -57,6 +57,8 @@ log = logging.getLogger("trainer")
 _SEED_OF_ALL = 0
 """Of ranks that begin apart from one another and were given none."""
 _RUNS = Path("runs")
+_OF_THE_STATE = ("optimizer", "ams_gradient", "layer_decay", "layers_to_freeze", "average_weights")
+"""Settings by which a checkpoint holds other tensors; a run cannot go on with others."""
 
 
 def fit(
@@ -110,11 +112,13 @@ def resume(
 
     Args:
         directory: the run's.
-        changes: settings that differ from the run's own, by name: number_of_epochs for more of them.
+        changes: settings that differ from the run's own, by name: number_of_epochs for more of them, or a
+            lower learning_rate.
         others: what else of the Job differs: gpus, processes, nodes, limits.
 
     Raises:
         RunError: there is no run, it is being trained at present, or it has finished all of its epochs.
+        JobError: also a change of what its checkpoint's state is made for, such as the optimizer.
         Others as `fit`.
     """
     run = Run.open(directory)
@@ -150,6 +154,7 @@ class _Fitting:
             sys.exit(0)  # the caller's program goes on once, in the first process
         if earlier is not None:
             _refuse_finished(earlier, self.settings)
+            _refuse_other_state(earlier, self.settings)
         directory = earlier.directory if earlier is not None else job.output or _RUNS / "new"
         store = tracking.find(job.tracking_uri, directory)
         if store is not None and not store.is_local:
@@ -379,13 +384,35 @@ def _refuse_finished(run: Run, settings: Settings) -> None:
     result = run.read_result()
     if result.timed_out and settings.number_of_epochs > result.epochs:
         return
-    values, _ = job_file.read(run.job)
-    before = jobs.make(str(run.job), **values).resolve_settings().number_of_epochs
+    before = _settings_of(run).number_of_epochs
     if settings.number_of_epochs <= before:
         raise RunError(
             f"{run.directory}: has finished, after {result.epochs} of {before} epochs; "
             f"--number-of-epochs over {before} trains it for more"
         )
+
+
+def _refuse_other_state(run: Run, settings: Settings) -> None:
+    """
+    Raises:
+        JobError: settings that the checkpoint's weights or its optimizer's state do not fit.
+    """
+    if not run.last_checkpoint.exists():
+        return  # it begins anew
+    before = _settings_of(run)
+    hint = f"leave it out, or start a new run, from this one's weights by --weights {run.directory}"
+    problems = [
+        Problem(name, "", f"must stay what the run was begun with, {getattr(before, name)}", str(value), hint)
+        for name in _OF_THE_STATE
+        if (value := getattr(settings, name)) != getattr(before, name)
+    ]
+    if problems:
+        raise JobError(f"{run.directory} cannot go on like this:", problems)
+
+
+def _settings_of(run: Run) -> Settings:
+    values, _ = job_file.read(run.job)
+    return jobs.make(str(run.job), **values).resolve_settings()
 
 
 def _read_checkpoint(run: Run) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
@@ -26,7 +26,7 @@ from trainer.training.averaging import WeightAverage
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import gather, move, share_buffers
 from trainer.training.memory import ran_out_of_memory
-from trainer.training.optimizers import build_optimizer, build_schedule
+from trainer.training.optimizers import begin, build_optimizer, build_schedule, steps_per_epoch
 
 log = logging.getLogger("trainer")
 
@@ -79,6 +79,7 @@ class TrainingModule(LightningModule):
         self.evaluation_seconds = 0.0
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
+        self._groups: list[dict[str, Any]] = []
 
     @property
     def scored(self) -> nn.Module:
@@ -99,10 +100,19 @@ class TrainingModule(LightningModule):
         _ = self.trainer.estimated_stepping_batches  # makes Lightning set up the loaders, which count them
         batches = int(self.trainer.num_training_batches)
         schedule = build_schedule(optimizer, self.settings, batches)
+        self._groups = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return move(batch, device)
+
+    def on_train_start(self) -> None:
+        """A checkpoint's rates and steps are those of the settings and batches that it was made with."""
+        in_epoch = steps_per_epoch(self.settings, int(self.trainer.num_training_batches))
+        begin(self._schedule(), self._groups, self.current_epoch * in_epoch)
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
@@ -212,14 +222,17 @@ class TrainingModule(LightningModule):
         assert isinstance(optimizer, LightningOptimizer), "there is one optimizer"
         return optimizer
 
+    def _schedule(self) -> LambdaLR:
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR), "there is one schedule"
+        return schedule
+
     def _step(self) -> None:
         optimizer = self._optimizer()
         self._clip([parameter for group in optimizer.param_groups for parameter in group["params"]])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        schedule = self.lr_schedulers()
-        assert isinstance(schedule, LRScheduler), "there is one schedule"
-        schedule.step()
+        self._schedule().step()
         self._window.clear()
         if self.average is not None:
             self.average.update(self.network)

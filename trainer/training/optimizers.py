@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,15 +29,20 @@ def build_optimizer(
     """
     exempt: set[str] = getattr(network, "no_weight_decay", set)()
     depths = _depths(network, layers)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            rate = settings.learning_rate * settings.layer_decay ** (len(layers) - depths[name])
+            share = settings.layer_decay ** (len(layers) - depths[name])
             # Norm weights and biases are the parameters of one dimension.
             decays = parameter.ndim > 1 and name not in exempt
-            groups.setdefault((rate, settings.weight_decay if decays else 0.0), []).append(parameter)
+            # Not by the values of rate and decay, with which a training that goes on may be given others.
+            groups.setdefault((share, decays), []).append(parameter)
+    rate, decay = settings.learning_rate, settings.weight_decay
     return _optimizer(
-        [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()],
+        [
+            {"params": group, "lr": rate * share, "weight_decay": decay if decays else 0.0}
+            for (share, decays), group in groups.items()
+        ],
         settings,
     )
 
@@ -96,14 +101,34 @@ def rate_factor(settings: Settings, batches_per_epoch: int) -> Callable[[int], f
     return factor
 
 
+def steps_per_epoch(settings: Settings, batches_per_epoch: int) -> int:
+    return math.ceil(batches_per_epoch / settings.gradient_accumulation_step)
+
+
 def build_schedule(optimizer: Optimizer, settings: Settings, batches_per_epoch: int) -> LambdaLR:
     """`rate_factor` for an optimizer that steps once in `gradient_accumulation_step` batches."""
     factor = rate_factor(settings, batches_per_epoch)
-    steps_per_epoch = math.ceil(batches_per_epoch / settings.gradient_accumulation_step)
+    in_epoch = steps_per_epoch(settings, batches_per_epoch)
 
     def at_step(step: int) -> float:
         # The epoch's last step may hold fewer batches than the others.
-        epoch, within = divmod(step, steps_per_epoch)
+        epoch, within = divmod(step, in_epoch)
         return factor(epoch * batches_per_epoch + within * settings.gradient_accumulation_step)
 
     return LambdaLR(optimizer, at_step)
+
+
+def begin(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Set a restored optimizer and its schedule to what a training that goes on is given now.
+
+    Args:
+        groups: the values of the optimizer's groups as it was built, with their `initial_lr`.
+        step: of the schedule, as many as the epochs until now have by the present batches.
+    """
+    schedule.last_epoch = step
+    schedule.base_lrs = [group["initial_lr"] for group in groups]
+    rates = [base * at(step) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, values, rate in zip(schedule.optimizer.param_groups, groups, rates, strict=True):
+        group.update(values)
+        group["lr"] = rate
+    schedule._last_lr = [*rates]
