@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import trainer
 from tests.training.conftest import SMALL, job, rows
@@ -19,8 +20,10 @@ from trainer.errors import DataError, JobError, RunError, TrainingError
 from trainer.job import Job
 from trainer.job import make as make_job
 from trainer.job_file import read as read_job
+from trainer.models.family import Batch
 from trainer.runs import Run
 from trainer.tasks import Task
+from trainer.training.module import TrainingModule
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,29 @@ def test_a_diverging_training_ends_with_advice(digits: dict[Task, SampleData], t
     unclipped = {"gradient_clip_value": 1e9, "number_of_epochs": 30, "early_stopping": False}
     with pytest.raises(TrainingError, match=r"diverged .* Lower learning_rate"):
         trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
+
+
+def test_what_diverged_is_not_kept(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    losses = TrainingModule._losses
+
+    def diverging(self: TrainingModule, batch: Batch) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        # In the second epoch, at a batch whose loss is not looked at by itself.
+        last = self.current_epoch == 1 and calls % int(self.trainer.num_training_batches) == 0
+        return {name: loss * (math.nan if last else 1) for name, loss in losses(self, batch).items()}
+
+    monkeypatch.setattr(TrainingModule, "_losses", diverging)
+    with pytest.raises(TrainingError, match=r"diverged in epoch 2"):
+        trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
+    run = Run(tmp_path / "run")
+    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
+    assert len(rows(run)) == 1
 
 
 def test_a_batch_too_small_for_batch_norm_is_explained(

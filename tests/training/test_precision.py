@@ -35,6 +35,18 @@ def test_gradients_are_clipped_though_optimizers_are_fused(
     assert len(rows(run)) == 2
 
 
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_is_used_where_the_gpu_computes_in_it(
+    native: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    of_one = devices.Devices("", gpus=True, nodes=1, node=0, local_ranks=1, local_rank=0)
+    assert of_one.options()["precision"] == precision
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_fused_optimizers_step_as_the_others(optimizer: str) -> None:
     settings = Settings(optimizer=optimizer, learning_rate=0.1)

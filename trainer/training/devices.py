@@ -90,7 +90,9 @@ class Devices:
             "plugins": [_Ranks(self)],
         }
         if self.gpus:
-            options["precision"] = "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+            # PyTorch emulates bfloat16 on older GPUs, where it is slower than float32.
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            options["precision"] = "bf16-mixed" if native else "32-true"
         return options
 
 

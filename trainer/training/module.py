@@ -145,6 +145,9 @@ class TrainingModule(LightningModule):
         # Looking at a loss waits for the device, so not at each.
         if batch_idx % _CHECK_EVERY == 0:
             self._check(losses["loss"])
+        if batch_idx + 1 == self.trainer.num_training_batches:
+            # Before callbacks hear of the epoch's end, who keep it: nothing goes on from what diverged.
+            self._check(torch.tensor(self.losses["loss"]))
         if steps:
             self._step()
 
@@ -293,9 +296,6 @@ class TrainingModule(LightningModule):
         """The same over the epoch of all ranks, each of which has to ask."""
         ranks = gather([self.losses])
         return {name: float(np.mean([losses[name] for losses in ranks])) for name in ranks[0]}
-
-    def on_train_epoch_end(self) -> None:
-        self._check(torch.tensor(self.losses["loss"]))
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_start = time.perf_counter()
