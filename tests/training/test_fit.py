@@ -133,6 +133,16 @@ def test_a_diverging_training_ends_with_advice(digits: dict[Task, SampleData], t
         trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
 
 
+def test_a_training_on_the_cpu_leaves_gpus_alone(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # There is none, so that pinned memory or a network on it would be an error.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
+    assert run.predictions.exists()
+
+
 def test_what_diverged_is_not_kept(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,9 +15,13 @@ _WARM_UP, _TIMED = 3, 15
 _SIZE = (480, 640)
 
 
-def median_latency(run: Run) -> float:
-    """Milliseconds from a decoded 640 × 480 image to its answer, the median of some, one at a time."""
-    scorer = Scorer.load(find_artifacts(run.directory))
+def median_latency(run: Run, device: str | None = None) -> float:
+    """Milliseconds from a decoded 640 × 480 image to its answer, the median of some, one at a time.
+
+    Args:
+        device: torch's name of it; None takes the first GPU if there is one, else the CPU.
+    """
+    scorer = Scorer.load(find_artifacts(run.directory), device)
     generator = np.random.default_rng(0)
     times = []
     for turn in range(_WARM_UP + _TIMED):

@@ -265,7 +265,7 @@ class _Sweep:
             )
         trial = _trial_run(best)
         trained = time.perf_counter()
-        package(trial, self.data, into=run)
+        package(trial, self.data, into=run, on_gpu=not job.processes and job.gpus != 0)
         ended = time.perf_counter()
         of_trial = trial.read_result()
         spent = {"train": trained - started, "package": ended - trained, "total": ended - started}

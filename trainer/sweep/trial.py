@@ -121,7 +121,7 @@ def _train(order: Order) -> dict[str, Any]:
     if order.measures_latency and not report.pruned:
         from trainer.sweep.latency import median_latency
 
-        outcome["values"].append(median_latency(run))
+        outcome["values"].append(median_latency(run, "cpu" if job.processes or job.gpus == 0 else None))
     return outcome
 
 

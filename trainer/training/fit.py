@@ -182,7 +182,7 @@ class _Fitting:
             module, best = self._train(run, first_epoch, tracker)
             trained = time.perf_counter()
             if self.packages:
-                package(run, self.data)
+                package(run, self.data, on_gpu=self.devices.gpus)
             ended = time.perf_counter()
             durations = Durations(
                 prepare=prepared - started,

@@ -226,7 +226,8 @@ class Batches(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            # Not where a GPU is not to be used, though there is one: pinning talks to its driver.
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_one_thread,
             **options,
         )

@@ -17,19 +17,20 @@ from trainer.models.weights_reading import SPEC_KEY, read_spec, scored
 from trainer.runs import Run
 
 
-def package(run: Run, data: Data, into: Run | None = None) -> None:
+def package(run: Run, data: Data, into: Run | None = None, *, on_gpu: bool) -> None:
     """Write `model/` and `predictions.jsonl` from the run's best checkpoint.
 
     Args:
         data: whose validation part the predictions are made for.
         into: the run that gets them, for the best trial of a sweep; None: the run itself.
+        on_gpu: a GPU may be used, if there is one.
     """
     into = into or run
     checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
     family = create(read_spec(checkpoint[SPEC_KEY], run.best_checkpoint))
     network = family.build()
     network.load_state_dict(scored(checkpoint["state_dict"]))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     _write_predictions(into.predictions, family, network, data)
     _write_model(into.model, family, network)
