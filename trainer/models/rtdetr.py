@@ -55,7 +55,7 @@ class RTDETR(UltralyticsFamily):
         plan = self.plan()
         queries, layers = self.spec.options["queries"], self.spec.options["decoder_layers"]
         plan["head"][-1][3] = ["nc", HIDDEN, queries, POINTS, HEADS, layers]
-        network: Any = self.prepared(RTDETRDetectionModel(plan, nc=len(self.spec.classes), verbose=False))
+        network: Any = self.prepared(_Network(plan, nc=len(self.spec.classes), verbose=False))
         network.criterion = _NamedLosses(nc=len(self.spec.classes), use_vfl=True)
         if self._resnet:
             _as_torchvision(network.model[: len(plan["backbone"])])
@@ -120,6 +120,10 @@ class RTDETR(UltralyticsFamily):
         boxes, scores, labels = self._chosen(output, parameters)
         return {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
 
+    def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
+        """What comes before the decoder, whose shapes go with the number of objects in a batch."""
+        return [network.get_submodule("before_decoder")]
+
     def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """ultralytics' own, of the encoder's choice and of each decoder layer; in training of denoising, too.
 
@@ -137,6 +141,38 @@ class RTDETR(UltralyticsFamily):
             name: torch.stack([loss for key, loss in named.items() if key.startswith(prefix)]).sum() / layers
             for name, prefix in _LOSSES.items()
         }
+
+
+class _Network(RTDETRDetectionModel):
+    """ultralytics' network with what comes before the decoder as one module, which can be compiled."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.before_decoder = _BeforeDecoder(self.model, self.save)
+
+    def predict(self, images: Tensor, *_: Any, batch: dict[str, Any] | None = None, **__: Any) -> Any:
+        return self.model[-1](self.before_decoder(images), batch)
+
+
+class _BeforeDecoder(nn.Module):
+    """Backbone and encoder: the feature maps that the decoder takes. The layers stay the network's own."""
+
+    def __init__(self, model: Any, kept: Sequence[int]) -> None:
+        super().__init__()
+        *layers, decoder = model
+        self.layers = layers  # a list, by which PyTorch does not count their parameters twice
+        self.kept, self.taken = frozenset(kept), list(decoder.f)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        made: Any = images
+        outputs: list[Any] = []
+        for layer in self.layers:
+            if isinstance(layer.f, list):
+                made = layer([made if index == -1 else outputs[index] for index in layer.f])
+            else:
+                made = layer(made if layer.f == -1 else outputs[layer.f])
+            outputs.append(made if layer.i in self.kept else None)
+        return [outputs[index] for index in self.taken]
 
 
 class _NamedLosses(RTDETRDetectionLoss):
