@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.sweep.trial import outcome_path
 from trainer.sweep.warm import TrialProcess, WarmProcess
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -68,6 +70,19 @@ def test_what_a_library_prints_on_import_is_no_reply(tmp_path: Path, monkeypatch
     assert warm.start(order, tmp_path / "order.out", {}).wait(60) == 1
     warm.close()
     assert (tmp_path / "warm.out").read_text("utf-8") == "welcome\n"
+
+
+def test_a_workers_rank_is_not_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    warm = WarmProcess({}, tmp_path / "warm.out", modules=())
+    order = tmp_path / "order.json"
+    values = {"job": str(tmp_path / "no.yaml"), "directory": str(tmp_path / "run"), "storage": "none"}
+    order.write_text(json.dumps({**values, "study": "s", "trial_id": 0}), encoding="utf-8")
+    warm.start(order, tmp_path / "order.out", {}).wait(60)
+    warm.close()
+    assert json.loads(outcome_path(order).read_text("utf-8"))["state"] == "failed"
 
 
 def test_trials_run_beside_each_other_and_end_each_for_itself(start: Start, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _checked(prediction: Prediction, classes: Sequence[str]) -> npt.NDArray[np.f
     if not np.isfinite(probs).all():
         raise TrainingError(
             "the network predicts probabilities that are not numbers (NaN): training has diverged; "
-            "lower the learning rate, or train without mixed precision"
+            "lower learning_rate, lengthen warmup_cosine_lr_warmup_epochs or set gradient_clip_norm"
         )
     if len(probs) and not (probs.min() >= 0 and probs.max() <= 1):
         raise ValueError(f"probabilities must be in [0, 1], got {probs.min()} to {probs.max()}")

@@ -86,7 +86,7 @@ def make(
     if not (np.isfinite(boxes).all() and np.isfinite(prediction.scores).all()):
         raise TrainingError(
             "the network predicts boxes or scores that are not numbers (NaN): training has diverged; "
-            "lower the learning rate, or train without mixed precision"
+            "lower learning_rate, lengthen warmup_cosine_lr_warmup_epochs or set gradient_clip_norm"
         )
     found_masks: list[masks.Rle] = []
     true_masks: list[masks.Rle] = []

@@ -35,6 +35,10 @@ MODULES = (
 """What every trial needs; libraries of single families are left to the trials that use them."""
 
 _SECONDS_TO_CLOSE = 10
+_RANK = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
 
 
 class TrialProcess:
@@ -163,7 +167,7 @@ class WarmProcess:
                 stdout=subprocess.PIPE,
                 stderr=said,
                 # A worker may be one of several that srun or torchrun started; its trials are not.
-                env={**os.environ, "TRAINER_ALONE": "1", **self._environment},
+                env={**_without_rank(os.environ), "TRAINER_ALONE": "1", **self._environment},
                 start_new_session=True,  # Ctrl-C reaches trials through this process alone
             )
         self._trials = {}
@@ -186,6 +190,14 @@ class WarmProcess:
             with self._lock:  # none is added to this process's trials any more
                 for trial in trials.values():
                     trial.ended(-signal.SIGKILL)  # they end with it
+
+
+def _without_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without the place among others that torchrun gave a worker: a trial would take it for its own.
+
+    Then only the trials of the first worker would say what became of them.
+    """
+    return {name: value for name, value in environment.items() if name not in _RANK}
 
 
 def main() -> None:
