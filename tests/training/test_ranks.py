@@ -20,6 +20,7 @@ from tests.training.processes import VIT, children, figures, job, start
 from trainer.data.samples import SampleData
 from trainer.errors import TrainingError
 from trainer.tasks import Task
+from trainer.training import ranks
 
 
 @pytest.mark.slow
@@ -116,6 +117,26 @@ def test_the_error_of_another_rank_is_the_trainings(digits: dict[Task, SampleDat
     with pytest.raises(TrainingError, match=r"^rank 1: cuda:1 ran out of memory$"):
         trainer.fit(wanted, callbacks=[FailOn(1)])
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_left_behind_are_not_waited_for(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a failure on GPUs: NCCL's group cannot be ended without the rank that is dead."""
+    monkeypatch.setattr(ranks, "_ends_alone", lambda: False)
+    monkeypatch.setattr(ranks.OtherRanks, "_left", False)
+    data = digits[Task.CLASSIFICATION]
+    try:
+        with pytest.raises(TrainingError, match=r"^rank 1: cuda:1 ran out of memory$"):
+            trainer.fit(job(data, tmp_path / "1", processes=2, settings=VIT), callbacks=[FailOn(1)])
+        assert torch.distributed.is_initialized()
+        with pytest.raises(TrainingError, match=r"cannot train on 2 processes .*; do it in a new process"):
+            trainer.fit(job(data, tmp_path / "2", processes=2, settings=VIT))
+        run = trainer.fit(job(data, tmp_path / "3", processes=1, settings=VIT), packages=False)
+        assert run.read_result().best_epoch
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_callbacks_that_cannot_be_sent_are_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class FindBatchSize(Callback):
         with torch.random.fork_rng(devices=[device]):
             size = largest_power_of_two(lambda size: self._fits(trainer, module, size), most)
         module.network.load_state_dict(weights)
-        self.batches.batch_size = min(gather([size]))
+        self.batches.batch_size = min(gather([size], trainer.world_size))
         log.info(
             "training_batch_size auto: %d images fit %s; learning_rate stays %g",
             self.batches.batch_size, torch.cuda.get_device_name(device), module.settings.learning_rate,

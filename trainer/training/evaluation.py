@@ -62,22 +62,26 @@ class Evaluation:
             images = [item["index"] for item in whole]
             self._losses.append((images, torch.stack(list(losses.values())).sum()))
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, ranks: int) -> dict[str, float]:
         """The metrics by name, the same on every rank; with the mean validation loss as log_loss.
 
         Of multi-label also iou_classwise, a figure a class: `iou_classwise.NAME`.
+
+        Args:
+            ranks: that score, each of which has to ask.
         """
         self.evaluator.reset()
         # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
         # Each image counts once, though several ranks may have scored it.
-        for index, prediction in sorted(dict(gather(self._predictions)).items()):
+        for index, prediction in sorted(dict(gather(self._predictions, ranks)).items()):
             self.evaluator.update(prediction, self.truths[index])
         figures: dict[str, float] = self.evaluator.compute()
         if isinstance(self.evaluator, MultilabelEvaluator):
             by_class = self.evaluator.iou_classwise()
             figures |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}
         if self._losses:
-            figures["log_loss"] = _mean(gather([(images, loss.item()) for images, loss in self._losses]))
+            losses = [(images, loss.item()) for images, loss in self._losses]
+            figures["log_loss"] = _mean(gather(losses, ranks))
         self.start()
         return figures
 

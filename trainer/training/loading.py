@@ -264,18 +264,22 @@ def move(value: Any, device: torch.device) -> Any:
     return value
 
 
-def gather(items: Sequence[Any]) -> list[Any]:
-    """The items of all ranks, on every rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+def gather(items: Sequence[Any], ranks: int) -> list[Any]:
+    """The items of all ranks, on every rank.
+
+    Args:
+        ranks: of the training. A group that PyTorch knows may be one that failed before it.
+    """
+    if ranks == 1:
         return list(items)
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    parts: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
 
 
-def share_buffers(network: nn.Module) -> None:
+def share_buffers(network: nn.Module, ranks: int) -> None:
     """Give every rank the first one's buffers, such as the statistics of batch norms, which it will save."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if ranks == 1:
         return
     for buffer in network.buffers():
         shared = buffer.contiguous()

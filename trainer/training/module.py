@@ -294,19 +294,20 @@ class TrainingModule(LightningModule):
 
     def losses_of_all(self) -> dict[str, float]:
         """The same over the epoch of all ranks, each of which has to ask."""
-        ranks = gather([self.losses])
+        ranks = gather([self.losses], self.trainer.world_size)
         return {name: float(np.mean([losses[name] for losses in ranks])) for name in ranks[0]}
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation_start = time.perf_counter()
         self.scored.eval()
-        share_buffers(self.scored)
+        share_buffers(self.scored, self.trainer.world_size)
 
     def validation_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> None:
         self.evaluations[dataloader_idx].add(self.scored, batch, self.device)
 
     def on_validation_epoch_end(self) -> None:
-        validation, *training = [evaluation.figures() for evaluation in self.evaluations]
+        ranks = self.trainer.world_size
+        validation, *training = [evaluation.figures(ranks) for evaluation in self.evaluations]
         self.metrics = {**validation, "log_loss_train": self.losses_of_all()["loss"]}
         for figures in training:
             self.metrics |= {f"train_{name}": value for name, value in figures.items()}

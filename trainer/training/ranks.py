@@ -61,6 +61,9 @@ class OtherRanks:
         devices: of this process; where the ranks meet is settled on entry.
     """
 
+    _left = False
+    """A group of this process could not be ended: its ranks would be waited for."""
+
     def __init__(self, devices: Devices, run: Path) -> None:
         self.devices, self.run = devices, run
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -73,9 +76,14 @@ class OtherRanks:
         Each calls follow(its Devices, what to call when it is ready, *arguments).
 
         Raises:
-            TrainingError: a callback among the arguments cannot be sent to another process, or a rank ended
-                before it was ready.
+            TrainingError: a callback among the arguments cannot be sent to another process, a rank ended
+                before it was ready, or an earlier training in this process left its ranks behind.
         """
+        if self.devices.ranks > 1 and OtherRanks._left:
+            raise TrainingError(
+                f"this process cannot train on {self.devices} any more, since a training on several devices "
+                "failed in it; do it in a new process, or on one device"
+            )
         if self.devices.launcher or self.devices.local_ranks == 1:
             return
         if self.devices.nodes == 1:
@@ -123,9 +131,11 @@ class OtherRanks:
                 self._explain(error)
         finally:
             self._end()
-            # NCCL would wait for a rank that is dead; its group goes with the process.
-            if self.devices.ranks > 1 and _meets() and torch.distributed.get_backend() == "gloo":
-                torch.distributed.destroy_process_group()
+            if self.devices.ranks > 1 and _meets():
+                if _ends_alone():
+                    torch.distributed.destroy_process_group()
+                else:
+                    OtherRanks._left = True
 
     def _explain(self, error: RuntimeError) -> None:
         """Raise what stands behind an exchange that failed; errors of other kinds are left as they are."""
@@ -250,6 +260,11 @@ def silenced(devices: Devices) -> Iterator[None]:
 
 def _meets() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _ends_alone() -> bool:
+    """NCCL would wait for a rank that is dead; its group goes with the process."""
+    return bool(torch.distributed.get_backend() == "gloo")
 
 
 def _free_port() -> int:
