@@ -77,12 +77,12 @@ class OtherRanks:
 
         Raises:
             TrainingError: a callback among the arguments cannot be sent to another process, a rank ended
-                before it was ready, or an earlier training in this process left its ranks behind.
+                before it was ready, or this process has the ranks of an earlier training.
         """
         if self.devices.ranks > 1 and OtherRanks._left:
             raise TrainingError(
-                f"this process cannot train on {self.devices} any more, since a training on several devices "
-                "failed in it; do it in a new process, or on one device"
+                f"this process cannot train on {self.devices}: it has trained on several devices before, and "
+                "NCCL's ranks of that training cannot be left; do it in a new process, or on one device"
             )
         if self.devices.launcher or self.devices.local_ranks == 1:
             return
