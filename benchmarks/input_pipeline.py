@@ -252,7 +252,7 @@ def finished(family: Family, items: Any) -> Callable[[Draw], object]:
     if family.spec.family != "rcnn":
         return lambda draw: items[draw]
     transform = family.build().transform
-    return lambda draw: transform([items[draw][0]])
+    return lambda draw: transform([items[draw][0].float() / 255])
 
 
 def reduced_scale(arguments: Any, scratch: Path) -> None:

@@ -158,8 +158,9 @@ HEADERS = (
 
 _DIFFERENCES = """What differs, forced by a library or its default: on a CPU
 ultralytics loads in its own process, whatever workers it is told; ours keeps decoded images, these all, from
-the first epoch on; ours clips gradients, the loops of timm's and torchvision's parts do not; for R-CNNs ours
-crops and expands images, too. The peaks of ours and of ultralytics include an evaluation at the end."""
+the first epoch on; ours clips gradients, the loops of timm's and torchvision's parts do not; R-CNNs are timed
+without augmentation, of which torchvision's loop flips alone. The peaks of ours and of ultralytics include an
+evaluation at the end."""
 
 
 def main() -> None:
@@ -186,7 +187,7 @@ def main() -> None:
                 rows += measure(work, Path(scratch), arguments)
     print(
         f"{arguments.rounds} rounds of {arguments.epochs} epochs, {arguments.threads} threads, "
-        f"{arguments.workers} loader workers; median (smallest–largest). {_DIFFERENCES}\n"
+        f"{arguments.workers} loader workers; median (smallest–largest).\n{_DIFFERENCES}\n"
     )
     print(measuring.table(HEADERS, rows))
 

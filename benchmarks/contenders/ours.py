@@ -37,8 +37,11 @@ def settings(options: Options) -> dict[str, Any]:
         "rcnn": {"min_size": size, "max_size": 2 * size},
     }.get(family, {"image_size": size})
     boxes = options.of_task.has_boxes
+    # Crops and expansions make batches of a sixth more pixels than the flips of torchvision's loop.
+    plain = family == "rcnn" and not options.score
     return {
         **sizes,
+        **({"advanced_settings": {"apply_automl_train_augmentations": False}} if plain else {}),
         **({"box_score_threshold": 0.01, "nms_iou_threshold": 0.5} if boxes else {}),
         **({"learning_rate": options.learning_rate} if options.learning_rate is not None else {}),
         "number_of_epochs": options.epochs,
