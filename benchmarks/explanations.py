@@ -51,7 +51,7 @@ PEERS = {"{}: saliency": 1, f"{{}}: saliency, {AT_ONCE} steps at once": AT_ONCE}
 
 
 def main() -> int:
-    parser = measuring.arguments(__doc__)
+    parser = measuring.arguments(__doc__, device=True)
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--steps", type=int, default=50)

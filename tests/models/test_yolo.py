@@ -128,6 +128,11 @@ def test_a_published_network_starts_all_but_the_last_layers(tmp_path: Path, mode
     published, _, _ = family_of(model, [f"{i:02}" for i in range(80)])
     network = build(published, seed=1).half()
     network.args, network.criterion = {"imgsz": 640}, None
+    if model.startswith("rtdetr"):  # theirs does not know what we compile apart
+        from ultralytics.nn.tasks import RTDETRDetectionModel
+
+        del network.before_decoder
+        network.__class__ = RTDETRDetectionModel
     torch.save({"model": network, "ema": None}, tmp_path / published.published().files[0])
     family, _, _ = family_of(model)
     loaded = weights.load(build(family), model, family.published(), str(tmp_path))
@@ -245,7 +250,9 @@ def test_the_mosaic_is_closed_for_the_last_epochs(epochs: int, closes: int) -> N
 def colours(item: dict[str, Any]) -> set[int]:
     """The brightnesses of evenly bright images, multiples of 20, that an item is made of."""
     values, counts = np.unique(item["img"].numpy().max(axis=0), return_counts=True)
-    return {int(value) for value, count in zip(values, counts, strict=True) if count > 20 and value % 20 == 0}
+    return {
+        int(value) for value, count in zip(values, counts, strict=True) if count > 400 and value % 20 == 0
+    }
 
 
 def test_a_mosaic_takes_its_other_images_from_the_pool() -> None:

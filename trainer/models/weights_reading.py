@@ -84,7 +84,9 @@ def _spec(content: object, path: Path) -> Spec | None:
 def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """The classes of the network's modules, also under the package's name, where older files have them."""
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    for kind in {type(module) for module in network.modules()}:
+    # Of a class of our own, what the library published is of a class that it is derived from.
+    kinds = {kind for module in network.modules() for kind in type(module).__mro__}
+    for kind in kinds - {object}:
         allowed.append(kind)
         package = kind.__module__.rpartition(".")[0]
         if getattr(sys.modules.get(package), kind.__name__, None) is kind:
