@@ -105,8 +105,8 @@ def fit(
         How many of them at a time, 1 to 100; this machine's GPUs are divided among them. [default: 1]
     timeout_minutes
         End the training with the first evaluation after this time, which begins once the data are read;
-        packaging and the report follow. The run is then finished; --resume with more epochs extends it. In a
-        sweep no trial begins after this time, and those that run end likewise. [default: none]
+        packaging and the report follow; --resume trains the epochs that are left. In a sweep no trial begins
+        after this time, and those that run end likewise. [default: none]
     objective
         latency: a sweep looks for short answers beside a high primary metric; its table marks the trials that
         no other beats in both.
