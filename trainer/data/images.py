@@ -126,7 +126,7 @@ def _by_opencv(path: str | os.PathLike[str], short_side: int | None) -> Image | 
             content = file.read()
     except OSError:
         return None
-    # Of a truncated file OpenCV would give the part that there is.
+    # Some releases of OpenCV give the part that there is of a truncated file.
     if not (content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")):
         return None
     with _opened(content, MAX_PIXELS) as header:
