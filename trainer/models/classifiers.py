@@ -22,6 +22,7 @@ from trainer.errors import JobError, Problem
 from trainer.models.catalog import TIMM, find
 from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
+from trainer.models.stacking import stacked
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -164,7 +165,7 @@ class Classifiers(Family):
     def collate(self, items: Sequence[tuple[Tensor, Truth]]) -> Batch:
         dtype = np.float32 if self.multilabel else np.int64
         targets = torch.from_numpy(np.array([truth for _, truth in items], dtype=dtype))
-        return {"images": torch.stack([image for image, _ in items]), "targets": targets}
+        return {"images": stacked([image for image, _ in items]), "targets": targets}
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The cross entropy; in training of mixed images and smoothed targets, where the settings say so."""
@@ -296,7 +297,7 @@ class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)
-        return image.contiguous(), example.truth
+        return image, example.truth
 
 
 FAMILY = Classifiers

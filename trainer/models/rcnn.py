@@ -154,16 +154,16 @@ class RCNN(Family):
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
         pixels, geometry = self.resized(image)
-        return pixels.float() / 255, geometry
+        return pixels.contiguous().float() / 255, geometry
 
     def resized(self, image: Image) -> tuple[Tensor, Geometry]:
-        """`preprocess` with values uint8 in [0, 255]."""
+        """`preprocess` with values uint8 in [0, 255]; the colours of a pixel lie side by side in memory."""
         height, width = image.shape[:2]
         size, scale = self.tensor_size(height, width)
         shrinks = scale < 1
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         geometry = Geometry((height, width), size, (size[1] / width, size[0] / height))
-        return torch.from_numpy(resized).permute(2, 0, 1).contiguous(), geometry
+        return torch.from_numpy(resized).permute(2, 0, 1), geometry
 
     def tensor_size(self, height: int, width: int) -> tuple[tuple[int, int], float]:
         """The (height, width) to which an image is resized, and the factor before they are rounded."""

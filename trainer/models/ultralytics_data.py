@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
+from ultralytics.data.augment import Format
 from ultralytics.data.converter import merge_multi_segment
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG
@@ -35,14 +38,15 @@ def label_of(truth: Objects, *, masks: bool) -> dict[str, Any]:
     """
     kept = np.flatnonzero(~truth.crowd)
     boxes = truth.boxes[kept]
-    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    placed = np.empty_like(boxes)
+    placed[:, :2], placed[:, 2:] = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     outlines: list[FloatArray] = []
     if masks:
         assert truth.polygons is not None, "segmentation data hold polygons"
         outlines = [_outline(truth.polygons[i]) for i in kept]
     return {
         "cls": truth.labels[kept].astype(np.float32)[:, None],
-        "bboxes": np.concatenate([centres, sizes], axis=1).astype(np.float32),
+        "bboxes": placed,
         "segments": outlines,
     }
 
@@ -79,6 +83,19 @@ def kept_bytes(settings: Settings) -> int:
     return 0 if settings.tile_grid_size is not None else settings.image_cache_megabytes * 2**20
 
 
+class _Format(Format):
+    """ultralytics' last step, but that images come RGB and leave with their colours side by side in memory.
+
+    That saves two passes over the pixels, and is the layout in which the networks take them. The one
+    transform that would have images BGR moves their hue, by as much either way.
+    """
+
+    def _format_img(self, img: Image) -> Tensor:
+        if img.strides[1] < 0:  # flipped, of which NumPy only takes note; it would copy pixel by pixel
+            img = np.asarray(cv2.flip(img[:, ::-1], 1), dtype=np.uint8)
+        return torch.from_numpy(np.require(img, requirements=("C", "W"))).permute(2, 0, 1)
+
+
 class TrainingDataset(YOLODataset):
     """Items for the family's `collate`: "img" uint8 [3, s, s] and what ultralytics makes of the label.
 
@@ -89,6 +106,8 @@ class TrainingDataset(YOLODataset):
     Images are kept as the mosaic takes them, within `image_cache_megabytes`; those that were not asked for
     longest make room.
     """
+
+    format_class = _Format
 
     def __init__(self, spec: Spec, examples: Examples, settings: Settings, *, stretches: bool) -> None:
         self.examples = examples
@@ -132,10 +151,19 @@ class TrainingDataset(YOLODataset):
     def get_labels(self) -> _Labels:
         return _Labels(self.examples.truths, masks=self.use_segments)
 
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """As ultralytics' own, but that the label, which is made anew each time, is not copied first."""
+        label = self.labels[index]
+        image, before, after = self.load_image(index)
+        ratio = (after[0] / before[0], after[1] / before[1])
+        described = {"img": image, "ori_shape": before, "resized_shape": after, "ratio_pad": ratio}
+        found: dict[str, Any] = self.update_labels_info({**label, **described})
+        return found
+
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
-        """BGR, as ultralytics' augmentation expects; stretched to the square, or its long side resized.
+        """RGB, stretched to the square, or its long side resized.
 
         Returns:
             uint8 [h, w, 3], not to be written into; (height, width) before, and (h, w).
@@ -160,10 +188,8 @@ class TrainingDataset(YOLODataset):
             size = (self.imgsz, self.imgsz)
         if size != (width, height):
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-        # The colours turn round last, when there are fewer pixels.
-        turned = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), dtype=np.uint8)
-        turned.flags.writeable = False
-        return turned, (height, width)
+        image.flags.writeable = False
+        return image, (height, width)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = super().__getitem__(index)

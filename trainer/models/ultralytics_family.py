@@ -33,6 +33,7 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from trainer.annotations import Examples, FloatArray, Objects, Truth
 from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry
+from trainer.models.stacking import stacked
 from trainer.models.ultralytics_data import STRIDE, TrainingDataset, kept_bytes, label_of
 from trainer.tasks import Task
 
@@ -123,13 +124,13 @@ class UltralyticsFamily(Family):
         }
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
-        keys = ("img", "cls", "bboxes", *(("masks", "sem_masks") if self.masks else ()))
+        keys = ("cls", "bboxes", *(("masks", "sem_masks") if self.masks else ()))
         # ultralytics numbers the images in place: give it numbers of its own.
         parts = [
             {**{key: item[key] for key in keys}, "batch_idx": torch.zeros(len(item["cls"]))} for item in items
         ]
         batch: dict[str, Any] = YOLODataset.collate_fn(parts)
-        batch["images"] = batch.pop("img")
+        batch["images"] = stacked([item["img"] for item in items])
         # The first image speaks for the batch.
         batch |= {key: items[0][key] for key in ("size", "epoch", "epochs") if key in items[0]}
         return batch

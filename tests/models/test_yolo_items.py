@@ -1,0 +1,199 @@
+"""What ultralytics' augmentation makes of our examples, and what of it is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
+from trainer.annotations import Example
+from trainer.models.stacking import stacked
+
+
+def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:
+    family, settings, _ = family_of("yolo11n-seg", **PLAIN)
+    left, right = rectangle(0.1, 0.1, 0.3, 0.5), rectangle(0.6, 0.3, 0.9, 0.9)
+    other = rectangle(0.4, 0.05, 0.55, 0.2)
+    truth = objects((left, right), (other,))
+    image = noise(128, 128)
+    trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0)[0]
+    tensor, geometry = family.preprocess(image)
+    for item in (trained, family.validation_item(tensor, truth, geometry)):
+        assert item["cls"].tolist() == [[0], [1]]  # by falling area
+        mask = item["masks"][0].numpy()
+        assert mask.shape == (32, 32)
+        for segment in (left, right):
+            x1, y1, x2, y2 = (int(v) for v in np.rint([*(segment[0] * 32), *(segment[2] * 32)]))
+            assert (mask[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1] == 1).all()
+        assert (mask[2:6, 14:17] == 2).all()
+        # Between the parts nothing but the line that joins them.
+        assert (mask[:, 11:18] == 1).sum() <= 2 * 7
+        assert mask[24:, :18].sum() == 0
+
+
+def test_training_and_validation_items_agree_without_augmentation() -> None:
+    for model in ("yolo26n-seg", "yolo11n", "rtdetr-l"):
+        family, settings, _ = family_of(model, **PLAIN)
+        triangle = np.array([[0.2, 0.2], [0.8, 0.3], [0.4, 0.9]], dtype=np.float32)
+        truth = objects((triangle,), (rectangle(0.05, 0.05, 0.2, 0.3),))
+        image = noise(96, 128)
+        trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0)[0]
+        tensor, geometry = family.preprocess(image)
+        validated = family.validation_item(tensor, truth, geometry)
+        order = [trained["cls"][:, 0].argsort(), validated["cls"][:, 0].argsort()]
+        np.testing.assert_allclose(trained["bboxes"][order[0]], validated["bboxes"][order[1]], atol=1e-3)
+        np.testing.assert_allclose(trained["img"] / 255, validated["img"], atol=2 / 255)
+        if "masks" in validated:
+            assert (trained["masks"] != validated["masks"]).float().mean() < 0.01
+            covered = validated["masks"][0] > 0
+            same = trained["sem_masks"][covered] == validated["sem_masks"][covered]
+            assert same.float().mean() > 0.95
+
+
+@pytest.mark.parametrize("model", ["yolo11n", "yolo26n-seg", "rtdetr-l"])
+def test_crowds_are_not_trained_on(model: str) -> None:
+    family, settings, _ = family_of(model)
+    crowd, single = rectangle(0.05, 0.05, 0.95, 0.95), rectangle(0.3, 0.3, 0.6, 0.6)
+    truth = objects((crowd,), (single,), crowd=[True, False])
+    image = noise()
+    dataset = family.training_dataset(Scenes(*[Example(image, truth)] * 4), settings, 0)
+    seen = torch.cat([dataset[index]["cls"] for index in range(4)])
+    assert len(seen)
+    assert set(seen.flatten().tolist()) == {1.0}
+    tensor, geometry = family.preprocess(image)
+    item = family.validation_item(tensor, truth, geometry)
+    assert item["cls"].tolist() == [[1.0]]
+    if "masks" in item:
+        assert item["masks"].max() == 1
+
+
+@pytest.mark.parametrize(("epochs", "closes"), [(30, 20), (12, 6), (1, 0)])
+def test_the_mosaic_is_closed_for_the_last_epochs(epochs: int, closes: int) -> None:
+    family, settings, _ = family_of("yolo11n", number_of_epochs=epochs)
+    white, black = (np.full((128, 128, 3), value, dtype=np.uint8) for value in (255, 0))
+    empty = objects()
+    examples = Scenes(Example(white, empty), *[Example(black, empty)] * 7)
+
+    def mixed(epoch: int) -> bool:
+        """Whether other images show in the white one's item: its padding is grey, never black."""
+        dataset: Any = family.training_dataset(examples, settings, 0)
+        dataset.at_epoch(epoch)
+        return any(bool((dataset[0]["img"].amax(dim=0) < 40).any()) for _ in range(8))
+
+    if closes:
+        assert mixed(0)
+        assert mixed(closes - 1)
+    assert not mixed(closes)
+    assert not mixed(epochs - 1)
+
+
+def colours(item: dict[str, Any]) -> set[int]:
+    """The brightnesses of evenly bright images, multiples of 20, that an item is made of."""
+    values, counts = np.unique(item["img"].numpy().max(axis=0), return_counts=True)
+    return {
+        int(value) for value, count in zip(values, counts, strict=True) if count > 400 and value % 20 == 0
+    }
+
+
+def test_a_mosaic_takes_its_other_images_from_the_pool() -> None:
+    still = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
+    family, settings, _ = family_of("yolo11n", number_of_epochs=30)
+    shades = [np.full((128, 128, 3), 20 * index, dtype=np.uint8) for index in range(10)]
+    dataset: Any = family.training_dataset(
+        Scenes(*[Example(shade, objects()) for shade in shades]), settings, 0
+    )
+    vars(dataset.hyperparameters).update(still)
+    dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
+    seen: dict[str, set[int]] = {"pool": set(), "all": set()}
+    for _ in range(30):
+        dataset.at_epoch(0, (2, 3))
+        seen["pool"] |= colours(dataset[1])
+        dataset.at_epoch(0)
+        seen["all"] |= colours(dataset[1])
+    assert seen["pool"] == {20, 40, 60}
+    assert len(seen["all"]) >= 9
+
+
+def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> None:
+    family, settings, _ = family_of("yolo11n", **PLAIN)
+    image, truth = noise(128, 128), objects((rectangle(0.1, 0.2, 0.4, 0.5),))
+    dataset: Any = family.training_dataset(Scenes(Example(image, truth)), settings, 0)
+    dataset[0]["img"].zero_()
+    plain = dataset[0]
+    np.testing.assert_array_equal(plain["img"].permute(1, 2, 0), image)
+    dataset.hyperparameters.fliplr = 1.0
+    dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
+    flipped = dataset[0]
+    np.testing.assert_array_equal(flipped["img"], plain["img"].flip(-1))
+    np.testing.assert_allclose(plain["bboxes"], [[0.25, 0.35, 0.3, 0.3]], atol=1e-6)
+    np.testing.assert_allclose(flipped["bboxes"], [[0.75, 0.35, 0.3, 0.3]], atol=1e-6)
+
+
+def test_stacked_images_keep_their_memory_layout() -> None:
+    apart = [torch.from_numpy(noise(8, 6, seed=seed)).permute(2, 0, 1).contiguous() for seed in range(3)]
+    together = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in apart]
+    for images, layout in ((apart, torch.contiguous_format), (together, torch.channels_last)):
+        batch = stacked(images)
+        assert batch.is_contiguous(memory_format=layout)
+        assert torch.equal(batch, torch.stack(apart))
+
+
+def test_resized_images_are_kept_within_the_cache() -> None:
+    family, settings, _ = family_of("yolo11n", image_cache_megabytes=1)
+    asked: list[int] = []
+
+    class Counted(Scenes):
+        def __getitem__(self, index: int) -> Example:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    # 48 KiB each at 128 px: 21 of them in a megabyte
+    examples = Counted(*[Example(noise(200, 200, seed=seed), objects()) for seed in range(30)])
+    dataset: Any = family.training_dataset(examples, settings, 0)
+    assert family.images_at_hand(settings) == 21
+    for index in (*range(30), *range(9, 30)):
+        dataset.load_image(index)
+    assert asked == list(range(30))
+    dataset.load_image(9)
+    dataset.load_image(8)
+    assert asked[30:] == [8]
+    dataset.load_image(9)
+    assert asked[31:] == [], "it was asked for later"
+    dataset.load_image(10)
+    assert asked[31:] == [10], "which made room"
+
+
+def test_multi_scale_trains_at_many_sizes() -> None:
+    for model in ("yolo26n-seg", "rtdetr-l"):
+        family, settings, _ = family_of(model, multi_scale=True)
+        truth = objects((rectangle(0.2, 0.2, 0.8, 0.8),))
+        dataset = family.training_dataset(Scenes(*[Example(noise(), truth)] * 4), settings, 0)
+        items = [dataset[index % 4] for index in range(24)]
+        sizes = {item["size"] for item in items}
+        assert sizes <= {64, 96, 128, 160, 192}
+        assert len(sizes) >= 4
+        smallest = min(items, key=lambda item: item["size"])
+        network = build(family)
+        seen: list[Any] = []
+        network.model[0].register_forward_pre_hook(lambda _, images, seen=seen: seen.append(images[0].shape))
+        losses = family.losses(network, family.collate([smallest, items[0]]))
+        assert seen[0] == (2, 3, 64, 64)
+        assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_outlines_of_many_points_and_parts_are_taken() -> None:
+    family, settings, _ = family_of("yolo11n-seg", **PLAIN)
+    angles = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    parts = tuple((circle * 0.1 + centre).astype(np.float32) for centre in (0.2, 0.5, 0.8))
+    truth = objects(parts)
+    item = family.training_dataset(Scenes(Example(noise(128, 128), truth)), settings, 0)[0]
+    expected = np.zeros((128, 128), dtype=np.uint8)
+    for part in parts:
+        cv2.fillPoly(expected, [np.rint(part * 128).astype(np.int32)], (1,))
+    mask = item["masks"][0].numpy() > 0
+    assert abs(mask.sum() * 16 - expected.sum()) < 0.1 * expected.sum()
