@@ -15,7 +15,8 @@ from torch import nn
 
 from serving.package import write_model
 from tests.conformance.conftest import CLASSES, Case
-from trainer.annotations import Classification, Detections, Image
+from trainer.annotations import Classification, Detections, Image, Prediction
+from trainer.data.datasets import ValidationDataset
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -26,6 +27,22 @@ def png(image: Image) -> str:
     buffer = io.BytesIO()
     PILImage.fromarray(image).save(buffer, format="PNG")
     return base64.encodebytes(buffer.getvalue()).decode()
+
+
+def assert_same(one: Prediction, other: Prediction) -> None:
+    if isinstance(one, Classification):
+        assert isinstance(other, Classification)
+        np.testing.assert_allclose(one.probs, other.probs, atol=1e-5)
+        return
+    assert isinstance(one, Detections)
+    assert isinstance(other, Detections)
+    assert len(one.labels)
+    assert one.labels.tolist() == other.labels.tolist()
+    np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-4)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+    for mask, same in zip(one.masks or (), other.masks or (), strict=True):
+        assert (mask.left, mask.top, mask.pixels.shape) == (same.left, same.top, same.pixels.shape)
+        assert (mask.pixels != same.pixels).mean() < 0.01
 
 
 def test_overfits_four_images(overfitted: tuple[Case, nn.Module, float]) -> None:
@@ -112,6 +129,27 @@ def test_an_answer_does_not_depend_on_the_batch(overfitted: tuple[Case, nn.Modul
         elif isinstance(one, Detections) and isinstance(other, Detections):
             assert one.labels.tolist() == other.labels.tolist()
             np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-4)
+
+
+def test_scoring_with_losses_gives_what_both_give_apart(overfitted: tuple[Case, nn.Module, float]) -> None:
+    case, network, _ = overfitted
+    items = ValidationDataset(case.examples, case.family, with_losses=True)
+    batch = items.collate([items[index] for index in range(len(items))])["batch"]
+    parameters = ScoringParameters(box_score_threshold=0.05)
+    with torch.inference_mode():
+        torch.manual_seed(4)  # from which R-CNN's losses draw proposals
+        outputs, losses = case.family.infer_with_losses(network, batch, parameters)
+        torch.manual_seed(4)
+        apart = case.family.losses(network, batch)
+        answers = case.family.infer(network, list(batch["images"]), parameters)
+    assert not any(module.training for module in network.modules())
+    assert list(losses) == list(apart)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, apart[name], rtol=1e-4, atol=1e-5)
+    for index, pair in enumerate(zip(outputs, answers, strict=True)):
+        _, geometry = case.family.preprocess(case.examples.images[index])
+        one, other = (case.family.postprocess(output, geometry, parameters) for output in pair)
+        assert_same(one, other)
 
 
 def test_requests_set_thresholds(overfitted: tuple[Case, nn.Module, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class Halves:
         height, width = image.shape[:2]
         tensor = torch.from_numpy(image[::2, ::2].copy()).permute(2, 0, 1).float()
         return tensor, Geometry((height, width), (height // 2, width // 2), (0.5, 0.5))
+
+    def validation_item(self, image: torch.Tensor, truth: Objects, geometry: Geometry) -> Any:
+        return image, truth
+
+    def collate(self, items: Sequence[Any]) -> dict[str, Any]:
+        images, truths = zip(*items, strict=True)
+        return {"images": images, "truths": truths}
 
 
 @pytest.fixture
@@ -90,7 +97,22 @@ def test_validation_items_in_worker_processes(examples: RecordExamples) -> None:
     assert [item["index"] for item in items] == [0, 1, 2, 3]
     assert items[1]["tensor"].shape == (3, 4, 3)
     assert items[1]["geometry"].image_size == (8, 6)
-    np.testing.assert_allclose(items[1]["truth"].boxes, [[0.1, 0.2, 0.5, 0.6]], rtol=1e-6)
+
+
+def test_items_with_losses_are_the_familys_and_a_batch_holds_both(examples: RecordExamples) -> None:
+    dataset = ValidationDataset(examples, Halves("2x1"), with_losses=True)  # type: ignore[arg-type]
+    assert [("tensor" in item, "validation_item" in item) for item in map(dataset.__getitem__, range(6))] == (
+        [(False, True)] * 4 + [(True, False)] * 2
+    ), "a tile has no loss"
+    batch = dataset.collate([dataset[index] for index in (1, 4, 3)])
+    assert [item["index"] for item in batch["whole"]] == [1, 3]
+    assert [item["index"] for item in batch["plain"]] == [0]
+    assert [image.shape for image in batch["batch"]["images"]] == [
+        (3, 4, 3),
+        dataset[3]["validation_item"][0].shape,
+    ]
+    np.testing.assert_allclose(batch["batch"]["truths"][0].boxes, [[0.1, 0.2, 0.5, 0.6]], rtol=1e-6)
+    assert dataset.collate([dataset[4]])["batch"] is None
 
 
 def test_validation_items_are_the_images_and_then_their_tiles(examples: RecordExamples) -> None:
@@ -100,7 +122,6 @@ def test_validation_items_are_the_images_and_then_their_tiles(examples: RecordEx
     items = list(DataLoader(dataset, batch_size=None))
     assert [item["index"] for item in items] == [0, 1, 2, 3, 0, 0, 1, 1, 2, 2, 3, 3]
     assert {item["views"] for item in items} == {3}
-    assert [item["truth"] is None for item in items] == [False] * 4 + [True] * 8, "a tile has no loss"
     # Image 1 is upright: 6 × 8 pixels, in tiles of 3.43.
     seen = [item["view"] for item in items if item["index"] == 1]
     assert seen == [View(0, 0, 6, 8), View(0, 0, 3, 8), View(3, 0, 6, 8)]

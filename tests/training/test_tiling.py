@@ -81,7 +81,7 @@ def test_evaluation_sees_what_serving_answers(task: Task, model: str, digits: di
     for grid in ("2x2", None):
         family, settings = made(task, model, examples.records.classes, tile_grid_size=grid, **few)
         network = network or family.build().eval()
-        items = ValidationDataset(examples, family)
+        items = ValidationDataset(examples, family, with_losses=True)
         assert len(items) == len(examples) * (5 if grid else 1)
         evaluation = Evaluation(family, examples.truths, settings)
         evaluation.evaluator = seen = Seen()
@@ -90,7 +90,7 @@ def test_evaluation_sees_what_serving_answers(task: Task, model: str, digits: di
             # Batches that mix images and tiles.
             for start in range(0, len(items), 3):
                 batch = [items[index] for index in range(start, min(start + 3, len(items)))]
-                evaluation.add(network, batch, torch.device("cpu"))
+                evaluation.add(network, items.collate(batch))
             answers = family.predict(network, [examples[index].image for index in range(len(examples))])
         losses.append(evaluation.figures(ranks=1)["log_loss"])
         assert len(seen.predictions) == len(answers) == len(examples)

@@ -100,15 +100,16 @@ class ValidationDataset(Dataset[dict[str, Any]]):
 
     First come the whole images, then the tiles, image by image. An item holds the `index` of its image, the
     `view` of it (trainer.models.tiling) and how many `views` it has, the `tensor` float32 [3, h, w] that the
-    network takes, the `geometry` that maps predictions back onto the view, and the `truth` of a whole image,
-    None for a tile.
+    network takes, and the `geometry` that maps predictions back onto the view. Where losses are wanted, a
+    whole image's item has the family's `validation_item` in place of the tensor.
 
     Attributes:
         images: how many there are.
     """
 
-    def __init__(self, examples: Examples, family: Family) -> None:
+    def __init__(self, examples: Examples, family: Family, *, with_losses: bool = False) -> None:
         self.images = len(examples)
+        self.with_losses = with_losses
         self._examples = examples
         self._family = family
         self._parameters = family.spec.parameters
@@ -137,14 +138,17 @@ class ValidationDataset(Dataset[dict[str, Any]]):
             image = self._image(index)
         views = tiling.views((image.shape[0], image.shape[1]), self._parameters)
         tensor, geometry = self._family.preprocess(tiling.cut(image, views[number]))
-        return {
-            "index": index,
-            "view": views[number],
-            "views": len(views),
-            "tensor": tensor,
-            "geometry": geometry,
-            "truth": truth,
-        }
+        made = {"index": index, "view": views[number], "views": len(views), "geometry": geometry}
+        if truth is None or not self.with_losses:
+            return {**made, "tensor": tensor}
+        return {**made, "validation_item": self._family.validation_item(tensor, truth, geometry)}
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """A batch: items to score, `plain` and `whole`; for the losses of the latter the family's `batch`."""
+        plain = [item for item in items if "tensor" in item]
+        whole = [item for item in items if "tensor" not in item]
+        batch = self._family.collate([item.pop("validation_item") for item in whole]) if whole else None
+        return {"plain": plain, "whole": whole, "batch": batch}
 
     def _image(self, index: int) -> Image:
         """A decoded image, kept until another one's tiles are asked for."""

@@ -222,6 +222,15 @@ class Family(ABC):
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the batch; training minimises their sum."""
 
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[Any], dict[str, Tensor]]:
+        """`infer` and `losses` of one batch of validation items, with a network in eval mode.
+
+        Here the network runs once for each; a family saves what the two have in common.
+        """
+        return self.infer(network, list(batch["images"]), parameters), self.losses(network, batch)
+
     @abstractmethod
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """The layers in the groups that `layers_to_freeze` counts, from the input on."""

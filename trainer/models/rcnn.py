@@ -299,17 +299,26 @@ class RCNN(Family):
         if network.training:
             losses = network(images, batch["targets"])
             return losses
-        # In eval mode torchvision gives detections. These decide it, and batch norms stay in eval mode.
-        stages = [module for name, module in network.named_children() if name in ("rpn", "roi_heads")]
-        heads = [network, *stages]
-        try:
-            for head in heads:
-                head.training = True
+        with _giving_losses(network):
             losses = network(images, batch["targets"])
-        finally:
-            for head in heads:
-                head.training = False
         return losses
+
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[dict[str, Tensor]], dict[str, Tensor]]:
+        """The backbone runs once, and so do the heads of a network of one stage."""
+        stages: Any = network
+        with torch.autocast(batch["images"][0].device.type, enabled=False), self._limits(network, parameters):
+            images, targets = stages.transform(batch["images"], batch["targets"])
+            features = stages.backbone(images.tensors)
+            if self.first_label == 0:
+                return _of_one_stage(stages, images, list(features.values()), targets)
+            proposals, _ = stages.rpn(images, features)
+            detections, _ = stages.roi_heads(features, proposals, images.image_sizes)
+            with _giving_losses(network):
+                proposals, of_proposals = stages.rpn(images, features, targets)
+                _, of_detections = stages.roi_heads(features, proposals, images.image_sizes, targets)
+        return detections, {**of_detections, **of_proposals}
 
     def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
         """The backbone; what follows has another shape for each image."""
@@ -329,6 +338,36 @@ def _in_float(_module: nn.Module, _inputs: Any, output: Any) -> Any:
     if isinstance(output, dict):
         return type(output)((key, _in_float(_module, (), value)) for key, value in output.items())
     return type(output)(_in_float(_module, (), value) for value in output)
+
+
+@contextmanager
+def _giving_losses(network: nn.Module) -> Iterator[None]:
+    """In eval mode torchvision gives detections. These decide it, and batch norms stay in eval mode."""
+    heads = [module for name, module in network.named_children() if name in ("rpn", "roi_heads")]
+    try:
+        for module in (network, *heads):
+            module.training = True
+        yield
+    finally:
+        for module in (network, *heads):
+            module.training = False
+
+
+def _of_one_stage(
+    network: Any, images: Any, features: list[Tensor], targets: list[dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Detections and losses from the feature maps; torchvision's own forward gives one of them."""
+    found = network.head(features)
+    anchors = network.anchor_generator(images, features)
+    cells = [level.shape[2] * level.shape[3] for level in features]
+    counts = [count * (len(anchors[0]) // sum(cells)) for count in cells]
+    fcos = {"num_anchors_per_level": counts} if isinstance(network, FCOS) else {}
+    losses: dict[str, Tensor] = network.compute_loss(targets, found, anchors, **fcos)
+    levels = {name: list(value.split(counts, dim=1)) for name, value in found.items()}
+    detections: list[dict[str, Tensor]] = network.postprocess_detections(
+        levels, [list(each.split(counts)) for each in anchors], images.image_sizes
+    )
+    return detections, losses
 
 
 class _NormaliseAndPad(GeneralizedRCNNTransform):

@@ -156,11 +156,21 @@ class RFDETR(Family):
         images = torch.stack(list(tensors))
         # Scores that bfloat16 rounds to the same number would lose their order.
         with torch.autocast(images.device.type, enabled=False):
-            found = network(images)
+            return self._outputs(network(images))
+
+    def _outputs(self, found: Mapping[str, Any]) -> list[Output]:
         # The last logit is of no class: rfdetr numbers classes from 0 or from 1.
         logits = found["pred_logits"][..., : len(self.spec.classes)]
-        masks = found["pred_masks"] if self.masks else [None] * len(images)
+        masks = found["pred_masks"] if self.masks else [None] * len(logits)
         return [Output(*output) for output in zip(logits, found["pred_boxes"], masks, strict=True)]
+
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[Output], dict[str, Tensor]]:
+        """The network runs once: the losses are made of its answer."""
+        with torch.autocast(batch["images"].device.type, enabled=False):
+            found = network(batch["images"])
+            return self._outputs(found), self._losses(network, found, batch)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         corners, scores, labels, queries = self._chosen(output, parameters)
@@ -250,12 +260,16 @@ class RFDETR(Family):
         images = batch["images"]
         if "size" in batch:
             images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
+        return self._losses(network, network(images), batch)
+
+    def _losses(self, network: nn.Module, answer: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         self.criterion.train(network.training)
         targets = list(batch["targets"])
         # Left to itself it divides by the objects of all ranks, and waits for those that have no batch left.
         groups = self.criterion.group_detr if network.training else 1
         objects = max(1, groups * sum(len(target["labels"]) for target in targets))
-        found = self.criterion(network(images), targets, torch.tensor(float(objects), device=images.device))
+        divisor = torch.tensor(float(objects), device=answer["pred_logits"].device)
+        found = self.criterion(answer, targets, divisor)
         factors: Mapping[str, float] = self.criterion.weight_dict
         layers = self.config.dec_layers + 1
         losses = {}

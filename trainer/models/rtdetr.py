@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Geometry, Preparation
+from trainer.models.family import Batch, Geometry, Preparation
 from trainer.models.graphs import in_tensor, stretching
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights import Published
@@ -95,6 +95,15 @@ class RTDETR(UltralyticsFamily):
         with torch.autocast(images.device.type, enabled=False):
             return list(network(images)[0])
 
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        """The network runs once: beside its answer it gives what the losses are made of."""
+        images = batch["images"]
+        with torch.autocast(images.device.type, enabled=False):
+            found = network(images)
+        return list(found[0]), self._losses(network, found, {**batch, "img": images})
+
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         boxes, scores, labels = self._chosen(output, parameters)
         return Detections(
@@ -130,12 +139,16 @@ class RTDETR(UltralyticsFamily):
         ultralytics sums them over the layers. This is their mean, or a network from scratch would look as if
         it diverged; to adamw, and behind a clipped gradient norm, the two are the same.
         """
+        return self._losses(network, None, batch)
+
+    def _losses(self, network: Any, predictions: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`predictions`: the network's; None: it is asked for them."""
         # In eval mode only the decoder's last layer answers.
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
         # Coordinates run through the decoder as numbers; bfloat16 would round them to 1/256 of the image.
         with torch.autocast(batch["img"].device.type, enabled=False):
             # The images' objects are counted one by one, which would wait for the device each time.
-            network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()})
+            network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()}, predictions)
         named, network.criterion.named = network.criterion.named, {}
         return {
             name: torch.stack([loss for key, loss in named.items() if key.startswith(prefix)]).sum() / layers

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Geometry, Preparation, Spec
+from trainer.models.family import Batch, Geometry, Preparation, Spec
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
@@ -105,11 +105,22 @@ class YOLO(UltralyticsFamily):
         images = torch.stack(list(tensors))
         # In bfloat16 the corners of boxes would be off by pixels.
         with torch.autocast(images.device.type, enabled=False), self._limit(network, parameters):
-            output = network(images)[0]
-        rows, prototypes = output if self.masks else (output, [None] * len(images))
+            return self._outputs(network(images)[0])
+
+    def _outputs(self, answer: Any) -> list[Output]:
+        rows, prototypes = answer if self.masks else (answer, [None] * len(answer))
         if not self.end_to_end:
             rows = rows.transpose(1, 2)
         return [Output(*pair) for pair in zip(rows, prototypes, strict=True)]
+
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[Output], dict[str, Tensor]]:
+        """The network runs once: beside its answer it gives what the losses are made of."""
+        images = batch["images"]
+        with torch.autocast(images.device.type, enabled=False), self._limit(network, parameters):
+            found = network(images)
+        return self._outputs(found[0]), self._losses(network, found, {**batch, "img": images})
 
     @contextmanager
     def _limit(self, network: Any, parameters: ScoringParameters) -> Iterator[None]:
@@ -167,8 +178,10 @@ class YOLO(UltralyticsFamily):
         In training an end-to-end network's two heads weigh 0.8 and 0.2 in the first epoch, 0.1 and 0.9 in the
         last; in validation the second, which answers, counts alone.
         """
+        return self._losses(network, network(batch["img"]), batch)
+
+    def _losses(self, network: Any, predictions: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         images = batch["img"]
-        predictions = network(images)
         criterion = getattr(network, "criterion", None)
         if criterion is None or getattr(criterion, "one2one", criterion).device != images.device:
             # It keeps tensors of its own on the device that it is made for.

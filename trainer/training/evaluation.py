@@ -14,7 +14,7 @@ from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
 from trainer.models.tiling import View, merge
 from trainer.settings import Settings
-from trainer.training.loading import gather, move
+from trainer.training.loading import gather
 
 CLASSWISE = "iou_classwise."
 
@@ -22,12 +22,9 @@ CLASSWISE = "iou_classwise."
 class Evaluation:
     """Scores a set of images batch by batch, in any order and share of the ranks."""
 
-    def __init__(
-        self, family: Family, truths: Sequence[Truth], settings: Settings, *, with_loss: bool = True
-    ) -> None:
+    def __init__(self, family: Family, truths: Sequence[Truth], settings: Settings) -> None:
         self.family = family
         self.truths = truths
-        self.with_loss = with_loss and family.spec.task.has_boxes and settings.log_validation_loss == "Enable"
         self.evaluator = metrics.create(
             family.spec.task,
             family.spec.classes,
@@ -42,25 +39,26 @@ class Evaluation:
         self._views: dict[int, list[tuple[View, Prediction]]] = {}
         self._losses: list[tuple[list[int], Tensor]] = []
 
-    def add(self, network: nn.Module, batch: Sequence[dict[str, Any]], device: torch.device) -> None:
-        """Score items of a ValidationDataset, which lie on the device, with a network in eval mode."""
+    def add(self, network: nn.Module, batch: dict[str, Any]) -> None:
+        """Score a batch of a ValidationDataset, which lies on the network's device, in eval mode."""
+        parameters = self.family.spec.parameters
+        if plain := batch["plain"]:
+            tensors = [item["tensor"] for item in plain]
+            self._note(plain, self.family.infer(network, tensors, parameters))
+        if whole := batch["whole"]:
+            outputs, losses = self.family.infer_with_losses(network, batch["batch"], parameters)
+            self._note(whole, outputs)
+            images = [item["index"] for item in whole]
+            self._losses.append((images, torch.stack(list(losses.values())).sum()))
+
+    def _note(self, items: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
         family, parameters = self.family, self.family.spec.parameters
-        outputs = family.infer(network, [item["tensor"] for item in batch], parameters)
-        for item, output in zip(batch, outputs, strict=True):
+        for item, output in zip(items, outputs, strict=True):
             prediction = family.postprocess(output, item["geometry"], parameters)
             views = self._views.setdefault(item["index"], [])
             views.append((item["view"], prediction))
             if len(views) == item["views"]:
                 self._predictions.append((item["index"], merge(self._views.pop(item["index"]), parameters)))
-        whole = [item for item in batch if item["truth"] is not None]
-        if whole and self.with_loss:
-            built = [
-                move(family.validation_item(item["tensor"].cpu(), item["truth"], item["geometry"]), device)
-                for item in whole
-            ]
-            losses = family.losses(network, family.collate(built))
-            images = [item["index"] for item in whole]
-            self._losses.append((images, torch.stack(list(losses.values())).sum()))
 
     def figures(self, ranks: int) -> dict[str, float]:
         """The metrics by name, the same on every rank; with the mean validation loss as log_loss.

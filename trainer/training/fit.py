@@ -313,9 +313,7 @@ class _Fitting:
             tiles = len(batches.training) - len(training)
             log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)
         truths = [validation.truths, training.truths][: len(batches.scored)]
-        evaluations = [
-            Evaluation(self.family, of, settings, with_loss=number == 0) for number, of in enumerate(truths)
-        ]
+        evaluations = [Evaluation(self.family, of, settings) for of in truths]
         module = TrainingModule(self.family, self.network, evaluations, settings, self.seed, self.parts)
         best = KeepBest(self.job.metric)
         with quiet_lightning(), OtherRanks(self.devices, run.directory) as others:

@@ -184,7 +184,8 @@ class Batches(LightningDataModule):
             if settings.balanced_sampling
             else None
         )
-        self.scored = [ValidationDataset(validation, family)]
+        losses = family.spec.task.has_boxes and settings.log_validation_loss == "Enable"
+        self.scored = [ValidationDataset(validation, family, with_losses=losses)]
         if family.spec.task.has_boxes and settings.log_training_metrics == "Enable":
             self.scored.append(ValidationDataset(training_in_full or training, family))
 
@@ -213,7 +214,10 @@ class Batches(LightningDataModule):
         size = max(1, self.settings.validation_batch_size // self.parts)
         return [
             self._loader(
-                items, items.items_of(validation_share(items.images, rank, ranks)), size, collate_fn=list
+                items,
+                items.items_of(validation_share(items.images, rank, ranks)),
+                size,
+                collate_fn=items.collate,
             )
             for items in self.scored
         ]

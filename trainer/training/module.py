@@ -302,8 +302,8 @@ class TrainingModule(LightningModule):
         self.scored.eval()
         share_buffers(self.scored, self.trainer.world_size)
 
-    def validation_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.evaluations[dataloader_idx].add(self.scored, batch, self.device)
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.evaluations[dataloader_idx].add(self.scored, batch)
 
     def on_validation_epoch_end(self) -> None:
         ranks = self.trainer.world_size
