@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +170,7 @@ def torchvision_items(folder: Path, task: Task, size: int) -> Callable[[int], ob
 
 PEERS = {
     "timm": (timm_items, Task.CLASSIFICATION, "resnet50", 224),
+    "timm, several labels": (timm_items, Task.MULTILABEL, "resnet50", 224),
     "ultralytics": (ultralytics_items, Task.DETECTION, "yolo11n", 640),
     "ultralytics, masks": (ultralytics_items, Task.SEGMENTATION, "yolo11n-seg", 640),
     "torchvision": (torchvision_items, Task.DETECTION, "fasterrcnn_resnet50_fpn", 600),
@@ -308,44 +309,81 @@ def difference(family: Any, image: Any, other: Any) -> float:
     return float((family.preprocess(image)[0] - family.preprocess(other)[0]).abs().mean())
 
 
+def timm_loader(folder: Path, task: Task, size: int, workers: int) -> Iterable[Any]:
+    need("timm")
+    from timm.data import create_loader
+
+    from benchmarks.contenders.timm_loop import Images
+
+    made: Iterable[Any] = create_loader(
+        Images(data.records(folder / "train.jsonl", task)), (3, size, size), 16, is_training=True, hflip=0.5,
+        color_jitter=0.4, color_jitter_prob=0.5, num_workers=workers, persistent_workers=workers > 0,
+        use_prefetcher=True, device=torch.device("cpu"),
+    )  # fmt: skip
+    return made
+
+
 def loader(arguments: Any, scratch: Path) -> None:
     """The first batch, and images a second by the number of workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    photo, count, size = ((96, 80), 8, 64) if arguments.tiny else ((640, 480), 160, 224)
+    photo, count, size = ((96, 80), 16, 64) if arguments.tiny else ((640, 480), 160, 224)
     task = Task.CLASSIFICATION
     folder = scratch / "loader"
     data.make(task, folder, count, photo)
     counts = [0, *sorted({1, 2, cores // 2, cores} - {0})] if not arguments.tiny else [0]
     rows = []
-    alone = 0.0
+    alone: dict[str, float] = {}
     for workers in counts:
         family, settings, whole, _ = examples(task, "resnet50", size, folder)
         changed = {"number_of_workers": workers, "training_batch_size": 16, "image_cache_megabytes": 0}
         settings = settings.model_copy(update=changed)
         reduced = for_training(family, settings, whole)
-        firsts, speeds = [], []
-        for _ in range(arguments.rounds):
-            batches = Batches(family, reduced, whole, settings, 0)
-            began = time.perf_counter()
-            stream = batches.train_dataloader()
-            for number_of_batch, _ in enumerate(stream):
-                if not number_of_batch:
-                    firsts.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            for _ in stream:
-                pass
-            speeds.append(count / (time.perf_counter() - began))
-            del stream
-        alone = alone or float(np.median(speeds))
-        rows.append([
-            workers, measuring.spread(firsts), measuring.spread(speeds),
-            number(float(np.median(speeds)) / alone),
-        ])  # fmt: skip
+
+        def ours() -> Figures:
+            return streamed(Batches(family, reduced, whole, settings, 0).train_dataloader, count)  # noqa: B023
+
+        def peer() -> Figures:
+            return streamed(lambda: timm_loader(folder, task, size, workers), count)  # noqa: B023
+
+        found, absent = measuring.alternate({"ours": ours, "timm": peer}, arguments.rounds)
+        own, of_peer = found["ours"], found.get("timm", [])
+        row: list[Any] = [workers]
+        for name, figures in (("ours", own), ("timm", of_peer)):
+            if not figures:
+                row += [absent[name], "–", "–"]
+                continue
+            speeds = [each["per_second"] for each in figures]
+            median = float(np.median(speeds))
+            row += [
+                measuring.spread([each["first"] for each in figures]), measuring.spread(speeds),
+                number(median / alone.setdefault(name, median)),
+            ]  # fmt: skip
+        ratios = measuring.ratios(own, of_peer, "per_second")
+        rows.append([*row, measuring.spread(ratios) if ratios else "–", measuring.verdict(ratios, 1.0)])
     print(
         f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
-        f"{cores} cores, no image kept.\n"
+        f"{cores} cores, no image kept; timm's loader by create_loader.\n"
     )
-    print(measuring.table(("workers", "first batch, s", "images/s", "times as many as without"), rows))
+    headers = (
+        "workers", "first batch, s", "images/s", "times as many as without", "timm's first batch, s",
+        "timm's images/s", "timm's times", "ours / timm", "goal",
+    )  # fmt: skip
+    print(measuring.table(headers, rows))
+
+
+def streamed(make: Callable[[], Iterable[Any]], count: int) -> Figures:
+    """Seconds to a new loader's first batch; `count` images a second of its second epoch."""
+    began = time.perf_counter()
+    stream = make()
+    batches = iter(stream)
+    next(batches)
+    first = time.perf_counter() - began
+    for _ in batches:
+        pass
+    began = time.perf_counter()
+    for _ in stream:
+        pass
+    return {"first": first, "per_second": count / (time.perf_counter() - began)}
 
 
 PARTS: dict[str, Callable[[Any, Path], None]] = {
