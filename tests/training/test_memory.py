@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from trainer.errors import TrainingError
 from trainer.tasks import Task
 from trainer.training.batch_size import largest_power_of_two
 from trainer.training.memory import ran_out_of_memory
+
+ROOT = Path(__file__).parents[2]
 
 
 class SmallMemory(Callback):
@@ -160,3 +165,31 @@ def test_auto_on_a_gpu_leaves_headroom(digits: dict[Task, SampleData], tmp_path:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "16 images fit" in run.log.read_text("utf-8")
+
+
+REUSING = """
+import resource, sys
+from contextlib import nullcontext
+import numpy as np
+from trainer.training.memory import reused
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with reused() if sys.argv[1] == "reused" else nullcontext():
+    for step in range(20):
+        if step == 5:
+            before = faults()
+        blocks = [np.ones(4_000_000) for _ in range(4)]  # 30.5 MiB each
+        del blocks
+    print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
+def test_freed_memory_is_used_again() -> None:
+    def faults(how: str) -> int:
+        command = [sys.executable, "-c", REUSING, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+    assert faults("reused") < 0.05 * faults("not")

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from trainer.training.callbacks import (
 )
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
-from trainer.training.memory import peak, ran_out_of_memory
+from trainer.training.memory import peak, ran_out_of_memory, reused
 from trainer.training.module import SEED_KEY, TrainingModule
 from trainer.training.origin import git_commit, library_versions
 from trainer.training.packaging import package
@@ -316,7 +317,8 @@ class _Fitting:
         evaluations = [Evaluation(self.family, of, settings) for of in truths]
         module = TrainingModule(self.family, self.network, evaluations, settings, self.seed, self.parts)
         best = KeepBest(self.job.metric)
-        with quiet_lightning(), OtherRanks(self.devices, run.directory) as others:
+        keeping = nullcontext() if self.devices.gpus else reused()
+        with quiet_lightning(), OtherRanks(self.devices, run.directory) as others, keeping:
             if self.ready is not None:
                 self.ready()
             else:
