@@ -33,10 +33,11 @@ test: $(VENV)/.installed-dev ## run the whole test suite
 
 bench: $(VENV)/.installed-bench ## measure against what users would pick instead: the quick CPU set, 15 minutes
 	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn
-	$(BIN)/python benchmarks/input_pipeline.py --rounds 2
-	$(BIN)/python benchmarks/startup.py --rounds 2
+	$(BIN)/python benchmarks/input_pipeline.py --only lines images loader --rounds 2
+	$(BIN)/python benchmarks/startup.py --rounds 1
 	$(BIN)/python benchmarks/evaluation.py --images 500
-	-$(BIN)/python benchmarks/serving.py --models resnet18 --rounds 2 --seconds 5 --warm-up 2
+	$(BIN)/python benchmarks/serving.py --models resnet18 --contenders ceiling serve mlflow litserve \
+		--rounds 2 --seconds 5 --warm-up 2
 
 clean: ## remove what make made: .venv, the demo, builds and caches (runs/ stays)
 	rm -rf $(VENV) demo build dist *.egg-info

@@ -158,19 +158,23 @@ def main() -> None:
         "--images", type=int, default=200, help="of stand-ins for data sets that are not there"
     )
     arguments = parser.parse_args()
+    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
+    if arguments.device == "cpu":
+        cases = [case for case in cases if case.device == "cpu"]
+        if not cases:
+            parser.error(f"{', '.join(arguments.only)}: a CPU would take days; give --device cuda")
+    else:
+        cases = [replace(case, device="cuda") for case in cases]
+    if arguments.tiny and arguments.results == default:
+        arguments.results = default.with_stem("accuracy-tiny")
     results = Results(arguments.results)
-    for case in CASES if arguments.data_root else ():
+    made = "" if arguments.data_root else "made "
+    for case in cases if arguments.data_root else ():
         if not (arguments.data_root / case.data / "train.jsonl").is_file():
             raise SystemExit(
                 f"{arguments.data_root / case.data / 'train.jsonl'}: is missing; leave --data-root "
                 "out for data sets of `trainer sample-data`"
             )
-    made = "" if arguments.data_root else "made "
-    cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
-    if arguments.device == "cpu":
-        cases = [case for case in cases if case.device == "cpu"]
-    else:
-        cases = [replace(case, device="cuda") for case in cases]
     if arguments.tiny:
         arguments.rounds, arguments.workers, arguments.images = 1, 0, 10
         small = {"resnet18": "timm/test_resnet"}

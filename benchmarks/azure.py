@@ -7,7 +7,8 @@
 
 The run is read through MLflow; an azureml:// address needs `pip install azureml-mlflow azure-identity` and
 who is logged in (`az login`). RUN_ID is the job's name in the studio; of a sweep the best trial counts for
-the figures and the whole job for time and cost. What follows `--` goes to `trainer fit` as it is:
+the figures, the whole job for time, and all trials, each on a machine of its own, for cost. What follows `--`
+goes to `trainer fit` as it is:
 
     … --price-per-hour 3.06 -- --data-asset fridge-items=data/fridge --weights /models
 
@@ -31,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -61,10 +62,12 @@ class Side:
         metrics: the best epoch's, by the names of the reference.
         epochs: how many were trained, None where that is not known.
         seconds: of the whole job.
+        machine_seconds: that are paid for: trials beside each other run on a machine each.
     """
 
     metrics: Mapping[str, float]
     seconds: float
+    machine_seconds: float
     epochs: int | None = None
 
 
@@ -102,8 +105,20 @@ def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
     at = max(steps, key=lambda step: (steps[step], -step))
     # Figures that were logged once, at the end, are of the best epoch.
     metrics = {name: values.get(at, values[max(values)]) for name, values in history.items()}
-    seconds = (run.info.end_time - run.info.start_time) / 1000
-    return Side(metrics, seconds, len(steps) if len(steps) > 1 else None)
+    seconds = _seconds(run)
+    trials = [_seconds(child) for child in _children(client, run)]
+    return Side(metrics, seconds, sum(trials) or seconds, len(steps) if len(steps) > 1 else None)
+
+
+def _children(client: Any, run: Any) -> list[Any]:
+    """A job's trials."""
+    query = f"tags.`{PARENT_TAG}` = '{run.info.run_id}'"
+    return list(client.search_runs([run.info.experiment_id], query, max_results=1000))
+
+
+def _seconds(run: Any) -> float:
+    """How long a run took; 0 if it never ended."""
+    return (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else 0.0
 
 
 def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
@@ -112,10 +127,7 @@ def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
         return client.get_run(run.data.tags[BEST_CHILD_TAG])
     if primary_metric in run.data.metrics:
         return run
-    children = client.search_runs(
-        [run.info.experiment_id], f"tags.`{PARENT_TAG}` = '{run.info.run_id}'", max_results=1000
-    )
-    scored = [child for child in children if primary_metric in child.data.metrics]
+    scored = [child for child in _children(client, run) if primary_metric in child.data.metrics]
     return max(scored, key=lambda child: child.data.metrics[primary_metric], default=run)
 
 
@@ -133,7 +145,8 @@ def train(config: Path, output: Path, flags: Sequence[str]) -> Run:
 
 def read_ours(run: Run) -> Side:
     result = run.read_result()
-    return Side(result.metrics, result.durations.total, _trained_epochs(run))
+    total = result.durations.total  # its trials share this machine
+    return Side(result.metrics, total, total, _trained_epochs(run))
 
 
 def _trained_epochs(run: Run) -> int | None:
@@ -202,32 +215,34 @@ def served(run: Run, *flags: str) -> Iterator[str]:
     command = [sys.executable, "-m", "trainer", "serve", str(run.directory), "--port", "0", *flags]
     environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
     with (
+        # Files, since the service writes a line for each request: a pipe that nobody reads would fill up.
+        tempfile.NamedTemporaryFile("w+") as output,
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as server,
+        subprocess.Popen(command, stdout=output, stderr=errors, text=True, env=environment) as server,
     ):
         try:
-            assert server.stdout is not None
-            found = re.search(r"https?://\S+/score", server.stdout.readline())
-            if found is None:
-                errors.seek(0)
-                raise SystemExit(f"trainer serve did not start:\n{errors.read()[-2000:]}")
-            _wait_until_ready(found[0])
-            yield found[0]
+            yield _address_when_ready(server, Path(output.name), errors)
         finally:
             server.terminate()
 
 
-def _wait_until_ready(url: str) -> None:
+def _address_when_ready(server: subprocess.Popen[str], output: Path, errors: IO[str]) -> str:
+    """
+    Raises:
+        SystemExit: it has ended, or has not answered after a minute; with what it said.
+    """
     until = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < until:
+    while time.monotonic() < until and server.poll() is None:
+        found = re.search(r"https?://\S+/score", output.read_text(encoding="utf-8"))
         try:
-            httpx.get(url.removesuffix("/score") + "/ping", timeout=5)
+            if found is not None:
+                httpx.get(found[0].removesuffix("/score") + "/ping", timeout=5)
+                return found[0]
         except httpx.HTTPError:
-            time.sleep(0.2)
-        else:
-            return
+            pass
+        time.sleep(0.2)
+    errors.seek(0)
+    raise SystemExit(f"trainer serve did not start:\n{errors.read()[-2000:]}")
 
 
 def compare_latency(job: Job, run: Run, endpoint: str, key: str, count: int) -> tuple[Endpoint, Endpoint]:
@@ -269,8 +284,7 @@ def rows(
     )
     if prices[0] is not None and prices[1] is not None:
         costs = [
-            seconds / 3600 * price
-            for seconds, price in zip((azure.seconds, ours.seconds), prices, strict=True)
+            side.machine_seconds / 3600 * price for side, price in zip((azure, ours), prices, strict=True)
         ]
         factor = f"× {number(costs[0] / costs[1])}" if costs[1] else "–"
         table.append(

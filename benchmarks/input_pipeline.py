@@ -4,7 +4,8 @@
     python benchmarks/input_pipeline.py --only lines --lines 1000000
 
 Lines and images are counted on one core, by the processor's time, so that other work on the machine disturbs
-little. Peers: for lines plain parsers, which check nothing; for images each library's own training dataset.
+little. Peers: for lines plain parsers, which check nothing; for images each library's own training dataset;
+for the loader timm's.
 """
 
 from __future__ import annotations
@@ -194,52 +195,53 @@ def one_core() -> Iterator[None]:
 
 
 @one_core()
-def images(arguments: Any, scratch: Path) -> None:
+def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -> None:
     """Decoding and augmentation, image by image on one core."""
-    photos = ((96, 80),) if arguments.tiny else ((640, 480), (4000, 3000))
+    if arguments.tiny:
+        photo = (96, 80)
     rows = []
-    for photo in photos:
-        # Mosaic takes four images for one; a few large ones are enough.
-        count = 2 if arguments.tiny else 40 if photo[0] < 1000 else 8
-        for name, (items_of, task, model, full_size) in PEERS.items():
-            size = 64 if arguments.tiny else full_size
-            folder = scratch / f"{task.value}-{photo[0]}"
-            if not folder.exists():
-                data.make(task, folder, count, photo)
-            family, settings, whole, _ = examples(task, model, size, folder)
+    # Mosaic takes four images for one; a few large ones are enough.
+    count = 2 if arguments.tiny else 40 if photo[0] < 1000 else 8
+    for name, (items_of, task, model, full_size) in PEERS.items():
+        size = 64 if arguments.tiny else full_size
+        folder = scratch / f"{task.value}-{photo[0]}"
+        if not folder.exists():
+            data.make(task, folder, count, photo)
+        family, settings, whole, _ = examples(task, model, size, folder)
 
-            def items() -> Any:
-                dataset = family.training_dataset(for_training(family, settings, whole), settings, 0)  # noqa: B023
-                return finished(family, SeededItems(dataset, 0))  # noqa: B023
+        def items() -> Any:
+            dataset = family.training_dataset(for_training(family, settings, whole), settings, 0)  # noqa: B023
+            return finished(family, SeededItems(dataset, 0))  # noqa: B023
 
-            def ours() -> Figures:
-                """A first and a second epoch: the second finds in memory what the first has left there."""
-                items()(Draw(0, 0))  # a first item takes long, and would leave images in memory
-                made = items()
-                first, second = (rate(lambda index: made(Draw(epoch, index)), count) for epoch in (0, 1))  # noqa: B023
-                return {**first, "second": second["per_second"]}
+        def ours() -> Figures:
+            """A first and a second epoch: the second finds in memory what the first has left there."""
+            items()(Draw(0, 0))  # a first item takes long, and would leave images in memory
+            made = items()
+            first, second = (rate(lambda index: made(Draw(epoch, index)), count) for epoch in (0, 1))  # noqa: B023
+            return {**first, "second": second["per_second"]}
 
-            def peer() -> Figures:
-                items_of(folder, task, size)(0)  # noqa: B023
-                return rate(items_of(folder, task, size), count)  # noqa: B023
+        def peer() -> Figures:
+            items_of(folder, task, size)(0)  # noqa: B023
+            return rate(items_of(folder, task, size), count)  # noqa: B023
 
-            found, absent = measuring.alternate({"ours": ours, name: peer}, arguments.rounds)
-            own, of_peer = found["ours"], found.get(name, [])
-            first = measuring.ratios(own, of_peer, "per_second")
-            later = [a["second"] / b["per_second"] for a, b in zip(own, of_peer, strict=False)]
-            rows.append([
-                f"{task}: {model}, {size} px, from {photo[0]} × {photo[1]}",
-                name,
-                measuring.spread([each["per_second"] for each in of_peer]) if of_peer else absent[name],
-                measuring.spread([each["per_second"] for each in own]),
-                measuring.spread(first) if first else "–",
-                measuring.verdict(first, 1.0),
-                measuring.spread([each["second"] for each in own]),
-                measuring.spread(later) if later else "–",
-            ])  # fmt: skip
+        found, absent = measuring.alternate({"ours": ours, name: peer}, arguments.rounds)
+        own, of_peer = found["ours"], found.get(name, [])
+        first = measuring.ratios(own, of_peer, "per_second")
+        later = [a["second"] / b["per_second"] for a, b in zip(own, of_peer, strict=False)]
+        rows.append([
+            f"{task}: {model}, {size} px, from {photo[0]} × {photo[1]}",
+            name,
+            measuring.spread([each["per_second"] for each in of_peer]) if of_peer else absent[name],
+            measuring.spread([each["per_second"] for each in own]),
+            measuring.spread(first) if first else "–",
+            measuring.verdict(first, 1.0),
+            measuring.spread([each["second"] for each in own]),
+            measuring.spread(later) if later else "–",
+        ])  # fmt: skip
     print(
-        "\n### Decoding and augmentation\n\nImages a second on one core, by the processor's time. In a later "
-        "epoch ours finds as many images decoded as\nimage_cache_megabytes has room for, here all.\n"
+        f"\n### Decoding and augmentation, photos of {photo[0]} × {photo[1]}\n\nImages a second on one "
+        "core, by the processor's time. In a later epoch ours finds as many images decoded as\n"
+        "image_cache_megabytes has room for, here all.\n"
     )
     headers = (
         "training images of", "peer", "peer", "ours, first epoch", "ours / peer", "goal", "ours, later",
@@ -309,17 +311,23 @@ def difference(family: Any, image: Any, other: Any) -> float:
     return float((family.preprocess(image)[0] - family.preprocess(other)[0]).abs().mean())
 
 
-def timm_loader(folder: Path, task: Task, size: int, workers: int) -> Iterable[Any]:
+def timm_loader(folder: Path, task: Task, size: int, workers: int) -> Callable[[], Iterable[Any]]:
+    """Makes timm's loader of bytes; what it puts around that to normalise them counts as the network's."""
     need("timm")
     from timm.data import create_loader
 
     from benchmarks.contenders.timm_loop import Images
 
-    made: Iterable[Any] = create_loader(
-        Images(data.records(folder / "train.jsonl", task)), (3, size, size), 16, is_training=True, hflip=0.5,
-        color_jitter=0.4, color_jitter_prob=0.5, num_workers=workers, persistent_workers=workers > 0,
-        use_prefetcher=True, device=torch.device("cpu"),
-    )  # fmt: skip
+    images = Images(data.records(folder / "train.jsonl", task))
+
+    def made() -> Iterable[Any]:
+        loader: Iterable[Any] = create_loader(
+            images, (3, size, size), 16, is_training=True, hflip=0.5, color_jitter=0.4, color_jitter_prob=0.5,
+            num_workers=workers, persistent_workers=workers > 0, use_prefetcher=True,
+            device=torch.device("cpu"),
+        ).loader  # fmt: skip
+        return loader
+
     return made
 
 
@@ -343,7 +351,7 @@ def loader(arguments: Any, scratch: Path) -> None:
             return streamed(Batches(family, reduced, whole, settings, 0).train_dataloader, count)  # noqa: B023
 
         def peer() -> Figures:
-            return streamed(lambda: timm_loader(folder, task, size, workers), count)  # noqa: B023
+            return streamed(timm_loader(folder, task, size, workers), count)  # noqa: B023
 
         found, absent = measuring.alternate({"ours": ours, "timm": peer}, arguments.rounds)
         own, of_peer = found["ours"], found.get("timm", [])
@@ -362,7 +370,7 @@ def loader(arguments: Any, scratch: Path) -> None:
         rows.append([*row, measuring.spread(ratios) if ratios else "–", measuring.verdict(ratios, 1.0)])
     print(
         f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
-        f"{cores} cores, no image kept; timm's loader by create_loader.\n"
+        f"{cores} cores, no image kept; timm's loader by create_loader, up to bytes, as ours gives them.\n"
     )
     headers = (
         "workers", "first batch, s", "images/s", "times as many as without", "timm's first batch, s",
@@ -389,6 +397,7 @@ def streamed(make: Callable[[], Iterable[Any]], count: int) -> Figures:
 PARTS: dict[str, Callable[[Any, Path], None]] = {
     "lines": lambda arguments, _: lines(arguments),
     "images": images,
+    "large": lambda arguments, scratch: images(arguments, scratch, (4000, 3000)),
     "reduced": reduced_scale,
     "loader": loader,
 }

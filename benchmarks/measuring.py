@@ -207,7 +207,18 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def heading(title: str, *packages: str) -> str:
     """A section's title, then in a line the date, the machine, the versions and the command."""
-    return f"## {title}\n\n{date.today().isoformat()}; {machine()}; {versions(*packages)}; `{command()}`\n"
+    facts = f"{date.today().isoformat()}{commit()}; {machine()}; {versions(*packages)}"
+    return f"## {title}\n\n{facts}; `{command()}`\n"
+
+
+def commit() -> str:
+    """ ", commit 0123abc" where this lies in a git repository, else nothing."""
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude", "*"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f", commit {found}"
 
 
 def command() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import litserve as ls
+import torch
 
 from serving.scorer import Scorer
 from trainer.data.images import decode
@@ -18,6 +19,8 @@ class API(ls.LitAPI):
         self.artifacts = artifacts
 
     def setup(self, device: str) -> None:
+        if device == "cpu":  # a worker for each core
+            torch.set_num_threads(1)
         self.scorer = Scorer.load(self.artifacts, device)
         self.scorer.speed_up()
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
@@ -133,13 +134,13 @@ def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> Non
     np.testing.assert_allclose(flipped["bboxes"], [[0.75, 0.35, 0.3, 0.3]], atol=1e-6)
 
 
-def test_stacked_images_keep_their_memory_layout() -> None:
-    apart = [torch.from_numpy(noise(8, 6, seed=seed)).permute(2, 0, 1).contiguous() for seed in range(3)]
-    together = [image.permute(1, 2, 0).contiguous().permute(2, 0, 1) for image in apart]
-    for images, layout in ((apart, torch.contiguous_format), (together, torch.channels_last)):
-        batch = stacked(images)
-        assert batch.is_contiguous(memory_format=layout)
-        assert torch.equal(batch, torch.stack(apart))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_any_layout_are_stacked_as_the_networks_take_them(workers: int) -> None:
+    together = [torch.from_numpy(noise(8, 6, seed=seed)).permute(2, 0, 1) for seed in range(3)]
+    images = [together[0].contiguous(), *together[1:]]
+    (batch,) = DataLoader(images, 3, num_workers=workers, collate_fn=stacked)  # type: ignore[arg-type]
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, torch.stack(images))
 
 
 def test_resized_images_are_kept_within_the_cache() -> None:

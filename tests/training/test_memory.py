@@ -168,10 +168,12 @@ def test_auto_on_a_gpu_leaves_headroom(digits: dict[Task, SampleData], tmp_path:
 
 
 REUSING = """
-import resource, sys
+import ctypes, resource, sys
 from contextlib import nullcontext
 import numpy as np
 from trainer.training.memory import reused
+
+libc = ctypes.CDLL(None)
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -183,6 +185,17 @@ with reused() if sys.argv[1] == "reused" else nullcontext():
         blocks = [np.ones(4_000_000) for _ in range(4)]  # 30.5 MiB each
         del blocks
     print(faults() - before)
+
+    # More than the largest number of the allocator's parameters; memory that is not written to costs nothing.
+    libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+    blocks = [libc.malloc(ctypes.c_size_t(30 * 2**20)) for _ in range(80)]
+    high = libc.sbrk(0)
+    for block in blocks:
+        libc.free(ctypes.c_void_p(block))
+    kept = libc.sbrk(0)
+if sys.argv[1] == "reused":
+    assert kept == high
+    assert libc.sbrk(0) < high - 2 * 2**30, "it is given back at the end"
 """
 
 

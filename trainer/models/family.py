@@ -107,7 +107,7 @@ class Family(ABC):
 
     Validation and serving call the same `preprocess`, `infer` and `postprocess`, on the same views of an
     image, merged by the same rule (trainer.models.tiling), so that a model scores in production what it
-    scored in training.
+    scored in training. Where validation wants losses, too, `infer_with_losses` answers what `infer` would.
     """
 
     requirements: ClassVar[tuple[str, ...]]

@@ -31,6 +31,7 @@ from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry, Preparation
 from trainer.models.graphs import in_tensor, stretching, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
+from trainer.models.stacking import stacked
 from trainer.models.weights import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -242,7 +243,7 @@ class RFDETR(Family):
 
     def collate(self, items: Sequence[Item]) -> Batch:
         batch = {
-            "images": torch.stack([item["image"] for item in items]),
+            "images": stacked([item["image"] for item in items]),
             "targets": [item["target"] for item in items],
         }
         # The first image speaks for the batch.

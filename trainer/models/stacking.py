@@ -1,4 +1,4 @@
-"""Images of one size into one tensor, in the memory layout that they have."""
+"""Images of one size into one tensor, in the memory layout in which the networks take them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,9 @@ from torch.utils.data import default_collate
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """[3, h, w] each → [B, 3, h, w]; in a loader's worker in memory that the training's process shares.
+    """[3, h, w] each → [B, 3, h, w], channels_last; in a loader's worker in memory that is shared already.
 
-    Images whose colours lie side by side stay so: putting them apart takes longer than to flip them, and the
-    networks would have them as they were (channels_last).
+    Images that lie so, as decoders give them, are copied in whole rows.
     """
-    batch: Tensor
-    if images[0].is_contiguous():
-        batch = default_collate(list(images))
-        return batch
-    batch = default_collate([image.permute(1, 2, 0) for image in images])
+    batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
     return batch.permute(0, 3, 1, 2)

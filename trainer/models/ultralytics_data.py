@@ -38,7 +38,7 @@ def label_of(truth: Objects, *, masks: bool) -> dict[str, Any]:
     """
     kept = np.flatnonzero(~truth.crowd)
     boxes = truth.boxes[kept]
-    placed = np.empty_like(boxes)
+    placed = np.empty(boxes.shape, dtype=np.float32)
     placed[:, :2], placed[:, 2:] = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     outlines: list[FloatArray] = []
     if masks:

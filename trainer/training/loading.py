@@ -21,6 +21,7 @@ from trainer.models import Family
 from trainer.settings import Settings, default_settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
+from trainer.training.memory import give_back
 
 FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
@@ -232,7 +233,7 @@ class Batches(LightningDataModule):
             persistent_workers=workers > 0,
             # Not where a GPU is not to be used, though there is one: pinning talks to its driver.
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            worker_init_fn=_one_thread,
+            worker_init_fn=_begin_worker,
             **options,
         )
 
@@ -252,9 +253,13 @@ def validation_share(images: int, rank: int, ranks: int) -> range:
     return range(rank, images, ranks) or range(1)
 
 
-def _one_thread(_worker: int) -> None:
-    """Workers run side by side; each with threads of its own would fight over the cores."""
+def _begin_worker(_worker: int) -> None:
+    """Workers run side by side; each with threads of its own would fight over the cores.
+
+    Nor need each keep all the memory that it ever took, as a training on a CPU does, from which it is forked.
+    """
     cv2.setNumThreads(0)
+    give_back()
 
 
 def move(value: Any, device: torch.device) -> Any:

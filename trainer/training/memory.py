@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import torch
 from lightning.pytorch.utilities.memory import is_oom_error
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
-_KEEPING = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}
-"""Never give back, fetch 64 MiB at least, and take blocks up to 32 MiB, the most allowed, from there."""
-_TRIM_AGAIN = 2**26  # what GNU's adjusts itself to once 32 MiB were freed
+_KEEPING = {_TRIM_THRESHOLD: -1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}
+"""Give nothing back, fetch 64 MiB at least, and take blocks up to 32 MiB, the most allowed, from there."""
+_GIVING_BACK = {_TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17}
+"""What the library itself comes to once 32 MiB were freed; that threshold stays as large."""
 
 NO_MEMORY = 4
 """Exit status of a process that trains, if memory ran out."""
@@ -31,17 +32,27 @@ def reused() -> Iterator[None]:
     On a CPU a step's activations come from it; given back to the system and fetched anew, each page of them
     costs a fault. Does nothing where the C library is not GNU's.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "mallopt"):
-        yield
-        return
-    for parameter, value in _KEEPING.items():
-        library.mallopt(parameter, value)
+    _set(_KEEPING)
     try:
         yield
     finally:
-        library.mallopt(_TRIM_THRESHOLD, _TRIM_AGAIN)
+        give_back()
+
+
+def give_back() -> None:
+    """What is freed, and will be from now on: in a process that was forked within `reused`, too."""
+    if (library := _set(_GIVING_BACK)) is not None:
         library.malloc_trim(0)
+
+
+def _set(values: Mapping[int, int]) -> ctypes.CDLL | None:
+    """The C library with these parameters of its allocator; None if it is not GNU's."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "mallopt"):
+        return None
+    for parameter, value in values.items():
+        library.mallopt(parameter, value)
+    return library
 
 
 def peak() -> dict[str, int]:
