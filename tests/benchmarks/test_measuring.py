@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import measuring
+from benchmarks.contenders import common
 from benchmarks.measuring import Figures
 
 
@@ -73,3 +74,27 @@ def test_tables_are_markdown() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert measuring.number(value) == text
+
+
+def test_the_clock_counts_epochs_after_the_first_and_leaves_out_what_lies_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(common.time, "perf_counter", lambda: now)
+
+    def trained(clock: common.Clock) -> Figures:
+        nonlocal now
+        for seconds in (9.0, 2.0, 4.0, 1.0):
+            clock.start()
+            for images in (16, 16, 8):
+                now += seconds / 3
+                clock.step(images)
+            clock.stop()
+            now += 50.0  # an evaluation
+        return clock.figures()
+
+    figures = trained(common.Clock("cpu"))
+    assert figures["epoch_seconds"] == pytest.approx(2)
+    assert figures["images_per_second"] == pytest.approx(20)
+    assert 0 < figures["first_step_seconds"] < 24 * 3600
+    assert trained(common.Clock("cpu", counted=2))["epoch_seconds"] == pytest.approx(3)
