@@ -229,7 +229,7 @@ def served(run: Run, *flags: str) -> Iterator[str]:
 def _address_when_ready(server: subprocess.Popen[str], output: Path, errors: IO[str]) -> str:
     """
     Raises:
-        SystemExit: it has ended, or has not answered after a minute; with what it said.
+        SystemExit: it has ended, or has not answered after three minutes; with what it said.
     """
     until = time.monotonic() + _READY_SECONDS
     while time.monotonic() < until and server.poll() is None:

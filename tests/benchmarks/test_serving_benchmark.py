@@ -19,7 +19,7 @@ def test_the_script_measures_and_prints_a_table(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=os.environ.copy(), capture_output=True, text=True, timeout=300, check=False
     )
     # 1 says that a goal was missed, as at this size it may be.
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in lines if line.startswith("| ")}
     assert float(rows["ceiling"][0].split()[0]) > 0

@@ -137,8 +137,8 @@ def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> Non
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_any_layout_are_stacked_as_the_networks_take_them(workers: int) -> None:
     together = [torch.from_numpy(noise(8, 6, seed=seed)).permute(2, 0, 1) for seed in range(3)]
-    images = [together[0].contiguous(), *together[1:]]
-    (batch,) = DataLoader(images, 3, num_workers=workers, collate_fn=stacked)  # type: ignore[arg-type]
+    images: Any = [together[0].contiguous(), *together[1:]]
+    (batch,) = DataLoader(images, 3, num_workers=workers, collate_fn=stacked)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, torch.stack(images))
 
