@@ -196,6 +196,20 @@ def test_the_heads_of_yolo26_weigh_as_the_epoch_says_and_one_alone_in_validation
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES)
+def test_an_evaluation_at_a_new_size_leaves_a_network_that_trains(model: str) -> None:
+    """As with multi_scale, where the evaluation may be the first to see its size."""
+    family, settings, _ = family_of(model)
+    truth = objects((rectangle(0.2, 0.2, 0.8, 0.8),))
+    dataset = family.training_dataset(Scenes(*[Example(noise(), truth)] * 2), settings, 0)
+    network = build(family).eval()
+    with torch.inference_mode():
+        family.infer(network, [family.preprocess(noise())[0]], family.spec.parameters)
+    losses = family.losses(network.train(), family.collate([dataset[0], dataset[1]]))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
 def test_images_without_objects_train_and_score(model: str) -> None:
     family, settings, _ = family_of(model, image_size=64)
     empty = objects()

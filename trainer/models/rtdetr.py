@@ -164,7 +164,10 @@ class _Network(RTDETRDetectionModel):
         self.before_decoder = _BeforeDecoder(self.model, self.save)
 
     def predict(self, images: Tensor, *_: Any, batch: dict[str, Any] | None = None, **__: Any) -> Any:
-        return self.model[-1](self.before_decoder(images), batch)
+        decoder = self.model[-1]
+        if decoder.shapes and decoder.anchors.is_inference() and not torch.is_inference_mode_enabled():
+            decoder.shapes = []  # an evaluation's anchors, which no gradient passes: they are made anew
+        return decoder(self.before_decoder(images), batch)
 
 
 class _BeforeDecoder(nn.Module):
