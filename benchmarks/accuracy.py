@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,20 +62,32 @@ NAMES = {"ultralytics_trainer": "ultralytics", "timm_loop": "timm", "torchvision
 
 
 class Results:
-    """Figures by case, contender and seed, in a JSON file that is whole at any moment."""
+    """Figures by case, contender and seed, each with its commit, in a JSON file that is always whole."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.found: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+        self.found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
 
     def add(self, key: str, value: float) -> None:
-        self.found[key] = value
+        self.found[key] = {"value": value, "commit": measuring.commit()}
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(self.found, indent=1) + "\n")
         partial.replace(self.file)
 
+    def value(self, key: str) -> float | None:
+        """None: not measured yet. Files of earlier versions hold figures without a commit."""
+        entry = self.found.get(key)
+        return entry["value"] if isinstance(entry, dict) else entry
+
     def of(self, prefix: str) -> list[float]:
-        return [value for key, value in self.found.items() if key.startswith(f"{prefix} seed ")]
+        keys = (key for key in self.found if key.startswith(f"{prefix} seed "))
+        return [value for key in keys if (value := self.value(key)) is not None]
+
+    def commits(self, prefixes: Iterable[str]) -> list[str]:
+        """That the figures of these cases are of, in the order in which they came."""
+        entries = [value for key, value in self.found.items() if key.startswith(tuple(prefixes))]
+        named = (entry["commit"] if isinstance(entry, dict) else "" for entry in entries)
+        return list(dict.fromkeys(name or "unknown" for name in named))
 
 
 def key_of(case: Case, contender: str) -> str:
@@ -199,7 +212,7 @@ def main() -> None:
                         absent[contender] = str(error)
                     except RuntimeError as error:  # is tried again when the script is run again
                         say(str(error))
-                    say(f"  {results.found.get(key, 'absent')}")
+                    say(f"  {results.value(key) or 'absent'}")
     print(
         measuring.heading(
             "Accuracy at equal cost", "torch", "torchvision", "lightning", "timm", "ultralytics"
@@ -216,6 +229,8 @@ def main() -> None:
         "modern − peer",
     )
     print(measuring.table(headers, [row(case, results, arguments.rounds, made) for case in cases]))
+    commits = results.commits(key_of(case, "") for case in cases)
+    print(f"\nTrained at commits: {', '.join(commits) or 'none yet'}.")
     for name, reason in absent.items():
         print(f"\n{NAMES.get(name, name)}: {reason}")
 

@@ -141,15 +141,18 @@ def main() -> None:
         },
         options.rounds,
     )
+    if "ours" not in found:
+        sys.exit(absent["ours"])
     own, peers = found["ours"], found.get("pycocotools", [])
     off = max(
         (abs(a[name] - b[name]) for a, b in zip(own, peers, strict=False) for name in NAMES), default=0.0
     )
     if off > 1e-6:
         sys.exit(f"the figures differ by {off:.2g}: {own[0]} and {peers[0]}")
+    agreement = f"figures equal to {max(off, 1e-16):.0e}" if peers else "figures compared with nobody's"
     print(
         f"{options.images:,} images with {options.detections} detections each, {options.classes} classes; "
-        f"figures equal to {max(off, 1e-16):.0e}, map {own[0]['map']:.3f}.\n"
+        f"{agreement}, map {own[0]['map']:.3f}.\n"
     )
     rows = []
     for kind in ("wall", "cpu"):
@@ -157,7 +160,7 @@ def main() -> None:
         rows.append([
             f"{kind} time, s", measuring.spread([each[kind] for each in own]),
             measuring.spread([each[kind] for each in peers]) if peers else absent["pycocotools"],
-            measuring.spread(ratios) if ratios else "–",
+            measuring.spread(ratios),
             measuring.verdict(ratios, GOAL if kind == "wall" else None),
         ])  # fmt: skip
     print(measuring.table(("", "ours", "pycocotools", "pycocotools / ours", "goal"), rows))

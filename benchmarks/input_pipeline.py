@@ -241,10 +241,10 @@ def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -
             name,
             measuring.spread([each["per_second"] for each in of_peer]) if of_peer else absent[name],
             measuring.spread([each["per_second"] for each in own]),
-            measuring.spread(first) if first else "–",
+            measuring.spread(first),
             measuring.verdict(first, 1.0),
             measuring.spread([each["second"] for each in own]),
-            measuring.spread(later) if later else "–",
+            measuring.spread(later),
         ])  # fmt: skip
     print(
         f"\n### Decoding and augmentation, photos of {photo[0]} × {photo[1]}\n\nImages a second on one "
@@ -309,7 +309,7 @@ def reduced_scale(arguments: Any, scratch: Path) -> None:
     )
     print(
         measuring.table(
-            ("training of", "scale", "in full, ms", "reduced, ms", "faster by", "difference"), rows
+            ("training of", "scale", "in full, ms", "reduced, ms", "times as fast", "difference"), rows
         )
     )
 
@@ -375,7 +375,7 @@ def loader(arguments: Any, scratch: Path) -> None:
                 number(median / alone.setdefault(name, median)),
             ]  # fmt: skip
         ratios = measuring.ratios(own, of_peer, "per_second")
-        rows.append([*row, measuring.spread(ratios) if ratios else "–", measuring.verdict(ratios, 1.0)])
+        rows.append([*row, measuring.spread(ratios), measuring.verdict(ratios, 1.0)])
     print(
         f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
         f"{cores} cores, no image kept; timm's loader by create_loader, up to bytes, as ours gives them.\n"

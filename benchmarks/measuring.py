@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,7 +162,9 @@ def median(found: Sequence[Figures], name: str) -> float:
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, with the smallest and the largest value."""
+    """The median, with the smallest and the largest value; a dash for none."""
+    if not values:
+        return "–"
     middle = statistics.median(values)
     return f"{number(middle)} ({number(min(values))}–{number(max(values))})"
 
@@ -185,12 +188,12 @@ def number(value: float) -> str:
     """Three significant digits, no exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+    return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; the first column to the left, the others to the right."""
-    cells = [list(map(str, row)) for row in [headers, *rows]]
+    cells = [[str(cell).replace("|", r"\|") for cell in row] for row in [headers, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     lines = [
         "| " + " | ".join(
@@ -207,18 +210,18 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def heading(title: str, *packages: str) -> str:
     """A section's title, then in a line the date, the machine, the versions and the command."""
-    facts = f"{date.today().isoformat()}{commit()}; {machine()}; {versions(*packages)}"
+    at = commit()
+    facts = f"{date.today().isoformat()}{at and f', commit {at}'}; {machine()}; {versions(*packages)}"
     return f"## {title}\n\n{facts}; `{command()}`\n"
 
 
 def commit() -> str:
-    """ ", commit 0123abc" where this lies in a git repository, else nothing."""
+    """Such as "0123abc" or "0123abc-dirty" where this lies in a git repository, else nothing."""
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude", "*"]
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return f", commit {found}"
 
 
 def command() -> str:
@@ -248,6 +251,12 @@ def versions(*packages: str) -> str:
         except metadata.PackageNotFoundError:
             found.append(f"{name} absent")
     return ", ".join(found)
+
+
+def hide_gpus(device: str) -> None:
+    """If `device` is "cpu", keep GPUs from what is started after this: some libraries take one unasked."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def say(text: str) -> None:

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import importlib.util
 import io
 import json
 import os
@@ -38,6 +37,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from PIL import Image
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import measuring  # noqa: E402
+from benchmarks.measuring import need, number  # noqa: E402
 
 CEILING_GOAL, MLFLOW_GOAL, MEMORY_GOAL = 0.85, 1.3, 0.05
 CONTENDERS = ("ceiling", "serve", "serve (i)", "mlflow", "litserve")
@@ -283,7 +284,7 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Any) -> None:
         except OSError:
             time.sleep(0.2)
     log.seek(0)
-    raise SystemExit(f"the server at {url} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
+    raise RuntimeError(f"the server at {url} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
 
 
 def processor_seconds(process: psutil.Process) -> float:
@@ -306,12 +307,14 @@ def child(arguments: argparse.Namespace, role: str, **more: Any) -> Any:
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[str, float]:
     seconds, clients = arguments.seconds, arguments.clients
+    if contender == "litserve":
+        need("litserve")
     if contender == "ceiling":
         found = child(arguments, "ceiling", model_directory=model, seconds=seconds / 2)
         return {"rate": found}
@@ -327,38 +330,24 @@ def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[
 
 def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
     """Measure a model in alternating rounds and print its table; whether the goals are met."""
-    contenders = list(arguments.contenders)
-    absent = ""
-    if "litserve" in contenders and importlib.util.find_spec("litserve") is None:
-        contenders.remove("litserve")
-        absent = "\nlitserve: not installed: pip install litserve"
-    rounds: list[dict[str, dict[str, float]]] = []
-    for number in range(arguments.rounds):
-        order = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
-        rounds.append({})
-        for contender in order:
-            rounds[-1][contender] = measure(arguments, contender, model)
-            print(f"{name} round {number + 1} {contender} {rounds[-1][contender]}", file=sys.stderr)
-    print(f"\n### {name}\n")
-    print("| | images/s, median (from – to) | p50 ms | p95 ms | p99 ms | server's CPU ms an image |")
-    print("|---|---|---|---|---|---|")
-    for contender in contenders:
-        rates = [each[contender]["rate"] for each in rounds]
-        cells = [f"{statistics.median(rates):.1f} ({min(rates):.1f} – {max(rates):.1f})"]
+    contenders = {each: partial(measure, arguments, each, model) for each in arguments.contenders}
+    found, absent = measuring.alternate(contenders, arguments.rounds)
+    rows = []
+    for contender in arguments.contenders:
+        figures = found.get(contender, [])
+        rates = [each["rate"] for each in figures]
+        row = [contender, measuring.spread(rates) if rates else absent[contender]]
         for key in ("p50", "p95", "p99", "cpu"):
-            values = [each[contender][key] for each in rounds if key in each[contender]]
-            cells.append(f"{statistics.median(values):.1f}" if values else "")
-        print(f"| {contender} | {' | '.join(cells)} |")
-    print(absent)
-    met = True
+            row.append(number(measuring.median(figures, key)) if figures and key in figures[0] else "")
+        rows.append(row)
+    headers = (name, "images/s", "p50 ms", "p95 ms", "p99 ms", "server's CPU ms an image")
+    print(f"\n{measuring.table(headers, rows)}\n", flush=True)
+    met = "serve" not in absent
     for other, goal in (("ceiling", CEILING_GOAL), ("mlflow", MLFLOW_GOAL), ("litserve", None)):
-        if other in contenders and "serve" in contenders:
-            ratios = [each["serve"]["rate"] / max(1e-9, each[other]["rate"]) for each in rounds]
-            middle = statistics.median(ratios)
-            verdict = "" if goal is None else f", goal {goal}: {'met' if middle >= goal else 'MISSED'}"
-            spread = f"{min(ratios):.2f} – {max(ratios):.2f}"
-            print(f"- serve / {other}: {middle:.2f} (round by round {spread}){verdict}")
-            met &= goal is None or middle >= goal
+        ratios = measuring.ratios(found.get("serve", []), found.get(other, []), "rate")
+        if ratios:
+            print(f"- serve / {other}: {measuring.spread(ratios)}; {measuring.verdict(ratios, goal)}")
+            met &= goal is None or statistics.median(ratios) >= goal
     return met
 
 
@@ -388,9 +377,9 @@ def _send(url: str, bodies: list[bytes], count: int, clients: int) -> None:
 
     def some(share: int) -> None:
         connection = http.client.HTTPConnection(host, timeout=300)
-        for number in range(share):
+        for turn in range(share):
             headers = {"Content-Type": "application/json"}
-            connection.request("POST", f"/{path}", bodies[number % len(bodies)], headers)
+            connection.request("POST", f"/{path}", bodies[turn % len(bodies)], headers)
             answer = connection.getresponse()
             answer.read()
             if answer.status != 200:
@@ -414,13 +403,9 @@ def request_bodies(arguments: argparse.Namespace, path: str) -> list[bytes]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measuring.arguments(__doc__, rounds=5, device=True, tiny=False)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
     parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before each")
     parser.add_argument("--clients", type=int, default=16)
@@ -447,9 +432,10 @@ def main() -> int:
         return 0
 
     print(measuring.heading("Scoring", "torch", "mlflow", "litserve"))
+    measuring.hide_gpus(arguments.device)
     print(
         f"{arguments.clients} clients on the same cores, JPEGs of {arguments.image_size}, {arguments.rounds} "
-        f"rounds of {arguments.seconds:g} s, {arguments.device}."
+        f"rounds of {arguments.seconds:g} s, {arguments.device}; median (smallest–largest)."
     )
     met = True
     with tempfile.TemporaryDirectory() as directory:

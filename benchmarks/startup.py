@@ -55,75 +55,73 @@ def first_step(module: str, task: Task, model: str, scratch: Path, device: str, 
     return {"seconds": found["first_step_seconds"], "peak_mb": found["peak_mb"]}
 
 
+Row = tuple[Callable[[], Figures], dict[str, Callable[[], Figures]]]
+"""Ours, and peers by name."""
+
+
+def commands(scratch: Path) -> dict[str, Row]:
+    ten, _ = data.make(Task.DETECTION, scratch / "ten", 10, (160, 120))
+    yolo = "from ultralytics.cfg import entrypoint; entrypoint('help')"
+    return {
+        "trainer --help": (
+            lambda: command(*TRAINER, "--help"),
+            {
+                "yolo help": lambda: command_of("ultralytics", "-c", yolo),
+                "mlflow --help": lambda: command_of("mlflow", "-m", "mlflow", "--help"),
+            },
+        ),
+        "trainer fit --help": (lambda: command(*TRAINER, "fit", "--help"), {}),
+        "trainer validate, 10 lines": (
+            lambda: command(*TRAINER, "validate", "--task", "object-detection", ten), {}
+        ),
+    }  # fmt: skip
+
+
+def trainings(scratch: Path, model: str, device: str) -> dict[str, Row]:
+    """To the first step, of a classifier and of a detector, and loading the packaged classifier."""
+    for task in (Task.CLASSIFICATION, Task.DETECTION):
+        data.make(task, scratch / task.value, 16, (160, 120))
+    options = {
+        "task": "image-classification", "data": scratch / "image-classification/train.jsonl", "model": model,
+        "weights": "none", "tracking-uri": "none", "gpus": int(device == "cuda"), "number-of-epochs": 1,
+        "output": scratch / "run",
+    }  # fmt: skip
+    command(*TRAINER, "fit", *(part for name, value in options.items() for part in (f"--{name}", value)))
+    packaged = scratch / "run" / "model"
+    weights = next(packaged.rglob("weights.pt"))
+    step = partial(first_step, scratch=scratch, device=device, runs=[])
+    return {
+        f"first step of fit, {model}": (
+            lambda: step("ours", Task.CLASSIFICATION, model),
+            {"timm loop": lambda: step("timm_loop", Task.CLASSIFICATION, model)},
+        ),
+        "first step of fit, yolo11n": (
+            lambda: step("ours", Task.DETECTION, "yolo11n"),
+            {"ultralytics": lambda: step("ultralytics_trainer", Task.DETECTION, "yolo11n")},
+        ),
+        f"loading a packaged {model}, as trainer serve does": (
+            lambda: command(sys.executable, "-c", _LOAD_OURS, packaged, device),
+            {
+                "mlflow.pyfunc.load_model": lambda: command(sys.executable, "-c", _LOAD_MLFLOW, packaged),
+                "torch.load into timm's network": lambda: command_of(
+                    "timm", "-c", _LOAD_TIMM, weights, model.removeprefix("timm/"), device
+                ),
+            },
+        ),
+    }
+
+
 def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3, device=True)
-    arguments = parser.parse_args()
+    arguments = measuring.arguments(__doc__, rounds=3, device=True).parse_args()
     rounds = 1 if arguments.tiny else arguments.rounds + 1
-    model = "timm/test_resnet" if arguments.tiny else "resnet18"
     print(measuring.heading("Start-up", "torch", "lightning", "timm", "ultralytics", "mlflow"), flush=True)
+    measuring.hide_gpus(arguments.device)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        ten, _ = data.make(Task.DETECTION, scratch / "ten", 10, (160, 120))
-        for task in (Task.CLASSIFICATION, Task.DETECTION):
-            data.make(task, scratch / task.value, 16, (160, 120))
-        if not arguments.tiny:
-            fit = (
-                *TRAINER,
-                "fit",
-                "--task",
-                "image-classification",
-                "--weights",
-                "none",
-                "--tracking-uri",
-                "none",
-            )
-            files = ("--data", scratch / "image-classification/train.jsonl", "--model", model)
-            command(*fit, *files, "--number-of-epochs", 1, "--output", scratch / "run")
-        packaged = scratch / "run" / "model"
-        runs: list[int] = []
-        step = partial(first_step, scratch=scratch, device=arguments.device, runs=runs)
-        yolo = "from ultralytics.cfg import entrypoint; entrypoint('help')"
-        rows: dict[str, tuple[Callable[[], Figures], dict[str, Callable[[], Figures]]]] = {
-            "trainer --help": (
-                lambda: command(*TRAINER, "--help"),
-                {
-                    "yolo help": lambda: command_of("ultralytics", "-c", yolo),
-                    "mlflow --help": lambda: command_of("mlflow", "-m", "mlflow", "--help"),
-                },
-            ),
-            "trainer fit --help": (lambda: command(*TRAINER, "fit", "--help"), {}),
-            "trainer validate, 10 lines": (
-                lambda: command(*TRAINER, "validate", "--task", "object-detection", ten), {}
-            ),
-        }  # fmt: skip
-        if not arguments.tiny:
-            weights = next(packaged.rglob("weights.pt"))
-            rows |= {
-                "first step of fit, resnet18": (
-                    lambda: step("ours", Task.CLASSIFICATION, model),
-                    {"timm loop": lambda: step("timm_loop", Task.CLASSIFICATION, model)},
-                ),
-                "first step of fit, yolo11n": (
-                    lambda: step("ours", Task.DETECTION, "yolo11n"),
-                    {"ultralytics": lambda: step("ultralytics_trainer", Task.DETECTION, "yolo11n")},
-                ),
-                "loading a packaged resnet18, as trainer serve does": (
-                    lambda: command(sys.executable, "-c", _LOAD_OURS, packaged, arguments.device),
-                    {
-                        "mlflow.pyfunc.load_model": lambda: command(
-                            sys.executable, "-c", _LOAD_MLFLOW, packaged
-                        ),
-                        "torch.load into timm's network": lambda: command_of(
-                            "timm", "-c", _LOAD_TIMM, weights, "resnet18", arguments.device
-                        ),
-                    },
-                ),
-            }
-        print(
-            measuring.table(
-                HEADERS, [line for what, row in rows.items() for line in lines(what, *row, rounds)]
-            )
-        )
+        model = "timm/test_resnet" if arguments.tiny else "resnet18"
+        rows = commands(scratch) | trainings(scratch, model, arguments.device)
+        found = [line for what, row in rows.items() for line in lines(what, *row, rounds)]
+    print(measuring.table(HEADERS, found))
 
 
 HEADERS = ("what", "ours, s", "peak MB", "peer", "peer, s", "peer / ours")

@@ -1,4 +1,4 @@
-"""What a sweep costs beside the training itself, for each trial; prints a Markdown table.
+"""What a sweep costs beside the training itself, for each trial.
 
     python benchmarks/sweep_overhead.py [--trials 4] [--concurrent 1] [--keep DIRECTORY]
 
@@ -8,22 +8,22 @@ which each bears its share of what is done once: reading the data and packaging 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
 
 import optuna
 import yaml
 
+from benchmarks import measuring
 from trainer.data.samples import make
 from trainer.runs import Run
 from trainer.sweep.storage import open_storage
@@ -86,13 +86,12 @@ def parts(run: Path) -> Iterator[dict[str, float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--trials", type=int, default=4)
-    parser.add_argument("--concurrent", type=int, default=1)
+    parser = measuring.arguments(__doc__, rounds=None, tiny=False)
+    parser.add_argument("--trials", type=int, default=4, help="[default: 4]")
+    parser.add_argument("--concurrent", type=int, default=1, help="[default: 1]")
     parser.add_argument("--keep", type=Path, help="where the run is to stay; must not exist")
     options = parser.parse_args()
+    print(measuring.heading("Sweeps", "torch", "lightning", "optuna", "mlflow"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=options.keep is None)
@@ -104,25 +103,25 @@ def main() -> int:
         wall = time.perf_counter() - started
         trials = list(parts(run))
         result = json.loads((run / "result.json").read_text("utf-8"))
+    count = len(trials)
     training = mean(trial["training"] for trial in trials)
-    overhead = wall * options.concurrent / len(trials) - training
-    load = os.getloadavg()[0]
-    print(
-        f"{datetime.now():%Y-%m-%d %H:%M}, {os.cpu_count()} cores, load {load:.1f} at the end; "
-        f"{len(trials)} trials, {options.concurrent} at a time, in {wall:.0f} s\n"
-    )
-    print("| of a trial | mean seconds | of 300 s |\n|---|---|---|")
-    for name in trials[0]:
-        seconds = mean(trial[name] for trial in trials)
-        print(f"| {name} | {seconds:.1f} |" + (" |" if name == "training" else f" {seconds / 3:.1f} % |"))
-    package = result["durations"]["package"] / len(trials)
-    print(f"| packaging the best, shared by {len(trials)} | {package:.1f} | {package / 3:.1f} % |")
-    print(f"| **all but training** | **{overhead:.1f}** | **{overhead / 3:.1f} %** |")
+    overhead = wall * options.concurrent / count - training
+    costs = {name: mean(trial[name] for trial in trials) for name in trials[0] if name != "training"}
+    package = result["durations"]["package"] * options.concurrent / count
+    costs[f"packaging the best, shared by {count}"] = package
+    costs[f"the sweep's own start and end, shared by {count}"] = overhead - sum(costs.values())
+    rows = [[name, f"{seconds:.1f}", f"{seconds / 3:.1f} %"] for name, seconds in costs.items()]
+    rows.append(["**all but training**", f"**{overhead:.1f}**", f"**{overhead / 3:.1f} %**"])
+    rows.append(["training", f"{training:.1f}", "–"])
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = (used.ru_utime + used.ru_stime) / len(trials)
-    print(f"| CPU time of everything, training too | {processor:.1f} | |")
+    processor = (used.ru_utime + used.ru_stime) / count
+    rows.append(["CPU time of everything, training too", f"{processor:.1f}", "–"])
+    print(f"{count} trials, {options.concurrent} at a time, in {wall:.0f} s.\n")
+    print(measuring.table(("of a trial", "mean seconds", "of 300 s"), rows))
     met = overhead < GOAL_SECONDS
-    print(f"\nunder 5 % of a trial of 5 minutes, {GOAL_SECONDS:.0f} s: {'yes' if met else 'NO'}")
+    print(
+        f"\nGoal, under 5 % of a trial of 5 minutes, {GOAL_SECONDS:.0f} s: {'met' if met else '**missed**'}."
+    )
     return 0 if met else 1
 
 

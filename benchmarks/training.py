@@ -156,11 +156,12 @@ HEADERS = (
 )  # fmt: skip
 
 
-_DIFFERENCES = """What differs, forced by a library or its default: on a CPU
-ultralytics loads in its own process, whatever workers it is told; ours keeps decoded images, these all, from
-the first epoch on; ours clips gradients, the loops of timm's and torchvision's parts do not; R-CNNs are timed
-without augmentation, of which torchvision's loop flips alone. The peaks of ours and of ultralytics include an
-evaluation at the end."""
+_DIFFERENCES = """What differs. By the libraries: on a CPU ultralytics loads in its own process, whatever
+workers it is told; ours keeps decoded images, these all, from the first epoch on; ours clips gradients, the
+loops of timm's and torchvision's parts do not. By choice: R-CNNs of ours are timed without augmentation,
+while torchvision's loop flips; ultralytics' trainer gets all threads, SGD, a step for each batch as ours,
+no evaluation but at its end, no deterministic kernels, and an end of its mosaic where ours ends. The peaks
+of ours and of ultralytics include an evaluation at the end."""
 
 
 def main() -> None:
@@ -180,6 +181,7 @@ def main() -> None:
     print(
         measuring.heading("Training", "torch", "torchvision", "lightning", "timm", "ultralytics"), flush=True
     )
+    measuring.hide_gpus(arguments.device)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         for work in QUICK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from benchmarks import azure
 from tests.benchmarks.test_scripts import table
 from tests.mlflow_server import mlflow_server
 from trainer.data.samples import make
-from trainer.runs import Run
+from trainer.runs import Durations, Result, Run
 from trainer.tasks import Task
 
 
@@ -102,7 +103,9 @@ def test_side_by_side(
     assert rows["accuracy"]["ours"] == f"{result.value:.4f}"
     assert rows["epochs trained"]["Azure"] == "3"
     assert rows["epochs trained"]["ours"] == "2"
+    assert rows["best trial, s"]["Azure"] == "1,500"
     assert rows["whole job, s"]["Azure"] == "1,800"
+    assert rows["whole job, s"]["ours"] == rows["best trial, s"]["ours"], "no sweep"
     assert rows["cost at 3 and 1 an hour"]["Azure"] == "2.5000", "each trial has a machine"
     assert rows["cost at 3 and 1 an hour"]["ours"] == f"{result.durations.total / 3600:.4f}"
 
@@ -137,3 +140,21 @@ def test_runs_that_cannot_be_compared_are_refused_before_anything_is_trained(
     with pytest.raises(SystemExit, match="has no mean_average_precision, but AUC_macro, accuracy, gpu_util"):
         azure.read_azure(client.tracking_uri, azure_run(client, "other"), "mean_average_precision")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_sweep_here_the_best_trials_time_is_told(tmp_path: Path) -> None:
+    durations = {"train": 40.0, "total": 90.0}
+    result = Result(
+        task=Task.CLASSIFICATION, model="resnet18", primary_metric="accuracy", value=0.9, best_epoch=1,
+        epochs=1, durations=Durations(**durations), model_path="model", metrics={"accuracy": 0.9},
+        best_trial=1, seed=None, versions={},
+    )  # fmt: skip
+    run = Run(tmp_path)
+    run.write_result(result)
+    trial = dict.fromkeys(("state", "latency_ms", "pareto", "directory", "reason"), "")
+    with (tmp_path / "trials.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("trial", "accuracy", "seconds", *trial))
+        writer.writeheader()
+        writer.writerows({**trial, "trial": n, "accuracy": 0.9, "seconds": 30 + n} for n in range(2))
+    side = azure.read_ours(run)
+    assert (side.best_seconds, side.seconds, side.machine_seconds) == (31, 90, 90)

@@ -38,13 +38,16 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 def test_training(tmp_path: Path) -> None:
-    (row,) = table(run("training.py", "--only", "resnet50", folder=tmp_path))
-    assert row["training"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
-    assert row["peer"] == "timm"
-    assert "met" in row["goal"] or "missed" in row["goal"]
-    assert float(row["ours, images/s"].split()[0].replace(",", "")) > 0
-    assert float(row["ours / ceiling"].split()[0]) > 0
-    assert float(row["peak MB"].replace(",", "")) > 100
+    names = ("resnet50", "yolo11n-seg", "fasterrcnn")  # with each of the peers
+    rows = table(run("training.py", "--only", *names, folder=tmp_path))
+    assert [row["peer"] for row in rows] == ["timm", "ultralytics", "torchvision"]
+    assert rows[0]["training"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
+    for row in rows:
+        assert "met" in row["goal"] or "missed" in row["goal"]
+        assert float(row["ours, images/s"].split()[0].replace(",", "")) > 0
+        assert float(row["ours / peer"].split()[0].replace(",", "")) > 0
+        assert float(row["ours / ceiling"].split()[0]) > 0
+        assert float(row["peak MB"].replace(",", "")) > 100
 
 
 @pytest.mark.parametrize(
@@ -73,13 +76,17 @@ def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     prefix = "fridge timm/test_resnet 64px b4 e1 cpu made"
     before = {f"{prefix} ours seed 0": 0.75, f"{prefix} timm_loop seed 0": 0.5}
     results.write_text(json.dumps(before))
-    (row,) = table(run("accuracy.py", "--only", "fridge", "--results", results, folder=tmp_path))
+    text = run("accuracy.py", "--only", "fridge", "--results", results, folder=tmp_path)
+    (row,) = table(text)
     after = json.loads(results.read_text())
     assert after.keys() - before.keys() == {f"{prefix} ours, modern seed 0"}
     assert before.items() <= after.items()
     assert row["peer's mean"] == "0.500"
     assert row["ours"] == "0.750"
-    assert row["ours, modern"] == f"{after[f'{prefix} ours, modern seed 0']:.3f}"
+    new = after[f"{prefix} ours, modern seed 0"]
+    assert row["ours, modern"] == f"{new['value']:.3f}"
+    commits = f"unknown, {new['commit']}" if new["commit"] else "unknown"  # earlier files do not name it
+    assert f"Trained at commits: {commits}." in text
 
 
 def test_accuracy_is_judged_by_the_spread() -> None:
@@ -108,8 +115,12 @@ def test_sweep_overhead(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode in (0, 1), done.stderr  # 1: a busy machine misses the goal
-    rows = {row["of a trial"]: row for row in table(done.stdout)}
-    assert float(rows["process start and imports"]["mean seconds"]) > 0
+    rows = {row["of a trial"]: row["mean seconds"].strip("*") for row in table(done.stdout)}
+    assert float(rows["process start and imports"]) > 0
+    names = list(rows)
+    whole = names.index("**all but training**")
+    parts = sum(float(rows[name]) for name in names[:whole])
+    assert parts == pytest.approx(float(rows[names[whole]]), abs=0.5), "the parts make the whole"
 
 
 def test_input_pipeline(tmp_path: Path) -> None:
@@ -130,7 +141,16 @@ def test_startup(tmp_path: Path) -> None:
     assert {"trainer --help", "trainer fit --help", "trainer validate, 10 lines"} <= {
         row["what"] for row in rows
     }
-    assert {"yolo help", "mlflow --help"} <= {row["peer"] for row in rows}
+    peers = {row["peer"]: row["peer / ours"] for row in rows}
+    for peer in (
+        "yolo help",
+        "mlflow --help",
+        "timm loop",
+        "ultralytics",
+        "mlflow.pyfunc.load_model",
+        "torch.load into timm's network",
+    ):
+        assert float(peers[peer].split()[0]) > 0
 
 
 def test_explanations(tmp_path: Path) -> None:
