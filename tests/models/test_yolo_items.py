@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import cv2
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from ultralytics.data.augment import RandomPerspective
 
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
 from trainer.models.stacking import stacked
+from trainer.models.ultralytics_data import _Placing
 
 
 def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:
@@ -132,6 +135,55 @@ def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> Non
     np.testing.assert_array_equal(flipped["img"], plain["img"].flip(-1))
     np.testing.assert_allclose(plain["bboxes"], [[0.25, 0.35, 0.3, 0.3]], atol=1e-6)
     np.testing.assert_allclose(flipped["bboxes"], [[0.75, 0.35, 0.3, 0.3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (256, 256)])  # one image, and a mosaic
+def test_images_are_scaled_and_moved_as_ultralytics_would(size: tuple[int, int]) -> None:
+    """The matrix within a pixel of the one that it draws, the image what that matrix says."""
+    image = np.asarray(cv2.GaussianBlur(noise(*size), (0, 0), 3))
+    arguments: dict[str, Any] = {"translate": 0.1, "scale": 0.5, "size": (128, 128)}
+    theirs, ours = RandomPerspective(**arguments), _Placing(**arguments)
+    for seed in range(50):
+        random.seed(seed)
+        asked = theirs.get_params({"img": image})["M"]
+        random.seed(seed)
+        params = ours.get_params({"img": image})
+        (x1, x2, left, right), (y1, y2, top, bottom) = params["spans"]
+        for corner in ((x1, y1, 1), (x2, y2, 1)):
+            assert np.abs((asked - params["M"]) @ corner).max() < 1.01
+        np.testing.assert_allclose(params["M"] @ (x1, y1, 1), (left, top, 1), atol=1e-3)
+        np.testing.assert_allclose(params["M"] @ (x2, y2, 1), (right, bottom, 1), atol=1e-3)
+        placed = ours.apply_image({"img": image}, params)["img"]
+        # A warp takes pixels' corners for their middles.
+        moved = np.float64([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]]) @ params["M"]
+        moved = moved @ np.float64([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+        warped = theirs.apply_image({"img": image}, {**params, "M": moved})["img"]
+        inner = (slice(top + 2, bottom - 2), slice(left + 2, right - 2))  # a warp mixes edges with the grey
+        difference = np.abs(placed[inner].astype(int) - warped[inner])
+        assert difference.mean() < 1, "of 255"
+        outside = np.ones((128, 128), dtype=bool)
+        outside[top:bottom, left:right] = False
+        assert (placed[outside] == 114).all()
+
+
+def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
+    image = noise(96, 128)
+    results = []
+    for kind in (RandomPerspective, _Placing):
+        random.seed(3)
+        transform = kind(degrees=20.0, size=(128, 128))
+        results.append(transform.apply_image({"img": image}, transform.get_params({"img": image}))["img"])
+    np.testing.assert_array_equal(*results)
+
+
+def test_trainings_scale_by_a_resize(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, settings, _ = family_of("yolo11n")
+    scenes = Scenes(*[Example(noise(), objects((rectangle(0.2, 0.2, 0.8, 0.8),)))] * 4)
+    dataset = family.training_dataset(scenes, settings, 0)
+    monkeypatch.setattr(cv2, "warpAffine", None)
+    dataset[0]
+    dataset.at_epoch(settings.number_of_epochs - 1)  # the mosaic is closed
+    dataset[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
