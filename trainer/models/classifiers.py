@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from trainer.annotations import Classification, Examples, Image, Prediction, Truth
 from trainer.errors import JobError, Problem
 from trainer.models.catalog import TIMM, find
+from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.stacking import stacked
@@ -275,7 +276,7 @@ class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
         self.family = family
         self.examples = examples
         self.crops = settings.advanced_settings.apply_automl_train_augmentations
-        self.steps: list[v2.Transform] = []
+        self.steps: list[Callable[[Tensor], Tensor]] = []
         if self.crops:
             crop = v2.RandomResizedCrop(settings.training_crop_size, antialias=True)
             self.steps += [crop, v2.RandomHorizontalFlip()]
@@ -284,8 +285,7 @@ class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
             bilinear = v2.InterpolationMode.BILINEAR
             self.steps.append(v2.RandAugment(2, 9, interpolation=bilinear, fill=colour))
         elif self.crops:
-            jitter = v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
-            self.steps.append(v2.RandomApply([jitter], p=0.5))
+            self.steps.append(ColourJitter(strength=0.4, share=0.5))
 
     def __len__(self) -> int:
         return len(self.examples)
