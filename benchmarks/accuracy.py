@@ -68,8 +68,8 @@ class Results:
         self.file = file
         self.found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
 
-    def add(self, key: str, value: float) -> None:
-        self.found[key] = {"value": value, "commit": measuring.commit()}
+    def add(self, key: str, value: float, commit: str) -> None:
+        self.found[key] = {"value": value, "commit": commit}
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(self.found, indent=1) + "\n")
         partial.replace(self.file)
@@ -197,6 +197,7 @@ def main() -> None:
             for case in cases
         ]
     absent: dict[str, str] = {}
+    measuring.hide_gpus(arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         for seed in (
             () if arguments.table else range(arguments.rounds)
@@ -207,13 +208,15 @@ def main() -> None:
                     if key in results.found or contender in absent:
                         continue
                     say(key)
+                    commit = measuring.commit()  # before a training of hours
                     try:
-                        results.add(key, train(case, contender, seed, Path(scratch), arguments))
+                        results.add(key, train(case, contender, seed, Path(scratch), arguments), commit)
                     except Absent as error:
                         absent[contender] = str(error)
                     except RuntimeError as error:  # is tried again when the script is run again
                         say(str(error))
-                    say(f"  {results.value(key) or 'absent'}")
+                    value = results.value(key)
+                    say("  absent" if value is None else f"  {value:.3f}")
     print(
         measuring.heading(
             "Accuracy at equal cost", "torch", "torchvision", "lightning", "timm", "ultralytics"
@@ -230,7 +233,8 @@ def main() -> None:
         "modern − peer",
     )
     print(measuring.table(headers, [row(case, results, arguments.rounds, made) for case in cases]))
-    commits = results.commits(key_of(case, "") for case in cases)
+    names = [(case, name) for case in cases for name in ("ours", "ours, modern", case.peer)]
+    commits = results.commits(f"{key_of(case, made + name)} seed " for case, name in names)
     print(f"\nTrained at commits: {', '.join(commits) or 'none yet'}.")
     for name, reason in absent.items():
         print(f"\n{NAMES.get(name, name)}: {reason}")

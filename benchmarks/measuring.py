@@ -153,7 +153,8 @@ def alternate(
                 absent[name] = str(error)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 say(str(error))
-                absent[name] = "failed: " + str(error).strip().splitlines()[-1][:120]
+                last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+                absent[name] = f"failed in round {number + 1}: {last[:120]}"
     return {name: figures for name, figures in found.items() if name not in absent}, absent
 
 
@@ -173,8 +174,9 @@ def ratios(
     ours: Sequence[Figures], peers: Sequence[Figures], name: str, *, less_is_better: bool = False
 ) -> list[float]:
     """Round by round how many times better ours is than the peer's; noise that a round shares cancels."""
-    pairs = [(a[name], b[name]) for a, b in zip(ours, peers, strict=False) if a[name] and b[name]]
-    return [b / a if less_is_better else a / b for a, b in pairs]
+    pairs = [(a[name], b[name]) for a, b in zip(ours, peers, strict=False)]
+    better = [(b, a) if less_is_better else (a, b) for a, b in pairs]
+    return [figure / by for figure, by in better if by]
 
 
 def verdict(values: Sequence[float], goal: float | None) -> str:

@@ -342,12 +342,13 @@ def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
         rows.append(row)
     headers = (name, "images/s", "p50 ms", "p95 ms", "p99 ms", "server's CPU ms an image")
     print(f"\n{measuring.table(headers, rows)}\n", flush=True)
-    met = "serve" not in absent
+    met = True
     for other, goal in (("ceiling", CEILING_GOAL), ("mlflow", MLFLOW_GOAL), ("litserve", None)):
         ratios = measuring.ratios(found.get("serve", []), found.get(other, []), "rate")
         if ratios:
             print(f"- serve / {other}: {measuring.spread(ratios)}; {measuring.verdict(ratios, goal)}")
-            met &= goal is None or statistics.median(ratios) >= goal
+        if goal is not None and {"serve", other} <= set(arguments.contenders):
+            met &= bool(ratios) and statistics.median(ratios) >= goal
     return met
 
 
@@ -443,8 +444,12 @@ def main() -> int:
             model = package(name, Path(directory), arguments.network_size)
             met &= compare(arguments, name, model)
             if arguments.memory:
-                met &= memory(arguments, name, model)
-    print(f"\ngoals {'met' if met else 'MISSED'}")
+                try:
+                    met &= memory(arguments, name, model)
+                except RuntimeError as error:
+                    met = False
+                    print(f"\n- {name}: memory not measured: {error}")
+    print(f"\ngoals {'met' if met else 'missed, or not all measured'}")
     return 0
 
 

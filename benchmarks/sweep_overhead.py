@@ -109,7 +109,7 @@ def main() -> None:
     costs = {name: mean(trial[name] for trial in trials) for name in trials[0] if name != "training"}
     package = result["durations"]["package"] * options.concurrent / count
     costs[f"packaging the best, shared by {count}"] = package
-    costs[f"the sweep's own start and end, shared by {count}"] = overhead - sum(costs.values())
+    costs[f"the rest: start, end and waiting, shared by {count}"] = overhead - sum(costs.values())
     rows = [[name, f"{seconds:.1f}", f"{seconds / 3:.1f} %"] for name, seconds in costs.items()]
     rows.append(["**all but training**", f"**{overhead:.1f}**", f"**{overhead / 3:.1f} %**"])
     rows.append(["training", f"{training:.1f}", "–"])

@@ -157,11 +157,12 @@ HEADERS = (
 
 
 _DIFFERENCES = """What differs. By the libraries: on a CPU ultralytics loads in its own process, whatever
-workers it is told; ours keeps decoded images, these all, from the first epoch on; ours clips gradients, the
-loops of timm's and torchvision's parts do not. By choice: R-CNNs of ours are timed without augmentation,
-while torchvision's loop flips; ultralytics' trainer gets all threads, SGD, a step for each batch as ours,
-no evaluation but at its end, no deterministic kernels, and an end of its mosaic where ours ends. The peaks
-of ours and of ultralytics include an evaluation at the end."""
+workers it is told; ours keeps decoded images, these all, from the first epoch on, scales a YOLO's images by
+a resize, not by a warp, and changes colours by one map; ours clips gradients, the loops of timm's and
+torchvision's parts do not. By choice: R-CNNs of ours are timed without augmentation, while torchvision's
+loop flips; ultralytics' trainer gets all threads, SGD, a step for each batch as ours, no evaluation but at
+its end, no deterministic kernels, and an end of its mosaic where ours ends. The peaks of ours and of
+ultralytics include an evaluation at the end."""
 
 
 def main() -> None:

@@ -39,13 +39,15 @@ def test_peers_that_are_absent_or_fail_are_named_and_the_others_measured() -> No
 
     found, absent = measuring.alternate({"ours": lambda: {"speed": 2.0}, "a": is_absent, "b": fails}, 2)
     assert found == {"ours": [{"speed": 2.0}] * 2}
-    assert absent == {"a": "not installed: pip install such-a-package", "b": "failed: no luck"}
+    assert absent == {"a": "not installed: pip install such-a-package", "b": "failed in round 1: no luck"}
 
 
 def test_ratios_are_of_the_same_round_and_above_one_where_ours_is_better() -> None:
     ours, peers = [{"s": 2.0}, {"s": 4.0}, {"s": 9.0}], [{"s": 4.0}, {"s": 8.0}, {"s": 9.0}]
     assert measuring.ratios(ours, peers, "s", less_is_better=True) == [2, 2, 1]
     assert measuring.ratios(ours, peers, "s") == [0.5, 0.5, 1]
+    nothing = measuring.ratios([{"s": 0.0}, {"s": 1.0}], [{"s": 2.0}, {"s": 0.0}], "s")
+    assert nothing == [0], "what ours failed to do counts"
     assert measuring.verdict([0.5, 1.2, 1.3], 1.2) == "≥ 1.2: met"
     assert measuring.verdict([0.5, 1.1, 1.3], 1.2) == "≥ 1.2: **missed**"
     assert measuring.spread([3.0, 1.0, 2.0]) == "2 (1–3)"

@@ -44,6 +44,7 @@ def test_training(tmp_path: Path) -> None:
     assert row["training"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
     assert row["peer"] == "timm"
     check_training(row)
+    assert float(row["peak MB"].replace(",", "")) > 100
 
 
 def check_training(row: dict[str, str]) -> None:
@@ -51,7 +52,6 @@ def check_training(row: dict[str, str]) -> None:
     assert float(row["ours, images/s"].split()[0].replace(",", "")) > 0
     assert float(row["ours / peer"].split()[0].replace(",", "")) > 0
     assert float(row["ours / ceiling"].split()[0]) > 0
-    assert float(row["peak MB"].replace(",", "")) > 100
 
 
 @pytest.mark.parametrize(("name", "peer"), [("yolo11n-seg", "ultralytics"), ("fasterrcnn", "torchvision")])
@@ -64,7 +64,7 @@ def test_training_of_the_other_rows(
         contender = import_module(module)
         train = contender.measure if contender is ceiling else contender.train
         figures: Figures = train(Options(**options))  # type: ignore[arg-type]
-        return {"peak_mb": 101.0, **figures}
+        return {"peak_mb": 0.0, **figures}
 
     monkeypatch.setattr(measuring, "run_python", run_here)
     monkeypatch.setattr(ceiling, "_SECONDS", 0.2)
@@ -140,10 +140,8 @@ def test_sweep_overhead(tmp_path: Path) -> None:
     assert "Goal, under 5 % of a trial of 5 minutes, 15 s: " in text
     rows = {row["of a trial"]: row["mean seconds"].strip("*") for row in table(text)}
     assert float(rows["process start and imports"]) > 0
-    names = list(rows)
-    whole = names.index("**all but training**")
-    parts = sum(float(rows[name]) for name in names[:whole])
-    assert parts == pytest.approx(float(rows[names[whole]]), abs=0.5), "the parts make the whole"
+    rest = float(rows["the rest: start, end and waiting, shared by 1"])
+    assert 0 < rest < float(rows["**all but training**"]), "no part is counted twice"
 
 
 def test_input_pipeline(tmp_path: Path) -> None:

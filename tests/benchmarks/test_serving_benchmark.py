@@ -48,7 +48,7 @@ def test_a_server_that_does_not_start_is_named_and_the_others_measured(
 
     monkeypatch.setattr(serving, "measure", measure)
     arguments = argparse.Namespace(contenders=["serve", "mlflow"], rounds=2)
-    assert serving.compare(arguments, "resnet18", tmp_path)
+    assert not serving.compare(arguments, "resnet18", tmp_path), "a goal could not be looked at"
     rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert rows[1][1].strip() == "2 (2–2)"
-    assert rows[2][1].strip().startswith("failed: ")
+    assert rows[2][1].strip().startswith("failed in round 1: ")

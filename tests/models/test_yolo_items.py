@@ -137,7 +137,7 @@ def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> Non
     np.testing.assert_allclose(flipped["bboxes"], [[0.75, 0.35, 0.3, 0.3]], atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [(96, 128), (256, 256)])  # one image, and a mosaic
+@pytest.mark.parametrize("size", [(95, 128), (128, 41), (256, 256)])  # an image, and a mosaic
 def test_images_are_scaled_and_moved_as_ultralytics_would(size: tuple[int, int]) -> None:
     """The matrix within a pixel of the one that it draws, the image what that matrix says."""
     image = np.asarray(cv2.GaussianBlur(noise(*size), (0, 0), 3))
@@ -150,9 +150,14 @@ def test_images_are_scaled_and_moved_as_ultralytics_would(size: tuple[int, int])
         params = ours.get_params({"img": image})
         (x1, x2, left, right), (y1, y2, top, bottom) = params["spans"]
         for corner in ((x1, y1, 1), (x2, y2, 1)):
-            assert np.abs((asked - params["M"]) @ corner).max() < 1.01
+            assert np.abs((asked - params["M"]) @ corner).max() < 1
         np.testing.assert_allclose(params["M"] @ (x1, y1, 1), (left, top, 1), atol=1e-3)
         np.testing.assert_allclose(params["M"] @ (x2, y2, 1), (right, bottom, 1), atol=1e-3)
+        # Where the image goes beyond the target's border, no grey line is left there.
+        start, end = asked @ (0, 0, 1), asked @ (size[1], size[0], 1)
+        for axis, (first, last) in enumerate(((left, right), (top, bottom))):
+            assert first == 0 or start[axis] > 0
+            assert last == 128 or end[axis] < 128
         placed = ours.apply_image({"img": image}, params)["img"]
         # A warp takes pixels' corners for their middles.
         moved = np.float64([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]]) @ params["M"]
@@ -166,6 +171,30 @@ def test_images_are_scaled_and_moved_as_ultralytics_would(size: tuple[int, int])
         assert (placed[outside] == 114).all()
 
 
+@pytest.mark.parametrize("size", [(95, 128), (128, 1), (127, 128)])
+def test_an_image_that_is_only_placed_keeps_its_pixels(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    transform = _Placing(translate=0.0, scale=0.0, size=(128, 128))
+    params = transform.get_params({"img": image})
+    (x1, x2, left, right), (y1, y2, top, bottom) = params["spans"]
+    assert (x1, y1, x2, y2) == (0, 0, size[1], size[0])
+    placed = transform.apply_image({"img": image}, params)["img"]
+    np.testing.assert_array_equal(placed[top:bottom, left:right], image)
+
+
+def test_what_lies_outside_leaves_grey() -> None:
+    image = noise(64, 64)
+    transform = _Placing(translate=0.0, scale=0.0, size=(128, 128))
+    params = transform.get_params({"img": image})
+    params["M"][0, 2] = -64.0
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = {name: params[name] for name in ("M", "scale", "orig_shape", "size")}
+        patch.setattr(RandomPerspective, "get_params", lambda *_: drawn)
+        params = transform.get_params({"img": image})
+    assert "spans" not in params
+    assert (transform.apply_image({"img": image}, params)["img"] == 114).all()
+
+
 def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
     image = noise(96, 128)
     results = []
@@ -176,8 +205,9 @@ def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_trainings_scale_by_a_resize(monkeypatch: pytest.MonkeyPatch) -> None:
-    family, settings, _ = family_of("yolo11n")
+@pytest.mark.parametrize("model", ["yolo11n", "yolo11n-seg", "rtdetr-l"])
+def test_trainings_scale_by_a_resize(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family, settings, _ = family_of(model)
     scenes = Scenes(*[Example(noise(), objects((rectangle(0.2, 0.2, 0.8, 0.8),)))] * 4)
     dataset = family.training_dataset(scenes, settings, 0)
     monkeypatch.setattr(cv2, "warpAffine", None)

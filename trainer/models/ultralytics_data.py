@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -101,11 +102,11 @@ class _Placing(RandomPerspective):
     """ultralytics' scaling and moving by a resize, which takes a third of the time of a warp.
 
     For that the seen part of the image and where it goes to are rounded to whole pixels, and the matrix, by
-    which boxes and outlines go along, is made to say so: it differs by less than a pixel from the one drawn.
+    which boxes and outlines go along, is made to say so: in that part it is within a pixel of the one drawn.
     """
 
     def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
-        """Also "spans": of x and y the first and last pixel seen, and the first and last one filled."""
+        """Also "spans": of x and y the start and end of the seen part, in the image and in the target."""
         params: dict[str, Any] = super().get_params(labels)
         matrix = params["M"]
         if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
@@ -113,11 +114,13 @@ class _Placing(RandomPerspective):
         spans = []
         for axis, (length, target) in enumerate(zip(params["orig_shape"][::-1], params["size"], strict=True)):
             scale, shift = float(matrix[axis, axis]), float(matrix[axis, 2])
-            seen = [min(max(round((edge - shift) / scale), 0), length) for edge in (0, target)]
-            filled = [min(max(round(scale * edge + shift), 0), target) for edge in seen]
-            if seen[0] == seen[1] or filled[0] == filled[1]:
+            first, last = (_whole((edge - shift) / scale, length) for edge in (0, target))
+            # What the image goes beyond is filled to its border, whatever a rounded edge comes to.
+            start = 0 if shift < 0 else _whole(shift, target)
+            end = target if scale * length + shift > target else _whole(scale * length + shift, target)
+            if first >= last or start >= end:
                 return params  # nothing is seen
-            spans.append((*seen, *filled))
+            spans.append((first, last, start, end))
         for axis, (first, last, start, end) in enumerate(spans):
             scale = (end - start) / (last - first)
             matrix[axis, axis], matrix[axis, 2] = scale, start - scale * first
@@ -138,6 +141,11 @@ class _Placing(RandomPerspective):
         else:
             cv2.resize(seen, (right - left, bottom - top), dst=target, interpolation=cv2.INTER_LINEAR)
         return {**labels, "img": image, "resized_shape": (height, width)}
+
+
+def _whole(value: float, most: int) -> int:
+    """The nearest of 0 to `most`; halves are rounded up, all alike, so that equal lengths stay equal."""
+    return min(max(math.floor(value + 0.5), 0), most)
 
 
 def _each(transforms: Compose) -> Iterator[Any]:
