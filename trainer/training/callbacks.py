@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.errors import RunError
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.evaluation import CLASSWISE
@@ -66,26 +71,58 @@ class SaveCheckpoints(Callback):
     """Writes best.ckpt at a new best epoch, last.ckpt at each, and others as often as asked.
 
     It comes after the other callbacks, so that a checkpoint holds what they made of the epoch. A file
-    appears at once and whole, so that a training killed at any moment can go on from last.ckpt.
+    appears at once and whole, so that a training killed at any moment can go on from last.ckpt. What an epoch
+    leaves under several names is written once.
     """
 
     def __init__(self, run: Run, best: KeepBest, every: int | None) -> None:
         self.run, self.best, self.every = run, best, every
 
+    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
+        trainer.strategy.checkpoint_io = CheckpointFile()
+
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        if self.best.epoch == epoch:
-            self._save(trainer, self.run.best_checkpoint)
+        paths = [self.run.last_checkpoint]
         if self.every and epoch % self.every == 0:
-            self._save(trainer, self.run.checkpoints / f"epoch-{epoch}.ckpt")
-        self._save(trainer, self.run.last_checkpoint)
-
-    @staticmethod
-    def _save(trainer: Trainer, path: Path) -> None:
-        partial = path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+            paths.insert(0, self.run.checkpoints / f"epoch-{epoch}.ckpt")
+        if self.best.epoch == epoch:
+            paths.insert(0, self.run.best_checkpoint)
+        written = self.run.checkpoints / "written.partial"
+        trainer.save_checkpoint(written)
         if trainer.is_global_zero:
-            partial.replace(path)
+            for path in paths:
+                _name(written, path)
+            written.unlink()
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes a checkpoint as it is made; Lightning's own makes it in memory first, in twice the time."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """
+        Raises:
+            RunError: it cannot be written, as on a full disk.
+        """
+        try:
+            torch.save(checkpoint, path)
+        except (OSError, RuntimeError) as error:  # PyTorch does not pass on what the system said
+            free = shutil.disk_usage(Path(path).parent).free
+            raise RunError(
+                f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); "
+                f"{free / 1e6:,.0f} MB are free there: make room, then go on with --resume"
+            ) from error
+
+
+def _name(file: Path, path: Path) -> None:
+    """Have `path` be this file, at once; where the file system has no links, a copy of it."""
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(file, partial)
+    except OSError:
+        shutil.copyfile(file, partial)
+    partial.replace(path)
 
 
 class StopAt(Callback):
