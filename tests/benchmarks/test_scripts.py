@@ -7,16 +7,28 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import PIL.Image
 import pytest
+import torch
 
 from benchmarks import accuracy, data, measuring, training
 from benchmarks.contenders import ceiling, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Figures
 from trainer.tasks import Task
+
+
+@pytest.fixture(autouse=True)
+def _libraries_as_they_were() -> Iterator[None]:
+    """ultralytics, imported, replaces functions of Pillow and PyTorch; contenders set the threads."""
+    opened, saved, threads = PIL.Image.open, torch.save, torch.get_num_threads()
+    yield
+    PIL.Image.open, torch.save = opened, saved
+    torch.set_num_threads(threads)
 
 
 def run(script: str, *arguments: object, folder: Path) -> str:
