@@ -8,7 +8,7 @@ Each contender trains the same network from scratch on the same JPEGs, with the 
 threads, loader workers and precision (float32 on a CPU, mixed on a GPU), in a process of its own, in
 alternation. An epoch's time runs from its first request for data to its last step, evaluation apart. The
 ceiling is our network, loss and SGD on one batch that already lies in memory: no loader, no clipping, no
-logging. Of a YOLO's training the epochs with mosaic are counted.
+logging. Of a detecting YOLO's training the epochs with mosaic are counted.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ HEADERS = (
 
 
 _DIFFERENCES = """What differs. By the libraries: on a CPU ultralytics loads in its own process, whatever
-workers it is told; ours keeps decoded images, these all, from the first epoch on, scales a YOLO's images by
-a resize, not by a warp, and changes colours by one map; ours clips gradients, the loops of timm's and
+workers it is told; ours keeps decoded images, these all, from the first epoch on, scales a
+detecting YOLO's images by a resize, not by a warp, and changes colours by one map;
+ours clips gradients, the loops of timm's and
 torchvision's parts do not. By choice: R-CNNs of ours are timed without augmentation, while torchvision's
 loop flips; ultralytics' trainer gets all threads, SGD, a step for each batch as ours, no evaluation but at
 its end, no deterministic kernels, and an end of its mosaic where ours ends. The peaks of ours and of

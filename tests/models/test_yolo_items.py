@@ -205,7 +205,7 @@ def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize("model", ["yolo11n", "yolo11n-seg", "rtdetr-l"])
+@pytest.mark.parametrize("model", ["yolo11n", "rtdetr-l"])
 def test_trainings_scale_by_a_resize(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, settings, _ = family_of(model)
     scenes = Scenes(*[Example(noise(), objects((rectangle(0.2, 0.2, 0.8, 0.8),)))] * 4)

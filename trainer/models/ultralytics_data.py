@@ -207,6 +207,8 @@ class TrainingDataset(YOLODataset):
 
     def build_transforms(self, hyp: Any = None) -> Compose:
         transforms = super().build_transforms(hyp)
+        if self.use_segments:
+            return transforms  # nuclei came out worse with a resize, by chance or not: benchmarks/RESULTS.md
         for transform in _each(transforms):
             if type(transform) is RandomPerspective:
                 transform.__class__ = _Placing  # it has no state of its own, and several hold this one
