@@ -195,6 +195,15 @@ def test_what_lies_outside_leaves_grey() -> None:
     assert (transform.apply_image({"img": image}, params)["img"] == 114).all()
 
 
+def test_segmentation_is_warped_by_ultralytics_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, settings, _ = family_of("yolo11n-seg")
+    scenes = Scenes(*[Example(noise(), objects((rectangle(0.2, 0.2, 0.8, 0.8),)))] * 4)
+    dataset = family.training_dataset(scenes, settings, 0)
+    monkeypatch.setattr(cv2, "warpAffine", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        dataset[0]
+
+
 def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
     image = noise(96, 128)
     results = []

@@ -20,6 +20,7 @@ from trainer.errors import RunError
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.evaluation import CLASSWISE
+from trainer.training.memory import ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.tracker import Tracker
 
@@ -107,9 +108,12 @@ class CheckpointFile(TorchCheckpointIO):
         try:
             torch.save(checkpoint, path)
         except (OSError, RuntimeError) as error:  # PyTorch does not pass on what the system said
+            if ran_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
             free = shutil.disk_usage(Path(path).parent).free
             raise RunError(
-                f"{path}: the checkpoint cannot be written ({str(error).splitlines()[0]}); "
+                f"{path}: the checkpoint cannot be written ({reason}); "
                 f"{free / 1e6:,.0f} MB are free there: make room, then go on with --resume"
             ) from error
 
