@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import Any
 
 import cv2
@@ -16,6 +18,19 @@ from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, obj
 from trainer.annotations import Example
 from trainer.models.stacking import stacked
 from trainer.models.ultralytics_data import _Placing
+
+
+def test_what_ultralytics_replaces_for_the_whole_process_is_put_back() -> None:
+    """Its `PIL.Image.open` would install packages for a file that is no image."""
+    code = """
+import PIL.Image, torch
+before = PIL.Image.open, torch.save
+import ultralytics.utils
+assert PIL.Image.open is not before[0] and torch.save is not before[1]
+import trainer.models.ultralytics_data
+assert (PIL.Image.open, torch.save) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:

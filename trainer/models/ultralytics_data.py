@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from ultralytics.data.augment import Compose, Format, RandomPerspective
 from ultralytics.data.converter import merge_multi_segment
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Truth
@@ -24,6 +25,10 @@ from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
+
+# ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
+# no image: put the originals back. Here, because whatever of ours needs ultralytics imports this module.
+PIL.Image.open, torch.save = patches._image_open, patches._torch_save
 
 STRIDE = 32
 CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does

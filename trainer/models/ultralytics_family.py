@@ -20,7 +20,6 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-trainer"))
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from torch.utils.data import Dataset
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import polygons2masks_overlap
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import DEFAULT_CFG, patches
+from ultralytics.utils import DEFAULT_CFG
 
 from trainer.annotations import Examples, FloatArray, Objects, Truth
 from trainer.models.catalog import find
@@ -39,10 +38,6 @@ from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
-
-# ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
-# no image: put the originals back.
-PIL.Image.open, torch.save = patches._image_open, patches._torch_save
 
 # The release from which this version of ultralytics fetches its weights.
 ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
