@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from PIL import Image, ImageOps
 from timm.data import create_loader, resolve_data_config
+from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch.utils.data import Dataset
@@ -20,10 +22,14 @@ from benchmarks.measuring import Figures
 from trainer.annotations import Classification, Prediction
 from trainer.data.records import Records
 from trainer.models import catalog
+from trainer.tasks import Task
 
 
 class Images(Dataset[Any]):
-    """(transformed image, class index); create_loader sets the transform."""
+    """(transformed image, class index or, for several labels, 0 and 1 for each class, as float32).
+
+    create_loader sets the transform.
+    """
 
     def __init__(self, found: Records) -> None:
         self.found = found
@@ -34,7 +40,9 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         image = ImageOps.exif_transpose(Image.open(self.found.source(index)))
-        return self.transform(image.convert("RGB")), self.found.truth(index)
+        truth = self.found.truth(index)
+        target = torch.from_numpy(truth).float() if isinstance(truth, np.ndarray) else truth
+        return self.transform(image.convert("RGB")), target
 
 
 def train(options: Options) -> Figures:
@@ -66,7 +74,7 @@ def train(options: Options) -> Figures:
         optimizer, sched="cosine", num_epochs=options.epochs, warmup_epochs=min(2, options.epochs - 1),
         step_on_epochs=False, updates_per_epoch=len(loader),
     )  # fmt: skip
-    loss_of = torch.nn.CrossEntropyLoss()
+    loss_of = BinaryCrossEntropy() if task is Task.MULTILABEL else torch.nn.CrossEntropyLoss()
     clock, best, updates = Clock(options.device, options.counted), -1.0, 0
     for _ in range(options.epochs):
         network.train()
@@ -92,7 +100,8 @@ def _predictions(network: Any, loader: Any, options: Options) -> Iterator[Predic
     network.eval()
     for images, _ in loader:
         with autocast(options):
-            probs = network(images).softmax(1)
+            logits = network(images)
+        probs = logits.sigmoid() if options.of_task is Task.MULTILABEL else logits.softmax(1)
         yield from (Classification(each.float().cpu().numpy()) for each in probs)
 
 
