@@ -6,9 +6,10 @@
 The same network from scratch, the same data, epochs, batch and image size, three seeds; else each trainer's
 own defaults, and ours with `--recipe modern`, too. One ruler for all: trainer.metrics on each trainer's
 answers for the validation images, of the best epoch: timm's and torchvision's loops and ours by that ruler,
-ultralytics' by its own. Every training's figure is written to the results
-file as it comes, so that the script may be stopped at any time; one training is lost. Without a data root,
-data sets of `trainer sample-data` stand in.
+ultralytics' by its own. Every training's figure is written to the results file as it comes, with the commit
+that it is of, so that the script may be stopped at any time; one training is lost. What the file has is not
+trained again: after a change of the code give another `--results`. Without a data root, data sets of
+`trainer sample-data` stand in.
 
 The spread is the standard deviation over seeds; a mean of ours that is lower by more than both spreads' root
 mean square misses the goal, one of the modern recipe if it is not higher.

@@ -344,8 +344,11 @@ def main() -> None:
     print(measuring.heading("Against Azure AutoML", "torch", "lightning", "mlflow"))
     print(
         f"Azure's run {arguments.azure_run}; ours {run.directory}. × says how many times less ours takes. "
-        "Without a sweep here, ours of the best trial is the whole run, packaging too.\n"
+        "Without a sweep here, ours of the best trial is the whole run, packaging too."
     )
+    if arguments.endpoint:
+        print("Latencies of Azure's endpoint include the network's way there; ours is asked on this machine.")
+    print()
     print(measuring.table(("", "Azure", "ours", "difference"), table))
 
 

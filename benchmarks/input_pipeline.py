@@ -162,7 +162,7 @@ def torchvision_items(folder: Path, task: Task, size: int) -> Callable[[int], ob
     from benchmarks.contenders.common import Options
     from benchmarks.contenders.torchvision_loop import Images, build
 
-    images = Images(data.records(folder / "train.jsonl", task), train=True)
+    images = Images(data.records(folder / "train.jsonl", task), flips=True)
     files = {"train": str(folder / "train.jsonl"), "validation": str(folder / "validation.jsonl")}
     network = build(Options(task.value, "fasterrcnn_resnet18_fpn", folder="", image_size=size, **files))
 

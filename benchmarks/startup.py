@@ -123,7 +123,7 @@ def main() -> None:
         try:
             rows |= trainings(scratch, model, arguments.device)
         except RuntimeError as error:  # the commands are measured all the same
-            failed = f"\nTraining and loading are not measured: {error}"
+            failed = f"\n\nTraining and loading are not measured: {str(error).splitlines()[-1]}"
         found = [line for what, row in rows.items() for line in lines(what, *row, rounds)]
     print(measuring.table(HEADERS, found) + failed)
 

@@ -43,6 +43,8 @@ class Options:
     score: bool = False
     recipe: str = "reference"
     learning_rate: float | None = None
+    compile: bool = False
+    """ours alone"""
 
     @property
     def of_task(self) -> Task:

@@ -37,7 +37,8 @@ def settings(options: Options) -> dict[str, Any]:
         "rcnn": {"min_size": size, "max_size": 2 * size},
     }.get(family, {"image_size": size})
     boxes = options.of_task.has_boxes
-    # Crops and expansions make batches of a sixth more pixels than the flips of torchvision's loop.
+    # Crops and expansions make batches of a sixth more pixels than torchvision's loop has; it does without
+    # its flips where only time counts.
     plain = family == "rcnn" and not options.score
     return {
         **sizes,
@@ -53,6 +54,7 @@ def settings(options: Options) -> dict[str, Any]:
         "evaluation_frequency": 1 if options.score else options.epochs,
         "random_seed": options.seed,
         "recipe": options.recipe,
+        "compile": options.compile,
     }
 
 

@@ -30,12 +30,14 @@ _FALLS = (16 / 26, 22 / 26)
 
 
 class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """(float image [3, H, W], target), both at the image's own size; the network resizes."""
+    """(float image [3, H, W], target), both at the image's own size; the network resizes.
 
-    def __init__(self, found: Records, *, train: bool) -> None:
+    `flips`: half of the images are mirrored, which is the reference scripts' augmentation.
+    """
+
+    def __init__(self, found: Records, *, flips: bool) -> None:
         self.found = found
-        self.train = train
-        flip = [v2.RandomHorizontalFlip(0.5)] if train else []
+        flip = [v2.RandomHorizontalFlip(0.5)] if flips else []
         self.transform = v2.Compose(
             [v2.ToImage(), *flip, v2.ToDtype(torch.float, scale=True), v2.ToPureTensor()]
         )
@@ -88,7 +90,8 @@ def _collate(items: list[Any]) -> tuple[Any, ...]:
 def train(options: Options) -> Figures:
     torch.manual_seed(options.seed)
     task, classes = options.of_task, options.classes
-    images = Images(data.records(Path(options.train), task, classes), train=True)
+    # A training that is only timed has no augmentation, as ours.
+    images = Images(data.records(Path(options.train), task, classes), flips=options.score)
     loader = DataLoader(
         images, options.batch, shuffle=True, num_workers=options.workers, collate_fn=_collate,
         pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
@@ -126,7 +129,7 @@ def train(options: Options) -> Figures:
 def _predictions(network: Callable[..., Any], options: Options) -> Iterator[Prediction]:
     network.eval()  # type: ignore[attr-defined]
     found = data.records(Path(options.validation), options.of_task, options.classes)
-    images = Images(found, train=False)
+    images = Images(found, flips=False)
     for index in range(len(found)):
         picture, _ = images[index]
         size = (picture.shape[1], picture.shape[2])

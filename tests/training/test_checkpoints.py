@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from lightning import Callback, Trainer
 import trainer
 from tests.training.conftest import job
 from trainer.data.samples import SampleData
-from trainer.errors import RunError
+from trainer.errors import BrokenOffError, NoMemoryError
 from trainer.tasks import Task
-from trainer.training.callbacks import CheckpointFile, KeepBest
+from trainer.training.callbacks import WRITTEN, KeepBest
 
 
 class Rising(Callback):
@@ -54,9 +56,62 @@ def test_an_epochs_checkpoint_is_one_file_with_several_names(
         assert (run.checkpoints / one).read_bytes() == (run.checkpoints / other).read_bytes()
 
 
-def test_a_full_disk_is_said_to_be_one() -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(RunError, match=r"/dev/full: the checkpoint cannot be written .* MB are free there"):
-        CheckpointFile().save_checkpoint({"weights": torch.zeros(1000)}, full)
+def test_a_checkpoint_left_half_named_does_not_reach_into_the_best(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    """A training that is killed between two names leaves the file it wrote as one more name of the best."""
+    short = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
+    run = trainer.fit(short, callbacks=[Rising(0.3)])
+    best = run.best_checkpoint.read_bytes()
+    os.link(run.best_checkpoint, run.checkpoints / WRITTEN)
+    trainer.resume(run.directory, {"number_of_epochs": 2}, callbacks=[Rising(0.3, 0.1)])
+    assert run.best_checkpoint.read_bytes() == best
+    assert torch.load(run.last_checkpoint, weights_only=True)["epoch"] == 1
+    assert not list(run.checkpoints.glob("*.partial"))
+
+
+@pytest.mark.parametrize("room", [0, 10_000])
+def test_a_full_disk_is_said_to_be_one(
+    room: int, digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource", reason="needs a limit to the size of files")
+    save = torch.save
+
+    def limited(checkpoint: Any, path: Path) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            save(checkpoint, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(torch, "save", limited)
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
+    with pytest.raises(BrokenOffError, match=r"epoch 1's checkpoint cannot be written .* MB are free\)"):
+        trainer.fit(wanted)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "what was written of it takes up room"
+
+
+def test_links_and_copies_that_fail_are_said_to(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
+    with pytest.raises(BrokenOffError, match=r"cannot be written there \(No space left on device; "):
+        trainer.fit(wanted)
+
+
+def test_memory_that_runs_out_meanwhile_is_no_full_disk(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", no_memory)
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
+    with pytest.raises(NoMemoryError, match="memory ran out: the machine's"):
+        trainer.fit(wanted)

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from lightning import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.errors import RunError
+from trainer.errors import BrokenOffError
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.evaluation import CLASSWISE
-from trainer.training.memory import ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.tracker import Tracker
 
 log = logging.getLogger("trainer")
+
+WRITTEN = "written.partial"
+"""The checkpoint that is being written."""
 
 
 class EvaluateLast(Callback):
@@ -74,6 +77,9 @@ class SaveCheckpoints(Callback):
     It comes after the other callbacks, so that a checkpoint holds what they made of the epoch. A file
     appears at once and whole, so that a training killed at any moment can go on from last.ckpt. What an epoch
     leaves under several names is written once.
+
+    Raises:
+        BrokenOffError: a checkpoint cannot be written, as on a full disk.
     """
 
     def __init__(self, run: Run, best: KeepBest, every: int | None) -> None:
@@ -89,33 +95,38 @@ class SaveCheckpoints(Callback):
             paths.insert(0, self.run.checkpoints / f"epoch-{epoch}.ckpt")
         if self.best.epoch == epoch:
             paths.insert(0, self.run.best_checkpoint)
-        written = self.run.checkpoints / "written.partial"
+        try:
+            self._write(trainer, paths)
+        except (OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and "inline_container" not in str(error):
+                raise  # PyTorch's part that writes files does not pass on what the system said
+            (self.run.checkpoints / WRITTEN).unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "not all of it was taken"
+            free = shutil.disk_usage(self.run.directory).free
+            raise BrokenOffError(
+                f"{self.run.checkpoints}: epoch {epoch}'s checkpoint cannot be written there ({reason}; "
+                f"{free / 1e6:,.0f} MB are free). Make room or raise the quota, then go on with --resume"
+            ) from error
+
+    def _write(self, trainer: Trainer, paths: Sequence[Path]) -> None:
+        written = self.run.checkpoints / WRITTEN
+        if trainer.is_global_zero:
+            # A training that was killed may have left it as one more name of best.ckpt.
+            written.unlink(missing_ok=True)
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
-            for path in paths:
+            *others, last = paths
+            for path in others:
                 _name(written, path)
-            written.unlink()
+            written.replace(last)
 
 
 class CheckpointFile(TorchCheckpointIO):
     """Writes a checkpoint as it is made; Lightning's own makes it in memory first, in twice the time."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """
-        Raises:
-            RunError: it cannot be written, as on a full disk.
-        """
-        try:
-            torch.save(checkpoint, path)
-        except (OSError, RuntimeError) as error:  # PyTorch does not pass on what the system said
-            if ran_out_of_memory(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            free = shutil.disk_usage(Path(path).parent).free
-            raise RunError(
-                f"{path}: the checkpoint cannot be written ({reason}); "
-                f"{free / 1e6:,.0f} MB are free there: make room, then go on with --resume"
-            ) from error
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
 
 
 def _name(file: Path, path: Path) -> None:

@@ -86,7 +86,8 @@ def fit(
         JobError: a setting is unknown, misplaced or out of range, or more GPUs are asked for than there are.
         WeightsError: the weights to start from are missing or do not fit.
         RunError: the output directory is taken.
-        TrainingError: the loss diverged, memory ran out, or the process of another device ended.
+        TrainingError: the loss diverged, memory ran out, a checkpoint could not be written, or the process of
+            another device ended.
         TrackingError: MLflow does not answer at the start, or does not register the model at the end.
     """
     if job.sweeps:
@@ -346,8 +347,9 @@ class _Fitting:
             except (RuntimeError, MemoryError) as error:
                 if not ran_out_of_memory(error):
                     raise
+                reason = str(error).partition("\n")[0] or "the machine's"
                 raise NoMemoryError(
-                    f"memory ran out: {str(error).splitlines()[0]}. Lower validation_batch_size "
+                    f"memory ran out: {reason}. Lower validation_batch_size "
                     f"({settings.validation_batch_size}) or the image size"
                 ) from error
         return module, best
