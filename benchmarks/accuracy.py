@@ -54,7 +54,9 @@ class Case:
 YOLO, TORCHVISION, RCNN = "ultralytics_trainer", "torchvision_loop", "rcnn_resnet50_fpn"
 CASES = (
     Case("fridge", "fridge_multiclass", Task.CLASSIFICATION, "resnet18", "timm_loop", 64, 16, 40, 0.01),
-    Case("cards-labels", "cards/multilabel", Task.MULTILABEL, "resnet18", "timm_loop", 96, 16, 40, 0.01),
+    Case(
+        "labels", "cards/multilabel", Task.MULTILABEL, "resnet18", "timm_loop", 224, 16, 100, 0.01, "cuda"
+    ),
     Case("microcontrollers", "microcontrollers", Task.DETECTION, "yolo11n", YOLO, 160, 16, 60),
     Case("nuclei", "nuclei", Task.SEGMENTATION, "yolo11n-seg", YOLO, 160, 16, 60),
     Case("cards", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 500, 4, 30, device="cuda"),

@@ -162,7 +162,7 @@ _DIFFERENCES = """What differs by the libraries:
 
 - Ours keeps decoded images within image_cache_megabytes, here all, so that counted epochs find them decoded.
 - Ours scales a detecting YOLO's images by a resize instead of a warp, and changes a classifier's colours by
-  one map instead of three steps.
+  OpenCV.
 - Ours clips gradients; the loops of timm's and torchvision's parts do not.
 - On a CPU ultralytics loads in its own process, whatever workers it is told.
 - The peaks of ours and of ultralytics include an evaluation at the end.
