@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy, data, measuring, training
-from benchmarks.contenders import ceiling, torchvision_loop, ultralytics_trainer
+from benchmarks.contenders import ceiling, timm_loop, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Figures
 from trainer.tasks import Task
@@ -82,7 +82,9 @@ def test_training_of_the_other_rows(
     monkeypatch.setattr(ceiling, "_SECONDS", 0.2)
     monkeypatch.chdir(tmp_path)
     work = next(each for each in training.QUICK if each.name == name)
-    asked = argparse.Namespace(tiny=True, device="cpu", epochs=2, rounds=1, workers=0, threads=1)
+    asked = argparse.Namespace(
+        tiny=True, device="cpu", epochs=2, rounds=1, workers=0, threads=1, compile=False
+    )
     (row,) = training.measure(work, tmp_path, asked)
     cells = dict(zip(training.HEADERS, row, strict=True))
     assert cells["peer"] == peer
@@ -94,6 +96,7 @@ def test_training_of_the_other_rows(
     [
         (ultralytics_trainer, Task.SEGMENTATION, "yolo11n-seg"),
         (torchvision_loop, Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
+        (timm_loop, Task.MULTILABEL, "timm/test_resnet"),
     ],
 )
 def test_peers_train_and_are_scored_by_our_ruler(
