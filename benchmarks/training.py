@@ -8,8 +8,7 @@ Each contender trains the same network from scratch on the same JPEGs, with the 
 threads, loader workers and precision (float32 on a CPU, mixed on a GPU), in a process of its own, in
 alternation. An epoch's time runs from its first request for data to its last step, evaluation apart. The
 ceiling is our network, loss and SGD on one batch that already lies in memory: no loader, no clipping, no
-logging. Of a YOLO's training the epochs with mosaic are counted, of others all
-but the first.
+logging. Of a YOLO's training the epochs with mosaic are counted, of others all but the first.
 """
 
 from __future__ import annotations

@@ -59,10 +59,9 @@ def _map(kind: int, factor: float, mean: NDArray[np.float64]) -> NDArray[np.floa
     """The matrix [3, 4] from a colour and 1 to the changed colour, in an image of this mean colour."""
     colours = factor * np.eye(3, 4)
     colours[:, 3] = _FLOOR
+    # Half a level less, since torchvision cuts the fraction off the lightness, too.
     if kind == 1:
-        colours[:, 3] += (1 - factor) * (
-            GREY @ mean - 0.5
-        )  # half a level: torchvision cuts off lightness, too
+        colours[:, 3] += (1 - factor) * (GREY @ mean - 0.5)
     if kind == 2:
         colours += (1 - factor) * np.array([*GREY, -0.5])
     return colours
