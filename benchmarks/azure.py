@@ -41,12 +41,12 @@ import httpx
 
 from benchmarks import measuring
 from benchmarks.measuring import number, say
-from trainer import job as jobs
-from trainer import job_file
-from trainer.data.reading import read
-from trainer.data.urls import local_path
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.urls import local_path
 from trainer.errors import TrainerError
-from trainer.job import Job
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.report.sweep_part import TRIALS_FILE, read_trials
 from trainer.runs import Run
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from trainer.annotations import Objects
-from trainer.data.reading import read
-from trainer.data.records import Records
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.records import Records
 from trainer.tasks import Task
 
 CLASSES = ("can", "carton", "milk_bottle", "water_bottle")

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from benchmarks.measuring import Absent, Figures, need
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.tasks import Task
 
 CLASSES = ("can", "carton", "milk_bottle", "water_bottle")

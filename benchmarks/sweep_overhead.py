@@ -26,7 +26,7 @@ import yaml
 from benchmarks import measuring
 from trainer.data.samples import make
 from trainer.runs import Run
-from trainer.sweep.storage import open_storage
+from trainer.sweep.execution.storage import open_storage
 from trainer.tasks import Task
 
 GOAL_SECONDS = 0.05 * 300

@@ -48,8 +48,9 @@ _CODE = {
         "data/__init__.py",
         "data/images.py",
         "models/*.py",
-        "report/__init__.py",
-        "report/fonts.py",
+        "models/weights/*.py",
+        "drawing/__init__.py",
+        "drawing/fonts.py",
     ),
     serving: (
         "__init__.py",

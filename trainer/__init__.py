@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer.fitting import fit, resume
-    from trainer.job import Job
+    from trainer.job.job import Job
     from trainer.runs import Run
     from trainer.tasks import Task
 
 __all__ = ["Job", "Run", "Task", "fit", "resume"]
 
 _HOMES = {
-    "Job": "trainer.job",
+    "Job": "trainer.job.job",
     "Run": "trainer.runs",
     "Task": "trainer.tasks",
     "fit": "trainer.fitting",

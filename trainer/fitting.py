@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer import job as jobs
-from trainer import job_file
-from trainer.job import Job
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.runs import Run
 
 
 def fit(job: Job, *, progress: bool = False, **options: Any) -> Run:
-    """Do a job: `trainer.training.fit.fit` for a single training, `trainer.sweep.runner.sweep` for a sweep.
+    """Run a job: a single training run, or a sweep of several.
 
     Args:
         progress: show how far long work is: bars and tables on a terminal, lines elsewhere.
@@ -27,7 +27,7 @@ def fit(job: Job, *, progress: bool = False, **options: Any) -> Run:
         TrainingError: the loss diverged, or memory ran out.
     """
     if job.sweeps:
-        from trainer.sweep.runner import sweep
+        from trainer.sweep.execution.runner import sweep
 
         return sweep(job, progress=progress, **options)
     from trainer.training.fit import fit as train
@@ -52,7 +52,7 @@ def resume(
     run = Run.open(directory)
     values, _ = job_file.read(run.job)
     if jobs.make(str(run.job), **values).sweeps:
-        from trainer.sweep.runner import resume as resume_sweep
+        from trainer.sweep.execution.runner import resume as resume_sweep
 
         return resume_sweep(directory, changes, progress=progress, **others)
     from trainer.training.fit import resume as resume_training

@@ -20,7 +20,7 @@ from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, autocast, main, score
 from benchmarks.measuring import Figures
 from trainer.annotations import Classification, Prediction
-from trainer.data.records import Records
+from trainer.data.reading.records import Records
 from trainer.models import catalog
 from trainer.tasks import Task
 

@@ -22,7 +22,7 @@ from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, autocast, main, score
 from benchmarks.measuring import Figures
 from trainer.annotations import Detections, Mask, Objects, Prediction
-from trainer.data.records import Records
+from trainer.data.reading.records import Records
 from trainer.tasks import Task
 
 _FALLS = (16 / 26, 22 / 26)

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from trainer.annotations import BoolArray, FloatArray, Image
-from trainer.report.fonts import Font, readable
+from trainer.drawing.fonts import Font, readable
 
 _SIDE = 300
 _NARROWEST = 190

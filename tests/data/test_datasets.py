@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from trainer.annotations import Image, Objects
 from trainer.data.datasets import RecordExamples, ValidationDataset
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.errors import DataError
 from trainer.models.family import Geometry, Spec
 from trainer.models.tiling import View, views

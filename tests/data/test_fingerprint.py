@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.data.test_records import random_lines
+
 from trainer.data.checking import Data
 from trainer.data.fingerprint import fingerprint
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.tasks import Task
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from trainer.data.datasets import RecordExamples
 from trainer.data.images import decode
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.models import create, specify
 from trainer.settings import resolve
 from trainer.tasks import Task

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainer.data.reading import read
-from trainer.data.records import Folder, Records
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.records import Folder, Records
 from trainer.data.splitting import split
 from trainer.errors import DataError, JobError
 from trainer.tasks import Task

@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 
 from trainer.annotations import Example, FloatArray, Objects, Truth
 from trainer.data.datasets import RecordExamples
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.data.tiles import TiledExamples, clip
 from trainer.models.tiling import grid
 from trainer.scoring import ScoringParameters

@@ -81,7 +81,7 @@ def test_a_name_like_no_other_gets_the_command_that_lists_them() -> None:
 
 def test_the_catalog_the_settings_and_jobs_need_no_model_library() -> None:
     code = (
-        "import sys; import trainer.job, trainer.models.catalog, trainer.settings\n"
+        "import sys; import trainer.job.job, trainer.models.catalog, trainer.settings\n"
         "print([name for name in ('torch', 'timm', 'torchvision', 'ultralytics', 'lightning', 'mlflow') "
         "if name in sys.modules])"
     )

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools import collect_published as measuring
 from trainer.errors import JobError
-from trainer.models import catalog, listing, measuring
-from trainer.models.facts import FACTS, VERSIONS, Facts
-from trainer.models.weights_sources import published_names
+from trainer.models import catalog, listing
+from trainer.models.published import FACTS, VERSIONS, Facts
+from trainer.models.weights.sources import published_names
 from trainer.tasks import Task
 
-DUE = "it is due: python -m trainer.models.measuring"
+DUE = "it is due: python -m tools.collect_published"
 SMALL = 4_000_000
 """Parameters up to which a network is built to count them, where it cannot be built without memory."""
 

@@ -12,7 +12,7 @@ import torch
 
 import trainer
 from trainer.data.samples import make
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.recipes import modern
 from trainer.settings import resolve, takes

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from trainer.annotations import Detections, Example, Objects
 from trainer.errors import JobError, WeightsError
-from trainer.models import Family, catalog, create, specify, weights
+from trainer.models import Family, catalog, create, specify
+from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
 from trainer.settings import resolve
 from trainer.tasks import Task

@@ -19,8 +19,8 @@ from tests.browser import OpenPage
 from trainer import cli
 from trainer.data.samples import SampleData, make
 from trainer.errors import RunError
-from trainer.job import Job
-from trainer.job_places import data_entry
+from trainer.job.job import Job
+from trainer.job.places import data_entry
 from trainer.metrics.results import Analysis
 from trainer.report.scales import shown
 from trainer.runs import Run
@@ -247,7 +247,7 @@ def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_does_not_lose_the_run(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer import job_file
+    from trainer.job import file as job_file
     from trainer.training.reporting import load_data, report
 
     values, _ = job_file.read(trained.job)

@@ -29,8 +29,8 @@ from serving.service.page import LOWEST_THRESHOLD
 from serving.service.server import create_app
 from tests.browser import OpenPage, Visit
 from tests.conformance.conftest import Shapes, make_case
+from trainer.drawing.style import class_color
 from trainer.models import create
-from trainer.report.style import class_color
 from trainer.tasks import Task
 
 LABELS = ("가위", "مقص, and a longer name than fits", "कैंची")

@@ -7,9 +7,9 @@ from typing import Any
 import optuna
 import pytest
 
-from trainer import job as jobs
 from trainer.errors import JobError
-from trainer.job import Job
+from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.sweep import setup
 from trainer.sweep.early_termination import BanditPolicy
 

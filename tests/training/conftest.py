@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainer.data.samples import SampleData, make
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.training.conftest import rows
 from trainer.data.samples import SampleData
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
 

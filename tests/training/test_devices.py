@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from trainer.errors import JobError
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.models import create, specify
 from trainer.settings import resolve
 from trainer.tasks import Task

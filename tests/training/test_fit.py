@@ -17,9 +17,9 @@ import trainer
 from tests.training.conftest import SMALL, job, rows
 from trainer.data.samples import SampleData, make
 from trainer.errors import DataError, JobError, RunError, TrainingError
-from trainer.job import Job
-from trainer.job import make as make_job
-from trainer.job_file import read as read_job
+from trainer.job.file import read as read_job
+from trainer.job.job import Job
+from trainer.job.job import make as make_job
 from trainer.models.family import Batch
 from trainer.runs import Run
 from trainer.tasks import Task

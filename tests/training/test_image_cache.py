@@ -12,7 +12,7 @@ from tests.training.conftest import SMALL, job, rows
 from trainer import fit
 from trainer.data import datasets
 from trainer.data.datasets import RecordExamples
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.data.samples import SampleData
 from trainer.models import create, specify
 from trainer.settings import resolve

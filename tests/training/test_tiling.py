@@ -17,7 +17,7 @@ from tests.training.conftest import SMALL, job, rows
 from trainer import metrics
 from trainer.annotations import Detections, Example, Objects
 from trainer.data.datasets import RecordExamples, ValidationDataset
-from trainer.data.reading import read
+from trainer.data.reading.jsonl import read
 from trainer.data.samples import SampleData
 from trainer.data.tiles import TiledExamples
 from trainer.errors import JobError

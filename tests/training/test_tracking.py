@@ -29,10 +29,10 @@ from tests.mlflow_server import mlflow_server
 from tests.training.conftest import job as make_job
 from tests.training.conftest import rows
 from trainer import cli
-from trainer import job as jobs
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, TrackingError
-from trainer.job import Job
+from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training import tracking
@@ -309,7 +309,7 @@ def test_a_sweeps_run_is_opened_without_torch_and_has_trials_below_it(
     (tmp_path / "runs" / "sweep").mkdir(parents=True)
     code = """
 import sys, pathlib, logging
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.training import tracking
 directory = pathlib.Path(sys.argv[2])
 job = Job.model_validate_json(sys.argv[1])
@@ -548,7 +548,7 @@ def test_passwords_stay_out_of_files(job: Callable[..., Job], gate: Gate) -> Non
     assert tracked.info.status == "FINISHED"
     for path in run.directory.glob("*.*"):
         assert "secret" not in path.read_text("utf-8"), path
-    values, _ = trainer.job_file.read(run.job)
+    values, _ = trainer.job.file.read(run.job)
     assert jobs.make("", **values).tracking_uri == gate.uri
 
 
@@ -558,7 +558,7 @@ def test_a_job_file_names_the_store_beside_it(tmp_path: Path) -> None:
         "task: image_classification\ntraining_data: train\nlocal:\n  tracking_uri: sqlite:///runs/m.db\n"
     )
     path.write_text(content + "  register_model: digits\n", encoding="utf-8")
-    made = jobs.make(str(path), **trainer.job_file.read(path)[0])
+    made = jobs.make(str(path), **trainer.job.file.read(path)[0])
     assert (made.tracking_uri, made.register_model) == (f"sqlite:///{tmp_path}/runs/m.db", "digits")
 
 

@@ -73,7 +73,7 @@ def predict(
     from serving.payload import parse_json
     from serving.predict import find_images, predict_files
     from trainer.data.progress import track
-    from trainer.report.fonts import is_drawable
+    from trainer.drawing.fonts import is_drawable
 
     escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # JSON's escapes stay JSON
     asked = None if explain is None else {"xai_algorithm": explain}

@@ -130,8 +130,9 @@ def fit(
     check_data
         With --dry-run: also read the data and count them.
     """
-    from trainer import job as jobs
-    from trainer import job_file, job_sweep
+    from trainer.job import file as job_file
+    from trainer.job import job as jobs
+    from trainer.job import sweep as job_sweep
 
     values: dict[str, Any] = {}
     ignored: list[str] = []
@@ -186,7 +187,7 @@ def fit(
     where = str(config or "")
     job = jobs.make(where, **values)
     if dry_run:
-        from trainer.sweep.preview import preview
+        from trainer.cli.dry_run import preview
 
         print(preview(job, where, ignored=ignored, check_data=check_data), end="")
         return
@@ -258,7 +259,7 @@ def worker(
     concurrent
         Trials at a time, among which the GPUs are divided.
     """
-    from trainer.sweep.runner import work
+    from trainer.sweep.execution.runner import work
 
     count = work(
         storage, study, output=output, gpus=gpus if gpus == "auto" else gpu_count(gpus), concurrent=concurrent

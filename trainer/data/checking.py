@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.inspection import inspect
-from trainer.data.reading import ReadResult, Skipped, read, write_skipped
-from trainer.data.records import Records
+from trainer.data.quality.inspection import inspect
+from trainer.data.reading.jsonl import ReadResult, Skipped, read, write_skipped
+from trainer.data.reading.records import Records
 from trainer.data.splitting import split
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task

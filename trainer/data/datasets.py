@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from trainer.annotations import Example, Examples, Image, Truth
 from trainer.data.images import ImageError, decode, decode_quickly
-from trainer.data.records import Records
-from trainer.data.urls import UrlError, local_path
+from trainer.data.reading.records import Records
+from trainer.data.reading.urls import UrlError, local_path
 from trainer.errors import DataError, Problem
 from trainer.models import tiling
 from trainer.models.family import Family

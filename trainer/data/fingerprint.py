@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.data.checking import Data
-from trainer.data.records import Records
+from trainer.data.reading.records import Records
 
 
 def fingerprint(data: Data) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import FloatArray, IntArray
-from trainer.data.records import Records
+from trainer.data.reading.records import Records
 from trainer.errors import DataError, JobError, Problem
 from trainer.tasks import Task
 

@@ -22,8 +22,8 @@ from msgspec import Struct
 
 from trainer.annotations import Classification, Detections, FloatArray
 from trainer.data.images import ImageError, probe
-from trainer.data.records import Records
-from trainer.data.urls import UrlError, is_url, local_path
+from trainer.data.reading.records import Records
+from trainer.data.reading.urls import UrlError, is_url, local_path
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 

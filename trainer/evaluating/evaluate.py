@@ -16,7 +16,7 @@ from trainer import metrics
 from trainer.annotations import Classification, Detections, Prediction
 from trainer.data.checking import Checked
 from trainer.data.progress import track
-from trainer.data.records import Records
+from trainer.data.reading.records import Records
 from trainer.errors import JobError, Problem, RunError
 from trainer.evaluating import answers as answers_of
 from trainer.evaluating import slices, subject
@@ -24,7 +24,8 @@ from trainer.evaluating.model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.subject import Subject
 from trainer.evaluating.tables import write_tables
 from trainer.metrics import analysis as analysing
-from trainer.metrics import judging, masks, object_errors, scenes
+from trainer.metrics import masks, object_errors, scenes
+from trainer.metrics import matching as judging
 from trainer.metrics.results import Analysis, Slice
 from trainer.metrics.scenes import Scene
 from trainer.tasks import Task

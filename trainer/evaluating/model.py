@@ -10,8 +10,8 @@ from serving.locate import find_artifacts
 from serving.scorer import in_batches, load_network
 from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
-from trainer.data.records import Records
-from trainer.data.urls import UrlError, local_path
+from trainer.data.reading.records import Records
+from trainer.data.reading.urls import UrlError, local_path
 from trainer.errors import DataError, Problem, RunError
 from trainer.scoring import ScoringParameters
 

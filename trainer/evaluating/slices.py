@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.files import DataFile, pick_lines
-from trainer.data.records import Records
+from trainer.data.reading.files import DataFile, pick_lines
+from trainer.data.reading.records import Records
 from trainer.errors import DataError, Problem
 
 OBJECT_SIZES = (

@@ -10,9 +10,9 @@ import numpy as np
 
 from trainer.annotations import Objects, Truth
 from trainer.data.checking import Checked, check
-from trainer.data.files import DataFile
-from trainer.data.reading import read
-from trainer.data.records import Records
+from trainer.data.reading.files import DataFile
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.records import Records
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 

@@ -125,7 +125,8 @@ def analyse_scenes(
     Args:
         served: for each class the score threshold that the model answers with.
     """
-    from trainer.metrics import judging, object_errors, tide
+    from trainer.metrics import matching as judging
+    from trainer.metrics import object_errors, tide
 
     by_masks = task is Task.SEGMENTATION
     judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
@@ -160,7 +161,7 @@ def figures_of_scenes(
     task: Task, classes: Sequence[str], scenes: Sequence[Scene], *, iou_threshold: float, metric_type: str
 ) -> tuple[int, dict[str, float]]:
     """How many objects there are, without crowds, and the figures alone; arguments as `analyse_scenes`."""
-    from trainer.metrics import judging
+    from trainer.metrics import matching as judging
 
     by_masks = task is Task.SEGMENTATION
     judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)

@@ -10,7 +10,7 @@ from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
 from trainer.metrics.class_errors import LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
-from trainer.metrics.judging import (
+from trainer.metrics.matching import (
     BACKGROUND,
     CLASSIFICATION,
     KINDS,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Sources(Protocol):
-    """Where the images come from; `trainer.data.records.Records` is one."""
+    """Where the images come from; `trainer.data.reading.records.Records` is one."""
 
     def location(self, index: int) -> str:
         """Where the image was named, such as `test.jsonl:17`."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from trainer.annotations import BoolArray, IntArray
 from trainer.metrics import voc
-from trainer.metrics.judging import CLASSIFICATION, KINDS, LOCALISATION, NONE, RIGHT, Judged
+from trainer.metrics.matching import CLASSIFICATION, KINDS, LOCALISATION, NONE, RIGHT, Judged
 from trainer.metrics.results import ErrorKind
 
 

@@ -24,7 +24,7 @@ from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.stacking import stacked
-from trainer.models.weights import Published
+from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 

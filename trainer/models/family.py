@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
-    from trainer.models.weights import Published
+    from trainer.models.weights.loading import Published
     from trainer.settings import Settings
 
 _VIEWS_AT_ONCE = 8  # the network sees; of all the tiles in a request only so many are tensors at a time

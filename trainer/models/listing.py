@@ -17,8 +17,8 @@ from trainer import settings
 from trainer.errors import JobError, Problem
 from trainer.models import catalog
 from trainer.models.catalog import ModelEntry
-from trainer.models.facts import FACTS, VERSIONS, Facts
-from trainer.models.weights_choice import NONE, PRETRAINED
+from trainer.models.published import FACTS, VERSIONS, Facts
+from trainer.models.weights.choice import NONE, PRETRAINED
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -209,13 +209,13 @@ def _entry(model: str, task: Task | None) -> ModelEntry:
 
 
 def _names(published: Any) -> tuple[str, ...]:
-    from trainer.models.weights_sources import published_names
+    from trainer.models.weights.sources import published_names
 
     return published_names(published)
 
 
 def _check(published: Any, library: Library) -> str:
-    from trainer.models.weights_sources import hash_in_name
+    from trainer.models.weights.sources import hash_in_name
 
     if found := hash_in_name(published.files[0]):
         return f"its SHA-256, which must begin with {found}, whenever it is used"

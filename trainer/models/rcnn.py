@@ -41,7 +41,7 @@ from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
 from trainer.models.graphs import cut_to, filled, in_tensor, pasted, rounded_up, traceable_nms
 from trainer.models.masks import paste, rasterise
-from trainer.models.weights import Published
+from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 

@@ -32,7 +32,7 @@ from trainer.models.family import Batch, Family, Geometry, Preparation
 from trainer.models.graphs import in_tensor, stretching, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
 from trainer.models.stacking import stacked
-from trainer.models.weights import Published
+from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 

@@ -14,7 +14,7 @@ from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import Batch, Geometry, Preparation
 from trainer.models.graphs import in_tensor, stretching
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
-from trainer.models.weights import Published
+from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 

@@ -18,7 +18,7 @@ from trainer.models.family import Batch, Geometry, Preparation, Spec
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
-from trainer.models.weights import Published
+from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 
 # isort: split

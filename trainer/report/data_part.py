@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.annotations import IntArray, Objects
-from trainer.data.findings import find, images_by_class
-from trainer.data.records import Records
-from trainer.data.survey import LOOKED_AT, Finding, Images, Place, object_sizes
+from trainer.data.quality.findings import find, images_by_class
+from trainer.data.quality.survey import LOOKED_AT, Finding, Images, Place, object_sizes
+from trainer.data.reading.records import Records
 from trainer.errors import Problem
 from trainer.report.markup import Html, Table, element, facts, joined, note, paragraph
 from trainer.report.markup import place as place_shown

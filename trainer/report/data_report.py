@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.survey import look_at
+from trainer.data.quality.survey import look_at
 from trainer.data.validate import Report
 from trainer.errors import RunError
 from trainer.report import data_part

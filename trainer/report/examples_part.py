@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from trainer.annotations import Classification, Detections, FloatArray, Objects
-from trainer.data.records import Records
-from trainer.metrics import judging, masks, scenes
+from trainer.data.reading.records import Records
+from trainer.metrics import masks, scenes
+from trainer.metrics import matching as judging
 from trainer.metrics.results import Analysis, LabelIssue
 from trainer.report.data_part import label_text
 from trainer.report.markup import Html, Table, element, note, paragraph, place

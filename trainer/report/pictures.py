@@ -12,8 +12,8 @@ from PIL import Image as Pillow
 
 from trainer.annotations import Objects
 from trainer.data.images import ImageError, thumbnail
-from trainer.data.records import Records
-from trainer.data.urls import UrlError, local_path
+from trainer.data.reading.records import Records
+from trainer.data.reading.urls import UrlError, local_path
 from trainer.report.charts import shortened
 from trainer.report.markup import Html, element, escape
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from trainer.data.checking import Data
-from trainer.data.survey import look_at
+from trainer.data.quality.survey import look_at
 from trainer.report import data_part, examples_part, results_part, sweep_part, training_part
 from trainer.report.examples_part import Evaluated
 from trainer.report.markup import Html, element, note

@@ -1,1 +1,1 @@
-"""Sweeps: which settings to try, in which order, and when to give a trial up."""
+"""Sweeps: search spaces, sampling, early termination, and the processes that run trials."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
-from trainer.job import Job
-from trainer.job_sweep import MODEL_NAME, Sweep, canonical
+from trainer.job.job import Job
+from trainer.job.sweep import MODEL_NAME, Sweep, canonical
 from trainer.models import catalog
 from trainer.settings import Settings
-from trainer.sweep import space as spaces
-from trainer.sweep.distributions import Choice
-from trainer.sweep.space import SearchSpace, SubSpace
+from trainer.sweep.space import search_space as spaces
+from trainer.sweep.space.distributions import Choice
+from trainer.sweep.space.search_space import SearchSpace, SubSpace
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -47,7 +47,8 @@ def make(job: Job, where: str = "") -> Setup:
     Raises:
         JobError: everything that is wrong with the space and the sweep.
     """
-    from trainer.sweep import early_termination, samplers
+    from trainer.sweep import early_termination
+    from trainer.sweep.sampling import samplers
 
     problems: list[Problem] = []
     sweep = job.sweep or Sweep()

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from trainer.errors import JobError, Problem
-from trainer.job import Job
+from trainer.job.job import Job
 from trainer.settings import Settings
 
 ALONE = "TRAINER_ALONE"

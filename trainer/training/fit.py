@@ -17,17 +17,18 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from torch import nn
 
-from trainer import job as jobs
-from trainer import job_file
 from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
 from trainer.data.fingerprint import fingerprint
 from trainer.errors import JobError, NoMemoryError, Problem, RunError
-from trainer.job import Job
-from trainer.models import Family, Spec, create, specify, weights
-from trainer.models.weights import Loaded
-from trainer.models.weights_choice import NONE
-from trainer.models.weights_reading import SPEC_KEY, read_spec
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.job import Job
+from trainer.models import Family, Spec, create, specify
+from trainer.models.weights import loading as weights
+from trainer.models.weights.choice import NONE
+from trainer.models.weights.loading import Loaded
+from trainer.models.weights.reading import SPEC_KEY, read_spec
 from trainer.runs import Durations, Result, Run
 from trainer.settings import Settings
 from trainer.training import devices, reporting, tracking

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from trainer.errors import TrackingError
-from trainer.job_places import without_password
+from trainer.job.places import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
 from trainer.models.family import Batch
-from trainer.models.weights_reading import SPEC_KEY
+from trainer.models.weights.reading import SPEC_KEY
 from trainer.settings import Settings
 from trainer.training.averaging import WeightAverage
 from trainer.training.evaluation import Evaluation

@@ -13,7 +13,7 @@ from serving.answers import to_answer
 from trainer.data.checking import Data
 from trainer.data.datasets import RecordExamples
 from trainer.models import Family, create
-from trainer.models.weights_reading import SPEC_KEY, read_spec, scored
+from trainer.models.weights.reading import SPEC_KEY, read_spec, scored
 from trainer.runs import Run
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer import job as jobs
-from trainer import job_file
 from trainer.annotations import Objects
 from trainer.data.checking import Data, load
 from trainer.data.fingerprint import fingerprint
 from trainer.errors import RunError, TrainerError
 from trainer.evaluating import answers as answers_of
-from trainer.job import Job
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
 from trainer.metrics import masks, scenes
 from trainer.report import comparison, run_report

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
     from trainer.data.checking import Data
-    from trainer.job import Job
+    from trainer.job.job import Job
     from trainer.runs import Run
 
 log = logging.getLogger("trainer")

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Response
 
 from serving.explain import methods
 from serving.payload import MAX_REQUEST_BYTES
+from trainer.drawing.style import STYLE
 from trainer.models import Spec
-from trainer.report.style import STYLE
 from trainer.tasks import Task
 
 LOWEST_THRESHOLD = 0.05

@@ -13,7 +13,7 @@ from trainer.sweep.early_termination.bandit import BanditPolicy
 from trainer.sweep.early_termination.median_stopping import MedianStoppingPolicy
 from trainer.sweep.early_termination.successive_halving import SuccessiveHalvingPolicy
 from trainer.sweep.early_termination.truncation_selection import TruncationSelectionPolicy
-from trainer.sweep.expressions import as_number, near
+from trainer.sweep.space.expressions import as_number, near
 
 __all__ = [
     "BanditPolicy",

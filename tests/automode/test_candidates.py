@@ -1,0 +1,162 @@
+"""Which models AutoMode tries."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.automode import candidates
+from trainer.automode.candidates import CPU, GPU, GROUPS, SCRATCH, Group
+from trainer.errors import JobError
+from trainer.job import job as jobs
+from trainer.models import catalog
+from trainer.tasks import Task
+
+
+def chosen(
+    task: str = "object-detection", images: int = 400, on_gpu: bool = True, **values: Any
+) -> tuple[list[Group], list[str]]:
+    values = {"training_data": "a", "limits": {"max_trials": 5}, "weights": "pretrained", **values}
+    reasons: list[str] = []
+    job = jobs.make("", task=task, **values)
+    return candidates.groups(job, images, on_gpu=on_gpu, reasons=reasons), reasons
+
+
+def models(*arguments: Any, **values: Any) -> list[str]:
+    return [name for group in chosen(*arguments, **values)[0] for name in group.models]
+
+
+@pytest.fixture(autouse=True)
+def _all_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this environment has; a test may take one away."""
+    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: name)
+
+
+def test_all_are_models_of_the_task_and_are_ordered_by_it() -> None:
+    for task, tables in GROUPS.items():
+        assert tables.keys() == {GPU, SCRATCH, CPU}
+        for groups in tables.values():
+            for group in groups:
+                for name in (*group.models, *group.larger):
+                    entry = catalog.find(name, task)
+                    if group.recipe == "modern":
+                        assert candidates.has_recipes(entry), name
+            families = [
+                {catalog.find(name, task).family for name in (*group.models, *group.larger)}
+                for group in groups
+            ]
+            assert all(len(each) == 1 for each in families), "what a group searches is one family's"
+
+
+def test_it_depends_on_machine_and_weights() -> None:
+    assert models()[0] == "rfdetr-small"
+    assert {"fasterrcnn_resnet50_fpn_v2", "rtdetr-l", "yolo26s", "yolo11m"} <= set(models())
+    assert models(on_gpu=False) == ["yolo11n", "yolo26n", "fasterrcnn_resnet18_fpn"]
+    scratch = models(weights="none")
+    assert scratch[0] == "yolo11s"
+    assert not {"rfdetr-small", "rtdetr-l"} & set(scratch)
+    assert "vitb16r224" in models("image-classification")
+    for on_gpu in (True, False):
+        names = models("image-classification", weights="none", on_gpu=on_gpu)
+        assert "resnet18" in names
+        assert not any(name.startswith(("vit", "timm/convnext")) for name in names)
+
+
+def test_larger_models_come_first_where_there_are_many_images() -> None:
+    (few, *_), (many, *_) = chosen(images=999)[0], chosen(images=1000)[0]
+    assert few.models == ("rfdetr-small", "rfdetr-medium")
+    assert many.models == ("rfdetr-medium", "rfdetr-small")
+
+
+def test_what_is_not_installed_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "trainer.automode.candidates.find_spec",
+        lambda name: None if name in ("ultralytics", "rfdetr") else real(name),
+    )
+    groups, reasons = chosen()
+    assert [group.models for group in groups] == [("fasterrcnn_resnet50_fpn_v2",)]
+    assert any(reason.startswith("ultralytics is not installed: without yolo26s") for reason in reasons)
+    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: None)
+    with pytest.raises(JobError, match="no model for object-detection whose library is installed"):
+        chosen()
+
+
+def test_a_model_of_the_jobs_is_the_only_one() -> None:
+    groups, _ = chosen(model="yolov5")
+    assert groups == [Group(("yolov5",), "modern"), Group(("yolov5",), "reference")]
+    assert chosen(model="rtdetr-x")[0] == [Group(("rtdetr-x",), "reference")]
+    assert [group.recipe for group in chosen("image-classification", model="timm/x")[0]] == [
+        "modern",
+        "reference",
+    ]
+    with pytest.raises(JobError, match="no model is named"):
+        chosen(model="yolov6")
+
+
+def test_recipe_and_optimizer_of_the_jobs_leave_no_double() -> None:
+    for settings in ({"recipe": "Modern"}, {"optimizer": "adamw"}):
+        groups, _ = chosen("image-classification", on_gpu=False, settings=settings)
+        assert groups == [Group(("resnet18", "mobilenetv2"), "modern")]
+    groups, _ = chosen("image-classification", on_gpu=False, settings={"optimizer": "sgd"})
+    assert groups == [Group(("resnet18", "mobilenetv2"), "reference")]
+
+
+def test_models_that_do_not_take_the_jobs_settings_are_left_out() -> None:
+    settings = {"training_crop_size": 160, "validation_crop_size": 192}
+    groups, reasons = chosen("image-classification", settings=settings)
+    names = {name for group in groups for name in group.models}
+    assert "timm/convnext_tiny.in12k_ft_in1k" in names
+    assert not {"vitb16r224", "vits16r224"} & names
+    assert any("without vits16r224: training_crop_size: must equal" in reason for reason in reasons)
+    # RF-DETRs take multiples of a number of their own.
+    assert not any(name.startswith("rfdetr") for name in models(settings={"image_size": 640}))
+    # What means nothing to one model is left out for it alone.
+    assert len(models(settings={"min_size": 500})) == len(models())
+    with pytest.raises(JobError) as caught:
+        chosen(settings={"number_of_epochs": 0, "learning_rat": 1})
+    assert {problem.field for problem in caught.value.problems} == {"number_of_epochs", "learning_rat"}
+
+
+def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="must hold the published weights of a model for object-detection"):
+        chosen(weights=str(tmp_path))
+    (tmp_path / "yolo11x.pt").touch()
+    groups, reasons = chosen(weights=str(tmp_path))
+    assert groups == candidates.of_model(catalog.MODELS["yolo11x"])
+    assert f"{tmp_path} holds the weights of yolo11x alone" in reasons
+    for file in ("yolo11m.pt", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"):
+        (tmp_path / file).touch()
+    assert models(weights=str(tmp_path)) == ["yolo11m", "fasterrcnn_resnet50_fpn_v2"]
+    hub = tmp_path / "convnext_tiny.in12k_ft_in1k"
+    hub.mkdir()
+    (hub / "model.safetensors").touch()
+    (tmp_path / "seresnext50_32x4d.racm_in1k.safetensors").touch()
+    assert models("image-classification", weights=str(tmp_path)) == [
+        "timm/convnext_tiny.in12k_ft_in1k",
+        "seresnext",
+        "seresnext",
+    ]
+
+
+def test_weights_of_a_run_or_a_file_are_of_one_model(tmp_path: Path) -> None:
+    spec = tmp_path / "run/model/artifacts/spec.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"model": "yolo11l"}), encoding="utf-8")
+    assert set(models(weights=str(tmp_path / "run"))) == {"yolo11l"}
+    assert set(models(weights=None, settings={"checkpoint_run_id": str(tmp_path / "run")})) == {"yolo11l"}
+    file = tmp_path / "mine.pt"
+    file.touch()
+    assert set(models(weights=str(file))) == {Task.DETECTION.default_model}
+    assert set(models(weights="runs:/0123/model", model="yolo11s")) == {"yolo11s"}
+
+
+def test_where_the_time_for_an_answer_counts_small_models_are_tried_too() -> None:
+    groups, reasons = chosen(objective="latency")
+    assert {"yolo11n", "rtdetr-l"} <= {name for group in groups for name in group.models}
+    assert any("small models" in reason for reason in reasons)
+    assert "yolo11n" in models(max_latency_ms=20.0)

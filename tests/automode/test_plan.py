@@ -1,0 +1,428 @@
+"""AutoMode: what is tried without a search space, and in which order."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+import trainer
+from tools import automode_page as auto_docs
+from trainer import cli
+from trainer.automode import plan as auto
+from trainer.automode.data_statistics import Facts, Machine
+from trainer.automode.plan import Plan
+from trainer.data.samples import make
+from trainer.errors import JobError
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.job import Job
+from trainer.sweep import setup
+from trainer.sweep.early_termination import BanditPolicy, SuccessiveHalvingPolicy
+from trainer.sweep.execution.attempts import further
+from trainer.sweep.execution.trial_queue import SweepStudy
+from trainer.sweep.setup import Setup
+from trainer.tasks import Task
+
+USUAL = Facts(400, 4, 1920, 1080, most_objects=20, object_side=0.3, small_object_side=0.2)
+CPU = Machine(gpus=0, memory=0, bandwidth=0, cores=8)
+GPU = Machine(gpus=1, memory=24, bandwidth=1000, cores=8)
+
+
+@pytest.fixture(autouse=True)
+def _all_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: name)
+
+
+def automatic(task: str = "object-detection", **values: Any) -> Job:
+    known = {"training_data": "a", "limits": {"max_trials": 10}, "weights": "pretrained"}
+    return jobs.make("", **{**known, "task": task, **values})
+
+
+def plan(job: Job | None = None, facts: Facts = USUAL, machine: Machine = GPU, concurrent: int = 1) -> Plan:
+    return auto.plan(job or automatic(), facts, machine, concurrent)
+
+
+def sub_space(of: Plan, model: str, recipe: str | None = None) -> dict[str, Any]:
+    """The first sub-space that has a model."""
+    for space in of.job.search_space:
+        name = space["model_name"]
+        names = name["values"] if isinstance(name, Mapping) else [name]
+        if model in names and recipe in (None, space.get("recipe")):
+            return space
+    raise AssertionError(f"{model} is not tried")
+
+
+def tried(of: Plan) -> set[str]:
+    names: set[str] = set()
+    for space in of.job.search_space:
+        name = space["model_name"]
+        names |= set(name["values"]) if isinstance(name, Mapping) else {name}
+    return names
+
+
+def settings_of(of: Plan, made: Setup, number: int) -> dict[str, Any]:
+    """All settings of one of the first trials, as it would be trained."""
+    parameters = auto.optuna_parameters(made.space, of.first[number])
+    proposal = made.space.suggest(optuna.trial.FixedTrial(parameters))
+    job = of.job.for_trial(proposal)
+    return {"model_name": job.model_name, **job.resolve_settings().model_dump()}
+
+
+DATA = {
+    "tiny": Facts(20, 2, 100, 80, most_objects=3, object_side=0.5, small_object_side=0.4),
+    "usual": USUAL,
+    "many, with small objects": Facts(
+        120_000, 80, 4000, 6000, 30.0, most_objects=700, object_side=0.01, small_object_side=0.005
+    ),
+}
+MACHINES = {
+    "one core": Machine(0, 0, 0, 1),
+    "CPU": CPU,
+    "4 GiB": Machine(1, 4, 100, 2),
+    "24 GiB": GPU,
+    "4 x 140 GiB": Machine(4, 140, 4800, 64),
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "from scratch": {"weights": "none"},
+    "in a hurry": {"limits": {"max_trials": 20, "timeout_minutes": 1}},
+    "by a grid": {"sweep": {"sampling_algorithm": "grid"}},
+    "for latency": {"objective": "latency"},
+}
+
+
+@pytest.mark.parametrize("values", JOBS.values(), ids=JOBS)
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("task", Task)
+def test_every_plan_can_be_run(task: Task, machine: Machine, values: dict[str, Any]) -> None:
+    """Every space passes the check that a job file's passes, and the first trials lie in it."""
+    for facts in DATA.values():
+        chosen = plan(automatic(task, **values), facts, machine)
+        made = setup.make(chosen.job)
+        distributions = made.space.distributions()
+        for number, first in enumerate(chosen.first):
+            for name, value in auto.optuna_parameters(made.space, first).items():
+                distribution = distributions[name]
+                assert distribution._contains(distribution.to_internal_repr(value)), (name, value)
+            settings_of(chosen, made, number)
+        assert chosen.first or "sweep" in values
+
+
+def test_first_trials_are_the_models_usual_settings_in_turns() -> None:
+    chosen = plan()
+    made = setup.make(chosen.job)
+    known = [settings_of(chosen, made, number) for number in range(len(chosen.first))]
+    assert [values["model_name"] for values in known] == [
+        *("rfdetr-small", "yolo26s", "fasterrcnn_resnet50_fpn_v2", "rtdetr-l"),
+        *("rfdetr-medium", "yolo11s"),
+        *("yolo26m", "yolo11m"),
+    ]
+    assert [values["learning_rate"] for values in known[:4]] == [1e-4, 1e-3, 0.005, 1e-4]
+    assert known[1]["recipe"] == "modern"
+    assert known[1]["image_size"] == 640
+
+
+def test_classes_that_are_rare_may_weigh_more() -> None:
+    for imbalance, searched in ((1.9, False), (2.1, True)):
+        facts = Facts(400, 4, 500, 400, imbalance)
+        space = sub_space(plan(automatic("image-classification"), facts), "seresnext")
+        assert ("weighted_loss" in space) is searched
+    assert "balanced_sampling" in sub_space(plan(facts=Facts(400, 4, 500, 400, 6.0)), "yolo26s")
+
+
+def test_epochs_and_batches_go_with_the_number_of_images() -> None:
+    def of_classes(images: int, **values: Any) -> dict[str, Any]:
+        job = automatic("image-classification", **values)
+        return sub_space(plan(job, Facts(images, 4, 500, 400)), "resnet50")
+
+    few, some, many = (of_classes(images) for images in (100, 3200, 100_000))
+    # 40, 40 · 32^-0.2, 40 · 1000^-0.2
+    assert [each["number_of_epochs"] for each in (few, some, many)] == [40, 20, 10]
+    # 12 steps an epoch take 1200 images for 100; with 3200 there are 50 of 64
+    assert [each["training_batch_size"] for each in (few, some, many)] == [8, 64, 64]
+    # So that all have about as many evaluations.
+    assert [each["evaluation_frequency"] for each in (few, some, many)] == [3, 2, 1]
+    assert of_classes(3200, weights="none")["number_of_epochs"] == 40
+
+
+def test_time_decides_on_epochs_and_models() -> None:
+    def within(minutes: int | None, **more: Any) -> Plan:
+        limits = {"max_trials": 10, **({"timeout_minutes": minutes} if minutes else {})}
+        return plan(automatic(limits=limits), **more)
+
+    unlimited, tight, tighter = within(None), within(40), within(12)
+    epochs = [
+        sub_space(each, "fasterrcnn_resnet50_fpn_v2")["number_of_epochs"] for each in (unlimited, tight)
+    ]
+    assert 27 == epochs[0] > epochs[1] > 27 / 2
+    assert tried(tighter) < tried(unlimited)
+    left_out = tried(unlimited) - tried(tighter)
+    for model in left_out:
+        assert any(reason.startswith(f"without {model}, which would take") for reason in tighter.reasons)
+    # Trials beside each other have more time each.
+    assert len(tried(within(12, concurrent=4))) > len(tried(tighter))
+    assert "40 minutes for 10 trials: up to 7 minutes for a trial" in tight.reasons
+    # Where none is given up, none leaves time to others.
+    to_their_end = plan(automatic(limits={"max_trials": 10, "timeout_minutes": 40}, objective="latency"))
+    assert "40 minutes for 10 trials: up to 4 minutes for a trial" in to_their_end.reasons
+    # However short it is, something is tried.
+    large = Facts(1_000_000, 4, 4000, 3000)
+    shortest = plan(automatic(limits={"max_trials": 100, "timeout_minutes": 1}), large, CPU)
+    (space,) = shortest.job.search_space
+    assert space["number_of_epochs"] == 1
+    assert space["warmup_cosine_lr_warmup_epochs"] == 0
+
+
+def test_memory_decides_on_batches_and_models() -> None:
+    small, large = plan(machine=Machine(1, 5, 300, 8)), plan(machine=Machine(1, 80, 2000, 8))
+    assert tried(small) < tried(large)
+    assert any("needs more than the 5 GiB of the GPU" in reason for reason in small.reasons)
+    less, more = (sub_space(each, "yolo26s") for each in (small, large))
+    assert less["training_batch_size"] < more["training_batch_size"]
+    # The rest of a step is accumulated.
+    whole = more["training_batch_size"] * more.get("gradient_accumulation_step", 1)
+    assert less["training_batch_size"] * less["gradient_accumulation_step"] == whole
+    # Several GPUs share it.
+    several = sub_space(plan(machine=Machine(4, 80, 2000, 8)), "yolo26s")
+    assert 4 * several["training_batch_size"] == whole
+
+
+def test_on_the_cpu_models_and_images_are_small() -> None:
+    chosen = plan(machine=CPU)
+    assert tried(chosen) == {"yolo11n", "yolo26n", "fasterrcnn_resnet18_fpn"}
+    assert sub_space(chosen, "yolo11n")["image_size"] == 320
+    assert "up to 60 minutes for a trial, as the job has no time limit" in chosen.reasons
+
+
+def test_small_objects_change_the_size() -> None:
+    facts = Facts(400, 4, 1920, 1080, most_objects=150, object_side=0.05, small_object_side=0.031)
+    chosen = plan(facts=facts)
+    assert sub_space(chosen, "yolo26s")["image_size"]["values"] == [800, 960]
+    (said,) = (reason for reason in chosen.reasons if reason.startswith("yolo26s") and "epochs" in reason)
+    assert "image_size 800: at 640 a quarter of the objects would be smaller than 20 pixels" in said
+    # Room for all objects of an image, where a model has less of it: 1.2 · 150 = 180
+    assert sub_space(chosen, "fasterrcnn_resnet50_fpn_v2")["box_detections_per_image"] == 200
+    assert "box_detections_per_image" not in sub_space(chosen, "yolo26s")
+
+
+def test_what_the_job_fixes_stays_as_it_is() -> None:
+    settings = {
+        "number_of_epochs": 7,
+        "seed": 3,
+        "img_size": 352,
+        "learning_rate": 0.02,
+        "training_batch_size": "auto",
+    }
+    chosen = plan(automatic(settings=settings))
+    for space in chosen.job.search_space:
+        assert not {"number_of_epochs", "learning_rate", "image_size", "training_batch_size"} & space.keys()
+    assert chosen.job.settings == settings
+    made = setup.make(chosen.job)
+    assert made.is_repeatable
+    for number in range(len(chosen.first)):
+        values = settings_of(chosen, made, number)
+        assert (values["number_of_epochs"], values["learning_rate"], values["random_seed"]) == (7, 0.02, 3)
+        assert values["image_size"] in (352, 640)  # the latter means nothing to R-CNNs
+    only = plan(automatic(model="yolov5"))
+    assert tried(only) == {"yolov5"}
+    assert sub_space(only, "yolov5")["model_size"]["values"][0] == "medium"
+
+
+def test_settings_that_mean_nothing_are_errors_before_the_data_are_read() -> None:
+    with pytest.raises(JobError, match=r"job\.yml: number_of_epochs: .* greater than 0"):
+        auto.check(automatic(settings={"number_of_epochs": 0}), "job.yml")
+    with pytest.raises(JobError, match="weighted_loss: means nothing to"):
+        setup.make(auto.check(automatic(settings={"weighted_loss": 1})))
+
+
+def test_trials_are_searched_by_tpe_and_halved_unless_the_job_says_otherwise() -> None:
+    made = setup.make(plan().job)
+    # 12 evaluations: rungs after 3 and 6
+    assert made.pruner == SuccessiveHalvingPolicy(min_resource=3, reduction_factor=2)
+    assert type(made.sampler).__name__ == "BayesianSampler"
+    short = setup.make(plan(automatic(settings={"number_of_epochs": 2})).job)
+    assert short.pruner == SuccessiveHalvingPolicy(min_resource=1, reduction_factor=2)
+    assert isinstance(
+        setup.make(plan(automatic(settings={"number_of_epochs": 1})).job).pruner, optuna.pruners.NopPruner
+    )
+    policy = {"type": "bandit", "slack_factor": 0.1}
+    own = setup.make(plan(automatic(sweep={"early_termination": policy})).job)
+    assert own.pruner == BanditPolicy(slack_factor=0.1)
+    assert type(own.sampler).__name__ == "BayesianSampler"
+    sobol = {"type": "random", "rule": "sobol"}
+    by_sobol = setup.make(plan(automatic(sweep={"sampling_algorithm": sobol})).job)
+    assert type(by_sobol.sampler).__name__ == "SobolSampler"
+    # Without a policy in its `sweep` a job's trials run to their end, as in Azure.
+    assert isinstance(by_sobol.pruner, optuna.pruners.NopPruner)
+    two = setup.make(plan(automatic(objective="latency")).job)
+    assert isinstance(two.pruner, optuna.pruners.NopPruner)
+
+
+def test_a_grid_has_choices_alone_and_an_order_of_its_own() -> None:
+    chosen = plan(automatic(sweep={"sampling_algorithm": "grid"}), machine=CPU)
+    assert chosen.first == ()
+    space = sub_space(chosen, "yolo11n")
+    assert space["learning_rate"] == {"type": "choice", "values": [0.001, 0.00033, 0.003]}
+    setup.make(chosen.job)
+
+
+def study_of(made: Setup) -> optuna.Study:
+    return optuna.create_study(sampler=made.sampler, pruner=made.pruner, direction="maximize")
+
+
+def learning_rates(study: optuna.Study, made: Setup, count: int) -> list[float]:
+    """Of the next trials, each of which is told a value."""
+    found = []
+    for _ in range(count):
+        trial = study.ask()
+        found.append(made.space.suggest(trial)["learning_rate"])
+        study.tell(trial, 0.5)
+    return found
+
+
+def test_first_trials_come_first_and_in_order_then_the_sampler_proposes() -> None:
+    chosen = plan(automatic(settings={"seed": 1}), machine=CPU)
+    made = setup.make(chosen.job)
+    study = study_of(made)
+    auto.queue(study, made.space, chosen.first, most=10)
+    usual = [first["learning_rate"] for first in chosen.first]
+    assert learning_rates(study, made, 3) == usual == [0.001, 0.005, 0.001]
+    proposed = learning_rates(study, made, 5)
+    assert len(set(proposed)) == 5
+    assert not set(proposed) & set(usual)
+
+
+def test_no_more_are_queued_than_there_may_be_trials(tmp_path: Path) -> None:
+    chosen = plan(machine=CPU)
+    chosen.write(tmp_path)
+    made = setup.make(chosen.job)
+    study = study_of(made)
+    auto.enqueue(study, made.space, tmp_path, most=2)
+    trials = SweepStudy(study, 2)
+    assert len(trials.study.trials) == 2
+    # A stop in between, and further attempts, change nothing.
+    auto.enqueue(study, made.space, tmp_path, most=2)
+    study.add_trial(further(study.trials[0]))
+    auto.enqueue(study, made.space, tmp_path, most=2)
+    assert len(study.trials) == 3
+    # Of more trials the next are again those to begin with, as long as there are any.
+    auto.enqueue(study, made.space, tmp_path, most=8)
+    assert len(study.trials) == 4
+    auto.enqueue(study, made.space, tmp_path / "nothing", most=8)
+    assert len(study.trials) == 4
+
+
+def test_who_goes_on_searches_the_same(tmp_path: Path) -> None:
+    chosen = plan()
+    file = tmp_path / "job.yaml"
+    file.write_text(chosen.job.to_yaml(), encoding="utf-8")
+    again = jobs.make("", **job_file.read(file)[0])
+    assert not auto.is_automatic(again)
+    assert setup.make(again).space == setup.make(chosen.job).space
+    assert setup.make(again).pruner == setup.make(chosen.job).pruner
+    assert again.to_yaml() == chosen.job.to_yaml()
+
+
+def test_the_plan_stands_in_the_runs_directory(tmp_path: Path) -> None:
+    chosen = plan()
+    chosen.write(tmp_path)
+    content = yaml.safe_load((tmp_path / "search_space.yaml").read_text("utf-8"))
+    assert content["reasons"] == list(chosen.reasons)
+    assert content["first_trials"] == list(chosen.first)
+    assert content["search_space"] == list(chosen.job.search_space)
+    assert any("under AGPL-3.0" in reason for reason in chosen.reasons)
+
+
+def test_weak_trials_are_given_up_at_a_quarter_and_a_half() -> None:
+    made = setup.make(plan(automatic(settings={"number_of_epochs": 12})).job)
+    study = study_of(made)
+    ended = {}
+    for number, level in enumerate((0.9, 0.5, 0.8, 0.1, 0.95)):
+        trial = study.ask()
+        for evaluation in range(1, 13):
+            trial.report(level, evaluation)
+            if evaluation < 12 and trial.should_prune():
+                ended[number] = evaluation
+                break
+        study.tell(trial, level)
+    # At 3: 0.9 alone; 0.5 the second of two; 0.8 the second of three, of which two go on; 0.1 the last of
+    # four; 0.95 the first. At 6: 0.8 is the second of two there.
+    assert ended == {1: 3, 2: 6, 3: 3}
+
+
+def test_a_dry_run_with_the_data_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(Task.DETECTION, tmp_path / "data", images=10, seed=1)
+    given = ("--task", "object-detection", "--data", data.train, "--max-trials", 3, "--gpus", 0)
+    cli.app(
+        ["fit", "--dry-run", "--check-data", *map(str, given)],
+        exit_on_error=False,
+        result_action="return_value",
+    )
+    printed = capsys.readouterr().out
+    assert "# trials on the CPU" in printed
+    assert "# 7 training images of" in printed
+    content = yaml.safe_load(printed)
+    assert "search_space" not in content["job"]
+    models = [trial["training_parameters"]["model_name"] for trial in content["trials"]]
+    assert models == ["yolo11n", "fasterrcnn_resnet18_fpn", "yolo26n"]
+    assert content["search_space"][0]["model_name"]["values"] == ["yolo11n", "yolo26n"]
+
+
+def test_the_docs_tell_what_is_done() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/automode.md"
+    due = "it is due: python -m tools.automode_page > docs/automode.md"
+    assert page.read_text("utf-8") == auto_docs.page(), due
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_whole_sweep_without_a_search_space(tmp_path: Path) -> None:
+    data = make(Task.CLASSIFICATION, tmp_path / "data", images=20, seed=1)
+    job = Job(
+        task=Task.CLASSIFICATION,
+        training_data=(str(data.train),),
+        validation_data=(str(data.validation),),
+        model="timm/test_resnet",
+        weights="none",
+        gpus=0,
+        output=tmp_path / "run",
+        limits={"max_trials": 3, "max_concurrent_trials": 2},
+        settings={
+            "number_of_epochs": 2,
+            "number_of_workers": 0,
+            "training_crop_size": 32,
+            "validation_crop_size": 32,
+            "random_seed": 3,
+        },
+    )
+    run = trainer.fit(job)
+    with (run.directory / "trials.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
+    assert [(row["recipe"], float(row["learning_rate"])) for row in rows[:2]] == [
+        ("modern", 0.001),
+        ("reference", 0.01),
+    ]
+    assert float(rows[2]["learning_rate"]) not in (0.001, 0.01)
+    result = run.read_result()
+    assert (result.model, result.value) == ("timm/test_resnet", max(float(row["accuracy"]) for row in rows))
+    written = (run.directory / "job.yaml").read_text("utf-8")
+    # More trials are drawn from the same space.
+    plan_of_run = (run.directory / "search_space.yaml").read_text("utf-8")
+    trainer.resume(run.directory, limits={"max_trials": 4})
+    with (run.directory / "trials.csv").open(encoding="utf-8") as file:
+        more = list(csv.DictReader(file))
+    assert more[:3] == rows
+    assert len(more) == 4
+    assert (run.directory / "search_space.yaml").read_text("utf-8") == plan_of_run
+    before, after = (yaml.safe_load(text) for text in (written, run.job.read_text("utf-8")))
+    assert after["search_space"] == before["search_space"]
+    log = run.log.read_text("utf-8")
+    assert "16 training images of" in log
+    assert "by the modern recipe: 2 epochs" in log

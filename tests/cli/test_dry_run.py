@@ -1,0 +1,246 @@
+"""`trainer fit --dry-run`: what a job would do, without doing it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer import cli
+from trainer.data.samples import make
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.tasks import Task
+
+HEAVY = ("torch", "torchvision", "lightning", "mlflow", "timm", "ultralytics")
+JOB: dict[str, Any] = {
+    "type": "automl",
+    "compute": "azureml:gpu-cluster",
+    "task": "image_object_detection",
+    "training_data": {"path": "train", "type": "mltable"},
+    "limits": {"timeout_minutes": 60, "max_trials": 10, "max_concurrent_trials": 2},
+    "training_parameters": {"number_of_epochs": 4, "min_size": 500, "random_seed": 7},
+    "sweep": {
+        "sampling_algorithm": "random",
+        "early_termination": {"type": "bandit", "slack_factor": 0.2, "evaluation_interval": 2},
+    },
+    "search_space": [
+        {
+            "model_name": "yolov5",
+            "learning_rate": "uniform(0.001, 0.01)",
+            "model_size": "choice('small','medium')",
+        },
+        {
+            "model_name": {"type": "choice", "values": ["fasterrcnn_resnet50_fpn"]},
+            "learning_rate": {"type": "uniform", "min_value": 0.0001, "max_value": 0.001},
+            "optimizer": {"type": "choice", "values": ["sgd", "adam", "adamw"]},
+        },
+    ],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "작업.yml"
+    content = {key: value for key, value in (JOB | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(content, allow_unicode=True, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[dict[str, Any], str]:
+    """What it prints, read as YAML and as it is."""
+    cli.app(["fit", "--dry-run", *map(str, arguments)], exit_on_error=False, result_action="return_value")
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    content = yaml.safe_load(printed.out)
+    assert isinstance(content, dict)
+    return content, printed.out
+
+
+def test_job_space_and_first_trials_are_printed_as_yaml(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    content, printed = dry_run(capsys, "--config", path)
+    assert list(content) == ["job", "search_space", "trials"]
+    assert printed.startswith(f"# {path}: without meaning here: compute\n")
+    assert "without a seed" not in printed
+    assert "&id" not in printed
+    # The job as a file that runs again.
+    again = tmp_path / "again.yml"
+    again.write_text(yaml.safe_dump(content["job"], sort_keys=False), encoding="utf-8")
+    jobs_read = [jobs.make("", **job_file.read(each)[0]) for each in (path, again)]
+    assert jobs_read[0].to_yaml() == jobs_read[1].to_yaml()
+    # The space as it was understood.
+    assert content["search_space"][0]["learning_rate"] == {
+        "type": "uniform",
+        "min_value": 0.001,
+        "max_value": 0.01,
+    }
+    assert content["search_space"][0]["model_name"] == "yolov5"
+    # The trials with what they would be trained with.
+    assert [trial["trial"] for trial in content["trials"]] == [0, 1, 2, 3, 4]
+    models = set()
+    for trial in content["trials"]:
+        settings, proposed = trial["training_parameters"], trial["proposed"]
+        models.add(settings["model_name"])
+        assert proposed.items() <= settings.items()
+        assert (settings["number_of_epochs"], settings["random_seed"]) == (4, 7)
+        if settings["model_name"] == "yolov5":
+            assert 0.001 <= settings["learning_rate"] <= 0.01
+            assert settings["model_size"] in ("small", "medium")
+            assert "min_size" not in settings
+        else:
+            assert 0.0001 <= settings["learning_rate"] <= 0.001
+            assert settings["min_size"] == 500
+            assert "optimizer" in proposed
+    assert models == {"yolov5", "fasterrcnn_resnet50_fpn"}
+
+
+def test_a_seed_gives_the_same_trials_and_without_one_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    first, second, other = (
+        dry_run(capsys, "--config", path, "--random-seed", seed)[0]["trials"] for seed in (1, 1, 2)
+    )
+    assert first == second
+    assert first != other
+    _, printed = dry_run(capsys, "--config", write(tmp_path, training_parameters=None))
+    assert "# without a seed, the sweep itself will draw other settings than these\n" in printed
+
+
+def test_a_grid_ends_where_it_is_exhausted_and_limits_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        tmp_path,
+        sweep={"sampling_algorithm": "grid"},
+        search_space={"model_name": "yolo11n", "optimizer": "choice('sgd', 'adam', 'adamw')"},
+        training_parameters=None,
+    )
+    content, printed = dry_run(capsys, "--config", path)
+    assert [trial["proposed"]["optimizer"] for trial in content["trials"]] == ["sgd", "adam", "adamw"]
+    assert "without a seed" not in printed
+    limits = ("--max-trials", 2, "--max-concurrent-trials", 1, "--timeout-minutes", 9)
+    content, _ = dry_run(capsys, "--config", path, *limits)
+    assert len(content["trials"]) == 2
+    assert content["job"]["limits"] == {"max_trials": 2, "max_concurrent_trials": 1, "timeout_minutes": 9}
+
+
+@pytest.mark.parametrize("algorithm", ["bayesian", {"type": "random", "rule": "sobol"}])
+def test_any_sampler_shows_its_first_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: Any
+) -> None:
+    content, _ = dry_run(capsys, "--config", write(tmp_path, sweep={"sampling_algorithm": algorithm}))
+    assert len(content["trials"]) == 5
+    assert len({str(trial["proposed"]) for trial in content["trials"]}) == 5
+
+
+def test_flags_override_the_file_and_its_search_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, _ = dry_run(
+        capsys, "--config", write(tmp_path), "--model", "fasterrcnn_resnet50_fpn", "--learning-rate", "0.02",
+        "--nodes", 2, "--data", "mine.jsonl",
+    )  # fmt: skip
+    assert [space["model_name"] for space in content["search_space"]] == ["fasterrcnn_resnet50_fpn"]
+    assert all(trial["training_parameters"]["learning_rate"] == 0.02 for trial in content["trials"])
+    assert content["job"]["properties"] == {"node_count_per_trial": "2"}
+    assert content["job"]["training_data"]["path"] == str(Path.cwd() / "mine.jsonl")
+
+
+def test_a_registered_name_is_mapped_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path,
+        training_data={"path": "azureml:fridge:1", "type": "mltable"},
+        validation_data={"path": "azureml:other@latest"},
+        local={"data_assets": {"other": "elsewhere", "fridge": "not here"}},
+    )
+    content, _ = dry_run(capsys, "--config", path, "--data-asset", "fridge=/data/fridge=1")
+    assert content["job"]["training_data"]["path"] == "/data/fridge=1"
+    assert content["job"]["validation_data"]["path"] == str(tmp_path / "elsewhere")
+
+
+def test_a_single_training_is_shown_with_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    content, _ = dry_run(capsys, "--task", "object-detection", "--data", "a.jsonl", "--model", "yolo11n")
+    assert list(content) == ["job"]
+    assert content["job"]["training_parameters"]["learning_rate"] == 0.01
+    assert content["job"]["training_parameters"]["model_name"] == "yolo11n"
+
+
+def test_without_a_search_space_the_models_are_left_to_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, printed = dry_run(capsys, "--config", write(tmp_path, search_space=None, sweep=None))
+    assert content["search_space"] == "automatic"
+    assert "# without search_space, models and settings are chosen when the data are known\n" in printed
+
+
+def test_data_are_counted_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(Task.DETECTION, tmp_path / "train", images=10, seed=1)
+    given = ("--config", write(tmp_path), "--data", data.train)
+    assert "data" not in dry_run(capsys, *given)[0]
+    content, _ = dry_run(capsys, *given, "--check-data")
+    counts = content["data"]
+    assert counts["training_images"] + counts["validation_images"] == 8
+    lines = data.train.read_text("utf-8").splitlines()
+    assert counts["classes"] == sorted({box["label"] for line in lines for box in json.loads(line)["label"]})
+    content, _ = dry_run(capsys, *given, "--validation-data", data.validation, "--check-data")
+    assert (content["data"]["training_images"], content["data"]["validation_images"]) == (8, 2)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, which prints at its end which slow libraries it has loaded."""
+    code = (
+        "import sys, trainer.cli as cli\n"
+        "try:\n    cli.main()\n"
+        f"finally:\n    print('# loaded:', *[name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, "fit", *map(str, arguments)],
+        capture_output=True, text=True, encoding="utf-8", timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["random", "bayesian", {"type": "random", "rule": "sobol"}])
+def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) -> None:
+    done = run("--config", write(tmp_path, sweep={"sampling_algorithm": algorithm}), "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("# loaded:\n")
+    assert len(yaml.safe_load(done.stdout)["trials"]) == 5
+    assert list(tmp_path.iterdir()) == [tmp_path / "작업.yml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "said"),
+    [
+        (("--dry-run", "--check-data"), {}, "train"),
+        (("--check-data",), {}, "--check-data: goes with --dry-run"),
+        (("--dry-run", "--resume", "runs/x"), {}, "--dry-run: cannot go with --resume"),
+        (("--dry-run", "--data-asset", "fridge"), {}, "--data-asset: must be NAME=PATH, got fridge"),
+        (("--dry-run", "--model", "yolo11n"), {}, "--model: must be a model of the search space"),
+        (("--dry-run", "--max-trials", "0"), {}, "limits.max_trials"),
+        (("--dry-run", "--max-trials", "1"), {}, "max_concurrent_trials (2) must be at most max_trials (1)"),
+        (("--dry-run", "--learning-rate", "2"), {}, "learning_rate"),
+        (
+            ("--dry-run",),
+            {"search_space": [{"model_name": "yolov5", "min_size": "choice(1, 2)"}]},
+            "search_space[0].min_size: means nothing to yolov5",
+        ),
+        (("--dry-run",), {"training_data": {"path": "azureml:fridge:1"}}, "--data-asset fridge=PATH"),
+    ],
+)
+def test_what_is_wrong_is_an_error(
+    tmp_path: Path, arguments: tuple[str, ...], changes: dict[str, Any], said: str
+) -> None:
+    done = run("--config", write(tmp_path, **changes), *arguments)
+    assert done.returncode == 1
+    assert done.stdout.endswith("# loaded:\n")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr

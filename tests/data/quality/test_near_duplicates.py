@@ -1,0 +1,116 @@
+"""Perceptual hashes and the search for images that look alike."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image as Pillow
+
+from trainer.data.images import look
+from trainer.data.quality import near_duplicates as likeness
+from trainer.data.quality.near_duplicates import LARGEST_DISTANCE, alike, groups
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def scene(seed: int, side: int = 240) -> Pillow.Image:
+    """Soft blobs: structure at the scale that a photograph has."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Pillow.fromarray(coarse).resize((side, side * 3 // 4), Pillow.Resampling.BICUBIC)
+
+
+def encoded(picture: Pillow.Image, kind: str = "PNG", **options: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def hash_of(content: bytes) -> Hashes:
+    return np.array(look(content).hash, dtype=np.uint64)
+
+
+def distance(one: bytes, other: bytes) -> int:
+    return int(np.bitwise_count(hash_of(one) ^ hash_of(other)).sum())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_of_another_size_quality_and_brightness_are_near(seed: int) -> None:
+    picture = scene(seed)
+    original = encoded(picture)
+    small = encoded(picture.resize((97, 73), Pillow.Resampling.BICUBIC))
+    coarse = encoded(picture, "JPEG", quality=30)
+    dark = encoded(picture.point(lambda value: round(value * 0.6)))
+    for copy in (small, coarse, dark):
+        assert distance(original, copy) <= LARGEST_DISTANCE
+
+
+def test_other_pictures_are_far() -> None:
+    hashes = np.stack([hash_of(encoded(scene(seed))) for seed in range(40)])
+    one, other = np.triu_indices(40, 1)
+    assert np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1).min() > 2 * LARGEST_DISTANCE
+
+
+def test_a_turned_camera_is_no_difference() -> None:
+    picture = scene(1)
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # the stored pixels lie on their left side
+    turned = io.BytesIO()
+    picture.transpose(Pillow.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
+    assert distance(encoded(picture), turned.getvalue()) <= 2  # rounding
+    assert look(turned.getvalue()).size == picture.size
+
+
+def test_a_picture_without_contrast_is_like_nothing() -> None:
+    blank = encoded(Pillow.new("RGB", (50, 40), (200, 10, 10)))
+    assert look(blank).hash == (0, 0)
+    assert not len(alike(np.stack([hash_of(blank)] * 3)).pairs)
+
+
+def brute_force(hashes: Hashes) -> set[tuple[int, int]]:
+    one, other = np.triu_indices(len(hashes), 1)
+    near = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1) <= LARGEST_DISTANCE
+    return set(zip(one[near].tolist(), other[near].tolist(), strict=True))
+
+
+def test_the_search_finds_every_near_pair() -> None:
+    """Against comparing all with all; where hashes are equal the first stands for the others."""
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(1, 2**63, (400, 2), dtype=np.uint64)
+    for place in range(100):  # copies with 1 to 9 bits turned
+        bits = generator.choice(128, 1 + place % 9, replace=False)
+        for bit in bits.tolist():
+            hashes[300 + place, bit // 64] = hashes[place, bit // 64] ^ np.uint64(1 << (bit % 64))
+            hashes[place, bit // 64] = hashes[300 + place, bit // 64]
+        hashes[300 + place] = hashes[place]
+        for bit in bits.tolist():
+            hashes[300 + place, bit // 64] ^= np.uint64(1 << (bit % 64))
+    found = alike(hashes)
+    assert found.is_complete
+    assert set(map(tuple, found.pairs.tolist())) == brute_force(hashes)
+    assert len(found.pairs) > 50
+    assert (np.diff(found.distances) >= 0).all()
+
+
+def test_a_hundred_thousand_images_take_seconds_and_so_do_as_many_copies() -> None:
+    hashes = np.random.default_rng(0).integers(1, 2**63, (100_000, 2), dtype=np.uint64)
+    hashes[90_000:90_100] = hashes[:100]
+    started = time.process_time()
+    assert len(alike(hashes).pairs) == 100
+    same = alike(np.full((100_000, 2), 7, dtype=np.uint64))
+    assert len(groups(same.pairs)) == 1
+    assert time.process_time() - started < 20
+
+
+def test_a_search_that_finds_too_much_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likeness, "MOST_PAIRS", 50)
+    # 300 hashes that differ in one bit or two from each other
+    hashes = np.stack([np.array([1 << bit, 5], dtype=np.uint64) for bit in range(8, 56)])
+    assert not alike(hashes).is_complete
+
+
+def test_groups_are_what_pairs_join() -> None:
+    assert groups(np.array([[1, 5], [5, 7], [2, 3]])) == [[1, 5, 7], [2, 3]]

@@ -1,0 +1,282 @@
+"""Where image_urls lead, and fetching remote images."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import pytest
+from PIL import Image
+
+from trainer.data.checking import load
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.urls import Resolver, UrlError, local_path, resolve_path
+from trainer.data.validate import validate
+from trainer.tasks import Task
+
+LONG = "azureml://subscriptions/s-1/resourcegroups/g/workspaces/w/datastores/blob/paths"
+
+
+def resolve(image_url: str, base: str = "/data/set", **datastores: str) -> str:
+    resolver = Resolver(base, datastores)
+    index, name = resolver.resolve(image_url)
+    folder = resolver.folders[index]
+    return folder.resolved + (unquote(name) if folder.quoted else name)
+
+
+@pytest.mark.parametrize(
+    ("image_url", "expected"),
+    [
+        ("a.jpg", "/data/set/a.jpg"),
+        ("images/a.jpg", "/data/set/images/a.jpg"),
+        ("./images//a.jpg", "/data/set/images/a.jpg"),
+        ("../images/a.jpg", "/data/images/a.jpg"),
+        ("그림/사진 1.jpg", "/data/set/그림/사진 1.jpg"),
+        ("images\\sub\\a.jpg", "/data/set/images/sub/a.jpg"),
+        ("100%/a%20b.jpg", "/data/set/100%/a%20b.jpg"),
+        ("/abs/a.jpg", "/abs/a.jpg"),
+        ("file:///abs/a%20b.jpg", "/abs/a b.jpg"),
+        ("file://localhost/abs/%EC%82%AC.jpg", "/abs/사.jpg"),
+        ("file:///abs/a#1?.jpg", "/abs/a#1?.jpg"),
+        ("https://host/x/a.jpg?sig=b/c", "https://host/x/a.jpg?sig=b/c"),
+        ("memory://bucket/a.jpg", "memory://bucket/a.jpg"),
+    ],
+)
+def test_resolving(image_url: str, expected: str) -> None:
+    assert resolve(image_url) == expected
+
+
+@pytest.mark.parametrize(
+    ("image_url", "expected"),
+    [
+        ("images/a.jpg", "https://host/data/set/images/a.jpg"),
+        ("../a.jpg", "https://host/data/a.jpg"),
+        ("/abs/a.jpg", "/abs/a.jpg"),
+        ("https://other/a.jpg", "https://other/a.jpg"),
+    ],
+)
+def test_resolving_beside_a_remote_data_file(image_url: str, expected: str) -> None:
+    assert resolve(image_url, "https://host/data/set") == expected
+
+
+@pytest.mark.parametrize(
+    "image_url",
+    [
+        f"{LONG}/images/10.jpg",
+        f"{LONG.replace('resourcegroups', 'resourceGroups')}/images/10.jpg",
+        "azureml://datastores/blob/paths/images/10.jpg",
+        "AmlDatastore://blob/images/10.jpg",
+        "amldatastore://blob/images/10.jpg",
+        "AmlDatastore://blob//images/10.jpg",
+    ],
+)
+def test_datastores(image_url: str, tmp_path: Path) -> None:
+    assert resolve(image_url, blob=str(tmp_path)) == f"{tmp_path}/images/10.jpg"
+    assert resolve(image_url, blob=tmp_path.as_uri()) == f"{tmp_path}/images/10.jpg"
+    assert resolve(image_url, blob="https://host/container") == "https://host/container/images/10.jpg"
+
+
+def test_datastore_content_at_its_root(tmp_path: Path) -> None:
+    assert resolve("AmlDatastore://blob/10.jpg", blob=str(tmp_path)) == f"{tmp_path}/10.jpg"
+    assert resolve(f"{LONG}/10.jpg", blob=str(tmp_path)) == f"{tmp_path}/10.jpg"
+
+
+def test_links_and_parents(tmp_path: Path) -> None:
+    (tmp_path / "real" / "set").mkdir(parents=True)
+    (tmp_path / "real" / "images").mkdir()
+    (tmp_path / "real" / "images" / "a.jpg").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "set")
+    assert os.path.exists(resolve("../images/a.jpg", str(tmp_path / "link")))
+
+
+@pytest.mark.parametrize(
+    ("image_url", "said"),
+    [
+        ("", "must name an image file"),
+        ("images/", "must name an image file"),
+        ("..", "must name an image file"),
+        ("a\0.jpg", "must name an image file"),
+        ("azureml://jobs/x/a.jpg", "must have the form azureml://…/datastores/NAME/paths/PATH"),
+        ("nonsense://x/a.jpg", "must have a protocol that can be read here, got nonsense://"),
+        ("C:\\data\\a.jpg", "must be a path of this machine"),
+        (f"{LONG}/a.jpg", "say where its content lies with --datastore blob=DIR_OR_URL"),
+    ],
+)
+def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
+    with pytest.raises(UrlError) as caught:
+        resolve(image_url)
+    assert said in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("adlfs") is not None, reason="adlfs, an extra, is installed")
+@pytest.mark.parametrize("protocol", ["abfs", "abfss", "az"])
+def test_azures_storage_needs_an_extra(protocol: str) -> None:
+    with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install 'image-trainer\[azure\]'"):
+        resolve(f"{protocol}://container@account.dfs.core.windows.net/images/a.jpg")
+    with pytest.raises(UrlError, match=r"pip install 'image-trainer\[azure\]'"):
+        resolve(f"{LONG}/a.jpg", blob=f"{protocol}://container")
+
+
+def test_an_old_protocol_of_azures_storage_is_written_anew() -> None:
+    with pytest.raises(UrlError, match="write abfss://CONTAINER@ACCOUNT"):
+        resolve("wasbs://container@account.blob.core.windows.net/a.jpg")
+
+
+def test_a_datastore_directory_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UrlError, match="mapped to a directory that exists"):
+        resolve(f"{LONG}/a.jpg", blob=str(tmp_path / "no"))
+
+
+def test_an_unmapped_datastore_is_said_once(write_lines: Callable[..., Path]) -> None:
+    lines = [{"image_url": f"{LONG}/{n // 2}/{n}.jpg", "label": "x"} for n in range(6)]
+    lines.append({"image_url": "AmlDatastore://other/1.jpg", "label": "x"})
+    path = write_lines(lines)
+    result = read([path], Task.CLASSIFICATION)
+    first, second = map(str, result.problems)
+    assert "the datastore 'blob' must be mapped (mapped: none)" in first
+    assert "--datastore blob=DIR_OR_URL; on 6 lines, here first" in first
+    assert "--datastore other=DIR_OR_URL" in second
+    assert len(result.skipped) == 7
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves `files` by path; `failures` holds statuses to answer first."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.failures: list[int] = []
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        path = unquote(self.path)
+        self.server.requests.append(path)
+        content = self.server.files.get(path)
+        status = self.server.failures.pop(0) if self.server.failures else 200 if content is not None else 404
+        body = content if status == 200 and content is not None else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the tests quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    with _Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRAINER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("trainer.data.reading.urls.time.sleep", lambda seconds: None)
+    return tmp_path / "cache"
+
+
+def test_remote_images_are_fetched_once(server: _Server, cache: Path) -> None:
+    server.files["/사진 1.jpg"] = b"content"
+    url = f"{server.url}/사진 1.jpg"
+    first, second = local_path(url), local_path(url)
+    assert first == second
+    assert first.read_bytes() == b"content"
+    assert first.is_relative_to(cache)
+    assert first.suffix == ".jpg"
+    assert server.requests.count("/사진 1.jpg") == 1
+    server.files["/사진 1.jpg"] = b"changed"
+    assert local_path(url, refresh=True).read_bytes() == b"changed"
+
+
+def test_many_threads_fetch_one_image(server: _Server, cache: Path) -> None:
+    server.files["/a.bin"] = os.urandom(300_000)
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(local_path, [f"{server.url}/a.bin"] * 16))
+    assert len(set(paths)) == 1
+    assert paths[0].read_bytes() == server.files["/a.bin"]
+    assert [path for path in cache.rglob("*") if path.is_file()] == [paths[0]], "no leftovers"
+
+
+def test_passing_errors_are_tried_again(server: _Server) -> None:
+    server.files["/a"] = b"content"
+    server.failures = [503, 503]
+    assert local_path(f"{server.url}/a").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(("statuses", "said"), [([500] * 9, "HTTP status 500"), ([403], "HTTP status 403")])
+def test_lasting_errors_name_url_and_status(
+    statuses: list[int], said: str, server: _Server, cache: Path
+) -> None:
+    server.failures = list(statuses)
+    with pytest.raises(UrlError) as caught:
+        local_path(f"{server.url}/a")
+    assert said in str(caught.value)
+    assert f"{server.url}/a" in str(caught.value)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+def test_missing_and_unreachable(server: _Server) -> None:
+    with pytest.raises(UrlError, match="404"):
+        local_path(f"{server.url}/no.jpg")
+    assert len(server.requests) <= 2, "a missing file is not asked for again and again"
+    with pytest.raises(UrlError, match="must be a URL that can be fetched"):
+        local_path("http://127.0.0.1:9/a.jpg")
+
+
+def test_a_whole_set_over_http(server: _Server, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    server.files["/set/images/a.png"] = server.files["/set/images/b.png"] = (tmp_path / "a.png").read_bytes()
+    server.files["/set/images/c.png"] = b"broken"
+    server.files["/set/train.jsonl"] = b"".join(
+        b'{"image_url": "images/%s.png", "label": "%s"}\n' % (name, name) for name in (b"a", b"b", b"c", b"d")
+    )
+    server.files["/set/MLTable"] = b"paths:\n  - file: ./train.jsonl\n"
+    for data in (f"{server.url}/set/train.jsonl", f"{server.url}/set"):
+        report = validate(Task.CLASSIFICATION, [data], images=True)
+        assert report.errors == 2
+        assert "train.jsonl:3: image_url: must name an image that can be read" in str(report.problems[0])
+        assert "404" in str(report.problems[1])
+
+
+def test_any_protocol_of_fsspec(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    files = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        files.pipe(f"/bucket/images/{name}.png", (tmp_path / "a.png").read_bytes())
+    lines = b'{"image_url": "images/a.png", "label": "x"}\n{"image_url": "images/b.png", "label": "y"}\n'
+    files.pipe("/bucket/train.jsonl", lines)
+    data = load(Task.CLASSIFICATION, ["memory://bucket/train.jsonl"], progress=False)
+    assert local_path(data.train.source(0)).is_file()
+
+
+def test_paths_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("train.jsonl", {}) == str(tmp_path / "train.jsonl")
+    assert resolve_path((tmp_path / "a b").as_uri(), {}) == str(tmp_path / "a b")
+    mapped = resolve_path("azureml://datastores/blob/paths/x/train", {"blob": str(tmp_path)})
+    assert mapped == str(tmp_path / "x" / "train")

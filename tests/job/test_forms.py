@@ -1,0 +1,373 @@
+"""The other forms of a job: older YAML, what the Python SDK and the REST interface write, and SDK v1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.errors import JobError, Problem
+from trainer.job import file as job_file
+from trainer.job import job as jobs
+from trainer.job.forms import snake_case
+from trainer.job.job import Job
+from trainer.settings import Settings
+from trainer.tasks import Task
+
+SDK = """\
+$schema: https://azuremlschemas.azureedge.net/latest/autoMLJob.schema.json
+id: azureml:/subscriptions/0/resourceGroups/g/workspaces/w/jobs/apples
+name: good_apple_4711
+display_name: good apples
+status: Completed
+type: automl
+creation_context: {created_at: '2024-05-06T07:08:09.000000+00:00', created_by: Somebody}
+services:
+  Studio: {endpoint: 'https://example.org', type: Studio}
+experiment_name: apples
+compute: azureml:gpu-cluster
+identity: {type: aml_token}
+resources: {instance_count: 1, shm_size: 2g}
+environment_variables: {}
+outputs:
+  best_model: {mode: rw_mount, type: mlflow_model}
+properties: {mlflow.source.git.branch: main}
+tags: {fruit: apple}
+log_verbosity: info
+task: image_object_detection
+primary_metric: mean_average_precision
+target_column_name: label
+training_data: {mode: eval_mount, path: 'azureml:azureml_apples_input_data_training_data:1', type: mltable}
+validation_data: {path: ./valid, type: mltable}
+validation_data_size: 0.2
+limits: {max_concurrent_trials: 2, max_trials: 6, timeout_minutes: 90}
+training_parameters: {early_stopping: true, evaluation_frequency: 1, optimizer: sgd}
+sweep:
+  sampling_algorithm: Random
+  early_termination:
+    {delay_evaluation: 6, evaluation_interval: 2, slack_amount: 0.0, slack_factor: 0.2, type: bandit}
+search_space:
+- learning_rate: {max_value: 0.01, min_value: 0.0001, type: uniform}
+  model_name: {type: choice, values: [yolov5]}
+  model_size: {type: choice, values: [small, medium]}
+- min_size: {type: choice, values: [600, 800]}
+  model_name: fasterrcnn_resnet50_fpn
+  optimizer: {type: choice, values: [sgd, adam, adamw]}
+"""
+
+TASK_DETAILS: dict[str, Any] = {
+    "taskType": "ImageObjectDetection",
+    "primaryMetric": "MeanAveragePrecision",
+    "targetColumnName": "label",
+    "logVerbosity": "Info",
+    "trainingData": {"jobInputType": "mltable", "uri": "train", "mode": "ReadOnlyMount", "description": None},
+    "validationData": None,
+    "validationDataSize": 0.25,
+    "limitSettings": {"maxTrials": 8, "maxConcurrentTrials": 2, "timeout": "PT1H30M"},
+    "modelSettings": {
+        "evaluationFrequency": 1,
+        "earlyStopping": True,
+        "checkpointModel": None,
+        "learningRateScheduler": "WarmupCosine",
+        "warmupCosineLRCycles": 0.4,
+        "stepLRStepSize": 3,
+    },
+    "sweepSettings": {
+        "samplingAlgorithm": "Bayesian",
+        "earlyTermination": {"policyType": "MedianStopping", "evaluationInterval": 2, "delayEvaluation": 5},
+    },
+    "searchSpace": [
+        {
+            "modelName": "choice('yolov5')",
+            "modelSize": "choice('small','medium')",
+            "stepLRGamma": "uniform(0.1,0.9)",
+        },
+        {"modelName": "fasterrcnn_resnet50_fpn", "learningRate": "uniform(0.001,0.01)", "minSize": None},
+    ],
+}
+
+BODY: dict[str, Any] = {
+    "id": "/subscriptions/0/jobs/apples",
+    "name": "apples",
+    "type": "Microsoft.MachineLearningServices/workspaces/jobs",
+    "systemData": {"createdAt": "2024-05-06T07:08:09Z"},
+    "properties": {
+        "jobType": "AutoML",
+        "displayName": "good apples",
+        "experimentName": "apples",
+        "computeId": "/subscriptions/0/computes/gpu",
+        "isArchived": False,
+        "identity": {"identityType": "AMLToken"},
+        "resources": {"instanceCount": 1},
+        "tags": {"fruit": "apple"},
+        "properties": {"node_count_per_trial": "2"},
+        "outputs": None,
+        "services": {},
+        "taskDetails": TASK_DETAILS,
+    },
+}
+
+
+def read(folder: Path, content: Any, name: str = "job.yml") -> tuple[Job, list[str]]:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    values, ignored = job_file.read(path)
+    return jobs.make(str(path), **values), ignored
+
+
+def read_v1(folder: Path, **content: Any) -> Job:
+    together = {"task": "image-object-detection", "training_data": {"path": "train"}, **content}
+    return read(folder, yaml.safe_dump(together))[0]
+
+
+def problems_of(folder: Path, content: Any) -> list[Problem]:
+    with pytest.raises(JobError) as caught:
+        read(folder, content)
+    return list(caught.value.problems)
+
+
+def test_what_the_python_sdk_writes_is_read(tmp_path: Path) -> None:
+    mapped = SDK + "local: {data_assets: {azureml_apples_input_data_training_data: train}}\n"
+    job, ignored = read(tmp_path, mapped)
+    content = yaml.safe_load(SDK)
+    assert (job.task, job.name, job.metric) == (Task.DETECTION, "good apples", "mean_average_precision")
+    assert (job.training_data, job.validation_data) == (
+        (str(tmp_path / "train"),),
+        (str(tmp_path / "valid"),),
+    )
+    assert job.limits.model_dump() == content["limits"]
+    assert job.settings == content["training_parameters"]
+    assert list(job.search_space) == content["search_space"]
+    assert job.sweep is not None
+    assert job.sweep.sampling_algorithm.type == "random"
+    assert job.sweep.early_termination == content["sweep"]["early_termination"]
+    assert ignored == [
+        "compute", "creation_context", "id", "identity", "log_verbosity", "outputs",
+        "properties", "resources", "services", "status", "tags", "target_column_name", "training_data.mode",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["whole body", "its properties", "the task alone"])
+@pytest.mark.parametrize("name", ["job.json", "job.yml"])
+def test_the_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
+    bodies = {"whole body": BODY, "its properties": BODY["properties"], "the task alone": TASK_DETAILS}
+    job, ignored = read(tmp_path, bodies[form], name)
+    assert (job.task, job.metric) == (Task.DETECTION, "mean_average_precision")
+    assert job.training_data == (str(tmp_path / "train"),)
+    assert (job.validation_data, job.validation_data_size) == ((), 0.25)
+    assert job.limits.model_dump() == {"timeout_minutes": 90, "max_trials": 8, "max_concurrent_trials": 2}
+    assert job.settings == {
+        "evaluation_frequency": 1,
+        "early_stopping": True,
+        "learning_rate_scheduler": "WarmupCosine",
+        "warmup_cosine_lr_cycles": 0.4,
+        "step_lr_step_size": 3,
+    }
+    assert job.sweep is not None
+    assert job.sweep.sampling_algorithm.type == "bayesian"
+    assert job.sweep.early_termination == {
+        "type": "median_stopping",
+        "evaluation_interval": 2,
+        "delay_evaluation": 5,
+    }
+    assert job.search_space == (
+        {
+            "model_name": "choice('yolov5')",
+            "model_size": "choice('small','medium')",
+            "step_lr_gamma": "uniform(0.1,0.9)",
+        },
+        {"model_name": "fasterrcnn_resnet50_fpn", "learning_rate": "uniform(0.001,0.01)"},
+    )
+    assert {"log_verbosity", "target_column_name", "training_data.mode"} <= set(ignored)
+    if form != "the task alone":
+        assert (job.name, job.nodes) == ("good apples", 2)
+        assert job.experiment_name == "apples"
+        assert {"compute", "identity", "resources", "tags"} <= set(ignored)
+        assert not {"properties", "outputs", "services"} & set(ignored)
+
+
+def test_every_settings_name_is_found_again_in_camel_case() -> None:
+    for name in Settings.model_fields:
+        first, *others = name.split("_")
+        camel = first + "".join(word.upper() if word == "lr" else word.capitalize() for word in others)
+        assert snake_case(camel) == name
+
+
+@pytest.mark.parametrize(
+    ("duration", "minutes"),
+    [("PT60M", 60), ("PT2H", 120), ("P1D", 1440), ("P1DT1H1M", 1501), ("PT90S", 2), ("pt0.5h", 30)],
+)
+def test_a_duration_becomes_minutes(tmp_path: Path, duration: str, minutes: int) -> None:
+    job, _ = read(tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}})
+    assert job.limits.timeout_minutes == minutes
+
+
+@pytest.mark.parametrize("duration", ["60", "PT", "P", "", "PT0M", 60, "one hour"])
+def test_another_time_limit_is_refused_with_an_example(tmp_path: Path, duration: Any) -> None:
+    (problem,) = problems_of(
+        tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}}
+    )
+    assert problem.field == "limits.timeout"
+    assert "PT60M" in problem.rule
+
+
+def test_the_limits_of_a_sweep_may_stand_in_it_as_they_used_to(tmp_path: Path) -> None:
+    text = """\
+task: image_instance_segmentation
+training_data: {path: train}
+limits: {timeout_minutes: 60, max_trials: 1, max_concurrent_trials: 1}
+image_model: {early_stopping: True}
+sweep:
+  limits: {max_trials: 10, max_concurrent_trials: 2}
+  sampling_algorithm: random
+search_space:
+  - model_name: "maskrcnn_resnet50_fpn"
+    learning_rate: "uniform(0.0001, 0.001)"
+"""
+    job, _ = read(tmp_path, text)
+    assert job.limits.model_dump() == {"timeout_minutes": 60, "max_trials": 10, "max_concurrent_trials": 2}
+    assert job.settings == {"early_stopping": True}
+    assert job.search_space == (
+        {"model_name": "maskrcnn_resnet50_fpn", "learning_rate": "uniform(0.0001, 0.001)"},
+    )
+
+
+def test_the_arguments_of_sdk_v1_are_read(tmp_path: Path) -> None:
+    job = read_v1(
+        tmp_path,
+        compute_target="gpu-cluster",
+        label_column_name="label",
+        validation_size=0.3,
+        hyperparameter_sampling={
+            "name": "RandomParameterSampling",
+            "seed": 3,
+            "parameter_space": {
+                "model_name": ["choice", [["yolov5", "fasterrcnn_resnet50_fpn"]]],
+                "learning_rate": ["uniform", [0.001, 0.01]],
+                "weight_decay": ["loguniform", [-9, -7]],
+                "optimizer": ["choice", ["sgd", "adam"]],
+            },
+        },
+        policy={"name": "BanditPolicy", "properties": {"slack_factor": 0.2, "evaluation_interval": 2}},
+        iterations=20,
+        max_concurrent_iterations=4,
+        experiment_timeout_hours=0.25,
+        arguments=["--early_stopping", 1, "--grad_accumulation_step", 2],
+        checkpoint_run_id="0123456789abcdef0123456789abcdef",
+    )
+    assert job.task is Task.DETECTION
+    assert job.limits.model_dump() == {"timeout_minutes": 15, "max_trials": 20, "max_concurrent_trials": 4}
+    assert job.validation_data_size == 0.3
+    assert job.settings == {
+        "early_stopping": 1,
+        "grad_accumulation_step": 2,
+        "checkpoint_run_id": "0123456789abcdef0123456789abcdef",
+    }
+    assert job.search_space == (
+        {
+            "model_name": {"type": "choice", "values": ["yolov5", "fasterrcnn_resnet50_fpn"]},
+            "learning_rate": "uniform(0.001, 0.01)",
+            "weight_decay": "loguniform(-9, -7)",
+            "optimizer": {"type": "choice", "values": ["sgd", "adam"]},
+        },
+    )
+    assert job.sweep is not None
+    algorithm = job.sweep.sampling_algorithm
+    assert (algorithm.type, algorithm.seed) == ("random", 3)
+    assert job.sweep.early_termination == {"type": "bandit", "slack_factor": 0.2, "evaluation_interval": 2}
+
+
+def test_v1s_choice_of_maps_becomes_sub_spaces(tmp_path: Path) -> None:
+    models = [
+        {"model_name": "choice('yolov5')", "model_size": "choice('small', 'medium')"},
+        {"model_name": "choice('fasterrcnn_resnet50_fpn')", "min_size": "choice(600, 800)"},
+    ]
+    sampling = {
+        "name": "GRID",
+        "parameter_space": {"seed": "choice(1, 2)", "model": {"type": "choice", "values": models}},
+    }
+    job = read_v1(tmp_path, hyperparameter_sampling=sampling, iterations=3)
+    assert job.search_space == tuple({"seed": "choice(1, 2)", **model} for model in models)
+    assert job.sweep is not None
+    assert job.sweep.sampling_algorithm.type == "grid"
+
+
+@pytest.mark.parametrize("policy", ["NoTerminationPolicy", {"name": "DEFAULT"}, {"policyType": "none"}])
+def test_no_policy_is_none(tmp_path: Path, policy: Any) -> None:
+    job = read_v1(tmp_path, early_termination_policy=policy, iterations=2)
+    assert job.sweep is None
+
+
+@pytest.mark.parametrize(
+    "name", ["BayesianParameterSampling", "BAYESIANOPTIMIZATION", "Bayesian", "bayesian"]
+)
+def test_any_name_of_a_sampling_algorithm_will_do(tmp_path: Path, name: str) -> None:
+    job = read_v1(tmp_path, hyperparameter_sampling=name, iterations=2)
+    assert job.sweep is not None
+    assert job.sweep.sampling_algorithm.type == "bayesian"
+
+
+@pytest.mark.parametrize(("hours", "minutes"), [(2, 120), ("0.5", 30), (0.01, 1)])
+def test_v1_counts_hours(tmp_path: Path, hours: Any, minutes: int) -> None:
+    assert read_v1(tmp_path, experiment_timeout_hours=hours).limits.timeout_minutes == minutes
+
+
+@pytest.mark.parametrize("hours", [0, -1, "an hour", float("nan"), True, [1]])
+def test_hours_that_are_no_number_are_refused(tmp_path: Path, hours: Any) -> None:
+    with pytest.raises(JobError, match="experiment_timeout_hours: must be a number of hours over 0"):
+        read_v1(tmp_path, experiment_timeout_hours=hours)
+
+
+@pytest.mark.parametrize("arguments", ["--seed 1", ["--seed"], ["seed", 1], [1, 2]])
+def test_arguments_come_in_pairs(tmp_path: Path, arguments: Any) -> None:
+    (problem,) = problems_of(
+        tmp_path, {"task": "image-object-detection", "training_data": "a", "arguments": arguments}
+    )
+    assert problem.field == "arguments"
+
+
+def test_what_is_said_in_two_forms_must_be_the_same(tmp_path: Path) -> None:
+    content = {
+        "task": "image_classification",
+        "taskType": "ImageObjectDetection",
+        "training_data": {"path": "a", "uri": "b"},
+        "limits": {"max_trials": 3},
+        "iterations": 4,
+    }
+    problems = {problem.field: problem.rule for problem in problems_of(tmp_path, content)}
+    assert problems == {
+        "taskType": "is given twice, as task too",
+        "training_data.uri": "is given twice, as path too",
+        "iterations": "is given twice, as limits.max_trials too",
+    }
+
+
+def test_an_unknown_key_is_shown_as_it_is_written(tmp_path: Path) -> None:
+    details = TASK_DETAILS | {"primaryMetrics": "x", "limitSettings": {"maxTrails": 3}}
+    problems = {problem.field: problem.hint for problem in problems_of(tmp_path, {"taskDetails": details})}
+    assert problems == {
+        "primaryMetrics": "did you mean primary_metric?",
+        "limits.maxTrails": "did you mean max_trials?",
+    }
+    job, _ = read(
+        tmp_path,
+        TASK_DETAILS
+        | {
+            "modelSettings": {"learningRte": 1},
+            "searchSpace": None,
+            "sweepSettings": None,
+            "limitSettings": None,
+        },
+    )
+    with pytest.raises(JobError, match=r"learningRte: no setting has this name; did you mean learning_rate"):
+        job.resolve_settings()
+
+
+def test_nulls_of_a_body_are_what_is_not_set_but_those_of_yaml_are_values(tmp_path: Path) -> None:
+    body = TASK_DETAILS | {"modelSettings": {"layersToFreeze": None}}
+    assert read(tmp_path, body)[0].settings == {}
+    text = "task: object-detection\ntraining_data: a\ntraining_parameters: {layers_to_freeze: null}\n"
+    assert read(tmp_path, text)[0].settings == {"layers_to_freeze": None}

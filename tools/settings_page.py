@@ -1,0 +1,98 @@
+"""The table of all settings in docs/settings.md: `python -m tools.settings_page > docs/settings.md`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic.fields import FieldInfo
+
+from trainer import settings
+from trainer.models import catalog
+from trainer.settings import Settings
+from trainer.tasks import Task
+
+_BOUNDS: dict[type, tuple[str, str]] = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
+
+_INTRODUCTION = """\
+# Settings
+
+Every hyperparameter, by what it is for. Each may stand in a job file under `training_parameters`, in Python
+in `Job.settings`, and on the command line as a flag (`--number-of-epochs`). This page is generated from
+`trainer/settings.py` by `python -m tools.settings_page`.
+"""
+
+_MODERN = """\
+## The modern recipe
+
+With `--recipe modern` other defaults hold: today's ways of fine-tuning networks that start from published
+weights. Each may still be set. Of timm's other models, transformers and ConvNeXts have a `layer_decay` of
+0.75 and a `learning_rate` of 0.0003. A training from scratch wants more epochs, and for transformers no
+`layer_decay`.
+"""
+_UNCHANGED = "those of the reference"
+
+
+def settings_table() -> str:
+    """docs/settings.md as text: a table for each group, in the order of the help."""
+    groups: dict[str, list[str]] = {}
+    for name, info in Settings.model_fields.items():
+        older = "".join(f"<br>`{alias}`" for alias in settings.aliases_of(name))
+        cells = [
+            f"`{name}`{older}",
+            _kind(info),
+            settings.default_in_words(name),
+            settings.takers(name) or "all",
+            info.description or "",
+        ]
+        groups.setdefault(settings.group_of(name), []).append(f"| {' | '.join(cells)} |")
+    head = "| name, older names | values | default | models | effect |\n|---|---|---|---|---|"
+    tables = [f"## {group}\n\n{head}\n" + "\n".join(rows) + "\n" for group, rows in groups.items()]
+    return "\n".join([_INTRODUCTION, *tables, _MODERN, _modern_table()])
+
+
+def _modern_table() -> str:
+    """The defaults of the modern recipe that are others than the reference's, for models that share them."""
+    rows: dict[tuple[str, bool], list[str]] = {}
+    for entry in catalog.MODELS.values():
+        for task in entry.tasks:
+            usual, modern = (
+                settings.default_settings(task, entry.name, recipe) for recipe in ("reference", "modern")
+            )
+            values = ", ".join(
+                f"`{name}` {settings.shown(value)}"
+                for name, value in modern.items()
+                if value != usual[name] and name != "recipe"
+            )
+            rows.setdefault((values, task is Task.MULTILABEL), []).append(entry.name)
+    lines = [
+        f"| {settings.joined(names)}{' with several labels' if several else ''} | {values or _UNCHANGED} |"
+        for (values, several), names in rows.items()
+    ]
+    return "| models | defaults |\n|---|---|\n" + "\n".join(lines) + "\n"
+
+
+def _kind(info: FieldInfo) -> str:
+    """A field's values in words: `float ≥ 0, ≤ 1`."""
+    annotation: Any = info.annotation
+    if type(None) in get_args(annotation):
+        (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
+    if get_origin(annotation) is Literal:
+        return ", ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) is Union:
+        return " or ".join(_kind(FieldInfo.from_annotation(kind)) for kind in get_args(annotation))
+    kind = getattr(annotation, "__name__", str(annotation))
+    bounds = [
+        f"{sign} {getattr(bound, attribute)}"
+        for bound in info.metadata
+        for marker, (attribute, sign) in _BOUNDS.items()
+        if isinstance(bound, marker)
+    ]
+    names = {"AdvancedSettings": "JSON object", "str": "text"}
+    return f"{names.get(kind, kind)} {', '.join(bounds)}".strip()
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(settings_table())

@@ -1,0 +1,234 @@
+"""Reads job files: Azure's YAML and JSON forms → the values of a Job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import JobError, Problem
+from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SETTINGS, SWEEP, nearest, to_yaml_form
+from trainer.job.job import RUN_ID
+from trainer.job.places import anchored, is_remote, tracking_place
+from trainer.job.sweep import MODEL_NAME
+
+_LOCAL_KEYS = (
+    *("weights", "gpus", "processes", "datastores", "data_assets", "skip_invalid"),
+    *("objective", "max_latency_ms", "storage", "study", "tracking_uri", "register_model"),
+)
+_DATA_KEYS = ("path", "type", "mode")
+_CLOUD_DATA_KEYS = ("mode", "description", "datastore")
+_DATA_TYPES = ("mltable", "uri_file", "uri_folder")
+_NODES = "node_count_per_trial"
+_SECTIONS = ("training_parameters", "limits", "sweep", "properties", "local")
+_EMPTY: tuple[Any, ...] = (None, "", {}, [])
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The values of a job file, as `trainer.job.job.make` takes them, and the keys that mean nothing here.
+
+    Raises:
+        JobError: the file is missing, neither YAML nor JSON, or holds keys that are unknown or misplaced.
+    """
+    where = str(path)
+    content = _load(path)
+    if content.get("jobs") or str(content.get("type", "")).lower() == "pipeline":
+        raise JobError("the job file cannot be used:", [_pipeline(where, content)])
+    form, problems = to_yaml_form(content, where)
+    problems += [
+        Problem(where, key, "must be a mapping", repr(form[key]))
+        for key in _SECTIONS
+        if form.get(key) is not None and not isinstance(form[key], Mapping)
+    ]
+    if not problems:
+        problems = [*_unknown(where, form), *_bound(where, form)]
+        if str(form.get("type") or "automl").lower() != "automl":
+            problems.append(Problem(where, "type", "must be automl", repr(form["type"])))
+        problems += _check_local(where, form.get("local") or {})
+    if problems:
+        raise JobError("the job file cannot be used:", problems)
+    ignored = {key for key in CLOUD_KEYS & form.keys() if form[key] not in _EMPTY}
+    return _values(path, form, ignored), sorted(ignored)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"the key {name!r} stands twice")
+    return dict(pairs)
+
+
+def _load(path: Path) -> Mapping[Any, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".json":  # YAML would take no tabs
+            content = json.loads(text, object_pairs_hook=_unique)
+        else:
+            content = yaml.load(text, _UniqueKeys)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise JobError("the job file cannot be read", [Problem(str(path), "", str(error))]) from error
+    if not isinstance(content, Mapping):
+        raise JobError("the job file cannot be read", [Problem(str(path), "", "must hold a YAML mapping")])
+    return content
+
+
+def _pipeline(where: str, content: Mapping[Any, Any]) -> Problem:
+    steps = content.get("jobs")
+    steps = steps if isinstance(steps, Mapping) else {}
+    own = [name for name, step in steps.items() if isinstance(step, Mapping) and step.get("type") == "automl"]
+    which = " or ".join(f"jobs.{name}" for name in own) or "its automl job"
+    hint = f"put {which} into a file of its own, with values in place of ${{{{…}}}}"
+    return Problem(where, "jobs" if steps else "type", "is a pipeline; this runs one automl job", hint=hint)
+
+
+def _unknown(where: str, form: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for key in form:
+        if key in SETTINGS or key == MODEL_NAME:
+            hint = "put it under training_parameters"
+            problems.append(Problem(where, key, "is a training parameter", hint=hint))
+        elif key not in KEYS and key not in CLOUD_KEYS:
+            hint = nearest(key, KEYS | CLOUD_KEYS)
+            problems.append(Problem(where, key, "no job file has this key", hint=hint))
+    sections: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "limits": (form.get("limits"), LIMITS),
+        "sweep": (form.get("sweep"), SWEEP),
+        "local": (form.get("local"), _LOCAL_KEYS),
+    }
+    algorithm = (form.get("sweep") or {}).get("sampling_algorithm")
+    sections["sweep.sampling_algorithm"] = (algorithm if isinstance(algorithm, Mapping) else None, SAMPLING)
+    for key in ("training_data", "validation_data"):
+        entries = form.get(key)
+        for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, Mapping):
+                given = {name: value for name, value in entry.items() if name not in _CLOUD_DATA_KEYS}
+                problems += _strange(where, key, given, _DATA_KEYS)
+    for name, (section, known) in sections.items():
+        problems += _strange(where, name, section or {}, known)
+    return problems
+
+
+def _strange(where: str, inside: str, section: Mapping[Any, Any], known: tuple[str, ...]) -> list[Problem]:
+    strange = [str(key) for key in section if key not in known]
+    listed = f"there are {', '.join(known)}"
+    return [
+        Problem(where, f"{inside}.{key}", "no such key", hint=nearest(key, known) or listed)
+        for key in strange
+    ]
+
+
+def _bound(where: str, form: Mapping[str, Any]) -> Iterator[Problem]:
+    """Values that only a pipeline of Azure can fill in."""
+
+    def walk(field: str, value: Any) -> Iterator[Problem]:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from walk(f"{field}.{key}", item)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from walk(f"{field}[{index}]", item)
+        elif isinstance(value, str) and "${{" in value:
+            rule = "must be a value, not an expression that Azure fills in"
+            yield Problem(where, field, rule, repr(value), "write what it stands for")
+
+    for key, value in form.items():
+        if key not in CLOUD_KEYS:
+            yield from walk(key, value)
+
+
+def _check_local(where: str, local: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for key, what in (("datastores", "directories or URLs"), ("data_assets", "files, folders or URLs")):
+        places = local.get(key) or {}
+        if not isinstance(places, Mapping) or not all(isinstance(at, str) and at for at in places.values()):
+            problems.append(Problem(where, f"local.{key}", f"must map names to {what}", repr(places)))
+    return problems
+
+
+def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str, Any]:
+    """The checked form as values of a Job. What it names is relative to the file."""
+    parameters = dict(form.get("training_parameters") or {})
+    local = dict(form.get("local") or {})
+    properties = dict(form.get("properties") or {})
+    values: dict[str, Any] = {
+        key: form[key]
+        for key in ("task", "primary_metric", "validation_data_size", "limits", "search_space")
+        if form.get(key) is not None
+    }
+    for key in ("training_data", "validation_data"):
+        if form.get(key):
+            values[key] = tuple(_data_paths(path, key, form[key], ignored))
+    if form.get("sweep"):
+        values["sweep"] = dict(form["sweep"])
+    if parameters.get(MODEL_NAME) is not None:
+        values["model"] = parameters[MODEL_NAME]
+    parameters.pop(MODEL_NAME, None)
+    if name := form.get("display_name") or form.get("name"):
+        values["name"] = str(name)
+    if experiment := form.get("experiment_name"):
+        values["experiment_name"] = str(experiment)
+    if properties.get(_NODES) is not None:
+        values["nodes"] = properties[_NODES]
+    if properties.keys() - {_NODES}:
+        ignored.add("properties")
+    run = parameters.get(RUN_ID)
+    if isinstance(run, str) and run and (path.parent / run).exists():
+        parameters[RUN_ID] = anchored(run, path.parent)  # as everything that the file names
+    values["settings"] = parameters
+    values.update({key: value for key, value in local.items() if value is not None})
+    if isinstance(local.get("weights"), str):
+        values["weights"] = anchored(local["weights"], path.parent)
+    for key in ("tracking_uri", "storage"):
+        if isinstance(local.get(key), str):
+            values[key] = tracking_place(local[key], path.parent)
+    for key in ("datastores", "data_assets"):
+        if key in values:
+            places = local[key] or {}
+            values[key] = {str(name): anchored(at, path.parent) for name, at in places.items()}
+    return values
+
+
+def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str]:
+    """Paths of a data entry, or of a list of them (our own form)."""
+    paths, problems = [], []
+    for item in entry if isinstance(entry, list) else [entry]:
+        path = item.get("path") if isinstance(item, Mapping) else item
+        if not isinstance(path, str) or not path:
+            rule = "must be a file, an MLTable folder, a URL, or azureml:NAME:VERSION"
+            problems.append(Problem(str(file), f"{key}.path", rule, repr(path)))
+            continue
+        if isinstance(item, Mapping):
+            kind = str(item.get("type", "mltable")).lower()
+            if kind not in _DATA_TYPES:
+                rule = f"must be one of {', '.join(_DATA_TYPES)}"
+                problems.append(Problem(str(file), f"{key}.type", rule, repr(item["type"])))
+            ignored |= {f"{key}.{name}" for name in _CLOUD_DATA_KEYS if item.get(name) not in _EMPTY}
+        paths.append(_data_path(path, file.parent))
+    if problems:
+        raise JobError("the job file cannot be used:", problems)
+    return paths
+
+
+def _data_path(path: str, folder: Path) -> str:
+    if path.startswith("azureml:") and "://" in path.removeprefix("azureml:"):
+        path = path.removeprefix("azureml:")  # so the SDK writes URLs
+    if path.startswith("file:") and not path.startswith("file://"):
+        path = path.removeprefix("file:")  # Azure's prefix of a path beside the job file
+    return path if is_remote(path) else str(folder / path)

@@ -1,0 +1,1 @@
+"""Weights to start from: where they are found, how they are read, and what fits a network."""

@@ -1,0 +1,221 @@
+"""Weights to start from, fitted to a network: what is taken, what starts anew, what is refused."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from trainer.errors import WeightsError
+from trainer.models.catalog import MODELS, TIMM
+from trainer.models.family import Spec
+from trainer.models.weights import sources as weights_sources
+from trainer.models.weights.choice import NONE
+from trainer.models.weights.reading import read
+
+_COUNTER = "num_batches_tracked"
+"""Batch norms count batches under this name; frozen ones do not, and nothing needs the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The weights that a model's library publishes.
+
+    Attributes:
+        files: names under which a directory may hold them, the usual one first.
+        hub: repository on the Hugging Face hub, "" if there is none.
+        url: address of the first file, "" if there is none.
+        md5: of the file, "" where its name or the hub holds a better hash, or none is published.
+        head: prefixes of the tensors that depend on the classes; these alone may differ.
+        prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
+        partial: the file covers only a part of the network (a backbone).
+        covers: prefixes of the network's tensors that the file holds, once adapted; empty: of all.
+        adapt: (tensors, network) → tensors that fit a network of another image size, as the library does it.
+        licence: what the publisher says of these very weights, "" if nothing.
+    """
+
+    files: tuple[str, ...]
+    hub: str = ""
+    url: str = ""
+    md5: str = ""
+    head: tuple[str, ...] = ()
+    prefix: str = ""
+    partial: bool = False
+    covers: tuple[str, ...] = ()
+    adapt: Callable[..., dict[str, Tensor]] | None = None
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was taken from where, and what was not; as text, all of it.
+
+    Attributes:
+        source: the file, or the address it came from.
+        taken: how many of its tensors the network has now.
+        fresh: the network's tensors that keep their random values.
+        left: the file's tensors that the network did not take.
+        resampled: tensors taken at another size, as position embeddings are for another image size, and
+            queries where there are fewer.
+        remarks: what else a user should know.
+    """
+
+    source: str
+    taken: int
+    fresh: tuple[str, ...]
+    left: tuple[str, ...] = ()
+    resampled: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        fresh, left = set(self.fresh), set(self.left)
+        parts = (
+            ("taken at another size", self.resampled),
+            ("in the file, but not taken", [key for key in self.left if key not in fresh]),
+            ("not in the file, so starting anew", [key for key in self.fresh if key not in left]),
+            ("made for other classes, so starting anew", [key for key in self.fresh if key in left]),
+        )
+        text = f"{self.taken} tensors from {self.source}"
+        text += "".join(f" ({remark})" for remark in self.remarks)
+        return text + "".join(f"; {what}: {_named(keys)}" for what, keys in parts if keys)
+
+
+def load(
+    network: nn.Module, model: str, published: Published, choice: str, spec: Spec | None = None
+) -> Loaded | None:
+    """Fill the network from `choice`.
+
+    Args:
+        choice: "none"; "pretrained"; a directory of published files; a run's directory, a packaged model
+            or MLflow's address of one; a file.
+        spec: of the network; with it, what an earlier run trained is checked to be the same model, and its
+            head is taken only if the classes are the same, in the same order.
+
+    Returns:
+        What was loaded; None for "none".
+
+    Raises:
+        WeightsError: nothing there, damaged, not what was published, or made for another network.
+    """
+    if choice == NONE:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        source = weights_sources.find(choice, model, published, Path(scratch))
+        state, described = read(source.path, network, named=source.named)
+    remarks = [source.remark] if source.remark else []
+    before = source.spec or described
+    other_classes = False
+    if before is not None and spec is not None:
+        if _architecture(before) != _architecture(spec):
+            raise WeightsError(
+                f"{source.name} holds {_model_in_words(before)}, but {_model_in_words(spec)} is to be "
+                "trained; incremental training goes on with the same model. Give "
+                f"--model {before.model} --task {before.task}, or weights of {spec.model}"
+            )
+        other_classes = before.classes != spec.classes
+        if other_classes:
+            remarks.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
+    return _fit(network, model, published, state, source.name, remarks, other_classes)
+
+
+def _architecture(spec: Spec) -> tuple[str, ...]:
+    """What two networks that can share their weights have in common."""
+    name = spec.model
+    if spec.family == "classifiers":
+        # One network of timm's goes by several names: ours, timm's, and timm's with the weights' tag.
+        entry = MODELS.get(name)
+        name = (entry.library_name if entry else name.removeprefix(TIMM)).partition(".")[0]
+    return spec.family, name, _size(spec)
+
+
+def _size(spec: Spec) -> str:
+    """Where one name stands for models of several sizes, which of them."""
+    return str(spec.options.get("architecture", ""))
+
+
+def _model_in_words(spec: Spec) -> str:
+    size = _size(spec)
+    return f"{spec.model} for {spec.task}" if size in ("", spec.model) else f"{spec.model} ({size})"
+
+
+def _in_words(classes: tuple[str, ...]) -> str:
+    shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+    return f"{len(classes)} classes: {shown}"
+
+
+def _named(keys: Iterable[str]) -> str:
+    """Tensors by name; many of them by the layers that they lie in."""
+    keys = list(keys)
+    if len(keys) <= 6:
+        return ", ".join(keys)
+    for depth in (3, 2):
+        layers = Counter(".".join(key.split(".")[:depth]) for key in keys)
+        if len(layers) <= 12:
+            break
+    return ", ".join(f"{layer} ({count})" if count > 1 else layer for layer, count in layers.items())
+
+
+def _fit(
+    network: nn.Module,
+    model: str,
+    published: Published,
+    state: Mapping[str, Tensor],
+    source: str,
+    remarks: list[str],
+    other_classes: bool,
+) -> Loaded:
+    own = network.state_dict()
+    in_file = dict(state)
+    if published.adapt is not None:
+        state = published.adapt(dict(state), network)
+    head = published.head
+    needed = [key for key in own if not key.startswith(head)] if head else list(own)
+    left: list[str] = []
+    if published.partial and not any(key in own for key in state):
+        # A backbone's file: its own classifier has no place here.
+        left = [key for key in state if key.startswith("fc.")]
+        state = {published.prefix + key: value for key, value in state.items() if key not in left}
+        needed = [key for key in needed if key.startswith(published.prefix)]
+    elif len(state) < len(in_file):  # what was left out in adapting, beside what was renamed
+        kept = {id(value) for value in state.values()}
+        left = [key for key, value in in_file.items() if key not in state and id(value) not in kept]
+    if published.covers and all(key.startswith(published.covers) for key in state):
+        needed = [key for key in needed if key.startswith(published.covers)]
+    fitting: dict[str, Tensor] = {}
+    for key, value in state.items():
+        of_head = bool(head) and key.startswith(head)
+        if of_head and (other_classes or key not in own or own[key].shape != value.shape):
+            left.append(key)
+        else:
+            fitting[key] = value
+    try:
+        # Not before this are names compared: torchvision's layers rename those of older files as they load.
+        outcome = network.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:4]]
+    else:
+        absent = set(outcome.missing_keys)
+        missing = [key for key in needed if key in absent and not key.endswith(_COUNTER)]
+        # A deeper network's file holds all that a shallower one asks for.
+        surplus = [key for key in outcome.unexpected_keys if not key.endswith(_COUNTER)]
+        reasons = [f"it lacks {', '.join(missing[:3])}"] if missing else []
+        reasons += [f"it also holds {', '.join(surplus[:3])}"] if surplus else []
+    if reasons:
+        raise WeightsError(
+            f"{source} does not fit {model}, it was made for another network: {'; '.join(reasons)}. "
+            f"Give the weights of {model}, {published.files[0]}, or --weights none"
+        )
+    return Loaded(
+        source,
+        taken=len(fitting) - len(outcome.unexpected_keys),
+        fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
+        left=tuple(key for key in left if not key.endswith(_COUNTER)),
+        resampled=tuple(
+            key for key, value in fitting.items() if key in in_file and in_file[key].shape != value.shape
+        ),
+        remarks=tuple(remarks),
+    )

@@ -1,0 +1,270 @@
+"""Finds the file that a choice of weights means: published, downloaded or local, or an earlier run's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainer.errors import WeightsError
+from trainer.models.family import Spec
+from trainer.models.weights.choice import PRETRAINED, is_address
+from trainer.models.weights.reading import brief, read_spec
+
+if TYPE_CHECKING:
+    from trainer.models.weights.loading import Published
+
+# Where a run keeps the weights that it packaged, and beside them what they are the weights of.
+_PACKAGED = ("model/artifacts", "artifacts", ".")
+_WEIGHTS_FILE, _SPEC_FILE = "weights.pt", "spec.json"
+_BEST_CHECKPOINT = "checkpoints/best.ckpt"
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_UNTELLING = ("checkpoint_best_regular.pth",)  # several models' name at rfdetr's, and of all that it trains
+_MD5 = "md5:"  # before a hash of that kind
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of weights.
+
+    Attributes:
+        path: the file.
+        name: what to call it in messages.
+        spec: of the network that an earlier run trained; None for published files.
+        named: the user named this very file.
+        remark: what the user should know of it, "" if nothing.
+    """
+
+    path: Path
+    name: str
+    spec: Spec | None = None
+    named: bool = False
+    remark: str = ""
+
+
+def find(choice: str, model: str, published: Published, scratch: Path) -> Source:
+    """The file that `choice` means. Only "pretrained" and MLflow's addresses may use the network.
+
+    Args:
+        choice: "pretrained", a directory of published files, a run's directory, a packaged model, a file,
+            or an address that MLflow resolves.
+        scratch: an empty directory for what MLflow fetches; needed until the file is read.
+
+    Raises:
+        WeightsError: nothing there, or a file that is not what was published.
+    """
+    if choice == PRETRAINED:
+        return _source(_download(model, published))
+    if is_address(choice):
+        return _from_mlflow(choice, scratch)
+    path = Path(choice).expanduser()
+    if path.is_file():
+        return Source(path, str(path), spec=_spec_of(path), named=True, remark=_forged(path, published))
+    if not path.is_dir():
+        raise WeightsError(
+            f"--weights {path}: no such file or directory; give a file, a directory of published files, a "
+            "run's directory, or none"
+        )
+    return _of_run(path) or _source(_in_directory(path, model, published))
+
+
+def published_names(published: Published) -> tuple[str, ...]:
+    """Every name under which a directory may hold the file, the one at its address included."""
+    at_address = PurePosixPath(published.url).name
+    tells = at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _UNTELLING
+    more = (at_address,) if tells else ()
+    return tuple(dict.fromkeys((*published.files, *more)))
+
+
+def hash_in_name(name: str) -> str:
+    """The beginning of its SHA-256 that a publisher puts into a file's name, `name-HASH.pth`; or ""."""
+    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    return found[1] if found else ""
+
+
+def _source(path: Path) -> Source:
+    return Source(path, str(path))
+
+
+def _of_run(directory: Path) -> Source | None:
+    """The scored weights of a run or of a packaged model; of a run that did not end, its best so far."""
+    for place in _PACKAGED:
+        path = directory / place / _WEIGHTS_FILE
+        spec = _spec_of(path)
+        if spec is not None and path.is_file():
+            return Source(path, str(path), spec=spec)
+    path = directory / _BEST_CHECKPOINT
+    if not path.is_file():
+        return None
+    remark = "the run has not finished: its best epoch so far"
+    return Source(path, str(path), remark=remark)
+
+
+def _spec_of(path: Path) -> Spec | None:
+    """The spec beside a packaged model's weights, or that of the run to which a checkpoint belongs."""
+    places = [path.parent / _SPEC_FILE]
+    if path.parent.name == "checkpoints":
+        places.append(path.parent.parent / _PACKAGED[0] / _SPEC_FILE)
+    for place in places:
+        if place.is_file():
+            return read_spec(place.read_bytes(), place)
+    return None
+
+
+def _from_mlflow(address: str, scratch: Path) -> Source:
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        directory = Path(download_artifacts(artifact_uri=address, dst_path=str(scratch)))
+    except (MlflowException, OSError) as error:
+        raise WeightsError(
+            f"{address}: MLflow finds no such model in its store at {mlflow.get_tracking_uri()}: "
+            f"{brief(error)}. Name the store by MLFLOW_TRACKING_URI, or give the directory of the run"
+        ) from error
+    found = _of_run(directory)
+    if found is None or found.spec is None:
+        raise WeightsError(
+            f"{address}: lacks artifacts/{_WEIGHTS_FILE}; only models that `trainer fit` packaged can be "
+            "trained further"
+        )
+    return Source(found.path, address, spec=found.spec)
+
+
+def _in_directory(directory: Path, model: str, published: Published) -> Path:
+    names = published_names(published)
+    for name in names:
+        path = directory / name
+        if path.is_file():
+            remark = _forged(path, published)
+            if remark:
+                raise WeightsError(
+                    f"{path} is not the published file: {remark}. Download it again "
+                    f"(`trainer weights --model {model}` says from where); if you made it yourself, name the "
+                    f"file: --weights {path}"
+                )
+            return path
+    raise WeightsError(
+        f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for a "
+        "run's own. Put the file there, name it with --weights FILE, or train from scratch with "
+        "--weights none"
+    )
+
+
+def _forged(path: Path, published: Published) -> str:
+    """How a file under a published name differs from what was published; "" if it does not."""
+    return _difference(path, _hash(published, path.name)) if path.name in published_names(published) else ""
+
+
+def _hash(published: Published, name: str) -> str:
+    """The published hash of the file under one of its names: of its SHA-256 what is known, or its MD5."""
+    return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
+
+
+def _md5() -> Any:
+    """Finds damage, no more: a forger could match it."""
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _difference(path: Path, expected: str) -> str:
+    if not expected:
+        return ""
+    name, make = ("MD5", _md5) if expected.startswith(_MD5) else ("SHA-256", hashlib.sha256)
+    expected = expected.removeprefix(_MD5)
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, make).hexdigest()
+    if actual.startswith(expected):
+        return ""
+    whole = len(expected) == len(actual)
+    shown, must = (actual, "must be") if whole else (actual[: len(expected)], "must begin with")
+    return f"its {name} {must} {expected}, but {'is' if whole else 'begins with'} {shown}"
+
+
+def _download(model: str, published: Published) -> Path:
+    """The published file from the library's own cache or, failing that, the network; checked either way."""
+    if not (published.hub or published.url):
+        raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
+    try:
+        if published.hub:
+            path, expected = _from_hub(published.hub)
+        else:
+            path, expected = _from_address(published), _hash(published, PurePosixPath(published.url).name)
+        difference = _difference(path, expected)
+    except (OSError, ValueError, RuntimeError) as error:
+        # huggingface_hub and urllib both raise OSErrors where there is no network.
+        where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
+        raise WeightsError(
+            f"the pretrained weights of {model} are not on this machine and could not be fetched from "
+            f"{where} ({type(error).__name__}). Either put {published.files[0]} into a directory and give "
+            "--weights DIR (or TRAINER_WEIGHTS=DIR), or train from scratch with --weights none"
+        ) from error
+    if difference:
+        raise WeightsError(
+            f"{path.resolve()} is not the file that was published for {model}: {difference}. "
+            "Delete it and try again; if the download is wrong each time, something between here and the "
+            "publisher changes it"
+        )
+    return path
+
+
+def _from_hub(repository: str) -> tuple[Path, str]:
+    """A repository's weights in the hub's cache, and their SHA-256 where the hub gives it."""
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.errors import EntryNotFoundError
+
+    # Without a network, asking the hub whether there is a newer one takes long.
+    for name in _HUB_FILES:
+        cached = try_to_load_from_cache(repository, name)
+        if isinstance(cached, str):
+            return Path(cached), _hash_in_cache(Path(cached))
+    for name in _HUB_FILES:
+        try:
+            path = Path(hf_hub_download(repository, name))
+        except EntryNotFoundError:
+            if name == _HUB_FILES[-1]:
+                raise
+            continue
+        expected = _hash_in_cache(path) or get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
+        return path, expected if _is_sha256(expected) else ""
+    raise AssertionError("the last name raises")
+
+
+def _hash_in_cache(path: Path) -> str:
+    """A large file's ETag is its SHA-256, and the hub's cache keeps the file under it, behind a link."""
+    name = path.resolve().name
+    return name if _is_sha256(name) else ""
+
+
+def _is_sha256(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _from_address(published: Published) -> Path:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # What is not whole and right never lies under the published name.
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            part = Path(scratch) / file.name
+            torch.hub.download_url_to_file(published.url, str(part), progress=sys.stderr.isatty())
+            if difference := _difference(part, _hash(published, PurePosixPath(published.url).name)):
+                raise WeightsError(
+                    f"what {published.url} sent is not the published file: {difference}. It was thrown "
+                    "away; try again, or get it elsewhere and give --weights DIR"
+                )
+            shutil.move(part, file)
+    return file

@@ -1,0 +1,1 @@
+"""Sampling algorithms: how a sweep chooses the settings of its next trial."""

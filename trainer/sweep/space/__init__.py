@@ -1,0 +1,1 @@
+"""Search spaces: the values that each hyperparameter may take."""
