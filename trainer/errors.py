@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class TrainerError(Exception):
@@ -46,6 +50,44 @@ class ProblemsError(TrainerError):
         super().__init__("\n".join([summary, *(f"  {problem}" for problem in problems)]))
         self.summary = summary
         self.problems = tuple(problems)
+
+
+def problems_of(error: ValidationError, where: str = "") -> list[Problem]:
+    """pydantic's findings as Problems: one for each, with the field's dotted path.
+
+    Args:
+        where: the origin of the values, such as a file.
+    """
+    return [problem_of(item, where) for item in error.errors()]
+
+
+def problem_of(item: Mapping[str, Any], where: str = "", field: str | None = None) -> Problem:
+    """One finding of pydantic's as a Problem.
+
+    Args:
+        item: an entry of `ValidationError.errors()`.
+        field: takes the place of the finding's own path.
+    """
+    field = ".".join(map(str, item["loc"])) if field is None else field
+    message = str(item["msg"]).removeprefix("Value error, ")
+    # Our own validators put the value into their message; a missing field has none.
+    shows_value = item["type"] not in ("value_error", "missing")
+    return Problem(
+        where, field, message[:1].lower() + message[1:], repr(item["input"]) if shows_value else ""
+    )
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "", most: int = 3) -> str:
+    """A hint that names the known names closest to a mistyped one.
+
+    Args:
+        otherwise: the hint if nothing is close.
+        most: names at most.
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name.lower(), list(known), n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 class DataError(ProblemsError):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.test_records import random_lines
 
+from tests.data.reading.test_records import random_lines
 from trainer.data.checking import Data
 from trainer.data.fingerprint import fingerprint
 from trainer.data.reading.jsonl import read
