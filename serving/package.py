@@ -17,14 +17,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image as PILImage
 
-import serving
-import trainer
 from serving.payload import COLUMN, parameters_of
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic")
 
 _CODE = {
-    trainer: (
+    "trainer": (
         "__init__.py",
         "annotations.py",
         "errors.py",
@@ -52,7 +51,7 @@ _CODE = {
         "drawing/__init__.py",
         "drawing/fonts.py",
     ),
-    serving: (
+    "serving": (
         "__init__.py",
         "answers.py",
         "model.py",
@@ -128,10 +127,14 @@ def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[s
 
 def _copy_code(target: Path) -> None:
     for package, patterns in _CODE.items():
-        source = Path(package.__path__[0])
+        # Found without importing `trainer`, whose public names lead to the whole of it.
+        found = find_spec(package)
+        assert found is not None, "both packages are installed together"
+        assert found.origin is not None, "both packages have an __init__.py"
+        source = Path(found.origin).parent
         for pattern in patterns:
             for file in sorted(source.glob(pattern)):
-                copy = target / package.__name__ / file.relative_to(source)
+                copy = target / package / file.relative_to(source)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
 
@@ -151,7 +154,7 @@ def _save(target: Path, staging: Path, spec: Spec, example: bytes) -> None:
                 "spec": (staging / "artifacts" / SPEC_FILE).as_uri(),
                 "weights": (staging / "artifacts" / WEIGHTS_FILE).as_uri(),
             },
-            code_paths=[str(staging / "code" / package.__name__) for package in _CODE],
+            code_paths=[str(staging / "code" / package) for package in _CODE],
             signature=signature(spec),
             input_example=pd.DataFrame({COLUMN: [text]}),
             pip_requirements=list(requirements(spec)),
