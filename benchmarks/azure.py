@@ -47,7 +47,7 @@ from trainer.errors import TrainerError
 from trainer.job import file as job_file
 from trainer.job import job as jobs
 from trainer.job.job import Job
-from trainer.report.sweep_part import TRIALS_FILE, read_trials
+from trainer.report.sections.sweep_trials import TRIALS_FILE, read_trials
 from trainer.runs import Run
 
 BEST_CHILD_TAG = "automl_best_child_run_id"

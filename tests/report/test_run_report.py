@@ -22,7 +22,7 @@ from trainer.errors import RunError
 from trainer.job.job import Job
 from trainer.job.places import data_entry
 from trainer.metrics.results import Analysis
-from trainer.report.scales import shown
+from trainer.report.charts.scale import shown
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.reporting import remake

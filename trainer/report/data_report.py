@@ -7,10 +7,10 @@ from pathlib import Path
 from trainer.data.quality.survey import look_at
 from trainer.data.validate import Report
 from trainer.errors import RunError
-from trainer.report import data_part
+from trainer.report.embedded_images import Pictures
 from trainer.report.markup import paragraph
 from trainer.report.page import Page
-from trainer.report.pictures import Pictures
+from trainer.report.sections import data_overview
 
 
 def write(directory: Path, checked: Report) -> Path:
@@ -23,12 +23,12 @@ def write(directory: Path, checked: Report) -> Path:
     page = Page(f"Data for {task}", ", ".join(checked.train.files))
     if len(checked.train):
         images = look_at(checked.train, checked.validation)
-        data_part.add(page, images, Pictures(), checked.problems)
+        data_overview.add(page, images, Pictures(), checked.problems)
     else:
         page.add(
             "Problems found",
             paragraph("No line is without an error."),
-            *data_part.of_the_schema(checked.problems),
+            *data_overview.of_the_schema(checked.problems),
         )
     path = directory / "report.html"
     try:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.report.scales import shown
+from trainer.report.charts.scale import shown
 
 _LONG = 60
 """Characters of a fact that gets a line of its own."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from trainer.report.charts import Chart, stylesheet
+from trainer.report.charts.chart import Chart, stylesheet
 from trainer.report.markup import Html, Table, element, escape, folded, joined
 
 # The browser itself sees to it that the page fetches nothing.

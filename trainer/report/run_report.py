@@ -10,11 +10,17 @@ import yaml
 
 from trainer.data.checking import Data
 from trainer.data.quality.survey import look_at
-from trainer.report import data_part, examples_part, results_part, sweep_part, training_part
-from trainer.report.examples_part import Evaluated
+from trainer.report.embedded_images import Pictures
 from trainer.report.markup import Html, element, note
 from trainer.report.page import Page
-from trainer.report.pictures import Pictures
+from trainer.report.sections import (
+    data_overview,
+    evaluation_results,
+    prediction_examples,
+    sweep_trials,
+    training_history,
+)
+from trainer.report.sections.prediction_examples import Evaluated
 from trainer.runs import Result, Run
 
 
@@ -45,13 +51,13 @@ def write(
     page.add("Summary", *map(note, remarks), *_summary(run, result, job))
     if is_sweep(run):
         bound = job.get("local", {}).get("max_latency_ms")
-        sweep_part.add(page, run, result.primary_metric, result.best_trial, bound)
-    training_part.add_course(page, _rows(run, result), result.primary_metric, result.best_epoch)
+        sweep_trials.add(page, run, result.primary_metric, result.best_trial, bound)
+    training_history.add_course(page, _rows(run, result), result.primary_metric, result.best_epoch)
     if evaluated is not None:
-        results_part.add(page, evaluated.analysis)
-        examples_part.add(page, evaluated, pictures)
+        evaluation_results.add(page, evaluated.analysis)
+        prediction_examples.add(page, evaluated, pictures)
     if data is not None:
-        data_part.add(page, look_at(data.train, data.validation), pictures, data.warnings)
+        data_overview.add(page, look_at(data.train, data.validation), pictures, data.warnings)
     if output is None:
         if evaluated is not None:
             run.evaluation.write_text(evaluated.analysis.to_json() + "\n", encoding="utf-8")
@@ -61,7 +67,7 @@ def write(
 
 
 def is_sweep(run: Run) -> bool:
-    return (run.directory / sweep_part.TRIALS_FILE).exists()
+    return (run.directory / sweep_trials.TRIALS_FILE).exists()
 
 
 def _subtitle(result: Result) -> str:
@@ -81,10 +87,10 @@ def _summary(run: Run, result: Result, job: dict[str, Any]) -> list[object]:
     more = [("weights", local.get("weights")), ("files", _links(run))]
     settings = job.get("training_parameters", {})
     return [
-        training_part.headline(result),
-        training_part.origin(result, more),
-        training_part.durations(result),
-        training_part.settings(settings) if settings else None,
+        training_history.headline(result),
+        training_history.origin(result, more),
+        training_history.durations(result),
+        training_history.settings(settings) if settings else None,
     ]
 
 
@@ -99,8 +105,8 @@ def _links(run: Run) -> Html:
 def _rows(run: Run, result: Result) -> list[dict[str, float]]:
     """The figures by epoch; of a sweep those of its best trial."""
     if result.best_trial is None:
-        return training_part.read_metrics(run.metrics)
-    trials = sweep_part.read_trials(run.directory / sweep_part.TRIALS_FILE, result.primary_metric)
+        return training_history.read_metrics(run.metrics)
+    trials = sweep_trials.read_trials(run.directory / sweep_trials.TRIALS_FILE, result.primary_metric)
     best = next((trial for trial in trials if trial.number == result.best_trial), None)
-    directory = None if best is None else sweep_part.trial_directory(run, best)
-    return [] if directory is None else training_part.read_metrics(directory / "metrics.csv")
+    directory = None if best is None else sweep_trials.trial_directory(run, best)
+    return [] if directory is None else training_history.read_metrics(directory / "metrics.csv")

@@ -18,8 +18,8 @@ from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
 from trainer.metrics import masks, scenes
-from trainer.report import comparison, run_report
-from trainer.report.examples_part import Evaluated
+from trainer.report import comparison_report, run_report
+from trainer.report.sections.prediction_examples import Evaluated
 from trainer.runs import Run
 from trainer.tasks import Task
 
@@ -65,7 +65,7 @@ def remake(directories: Sequence[Path], output: Path | None = None) -> Path:
     try:
         for run in runs:
             written = _remake(run, output if single else None)
-        return written if single else comparison.write(runs, output or Path("comparison.html"))
+        return written if single else comparison_report.write(runs, output or Path("comparison.html"))
     except OSError as error:
         raise RunError(f"the report cannot be written: {error}") from error
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.report.charts.heat_map import parallel
+from trainer.report.charts.line_chart import Point, bars, lines, scatter
+from trainer.report.charts.scale import Scale, wants_log
 from trainer.report.markup import Html, Table, element, facts, note, paragraph
-from trainer.report.matrix_charts import parallel
 from trainer.report.page import Page
-from trainer.report.plots import Point, bars, lines, scatter
-from trainer.report.scales import Scale, wants_log
-from trainer.report.training_part import read_metrics, series_of
+from trainer.report.sections.training_history import read_metrics, series_of
 from trainer.runs import Run
 
 if TYPE_CHECKING:

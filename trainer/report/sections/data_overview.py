@@ -11,12 +11,12 @@ from trainer.data.quality.findings import find, images_by_class
 from trainer.data.quality.survey import LOOKED_AT, Finding, Images, Place, object_sizes
 from trainer.data.reading.records import Records
 from trainer.errors import Problem
+from trainer.report.charts.line_chart import bars, histogram
+from trainer.report.charts.scale import wants_log
+from trainer.report.embedded_images import Outline, Pictures, card, gallery, key, outlines_of
 from trainer.report.markup import Html, Table, element, facts, joined, note, paragraph
 from trainer.report.markup import place as place_shown
 from trainer.report.page import Folded, Page
-from trainer.report.pictures import Outline, Pictures, card, gallery, key, outlines_of
-from trainer.report.plots import bars, histogram
-from trainer.report.scales import wants_log
 
 _EXAMPLES = 12
 _PAIRS = 6

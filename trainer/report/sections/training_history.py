@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.report.charts import Chart
+from trainer.report.charts.chart import Chart
+from trainer.report.charts.line_chart import Series, bars, lines
+from trainer.report.charts.scale import Scale, seconds_shown, shown, wants_log
 from trainer.report.markup import Html, Table, element, facts
 from trainer.report.page import Folded, Page
-from trainer.report.plots import Series, bars, lines
-from trainer.report.scales import Scale, seconds_shown, shown, wants_log
 from trainer.runs import Result
 
 Rows = Sequence[Mapping[str, float]]

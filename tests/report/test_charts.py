@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from trainer.report.charts import Chart
+from trainer.report.charts.chart import Chart
+from trainer.report.charts.heat_map import heat_map, parallel
+from trainer.report.charts.line_chart import Point, Series, bars, histogram, lines, scatter
+from trainer.report.charts.scale import Scale, seconds_shown, shown, tick_shown, wants_log
 from trainer.report.markup import Table, element, escape
-from trainer.report.matrix_charts import heat_map, parallel
-from trainer.report.plots import Point, Series, bars, histogram, lines, scatter
-from trainer.report.scales import Scale, seconds_shown, shown, tick_shown, wants_log
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '</svg><script>alert("1")</script>&\x00'

@@ -14,12 +14,12 @@ import yaml
 
 from trainer.errors import RunError
 from trainer.metrics.results import Analysis
+from trainer.report.charts.line_chart import Series, bars, lines
+from trainer.report.charts.scale import Scale, seconds_shown, shown
 from trainer.report.markup import Html, Table, element, note
 from trainer.report.page import Page
-from trainer.report.plots import Series, bars, lines
-from trainer.report.results_part import figure_rows, marked
-from trainer.report.scales import Scale, seconds_shown, shown
-from trainer.report.training_part import bytes_shown, read_metrics, series_of
+from trainer.report.sections.evaluation_results import figure_rows, marked
+from trainer.report.sections.training_history import bytes_shown, read_metrics, series_of
 from trainer.runs import Result, Run
 
 _CURVES = {"precision_recall": ("recall", "precision"), "roc": ("false positive rate", "true positive rate")}

@@ -14,7 +14,7 @@ from trainer.annotations import Objects
 from trainer.data.images import ImageError, thumbnail
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, local_path
-from trainer.report.charts import shortened
+from trainer.report.charts.chart import shortened
 from trainer.report.markup import Html, element, escape
 
 SIDE = 320

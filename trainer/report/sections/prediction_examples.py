@@ -13,10 +13,10 @@ from trainer.data.reading.records import Records
 from trainer.metrics import masks, scenes
 from trainer.metrics import matching as judging
 from trainer.metrics.results import Analysis, LabelIssue
-from trainer.report.data_part import label_text
+from trainer.report.embedded_images import Kind, Outline, Pictures, card, gallery, key, outlines_of
 from trainer.report.markup import Html, Table, element, note, paragraph, place
 from trainer.report.page import Folded, Page
-from trainer.report.pictures import Kind, Outline, Pictures, card, gallery, key, outlines_of
+from trainer.report.sections.data_overview import label_text
 from trainer.tasks import Task
 
 _WRONG, _RIGHT, _ISSUES = 12, 6, 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from trainer.report.charts import Chart, text, width_of
+from trainer.report.charts.chart import Chart, text, width_of
+from trainer.report.charts.scale import Scale, shown, tick_shown, wants_log
 from trainer.report.markup import Table, escape
-from trainer.report.scales import Scale, shown, tick_shown, wants_log
 
 _LARGEST_MATRIX = 40
 _WITH_NUMBERS = 16

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from trainer.metrics.results import Analysis, ConfusionMatrix, Curve
-from trainer.report.charts import Chart
+from trainer.report.charts.chart import Chart
+from trainer.report.charts.heat_map import heat_map
+from trainer.report.charts.line_chart import Series, bars, lines
+from trainer.report.charts.scale import Scale, shown
 from trainer.report.markup import Table, element, facts, note, paragraph
-from trainer.report.matrix_charts import heat_map
 from trainer.report.page import Page
-from trainer.report.plots import Series, bars, lines
-from trainer.report.scales import Scale, shown
 from trainer.tasks import Task
 
 _CURVES = 7

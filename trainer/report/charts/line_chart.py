@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainer.report.charts import WIDTH, Chart, bar, color, legend, line, text, width_of
+from trainer.report.charts.chart import WIDTH, Chart, bar, color, legend, line, text, width_of
+from trainer.report.charts.scale import Scale, shown, tick_shown
 from trainer.report.markup import Table, escape
-from trainer.report.scales import Scale, shown, tick_shown
 
 _PLOT_HEIGHT = 210.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 14.0, 12.0, 40.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.report.page import Page
-from trainer.report.sweep_part import Trial, add, importance, read_trials
+from trainer.report.sections.sweep_trials import Trial, add, importance, read_trials
 from trainer.runs import Run
 
 HEADER = (

@@ -1,0 +1,1 @@
+"""The report's sections; each module adds its own to a page."""
