@@ -114,7 +114,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> flo
 
     from serving.scorer import Scorer
     from serving.service.batching import largest_batch
-    from serving.service.options import available_cores
+    from trainer.cores import available_cores
     from trainer.data.images import decode
 
     cores = available_cores()
@@ -176,7 +176,7 @@ def litserve(model: Path, port: int, device: str) -> None:
     from benchmarks.contenders.litserve_api import API
     from serving.scorer import Scorer
     from serving.service.batching import largest_batch
-    from serving.service.options import available_cores
+    from trainer.cores import available_cores
 
     tensor, _ = Scorer.load(model / "artifacts").preprocess(np.zeros((480, 640, 3), dtype=np.uint8))
     size = largest_batch(tensor, MAX_BATCH, on_cpu=device == "cpu")

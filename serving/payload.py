@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from serving.explain.request import ExplanationRequest, parse_explanation
 from serving.shown import LARGEST_INTEGER, shown
 from trainer.errors import RequestError
-from trainer.scoring import MAX_TILES, OF_MASKS, ScoringParameters
+from trainer.scoring import MASK_PARAMETERS, MAX_TILES, ScoringParameters
 from trainer.tasks import Task
 
 MAX_REQUEST_BYTES = 50_000_000
@@ -59,7 +59,7 @@ def parameters_of(task: Task) -> tuple[str, ...]:
     if task is Task.SEGMENTATION:
         return tuple(ScoringParameters.model_fields)
     if task is Task.DETECTION:
-        return tuple(name for name in ScoringParameters.model_fields if name not in OF_MASKS)
+        return tuple(name for name in ScoringParameters.model_fields if name not in MASK_PARAMETERS)
     return ()
 
 

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from trainer.errors import JobError, Problem
 from trainer.models import catalog, recipes
-from trainer.scoring import OF_MASKS, ScoringParameters
+from trainer.scoring import MASK_PARAMETERS, ScoringParameters
 from trainer.tasks import Task
 
 CLASSIFIERS = ("classifiers",)
@@ -399,7 +399,7 @@ def takes(entry: catalog.ModelEntry, name: str) -> bool:
     """Whether a setting means something to a model."""
     if name == "model_size":
         return entry.name == "yolov5"
-    if name in OF_MASKS:
+    if name in MASK_PARAMETERS:
         return Task.SEGMENTATION in entry.tasks
     families = families_of(name)
     return not families or entry.family in families
@@ -409,7 +409,7 @@ def takers(name: str) -> str:
     """The models to which a setting means something, in words; "" for all."""
     if name == "model_size":
         return "yolov5"
-    if name in OF_MASKS:
+    if name in MASK_PARAMETERS:
         return "models for instance-segmentation"
     return _listed([FAMILY_WORDS[family] for family in families_of(name)])
 

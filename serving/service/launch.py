@@ -23,7 +23,8 @@ from typing import Any
 
 from serving.locate import find_artifacts
 from serving.service.keys import Keys
-from serving.service.options import Options, available_cores
+from serving.service.options import Options
+from trainer.cores import available_cores
 from trainer.errors import RunError, TrainerError
 
 _logger = logging.getLogger(__name__)

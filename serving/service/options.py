@@ -1,45 +1,60 @@
-"""What can be set about the service; `trainer serve` has a flag for each."""
+"""Limits and sizes of the scoring service; `trainer serve` derives a flag from each field of `Options`."""
 
 from __future__ import annotations
 
-import math
-import os
-from pathlib import Path
-from typing import Annotated
-
 from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.cores import available_cores
 
 
 class Options(BaseModel):
-    """Limits and sizes of the service. Each worker process has them for itself."""
+    """Limits and sizes of one worker process of the service."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Images that the network sees at once, at most."""
-    max_wait_ms: Annotated[float, Field(ge=0, le=10_000)] = 5.0
-    """How long a batch waits for images that are still being decoded."""
-    max_queue: Annotated[int, Field(ge=1)] = 512
-    """Images accepted and not answered yet; more are refused by 429."""
-    max_queue_mb: Annotated[int, Field(ge=1)] = 512
-    """The same in megabytes of requests, those that are still being read among them."""
-    max_rows: Annotated[int, Field(ge=1)] = 1000
-    """Images in one request; more are refused by 413."""
-    timeout_s: Annotated[float, Field(gt=0)] = 180.0
-    """From a request's last byte to its answer; then it is given up by 504."""
-    read_timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    """From a request's first byte to its last; then it is given up by 408."""
-    shutdown_timeout_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long requests that were accepted may take after the service was told to stop."""
-    cores: Annotated[int, Field(ge=1)] = Field(default_factory=lambda: available_cores())
-    """Cores that a worker process reckons with."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use: those it may run on, or fewer if its container has a smaller share."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # "max 100000" where there is none
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
+    max_batch: int = Field(8, ge=1, le=1024, description="Maximum number of images in a batch.")
+    max_wait_ms: float = Field(
+        5.0,
+        ge=0,
+        le=10_000,
+        description="Maximum time in milliseconds that a batch waits for images still being decoded.",
+    )
+    max_queue: int = Field(
+        512,
+        ge=1,
+        description="Maximum number of images that are accepted but not answered yet; requests beyond it are "
+        "answered with 429 and Retry-After.",
+    )
+    max_queue_mb: int = Field(
+        512,
+        ge=1,
+        description="Maximum size in megabytes of all unanswered requests together, including those still "
+        "being received; requests beyond it are answered with 429 and Retry-After.",
+    )
+    max_rows: int = Field(
+        1000,
+        ge=1,
+        description="Maximum number of images in one request; larger requests are answered with 413.",
+    )
+    timeout_s: float = Field(
+        180.0,
+        gt=0,
+        description="Maximum time in seconds from the last byte of a request to its answer; later, it is "
+        "answered with 504.",
+    )
+    read_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Maximum time in seconds from the first to the last byte of a request; later, it is "
+        "answered with 408.",
+    )
+    shutdown_timeout_s: float = Field(
+        30.0,
+        ge=0,
+        description="Time in seconds to finish accepted requests after SIGTERM or Ctrl-C.",
+    )
+    cores: int = Field(
+        default_factory=available_cores,
+        ge=1,
+        description="CPU cores that a worker process plans its threads for.",
+    )

@@ -206,7 +206,8 @@ def serve(
     from pydantic import ValidationError
 
     from serving.service.launch import serve as run_server
-    from serving.service.options import Options, available_cores
+    from serving.service.options import Options
+    from trainer.cores import available_cores
     from trainer.errors import RunError
 
     given = {name: value for name, value in locals().items() if name in Options.model_fields}
