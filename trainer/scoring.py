@@ -52,8 +52,8 @@ class ScoringParameters(BaseModel):
         0.25,
         ge=0,
         le=1,
-        description="NMS across tiles: if two boxes of a class from different tiles overlap by more than this "
-        "IoU, drop the lower-scoring one.",
+        description="NMS across tiles: if two boxes of a class from different tiles overlap by more than "
+        "this IoU, drop the lower-scoring one.",
     )
 
     @field_validator("tile_grid_size", mode="before")
