@@ -25,7 +25,7 @@ from trainer.metrics.results import Analysis
 from trainer.report.charts.scale import shown
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.reporting import remake
+from trainer.training.report_writing import remake
 
 MODEL = "timm/test_resnet"
 
@@ -248,7 +248,7 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_run(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from trainer.job import file as job_file
-    from trainer.training.reporting import load_data, report
+    from trainer.training.report_writing import load_data, report
 
     values, _ = job_file.read(trained.job)
     job = Job(**values)

@@ -31,6 +31,6 @@ def report(
     output
         The file to write. [default: report.html in the run's directory; comparison.html here for several]
     """
-    from trainer.training.reporting import remake
+    from trainer.training.report_writing import remake
 
     print(f"report  {remake(runs, output)}")

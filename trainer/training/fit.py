@@ -31,7 +31,7 @@ from trainer.models.weights.loading import Loaded
 from trainer.models.weights.reading import SPEC_KEY, read_spec
 from trainer.runs import Durations, Result, Run
 from trainer.settings import Settings
-from trainer.training import devices, reporting, tracking
+from trainer.training import devices, report_writing, tracking
 from trainer.training.batch_size import FindBatchSize
 from trainer.training.callbacks import (
     EvaluateLast,
@@ -217,7 +217,7 @@ class _Fitting:
                 "%s %.4f at epoch %d of %d, in %.0f s",
                 job.metric, best.value, best.epoch, module.current_epoch, durations.total,
             )  # fmt: skip
-            reporting.report(run, job, self.data)
+            report_writing.report(run, job, self.data)
             figures = {f"best_{name}": value for name, value in best.metrics.items()}
             tracker.log(best.epoch, {**figures, "best_epoch": best.epoch})
             if self.packages:

@@ -28,10 +28,11 @@ from trainer.sweep.execution.storage import open_storage
 from trainer.sweep.execution.trial_queue import Outcome, Record, SweepStudy
 from trainer.sweep.execution.worker import Worker, places, watch
 from trainer.sweep.setup import Setup, make, random_seed
-from trainer.training import reporting, tracking
+from trainer.training import tracking
 from trainer.training.mlflow_store import OFF
 from trainer.training.origin import library_versions
 from trainer.training.packaging import package
+from trainer.training.report_writing import report
 from trainer.training.run_log import logging_to
 
 log = logging.getLogger("trainer")
@@ -225,7 +226,7 @@ class _Sweep:
             finally:
                 records = self._write_table()
             self._finish(records, started)
-            reporting.report(run, job, self.data)
+            report(run, job, self.data)
             result = run.read_result()
             tracker.log(limits.max_trials, {f"best_{job.metric}": result.value})
             best = {"model": result.model, "best_trial": str(result.best_trial)}
