@@ -93,7 +93,7 @@ def as_yolo(train: Path, validation: Path, task: Task, folder: Path) -> Path:
             link = images / f"{index:06d}{source.suffix}"
             if not link.exists():
                 os.symlink(source.resolve(), link)
-            truth = found.truth(index)
+            truth = found.target(index)
             assert isinstance(truth, Objects)
             (labels / f"{index:06d}.txt").write_text("".join(f"{line}\n" for line in _yolo_lines(truth)))
     config = folder / "data.yaml"

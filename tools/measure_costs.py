@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.annotations import Example, Objects, Truth
+from trainer.annotations import Example, Objects, Target
 from trainer.automode.costs import Cost, side_of
 from trainer.models import catalog, create, specify
 from trainer.settings import resolve
@@ -40,10 +40,10 @@ class _Noise:
         return _IMAGES
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._image, self.truths[index])
+        return Example(self._image, self.targets[index])
 
     @property
-    def truths(self) -> Sequence[Truth]:
+    def targets(self) -> Sequence[Target]:
         if self._task.is_classification:
             return [0] * _IMAGES
         labels, crowd = np.zeros(len(_BOXES), dtype=np.int64), np.zeros(len(_BOXES), dtype=bool)

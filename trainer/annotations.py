@@ -46,7 +46,7 @@ class Objects:
     polygons: tuple[tuple[FloatArray, ...], ...] | None = None
 
 
-Truth: TypeAlias = int | BoolArray | Objects
+Target: TypeAlias = int | BoolArray | Objects
 """A class index; bool [C], which classes are in the image; or the objects in it."""
 
 
@@ -84,7 +84,7 @@ class Example:
     """One decoded image with what is true of it."""
 
     image: Image
-    truth: Truth
+    target: Target
 
 
 class Examples(Protocol):
@@ -95,4 +95,4 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     @property
-    def truths(self) -> Sequence[Truth]: ...
+    def targets(self) -> Sequence[Target]: ...

@@ -113,7 +113,7 @@ def score(options: Options, predictions: Iterable[Prediction]) -> float:
     evaluator = metrics.create(task, options.classes)
     found = data.records(Path(options.validation), task, options.classes)
     for index, prediction in enumerate(predictions):
-        evaluator.update(prediction, found.truth(index))
+        evaluator.update(prediction, found.target(index))
     return evaluator.compute()[task.primary_metric]
 
 

@@ -40,7 +40,7 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         image = ImageOps.exif_transpose(Image.open(self.found.source(index)))
-        truth = self.found.truth(index)
+        truth = self.found.target(index)
         target = torch.from_numpy(truth).float() if isinstance(truth, np.ndarray) else truth
         return self.transform(image.convert("RGB")), target
 

@@ -47,7 +47,7 @@ class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         image = ImageOps.exif_transpose(Image.open(self.found.source(index))).convert("RGB")
-        truth = self.found.truth(index)
+        truth = self.found.target(index)
         assert isinstance(truth, Objects)
         size = (image.height, image.width)
         boxes = torch.from_numpy(truth.boxes) * torch.tensor([size[1], size[0]] * 2)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.automode.data_statistics import Facts, Machine, machine, measure
-from trainer.data.checking import Data, load
+from trainer.data.training_data import Data, load
 from trainer.job import job as jobs
 from trainer.sweep.execution.worker import Place
 from trainer.tasks import Task

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainer import metrics
-from trainer.annotations import Example, Objects, Truth
+from trainer.annotations import Example, Objects, Target
 from trainer.models import Family, Spec, catalog, create, listing
 from trainer.scoring import ScoringParameters
 from trainer.settings import Settings, resolve
@@ -76,13 +76,13 @@ class Shapes:
         return len(self.SCENES)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self.truths[index])
+        return Example(self.images[index], self.targets[index])
 
     @property
-    def truths(self) -> list[Truth]:
+    def targets(self) -> list[Target]:
         return [self._truth(scene) for scene in self.SCENES]
 
-    def _truth(self, scene: tuple[tuple[int, ...], ...]) -> Truth:
+    def _truth(self, scene: tuple[tuple[int, ...], ...]) -> Target:
         labels = np.array([label for label, *_ in scene])
         if self.task is Task.CLASSIFICATION:
             return int(labels[0])
@@ -123,7 +123,7 @@ class Case:
         evaluator = metrics.create(self.task, CLASSES)
         with torch.inference_mode():
             predictions = self.family.predict(network.eval(), self.examples.images)
-        for prediction, truth in zip(predictions, self.examples.truths, strict=True):
+        for prediction, truth in zip(predictions, self.examples.targets, strict=True):
             evaluator.update(prediction, truth)
         return evaluator.compute()[self.task.primary_metric]
 

@@ -43,12 +43,12 @@ class Halves:
         tensor = torch.from_numpy(image[::2, ::2].copy()).permute(2, 0, 1).float()
         return tensor, Geometry((height, width), (height // 2, width // 2), (0.5, 0.5))
 
-    def validation_item(self, image: torch.Tensor, truth: Objects, geometry: Geometry) -> Any:
-        return image, truth
+    def validation_item(self, image: torch.Tensor, target: Objects, geometry: Geometry) -> Any:
+        return image, target
 
     def collate(self, items: Sequence[Any]) -> dict[str, Any]:
-        images, truths = zip(*items, strict=True)
-        return {"images": images, "truths": truths}
+        images, targets = zip(*items, strict=True)
+        return {"images": images, "truths": targets}
 
 
 @pytest.fixture
@@ -65,21 +65,21 @@ def test_examples(examples: RecordExamples) -> None:
     assert len(examples) == 4
     assert examples[0].image.shape == (6, 8, 3)
     assert examples[1].image.shape == (8, 6, 3), "upright"
-    truth = examples[1].truth
-    assert isinstance(truth, Objects)
-    assert truth.labels.tolist() == [2], "counted in the classes given"
+    target = examples[1].target
+    assert isinstance(target, Objects)
+    assert target.labels.tolist() == [2], "counted in the classes given"
 
 
 def test_truths_need_no_images(examples: RecordExamples) -> None:
     for path in Path(examples.records.source(0)).parent.glob("*.jpg"):
         path.unlink()
-    truths = examples.truths
-    assert [truth.labels.tolist() for truth in truths] == [[1], [2], [1], [2]]  # type: ignore[union-attr]
-    assert len(truths) == 4
-    assert len(truths[1:3]) == 2
-    assert truths[-1].labels.tolist() == [2]  # type: ignore[union-attr]
+    targets = examples.targets
+    assert [target.labels.tolist() for target in targets] == [[1], [2], [1], [2]]  # type: ignore[union-attr]
+    assert len(targets) == 4
+    assert len(targets[1:3]) == 2
+    assert targets[-1].labels.tolist() == [2]  # type: ignore[union-attr]
     with pytest.raises(IndexError):
-        truths[4]
+        targets[4]
 
 
 def test_an_image_lost_since_the_check(examples: RecordExamples) -> None:

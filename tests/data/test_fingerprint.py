@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.data.reading.test_records import random_lines
-from trainer.data.checking import Data
 from trainer.data.fingerprint import fingerprint
 from trainer.data.reading.jsonl import read
+from trainer.data.training_data import Data
 from trainer.tasks import Task
 
 

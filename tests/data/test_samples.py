@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from trainer.annotations import Objects
-from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
 from trainer.data.samples import CLASSES, make
+from trainer.data.training_data import load
 from trainer.errors import JobError
 from trainer.tasks import Task
 
@@ -45,11 +45,11 @@ def test_boxes_are_where_the_ink_is(tmp_path: Path) -> None:
     examples = RecordExamples(data.train, data.classes)
     for index in range(len(examples)):
         example = examples[index]
-        assert isinstance(example.truth, Objects)
+        assert isinstance(example.target, Objects)
         grey = example.image.mean(axis=2)
         height, width = grey.shape
         outside = np.ones_like(grey, dtype=bool)
-        for box in (example.truth.boxes * [width, height, width, height]).round().astype(int):
+        for box in (example.target.boxes * [width, height, width, height]).round().astype(int):
             inside = grey[box[1] : box[3], box[0] : box[2]]
             assert np.ptp(inside) > 60
             outside[box[1] - 2 : box[3] + 2, box[0] - 2 : box[2] + 2] = False
@@ -71,7 +71,7 @@ def test_boxes_and_polygons_agree(tmp_path: Path) -> None:
     first = load(Task.DETECTION, [boxes.train], [boxes.validation], progress=False).train
     second = load(Task.SEGMENTATION, [outlines.train], [outlines.validation], progress=False).train
     for index in range(len(first)):
-        one, other = first.truth(index), second.truth(index)
+        one, other = first.target(index), second.target(index)
         assert isinstance(one, Objects)
         assert isinstance(other, Objects)
         np.testing.assert_array_equal(one.labels, other.labels)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from trainer.annotations import Example, FloatArray, Objects, Truth
+from trainer.annotations import Example, FloatArray, Objects, Target
 from trainer.data.datasets import RecordExamples
 from trainer.data.reading.jsonl import read
 from trainer.data.tiles import TiledExamples, clip
@@ -40,8 +40,8 @@ def outlines(*objects: tuple[list[tuple[float, float]], ...], crowd: tuple[int, 
 
 
 def test_boxes_are_clipped_and_moved_into_the_tile() -> None:
-    truth = boxes((0.1, 0.2, 0.4, 0.6), (0.4, 0.2, 0.6, 1.0), (0.6, 0.0, 0.8, 0.1))
-    left, right = clip(truth, LEFT), clip(truth, RIGHT)
+    target = boxes((0.1, 0.2, 0.4, 0.6), (0.4, 0.2, 0.6, 1.0), (0.6, 0.0, 0.8, 0.1))
+    left, right = clip(target, LEFT), clip(target, RIGHT)
     assert left.labels.tolist() == [0, 1]
     np.testing.assert_allclose(left.boxes, [[0.2, 0.2, 0.8, 0.6], [0.8, 0.2, 1, 1]], atol=1e-6)
     assert right.labels.tolist() == [1, 2]
@@ -51,8 +51,8 @@ def test_boxes_are_clipped_and_moved_into_the_tile() -> None:
 
 
 def test_an_object_of_which_less_than_a_quarter_is_in_the_tile_is_left_out() -> None:
-    truth = boxes((0.4, 0, 0.8, 1), (0.42, 0, 0.82, 1), (0.5, 0, 0.6, 1), crowd=())
-    assert clip(truth, LEFT).labels.tolist() == [0], "a quarter, a fifth, and only the edge"
+    target = boxes((0.4, 0, 0.8, 1), (0.42, 0, 0.82, 1), (0.5, 0, 0.6, 1), crowd=())
+    assert clip(target, LEFT).labels.tolist() == [0], "a quarter, a fifth, and only the edge"
     crowds = boxes((0.4, 0, 0.8, 1), (0.42, 0, 0.82, 1), (0.5, 0, 0.6, 1), crowd=(0, 1, 2))
     left = clip(crowds, LEFT)
     assert left.labels.tolist() == [0, 1], "whatever is left of a crowd may be neither missed nor found"
@@ -60,8 +60,8 @@ def test_an_object_of_which_less_than_a_quarter_is_in_the_tile_is_left_out() -> 
 
 
 def test_an_object_without_an_area_is_in_no_tile() -> None:
-    truth = boxes((0.2, 0.2, 0.2, 0.6), (0.1, 0.3, 0.4, 0.3))
-    assert len(clip(truth, LEFT).labels) == 0
+    target = boxes((0.2, 0.2, 0.2, 0.6), (0.1, 0.3, 0.4, 0.3))
+    assert len(clip(target, LEFT).labels) == 0
 
 
 U = [(0.2, 0.1), (0.3, 0.1), (0.3, 0.7), (0.6, 0.7), (0.6, 0.1), (0.8, 0.1), (0.8, 0.9), (0.2, 0.9)]
@@ -103,13 +103,13 @@ def test_each_segment_is_cut_and_the_box_is_around_what_is_left() -> None:
     square = [(0.1, 0.1), (0.2, 0.1), (0.2, 0.2), (0.1, 0.2)]
     triangle = [(0.3, 0.5), (0.7, 0.5), (0.7, 0.9)]
     far = [(0.75, 0.1), (0.8, 0.1), (0.8, 0.2)]
-    truth = outlines((square, triangle, far))
-    left = clip(truth, LEFT)
+    target = outlines((square, triangle, far))
+    left = clip(target, LEFT)
     assert left.polygons is not None
     assert len(left.polygons[0]) == 2
     np.testing.assert_allclose(left.boxes, [[0.2, 0.1, 1, 0.7]], atol=1e-6)
     assert area(left.polygons[0]) == pytest.approx((0.01 + 0.02) / 0.5)
-    right = clip(truth, RIGHT)
+    right = clip(target, RIGHT)
     assert right.polygons is not None
     assert area(right.polygons[0]) == pytest.approx((0.06 + 0.0025) / 0.5, rel=1e-5)
 
@@ -159,9 +159,9 @@ def test_a_point_is_in_the_pieces_if_it_is_in_the_polygon(seed: int, points: int
     """Also of polygons that cross themselves, and (coarse) with points and edges on the tile's border."""
     generator = np.random.default_rng(seed)
     polygon = generator.integers(0, 5, (points, 2)) / 4 if coarse else generator.random((points, 2))
-    truth = outlines(([tuple(point) for point in polygon],), crowd=(0,))
+    target = outlines(([tuple(point) for point in polygon],), crowd=(0,))
     tile = np.array([0.25, 0.25, 0.75, 0.75]) if coarse else np.sort(generator.random((2, 2)), axis=0).ravel()
-    cut = clip(truth, tile)
+    cut = clip(target, tile)
     pieces = cut.polygons[0] if cut.polygons else ()
     for place in generator.random((20, 2)) * 0.998 + 0.001:
         in_image = tile[:2] + place * (tile[2:] - tile[:2])
@@ -186,19 +186,19 @@ def distance(point: FloatArray, polygon: FloatArray) -> float:
 class Drawn:
     """Images (trainer.annotations.Examples) of 100 × 60 pixels, each of which holds its own coordinates."""
 
-    def __init__(self, *truths: Truth) -> None:
-        self._truths = truths
+    def __init__(self, *targets: Target) -> None:
+        self._targets = targets
 
     def __len__(self) -> int:
-        return len(self._truths)
+        return len(self._targets)
 
     def __getitem__(self, index: int) -> Example:
         ys, xs = np.mgrid[:60, :100].astype(np.uint8)
-        return Example(np.stack([xs, ys, np.full_like(xs, index)], axis=2), self._truths[index])
+        return Example(np.stack([xs, ys, np.full_like(xs, index)], axis=2), self._targets[index])
 
     @property
-    def truths(self) -> list[Truth]:
-        return list(self._truths)
+    def targets(self) -> list[Target]:
+        return list(self._targets)
 
 
 def test_tiles_without_objects_are_not_trained() -> None:
@@ -210,28 +210,28 @@ def test_tiles_without_objects_are_not_trained() -> None:
     )
     tiled = TiledExamples(examples, HALVES)
     assert len(tiled) == 4 + 3
-    assert len(tiled.truths) == 7
+    assert len(tiled.targets) == 7
     for index in range(4):
         assert tiled[index].image.shape == (60, 100, 3)
-        assert tiled.truths[index] is examples.truths[index]
+        assert tiled.targets[index] is examples.targets[index]
     # (image, first column) of each tile
     tiles = [tiled[index].image for index in range(4, 7)]
     assert [(image[0, 0, 2], image[0, 0, 0]) for image in tiles] == [(0, 0), (2, 0), (2, 50)]
     assert all(image.shape == (60, 50, 3) for image in tiles)
-    labels = [tiled[index].truth.labels.tolist() for index in range(4, 7)]  # type: ignore[union-attr]
+    labels = [tiled[index].target.labels.tolist() for index in range(4, 7)]  # type: ignore[union-attr]
     assert labels == [[0], [1], [0]]
-    np.testing.assert_allclose(tiled[6].truth.boxes, [[0.2, 0.1, 0.6, 0.4]], atol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(tiled[6].target.boxes, [[0.2, 0.1, 0.6, 0.4]], atol=1e-6)  # type: ignore[union-attr]
 
 
 def test_truths_are_those_of_the_examples() -> None:
     tiled = TiledExamples(Drawn(boxes((0.1, 0.1, 0.6, 0.4)), boxes((0.6, 0.1, 0.8, 0.4))), HALVES)
-    truths = tiled.truths
-    for index, truth in enumerate(truths):
-        np.testing.assert_array_equal(truth.boxes, tiled[index].truth.boxes)  # type: ignore[union-attr]
-    assert len(truths[1:4]) == 3
-    assert truths[-1].labels.tolist() == [0]  # type: ignore[union-attr]
+    targets = tiled.targets
+    for index, target in enumerate(targets):
+        np.testing.assert_array_equal(target.boxes, tiled[index].target.boxes)  # type: ignore[union-attr]
+    assert len(targets[1:4]) == 3
+    assert targets[-1].labels.tolist() == [0]  # type: ignore[union-attr]
     with pytest.raises(IndexError):
-        truths[len(truths)]
+        targets[len(targets)]
     with pytest.raises(IndexError):
         tiled[len(tiled)]
 
@@ -243,15 +243,15 @@ OBJECT = st.tuples(*[st.floats(0, 1, width=32)] * 4, st.booleans()).map(
 
 @given(rows=st.lists(OBJECT, max_size=6), columns=st.integers(1, 4), overlap=st.floats(0, 0.8))
 def test_just_the_tiles_that_hold_an_object_are_kept(rows: list[Any], columns: int, overlap: float) -> None:
-    truth = boxes(*[row[:4] for row in rows])
-    truth = Objects(truth.boxes, truth.labels, np.array([row[4] for row in rows], dtype=bool))
-    corners = truth.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    with_polygons = Objects(truth.boxes, truth.labels, truth.crowd, tuple((each,) for each in corners))
+    target = boxes(*[row[:4] for row in rows])
+    target = Objects(target.boxes, target.labels, np.array([row[4] for row in rows], dtype=bool))
+    corners = target.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    with_polygons = Objects(target.boxes, target.labels, target.crowd, tuple((each,) for each in corners))
     parameters = ScoringParameters(tile_grid_size=f"{columns}x3", tile_overlap_ratio=overlap)
-    for objects in (truth, with_polygons):
+    for objects in (target, with_polygons):
         held = [clip(objects, tile) for tile in grid(parameters)]
         expected = [each for each in held if not each.crowd.all()]
-        kept = TiledExamples(Drawn(objects), parameters).truths[1:]
+        kept = TiledExamples(Drawn(objects), parameters).targets[1:]
         assert len(kept) == len(expected)
         for one, other in zip(kept, expected, strict=True):
             np.testing.assert_array_equal(one.boxes, other.boxes)  # type: ignore[union-attr]
@@ -273,5 +273,5 @@ def test_tiles_of_records_are_cut_from_the_upright_image(
     assert len(tiled) == 2
     example = pickle.loads(pickle.dumps(tiled))[1]
     assert example.image.shape == (40, 20, 3)
-    assert example.truth.labels.tolist() == [1]
-    np.testing.assert_allclose(example.truth.boxes, [[0.2, 0.2, 0.8, 0.8]], atol=1e-6)
+    assert example.target.labels.tolist() == [1]
+    np.testing.assert_allclose(example.target.boxes, [[0.2, 0.2, 0.8, 0.8]], atol=1e-6)

@@ -22,7 +22,7 @@ def write_lines(path: Path, lines: Sequence[Any]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def truths(
+def targets(
     packaged: Callable[..., Path],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Task], Path]:

@@ -19,10 +19,10 @@ BOX = {"topX": 0.1, "topY": 0.1, "bottomX": 0.5, "bottomY": 0.5}
 
 
 def test_a_model_in_a_process_of_its_own(
-    packaged: Callable[..., Path], truths: Callable[[Task], Path], tmp_path: Path
+    packaged: Callable[..., Path], targets: Callable[[Task], Path], tmp_path: Path
 ) -> None:
     arguments = [
-        "evaluate", packaged(Task.DETECTION), "--data", truths(Task.DETECTION), "--output", tmp_path / "out",
+        "evaluate", packaged(Task.DETECTION), "--data", targets(Task.DETECTION), "--output", tmp_path / "out",
         "--slice-by", "camera", "--device", "cpu", "--apply-thresholds", "--model-output", tmp_path / "best",
     ]  # fmt: skip
     done = subprocess.run(

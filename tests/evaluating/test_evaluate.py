@@ -14,8 +14,8 @@ from tests.evaluating.conftest import CLASSES, SIZES, write_lines
 from trainer import metrics
 from trainer.errors import DataError, JobError, RunError
 from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
-from trainer.evaluating.model import PackagedModel
-from trainer.evaluating.subject import load
+from trainer.evaluating.evaluation_data import load
+from trainer.evaluating.packaged_model import PackagedModel
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
@@ -29,15 +29,15 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("task", list(Task))
 def test_a_model_and_its_written_answers_have_the_same_figures(
-    task: Task, packaged: Packaged, truths: Truths, tmp_path: Path
+    task: Task, packaged: Packaged, targets: Truths, tmp_path: Path
 ) -> None:
-    data = truths(task)
+    data = targets(task)
     found = evaluate_model(
         packaged(task), [data], Options(output=tmp_path, slice_by=["camera"]), device="cpu"
     )
     analysis = found.analysis
     assert analysis.images == len(SIZES)
-    primary = analysis.figures[task.primary_metric]
+    primary = analysis.metrics[task.primary_metric]
     assert 0.05 < primary < 0.95  # the data say something
 
     # what is written is what was found
@@ -54,8 +54,8 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
     parameters = model.spec.parameters.model_copy(update={"box_score_threshold": 0.001})
     evaluator = metrics.create(task, CLASSES, metric_type="coco_voc")
     for index, (prediction, _) in enumerate(model.predict(checked.records, parameters)):
-        evaluator.update(prediction, checked.records.truth(index, CLASSES))
-    assert analysis.figures == pytest.approx(evaluator.compute(), abs=1e-9, nan_ok=True)
+        evaluator.update(prediction, checked.records.target(index, CLASSES))
+    assert analysis.metrics == pytest.approx(evaluator.compute(), abs=1e-9, nan_ok=True)
     for name, figures in evaluator.per_class().items():
         shared = {key: analysis.per_class[name][key] for key in figures}
         assert shared == pytest.approx(figures, abs=1e-9, nan_ok=True)
@@ -64,15 +64,15 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
     again = evaluate_answers(task, tmp_path / "predictions.jsonl", [data]).analysis
     if task is Task.SEGMENTATION:  # the noise that an untrained network takes for masks is full of holes
         for name in ("mean_average_precision", "precision", "recall", "map"):
-            assert again.figures[name] == pytest.approx(analysis.figures[name], abs=0.05)
+            assert again.metrics[name] == pytest.approx(analysis.metrics[name], abs=0.05)
     else:
-        assert again.figures == pytest.approx(analysis.figures, abs=1e-6, nan_ok=True)
+        assert again.metrics == pytest.approx(analysis.metrics, abs=1e-6, nan_ok=True)
         assert again.errors == analysis.errors
         assert [each.location for each in again.mistakes] == [each.location for each in analysis.mistakes]
 
 
-def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, truths: Truths) -> None:
-    data = truths(Task.DETECTION)
+def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, targets: Truths) -> None:
+    data = targets(Task.DETECTION)
     scores = [m.score for m in evaluate_model(packaged(Task.DETECTION), [data]).analysis.mistakes]
     middle = sorted(scores)[len(scores) // 2]
     analysis = evaluate_model(packaged(Task.DETECTION), [data], box_score_threshold=middle).analysis
@@ -83,8 +83,8 @@ def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, truth
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.DETECTION])
-def test_slices(task: Task, packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
-    data = truths(task)
+def test_slices(task: Task, packaged: Packaged, targets: Truths, tmp_path: Path) -> None:
+    data = targets(task)
     found = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"]))
     assert not any("is no key of the data schema" in remark for remark in found.remarks)
     whole = found.analysis
@@ -102,7 +102,7 @@ def test_slices(task: Task, packaged: Packaged, truths: Truths, tmp_path: Path) 
     alone = evaluate_model(
         packaged(task), [write_lines(tmp_path / "right.jsonl", lines)], Options(unknown_classes="error")
     ).analysis
-    assert parts["camera", "right"].figures == pytest.approx(alone.figures, nan_ok=True)
+    assert parts["camera", "right"].metrics == pytest.approx(alone.metrics, nan_ok=True)
     if task is Task.DETECTION:
         sizes = [part for part in whole.slices if part.by == "object size"]
         assert [part.value.split()[0] for part in sizes] == ["small", "medium", "large"]
@@ -110,8 +110,10 @@ def test_slices(task: Task, packaged: Packaged, truths: Truths, tmp_path: Path) 
         assert parts["camera", "right"].objects == alone.objects
 
 
-def test_numbers_of_many_values_become_four_parts(packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
-    source = truths(Task.CLASSIFICATION)
+def test_numbers_of_many_values_become_four_parts(
+    packaged: Packaged, targets: Truths, tmp_path: Path
+) -> None:
+    source = targets(Task.CLASSIFICATION)
     (line, *_) = lines_of(source)
     for number in range(20):
         file = tmp_path / f"{number}.png"
@@ -124,21 +126,21 @@ def test_numbers_of_many_values_become_four_parts(packaged: Packaged, truths: Tr
     assert parts == {"1 to 5.5": 5, "5.5 to 10": 5, "10 to 14.5": 4, "14.5 to 19": 5, "(none)": 1}
 
 
-def test_a_key_that_no_line_has_is_refused(packaged: Packaged, truths: Truths) -> None:
+def test_a_key_that_no_line_has_is_refused(packaged: Packaged, targets: Truths) -> None:
     with pytest.raises(DataError, match="lamp: must be a key of the lines; no line has it"):
-        evaluate_model(packaged(Task.DETECTION), [truths(Task.DETECTION)], Options(slice_by=["lamp"]))
+        evaluate_model(packaged(Task.DETECTION), [targets(Task.DETECTION)], Options(slice_by=["lamp"]))
     with pytest.raises(DataError, match=r"test.jsonl:1: meta: must be a text, a number or a truth value"):
-        evaluate_model(packaged(Task.DETECTION), [truths(Task.DETECTION)], Options(slice_by=["meta"]))
+        evaluate_model(packaged(Task.DETECTION), [targets(Task.DETECTION)], Options(slice_by=["meta"]))
 
 
 @pytest.fixture
-def with_unknown(truths: Truths, tmp_path: Path) -> Callable[[Task], Path]:
+def with_unknown(targets: Truths, tmp_path: Path) -> Callable[[Task], Path]:
     """The data with a class that the model does not know on the second and fourth line."""
 
     def make(task: Task) -> Path:
-        lines = lines_of(truths(task))
+        lines = lines_of(targets(task))
         for number, line in enumerate(lines):
-            line["image_url"] = str(truths(task).parent / line["image_url"])
+            line["image_url"] = str(targets(task).parent / line["image_url"])
             if number in (1, 3):
                 if task is Task.CLASSIFICATION:
                     line["label"] = "bottle"
@@ -175,10 +177,10 @@ def test_classes_that_the_model_does_not_know(
 
 
 def test_classes_that_the_data_do_not_have_are_told(
-    packaged: Packaged, truths: Truths, tmp_path: Path
+    packaged: Packaged, targets: Truths, tmp_path: Path
 ) -> None:
-    lines = lines_of(truths(Task.DETECTION))[:1]
-    lines[0]["image_url"] = str(truths(Task.DETECTION).parent / lines[0]["image_url"])
+    lines = lines_of(targets(Task.DETECTION))[:1]
+    lines[0]["image_url"] = str(targets(Task.DETECTION).parent / lines[0]["image_url"])
     lines[0]["label"] = lines[0]["label"][:1]
     found = evaluate_model(packaged(Task.DETECTION), [write_lines(tmp_path / "one.jsonl", lines)])
     assert "figures of these classes are undefined" in found.remarks[0]
@@ -186,10 +188,10 @@ def test_classes_that_the_data_do_not_have_are_told(
     assert all(found.analysis.per_class[name]["average_precision"] == -1 for name in absent)
 
 
-def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, truths: Truths, tmp_path: Path) -> None:
-    lines = lines_of(truths(Task.CLASSIFICATION))
+def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, targets: Truths, tmp_path: Path) -> None:
+    lines = lines_of(targets(Task.CLASSIFICATION))
     for line in lines:
-        line["image_url"] = str(truths(Task.CLASSIFICATION).parent / line["image_url"])
+        line["image_url"] = str(targets(Task.CLASSIFICATION).parent / line["image_url"])
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     lines[2]["image_url"] = str(broken)

@@ -90,12 +90,12 @@ def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
         assert loaded.predict(row, params={"box_score_threshold": 0.0})["boxes"][0] == answer(model)
 
 
-def test_the_best_thresholds_of_an_evaluation(model: Path, truths: Callable[[Task], Path]) -> None:
-    found = evaluate_model(model, [truths(Task.DETECTION)], device="cpu").analysis
+def test_the_best_thresholds_of_an_evaluation(model: Path, targets: Callable[[Task], Path]) -> None:
+    found = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
     thresholds.apply(model, {name: best.score for name, best in found.thresholds.items()})
-    again = evaluate_model(model, [truths(Task.DETECTION)], device="cpu").analysis
+    again = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
     # what is looked at stays the same, and the model now answers with the best of it
-    assert again.figures == found.figures
+    assert again.metrics == found.metrics
     for name, best in found.thresholds.items():
         assert again.served[name] == best
         assert best.f1 >= found.served[name].f1

@@ -52,8 +52,8 @@ HERE, SHIFTED = (0.1, 0.1, 0.3, 0.3), (0.2, 0.1, 0.4, 0.3)  # IoU 1/3
 THERE, NOWHERE = (0.6, 0.6, 0.9, 0.9), (0.6, 0.1, 0.8, 0.3)
 
 
-def run(task: Task, predictions: Sequence[Detections], truths: Sequence[Objects]) -> Analysis:
-    return analyse(task, CLASSES, predictions, truths, metric_type="voc", sources=Lines())
+def run(task: Task, predictions: Sequence[Detections], targets: Sequence[Objects]) -> Analysis:
+    return analyse(task, CLASSES, predictions, targets, metric_type="voc", sources=Lines())
 
 
 def errors(analysis: Analysis) -> dict[str, tuple[int, float]]:
@@ -76,9 +76,9 @@ TASKS = pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
     ids=["classification", "localisation", "both", "duplicate", "background"],
 )
 def test_each_kind_of_error_and_what_it_costs(
-    task: Task, prediction: Detections, truth: Objects, kind: str, cost: float, missed: int
+    task: Task, prediction: Detections, target: Objects, kind: str, cost: float, missed: int
 ) -> None:
-    split = errors(run(task, [prediction], [truth]))
+    split = errors(run(task, [prediction], [target]))
     assert split[kind] == (1, cost)
     assert split["missed"][0] == missed
     counted = {name: count for name, (count, _) in split.items() if count}
@@ -107,7 +107,7 @@ def test_all_missed_costs_everything_and_no_data_cost_nothing() -> None:
     assert split["missed"] == (1, 1.0)
     empty = run(Task.DETECTION, [], [])
     assert all(each.count == 0 and each.cost == 0 for each in empty.errors)
-    assert empty.figures == {"mean_average_precision": -1, "precision": -1, "recall": -1}
+    assert empty.metrics == {"mean_average_precision": -1, "precision": -1, "recall": -1}
     assert empty.image_level == {"average_precision": -1, "precision": -1, "recall": -1}
 
 
@@ -123,8 +123,8 @@ def test_crowds_are_in_none_of_it(task: Task) -> None:
 @TASKS
 def test_confusion_matrices_by_score(task: Task) -> None:
     predictions = [found((1, 0.75, HERE), (0, 0.35, THERE)), found((0, 0.95, NOWHERE))]
-    truths = [true((0, HERE), (0, THERE), (1, NOWHERE)), true()]
-    matrices = run(task, predictions, truths).confusion_matrices
+    targets = [true((0, HERE), (0, THERE), (1, NOWHERE)), true()]
+    matrices = run(task, predictions, targets).confusion_matrices
     assert [matrix.score_threshold for matrix in matrices] == pytest.approx(np.arange(10) / 10)
     assert matrices[0].rows == CLASSES
     assert matrices[0].columns == [*CLASSES, "Missed"]
@@ -146,8 +146,8 @@ def test_image_level_by_hand() -> None:
         found((0, 0.6, HERE), (1, 0.95, THERE)),  # true from 0.95 on
         found(),
     ]
-    truths = [true((0, HERE)), true(), true((0, HERE), (1, THERE)), true((1, HERE))]
-    analysis = run(Task.DETECTION, predictions, truths)
+    targets = [true((0, HERE)), true(), true((0, HERE), (1, THERE)), true((1, HERE))]
+    analysis = run(Task.DETECTION, predictions, targets)
     # at .95: 1 of 1; .9: 1 of 2; .85: 1 of 3; .8: 2 of 3; .6 the same; of 3 images with objects
     assert analysis.image_level["recall"] == pytest.approx(2 / 3)
     assert analysis.image_level["precision"] == pytest.approx(2 / 3)
@@ -159,18 +159,18 @@ def test_image_level_by_hand() -> None:
 def test_image_level_figures_are_those_of_the_definition_on_random_scenes() -> None:
     rng = np.random.default_rng(0)
     spots = [(x / 5, y / 5, (x + 1) / 5, (y + 1) / 5) for x in range(5) for y in range(5)]
-    predictions, truths = [], []
+    predictions, targets = [], []
     for _ in range(40):
         held = rng.choice(25, rng.integers(0, 4), replace=False)
         seen = rng.choice(25, rng.integers(0, 6), replace=False)
-        truths.append(true(*((0, spots[at]) for at in held)))
+        targets.append(true(*((0, spots[at]) for at in held)))
         predictions.append(found(*((0, float(rng.integers(1, 20)) / 20, spots[at]) for at in seen)))
-    analysis = run(Task.DETECTION, predictions, truths)
+    analysis = run(Task.DETECTION, predictions, targets)
     points = []
     for score in sorted({float(s) for p in predictions for s in p.scores}, reverse=True):
         hits = wrong = 0
-        for prediction, truth in zip(predictions, truths, strict=True):
-            boxes = {tuple(box) for box in truth.boxes.tolist()}
+        for prediction, target in zip(predictions, targets, strict=True):
+            boxes = {tuple(box) for box in target.boxes.tolist()}
             sure = [
                 tuple(b)
                 for b, s in zip(prediction.boxes.tolist(), prediction.scores, strict=True)
@@ -178,7 +178,7 @@ def test_image_level_figures_are_those_of_the_definition_on_random_scenes() -> N
             ]
             hits += any(box in boxes for box in sure)
             wrong += bool(sure) and not any(box in boxes for box in sure)
-        points.append((hits / sum(len(t.labels) > 0 for t in truths), hits / (hits + wrong)))
+        points.append((hits / sum(len(t.labels) > 0 for t in targets), hits / (hits + wrong)))
     area = last = 0.0
     for at, (recall, _) in enumerate(points):
         area += (recall - last) * max(precision for _, precision in points[at:])
@@ -205,13 +205,13 @@ def test_lists_name_images_by_file_and_line() -> None:
         found((0, 0.95, HERE), (0, 0.6, NOWHERE), (0, 0.3, SHIFTED)),
         found((0, 0.85, SHIFTED), (1, 0.9, THERE), (1, 0.88, HERE)),
     ]
-    truths = [
+    targets = [
         true((0, HERE)),
         true((0, HERE), (0, THERE)),
         true((0, HERE)),
         true((0, HERE), (1, THERE)),
     ]
-    analysis = run(Task.DETECTION, predictions, truths)
+    analysis = run(Task.DETECTION, predictions, targets)
     issues = [(each.location, each.kind, each.given, each.suggested) for each in analysis.label_issues]
     # of "milk" as sure as that on line 2 most are wrong, so it says nothing about the label
     assert issues == [
@@ -228,9 +228,9 @@ def test_lists_name_images_by_file_and_line() -> None:
     ]
 
 
-def classified(task: Task, probs: Sequence[Sequence[float]], truths: Sequence[object]) -> Analysis:
+def classified(task: Task, probs: Sequence[Sequence[float]], targets: Sequence[object]) -> Analysis:
     predictions = [Classification(np.array(row, np.float32)) for row in probs]
-    return analyse(task, ["a", "b", "c"], predictions, truths, sources=Lines())  # type: ignore[arg-type]
+    return analyse(task, ["a", "b", "c"], predictions, targets, sources=Lines())  # type: ignore[arg-type]
 
 
 def test_classification_lists() -> None:
@@ -253,11 +253,11 @@ def test_classification_lists() -> None:
 
 def test_swapped_labels_are_found() -> None:
     rng = np.random.default_rng(0)
-    truths = rng.integers(0, 3, 300)
-    logits = np.eye(3)[truths] * 6 + rng.normal(0, 1, (300, 3))
+    targets = rng.integers(0, 3, 300)
+    logits = np.eye(3)[targets] * 6 + rng.normal(0, 1, (300, 3))
     probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     swapped = rng.choice(300, 15, replace=False)
-    given = truths.copy()
+    given = targets.copy()
     given[swapped] = (given[swapped] + 1) % 3
     issues = classified(Task.CLASSIFICATION, probs.tolist(), given.tolist()).label_issues
     assert len({each.image for each in issues[:15]} & set(swapped.tolist())) >= 14
@@ -265,9 +265,9 @@ def test_swapped_labels_are_found() -> None:
 
 def test_multilabel_lists() -> None:
     t, f = True, False
-    truths = [np.array(row) for row in ([t, f, f], [f, t, f], [t, f, t], [f, f, f], [t, t, f])]
+    targets = [np.array(row) for row in ([t, f, f], [f, t, f], [t, f, t], [f, f, f], [t, t, f])]
     probs = [[0.9, 0.1, 0.1], [0.2, 0.9, 0.2], [0.05, 0.1, 0.9], [0.97, 0.1, 0.1], [0.8, 0.7, 0.1]]
-    analysis = classified(Task.MULTILABEL, probs, truths)
+    analysis = classified(Task.MULTILABEL, probs, targets)
     assert [(m.location, m.kind, m.predicted, m.true) for m in analysis.mistakes] == [
         ("test.jsonl:4", "superfluous", "a", ""),
         ("test.jsonl:3", "overlooked", "", "a"),
@@ -284,8 +284,10 @@ def test_multilabel_lists() -> None:
 @pytest.mark.parametrize("task", list(Task))
 def test_it_is_written_and_read_as_strict_json(task: Task, tmp_path: Path) -> None:
     if task.is_classification:
-        truths: list[object] = [0, 1] if task is Task.CLASSIFICATION else [np.array([True, False, False])] * 2
-        analysis = classified(task, [[0.5, 0.3, 0.2]] * 2, truths)
+        targets: list[object] = (
+            [0, 1] if task is Task.CLASSIFICATION else [np.array([True, False, False])] * 2
+        )
+        analysis = classified(task, [[0.5, 0.3, 0.2]] * 2, targets)
         assert math.isnan(analysis.per_class["c"]["auc"])
     else:
         analysis = run(task, [found((0, 0.9, HERE), (1, 0.8, NOWHERE))], [true((0, HERE))])

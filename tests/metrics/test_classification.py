@@ -34,135 +34,135 @@ def multiclass(scenario: str, seed: int) -> tuple[npt.NDArray[np.int64], Array]:
     rng = np.random.default_rng(seed)
     images = 1 if scenario == "one image" else 60
     classes = 2 if scenario == "two classes" else 5
-    truths = rng.integers(0, classes, images)
+    targets = rng.integers(0, classes, images)
     probs = rng.dirichlet(np.ones(classes), images)
     if scenario == "ties":
         probs = rng.integers(1, 3, (images, classes)).astype(np.float64)
     if scenario == "constant":
         probs = np.ones((images, classes))
     if scenario == "absent class":
-        truths[truths == 3] = 1
+        targets[targets == 3] = 1
     if scenario == "one class true":
-        truths[:] = 2
+        targets[:] = 2
     if scenario == "perfect":
-        probs = np.eye(classes)[truths]
-    return truths, (probs / probs.sum(axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
+        probs = np.eye(classes)[targets]
+    return targets, (probs / probs.sum(axis=1, keepdims=True)).astype(np.float32).astype(np.float64)
 
 
 def multilabel(scenario: str, seed: int) -> tuple[npt.NDArray[np.bool_], Array]:
     rng = np.random.default_rng(seed)
     images = 1 if scenario == "one image" else 60
     classes = 2 if scenario == "two classes" else 5
-    truths = rng.random((images, classes)) < 0.4
+    targets = rng.random((images, classes)) < 0.4
     probs = rng.random((images, classes))
     if scenario == "ties":
         probs = rng.integers(0, 3, (images, classes)) / 2
     if scenario == "constant":
         probs = np.full((images, classes), 0.5)
     if scenario == "absent class":
-        truths[:, 3] = False
+        targets[:, 3] = False
         probs[:, 3] = 0.1
     if scenario == "one class true":
-        truths[:] = np.arange(classes) == 2
+        targets[:] = np.arange(classes) == 2
     if scenario == "perfect":
-        probs = truths.astype(np.float64)
-    return truths, probs.astype(np.float32).astype(np.float64)
+        probs = targets.astype(np.float64)
+    return targets, probs.astype(np.float32).astype(np.float64)
 
 
-def ranking_oracle(truths: npt.NDArray[np.bool_], probs: Array) -> dict[str, float]:
+def ranking_oracle(targets: npt.NDArray[np.bool_], probs: Array) -> dict[str, float]:
     """scikit-learn on the classes for which each figure is defined."""
-    with_positives = truths.any(axis=0)
-    with_both = with_positives & ~truths.all(axis=0)
+    with_positives = targets.any(axis=0)
+    with_both = with_positives & ~targets.all(axis=0)
     expected = {}
     for average in AVERAGES:
         expected[f"AUC_{average}"] = math.nan
         expected[f"average_precision_score_{average}"] = math.nan
         if average == "micro":
-            if truths.any() and not truths.all():
-                expected["AUC_micro"] = sk.roc_auc_score(truths.ravel(), probs.ravel())
-            if truths.any():
+            if targets.any() and not targets.all():
+                expected["AUC_micro"] = sk.roc_auc_score(targets.ravel(), probs.ravel())
+            if targets.any():
                 expected["average_precision_score_micro"] = sk.average_precision_score(
-                    truths, probs, average="micro"
+                    targets, probs, average="micro"
                 )
             continue
         if with_both.any():
             expected[f"AUC_{average}"] = sk.roc_auc_score(
-                truths[:, with_both], probs[:, with_both], average=average
+                targets[:, with_both], probs[:, with_both], average=average
             )
         if with_positives.any():
             expected[f"average_precision_score_{average}"] = sk.average_precision_score(
-                truths[:, with_positives], probs[:, with_positives], average=average
+                targets[:, with_positives], probs[:, with_positives], average=average
             )
     return expected
 
 
-def decision_oracle(truths: npt.NDArray[np.generic], predicted: npt.NDArray[np.generic]) -> dict[str, float]:
-    expected = {"accuracy": sk.accuracy_score(truths, predicted)}
+def decision_oracle(targets: npt.NDArray[np.generic], predicted: npt.NDArray[np.generic]) -> dict[str, float]:
+    expected = {"accuracy": sk.accuracy_score(targets, predicted)}
     for average in AVERAGES:
         for name in ("f1_score", "precision_score", "recall_score"):
             expected[f"{name}_{average}"] = getattr(sk, name)(
-                truths, predicted, average=average, zero_division=0
+                targets, predicted, average=average, zero_division=0
             )
     return expected
 
 
-def evaluate(task: Task, truths: npt.NDArray[np.generic], probs: Array) -> metrics.Evaluator:
+def evaluate(task: Task, targets: npt.NDArray[np.generic], probs: Array) -> metrics.Evaluator:
     evaluator = metrics.create(task, [f"클래스 {label}" for label in range(probs.shape[1])])
-    for row, truth in zip(probs, truths, strict=True):
-        evaluator.update(Classification(row.astype(np.float32)), truth)  # type: ignore[arg-type]
+    for row, target in zip(probs, targets, strict=True):
+        evaluator.update(Classification(row.astype(np.float32)), target)  # type: ignore[arg-type]
     return evaluator
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(3))
 def test_multiclass_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
-    truths, probs = multiclass(scenario, seed)
+    targets, probs = multiclass(scenario, seed)
     labels = np.arange(probs.shape[1])
-    expected = ranking_oracle(truths[:, None] == labels, probs) | decision_oracle(
-        truths, probs.argmax(axis=1)
+    expected = ranking_oracle(targets[:, None] == labels, probs) | decision_oracle(
+        targets, probs.argmax(axis=1)
     )
     normalised = probs / probs.sum(axis=1, keepdims=True)
-    expected["log_loss"] = sk.log_loss(truths, normalised, labels=labels)
-    evaluator = evaluate(Task.CLASSIFICATION, truths, probs)
+    expected["log_loss"] = sk.log_loss(targets, normalised, labels=labels)
+    evaluator = evaluate(Task.CLASSIFICATION, targets, probs)
     assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert isinstance(evaluator, MulticlassEvaluator)
-    matrix = sk.confusion_matrix(truths, probs.argmax(axis=1), labels=labels)
+    matrix = sk.confusion_matrix(targets, probs.argmax(axis=1), labels=labels)
     np.testing.assert_array_equal(evaluator.confusion_matrix(), matrix)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(3))
 def test_multilabel_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
-    truths, probs = multilabel(scenario, seed)
+    targets, probs = multilabel(scenario, seed)
     predicted = probs >= 0.5
-    expected = ranking_oracle(truths, probs) | decision_oracle(truths, predicted)
+    expected = ranking_oracle(targets, probs) | decision_oracle(targets, predicted)
     losses = [
-        sk.log_loss(truths[:, label], probs[:, label], labels=[False, True])
-        for label in range(truths.shape[1])
+        sk.log_loss(targets[:, label], probs[:, label], labels=[False, True])
+        for label in range(targets.shape[1])
     ]
     expected["log_loss"] = float(np.mean(losses))
-    expected["iou"] = sk.jaccard_score(truths, predicted, average="samples", zero_division=1)
+    expected["iou"] = sk.jaccard_score(targets, predicted, average="samples", zero_division=1)
     for average in AVERAGES:
-        expected[f"iou_{average}"] = sk.jaccard_score(truths, predicted, average=average, zero_division=0)
-    evaluator = evaluate(Task.MULTILABEL, truths, probs)
+        expected[f"iou_{average}"] = sk.jaccard_score(targets, predicted, average=average, zero_division=0)
+    evaluator = evaluate(Task.MULTILABEL, targets, probs)
     assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert isinstance(evaluator, MultilabelEvaluator)
-    classwise = sk.jaccard_score(truths, predicted, average=None, zero_division=0)
+    classwise = sk.jaccard_score(targets, predicted, average=None, zero_division=0)
     assert list(evaluator.iou_classwise().values()) == pytest.approx(classwise.tolist(), abs=1e-9)
     np.testing.assert_array_equal(
-        evaluator.confusion_matrix(), sk.multilabel_confusion_matrix(truths, predicted)
+        evaluator.confusion_matrix(), sk.multilabel_confusion_matrix(targets, predicted)
     )
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
 def test_report_by_class(task: Task) -> None:
-    truths, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("absent class", 5)
-    evaluator = evaluate(task, truths, probs)
+    targets, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("absent class", 5)
+    evaluator = evaluate(task, targets, probs)
     labels = range(probs.shape[1])
-    one_hot = truths if truths.ndim == 2 else truths[:, None] == np.arange(len(labels))
+    one_hot = targets if targets.ndim == 2 else targets[:, None] == np.arange(len(labels))
     predicted = probs.argmax(axis=1) if task is Task.CLASSIFICATION else probs >= 0.5
     report = sk.classification_report(
-        truths, predicted, labels=list(labels), output_dict=True, zero_division=0
+        targets, predicted, labels=list(labels), output_dict=True, zero_division=0
     )
     for label, (name, figures) in zip(labels, evaluator.per_class().items(), strict=True):
         assert name == f"클래스 {label}"
@@ -185,9 +185,9 @@ def test_multiclass_by_hand() -> None:
 
 
 def test_multilabel_by_hand_and_threshold_is_inclusive() -> None:
-    truths = np.array([[True, False], [True, True], [False, False]])
+    targets = np.array([[True, False], [True, True], [False, False]])
     probs = np.array([[0.5, 0.49], [0.9, 0.1], [0.2, 0.3]])
-    figures = evaluate(Task.MULTILABEL, truths, probs).compute()
+    figures = evaluate(Task.MULTILABEL, targets, probs).compute()
     assert figures["iou"] == pytest.approx((1 + 0.5 + 1) / 3)  # nothing true, nothing predicted counts as 1
     assert figures["accuracy"] == pytest.approx(2 / 3)
     assert figures["iou_micro"] == pytest.approx(2 / 3)
@@ -217,8 +217,8 @@ def test_sure_and_wrong_is_a_large_but_finite_loss() -> None:
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
 def test_compute_changes_nothing_and_reset_forgets(task: Task) -> None:
-    truths, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("random", 0)
-    evaluator = evaluate(task, truths, probs)
+    targets, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("random", 0)
+    evaluator = evaluate(task, targets, probs)
     first = evaluator.compute()
     assert evaluator.compute() == first
     evaluator.reset()
@@ -226,10 +226,10 @@ def test_compute_changes_nothing_and_reset_forgets(task: Task) -> None:
 
 
 def test_the_order_of_images_does_not_matter() -> None:
-    truths, probs = multiclass("ties", 1)
-    order = np.random.default_rng(0).permutation(len(truths))
-    figures = evaluate(Task.CLASSIFICATION, truths, probs).compute()
-    assert evaluate(Task.CLASSIFICATION, truths[order], probs[order]).compute() == pytest.approx(
+    targets, probs = multiclass("ties", 1)
+    order = np.random.default_rng(0).permutation(len(targets))
+    figures = evaluate(Task.CLASSIFICATION, targets, probs).compute()
+    assert evaluate(Task.CLASSIFICATION, targets[order], probs[order]).compute() == pytest.approx(
         figures, abs=1e-12
     )
 
@@ -247,8 +247,8 @@ def test_no_warning_escapes_in_half_precision() -> None:
     evaluator = metrics.create(Task.CLASSIFICATION, ["a", "b", "c"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for truth in range(3):
-            evaluator.update(Classification(np.array([0.333, 0.334, 0.334], dtype=np.float16)), truth)  # type: ignore[arg-type]
+        for target in range(3):
+            evaluator.update(Classification(np.array([0.333, 0.334, 0.334], dtype=np.float16)), target)  # type: ignore[arg-type]
         assert evaluator.compute()["accuracy"] == pytest.approx(1 / 3)
 
 
@@ -271,10 +271,10 @@ def test_a_diverged_network_is_named() -> None:
         (Task.MULTILABEL, [0.2, 0.5], 1, "bool array"),
     ],
 )
-def test_what_does_not_fit_is_refused(task: Task, probs: list[float], truth: object, message: str) -> None:
+def test_what_does_not_fit_is_refused(task: Task, probs: list[float], target: object, message: str) -> None:
     evaluator = metrics.create(task, ["a", "b"])
     with pytest.raises((TypeError, ValueError), match=message):
-        evaluator.update(Classification(np.array(probs, dtype=np.float32)), truth)  # type: ignore[arg-type]
+        evaluator.update(Classification(np.array(probs, dtype=np.float32)), target)  # type: ignore[arg-type]
     assert math.isnan(evaluator.compute()["accuracy"])  # and nothing was taken
 
 

@@ -93,30 +93,30 @@ def ellipse(box: FloatArray, size: tuple[int, int]) -> Mask:
 
 def oracle(pairs: list[Pair], *, masks: bool) -> dict[str, float]:
     """pycocotools, given polygons and dense masks."""
-    images, truths, found = [], [], []
-    for number, (prediction, truth) in enumerate(pairs, 1):
+    images, targets, found = [], [], []
+    for number, (prediction, target) in enumerate(pairs, 1):
         height, width = prediction.image_size
         images.append({"id": number, "height": height, "width": width})
         factor = (width, height, width, height)
-        for index, box in enumerate(truth.boxes.astype(np.float64) * factor):
+        for index, box in enumerate(target.boxes.astype(np.float64) * factor):
             left, top, right, bottom = box.tolist()
             entry: dict[str, Any] = {
-                "id": len(truths) + 1,
+                "id": len(targets) + 1,
                 "image_id": number,
-                "category_id": int(truth.labels[index]) + 1,
+                "category_id": int(target.labels[index]) + 1,
                 "bbox": [left, top, right - left, bottom - top],
                 "area": (right - left) * (bottom - top),
-                "iscrowd": int(truth.crowd[index]),
+                "iscrowd": int(target.crowd[index]),
             }
             if masks:
-                assert truth.polygons is not None
+                assert target.polygons is not None
                 segments = [
                     (segment.astype(np.float64) * (width, height)).ravel().tolist()
-                    for segment in truth.polygons[index]
+                    for segment in target.polygons[index]
                 ]
                 entry["segmentation"] = coco_masks.merge(coco_masks.frPyObjects(segments, height, width))
                 entry["area"] = float(coco_masks.area(entry["segmentation"]))
-            truths.append(entry)
+            targets.append(entry)
         for index, box in enumerate(prediction.boxes.astype(np.float64) * factor):
             left, top, right, bottom = box.tolist()
             entry = {
@@ -137,7 +137,7 @@ def oracle(pairs: list[Pair], *, masks: bool) -> dict[str, float]:
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         categories = [{"id": label, "name": name} for label, name in enumerate(CLASSES, 1)]
-        coco.dataset = {"images": images, "categories": categories, "annotations": truths}
+        coco.dataset = {"images": images, "categories": categories, "annotations": targets}
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(found), "segm" if masks else "bbox")
         evaluation.evaluate()
@@ -150,8 +150,8 @@ def evaluate(pairs: list[Pair], *, masks: bool, metric_type: str = "coco_voc") -
     evaluator = metrics.create(
         Task.SEGMENTATION if masks else Task.DETECTION, CLASSES, metric_type=metric_type
     )
-    for prediction, truth in pairs:
-        evaluator.update(prediction, truth)
+    for prediction, target in pairs:
+        evaluator.update(prediction, target)
     return evaluator.compute()
 
 
@@ -196,8 +196,8 @@ def test_objects_of_which_none_is_found_give_zero(masks: bool) -> None:
         (50, 50),
         () if masks else None,
     )
-    truth = next(truth for _, truth in random_pairs(2, masks=masks, crowds=0.0) if len(truth.labels))
-    figures = evaluate([(nothing, truth)], masks=masks)
+    target = next(target for _, target in random_pairs(2, masks=masks, crowds=0.0) if len(target.labels))
+    figures = evaluate([(nothing, target)], masks=masks)
     assert figures["map"] == figures["mar_100"] == figures["mean_average_precision"] == 0
 
 

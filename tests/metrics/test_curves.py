@@ -19,70 +19,70 @@ SCENARIOS = ("random", "ties", "constant", "perfect", "one positive", "zeros and
 
 def decisions(scenario: str, seed: int) -> tuple[npt.NDArray[np.bool_], Array]:
     rng = np.random.default_rng(seed)
-    truth = rng.random(200) < 0.3
-    score = (rng.random(200) + truth).clip(0, 1.5) / 1.5
+    target = rng.random(200) < 0.3
+    score = (rng.random(200) + target).clip(0, 1.5) / 1.5
     if scenario == "ties":
         score = np.round(score * 4) / 4
     if scenario == "constant":
         score[:] = 0.3
     if scenario == "perfect":
-        score = truth * 0.5 + 0.2
+        score = target * 0.5 + 0.2
     if scenario == "one positive":
-        truth = np.arange(200) == 17
+        target = np.arange(200) == 17
     if scenario == "zeros and ones":
         score = (score > 0.5).astype(np.float64)
-    return truth, score
+    return target, score
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(2))
 def test_curves_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
-    truth, score = decisions(scenario, seed)
-    line = curves.roc(truth, score)
+    target, score = decisions(scenario, seed)
+    line = curves.roc(target, score)
     assert line is not None
-    x, y, thresholds = sk.roc_curve(truth, score, drop_intermediate=False)
+    x, y, thresholds = sk.roc_curve(target, score, drop_intermediate=False)
     np.testing.assert_allclose(line.x, x, atol=1e-9)
     np.testing.assert_allclose(line.y, y, atol=1e-9)
     np.testing.assert_allclose(line.scores[1:], thresholds[1:], atol=1e-9)
 
-    line = curves.precision_recall(truth, score)
+    line = curves.precision_recall(target, score)
     assert line is not None
-    precision, recall, thresholds = sk.precision_recall_curve(truth, score)
+    precision, recall, thresholds = sk.precision_recall_curve(target, score)
     np.testing.assert_allclose(line.x, recall[::-1], atol=1e-9)
     np.testing.assert_allclose(line.y, precision[::-1], atol=1e-9)
     np.testing.assert_allclose(line.scores[1:], thresholds[::-1], atol=1e-9)
 
-    line, counts = curves.calibration(truth, score)
-    share, mean = calibration_curve(truth, score, n_bins=curves.BINS)
+    line, counts = curves.calibration(target, score)
+    share, mean = calibration_curve(target, score, n_bins=curves.BINS)
     np.testing.assert_allclose(line.x, mean, atol=1e-9)
     np.testing.assert_allclose(line.y, share, atol=1e-9)
-    assert counts.sum() == len(truth)
+    assert counts.sum() == len(target)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gains_and_lift_are_counted(seed: int) -> None:
-    truth, score = decisions("random", seed)
-    gains, lift = curves.cumulative_gains(truth, score), curves.lift(truth, score)
+    target, score = decisions("random", seed)
+    gains, lift = curves.cumulative_gains(target, score), curves.lift(target, score)
     assert gains is not None
     assert lift is not None
     assert (gains.x[0], gains.y[0], gains.x[-1], gains.y[-1], lift.y[-1]) == (0, 0, 1, 1, 1)
     best = np.argsort(-score)[:50]
     at = int(np.flatnonzero(np.isclose(lift.x, 50 / 200))[0])
-    assert gains.y[at + 1] == pytest.approx(truth[best].sum() / truth.sum())
-    assert lift.y[at] == pytest.approx(truth[best].mean() / truth.mean())
+    assert gains.y[at + 1] == pytest.approx(target[best].sum() / target.sum())
+    assert lift.y[at] == pytest.approx(target[best].mean() / target.mean())
 
 
 def test_undefined_curves_are_left_out_and_take_no_part() -> None:
     rng = np.random.default_rng(0)
-    truths = np.equal.outer(rng.integers(0, 2, 60), np.arange(3))  # of the third class there are no images
+    targets = np.equal.outer(rng.integers(0, 2, 60), np.arange(3))  # of the third class there are no images
     probs = rng.dirichlet(np.ones(3), 60)
-    found = curves.all_curves(["a", "b", "never"], truths, probs)
+    found = curves.all_curves(["a", "b", "never"], targets, probs)
     for kind in ("roc", "precision_recall", "cumulative_gains", "lift"):
         assert [curve.name for curve in found[kind]] == ["a", "b", "micro", "macro", "weighted"]
         assert all(np.isfinite([*curve.x, *curve.y]).all() for curve in found[kind])
         assert all(np.all(np.diff(curve.x) >= 0) for curve in found[kind])
     assert [curve.name for curve in found["calibration"]] == ["a", "b", "never", "micro", "macro"]
-    assert curves.all_curves(["a", "b"], truths[:0, :2], probs[:0, :2]) == {}
+    assert curves.all_curves(["a", "b"], targets[:0, :2], probs[:0, :2]) == {}
     everything = curves.all_curves(["a"], np.ones((5, 1), bool), np.ones((5, 1)))
     assert everything["roc"] == []
 
@@ -90,19 +90,19 @@ def test_undefined_curves_are_left_out_and_take_no_part() -> None:
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
 def test_averaged_roc_curves_have_the_averaged_area(average: str) -> None:
     rng = np.random.default_rng(4)
-    truth = rng.integers(0, 4, 3000)
-    probs = rng.dirichlet(np.ones(4), 3000) + np.eye(4)[truth] * 0.4
+    target = rng.integers(0, 4, 3000)
+    probs = rng.dirichlet(np.ones(4), 3000) + np.eye(4)[target] * 0.4
     probs /= probs.sum(axis=1, keepdims=True)
-    truths = np.equal.outer(truth, np.arange(4))
-    curve = next(c for c in curves.all_curves(list("abcd"), truths, probs)["roc"] if c.name == average)
-    expected = sk.roc_auc_score(truths, probs, average=average)
+    targets = np.equal.outer(target, np.arange(4))
+    curve = next(c for c in curves.all_curves(list("abcd"), targets, probs)["roc"] if c.name == average)
+    expected = sk.roc_auc_score(targets, probs, average=average)
     assert sk.auc(curve.x, curve.y) == pytest.approx(expected, abs=2e-3)
 
 
 def test_thinned_curves_keep_their_ends_and_course() -> None:
     rng = np.random.default_rng(1)
-    truth = rng.random(50_000) < 0.5
-    line = curves.roc(truth, rng.random(50_000) + truth)
+    target = rng.random(50_000) < 0.5
+    line = curves.roc(target, rng.random(50_000) + target)
     assert line is not None
     thin = curves.thinned(line, 1 / 500)
     assert len(thin.x) < 1500
@@ -112,8 +112,8 @@ def test_thinned_curves_keep_their_ends_and_course() -> None:
 
 def test_many_classes_make_no_large_file() -> None:
     rng = np.random.default_rng(2)
-    truths = np.equal.outer(rng.integers(0, 400, 4000), np.arange(400))
-    found = curves.all_curves([str(n) for n in range(400)], truths, rng.dirichlet(np.ones(400), 4000))
+    targets = np.equal.outer(rng.integers(0, 400, 4000), np.arange(400))
+    found = curves.all_curves([str(n) for n in range(400)], targets, rng.dirichlet(np.ones(400), 4000))
     assert sum(len(curve.x) for kind in found.values() for curve in kind) < 150_000
 
 
@@ -122,19 +122,19 @@ def test_temperature_is_what_the_logits_were_multiplied_with(factor: float) -> N
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 2, (20_000, 4))
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    truths = (honest.cumsum(axis=1) > rng.random((len(honest), 1))).argmax(axis=1)
+    targets = (honest.cumsum(axis=1) > rng.random((len(honest), 1))).argmax(axis=1)
     probs = honest**factor / (honest**factor).sum(axis=1, keepdims=True)
-    found = calibration.of_classes(probs, truths)
+    found = calibration.of_classes(probs, targets)
     assert found is not None
 
     def loss(temperature: float) -> float:
         scaled = probs ** (1 / temperature)
-        return sk.log_loss(truths, scaled / scaled.sum(axis=1, keepdims=True), labels=range(4))
+        return sk.log_loss(targets, scaled / scaled.sum(axis=1, keepdims=True), labels=range(4))
 
     oracle = optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-7})
     assert found.temperature == pytest.approx(oracle.x, abs=1e-4)
     assert found.temperature == pytest.approx(factor, rel=0.05)
-    assert found.log_loss == pytest.approx(sk.log_loss(truths, probs))
+    assert found.log_loss == pytest.approx(sk.log_loss(targets, probs))
     assert found.log_loss_scaled == pytest.approx(oracle.fun, abs=1e-9)
     assert found.error_scaled < 0.01
     assert (found.error > 0.05) == (factor != 1)
@@ -150,9 +150,9 @@ def test_calibration_error_by_hand() -> None:
 def test_temperature_of_several_labels() -> None:
     rng = np.random.default_rng(5)
     honest = 1 / (1 + np.exp(-rng.normal(0, 2, (5000, 3))))
-    truths = rng.random(honest.shape) < honest
+    targets = rng.random(honest.shape) < honest
     odds = (honest / (1 - honest)) ** 2
-    found = calibration.of_labels(odds / (1 + odds), truths)
+    found = calibration.of_labels(odds / (1 + odds), targets)
     assert found is not None
     assert found.temperature == pytest.approx(2, rel=0.05)
     assert found.error_scaled < 0.015 < found.error

@@ -16,6 +16,7 @@ from faster_coco_eval import mask as coco_masks
 from trainer import metrics
 from trainer.annotations import Classification, Detections, Mask, Objects
 from trainer.errors import TrainingError
+from trainer.metrics.detection import METRIC_TYPES
 from trainer.metrics.masks import from_polygons
 from trainer.tasks import Task
 
@@ -209,11 +210,11 @@ def test_an_object_counts_as_found_at_the_threshold_itself() -> None:
 
 def test_crowds_are_neither_missed_nor_wrongly_found() -> None:
     crowd, lone = rectangle(0, 0, 8, 4), rectangle(0, 5, 2, 7)
-    truths: list[True_] = [(0, True, crowd), (0, False, lone)]
+    targets: list[True_] = [(0, True, crowd), (0, False, lone)]
     in_crowd: list[Found] = [(0, 0.95, rectangle(x, 0, x + 2, 2)) for x in range(6)]
     perfect = {"mean_average_precision": 1.0, "precision": 1.0, "recall": 1.0}
-    assert evaluate([([(0, 0.9, lone)], truths)]).compute() == perfect
-    assert evaluate([([*in_crowd, (0, 0.9, lone)], truths)]).compute() == perfect
+    assert evaluate([([(0, 0.9, lone)], targets)]).compute() == perfect
+    assert evaluate([([*in_crowd, (0, 0.9, lone)], targets)]).compute() == perfect
 
 
 def test_a_crowd_of_another_class_excuses_nothing() -> None:
@@ -250,7 +251,7 @@ def test_undefined_figures_take_no_part_in_means() -> None:
     assert evaluate([scene]).compute() == {"mean_average_precision": 0.5, "precision": 0.5, "recall": 0.5}
 
 
-@pytest.mark.parametrize("metric_type", metrics.METRIC_TYPES)
+@pytest.mark.parametrize("metric_type", METRIC_TYPES)
 @pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
 def test_no_images_are_no_error(task: Task, metric_type: str) -> None:
     evaluator = metrics.create(task, CLASSES, metric_type=metric_type)
@@ -333,9 +334,9 @@ def test_degenerate_boxes_overlap_nothing() -> None:
         np.array([0.9, 0.8], dtype=np.float32),
         (10, 10),
     )
-    truth = Objects(np.array([[0.5, 0.5, 0.5, 0.5]], dtype=np.float32), np.array([0]), np.array([False]))
+    target = Objects(np.array([[0.5, 0.5, 0.5, 0.5]], dtype=np.float32), np.array([0]), np.array([False]))
     evaluator = metrics.create(Task.DETECTION, ["a"], metric_type="coco_voc")
-    evaluator.update(prediction, truth)
+    evaluator.update(prediction, target)
     assert evaluator.compute()["mean_average_precision"] == 0
     assert evaluator.compute()["precision"] == 0
 

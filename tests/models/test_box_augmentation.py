@@ -115,14 +115,14 @@ class Scene:
     def __init__(self, task: Task, objects: int = 3) -> None:
         self.image, truth = painted(polygons=task is Task.SEGMENTATION)
         polygons = truth.polygons and truth.polygons[:objects]
-        self.truth = Objects(truth.boxes[:objects], truth.labels[:objects], truth.crowd[:objects], polygons)
-        self.truths = [self.truth]
+        self.target = Objects(truth.boxes[:objects], truth.labels[:objects], truth.crowd[:objects], polygons)
+        self.targets = [self.target]
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.image, self.truth)
+        return Example(self.image, self.target)
 
 
 def family_of(task: Task, model: str, objects: int = 3, **values: Any) -> tuple[Family, Any]:

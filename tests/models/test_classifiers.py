@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainer.annotations import Example, Truth
+from trainer.annotations import Example, Target
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
 from trainer.models.classifiers import class_weights
@@ -29,15 +29,15 @@ def family_of(model: str, task: Task = Task.CLASSIFICATION, **values: Any) -> Fa
 class Photographs:
     """Three images of noise (trainer.annotations.Examples)."""
 
-    def __init__(self, truths: list[Truth]) -> None:
-        self.truths = truths
+    def __init__(self, truths: list[Target]) -> None:
+        self.targets = truths
         self.images = np.random.default_rng(3).integers(0, 255, (3, 70, 90, 3), dtype=np.uint8)
 
     def __len__(self) -> int:
         return 3
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self.truths[index])
+        return Example(self.images[index], self.targets[index])
 
 
 LABELS = Photographs([0, 1, 2])
@@ -145,7 +145,7 @@ MIXING: list[dict[str, float]] = [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}]
 
 def batch_of(task: Task) -> dict[str, Tensor]:
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    truths = LABELS.truths if task is Task.CLASSIFICATION else SETS.truths
+    truths = LABELS.targets if task is Task.CLASSIFICATION else SETS.targets
     dtype = torch.int64 if task is Task.CLASSIFICATION else torch.float32
     return {"images": images, "targets": torch.tensor(np.array(truths), dtype=dtype)}
 

@@ -56,14 +56,14 @@ class Squares:
         corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
         labels = np.ones(len(boxes), dtype=np.int64)
         polygons = tuple((outline,) for outline in corners)
-        self.truths = [Objects(boxes, labels, np.full(len(boxes), crowd), polygons)]
+        self.targets = [Objects(boxes, labels, np.full(len(boxes), crowd), polygons)]
         self.images = [image]
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self.truths[index])
+        return Example(self.images[index], self.targets[index])
 
 
 def step(family: Any, settings: Any, network: nn.Module, **scene: bool) -> dict[str, Tensor]:
@@ -321,7 +321,7 @@ def test_neither_crowds_nor_boxes_without_an_inside_are_trained_on() -> None:
     assert target["masks"].sum() <= 49 * 49
     crowd = family.training_dataset(Squares(crowd=True), settings, seed=0)[0]["target"]
     assert [len(value) for value in crowd.values()] == [0, 0, 0]
-    truth = dataclasses.replace(Squares().truths[0], boxes=np.array([[0.2, 0.2, 0.2, 0.6]], np.float32))
+    truth = dataclasses.replace(Squares().targets[0], boxes=np.array([[0.2, 0.2, 0.2, 0.6]], np.float32))
     tensor, geometry = family.preprocess(Squares().images[0])
     assert len(family.validation_item(tensor, truth, geometry)["target"]["labels"]) == 0
 

@@ -56,8 +56,8 @@ class Scenes:
         return self.examples[index]
 
     @property
-    def truths(self) -> list[Any]:
-        return [example.truth for example in self.examples]
+    def targets(self) -> list[Any]:
+        return [example.target for example in self.examples]
 
 
 def rectangle(x1: float, y1: float, x2: float, y2: float) -> FloatArray:

@@ -126,7 +126,7 @@ def test_numbers_are_those_of_the_run(trained: Run) -> None:
     # What is computed from the predictions is what the training came to.
     figures = {row["figure"]: float(row["value"]) for row in rows(trained, "figures") if row["value"]}
     for name, value in result.metrics.items():
-        if name in analysis.figures and value == value:
+        if name in analysis.metrics and value == value:
             assert figures[name] == pytest.approx(value, abs=1e-4), name
     with trained.metrics.open(newline="") as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]

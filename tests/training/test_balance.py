@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainer.annotations import Objects, Truth
+from trainer.annotations import Objects, Target
 from trainer.training.balance import image_weights
 from trainer.training.loading import EpochSampler
 
@@ -16,27 +16,27 @@ def objects(labels: list[int], crowd: list[bool] | None = None) -> Objects:
 
 
 def test_each_class_gets_an_equal_share() -> None:
-    truths: list[Truth] = [0] * 8 + [1] * 2
-    weights = image_weights(truths, classes=3)
+    targets: list[Target] = [0] * 8 + [1] * 2
+    weights = image_weights(targets, classes=3)
     assert weights[:8] == pytest.approx(1 / 16)
     assert weights[8:] == pytest.approx(1 / 4)
 
 
 def test_an_image_counts_by_the_rarest_of_its_classes() -> None:
-    truths: list[Truth] = [np.array(row) for row in ([True, False], [True, False], [True, True])]
+    targets: list[Target] = [np.array(row) for row in ([True, False], [True, False], [True, True])]
     # Class 0 is in three images, class 1 in one: 1/3, 1/3 and 1.
-    assert image_weights(truths, classes=2) == pytest.approx([0.2, 0.2, 0.6])
+    assert image_weights(targets, classes=2) == pytest.approx([0.2, 0.2, 0.6])
 
 
 def test_images_without_objects_keep_their_share() -> None:
-    truths: list[Truth] = [objects([0]), objects([0, 0]), objects([1]), objects([]), objects([1], [True])]
-    assert image_weights(truths, classes=2) == pytest.approx([0.15, 0.15, 0.3, 0.2, 0.2])
+    targets: list[Target] = [objects([0]), objects([0, 0]), objects([1]), objects([]), objects([1], [True])]
+    assert image_weights(targets, classes=2) == pytest.approx([0.15, 0.15, 0.3, 0.2, 0.2])
     assert image_weights([objects([]), objects([])], classes=2) == pytest.approx([0.5, 0.5])
 
 
 def test_the_sampler_draws_by_these_weights_repeatably_and_shared() -> None:
-    truths: list[Truth] = [0] * 90 + [1] * 10
-    weights = image_weights(truths, classes=2)
+    targets: list[Target] = [0] * 90 + [1] * 10
+    weights = image_weights(targets, classes=2)
     drawn = np.zeros(100)
     for epoch in range(100):
         sampler = EpochSampler(100, 3, 0, 1, weights)

@@ -62,7 +62,7 @@ class Seen:
     def reset(self) -> None:
         self.predictions: list[Any] = []
 
-    def update(self, prediction: Any, truth: Any) -> None:
+    def update(self, prediction: Any, target: Any) -> None:
         self.predictions.append(prediction)
 
     def compute(self) -> dict[str, float]:
@@ -83,7 +83,7 @@ def test_evaluation_sees_what_serving_answers(task: Task, model: str, digits: di
         network = network or family.build().eval()
         items = ValidationDataset(examples, family, with_losses=True)
         assert len(items) == len(examples) * (5 if grid else 1)
-        evaluation = Evaluation(family, examples.truths, settings)
+        evaluation = Evaluation(family, examples.targets, settings)
         evaluation.evaluator = seen = Seen()
         torch.manual_seed(2)  # from which R-CNN's losses draw proposals
         with torch.inference_mode():
@@ -139,7 +139,7 @@ class TinyObjects:
 
     def __init__(self, images: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        self.images, self.truths = [], []
+        self.images, self.targets = [], []
         for _ in range(images):
             image = generator.integers(90, 140, (self.SIDE, self.SIDE, 3), dtype=np.uint8)
             # Twelve of the places of a grid, so that none hides another.
@@ -151,13 +151,13 @@ class TinyObjects:
                 cv2.rectangle(image, (x, y), end, self.COLOURS[label], thickness=-1)
             boxes = np.concatenate([corners, corners + self.OBJECT], axis=1) / self.SIDE
             self.images.append(image)
-            self.truths.append(Objects(boxes.astype(np.float32), labels, np.zeros(12, dtype=bool)))
+            self.targets.append(Objects(boxes.astype(np.float32), labels, np.zeros(12, dtype=bool)))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self.truths[index])
+        return Example(self.images[index], self.targets[index])
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_tiling_finds_tiny_objects_in_large_images() -> None:
             evaluator = metrics.create(Task.DETECTION, classes)
             with torch.inference_mode():
                 predictions = family.predict(network, unseen.images, parameters)
-            for prediction, truth in zip(predictions, unseen.truths, strict=True):
-                evaluator.update(prediction, truth)
+            for prediction, target in zip(predictions, unseen.targets, strict=True):
+                evaluator.update(prediction, target)
             found[name, scored] = evaluator.compute()["mean_average_precision"]
     assert found["tiled", "4x4"] > 0.8
     assert found["tiled", "4x4"] > found["tiled", None] + 0.3

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.annotations import FloatArray, IntArray
-from trainer.data.checking import Data
 from trainer.data.images import probe
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import local_path
+from trainer.data.training_data import Data
 from trainer.job.job import Job
 from trainer.tasks import Task
 

@@ -15,7 +15,7 @@ from trainer.sweep.setup import Setup, make, random_seed
 
 if TYPE_CHECKING:
     from trainer.automode.plan import Plan
-    from trainer.data.checking import Data
+    from trainer.data.training_data import Data
 
 _SHOWN_TRIALS = 5
 
@@ -108,7 +108,7 @@ def _quiet_optuna() -> Iterator[None]:
 
 
 def _load(job: Job) -> Data:
-    from trainer.data.checking import load
+    from trainer.data.training_data import load
 
     return load(
         job.task,

@@ -175,7 +175,7 @@ def _show(analysis: Analysis) -> None:
             show(title, made[name], columns, _FEW if name not in ("errors", "thresholds") else _MANY)
     _show_confusion(console, analysis)
     if "slices" in made:
-        figures = [name for name in analysis.figures if name in _OF_SLICES]
+        figures = [name for name in analysis.metrics if name in _OF_SLICES]
         show("slices", made["slices"], ("by", "value", "images", "objects", *figures), _MANY)
     show("figures of each class", made.get("per_class", []), tuple(made.get("per_class", [{}])[0]), _MANY)
     if "image_level" in made:

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from torch.utils.data import Dataset
 
-from trainer.annotations import Example, Examples, Image, Truth
+from trainer.annotations import Example, Examples, Image, Target
 from trainer.data.images import ImageError, decode, decode_quickly
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, local_path
@@ -52,7 +52,7 @@ class RecordExamples:
             DataError: the image has become unreadable since the data were checked, or was not checked.
         """
         if (cached := self._cached.get(index)) is not None:
-            return Example(cached, self.records.truth(index))
+            return Example(cached, self.records.target(index))
         try:
             image = self._decode(local_path(self.records.source(index)), short_side=self.short_side)
         except (ImageError, UrlError) as error:
@@ -68,14 +68,14 @@ class RecordExamples:
         if image.nbytes <= self._room:
             self._room -= image.nbytes
             self._cached[index] = image
-        return Example(image, self.records.truth(index))
+        return Example(image, self.records.target(index))
 
     @property
-    def truths(self) -> Sequence[Truth]:
-        return _Truths(self.records)
+    def targets(self) -> Sequence[Target]:
+        return _Targets(self.records)
 
 
-class _Truths(Sequence[Truth]):
+class _Targets(Sequence[Target]):
     """The truths of records, made as they are asked for."""
 
     def __init__(self, records: Records) -> None:
@@ -85,14 +85,14 @@ class _Truths(Sequence[Truth]):
         return len(self._records)
 
     @overload
-    def __getitem__(self, index: int) -> Truth: ...
+    def __getitem__(self, index: int) -> Target: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Truth]: ...
-    def __getitem__(self, index: int | slice) -> Truth | Sequence[Truth]:
+    def __getitem__(self, index: slice) -> Sequence[Target]: ...
+    def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
         positions = range(len(self._records))[index]
         if isinstance(positions, range):
-            return [self._records.truth(position) for position in positions]
-        return self._records.truth(positions)
+            return [self._records.target(position) for position in positions]
+        return self._records.target(positions)
 
 
 class ValidationDataset(Dataset[dict[str, Any]]):
@@ -127,11 +127,11 @@ class ValidationDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, item: int) -> dict[str, Any]:
         if item >= len(self):
             raise IndexError(item)
-        truth: Truth | None = None
+        target: Target | None = None
         if item < self.images:
             index, number = item, 0
             example = self._examples[index]
-            image, truth = example.image, example.truth
+            image, target = example.image, example.target
         else:
             index, tile = divmod(item - self.images, self._tiles)
             number = 1 + tile
@@ -139,9 +139,9 @@ class ValidationDataset(Dataset[dict[str, Any]]):
         views = tiling.views((image.shape[0], image.shape[1]), self._parameters)
         tensor, geometry = self._family.preprocess(tiling.cut(image, views[number]))
         made = {"index": index, "view": views[number], "views": len(views), "geometry": geometry}
-        if truth is None or not self.with_losses:
+        if target is None or not self.with_losses:
             return {**made, "tensor": tensor}
-        return {**made, "validation_item": self._family.validation_item(tensor, truth, geometry)}
+        return {**made, "validation_item": self._family.validation_item(tensor, target, geometry)}
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """A batch: items to score, `plain` and `whole`; for the losses of the latter the family's `batch`."""

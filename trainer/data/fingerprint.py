@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.checking import Data
 from trainer.data.reading.records import Records
+from trainer.data.training_data import Data
 
 
 def fingerprint(data: Data) -> str:

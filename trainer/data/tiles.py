@@ -8,7 +8,7 @@ from typing import TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import Example, Examples, FloatArray, IntArray, Objects, Truth
+from trainer.annotations import Example, Examples, FloatArray, IntArray, Objects, Target
 from trainer.models import tiling
 from trainer.scoring import ScoringParameters
 
@@ -33,31 +33,31 @@ class TiledExamples:
     def __init__(self, examples: Examples, parameters: ScoringParameters) -> None:
         self._examples = examples
         self._parameters = parameters
-        self._truths = _Truths(examples.truths, tiling.grid(parameters))
+        self._targets = _Targets(examples.targets, tiling.grid(parameters))
 
     def __len__(self) -> int:
-        return len(self._truths)
+        return len(self._targets)
 
     def __getitem__(self, index: int) -> Example:
         if index < len(self._examples):
             return self._examples[index]
-        number, tile = self._truths.tile(index)
+        number, tile = self._targets.tile(index)
         image = self._examples[number].image
         view = tiling.views((image.shape[0], image.shape[1]), self._parameters)[1 + tile]
-        return Example(tiling.cut(image, view), self._truths[index])
+        return Example(tiling.cut(image, view), self._targets[index])
 
     @property
-    def truths(self) -> Sequence[Truth]:
-        return self._truths
+    def targets(self) -> Sequence[Target]:
+        return self._targets
 
 
-class _Truths(Sequence[Truth]):
+class _Targets(Sequence[Target]):
     """The truths of the images, then of their tiles that hold something, made as they are asked for."""
 
-    def __init__(self, images: Sequence[Truth], grid: Float64Array) -> None:
+    def __init__(self, images: Sequence[Target], grid: Float64Array) -> None:
         self._images = images
         self._grid = grid
-        held = [_held(truth, grid) for truth in images]
+        held = [_held(target, grid) for target in images]
         self._image_of = np.repeat(np.arange(len(held)), [len(tiles) for tiles in held])
         self._tile_of = np.concatenate([np.zeros(0, dtype=np.int64), *held])
 
@@ -70,35 +70,35 @@ class _Truths(Sequence[Truth]):
         return int(self._image_of[number]), int(self._tile_of[number])
 
     @overload
-    def __getitem__(self, index: int) -> Truth: ...
+    def __getitem__(self, index: int) -> Target: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Truth]: ...
-    def __getitem__(self, index: int | slice) -> Truth | Sequence[Truth]:
+    def __getitem__(self, index: slice) -> Sequence[Target]: ...
+    def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
         positions = range(len(self))[index]
         if isinstance(positions, range):
             return [self[position] for position in positions]
         if positions < len(self._images):
             return self._images[positions]
         image, tile = self.tile(positions)
-        truth = self._images[image]
-        assert isinstance(truth, Objects), "only tasks with boxes have tiles"
-        return clip(truth, self._grid[tile])
+        target = self._images[image]
+        assert isinstance(target, Objects), "only tasks with boxes have tiles"
+        return clip(target, self._grid[tile])
 
 
-def _held(truth: Truth, grid: Float64Array) -> IntArray:
+def _held(target: Target, grid: Float64Array) -> IntArray:
     """The tiles that hold an object other than a crowd, as rows of the grid."""
-    assert isinstance(truth, Objects), "only tasks with boxes have tiles"
-    objects = truth.boxes[~truth.crowd]
+    assert isinstance(target, Objects), "only tasks with boxes have tiles"
+    objects = target.boxes[~target.crowd]
     sizes = (objects[:, 2:] - objects[:, :2]).prod(axis=1)
     parts = _areas(_within(objects[:, None], grid))  # [n, tiles]
     tiles = np.flatnonzero(_large_enough(parts, sizes[:, None]).any(axis=0))
-    if truth.polygons is None:
+    if target.polygons is None:
         return tiles
     # A box may reach into a tile where its polygons do not.
-    return np.array([tile for tile in tiles if not clip(truth, grid[tile]).crowd.all()], dtype=np.int64)
+    return np.array([tile for tile in tiles if not clip(target, grid[tile]).crowd.all()], dtype=np.int64)
 
 
-def clip(truth: Objects, tile: Float64Array) -> Objects:
+def clip(target: Objects, tile: Float64Array) -> Objects:
     """The objects that are in a tile, in its coordinates.
 
     An object is there if the tile holds at least SMALLEST_PART of its box, a crowd if it holds any of it.
@@ -108,21 +108,21 @@ def clip(truth: Objects, tile: Float64Array) -> Objects:
     Args:
         tile: normalised xyxy [4] in the image.
     """
-    boxes = _within(truth.boxes.astype(np.float64), tile)
-    sizes = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(axis=1)
+    boxes = _within(target.boxes.astype(np.float64), tile)
+    sizes = (target.boxes[:, 2:] - target.boxes[:, :2]).prod(axis=1)
     polygons: dict[int, tuple[FloatArray, ...]] = {}
-    if truth.polygons is not None:
+    if target.polygons is not None:
         for index in np.flatnonzero(_areas(boxes) > 0).tolist():
-            pieces = [piece for segment in truth.polygons[index] for piece in _cut_out(segment, tile)]
+            pieces = [piece for segment in target.polygons[index] for piece in _cut_out(segment, tile)]
             boxes[index] = _bounds(pieces)
             polygons[index] = tuple(_placed(piece, tile) for piece in pieces)
     areas = _areas(boxes)
-    kept = np.flatnonzero(np.where(truth.crowd, areas > 0, _large_enough(areas, sizes)))
+    kept = np.flatnonzero(np.where(target.crowd, areas > 0, _large_enough(areas, sizes)))
     return Objects(
         boxes=_placed(boxes[kept].reshape(-1, 2), tile).reshape(-1, 4),
-        labels=truth.labels[kept],
-        crowd=truth.crowd[kept],
-        polygons=None if truth.polygons is None else tuple(polygons[index] for index in kept.tolist()),
+        labels=target.labels[kept],
+        crowd=target.crowd[kept],
+        polygons=None if target.polygons is None else tuple(polygons[index] for index in kept.tolist()),
     )
 
 

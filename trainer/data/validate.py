@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.checking import across, check
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
+from trainer.data.training_data import across, check
 from trainer.errors import Problem
 from trainer.tasks import Task
 

@@ -14,20 +14,18 @@ import numpy as np
 
 from trainer import metrics
 from trainer.annotations import Classification, Detections, Prediction
-from trainer.data.checking import Checked
 from trainer.data.progress import track
 from trainer.data.reading.records import Records
+from trainer.data.training_data import Checked
 from trainer.errors import JobError, Problem, RunError
-from trainer.evaluating import answers as answers_of
-from trainer.evaluating import slices, subject
-from trainer.evaluating.model import LOWEST_SCORE, PackagedModel
-from trainer.evaluating.subject import Subject
+from trainer.evaluating import answer_file, evaluation_data, slices
+from trainer.evaluating.evaluation_data import Subject
+from trainer.evaluating.packaged_model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.tables import write_tables
 from trainer.metrics import analysis as analysing
-from trainer.metrics import masks, object_errors, scenes
-from trainer.metrics import matching as judging
+from trainer.metrics import masks, matching, object_errors
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis, Slice
-from trainer.metrics.scenes import Scene
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
@@ -43,7 +41,7 @@ class Options:
         datastores: Azure datastore name → local directory or URL with its content.
         iou_threshold: in [0.1, 1], from which on an object counts as found.
         slice_by: keys of the data's lines.
-        unknown_classes: see `subject.make`.
+        unknown_classes: see `evaluation_data.make`.
         skip_invalid: leave wrong lines out instead of refusing the data.
         output: directory to write metrics.json and the tables to.
         progress: show how far it is.
@@ -94,14 +92,14 @@ def evaluate_model(
     _check(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
-    checked, files = subject.load(
+    checked, files = evaluation_data.load(
         spec.task,
         data,
         datastores=options.datastores,
         skip_invalid=options.skip_invalid,
         extra_keys=options.slice_by,
     )
-    of, remarks = subject.make(checked.records, files, spec.classes, options.unknown_classes)
+    of, remarks = evaluation_data.make(checked.records, files, spec.classes, options.unknown_classes)
     parts = slices.by_key(of.records, of.files, options.slice_by)
     remarks += _told(checked)
     thresholds = spec.class_score_thresholds or dict.fromkeys(
@@ -111,7 +109,7 @@ def evaluate_model(
         box_score_threshold /= 2  # or each class would be cut at its own
     parameters = spec.parameters.model_copy(update={"box_score_threshold": box_score_threshold})
     points = parameters.max_number_of_polygon_points
-    found: list[Prediction | Scene] = []
+    found: list[Prediction | EvaluatedImage] = []
     sizes = []
     with ExitStack() as stack:
         lines = stack.enter_context(_opened(options.output)) if options.output is not None else None
@@ -141,7 +139,7 @@ def evaluate_answers(
     differ a little from those of its answers.
 
     Args:
-        predictions: JSON lines, see `trainer.evaluating.answers`.
+        predictions: JSON lines, see `trainer.evaluating.answer_file`.
 
     Raises:
         RunError: the output cannot be written.
@@ -150,7 +148,7 @@ def evaluate_answers(
     """
     options = options or Options()
     _check(options, 0.0)
-    checked, files = subject.load(
+    checked, files = evaluation_data.load(
         task,
         data,
         datastores=options.datastores,
@@ -159,28 +157,29 @@ def evaluate_answers(
         needs_images=False,  # their sizes may stand in the data
     )
     records = checked.records
-    answers = answers_of.read(predictions, task, records)
+    answers = answer_file.read(predictions, task, records)
     if not answers.is_by_name and checked.skipped:
         rule = "must name their images (image_url), since invalid lines of the data are left out"
         raise JobError("the predictions cannot be used:", [Problem(str(predictions), "", rule)])
     # Answers tell all classes of a classifier; of a detector only those that it happened to find.
     known = answers.classes if task.is_classification else sorted({*answers.classes, *records.classes})
-    of, remarks = subject.make(records, files, known, options.unknown_classes)
+    of, remarks = evaluation_data.make(records, files, known, options.unknown_classes)
     parts = slices.by_key(of.records, of.files, options.slice_by)
     if len(of.records) < len(records):
         answers = answers.subset(_kept_indices(records, of.records))
     remarks += _told(checked)
-    found: list[Prediction | Scene] = []
+    found: list[Prediction | EvaluatedImage] = []
     sizes: list[tuple[int, int]] = []
     if task.is_classification:
         found += [answers.classification(index, of.classes) for index in range(len(answers))]
     else:
-        sizes = answers_of.image_sizes(of.records)
+        sizes = answer_file.image_sizes(of.records)
         by_masks = task is Task.SEGMENTATION
         for index, size in enumerate(sizes):
             prediction, polygons = answers.detections(index, of.classes, size)
             rles = [masks.from_polygons(each, size) for each in polygons] if by_masks else None
-            found.append(scenes.make(prediction, of.truth(index), of.classes, by_masks=by_masks, rles=rles))
+            target = of.target(index)
+            found.append(EvaluatedImage.create(prediction, target, of.classes, by_masks=by_masks, rles=rles))
     return _finished(of, task, found, sizes, parts, options, remarks)
 
 
@@ -200,7 +199,7 @@ def _kept_indices(records: Records, kept: Records) -> list[int]:
 def _finished(
     of: Subject,
     task: Task,
-    found: Sequence[Prediction | Scene],
+    found: Sequence[Prediction | EvaluatedImage],
     sizes: Sequence[tuple[int, int]],
     parts: dict[str, slices.Parts],
     options: Options,
@@ -220,17 +219,17 @@ def _finished(
         parts["image size"] = slices.by_image_size(sizes)
     if task.is_classification:
         predictions = [each for each in found if isinstance(each, Classification)]
-        truths = [of.truth(index) for index in range(len(found))]
-        analysis = analysing.analyse_classes(task, of.classes, predictions, truths, of.records)
+        targets = [of.target(index) for index in range(len(found))]
+        analysis = analysing.analyse_classes(task, of.classes, predictions, targets, of.records)
         cut = []
         for by, values in parts.items():
             for value, indices in values.items():
                 evaluator = metrics.create(task, of.classes)
                 for index in indices:
-                    evaluator.update(predictions[index], truths[index])
-                cut.append(Slice(by=by, value=value, images=len(indices), figures=evaluator.compute()))
+                    evaluator.update(predictions[index], targets[index])
+                cut.append(Slice(by=by, value=value, images=len(indices), metrics=evaluator.compute()))
     else:
-        compared = [each for each in found if isinstance(each, Scene)]
+        compared = [each for each in found if isinstance(each, EvaluatedImage)]
         analysis = analysing.analyse_scenes(
             task,
             of.classes,
@@ -251,30 +250,32 @@ def _finished(
                     iou_threshold=options.iou_threshold,
                     metric_type=_METRIC_TYPE,
                 )
-                cut.append(Slice(by=by, value=value, images=len(indices), objects=objects, figures=figures))
+                cut.append(Slice(by=by, value=value, images=len(indices), objects=objects, metrics=figures))
     analysis = analysis.model_copy(update={"slices": cut})
     if options.output is not None:
         _write(analysis, options.output)
     return Evaluated(analysis, remarks)
 
 
-def _by_object_size(of: Subject, task: Task, compared: Sequence[Scene], options: Options) -> list[Slice]:
-    judged = judging.judge(compared, options.iou_threshold, by_masks=task is Task.SEGMENTATION)
+def _by_object_size(
+    of: Subject, task: Task, compared: Sequence[EvaluatedImage], options: Options
+) -> list[Slice]:
+    matches = matching.match_objects(compared, options.iou_threshold, by_masks=task is Task.SEGMENTATION)
     cut = []
     for name, smallest, largest in slices.OBJECT_SIZES:
-        objects, figures = object_errors.of_size(judged, len(of.classes), smallest, largest)
-        inside = (judged.true_sizes >= smallest) & (judged.true_sizes < largest)
-        images = len(np.unique(judged.true_image[inside]))
-        cut.append(Slice(by="object size", value=name, images=images, objects=objects, figures=figures))
+        objects, figures = object_errors.of_size(matches, len(of.classes), smallest, largest)
+        inside = (matches.target_areas >= smallest) & (matches.target_areas < largest)
+        images = len(np.unique(matches.target_image[inside]))
+        cut.append(Slice(by="object size", value=name, images=images, objects=objects, metrics=figures))
     return cut
 
 
-def _kept(prediction: Prediction, of: Subject, index: int) -> Prediction | Scene:
+def _kept(prediction: Prediction, of: Subject, index: int) -> Prediction | EvaluatedImage:
     """A prediction in the form in which it is kept: masks become runs at once."""
     if isinstance(prediction, Classification):
         return prediction
     by_masks = of.records.task is Task.SEGMENTATION
-    return scenes.make(prediction, of.truth(index), of.classes, by_masks=by_masks)
+    return EvaluatedImage.create(prediction, of.target(index), of.classes, by_masks=by_masks)
 
 
 def _relabelled(prediction: Prediction, known: Sequence[str], classes: Sequence[str]) -> Prediction:
@@ -295,8 +296,8 @@ def _check(options: Options, box_score_threshold: float) -> None:
         problems.append(Problem("--iou-threshold", "", "must be in [0.1, 1]", str(options.iou_threshold)))
     if not 0 <= box_score_threshold <= 1:
         problems.append(Problem("--box-score-threshold", "", "must be in [0, 1]", str(box_score_threshold)))
-    if options.unknown_classes not in subject.UNKNOWN_CLASSES:
-        rule = f"must be one of {', '.join(subject.UNKNOWN_CLASSES)}"
+    if options.unknown_classes not in evaluation_data.UNKNOWN_CLASSES:
+        rule = f"must be one of {', '.join(evaluation_data.UNKNOWN_CLASSES)}"
         problems.append(Problem("--unknown-classes", "", rule, repr(options.unknown_classes)))
     if problems:
         raise JobError("the evaluation cannot be run:", problems)

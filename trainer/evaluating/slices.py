@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.reading.files import DataFile, pick_lines
+from trainer.data.reading.data_file import DataFile, pick_lines
 from trainer.data.reading.records import Records
 from trainer.errors import DataError, Problem
 

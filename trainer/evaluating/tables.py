@@ -20,7 +20,7 @@ _UNDEFINED = -1.0
 def tables(analysis: Analysis) -> dict[str, list[Row]]:
     """Every table of an analysis by name, without the empty ones."""
     made: dict[str, list[Row]] = {
-        "figures": [{"figure": name, "value": value} for name, value in analysis.figures.items()],
+        "figures": [{"figure": name, "value": value} for name, value in analysis.metrics.items()],
         "per_class": [{"class": name, **figures} for name, figures in analysis.per_class.items()],
         "image_level": [{"figure": name, "value": value} for name, value in analysis.image_level.items()],
         "errors": [each.model_dump() for each in analysis.errors],
@@ -51,7 +51,7 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
                 "value": each.value,
                 "images": each.images,
                 "objects": each.objects,
-                **each.figures,
+                **each.metrics,
             }
             for each in analysis.slices
         ],

@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from trainer.annotations import Prediction, Truth
+from trainer.annotations import Prediction, Target
 from trainer.tasks import Task
-
-METRIC_TYPES = ("none", "coco", "voc", "coco_voc")
 
 
 class Evaluator(Protocol):
@@ -26,7 +24,7 @@ class Evaluator(Protocol):
     in which they came.
     """
 
-    def update(self, prediction: Prediction, truth: Truth) -> None:
+    def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image.
 
         Raises:

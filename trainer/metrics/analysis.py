@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from trainer import metrics
-from trainer.annotations import Prediction, Truth
+from trainer.annotations import Prediction, Target
 from trainer.metrics import coco, voc
-from trainer.metrics import scenes as scenes_of
+from trainer.metrics.evaluated_image import EvaluatedImage
+from trainer.metrics.image_names import Sources
 from trainer.metrics.results import Analysis, ConfusionMatrix
-from trainer.metrics.scenes import Scene
-from trainer.metrics.sources import Sources
 from trainer.tasks import Task
 
 
@@ -20,7 +19,7 @@ def analyse(
     task: Task,
     classes: Sequence[str],
     predictions: Iterable[Prediction],
-    truths: Iterable[Truth],
+    targets: Iterable[Target],
     *,
     iou_threshold: float = 0.5,
     metric_type: str = "coco_voc",
@@ -44,11 +43,11 @@ def analyse(
             different number.
     """
     if task.is_classification:
-        return analyse_classes(task, classes, predictions, truths, sources)
+        return analyse_classes(task, classes, predictions, targets, sources)
     by_masks = task is Task.SEGMENTATION
     scenes = [
-        scenes_of.make(prediction, truth, classes, by_masks=by_masks)
-        for prediction, truth in zip(predictions, truths, strict=True)
+        EvaluatedImage.create(prediction, target, classes, by_masks=by_masks)
+        for prediction, target in zip(predictions, targets, strict=True)
     ]
     return analyse_scenes(
         task,
@@ -65,7 +64,7 @@ def analyse_classes(
     task: Task,
     classes: Sequence[str],
     predictions: Iterable[Prediction],
-    truths: Iterable[Truth],
+    targets: Iterable[Target],
     sources: Sources | None = None,
 ) -> Analysis:
     """`analyse` for multi-class and multi-label."""
@@ -73,8 +72,8 @@ def analyse_classes(
     from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 
     evaluator = metrics.create(task, classes)
-    for prediction, truth in zip(predictions, truths, strict=True):
-        evaluator.update(prediction, truth)
+    for prediction, target in zip(predictions, targets, strict=True):
+        evaluator.update(prediction, target)
     assert isinstance(evaluator, MulticlassEvaluator | MultilabelEvaluator), "they are the task's"
     single = isinstance(evaluator, MulticlassEvaluator)
     probs, one_hot, predicted = evaluator.arrays()
@@ -97,7 +96,7 @@ def analyse_classes(
         task=task,
         classes=list(classes),
         images=len(probs),
-        figures=evaluator.compute(),
+        metrics=evaluator.compute(),
         per_class=evaluator.per_class(),
         curves=curves.all_curves(classes, one_hot, probs),
         confusion_matrices=matrices,
@@ -112,7 +111,7 @@ def analyse_classes(
 def analyse_scenes(
     task: Task,
     classes: Sequence[str],
-    scenes: Sequence[Scene],
+    scenes: Sequence[EvaluatedImage],
     *,
     iou_threshold: float = 0.5,
     metric_type: str = "coco_voc",
@@ -120,21 +119,20 @@ def analyse_scenes(
     served: Mapping[str, float] | None = None,
     sources: Sources | None = None,
 ) -> Analysis:
-    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.scenes`.
+    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.evaluated_image`.
 
     Args:
         served: for each class the score threshold that the model answers with.
     """
-    from trainer.metrics import matching as judging
-    from trainer.metrics import object_errors, tide
+    from trainer.metrics import matching, object_errors, tide
 
     by_masks = task is Task.SEGMENTATION
-    judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
-    objects = np.bincount(judged.true_labels, minlength=len(classes))
-    by_class = voc.by_class(judged.scores, judged.labels, judged.verdicts, objects)
+    matches = matching.match_objects(scenes, iou_threshold, by_masks=by_masks)
+    objects = np.bincount(matches.target_labels, minlength=len(classes))
+    by_class = voc.by_class(matches.scores, matches.labels, matches.outcomes, objects)
     figures = voc.means(by_class) | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
-    lines, thresholds, counts = object_errors.curves(judged, classes)
-    at_images, lines["image_level"] = object_errors.image_level(judged)
+    lines, thresholds, counts = object_errors.curves(matches, classes)
+    at_images, lines["image_level"] = object_errors.image_level(matches)
     return Analysis(
         task=task,
         classes=list(classes),
@@ -142,36 +140,41 @@ def analyse_scenes(
         objects=int(objects.sum()),
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        figures=figures,
+        metrics=figures,
         per_class={name: each._asdict() | counts[name] for name, each in zip(classes, by_class, strict=True)},
         curves=lines,
-        confusion_matrices=object_errors.confusion_matrices(judged, classes),
-        confused_pairs=object_errors.confused_pairs(judged, classes, thresholds),
+        confusion_matrices=object_errors.confusion_matrices(matches, classes),
+        confused_pairs=object_errors.confused_pairs(matches, classes, thresholds),
         image_level=at_images,
-        errors=tide.split(judged, len(classes)),
+        errors=tide.split(matches, len(classes)),
         thresholds=thresholds,
-        served=object_errors.at_thresholds(judged, classes, served or {}),
-        mistakes=object_errors.mistakes(judged, classes, sources),
-        worst_images=object_errors.worst_images(judged, len(scenes), classes, thresholds, sources),
-        label_issues=object_errors.label_issues(judged, classes, sources),
+        served=object_errors.at_thresholds(matches, classes, served or {}),
+        mistakes=object_errors.mistakes(matches, classes, sources),
+        worst_images=object_errors.worst_images(matches, len(scenes), classes, thresholds, sources),
+        label_issues=object_errors.label_issues(matches, classes, sources),
     )
 
 
 def figures_of_scenes(
-    task: Task, classes: Sequence[str], scenes: Sequence[Scene], *, iou_threshold: float, metric_type: str
+    task: Task,
+    classes: Sequence[str],
+    scenes: Sequence[EvaluatedImage],
+    *,
+    iou_threshold: float,
+    metric_type: str,
 ) -> tuple[int, dict[str, float]]:
     """How many objects there are, without crowds, and the figures alone; arguments as `analyse_scenes`."""
-    from trainer.metrics import matching as judging
+    from trainer.metrics import matching
 
     by_masks = task is Task.SEGMENTATION
-    judged = judging.judge(scenes, iou_threshold, by_masks=by_masks)
-    objects = np.bincount(judged.true_labels, minlength=len(classes))
-    figures = voc.means(voc.by_class(judged.scores, judged.labels, judged.verdicts, objects))
+    matches = matching.match_objects(scenes, iou_threshold, by_masks=by_masks)
+    objects = np.bincount(matches.target_labels, minlength=len(classes))
+    figures = voc.means(voc.by_class(matches.scores, matches.labels, matches.outcomes, objects))
     return int(objects.sum()), figures | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
 
 
 def _coco_figures(
-    scenes: Sequence[Scene], classes: Sequence[str], metric_type: str, *, by_masks: bool
+    scenes: Sequence[EvaluatedImage], classes: Sequence[str], metric_type: str, *, by_masks: bool
 ) -> dict[str, float]:
     """COCO's figures where they are asked for, and what then is the mean average precision."""
     if "coco" not in metric_type:

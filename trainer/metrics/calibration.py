@@ -23,14 +23,14 @@ _EPSILON = float(np.finfo(np.float64).eps)
 _COLDEST, _HOTTEST = 0.01, 100.0
 
 
-def of_classes(probs: DoubleArray, truths: IntArray) -> Calibration | None:
+def of_classes(probs: DoubleArray, targets: IntArray) -> Calibration | None:
     """Of a multi-class network; None without images. Its error is that of the most probable class.
 
     Args:
         probs: [n, C], rows of sum 1.
         truths: class indices [n].
     """
-    if not len(truths):
+    if not len(targets):
         return None
     logits = np.log(probs.clip(_SMALLEST))
 
@@ -41,13 +41,13 @@ def of_classes(probs: DoubleArray, truths: IntArray) -> Calibration | None:
     def slope(inverse: float) -> float:
         """Of the mean loss, by 1/temperature."""
         p = scaled(1 / inverse)
-        return float(((p * logits).sum(axis=1) - logits[np.arange(len(truths)), truths]).mean())
+        return float(((p * logits).sum(axis=1) - logits[np.arange(len(targets)), targets]).mean())
 
     def loss(p: DoubleArray) -> float:
-        return float(-np.log(p[np.arange(len(truths)), truths].clip(_EPSILON)).mean())
+        return float(-np.log(p[np.arange(len(targets)), targets].clip(_EPSILON)).mean())
 
     def error(p: DoubleArray) -> float:
-        return expected_error(p.max(axis=1), p.argmax(axis=1) == truths)
+        return expected_error(p.max(axis=1), p.argmax(axis=1) == targets)
 
     temperature = _best(slope)
     after = scaled(temperature)
@@ -57,28 +57,28 @@ def of_classes(probs: DoubleArray, truths: IntArray) -> Calibration | None:
     )  # fmt: skip
 
 
-def of_labels(probs: DoubleArray, truths: BoolArray) -> Calibration | None:
+def of_labels(probs: DoubleArray, targets: BoolArray) -> Calibration | None:
     """Of a multi-label network, all decisions about all classes together; both [n, C]."""
-    if not truths.size:
+    if not targets.size:
         return None
-    p, truth = probs.ravel().clip(_SMALLEST, 1 - _EPSILON), truths.ravel()
+    p, target = probs.ravel().clip(_SMALLEST, 1 - _EPSILON), targets.ravel()
     logits = np.log(p) - np.log1p(-p)
 
     def scaled(temperature: float) -> DoubleArray:
         return np.asarray(1 / (1 + np.exp(-logits / temperature)))
 
     def slope(inverse: float) -> float:
-        return float(((scaled(1 / inverse) - truth) * logits).mean())
+        return float(((scaled(1 / inverse) - target) * logits).mean())
 
     def loss(q: DoubleArray) -> float:
-        return float(-np.log(np.where(truth, q, 1 - q).clip(_EPSILON)).mean())
+        return float(-np.log(np.where(target, q, 1 - q).clip(_EPSILON)).mean())
 
     with np.errstate(over="ignore"):  # of a very sure network at a low temperature: 1 / ∞ is 0
         temperature = _best(slope)
         after = scaled(temperature)
     return Calibration(
-        bins=BINS, error=expected_error(probs.ravel(), truth), temperature=temperature, log_loss=loss(p),
-        log_loss_scaled=loss(after), error_scaled=expected_error(after, truth),
+        bins=BINS, error=expected_error(probs.ravel(), target), temperature=temperature, log_loss=loss(p),
+        log_loss_scaled=loss(after), error_scaled=expected_error(after, target),
     )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import BoolArray, IntArray
+from trainer.metrics.image_names import Sources, place
 from trainer.metrics.results import ConfusedPair, LabelIssue, Mistake, WorstImage
-from trainer.metrics.sources import Sources, place
 
 DoubleArray = npt.NDArray[np.float64]
 
@@ -23,14 +23,14 @@ _TINY = 1e-12
 
 
 def confused_pairs(
-    classes: Sequence[str], truths: BoolArray, predicted: BoolArray, probs: DoubleArray
+    classes: Sequence[str], targets: BoolArray, predicted: BoolArray, probs: DoubleArray
 ) -> list[ConfusedPair]:
     """Pairs by how often the first was taken for the second, the most frequent first.
 
     In multi-label, an image counts for a pair if it shows the first class, which was overlooked, and not the
     second, which was named.
     """
-    overlooked, superfluous = truths & ~predicted, predicted & ~truths
+    overlooked, superfluous = targets & ~predicted, predicted & ~targets
     counts = overlooked.T.astype(np.int64) @ superfluous.astype(np.int64)
     pairs = np.argwhere(counts)
     by_count = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:LISTED]
@@ -43,7 +43,7 @@ def confused_pairs(
                 true=classes[true],
                 predicted=classes[taken_for],
                 count=len(rows),
-                share=float(len(rows) / truths[:, true].sum()),
+                share=float(len(rows) / targets[:, true].sum()),
                 images=surest[:_EXAMPLES].tolist(),
             )
         )
@@ -52,7 +52,7 @@ def confused_pairs(
 
 def mistakes(
     classes: Sequence[str],
-    truths: BoolArray,
+    targets: BoolArray,
     predicted: BoolArray,
     probs: DoubleArray,
     sources: Sources | None,
@@ -62,8 +62,8 @@ def mistakes(
     """The most confident mistakes. single: each image has one class, else each class is a decision."""
     found = []
     if single:
-        rows = np.flatnonzero((truths != predicted).any(axis=1))
-        taken_for, true = predicted[rows].argmax(axis=1), truths[rows].argmax(axis=1)
+        rows = np.flatnonzero((targets != predicted).any(axis=1))
+        taken_for, true = predicted[rows].argmax(axis=1), targets[rows].argmax(axis=1)
         scores = probs[rows, taken_for]
         for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
             found.append(
@@ -76,11 +76,11 @@ def mistakes(
                 )
             )
         return found
-    rows, labels = np.nonzero(truths != predicted)
-    scores = np.where(truths[rows, labels], 1 - probs[rows, labels], probs[rows, labels])
+    rows, labels = np.nonzero(targets != predicted)
+    scores = np.where(targets[rows, labels], 1 - probs[rows, labels], probs[rows, labels])
     for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
         name = classes[labels[entry]]
-        overlooked = bool(truths[rows[entry], labels[entry]])
+        overlooked = bool(targets[rows[entry], labels[entry]])
         found.append(
             Mistake(
                 **place(int(rows[entry]), sources),
@@ -94,19 +94,19 @@ def mistakes(
 
 
 def worst_images(
-    truths: BoolArray, predicted: BoolArray, probs: DoubleArray, sources: Sources | None, *, single: bool
+    targets: BoolArray, predicted: BoolArray, probs: DoubleArray, sources: Sources | None, *, single: bool
 ) -> list[WorstImage]:
     """The images of the highest loss among those with a mistake."""
-    wrong_ones = np.flatnonzero((truths != predicted).any(axis=1))
-    likelihood = np.where(truths, probs, 1.0 if single else 1 - probs)[wrong_ones].clip(_TINY)
+    wrong_ones = np.flatnonzero((targets != predicted).any(axis=1))
+    likelihood = np.where(targets, probs, 1.0 if single else 1 - probs)[wrong_ones].clip(_TINY)
     losses = -np.log(likelihood)
     loss = losses.sum(axis=1) if single else losses.mean(axis=1)
     found = []
     for entry in np.argsort(-loss, kind="stable")[:LISTED].tolist():
         row = int(wrong_ones[entry])
-        right = int((truths[row] & predicted[row]).sum())
-        wrong = int((predicted[row] & ~truths[row]).sum())
-        missed = int((truths[row] & ~predicted[row]).sum())
+        right = int((targets[row] & predicted[row]).sum())
+        wrong = int((predicted[row] & ~targets[row]).sum())
+        missed = int((targets[row] & ~predicted[row]).sum())
         found.append(
             WorstImage(
                 **place(row, sources),
@@ -121,7 +121,7 @@ def worst_images(
 
 
 def label_issues(
-    classes: Sequence[str], truths: IntArray, probs: DoubleArray, sources: Sources | None
+    classes: Sequence[str], targets: IntArray, probs: DoubleArray, sources: Sources | None
 ) -> list[LabelIssue]:
     """Images whose label is likely wrong, by confident learning (Northcutt et al., JAIR 2021, section 3.1).
 
@@ -133,18 +133,18 @@ def label_issues(
     Args:
         truths: class indices [n].
     """
-    one_hot = np.equal.outer(truths, np.arange(len(classes)))
+    one_hot = np.equal.outer(targets, np.arange(len(classes)))
     seen = probs >= _own_confidence(one_hot, probs)
     suggested = np.where(seen, probs, -1.0).argmax(axis=1)
-    rows = np.flatnonzero(seen.any(axis=1) & (suggested != truths))
-    margin = probs[rows, suggested[rows]] - probs[rows, truths[rows]]
+    rows = np.flatnonzero(seen.any(axis=1) & (suggested != targets))
+    margin = probs[rows, suggested[rows]] - probs[rows, targets[rows]]
     rows = rows[np.argsort(-margin, kind="stable")]
     rows = rows[probs[rows, suggested[rows]] > 0.5]
     return [
         LabelIssue(
             **place(row, sources),
             kind="wrong class",
-            given=classes[truths[row]],
+            given=classes[targets[row]],
             suggested=classes[suggested[row]],
             score=float(probs[row, suggested[row]]),
         )
@@ -153,17 +153,17 @@ def label_issues(
 
 
 def multilabel_issues(
-    classes: Sequence[str], truths: BoolArray, probs: DoubleArray, sources: Sources | None
+    classes: Sequence[str], targets: BoolArray, probs: DoubleArray, sources: Sources | None
 ) -> list[LabelIssue]:
     """The same where each class is present or absent by itself: what is likely missing or superfluous.
 
     A class counts as seen (as not seen) if its probability is at least (at most) the mean of those of the
     images that have it (that have it not), and over (under) one half.
     """
-    present = _own_confidence(truths, probs)
-    absent = 1 - _own_confidence(~truths, 1 - probs)
-    missing = ~truths & (probs >= present) & (probs > 0.5)
-    superfluous = truths & (probs <= absent) & (probs < 0.5)
+    present = _own_confidence(targets, probs)
+    absent = 1 - _own_confidence(~targets, 1 - probs)
+    missing = ~targets & (probs >= present) & (probs > 0.5)
+    superfluous = targets & (probs <= absent) & (probs < 0.5)
     rows, labels = np.nonzero(missing | superfluous)
     scores = np.where(missing[rows, labels], probs[rows, labels], 1 - probs[rows, labels])
     found = []
@@ -182,9 +182,9 @@ def multilabel_issues(
     return found
 
 
-def _own_confidence(truths: BoolArray, probs: DoubleArray) -> DoubleArray:
+def _own_confidence(targets: BoolArray, probs: DoubleArray) -> DoubleArray:
     """[C]: the mean probability of each class in the images that have it; ∞ where none has."""
-    support = truths.sum(axis=0)
-    sums = np.where(truths, probs, 0).sum(axis=0)
+    support = targets.sum(axis=0)
+    sums = np.where(targets, probs, 0).sum(axis=0)
     confidence: DoubleArray = np.divide(sums, support, out=np.full(len(support), np.inf), where=support > 0)
     return confidence

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import BoolArray, Classification, IntArray, Prediction, Truth
+from trainer.annotations import BoolArray, Classification, IntArray, Prediction, Target
 from trainer.errors import TrainingError
 
 DoubleArray = npt.NDArray[np.float64]
@@ -35,61 +35,65 @@ class MulticlassEvaluator:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._probs: list[npt.NDArray[np.floating]] = []
-        self._truths: list[int] = []
+        self._targets: list[int] = []
 
-    def update(self, prediction: Prediction, truth: Truth) -> None:
+    def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
         probs = _checked(prediction, self.classes)
-        if isinstance(truth, bool) or not isinstance(truth, int | np.integer):
-            raise TypeError(f"a multi-class truth must be a class index, got {truth!r}")
-        if not 0 <= truth < len(self.classes):
-            raise ValueError(f"truth must be in [0, {len(self.classes) - 1}], got {truth}")
+        if isinstance(target, bool) or not isinstance(target, int | np.integer):
+            raise TypeError(f"a multi-class truth must be a class index, got {target!r}")
+        if not 0 <= target < len(self.classes):
+            raise ValueError(f"truth must be in [0, {len(self.classes) - 1}], got {target}")
         # half a percent is what bfloat16 rounding can do
         if abs(float(probs.sum(dtype=np.float64)) - 1) > 0.01:
             raise ValueError(f"probabilities must sum to 1, got {probs.sum()}")
         self._probs.append(probs)
-        self._truths.append(int(truth))
+        self._targets.append(int(target))
 
     def reset(self) -> None:
         """Forget all images."""
         self._probs.clear()
-        self._truths.clear()
+        self._targets.clear()
 
     def compute(self) -> dict[str, float]:
         """accuracy, {AUC, average_precision_score, f1_score, precision_score, recall_score}_{macro, micro,
         weighted} and log_loss (mean cross entropy, in nats)."""
-        probs, truths = self._arrays()
-        predicted = probs.argmax(axis=1) if len(truths) else truths
-        figures = {"accuracy": float(np.mean(predicted == truths)) if len(truths) else math.nan}
-        figures |= _ranking_figures(_one_hot(truths, len(self.classes)), probs)
-        figures |= _decision_figures(truths, predicted)
+        probs, targets = self._arrays()
+        predicted = probs.argmax(axis=1) if len(targets) else targets
+        figures = {"accuracy": float(np.mean(predicted == targets)) if len(targets) else math.nan}
+        figures |= _ranking_figures(_one_hot(targets, len(self.classes)), probs)
+        figures |= _decision_figures(targets, predicted)
         figures["log_loss"] = math.nan
-        if len(truths):
-            likelihood = _clipped((probs / probs.sum(axis=1, keepdims=True))[np.arange(len(truths)), truths])
+        if len(targets):
+            likelihood = _clipped(
+                (probs / probs.sum(axis=1, keepdims=True))[np.arange(len(targets)), targets]
+            )
             figures["log_loss"] = float(-np.log(likelihood).mean())
         return figures
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """For each class: precision, recall, f1-score, support (images of it), auc and average_precision."""
-        probs, truths = self._arrays()
+        probs, targets = self._arrays()
         labels = np.arange(len(self.classes))
-        return _report(self.classes, _one_hot(truths, len(labels)), probs, probs.argmax(1)[:, None] == labels)
+        return _report(
+            self.classes, _one_hot(targets, len(labels)), probs, probs.argmax(1)[:, None] == labels
+        )
 
     def confusion_matrix(self) -> IntArray:
         """int64 [C, C]: how many images of the row's class were predicted to be of the column's."""
-        probs, truths = self._arrays()
+        probs, targets = self._arrays()
         matrix = np.zeros((len(self.classes),) * 2, dtype=np.int64)
-        np.add.at(matrix, (truths, probs.argmax(axis=1)), 1)
+        np.add.at(matrix, (targets, probs.argmax(axis=1)), 1)
         return matrix
 
     def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
         """[n, C] each: the probabilities, and which class is true and which is predicted."""
-        probs, truths = self._arrays()
-        predicted = probs.argmax(axis=1) if len(truths) else truths
-        return probs, _one_hot(truths, len(self.classes)), _one_hot(predicted, len(self.classes))
+        probs, targets = self._arrays()
+        predicted = probs.argmax(axis=1) if len(targets) else targets
+        return probs, _one_hot(targets, len(self.classes)), _one_hot(predicted, len(self.classes))
 
     def _arrays(self) -> tuple[DoubleArray, IntArray]:
-        return _stack(self._probs, len(self.classes)), np.array(self._truths, dtype=np.int64)
+        return _stack(self._probs, len(self.classes)), np.array(self._targets, dtype=np.int64)
 
 
 class MultilabelEvaluator:
@@ -98,22 +102,22 @@ class MultilabelEvaluator:
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._probs: list[npt.NDArray[np.floating]] = []
-        self._truths: list[BoolArray] = []
+        self._targets: list[BoolArray] = []
 
-    def update(self, prediction: Prediction, truth: Truth) -> None:
+    def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
         probs = _checked(prediction, self.classes)
-        if not isinstance(truth, np.ndarray):
-            raise TypeError(f"a multi-label truth must be a bool array, got {type(truth).__name__}")
-        if truth.shape != (len(self.classes),):
-            raise ValueError(f"truth must have shape ({len(self.classes)},), got {truth.shape}")
+        if not isinstance(target, np.ndarray):
+            raise TypeError(f"a multi-label truth must be a bool array, got {type(target).__name__}")
+        if target.shape != (len(self.classes),):
+            raise ValueError(f"truth must have shape ({len(self.classes)},), got {target.shape}")
         self._probs.append(probs)
-        self._truths.append(truth.astype(np.bool_))
+        self._targets.append(target.astype(np.bool_))
 
     def reset(self) -> None:
         """Forget all images."""
         self._probs.clear()
-        self._truths.clear()
+        self._targets.clear()
 
     def compute(self) -> dict[str, float]:
         """What multi-class computes, and iou and iou_{micro, macro, weighted}.
@@ -122,18 +126,18 @@ class MultilabelEvaluator:
         entropy, in nats, averaged over images and classes; iou the Jaccard index of true and predicted set
         (1 if both are empty) averaged over images. `iou_classwise` is a method, as it has a value a class.
         """
-        probs, truths = self._arrays()
+        probs, targets = self._arrays()
         predicted = probs >= THRESHOLD
-        images = len(truths)
-        figures = {"accuracy": float((predicted == truths).all(axis=1).mean()) if images else math.nan}
-        figures |= _ranking_figures(truths, probs)
-        figures |= _decision_figures(truths, predicted)
+        images = len(targets)
+        figures = {"accuracy": float((predicted == targets).all(axis=1).mean()) if images else math.nan}
+        figures |= _ranking_figures(targets, probs)
+        figures |= _decision_figures(targets, predicted)
         figures["log_loss"] = figures["iou"] = math.nan
         if images:
-            likelihood = _clipped(np.where(truths, probs, 1 - probs))
+            likelihood = _clipped(np.where(targets, probs, 1 - probs))
             figures["log_loss"] = float(-np.log(likelihood).mean())
-            union = (truths | predicted).sum(axis=1)
-            both = (truths & predicted).sum(axis=1)
+            union = (targets | predicted).sum(axis=1)
+            both = (targets & predicted).sum(axis=1)
             figures["iou"] = float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean())
         intersection, union, support = self._counts()
         by_class = intersection / np.maximum(union, 1)
@@ -152,8 +156,8 @@ class MultilabelEvaluator:
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """For each class: precision, recall, f1-score, support, auc, average_precision and iou."""
-        probs, truths = self._arrays()
-        report = _report(self.classes, truths, probs, probs >= THRESHOLD)
+        probs, targets = self._arrays()
+        report = _report(self.classes, targets, probs, probs >= THRESHOLD)
         for name, iou in self.iou_classwise().items():
             report[name]["iou"] = iou
         return report
@@ -161,28 +165,28 @@ class MultilabelEvaluator:
     def confusion_matrix(self) -> IntArray:
         """int64 [C, 2, 2]: for each class [[true negatives, false positives], [false negatives, true
         positives]]."""
-        probs, truths = self._arrays()
+        probs, targets = self._arrays()
         predicted = probs >= THRESHOLD
         counts = [
-            (~truths & ~predicted).sum(axis=0),
-            (~truths & predicted).sum(axis=0),
-            (truths & ~predicted).sum(axis=0),
-            (truths & predicted).sum(axis=0),
+            (~targets & ~predicted).sum(axis=0),
+            (~targets & predicted).sum(axis=0),
+            (targets & ~predicted).sum(axis=0),
+            (targets & predicted).sum(axis=0),
         ]
         return np.array(counts, dtype=np.int64).T.reshape(-1, 2, 2)
 
     def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
         """[n, C] each: the probabilities, and which classes are true and which are predicted."""
-        probs, truths = self._arrays()
-        return probs, truths, probs >= THRESHOLD
+        probs, targets = self._arrays()
+        return probs, targets, probs >= THRESHOLD
 
     def _counts(self) -> tuple[IntArray, IntArray, IntArray]:
         matrix = self.confusion_matrix()
         return matrix[:, 1, 1], matrix.sum(axis=(1, 2)) - matrix[:, 0, 0], matrix[:, 1].sum(axis=1)
 
     def _arrays(self) -> tuple[DoubleArray, BoolArray]:
-        truths = np.array(self._truths, dtype=np.bool_).reshape(-1, len(self.classes))
-        return _stack(self._probs, len(self.classes)), truths
+        targets = np.array(self._targets, dtype=np.bool_).reshape(-1, len(self.classes))
+        return _stack(self._probs, len(self.classes)), targets
 
 
 def _checked(prediction: Prediction, classes: Sequence[str]) -> npt.NDArray[np.floating]:
@@ -205,8 +209,8 @@ def _stack(probs: Sequence[npt.NDArray[np.floating]], classes: int) -> DoubleArr
     return np.array(probs, dtype=np.float64).reshape(-1, classes)
 
 
-def _one_hot(truths: IntArray, classes: int) -> BoolArray:
-    return np.equal.outer(truths, np.arange(classes))
+def _one_hot(targets: IntArray, classes: int) -> BoolArray:
+    return np.equal.outer(targets, np.arange(classes))
 
 
 def _clipped(likelihood: DoubleArray) -> DoubleArray:
@@ -218,45 +222,47 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else 0.0
 
 
-def _auc(truth: BoolArray, score: DoubleArray) -> float:
+def _auc(target: BoolArray, score: DoubleArray) -> float:
     """Area under the ROC curve of one class: truth bool [n], score [n]. NaN if undefined."""
     from sklearn import metrics as sk  # half a second, which a training's first step need not wait for
 
-    return float(sk.roc_auc_score(truth, score)) if truth.any() and not truth.all() else math.nan
+    return float(sk.roc_auc_score(target, score)) if target.any() and not target.all() else math.nan
 
 
-def _average_precision(truth: BoolArray, score: DoubleArray) -> float:
+def _average_precision(target: BoolArray, score: DoubleArray) -> float:
     """Step-wise area under the precision-recall curve: truth bool [n], score [n]. NaN if undefined."""
     from sklearn import metrics as sk
 
-    return float(sk.average_precision_score(truth, score)) if truth.any() else math.nan
+    return float(sk.average_precision_score(target, score)) if target.any() else math.nan
 
 
-def _ranking_figures(truths: BoolArray, probs: DoubleArray) -> dict[str, float]:
+def _ranking_figures(targets: BoolArray, probs: DoubleArray) -> dict[str, float]:
     """What depends on the order of the probabilities alone; truths bool [n, C], probs [n, C]."""
-    support = truths.sum(axis=0)
+    support = targets.sum(axis=0)
     figures = {}
     for name, measure in (("AUC", _auc), ("average_precision_score", _average_precision)):
-        by_class = np.array([measure(truths[:, label], probs[:, label]) for label in range(truths.shape[1])])
+        by_class = np.array(
+            [measure(targets[:, label], probs[:, label]) for label in range(targets.shape[1])]
+        )
         defined = ~np.isnan(by_class)
         figures[f"{name}_macro"] = float(by_class[defined].mean()) if defined.any() else math.nan
-        figures[f"{name}_micro"] = measure(truths.ravel(), probs.ravel())
+        figures[f"{name}_micro"] = measure(targets.ravel(), probs.ravel())
         figures[f"{name}_weighted"] = (
             float(np.average(by_class[defined], weights=support[defined])) if defined.any() else math.nan
         )
     return figures
 
 
-def _decision_figures(truths: IntArray | BoolArray, predicted: IntArray | BoolArray) -> dict[str, float]:
+def _decision_figures(targets: IntArray | BoolArray, predicted: IntArray | BoolArray) -> dict[str, float]:
     """F1, precision and recall of decided classes: both int [n] (multi-class) or bool [n, C]."""
     from sklearn import metrics as sk
 
     figures = {}
     for average in _AVERAGES:
         precision = recall = f1 = math.nan
-        if len(truths):
+        if len(targets):
             precision, recall, f1, _ = sk.precision_recall_fscore_support(
-                truths, predicted, average=average, zero_division=0
+                targets, predicted, average=average, zero_division=0
             )
         figures[f"f1_score_{average}"] = float(f1)
         figures[f"precision_score_{average}"] = float(precision)
@@ -265,19 +271,19 @@ def _decision_figures(truths: IntArray | BoolArray, predicted: IntArray | BoolAr
 
 
 def _report(
-    classes: Sequence[str], truths: BoolArray, probs: DoubleArray, predicted: BoolArray
+    classes: Sequence[str], targets: BoolArray, probs: DoubleArray, predicted: BoolArray
 ) -> dict[str, dict[str, float]]:
     """truths, probs and predicted are [n, C]."""
     report = {}
-    hits = (truths & predicted).sum(axis=0)
+    hits = (targets & predicted).sum(axis=0)
     for label, name in enumerate(classes):
-        found, support = int(predicted[:, label].sum()), int(truths[:, label].sum())
+        found, support = int(predicted[:, label].sum()), int(targets[:, label].sum())
         report[name] = {
             "precision": _ratio(hits[label], found),
             "recall": _ratio(hits[label], support),
             "f1-score": _ratio(2 * hits[label], found + support),
             "support": float(support),
-            "auc": _auc(truths[:, label], probs[:, label]),
-            "average_precision": _average_precision(truths[:, label], probs[:, label]),
+            "auc": _auc(targets[:, label], probs[:, label]),
+            "average_precision": _average_precision(targets[:, label], probs[:, label]),
         }
     return report

@@ -10,8 +10,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from trainer.annotations import FloatArray
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.masks import Rle, areas
-from trainer.metrics.scenes import Scene
 
 NAMES = (
     "map",
@@ -32,7 +32,7 @@ NAMES = (
 detections a class and image, and for small, medium and large objects."""
 
 
-def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) -> dict[str, float]:
+def figures(scenes: Sequence[EvaluatedImage], classes: Sequence[str], *, by_masks: bool) -> dict[str, float]:
     """The twelve figures by name, -1 where undefined.
 
     Args:
@@ -45,16 +45,20 @@ def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) 
         for number, scene in enumerate(scenes, 1)
     ]
     categories = [{"id": label, "name": name} for label, name in enumerate(classes, 1)]
-    truths: list[dict[str, Any]] = []
+    targets: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes, 1):
-        true_boxes, true_areas = _in_pixels(scene, scene.truth_boxes, scene.truth_masks)
+        true_boxes, true_areas = _in_pixels(scene, scene.target_boxes, scene.target_masks)
         rows = zip(
-            scene.truth_labels.tolist(), true_boxes, true_areas, scene.crowd.astype(int).tolist(), strict=True
+            scene.target_labels.tolist(),
+            true_boxes,
+            true_areas,
+            scene.crowd.astype(int).tolist(),
+            strict=True,
         )
-        truths += [
+        targets += [
             {
-                "id": len(truths) + place, "image_id": number, "category_id": label + 1, "bbox": box,
+                "id": len(targets) + place, "image_id": number, "category_id": label + 1, "bbox": box,
                 "area": area, "iscrowd": crowd,
             }
             for place, (label, box, area, crowd) in enumerate(rows, 1)
@@ -69,13 +73,13 @@ def figures(scenes: Sequence[Scene], classes: Sequence[str], *, by_masks: bool) 
             for place, (label, box, area, score) in enumerate(scored, 1)
         ]  # fmt: skip
         if by_masks:
-            for entries, segments in ((truths, scene.truth_masks), (found, scene.masks)):
+            for entries, segments in ((targets, scene.target_masks), (found, scene.masks)):
                 for entry, segment in zip(entries[len(entries) - len(segments) :], segments, strict=True):
                     entry["segmentation"] = segment
     evaluation = COCOeval_faster(
         *(
             _Annotations({"images": images, "categories": categories, "annotations": annotations})
-            for annotations in (truths, found)
+            for annotations in (targets, found)
         ),
         iouType="segm" if by_masks else "bbox",
         print_function=logging.getLogger(__name__).debug,
@@ -104,7 +108,7 @@ class _Annotations(COCO):  # type: ignore[misc]  # it is untyped
 
 
 def _in_pixels(
-    scene: Scene, boxes: FloatArray, segments: Sequence[Rle]
+    scene: EvaluatedImage, boxes: FloatArray, segments: Sequence[Rle]
 ) -> tuple[list[list[float]], list[float]]:
     """Boxes as COCO has them, left, top, width and height in pixels, and the areas of the objects."""
     height, width = scene.size

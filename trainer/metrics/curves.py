@@ -34,46 +34,46 @@ class Line(NamedTuple):
     scores: DoubleArray
 
 
-def roc(truth: BoolArray, score: DoubleArray) -> Line | None:
+def roc(target: BoolArray, score: DoubleArray) -> Line | None:
     """False positive rate → true positive rate, from (0, 0) to (1, 1); truth bool [n], score [n]."""
-    positives, negatives = int(truth.sum()), int((~truth).sum())
+    positives, negatives = int(target.sum()), int((~target).sum())
     if not positives or not negatives:
         return None
-    thresholds, hits, taken = _cumulated(truth, score)
+    thresholds, hits, taken = _cumulated(target, score)
     return _from_origin((taken - hits) / negatives, hits / positives, thresholds, 0.0)
 
 
-def precision_recall(truth: BoolArray, score: DoubleArray) -> Line | None:
+def precision_recall(target: BoolArray, score: DoubleArray) -> Line | None:
     """Recall → precision, from (0, 1) on."""
-    if not truth.any():
+    if not target.any():
         return None
-    thresholds, hits, taken = _cumulated(truth, score)
-    return _from_origin(hits / truth.sum(), hits / taken, thresholds, 1.0)
+    thresholds, hits, taken = _cumulated(target, score)
+    return _from_origin(hits / target.sum(), hits / taken, thresholds, 1.0)
 
 
-def cumulative_gains(truth: BoolArray, score: DoubleArray) -> Line | None:
+def cumulative_gains(target: BoolArray, score: DoubleArray) -> Line | None:
     """Share of the images with the highest scores → share of the positives that is among them."""
-    if not truth.any():
+    if not target.any():
         return None
-    thresholds, hits, taken = _cumulated(truth, score)
-    return _from_origin(taken / len(truth), hits / truth.sum(), thresholds, 0.0)
+    thresholds, hits, taken = _cumulated(target, score)
+    return _from_origin(taken / len(target), hits / target.sum(), thresholds, 0.0)
 
 
-def lift(truth: BoolArray, score: DoubleArray) -> Line | None:
+def lift(target: BoolArray, score: DoubleArray) -> Line | None:
     """Share of the images with the highest scores → how many times more positives than by chance."""
-    gains = cumulative_gains(truth, score)
+    gains = cumulative_gains(target, score)
     if gains is None:
         return None
     x, y, scores = (values[1:] for values in gains)
     return Line(x, y / x, scores)
 
 
-def calibration(truth: BoolArray, score: DoubleArray, bins: int = BINS) -> tuple[Line, IntArray]:
+def calibration(target: BoolArray, score: DoubleArray, bins: int = BINS) -> tuple[Line, IntArray]:
     """Mean score → share of positives of the bins that hold any, and how many each holds."""
     index, counts = in_bins(score, bins)
     filled = counts > 0
     x = np.bincount(index, weights=score, minlength=bins)[filled] / counts[filled]
-    y = np.bincount(index, weights=truth, minlength=bins)[filled] / counts[filled]
+    y = np.bincount(index, weights=target, minlength=bins)[filled] / counts[filled]
     return Line(x, y, np.full(len(x), np.nan)), counts[filled]
 
 
@@ -83,7 +83,7 @@ def in_bins(score: DoubleArray, bins: int) -> tuple[IntArray, IntArray]:
     return index, np.bincount(index, minlength=bins)
 
 
-def all_curves(classes: Sequence[str], truths: BoolArray, probs: DoubleArray) -> dict[str, list[Curve]]:
+def all_curves(classes: Sequence[str], targets: BoolArray, probs: DoubleArray) -> dict[str, list[Curve]]:
     """Every kind of curve: those of the classes, then micro, macro and weighted.
 
     The more classes, the coarser: points less than a 500th apart are left out, and more of them with more
@@ -93,11 +93,11 @@ def all_curves(classes: Sequence[str], truths: BoolArray, probs: DoubleArray) ->
         truths: bool [n, C].
         probs: [n, C] in [0, 1].
     """
-    if not len(truths):
+    if not len(targets):
         return {}
     step = max(_FINEST, len(classes) / _POINTS)
     found = {
-        kind: _curves(classes, truths, probs, line, kind, step)
+        kind: _curves(classes, targets, probs, line, kind, step)
         for kind, line in (
             ("roc", roc),
             ("precision_recall", precision_recall),
@@ -105,7 +105,7 @@ def all_curves(classes: Sequence[str], truths: BoolArray, probs: DoubleArray) ->
             ("lift", lift),
         )
     }
-    found["calibration"] = _calibrations(classes, truths, probs)
+    found["calibration"] = _calibrations(classes, targets, probs)
     return found
 
 
@@ -129,19 +129,19 @@ def as_curve(name: str, line: Line) -> Curve:
 
 def _curves(
     classes: Sequence[str],
-    truths: BoolArray,
+    targets: BoolArray,
     probs: DoubleArray,
     line: Callable[[BoolArray, DoubleArray], Line | None],
     kind: str,
     step: float,
 ) -> list[Curve]:
-    lines = [line(truths[:, label], probs[:, label]) for label in range(len(classes))]
+    lines = [line(targets[:, label], probs[:, label]) for label in range(len(classes))]
     curves = [
         as_curve(name, thinned(each, step))
         for name, each in zip(classes, lines, strict=True)
         if each is not None
     ]
-    together = line(truths.ravel(), probs.ravel())
+    together = line(targets.ravel(), probs.ravel())
     if together is None:
         return curves
     thin = thinned(together, step)
@@ -151,7 +151,7 @@ def _curves(
         return curves
     sampled = np.array([_sampled(each, kind) for each in lines if each is not None])
     grid = _GRID[1:] if kind == "lift" else _GRID
-    weights = truths.sum(axis=0)[defined]
+    weights = targets.sum(axis=0)[defined]
     curves.append(Curve(name="macro", x=grid.tolist(), y=sampled.mean(axis=0).tolist()))
     average = np.average(sampled, axis=0, weights=weights)
     curves.append(Curve(name="weighted", x=grid.tolist(), y=average.tolist()))
@@ -172,34 +172,34 @@ def _sampled(line: Line, kind: str) -> DoubleArray:
     return np.interp(_GRID, x[last], y[last])
 
 
-def _calibrations(classes: Sequence[str], truths: BoolArray, probs: DoubleArray) -> list[Curve]:
+def _calibrations(classes: Sequence[str], targets: BoolArray, probs: DoubleArray) -> list[Curve]:
     curves = []
     sums = np.zeros((3, BINS))
     for label, name in enumerate(classes):
-        curves.append(_calibration(name, truths[:, label], probs[:, label]))
+        curves.append(_calibration(name, targets[:, label], probs[:, label]))
         index, counts = in_bins(probs[:, label], BINS)
         filled = counts > 0
-        for row, values in enumerate((probs[:, label], truths[:, label])):
+        for row, values in enumerate((probs[:, label], targets[:, label])):
             sums[row, filled] += np.bincount(index, weights=values, minlength=BINS)[filled] / counts[filled]
         sums[2] += filled
-    curves.append(_calibration("micro", truths.ravel(), probs.ravel()))
+    curves.append(_calibration("micro", targets.ravel(), probs.ravel()))
     some = sums[2] > 0  # macro: each class that has something in a bin counts alike there
     x, y = sums[0, some] / sums[2, some], sums[1, some] / sums[2, some]
     curves.append(Curve(name="macro", x=x.tolist(), y=y.tolist()))
     return curves
 
 
-def _calibration(name: str, truth: BoolArray, score: DoubleArray) -> Curve:
-    line, counts = calibration(truth, score)
+def _calibration(name: str, target: BoolArray, score: DoubleArray) -> Curve:
+    line, counts = calibration(target, score)
     return Curve(name=name, x=line.x.tolist(), y=line.y.tolist(), counts=counts.tolist())
 
 
-def _cumulated(truth: BoolArray, score: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+def _cumulated(target: BoolArray, score: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
     """The distinct scores, falling; how many positives, and how many at all, have at least each."""
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-    hits = np.cumsum(truth[order], dtype=np.float64)[last]
+    hits = np.cumsum(target[order], dtype=np.float64)[last]
     return ordered[last], hits, (last + 1).astype(np.float64)
 
 

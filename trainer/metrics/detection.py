@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.annotations import FloatArray, IntArray, Prediction, Truth
-from trainer.metrics import METRIC_TYPES, coco, masks, scenes, voc
+from trainer.annotations import FloatArray, IntArray, Prediction, Target
+from trainer.metrics import coco, masks, voc
+from trainer.metrics.evaluated_image import EvaluatedImage
+
+METRIC_TYPES = ("none", "coco", "voc", "coco_voc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class _Judged:
 
     scores: FloatArray
     labels: IntArray
-    verdicts: IntArray
+    outcomes: IntArray
 
 
 class DetectionEvaluator:
@@ -52,31 +55,31 @@ class DetectionEvaluator:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._judged: list[_Judged] = []
+        self._matched: list[_Judged] = []
         self._objects = np.zeros(len(self.classes), dtype=np.int64)
-        self._scenes: list[scenes.Scene] = []
+        self._scenes: list[EvaluatedImage] = []
 
-    def update(self, prediction: Prediction, truth: Truth) -> None:
+    def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
-        scene = scenes.make(prediction, truth, self.classes, by_masks=self.by_masks)
+        scene = EvaluatedImage.create(prediction, target, self.classes, by_masks=self.by_masks)
         if self.metric_type == "none":
             return
         overlaps = np.full((len(scene.scores), len(scene.crowd)), -1.0)
-        same = scene.labels[:, None] == scene.truth_labels
+        same = scene.labels[:, None] == scene.target_labels
         if self.by_masks:
-            for label in np.intersect1d(scene.labels, scene.truth_labels):
+            for label in np.intersect1d(scene.labels, scene.target_labels):
                 found = np.flatnonzero(scene.labels == label).tolist()
-                true = np.flatnonzero(scene.truth_labels == label).tolist()
+                true = np.flatnonzero(scene.target_labels == label).tolist()
                 overlaps[np.ix_(found, true)] = masks.overlaps(
-                    [scene.masks[i] for i in found], [scene.truth_masks[i] for i in true], scene.crowd[true]
+                    [scene.masks[i] for i in found], [scene.target_masks[i] for i in true], scene.crowd[true]
                 )
         else:
-            found_boxes = voc.box_overlaps(scene.boxes, scene.truth_boxes, scene.crowd)
+            found_boxes = voc.box_overlaps(scene.boxes, scene.target_boxes, scene.crowd)
             overlaps[same] = found_boxes[same]
-        verdicts = voc.match(scene.scores, overlaps, scene.crowd, self.iou_threshold)
-        kept = verdicts != voc.IGNORED
-        self._judged.append(_Judged(scene.scores[kept], scene.labels[kept], verdicts[kept]))
-        self._objects += np.bincount(scene.truth_labels[~scene.crowd], minlength=len(self.classes))
+        outcomes = voc.match(scene.scores, overlaps, scene.crowd, self.iou_threshold)
+        kept = outcomes != voc.IGNORED
+        self._matched.append(_Judged(scene.scores[kept], scene.labels[kept], outcomes[kept]))
+        self._objects += np.bincount(scene.target_labels[~scene.crowd], minlength=len(self.classes))
         if "coco" in self.metric_type:
             self._scenes.append(scene)
 
@@ -104,8 +107,8 @@ class DetectionEvaluator:
 
     def _figures(self) -> list[voc.Figures]:
         none = _Judged(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        images = [none, *self._judged]
+        images = [none, *self._matched]
         scores = np.concatenate([image.scores for image in images])
         labels = np.concatenate([image.labels for image in images])
-        verdicts = np.concatenate([image.verdicts for image in images])
-        return voc.by_class(scores, labels, verdicts, self._objects)
+        outcomes = np.concatenate([image.outcomes for image in images])
+        return voc.by_class(scores, labels, outcomes, self._objects)

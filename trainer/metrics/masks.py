@@ -74,15 +74,15 @@ def areas(masks: Sequence[Rle]) -> npt.NDArray[np.float64]:
     return np.array(coco_masks.area(list(masks)) if masks else [], dtype=np.float64)
 
 
-def overlaps(masks: Sequence[Rle], truths: Sequence[Rle], crowd: BoolArray) -> npt.NDArray[np.float64]:
+def overlaps(masks: Sequence[Rle], targets: Sequence[Rle], crowd: BoolArray) -> npt.NDArray[np.float64]:
     """IoU of each mask with each true one [n, m]; with a crowd the intersection over the mask's own area.
 
     Empty masks overlap nothing.
     """
-    if not masks or not truths:
-        return np.zeros((len(masks), len(truths)))
-    found = coco_masks.iou(list(masks), list(truths), [int(flag) for flag in crowd])
-    return np.asarray(found, dtype=np.float64).reshape(len(masks), len(truths))
+    if not masks or not targets:
+        return np.zeros((len(masks), len(targets)))
+    found = coco_masks.iou(list(masks), list(targets), [int(flag) for flag in crowd])
+    return np.asarray(found, dtype=np.float64).reshape(len(masks), len(targets))
 
 
 def _plain(rle: Rle, size: tuple[int, int]) -> Rle:

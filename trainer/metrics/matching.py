@@ -24,18 +24,18 @@ import numpy.typing as npt
 
 from trainer.annotations import FloatArray, IntArray
 from trainer.metrics import voc
-from trainer.metrics.scenes import Scene
+from trainer.metrics.evaluated_image import EvaluatedImage
 
 DoubleArray = npt.NDArray[np.float64]
 
 BACKGROUND_IOU = 0.1
 KINDS = ("classification", "localisation", "both", "duplicate", "background")
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND = range(len(KINDS))
-RIGHT, NONE = -1, -1
+CORRECT, NONE = -1, -1
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Matches:
     """N predictions (those against crowds left out) and M true objects (crowds left out), image by image.
 
     Attributes:
@@ -62,99 +62,99 @@ class Judged:
     boxes: FloatArray
     sizes: DoubleArray
     kinds: IntArray
-    targets: IntArray
+    matched_targets: IntArray
     overlaps: DoubleArray
-    true_image: IntArray
-    true_labels: IntArray
-    true_boxes: FloatArray
-    true_sizes: DoubleArray
-    taken_by: IntArray
-    seen_as: IntArray
-    seen_score: FloatArray
+    target_image: IntArray
+    target_labels: IntArray
+    target_boxes: FloatArray
+    target_areas: DoubleArray
+    found_by: IntArray
+    predicted_as: IntArray
+    predicted_score: FloatArray
 
     @property
-    def verdicts(self) -> IntArray:
+    def outcomes(self) -> IntArray:
         """[N] of voc.TRUE_POSITIVE and voc.FALSE_POSITIVE."""
-        return np.where(self.kinds == RIGHT, voc.TRUE_POSITIVE, voc.FALSE_POSITIVE)
+        return np.where(self.kinds == CORRECT, voc.TRUE_POSITIVE, voc.FALSE_POSITIVE)
 
     @property
     def missed(self) -> npt.NDArray[np.bool_]:
         """[M]: neither found nor the object of a localisation or classification error."""
-        excused = np.zeros(len(self.true_image), dtype=np.bool_)
-        excused[self.targets[np.isin(self.kinds, (CLASSIFICATION, LOCALISATION))]] = True
-        return np.asarray((self.taken_by == NONE) & ~excused)
+        excused = np.zeros(len(self.target_image), dtype=np.bool_)
+        excused[self.matched_targets[np.isin(self.kinds, (CLASSIFICATION, LOCALISATION))]] = True
+        return np.asarray((self.found_by == NONE) & ~excused)
 
 
-def judge(scenes: Sequence[Scene], threshold: float, *, by_masks: bool) -> Judged:
+def match_objects(scenes: Sequence[EvaluatedImage], threshold: float, *, by_masks: bool) -> Matches:
     """Judge all images' predictions.
 
     Args:
         threshold: of IoU, from which on an object counts as found.
         by_masks: compare masks, not boxes.
     """
-    parts = [_judge_nothing()]
+    parts = [_no_matches()]
     predictions = objects = 0
     for number, scene in enumerate(scenes):
-        part = _judge(number, scene, threshold, predictions, objects, by_masks=by_masks)
+        part = _match_image(number, scene, threshold, predictions, objects, by_masks=by_masks)
         predictions += len(part.image)
-        objects += len(part.true_image)
+        objects += len(part.target_image)
         parts.append(part)
-    names = [field.name for field in fields(Judged)]
-    return Judged(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    names = [field.name for field in fields(Matches)]
+    return Matches(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _judge(
-    number: int, scene: Scene, threshold: float, predictions: int, objects: int, *, by_masks: bool
-) -> Judged:
+def _match_image(
+    number: int, scene: EvaluatedImage, threshold: float, predictions: int, objects: int, *, by_masks: bool
+) -> Matches:
     """One image; its predictions and objects are counted from `predictions` and `objects` on."""
     overlaps = scene.overlaps(by_masks=by_masks)
-    same = scene.labels[:, None] == scene.truth_labels
+    same = scene.labels[:, None] == scene.target_labels
     own = np.where(same, overlaps, -1.0)
-    verdicts = voc.match(scene.scores, own, scene.crowd, threshold)
+    outcomes = voc.match(scene.scores, own, scene.crowd, threshold)
     freely = voc.match(scene.scores, overlaps, scene.crowd, threshold)
     real = ~scene.crowd
-    sizes, true_sizes = scene.sizes(by_masks=by_masks)
-    seen_as = np.full(len(real), NONE, dtype=np.int64)
-    seen_score = np.full(len(real), -1.0, dtype=np.float32)
+    sizes, target_areas = scene.sizes(by_masks=by_masks)
+    predicted_as = np.full(len(real), NONE, dtype=np.int64)
+    predicted_score = np.full(len(real), -1.0, dtype=np.float32)
     if overlaps.size:
         seeing = np.flatnonzero(freely == voc.TRUE_POSITIVE)
         nearest = overlaps[seeing].argmax(axis=1)
-        seen_as[nearest], seen_score[nearest] = scene.labels[seeing], scene.scores[seeing]
+        predicted_as[nearest], predicted_score[nearest] = scene.labels[seeing], scene.scores[seeing]
 
-    kept = verdicts != voc.IGNORED
-    verdicts = verdicts[kept]
+    kept = outcomes != voc.IGNORED
+    outcomes = outcomes[kept]
     own, other = own[kept][:, real], np.where(same, -1.0, overlaps)[kept][:, real]
     own_at, own_best = _highest(own)
     other_at, other_best = _highest(other)
-    right = verdicts == voc.TRUE_POSITIVE
-    kinds = np.full(len(verdicts), BOTH, dtype=np.int64)
+    right = outcomes == voc.TRUE_POSITIVE
+    kinds = np.full(len(outcomes), BOTH, dtype=np.int64)
     kinds[(own_best < BACKGROUND_IOU) & (other_best < BACKGROUND_IOU)] = BACKGROUND
     kinds[own_best >= threshold] = DUPLICATE
     kinds[other_best >= threshold] = CLASSIFICATION
     kinds[(own_best >= BACKGROUND_IOU) & (own_best < threshold)] = LOCALISATION
-    kinds[right] = RIGHT
+    kinds[right] = CORRECT
     by_other = np.isin(kinds, (CLASSIFICATION, BOTH))
-    targets = np.where(by_other, other_at, own_at)
+    matched_targets = np.where(by_other, other_at, own_at)
     found = np.where(by_other, other_best, own_best)
-    targets[kinds == BACKGROUND] = NONE
-    taken_by = np.full(int(real.sum()), NONE, dtype=np.int64)
-    taken_by[targets[right]] = predictions + np.flatnonzero(right)
-    return Judged(
-        image=np.full(len(verdicts), number, dtype=np.int64),
+    matched_targets[kinds == BACKGROUND] = NONE
+    found_by = np.full(int(real.sum()), NONE, dtype=np.int64)
+    found_by[matched_targets[right]] = predictions + np.flatnonzero(right)
+    return Matches(
+        image=np.full(len(outcomes), number, dtype=np.int64),
         labels=scene.labels[kept],
         scores=scene.scores[kept],
         boxes=scene.boxes[kept],
         sizes=sizes[kept],
         kinds=kinds,
-        targets=np.where(targets == NONE, NONE, targets + objects),
-        overlaps=np.where(targets == NONE, 0.0, found),
-        true_image=np.full(int(real.sum()), number, dtype=np.int64),
-        true_labels=scene.truth_labels[real],
-        true_boxes=scene.truth_boxes[real],
-        true_sizes=true_sizes[real],
-        taken_by=taken_by,
-        seen_as=seen_as[real],
-        seen_score=seen_score[real],
+        matched_targets=np.where(matched_targets == NONE, NONE, matched_targets + objects),
+        overlaps=np.where(matched_targets == NONE, 0.0, found),
+        target_image=np.full(int(real.sum()), number, dtype=np.int64),
+        target_labels=scene.target_labels[real],
+        target_boxes=scene.target_boxes[real],
+        target_areas=target_areas[real],
+        found_by=found_by,
+        predicted_as=predicted_as[real],
+        predicted_score=predicted_score[real],
     )
 
 
@@ -166,10 +166,10 @@ def _highest(overlaps: DoubleArray) -> tuple[IntArray, DoubleArray]:
     return at, overlaps[np.arange(len(at)), at]
 
 
-def _judge_nothing() -> Judged:
+def _no_matches() -> Matches:
     none, number, boxes = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
-    return Judged(
-        image=none, labels=none, scores=number, boxes=boxes, sizes=np.zeros(0), kinds=none, targets=none,
-        overlaps=np.zeros(0), true_image=none, true_labels=none, true_boxes=boxes,
-        true_sizes=np.zeros(0), taken_by=none,         seen_as=none, seen_score=number,
+    return Matches(
+        image=none, labels=none, scores=number, boxes=boxes, sizes=np.zeros(0), kinds=none,
+        matched_targets=none, overlaps=np.zeros(0), target_image=none, target_labels=none, target_boxes=boxes,
+        target_areas=np.zeros(0), found_by=none, predicted_as=none, predicted_score=number,
     )  # fmt: skip

@@ -10,15 +10,16 @@ from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
 from trainer.metrics.class_errors import LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
+from trainer.metrics.image_names import Sources, place
 from trainer.metrics.matching import (
     BACKGROUND,
     CLASSIFICATION,
+    CORRECT,
     KINDS,
     LOCALISATION,
     NONE,
-    RIGHT,
     DoubleArray,
-    Judged,
+    Matches,
 )
 from trainer.metrics.results import (
     Box,
@@ -30,7 +31,6 @@ from trainer.metrics.results import (
     Threshold,
     WorstImage,
 )
-from trainer.metrics.sources import Sources, place
 
 MISSED = "Missed"
 USUAL_THRESHOLD = 0.5
@@ -40,7 +40,7 @@ _EXAMPLES = 12
 
 
 def curves(
-    judged: Judged, classes: Sequence[str]
+    matches: Matches, classes: Sequence[str]
 ) -> tuple[dict[str, list[Curve]], dict[str, Threshold], dict[str, dict[str, float]]]:
     """For each class with objects its curves precision_recall and f1 and its best threshold.
 
@@ -52,13 +52,13 @@ def curves(
     lines: dict[str, list[Curve]] = {"precision_recall": [], "f1": []}
     thresholds, counts = {}, {}
     for label, name in enumerate(classes):
-        rows = np.flatnonzero(judged.labels == label)
-        objects = int((judged.true_labels == label).sum())
+        rows = np.flatnonzero(matches.labels == label)
+        objects = int((matches.target_labels == label).sum())
         counts[name] = {"objects": float(objects), "predictions": float(len(rows))}
         if not objects or not len(rows):
             continue
-        scores = np.sort(judged.scores[rows].astype(np.float64))[::-1]
-        precision, recall = voc.curve(judged.scores[rows], judged.verdicts[rows], objects)
+        scores = np.sort(matches.scores[rows].astype(np.float64))[::-1]
+        precision, recall = voc.curve(matches.scores[rows], matches.outcomes[rows], objects)
         last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])  # of equal scores
         scores, precision, recall = scores[last], precision[last], recall[last]
         f1 = 2 * recall * objects / (objects + last + 1)
@@ -79,16 +79,16 @@ def curves(
 
 
 def at_thresholds(
-    judged: Judged, classes: Sequence[str], thresholds: Mapping[str, float]
+    matches: Matches, classes: Sequence[str], thresholds: Mapping[str, float]
 ) -> dict[str, Threshold]:
     """What each class has at a threshold given for it."""
     found = {}
     for label, name in enumerate(classes):
         if name not in thresholds:
             continue
-        rows = (judged.labels == label) & (judged.scores >= thresholds[name])
-        objects, predictions = int((judged.true_labels == label).sum()), int(rows.sum())
-        right = int((judged.kinds[rows] == RIGHT).sum())
+        rows = (matches.labels == label) & (matches.scores >= thresholds[name])
+        objects, predictions = int((matches.target_labels == label).sum()), int(rows.sum())
+        right = int((matches.kinds[rows] == CORRECT).sum())
         found[name] = Threshold(
             score=thresholds[name],
             f1=2 * right / (objects + predictions) if objects else voc.UNDEFINED,
@@ -98,34 +98,36 @@ def at_thresholds(
     return found
 
 
-def of_size(judged: Judged, classes: int, smallest: float, largest: float) -> tuple[int, dict[str, float]]:
+def of_size(matches: Matches, classes: int, smallest: float, largest: float) -> tuple[int, dict[str, float]]:
     """How many objects have from `smallest` up to (less than) `largest` pixels, and the figures on these.
 
     As COCO has it, predictions that found an object of another size are left out, and wrong ones that are
     themselves of another size.
     """
-    asked = (judged.true_sizes >= smallest) & (judged.true_sizes < largest)
-    counted = (judged.sizes >= smallest) & (judged.sizes < largest)
-    right = judged.kinds == RIGHT
-    counted[right] = asked[judged.targets[right]]
-    objects = np.bincount(judged.true_labels[asked], minlength=classes)
-    by_class = voc.by_class(judged.scores[counted], judged.labels[counted], judged.verdicts[counted], objects)
+    asked = (matches.target_areas >= smallest) & (matches.target_areas < largest)
+    counted = (matches.sizes >= smallest) & (matches.sizes < largest)
+    right = matches.kinds == CORRECT
+    counted[right] = asked[matches.matched_targets[right]]
+    objects = np.bincount(matches.target_labels[asked], minlength=classes)
+    by_class = voc.by_class(
+        matches.scores[counted], matches.labels[counted], matches.outcomes[counted], objects
+    )
     return int(asked.sum()), voc.means(by_class)
 
 
-def image_level(judged: Judged) -> tuple[dict[str, float], list[Curve]]:
+def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
     """Whether an image holds any object: average_precision, precision, recall, and the curve of the two.
 
     At a score an image is a true positive if it holds a true positive there, of whatever class, and a false
     positive if it holds only false ones.
     """
-    images = len(np.unique(judged.true_image))
-    count = int(max(judged.image.max(initial=-1), judged.true_image.max(initial=-1))) + 1
-    right = judged.kinds == RIGHT
+    images = len(np.unique(matches.target_image))
+    count = int(max(matches.image.max(initial=-1), matches.target_image.max(initial=-1))) + 1
+    right = matches.kinds == CORRECT
     true, false = (np.full(count, -np.inf) for _ in range(2))
-    np.maximum.at(true, judged.image[right], judged.scores[right])
-    np.maximum.at(false, judged.image[~right], judged.scores[~right])
-    scores = np.unique(judged.scores.astype(np.float64))[::-1]
+    np.maximum.at(true, matches.image[right], matches.scores[right])
+    np.maximum.at(false, matches.image[~right], matches.scores[~right])
+    scores = np.unique(matches.scores.astype(np.float64))[::-1]
     hits = _at_least(true, scores)
     # a false positive up to the score of the image's first true one
     wrong = _at_least(false, scores) - _at_least(np.minimum(true, false), scores)
@@ -139,14 +141,14 @@ def image_level(judged: Judged) -> tuple[dict[str, float], list[Curve]]:
     return figures, [as_curve("image_level", thinned(line, _STEP))]
 
 
-def confusion_matrices(judged: Judged, classes: Sequence[str]) -> list[ConfusionMatrix]:
+def confusion_matrices(matches: Matches, classes: Sequence[str]) -> list[ConfusionMatrix]:
     """True against predicted classes of objects, matched without regard to class, at 0.0, 0.1 … 0.9."""
     matrices = []
     for tenth in range(10):
         threshold = tenth / 10
         counts = np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
-        seen = (judged.seen_as != NONE) & (judged.seen_score >= threshold)
-        np.add.at(counts, (judged.true_labels, np.where(seen, judged.seen_as, len(classes))), 1)
+        seen = (matches.predicted_as != NONE) & (matches.predicted_score >= threshold)
+        np.add.at(counts, (matches.target_labels, np.where(seen, matches.predicted_as, len(classes))), 1)
         matrices.append(
             ConfusionMatrix(
                 rows=list(classes),
@@ -159,19 +161,19 @@ def confusion_matrices(judged: Judged, classes: Sequence[str]) -> list[Confusion
 
 
 def confused_pairs(
-    judged: Judged, classes: Sequence[str], thresholds: dict[str, Threshold]
+    matches: Matches, classes: Sequence[str], thresholds: dict[str, Threshold]
 ) -> list[ConfusedPair]:
     """Classes taken for another by predictions of at least their class's best threshold, or 0.5 if lower."""
-    sure = judged.scores >= _of_each(judged, classes, thresholds).clip(max=USUAL_THRESHOLD)
-    errors = np.flatnonzero(sure & (judged.kinds == CLASSIFICATION))
-    true, predicted = judged.true_labels[judged.targets[errors]], judged.labels[errors]
+    sure = matches.scores >= _of_each(matches, classes, thresholds).clip(max=USUAL_THRESHOLD)
+    errors = np.flatnonzero(sure & (matches.kinds == CLASSIFICATION))
+    true, predicted = matches.target_labels[matches.matched_targets[errors]], matches.labels[errors]
     pairs, which = np.unique(np.stack([true, predicted], axis=1), axis=0, return_inverse=True)
-    objects = np.bincount(judged.true_labels, minlength=len(classes))
+    objects = np.bincount(matches.target_labels, minlength=len(classes))
     found = []
     for number, (of, taken_for) in enumerate(pairs.tolist()):
         rows = errors[which.ravel() == number]
-        seen = len(np.unique(judged.targets[rows]))
-        surest = judged.image[rows[np.argsort(-judged.scores[rows], kind="stable")]].tolist()
+        seen = len(np.unique(matches.matched_targets[rows]))
+        surest = matches.image[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
         found.append(
             ConfusedPair(
                 true=classes[of],
@@ -184,38 +186,38 @@ def confused_pairs(
     return sorted(found, key=lambda pair: -pair.count)[:LISTED]
 
 
-def mistakes(judged: Judged, classes: Sequence[str], sources: Sources | None) -> list[Mistake]:
+def mistakes(matches: Matches, classes: Sequence[str], sources: Sources | None) -> list[Mistake]:
     """The false positives of the highest scores."""
-    wrong = np.flatnonzero(judged.kinds != RIGHT)
+    wrong = np.flatnonzero(matches.kinds != CORRECT)
     found = []
-    for row in wrong[np.argsort(-judged.scores[wrong], kind="stable")][:LISTED].tolist():
-        target = int(judged.targets[row])
+    for row in wrong[np.argsort(-matches.scores[wrong], kind="stable")][:LISTED].tolist():
+        target = int(matches.matched_targets[row])
         found.append(
             Mistake(
-                **place(int(judged.image[row]), sources),
-                kind=KINDS[judged.kinds[row]],
-                predicted=classes[judged.labels[row]],
-                true="" if target == NONE else classes[judged.true_labels[target]],
-                score=float(judged.scores[row]),
-                box=_box(judged.boxes[row]),
-                overlap=float(judged.overlaps[row]),
+                **place(int(matches.image[row]), sources),
+                kind=KINDS[matches.kinds[row]],
+                predicted=classes[matches.labels[row]],
+                true="" if target == NONE else classes[matches.target_labels[target]],
+                score=float(matches.scores[row]),
+                box=_box(matches.boxes[row]),
+                overlap=float(matches.overlaps[row]),
             )
         )
     return found
 
 
 def worst_images(
-    judged: Judged,
+    matches: Matches,
     images: int,
     classes: Sequence[str],
     thresholds: dict[str, Threshold],
     sources: Sources | None,
 ) -> list[WorstImage]:
     """The images with the lowest F1 at the classes' best thresholds, of equal ones those with most errors."""
-    sure = judged.scores >= _of_each(judged, classes, thresholds)
-    right = np.bincount(judged.image[sure & (judged.kinds == RIGHT)], minlength=images)
-    wrong = np.bincount(judged.image[sure & (judged.kinds != RIGHT)], minlength=images)
-    missed = np.bincount(judged.true_image, minlength=images) - right
+    sure = matches.scores >= _of_each(matches, classes, thresholds)
+    right = np.bincount(matches.image[sure & (matches.kinds == CORRECT)], minlength=images)
+    wrong = np.bincount(matches.image[sure & (matches.kinds != CORRECT)], minlength=images)
+    missed = np.bincount(matches.target_image, minlength=images) - right
     errors = wrong + missed
     f1 = 2 * right / np.maximum(2 * right + errors, 1)
     order = np.lexsort((np.arange(images), -errors, f1))
@@ -231,7 +233,7 @@ def worst_images(
     ]
 
 
-def label_issues(judged: Judged, classes: Sequence[str], sources: Sources | None) -> list[LabelIssue]:
+def label_issues(matches: Matches, classes: Sequence[str], sources: Sources | None) -> list[LabelIssue]:
     """Where the model is sure of something that the labels do not say, the surest first.
 
     Of predictions with a score of at least 0.5, of which those of their class that are as sure are mostly
@@ -240,26 +242,26 @@ def label_issues(judged: Judged, classes: Sequence[str], sources: Sources | None
     placed").
     """
     kinds = {CLASSIFICATION: "wrong class", BACKGROUND: "missing", LOCALISATION: "badly placed"}
-    sure = (judged.scores >= USUAL_THRESHOLD) & _mostly_right(judged, len(classes))
-    rows = np.flatnonzero(sure & np.isin(judged.kinds, list(kinds)))
+    sure = (matches.scores >= USUAL_THRESHOLD) & _mostly_right(matches, len(classes))
+    rows = np.flatnonzero(sure & np.isin(matches.kinds, list(kinds)))
     found: list[LabelIssue] = []
     told = set()
-    for row in rows[np.argsort(-judged.scores[rows], kind="stable")].tolist():
-        target = int(judged.targets[row])
-        if target != NONE and (judged.taken_by[target] != NONE or target in told):
+    for row in rows[np.argsort(-matches.scores[rows], kind="stable")].tolist():
+        target = int(matches.matched_targets[row])
+        if target != NONE and (matches.found_by[target] != NONE or target in told):
             continue
         told.add(target)
-        kind = int(judged.kinds[row])
-        name = classes[judged.labels[row]]
+        kind = int(matches.kinds[row])
+        name = classes[matches.labels[row]]
         found.append(
             LabelIssue(
-                **place(int(judged.image[row]), sources),
+                **place(int(matches.image[row]), sources),
                 kind=kinds[kind],
-                given="" if target == NONE else classes[judged.true_labels[target]],
+                given="" if target == NONE else classes[matches.target_labels[target]],
                 suggested=name,
-                score=float(judged.scores[row]),
-                box=_box(judged.boxes[row]),
-                given_box=None if target == NONE else _box(judged.true_boxes[target]),
+                score=float(matches.scores[row]),
+                box=_box(matches.boxes[row]),
+                given_box=None if target == NONE else _box(matches.target_boxes[target]),
             )
         )
         if len(found) == LISTED:
@@ -267,21 +269,21 @@ def label_issues(judged: Judged, classes: Sequence[str], sources: Sources | None
     return found
 
 
-def _mostly_right(judged: Judged, classes: int) -> BoolArray:
+def _mostly_right(matches: Matches, classes: int) -> BoolArray:
     """Of each prediction whether at least half of those of its class that are as sure are right [N]."""
-    trusted = np.zeros(len(judged.image), dtype=np.bool_)
+    trusted = np.zeros(len(matches.image), dtype=np.bool_)
     for label in range(classes):
-        rows = np.flatnonzero(judged.labels == label)
-        rows = rows[np.argsort(-judged.scores[rows], kind="stable")]
-        right = np.cumsum(judged.kinds[rows] == RIGHT)
+        rows = np.flatnonzero(matches.labels == label)
+        rows = rows[np.argsort(-matches.scores[rows], kind="stable")]
+        right = np.cumsum(matches.kinds[rows] == CORRECT)
         trusted[rows] = 2 * right >= np.arange(1, len(rows) + 1)
     return trusted
 
 
-def _of_each(judged: Judged, classes: Sequence[str], thresholds: dict[str, Threshold]) -> FloatArray:
+def _of_each(matches: Matches, classes: Sequence[str], thresholds: dict[str, Threshold]) -> FloatArray:
     """For each prediction the best threshold of its class [N]."""
     values = [thresholds[name].score if name in thresholds else USUAL_THRESHOLD for name in classes]
-    return np.array(values, dtype=np.float32)[judged.labels]
+    return np.array(values, dtype=np.float32)[matches.labels]
 
 
 def _at_least(values: DoubleArray, scores: DoubleArray) -> DoubleArray:

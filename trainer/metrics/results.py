@@ -2,7 +2,7 @@
 
     analysis = analyse(task, classes, predictions, truths, sources=records)   # trainer.metrics.analysis
     path.write_text(analysis.to_json())
-    Analysis.read(path).figures["mean_average_precision"]
+    Analysis.read(path).metrics["mean_average_precision"]
 
 Numbers that are undefined are NaN in classification (null in JSON) and -1 in detection and segmentation.
 An image is named by its index in the data, the place where it was read (`test.jsonl:17`) and its image_url;
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import RunError
 from trainer.runs import Figure
@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
 
 class Curve(_Part):
@@ -197,14 +197,14 @@ class Slice(_Part):
         value: of this part.
         images: in it.
         objects: in it, without crowds; None in classification.
-        figures: as those of the whole.
+        metrics: the same as those of the whole.
     """
 
     by: str
     value: str
     images: int
     objects: int | None = None
-    figures: dict[str, Figure]
+    metrics: dict[str, Figure] = Field(validation_alias="figures", serialization_alias="figures")
 
 
 class Analysis(_Part):
@@ -215,7 +215,7 @@ class Analysis(_Part):
         objects: how many true ones, without crowds; None in classification.
         iou_threshold: from which on an object counts as found; None in classification.
         score_threshold: predictions below were not made, so that curves end there; None in classification.
-        figures: by the reference's names.
+        metrics: by the reference's names; `figures` in JSON.
         per_class: for each class its figures by name.
         curves: by kind. Classification: roc (false positive rate → true positive rate), precision_recall
             (recall → precision), cumulative_gains (share of images → share of positives), lift (share of
@@ -241,7 +241,7 @@ class Analysis(_Part):
     objects: int | None = None
     iou_threshold: float | None = None
     score_threshold: float | None = None
-    figures: dict[str, Figure]
+    metrics: dict[str, Figure] = Field(validation_alias="figures", serialization_alias="figures")
     per_class: dict[str, dict[str, Figure]]
     curves: dict[str, list[Curve]] = {}
     confusion_matrices: list[ConfusionMatrix] = []

@@ -19,15 +19,15 @@ import numpy as np
 
 from trainer.annotations import BoolArray, IntArray
 from trainer.metrics import voc
-from trainer.metrics.matching import CLASSIFICATION, KINDS, LOCALISATION, NONE, RIGHT, Judged
+from trainer.metrics.matching import CLASSIFICATION, CORRECT, KINDS, LOCALISATION, NONE, Matches
 from trainer.metrics.results import ErrorKind
 
 
-def split(judged: Judged, classes: int) -> list[ErrorKind]:
+def split(matches: Matches, classes: int) -> list[ErrorKind]:
     """The six kinds, then false positives and false negatives, with what each costs."""
-    objects = np.bincount(judged.true_labels, minlength=classes)
-    everything = np.ones(len(judged.image), dtype=np.bool_)
-    before = _mean_precision(judged, judged.labels, judged.verdicts, everything, objects)
+    objects = np.bincount(matches.target_labels, minlength=classes)
+    everything = np.ones(len(matches.image), dtype=np.bool_)
+    before = _mean_precision(matches, matches.labels, matches.outcomes, everything, objects)
 
     def entry(kind: str, count: int, after: float) -> ErrorKind:
         # without any object there is nothing to gain
@@ -36,41 +36,41 @@ def split(judged: Judged, classes: int) -> list[ErrorKind]:
 
     found = []
     for number, kind in enumerate(KINDS):
-        of_kind = judged.kinds == number
+        of_kind = matches.kinds == number
         if number in (CLASSIFICATION, LOCALISATION):
-            labels, verdicts, kept = _mended(judged, of_kind)
+            labels, outcomes, kept = _mended(matches, of_kind)
         else:
-            labels, verdicts, kept = judged.labels, judged.verdicts, ~of_kind
-        after = _mean_precision(judged, labels, verdicts, kept, objects)
+            labels, outcomes, kept = matches.labels, matches.outcomes, ~of_kind
+        after = _mean_precision(matches, labels, outcomes, kept, objects)
         found.append(entry(kind, int(of_kind.sum()), after))
-    for kind, lost in (("missed", judged.missed), ("false negatives", judged.taken_by == NONE)):
-        asked = objects - np.bincount(judged.true_labels[lost], minlength=classes)
-        after = _mean_precision(judged, judged.labels, judged.verdicts, everything, asked, of=objects)
+    for kind, lost in (("missed", matches.missed), ("false negatives", matches.found_by == NONE)):
+        asked = objects - np.bincount(matches.target_labels[lost], minlength=classes)
+        after = _mean_precision(matches, matches.labels, matches.outcomes, everything, asked, of=objects)
         found.append(entry(kind, int(lost.sum()), after))
-    right = judged.kinds == RIGHT
-    after = _mean_precision(judged, judged.labels, judged.verdicts, right, objects)
+    right = matches.kinds == CORRECT
+    after = _mean_precision(matches, matches.labels, matches.outcomes, right, objects)
     found.insert(-1, entry("false positives", int((~right).sum()), after))
     return found
 
 
-def _mended(judged: Judged, of_kind: BoolArray) -> tuple[IntArray, IntArray, BoolArray]:
+def _mended(matches: Matches, of_kind: BoolArray) -> tuple[IntArray, IntArray, BoolArray]:
     """Labels, verdicts and which predictions are kept, after mending errors that have an object."""
-    labels, verdicts, kept = judged.labels.copy(), judged.verdicts, ~of_kind
+    labels, outcomes, kept = matches.labels.copy(), matches.outcomes, ~of_kind
     wrong = np.flatnonzero(of_kind)
-    wrong = wrong[judged.taken_by[judged.targets[wrong]] == NONE]
-    wrong = wrong[np.argsort(-judged.scores[wrong], kind="stable")]
-    _, first = np.unique(judged.targets[wrong], return_index=True)
+    wrong = wrong[matches.found_by[matches.matched_targets[wrong]] == NONE]
+    wrong = wrong[np.argsort(-matches.scores[wrong], kind="stable")]
+    _, first = np.unique(matches.matched_targets[wrong], return_index=True)
     mended = wrong[first]
-    labels[mended] = judged.true_labels[judged.targets[mended]]
-    verdicts[mended] = voc.TRUE_POSITIVE
+    labels[mended] = matches.target_labels[matches.matched_targets[mended]]
+    outcomes[mended] = voc.TRUE_POSITIVE
     kept[mended] = True
-    return labels, verdicts, kept
+    return labels, outcomes, kept
 
 
 def _mean_precision(
-    judged: Judged,
+    matches: Matches,
     labels: IntArray,
-    verdicts: IntArray,
+    outcomes: IntArray,
     kept: BoolArray,
     objects: IntArray,
     of: IntArray | None = None,
@@ -86,6 +86,6 @@ def _mean_precision(
         if not count and of is not None and of[label]:
             values.append(float(not len(rows)))
             continue
-        curve = voc.curve(judged.scores[rows], verdicts[rows], count)
+        curve = voc.curve(matches.scores[rows], outcomes[rows], count)
         values.append(voc.summarize(curve, count).average_precision)
     return voc.mean(values)

@@ -39,7 +39,7 @@ class Figures(NamedTuple):
     recall: float
 
 
-def box_overlaps(boxes: FloatArray, truths: FloatArray, crowd: BoolArray) -> DoubleArray:
+def box_overlaps(boxes: FloatArray, targets: FloatArray, crowd: BoolArray) -> DoubleArray:
     """IoU of each box with each true one [n, m]; with a crowd the intersection over the box's own area.
 
     Args:
@@ -47,7 +47,7 @@ def box_overlaps(boxes: FloatArray, truths: FloatArray, crowd: BoolArray) -> Dou
         truths: xyxy [m, 4], in the same unit.
         crowd: bool [m].
     """
-    one, other = boxes.astype(np.float64)[:, None], truths.astype(np.float64)[None]
+    one, other = boxes.astype(np.float64)[:, None], targets.astype(np.float64)[None]
     sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
     intersection = sides.clip(min=0).prod(axis=2)
     area = (one[..., 2:] - one[..., :2]).clip(min=0).prod(axis=2)
@@ -72,20 +72,20 @@ def match(scores: FloatArray, overlaps: DoubleArray, crowd: BoolArray, threshold
     Returns:
         [n] of FALSE_POSITIVE, TRUE_POSITIVE or IGNORED.
     """
-    verdicts = np.full(len(scores), FALSE_POSITIVE, dtype=np.int64)
+    outcomes = np.full(len(scores), FALSE_POSITIVE, dtype=np.int64)
     if overlaps.size == 0:
-        return verdicts
+        return outcomes
     nearest = overlaps.argmax(axis=1)
     found = overlaps[np.arange(len(scores)), nearest] >= threshold
-    verdicts[found & crowd[nearest]] = IGNORED
+    outcomes[found & crowd[nearest]] = IGNORED
     by_score = np.argsort(-scores, kind="stable")
     claims = by_score[(found & ~crowd[nearest])[by_score]]
     _, first = np.unique(nearest[claims], return_index=True)
-    verdicts[claims[first]] = TRUE_POSITIVE
-    return verdicts
+    outcomes[claims[first]] = TRUE_POSITIVE
+    return outcomes
 
 
-def curve(scores: FloatArray, verdicts: IntArray, objects: int) -> Curve:
+def curve(scores: FloatArray, outcomes: IntArray, objects: int) -> Curve:
     """One class over all images.
 
     Args:
@@ -93,7 +93,7 @@ def curve(scores: FloatArray, verdicts: IntArray, objects: int) -> Curve:
         verdicts: [n] of FALSE_POSITIVE or TRUE_POSITIVE.
         objects: how many true objects there are to find.
     """
-    hits = np.cumsum(verdicts[np.argsort(-scores, kind="stable")] == TRUE_POSITIVE)
+    hits = np.cumsum(outcomes[np.argsort(-scores, kind="stable")] == TRUE_POSITIVE)
     recall = hits / objects if objects else np.full(len(hits), np.nan)
     return Curve(hits / np.arange(1, len(hits) + 1), recall)
 
@@ -112,7 +112,7 @@ def summarize(curve: Curve, objects: int) -> Figures:
     return Figures(float((steps * envelope).sum()), precision, float(curve.recall[-1]))
 
 
-def by_class(scores: FloatArray, labels: IntArray, verdicts: IntArray, objects: IntArray) -> list[Figures]:
+def by_class(scores: FloatArray, labels: IntArray, outcomes: IntArray, objects: IntArray) -> list[Figures]:
     """Each class's figures over all images.
 
     Args:
@@ -124,7 +124,7 @@ def by_class(scores: FloatArray, labels: IntArray, verdicts: IntArray, objects: 
     result = []
     for label, count in enumerate(objects.tolist()):
         rows = by_label[starts[label] : starts[label + 1]]
-        result.append(summarize(curve(scores[rows], verdicts[rows], count), count))
+        result.append(summarize(curve(scores[rows], outcomes[rows], count), count))
     return result
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from trainer.annotations import Classification, Examples, Image, Prediction, Truth
+from trainer.annotations import Classification, Examples, Image, Prediction, Target
 from trainer.errors import JobError, Problem
 from trainer.models.catalog import TIMM, find
 from trainer.models.colour_jitter import ColourJitter
@@ -150,7 +150,7 @@ class Classifiers(Family):
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
         self.class_weights = class_weights(
-            examples.truths, len(self.spec.classes), self.multilabel, settings.weighted_loss
+            examples.targets, len(self.spec.classes), self.multilabel, settings.weighted_loss
         )
         self.label_smoothing = settings.label_smoothing
         self.mixup_alpha, self.cutmix_alpha = settings.mixup_alpha, settings.cutmix_alpha
@@ -160,10 +160,10 @@ class Classifiers(Family):
         """Four random crops in five take half of the image's side or more, and none less than 0.28."""
         return 3 * settings.training_crop_size
 
-    def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> tuple[Tensor, Truth]:
+    def validation_item(self, image: Tensor, truth: Target, geometry: Geometry) -> tuple[Tensor, Target]:
         return image, truth
 
-    def collate(self, items: Sequence[tuple[Tensor, Truth]]) -> Batch:
+    def collate(self, items: Sequence[tuple[Tensor, Target]]) -> Batch:
         dtype = np.float32 if self.multilabel else np.int64
         targets = torch.from_numpy(np.array([truth for _, truth in items], dtype=dtype))
         return {"images": stacked([image for image, _ in items]), "targets": targets}
@@ -243,7 +243,7 @@ def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
     return adapt
 
 
-def class_weights(truths: Sequence[Truth], classes: int, multilabel: bool, kind: int) -> Tensor | None:
+def class_weights(truths: Sequence[Target], classes: int, multilabel: bool, kind: int) -> Tensor | None:
     """Loss weights against class imbalance, float32 [C]; None if off or the data are balanced.
 
     With f_c the images of class c among n: 1/f_c for multi-class, (n − f_c)/f_c for multi-label; kind 1 takes
@@ -263,7 +263,7 @@ def class_weights(truths: Sequence[Truth], classes: int, multilabel: bool, kind:
     return torch.from_numpy(np.sqrt(weights) if kind == 1 else weights).float()
 
 
-class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
+class _TrainingDataset(Dataset[tuple[Tensor, Target]]):
     """Random resized crop, flip, colour jitter on half the images or RandAugment on all; uint8 [3, h, w].
 
     Normalisation is left to the losses, on the device: bytes are a quarter to bring there.
@@ -290,14 +290,14 @@ class _TrainingDataset(Dataset[tuple[Tensor, Truth]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Truth]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         example = self.examples[index]
         pixels = example.image if self.crops else self.family.centre_crop(example.image)[0]
         # Colours stay side by side in memory: torchvision crops and resizes three times as fast so.
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)
-        return image, example.truth
+        return image, example.target
 
 
 FAMILY = Classifiers

@@ -357,8 +357,8 @@ class _TrainingDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         example = self.examples[index]
-        assert isinstance(example.truth, Objects)
-        image, truth = example.image, example.truth
+        assert isinstance(example.target, Objects)
+        image, truth = example.image, example.target
         if self.augments:
             # The loader seeds torch's generator for each item.
             generator = np.random.default_rng(int(torch.randint(2**62, ())))

@@ -19,7 +19,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
-from trainer.annotations import Examples, FloatArray, Image, Objects, Truth
+from trainer.annotations import Examples, FloatArray, Image, Objects, Target
 from trainer.models.family import Spec
 from trainer.tasks import Task
 
@@ -72,14 +72,14 @@ def _outline(segments: Sequence[FloatArray]) -> FloatArray:
 class _Labels:
     """The labels as ultralytics reads them, made one by one: those of a large data set fill the memory."""
 
-    def __init__(self, truths: Sequence[Truth], *, masks: bool) -> None:
-        self.truths, self.masks = truths, masks
+    def __init__(self, truths: Sequence[Target], *, masks: bool) -> None:
+        self.targets, self.masks = truths, masks
 
     def __len__(self) -> int:
-        return len(self.truths)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        truth = self.truths[index]
+        truth = self.targets[index]
         assert isinstance(truth, Objects)
         fixed = {"keypoints": None, "normalized": True, "bbox_format": "xywh"}
         return {"im_file": str(index), **label_of(truth, masks=self.masks), **fixed}
@@ -223,7 +223,7 @@ class TrainingDataset(YOLODataset):
         return [str(index) for index in range(len(self.examples))]
 
     def get_labels(self) -> _Labels:
-        return _Labels(self.examples.truths, masks=self.use_segments)
+        return _Labels(self.examples.targets, masks=self.use_segments)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """As ultralytics' own, but that the label, which is made anew each time, is not copied first."""

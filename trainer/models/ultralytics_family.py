@@ -29,7 +29,7 @@ from ultralytics.data.utils import polygons2masks_overlap
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
-from trainer.annotations import Examples, FloatArray, Objects, Truth
+from trainer.annotations import Examples, FloatArray, Objects, Target
 from trainer.models.catalog import find
 from trainer.models.family import Batch, Family, Geometry
 from trainer.models.stacking import stacked
@@ -98,7 +98,7 @@ class UltralyticsFamily(Family):
         """Images are resized to the square first; the affine augmentation works on what that leaves."""
         return int(2 * self.spec.options["image_size"])
 
-    def validation_item(self, image: Tensor, truth: Truth, geometry: Geometry) -> dict[str, Tensor]:
+    def validation_item(self, image: Tensor, truth: Target, geometry: Geometry) -> dict[str, Tensor]:
         assert isinstance(truth, Objects)
         height, width = geometry.tensor_size
         boxes = geometry.boxes_to_tensor(truth.boxes) / np.array([width, height, width, height])

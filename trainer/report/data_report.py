@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.quality.survey import look_at
+from trainer.data.quality.examined_images import look_at
 from trainer.data.validate import Report
 from trainer.errors import RunError
 from trainer.report.embedded_images import Pictures

@@ -143,15 +143,15 @@ def key(*kinds: Kind) -> Html:
 
 
 def outlines_of(
-    truth: Objects, classes: Sequence[str], kinds: Mapping[int, Kind] | None = None
+    target: Objects, classes: Sequence[str], kinds: Mapping[int, Kind] | None = None
 ) -> list[Outline]:
     """Outlines of what is labelled; `kinds` of single objects, by their index."""
     outlines = []
-    for index, (box, label) in enumerate(zip(truth.boxes.tolist(), truth.labels.tolist(), strict=True)):
+    for index, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
         polygons: tuple[tuple[float, ...], ...] = ()
-        if truth.polygons is not None:
-            polygons = tuple(tuple(map(float, segment.ravel())) for segment in truth.polygons[index])
-        text = classes[label] + (" (crowd)" if truth.crowd[index] else "")
+        if target.polygons is not None:
+            polygons = tuple(tuple(map(float, segment.ravel())) for segment in target.polygons[index])
+        text = classes[label] + (" (crowd)" if target.crowd[index] else "")
         kind: Kind = (kinds or {}).get(index, "true")
         outlines.append(Outline((box[0], box[1], box[2], box[3]), text, kind, polygons))
     return outlines

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from trainer.data.checking import Data
-from trainer.data.quality.survey import look_at
+from trainer.data.quality.examined_images import look_at
+from trainer.data.training_data import Data
 from trainer.report.embedded_images import Pictures
 from trainer.report.markup import Html, element, note
 from trainer.report.page import Page

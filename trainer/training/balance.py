@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import IntArray, Objects, Truth
+from trainer.annotations import IntArray, Objects, Target
 
 
-def image_weights(truths: Sequence[Truth], classes: int) -> npt.NDArray[np.float64]:
+def image_weights(targets: Sequence[Target], classes: int) -> npt.NDArray[np.float64]:
     """The probability of each image at each draw, float64 [images]; they sum to 1.
 
     An image weighs 1/f of the rarest of its classes, f being the number of images with a class. Images
     without any class (or with crowds alone) keep the share that they have of the data.
     """
-    of_image = [_classes_in(truth) for truth in truths]
+    of_image = [_classes_in(target) for target in targets]
     frequency = np.bincount(np.concatenate([np.zeros(0, np.int64), *of_image]), minlength=classes)
     weights = np.array([(1 / frequency[found]).max() if len(found) else 0.0 for found in of_image])
     empty = weights == 0
@@ -27,9 +27,9 @@ def image_weights(truths: Sequence[Truth], classes: int) -> npt.NDArray[np.float
     return weights
 
 
-def _classes_in(truth: Truth) -> IntArray:
-    if isinstance(truth, Objects):
-        return np.unique(truth.labels[~truth.crowd]).astype(np.int64)
-    if isinstance(truth, np.ndarray):
-        return np.flatnonzero(truth).astype(np.int64)
-    return np.array([truth], dtype=np.int64)
+def _classes_in(target: Target) -> IntArray:
+    if isinstance(target, Objects):
+        return np.unique(target.labels[~target.crowd]).astype(np.int64)
+    if isinstance(target, np.ndarray):
+        return np.flatnonzero(target).astype(np.int64)
+    return np.array([target], dtype=np.int64)

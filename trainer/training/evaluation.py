@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import metrics
-from trainer.annotations import Prediction, Truth
+from trainer.annotations import Prediction, Target
 from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
 from trainer.models.tiling import View, merge
@@ -22,9 +22,9 @@ CLASSWISE = "iou_classwise."
 class Evaluation:
     """Scores a set of images batch by batch, in any order and share of the ranks."""
 
-    def __init__(self, family: Family, truths: Sequence[Truth], settings: Settings) -> None:
+    def __init__(self, family: Family, targets: Sequence[Target], settings: Settings) -> None:
         self.family = family
-        self.truths = truths
+        self.targets = targets
         self.evaluator = metrics.create(
             family.spec.task,
             family.spec.classes,
@@ -72,7 +72,7 @@ class Evaluation:
         # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
         # Each image counts once, though several ranks may have scored it.
         for index, prediction in sorted(dict(gather(self._predictions, ranks)).items()):
-            self.evaluator.update(prediction, self.truths[index])
+            self.evaluator.update(prediction, self.targets[index])
         figures: dict[str, float] = self.evaluator.compute()
         if isinstance(self.evaluator, MultilabelEvaluator):
             by_class = self.evaluator.iou_classwise()

@@ -17,9 +17,9 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from torch import nn
 
-from trainer.data.checking import load
 from trainer.data.datasets import RecordExamples
 from trainer.data.fingerprint import fingerprint
+from trainer.data.training_data import load
 from trainer.errors import JobError, NoMemoryError, Problem, RunError
 from trainer.job import file as job_file
 from trainer.job import job as jobs
@@ -315,8 +315,8 @@ class _Fitting:
         if tiled:
             tiles = len(batches.training) - len(training)
             log.info("tile_grid_size %s: training on %d tiles as well", settings.tile_grid_size, tiles)
-        truths = [validation.truths, training.truths][: len(batches.scored)]
-        evaluations = [Evaluation(self.family, of, settings) for of in truths]
+        targets = [validation.targets, training.targets][: len(batches.scored)]
+        evaluations = [Evaluation(self.family, of, settings) for of in targets]
         module = TrainingModule(self.family, self.network, evaluations, settings, self.seed, self.parts)
         best = KeepBest(self.job.metric)
         keeping = nullcontext() if self.devices.gpus else reused()

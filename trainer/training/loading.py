@@ -181,7 +181,7 @@ class Batches(LightningDataModule):
         self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
         self.training_items = SeededItems(family.training_dataset(self.training, settings, seed), seed)
         self.weights = (
-            image_weights(self.training.truths, len(family.spec.classes))
+            image_weights(self.training.targets, len(family.spec.classes))
             if settings.balanced_sampling
             else None
         )

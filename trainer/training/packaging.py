@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from serving.answers import to_answer
-from trainer.data.checking import Data
 from trainer.data.datasets import RecordExamples
+from trainer.data.training_data import Data
 from trainer.models import Family, create
 from trainer.models.weights.reading import SPEC_KEY, read_spec, scored
 from trainer.runs import Run

@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from trainer.annotations import Objects
-from trainer.data.checking import Data, load
 from trainer.data.fingerprint import fingerprint
+from trainer.data.training_data import Data, load
 from trainer.errors import RunError, TrainerError
-from trainer.evaluating import answers as answers_of
+from trainer.evaluating import answer_file
 from trainer.job import file as job_file
 from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
-from trainer.metrics import masks, scenes
+from trainer.metrics import masks
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.report import comparison_report, run_report
 from trainer.report.sections.prediction_examples import Evaluated
 from trainer.runs import Run
@@ -118,20 +119,20 @@ def evaluate(run: Run, job: Job, data: Data) -> Evaluated:
         DataError: the predictions are not of these data.
     """
     records, classes, task = data.validation, data.classes, job.task
-    answers = answers_of.read(run.predictions, task, records)
-    truths = [records.truth(index, classes) for index in range(len(records))]
+    answers = answer_file.read(run.predictions, task, records)
+    targets = [records.target(index, classes) for index in range(len(records))]
     if task.is_classification:
         predictions = [answers.classification(index, classes) for index in range(len(answers))]
-        found = analysing.analyse_classes(task, classes, predictions, truths, records)
+        found = analysing.analyse_classes(task, classes, predictions, targets, records)
         return Evaluated(found, records, answers)
     sizes = _sizes(data)
     by_masks = task is Task.SEGMENTATION
     compared = []
-    for index, (size, truth) in enumerate(zip(sizes, truths, strict=True)):
-        assert isinstance(truth, Objects), "it is a detector's"
+    for index, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+        assert isinstance(target, Objects), "it is a detector's"
         prediction, polygons = answers.detections(index, classes, size)
         rles = [masks.from_polygons(each, size) for each in polygons] if by_masks else None
-        compared.append(scenes.make(prediction, truth, classes, by_masks=by_masks, rles=rles))
+        compared.append(EvaluatedImage.create(prediction, target, classes, by_masks=by_masks, rles=rles))
     iou_threshold, metric_type = _validation_settings(run, job)
     found = analysing.analyse_scenes(
         task, classes, compared, iou_threshold=iou_threshold, metric_type=metric_type, sources=records
@@ -143,7 +144,7 @@ def _sizes(data: Data) -> list[tuple[int, int]]:
     """(height, width) of the validation images, as they were decoded where they were."""
     looks = data.validation.looks
     if looks is None or not np.all(looks.sizes):
-        return answers_of.image_sizes(data.validation)
+        return answer_file.image_sizes(data.validation)
     return [(int(height), int(width)) for width, height in looks.sizes]
 
 

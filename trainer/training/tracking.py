@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-    from trainer.data.checking import Data
+    from trainer.data.training_data import Data
     from trainer.job.job import Job
     from trainer.runs import Run
 

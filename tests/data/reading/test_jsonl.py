@@ -50,8 +50,8 @@ def test_multiclass(write_lines: WriteLines) -> None:
     assert result.problems == []
     records = result.records
     assert records.classes == ("can", "우유")
-    assert [records.truth(0), records.truth(1)] == [1, 0]
-    assert records.truth(1, ("box", "can", "우유")) == 1
+    assert [records.target(0), records.target(1)] == [1, 0]
+    assert records.target(1, ("box", "can", "우유")) == 1
     assert records.sizes.tolist() == [[4, 3], [0, 0]]
     assert records.location(1) == f"{path}:2"
     assert records.image_urls == ["a.jpg", "b.jpg"]
@@ -62,8 +62,8 @@ def test_multilabel_without_any_label(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": ["x", "z"]}, {"image_url": "b", "label": []}])
     result = read([path], MULTILABEL)
     assert result.problems == []
-    assert result.records.truth(0, ("x", "y", "z")).tolist() == [True, False, True]  # type: ignore[union-attr]
-    assert result.records.truth(1).tolist() == [False, False]  # type: ignore[union-attr]
+    assert result.records.target(0, ("x", "y", "z")).tolist() == [True, False, True]  # type: ignore[union-attr]
+    assert result.records.target(1).tolist() == [False, False]  # type: ignore[union-attr]
 
 
 def test_detection(write_lines: WriteLines) -> None:
@@ -71,14 +71,14 @@ def test_detection(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": labels}, {"image_url": "b", "label": []}])
     result = read([path], DETECTION)
     assert result.problems == []
-    truth = result.records.truth(0)
-    assert isinstance(truth, Objects)
-    assert truth.crowd.tolist() == [True, False, True, False, False]
-    assert truth.labels.tolist() == [0, 1, 0, 0, 0]
-    np.testing.assert_allclose(truth.boxes[0], [0.1, 0.2, 0.5, 0.6])
-    assert truth.boxes.dtype == np.float32
-    assert truth.polygons is None
-    background = result.records.truth(1)
+    target = result.records.target(0)
+    assert isinstance(target, Objects)
+    assert target.crowd.tolist() == [True, False, True, False, False]
+    assert target.labels.tolist() == [0, 1, 0, 0, 0]
+    np.testing.assert_allclose(target.boxes[0], [0.1, 0.2, 0.5, 0.6])
+    assert target.boxes.dtype == np.float32
+    assert target.polygons is None
+    background = result.records.target(1)
     assert isinstance(background, Objects)
     assert background.boxes.shape == (0, 4)
 
@@ -97,12 +97,12 @@ def test_segmentation(write_lines: WriteLines) -> None:
     )
     result = read([path], SEGMENTATION)
     assert result.problems == []
-    truth, background, last = (result.records.truth(index) for index in range(3))
-    assert isinstance(truth, Objects)
-    np.testing.assert_allclose(truth.boxes, [[0, 0.2, 0.7, 0.9], [0.1, 0.1, 0.5, 0.4]])
-    assert truth.polygons is not None
-    assert [[part.shape for part in parts] for parts in truth.polygons] == [[(3, 2), (4, 2)], [(3, 2)]]
-    np.testing.assert_allclose(truth.polygons[0][1][3], [0, 0.3])
+    target, background, last = (result.records.target(index) for index in range(3))
+    assert isinstance(target, Objects)
+    np.testing.assert_allclose(target.boxes, [[0, 0.2, 0.7, 0.9], [0.1, 0.1, 0.5, 0.4]])
+    assert target.polygons is not None
+    assert [[part.shape for part in parts] for parts in target.polygons] == [[(3, 2), (4, 2)], [(3, 2)]]
+    np.testing.assert_allclose(target.polygons[0][1][3], [0, 0.3])
     assert isinstance(background, Objects)
     assert background.polygons == ()
     assert isinstance(last, Objects)
@@ -114,7 +114,7 @@ def test_integer_labels_become_strings(write_lines: WriteLines) -> None:
     result = read([path], CLASSIFICATION)
     assert result.problems == []
     assert result.records.classes == ("1", "10", "9")
-    assert [result.records.truth(index) for index in range(3)] == [1, 2, 0]
+    assert [result.records.target(index) for index in range(3)] == [1, 2, 0]
 
 
 @pytest.mark.parametrize("size", [499, "499", "499px", "499 px", "499PX"])
@@ -146,10 +146,10 @@ def test_rounding_overshoot_is_clipped(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [box(topX=-1e-7, bottomY=1.0000005)]}])
     result = read([path], DETECTION)
     assert result.problems == []
-    truth = result.records.truth(0)
-    assert isinstance(truth, Objects)
-    assert truth.boxes.min() >= 0
-    assert truth.boxes.max() <= 1
+    target = result.records.target(0)
+    assert isinstance(target, Objects)
+    assert target.boxes.min() >= 0
+    assert target.boxes.max() <= 1
 
 
 def test_integers_as_coordinates(write_lines: WriteLines) -> None:
@@ -172,7 +172,7 @@ def test_several_files_are_one_set(write_lines: WriteLines) -> None:
     )
     records = read([first, second], CLASSIFICATION).records
     assert records.classes == ("w", "x")
-    assert [records.truth(index) for index in range(3)] == [1, 0, 1]
+    assert [records.target(index) for index in range(3)] == [1, 0, 1]
     assert [records.location(index) for index in range(3)] == [f"{first}:1", f"{second}:1", f"{second}:2"]
     assert records.source(1) == str(second.parent / "a")
 
@@ -183,11 +183,11 @@ def test_lines_across_chunks(write_lines: WriteLines, monkeypatch: pytest.Monkey
     ]
     path = write_lines(lines)
     whole = read([path], DETECTION).records
-    monkeypatch.setattr("trainer.data.reading.files._CHUNK_BYTES", 777)
+    monkeypatch.setattr("trainer.data.reading.data_file._CHUNK_BYTES", 777)
     pieces = read([path], DETECTION).records
     assert pickle.dumps(whole) == pickle.dumps(pieces)
     assert whole.image_urls == [line["image_url"] for line in lines]
-    assert [len(whole.truth(n).labels) for n in range(300)] == [n % 4 for n in range(300)]  # type: ignore[union-attr]
+    assert [len(whole.target(n).labels) for n in range(300)] == [n % 4 for n in range(300)]  # type: ignore[union-attr]
 
 
 # Skipped ----------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ def by_image(records: Records) -> dict[str, list[tuple[str, list[float]]]]:
     """File name → (class, normalised box) of each object."""
     found = {}
     for index in range(len(records)):
-        truth = records.truth(index)
-        assert isinstance(truth, Objects)
-        boxes = truth.boxes.tolist()
-        names = [records.classes[label] for label in truth.labels]
+        target = records.target(index)
+        assert isinstance(target, Objects)
+        boxes = target.boxes.tolist()
+        names = [records.classes[label] for label in target.labels]
         found[Path(records.source(index)).name] = list(zip(names, boxes, strict=True))
     return found
 
@@ -76,23 +76,23 @@ def test_coco(shared_data: Path) -> None:
     )
     compared = 0
     for index in range(len(outlines)):
-        truth = outlines.truth(index)
-        assert isinstance(truth, Objects)
-        assert truth.polygons is not None
+        target = outlines.target(index)
+        assert isinstance(target, Objects)
+        assert target.polygons is not None
         file = Path(outlines.source(index)).name
         for position, annotation in enumerate(originals[file]):
             x, y, width, height = annotation["bbox"]
             name, box = boxes[file][position]
-            assert name == outlines.classes[truth.labels[position]] == names[annotation["category_id"]]
+            assert name == outlines.classes[target.labels[position]] == names[annotation["category_id"]]
             in_pixels = np.array(box) * np.tile(outlines.sizes[index], 2)
             np.testing.assert_allclose(in_pixels, [x, y, x + width, y + height], atol=0.02)
             # the polygon's own bounds, which COCO rounds outwards to whole pixels
             np.testing.assert_allclose(
-                truth.boxes[position] * np.tile(outlines.sizes[index], 2),
+                target.boxes[position] * np.tile(outlines.sizes[index], 2),
                 [x, y, x + width, y + height],
                 atol=1.5,
             )
-            pixels = [part * outlines.sizes[index] for part in truth.polygons[position]]
+            pixels = [part * outlines.sizes[index] for part in target.polygons[position]]
             area = sum(cv2.contourArea(part.astype(np.float32)) for part in pixels)
             assert area == pytest.approx(annotation["area"], rel=0.03)
             compared += 1

@@ -44,14 +44,14 @@ def random_lines(task: Task, count: int, seed: int) -> list[dict[str, Any]]:
     return [{"image_url": f"폴더{n % 3}/{seed}-{n}.jpg", "label": label()} for n in range(count)]
 
 
-def assert_same(truth: Any, other: Any) -> None:
-    if not isinstance(truth, Objects):
-        np.testing.assert_array_equal(truth, other)
+def assert_same(target: Any, other: Any) -> None:
+    if not isinstance(target, Objects):
+        np.testing.assert_array_equal(target, other)
         return
     for name in ("boxes", "labels", "crowd"):
-        np.testing.assert_array_equal(getattr(truth, name), getattr(other, name))
-    assert (truth.polygons is None) == (other.polygons is None)
-    for parts, others in zip(truth.polygons or (), other.polygons or (), strict=True):
+        np.testing.assert_array_equal(getattr(target, name), getattr(other, name))
+    assert (target.polygons is None) == (other.polygons is None)
+    for parts, others in zip(target.polygons or (), other.polygons or (), strict=True):
         assert len(parts) == len(others)
         for part, other_part in zip(parts, others, strict=True):
             np.testing.assert_array_equal(part, other_part)
@@ -74,7 +74,7 @@ def test_subset(two_sets: tuple[Records, Records]) -> None:
     for position, index in enumerate(order):
         assert chosen.location(position) == records.location(index)
         assert chosen.source(position) == records.source(index)
-        assert_same(chosen.truth(position), records.truth(index))
+        assert_same(chosen.target(position), records.target(index))
     assert len(records.subset([])) == 0
 
 
@@ -88,7 +88,7 @@ def test_concatenate(two_sets: tuple[Records, Records]) -> None:
         part, position = (first, index) if index < 40 else (second, index - 40)
         assert both.location(index) == part.location(position)
         assert both.image_url(index) == part.image_url(position)
-        assert_same(both.truth(index), part.truth(position, both.classes))
+        assert_same(both.target(index), part.target(position, both.classes))
 
 
 def test_without_unused_classes(two_sets: tuple[Records, Records]) -> None:
@@ -96,29 +96,29 @@ def test_without_unused_classes(two_sets: tuple[Records, Records]) -> None:
     padded = records.relabelled(("0", *records.classes, "힣"))
     cleaned = padded.without_unused_classes()
     assert cleaned.classes == records.classes
-    assert_same(cleaned.truth(5), records.truth(5))
+    assert_same(cleaned.target(5), records.target(5))
 
 
 def test_pickle(two_sets: tuple[Records, Records]) -> None:
     records, _ = two_sets
     copy = pickle.loads(pickle.dumps(records))
     assert copy.image_urls == records.image_urls
-    assert_same(copy.truth(11), records.truth(11))
+    assert_same(copy.target(11), records.target(11))
 
 
 def test_a_class_list_that_lacks_one(two_sets: tuple[Records, Records]) -> None:
     with pytest.raises(KeyError):
-        two_sets[0].truth(0, ("nothing",))
+        two_sets[0].target(0, ("nothing",))
 
 
 def test_changing_a_truth_does_not_change_the_records(write_lines: Callable[..., Path]) -> None:
     records = read([write_lines(random_lines(Task.SEGMENTATION, 9, 3))], Task.SEGMENTATION).records
     before = pickle.dumps(records)
     for index in range(9):
-        truth = records.truth(index)
-        assert isinstance(truth, Objects)
-        assert truth.polygons is not None
-        for array in (truth.boxes, truth.labels, *(part for parts in truth.polygons for part in parts)):
+        target = records.target(index)
+        assert isinstance(target, Objects)
+        assert target.polygons is not None
+        for array in (target.boxes, target.labels, *(part for parts in target.polygons for part in parts)):
             array += 1
     assert pickle.dumps(records) == before
 

@@ -16,9 +16,9 @@ import fsspec
 import pytest
 from PIL import Image
 
-from trainer.data.checking import load
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.urls import Resolver, UrlError, local_path, resolve_path
+from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.tasks import Task
 

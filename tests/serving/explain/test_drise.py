@@ -18,7 +18,7 @@ from serving.explain.drise import saliency
 from serving.payload import parse_rows
 from serving.scorer import Scorer
 from tests.serving.explain.conftest import CLASSES, SIZE, bind, explain, row, scene
-from trainer.annotations import Detections, Example, Image, Objects, Truth
+from trainer.annotations import Detections, Example, Image, Objects, Target
 from trainer.errors import RequestError
 from trainer.settings import resolve
 from trainer.tasks import Task
@@ -78,10 +78,10 @@ class Squares:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.scenes[index][1], self.truths[index])
+        return Example(self.scenes[index][1], self.targets[index])
 
     @property
-    def truths(self) -> list[Truth]:
+    def targets(self) -> list[Target]:
         return [
             Objects(np.array([box], np.float32) / SIZE, np.array([label]), np.zeros(1, dtype=bool))
             for label, _, box in self.scenes

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import FloatArray, IntArray
-from trainer.data.quality.survey import Finding, Images, Place, counted, object_sizes, with_offsets
+from trainer.data.quality.examined_images import Finding, Images, Place, counted, object_sizes, with_offsets
 from trainer.data.reading.records import Records
 
 SMALLEST_SIDE, SMALLEST_SHARE = 8.0, 0.01

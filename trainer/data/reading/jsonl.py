@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.reading import inputs
-from trainer.data.reading.columns import Columns, Mixed
-from trainer.data.reading.faults import examine
-from trainer.data.reading.files import DataFile, pick_lines, read_lines
+from trainer.data.reading import input_paths
+from trainer.data.reading.data_file import DataFile, pick_lines, read_lines
+from trainer.data.reading.line_errors import examine
+from trainer.data.reading.record_builder import Columns, Mixed
 from trainer.data.reading.records import Records, concatenate
 from trainer.data.reading.schema import (
     FAST_ERRORS,
@@ -69,7 +69,7 @@ def read(
         datastores: Azure datastore name → local directory or URL with its content.
     """
     datastores = datastores or {}
-    files, unusable = inputs.find(paths, datastores)
+    files, unusable = input_paths.find(paths, datastores)
     readers = [_FileReader(file, task, datastores) for file in files]
     parts = [reader.read() for reader in readers] or [Columns(task, "").finish(())[0]]
     records = concatenate(parts)

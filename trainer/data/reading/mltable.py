@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from trainer.data.reading.files import DataFile
+from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.urls import UrlError, is_url, local_path, parent, resolve_path
 from trainer.errors import Problem
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import BoolArray, FloatArray, IntArray, Objects, Truth
+from trainer.annotations import BoolArray, FloatArray, IntArray, Objects, Target
 from trainer.tasks import Task
 
 Int32Array = npt.NDArray[np.int32]
@@ -131,7 +131,7 @@ class Records:
         name = self._name(index)
         return folder.resolved + (unquote(name) if folder.quoted else name)
 
-    def truth(self, index: int, classes: tuple[str, ...] | None = None) -> Truth:
+    def target(self, index: int, classes: tuple[str, ...] | None = None) -> Target:
         """What is true of the image, its labels counted in `classes` (the records' own if None).
 
         Raises:

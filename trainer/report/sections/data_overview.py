@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from trainer.annotations import IntArray, Objects
-from trainer.data.quality.findings import find, images_by_class
-from trainer.data.quality.survey import LOOKED_AT, Finding, Images, Place, object_sizes
+from trainer.data.quality.data_findings import find, images_by_class
+from trainer.data.quality.examined_images import LOOKED_AT, Finding, Images, Place, object_sizes
 from trainer.data.reading.records import Records
 from trainer.errors import Problem
 from trainer.report.charts.line_chart import bars, histogram
@@ -131,7 +131,7 @@ def _counts(records: Records, names: Sequence[str]) -> list[float]:
 def _examples(records: Records, pictures: Pictures) -> list[object]:
     cards = []
     for index in _chosen(records):
-        outlines = _truth_outlines(records, index)
+        outlines = _target_outlines(records, index)
         names = label_text(records, index)
         pane = pictures.pane(records, index, outlines, alt=f"Training image with {names}")
         cards.append(card([pane], names, " · ", place_shown(records.location(index))))
@@ -172,11 +172,11 @@ def label_text(records: Records, index: int) -> str:
     return ", ".join(said) + (" …" if len(counts) > 6 else "")
 
 
-def _truth_outlines(records: Records, index: int, only: int | None = None) -> list[Outline]:
-    truth = records.truth(index)
-    if not isinstance(truth, Objects):
+def _target_outlines(records: Records, index: int, only: int | None = None) -> list[Outline]:
+    target = records.target(index)
+    if not isinstance(target, Objects):
         return []
-    outlines = outlines_of(truth, records.classes)
+    outlines = outlines_of(target, records.classes)
     return outlines if only is None else outlines[only : only + 1]
 
 
@@ -207,7 +207,7 @@ def _card(images: Images, place: Place, pictures: Pictures) -> Html | None:
     shown = [place.index] if place.other is None else [place.other, place.index]
     for index in shown:
         records, own = images.at(index)
-        outlines = _truth_outlines(records, own, place.number) if place.number is not None else []
+        outlines = _target_outlines(records, own, place.number) if place.number is not None else []
         where = images.where(index)
         side = "validation" if images.in_validation(index) else "training"
         title = joined([f"{side}: ", place_shown(where)]) if place.other is not None else ""

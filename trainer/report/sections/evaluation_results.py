@@ -45,7 +45,7 @@ def add(page: Page, analysis: Analysis) -> None:
 
 
 def _figures(analysis: Analysis) -> list[object]:
-    rows = list(analysis.figures.items())
+    rows = list(analysis.metrics.items())
     if analysis.image_level:
         rows += [(f"image_level_{name}", value) for name, value in analysis.image_level.items()]
     shown_rows = [(name, _defined(value, analysis.task)) for name, value in rows]
@@ -54,14 +54,14 @@ def _figures(analysis: Analysis) -> list[object]:
         kept.append(("found from IoU", analysis.iou_threshold))  # type: ignore[arg-type]
     blocks: list[object] = [facts(kept), Table("figures", "All figures", ("figure", "value"), shown_rows)]
     if analysis.slices:
-        names = list(analysis.slices[0].figures)
+        names = list(analysis.slices[0].metrics)
         rows_of = [
             (
                 each.by,
                 each.value,
                 each.images,
                 each.objects,
-                *(_defined(each.figures.get(name), analysis.task) for name in names),
+                *(_defined(each.metrics.get(name), analysis.task) for name in names),
             )
             for each in analysis.slices
         ]

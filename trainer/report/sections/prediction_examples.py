@@ -10,8 +10,8 @@ import numpy as np
 
 from trainer.annotations import Classification, Detections, FloatArray, Objects
 from trainer.data.reading.records import Records
-from trainer.metrics import masks, scenes
-from trainer.metrics import matching as judging
+from trainer.metrics import masks, matching
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis, LabelIssue
 from trainer.report.embedded_images import Kind, Outline, Pictures, card, gallery, key, outlines_of
 from trainer.report.markup import Html, Table, element, note, paragraph, place
@@ -100,12 +100,12 @@ def _right_classes(evaluated: Evaluated, pictures: Pictures) -> Html:
     classes = tuple(evaluated.analysis.classes)
     for index in range(len(evaluated.records)):
         prediction = evaluated.answers.classification(index, classes)
-        truth = evaluated.records.truth(index, classes)
-        if isinstance(truth, np.ndarray):
-            right, score = bool(((prediction.probs >= 0.5) == truth).all()), float(prediction.probs.max())
+        target = evaluated.records.target(index, classes)
+        if isinstance(target, np.ndarray):
+            right, score = bool(((prediction.probs >= 0.5) == target).all()), float(prediction.probs.max())
         else:
-            assert isinstance(truth, int), "it is a class index"
-            right, score = int(prediction.probs.argmax()) == truth, float(prediction.probs[truth])
+            assert isinstance(target, int), "it is a class index"
+            right, score = int(prediction.probs.argmax()) == target, float(prediction.probs[target])
         if right:
             by_class.setdefault(label_text(evaluated.records, index), []).append((score, index))
     queues = [sorted(found) for found in by_class.values()]
@@ -158,10 +158,10 @@ class _Beside:
     def card(self, index: int, pictures: Pictures) -> Html | None:
         of = self._of
         classes = of.analysis.classes
-        truth = of.records.truth(index, tuple(classes))
-        assert isinstance(truth, Objects), "it is a detector's"
-        found, missed = self._judged(index, truth)
-        labelled = outlines_of(truth, classes, missed)
+        target = of.records.target(index, tuple(classes))
+        assert isinstance(target, Objects), "it is a detector's"
+        found, missed = self._matched(index, target)
+        labelled = outlines_of(target, classes, missed)
         where = of.records.location(index)
         right = sum(outline.kind == "hit" for outline in found)
         numbers = f"{right} right, {len(found) - right} wrong, {len(missed)} missed"
@@ -173,35 +173,35 @@ class _Beside:
         ]
         return card(panes, numbers, " · ", place(where))
 
-    def _judged(self, index: int, truth: Objects) -> tuple[list[Outline], dict[int, Kind]]:
+    def _matched(self, index: int, target: Objects) -> tuple[list[Outline], dict[int, Kind]]:
         """The predictions that are sure enough, each hit or wrong; and the true objects that are missed."""
         analysis, size = self._of.analysis, self._of.sizes[index]
         classes, by_masks = analysis.classes, analysis.task is Task.SEGMENTATION
         found, polygons = self._of.answers.detections(index, classes, size)
         sure = np.flatnonzero(found.scores >= np.array(self._least, np.float32)[found.labels]).tolist()
-        real = np.flatnonzero(~truth.crowd)
-        scene = scenes.Scene(
+        real = np.flatnonzero(~target.crowd)
+        scene = EvaluatedImage(
             size=size,
             boxes=found.boxes[sure],
             labels=found.labels[sure],
             scores=found.scores[sure],
-            truth_boxes=truth.boxes[real],
-            truth_labels=truth.labels[real],
-            crowd=truth.crowd[real],
+            target_boxes=target.boxes[real],
+            target_labels=target.labels[real],
+            crowd=target.crowd[real],
             masks=[masks.from_polygons(polygons[each], size) for each in sure] if by_masks else (),
-            truth_masks=[masks.from_polygons((truth.polygons or ())[each], size) for each in real.tolist()]
+            target_masks=[masks.from_polygons((target.polygons or ())[each], size) for each in real.tolist()]
             if by_masks
             else (),
         )
-        judged = judging.judge([scene], analysis.iou_threshold or _USUAL_IOU, by_masks=by_masks)
+        matches = matching.match_objects([scene], analysis.iou_threshold or _USUAL_IOU, by_masks=by_masks)
         outlines = []
-        for each, kind in zip(sure, judged.kinds.tolist(), strict=True):
+        for each, kind in zip(sure, matches.kinds.tolist(), strict=True):
             left, top, right, bottom = found.boxes[each].tolist()
             segments = tuple(tuple(map(float, segment.ravel())) for segment in polygons[each])
             text = f"{classes[int(found.labels[each])]} {float(found.scores[each]):.2f}"
-            verdict: Kind = "hit" if kind == judging.RIGHT else "wrong"
+            verdict: Kind = "hit" if kind == matching.CORRECT else "wrong"
             outlines.append(Outline((left, top, right, bottom), text, verdict, segments))
-        lost = np.flatnonzero(judged.taken_by == judging.NONE)
+        lost = np.flatnonzero(matches.found_by == matching.NONE)
         return outlines, dict.fromkeys(real[lost].tolist(), "missed")
 
 

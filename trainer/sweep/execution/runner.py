@@ -16,7 +16,7 @@ import optuna
 
 from trainer.automode import plan as auto
 from trainer.automode.data_statistics import machine, measure
-from trainer.data.checking import Data, load
+from trainer.data.training_data import Data, load
 from trainer.errors import JobError, Problem, RunError
 from trainer.job import file as job_file
 from trainer.job import job as jobs

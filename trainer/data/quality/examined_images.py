@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.annotations import FloatArray, IntArray
-from trainer.data.quality.inspection import take_looks
+from trainer.data.quality.image_checks import take_looks
 from trainer.data.reading.records import Looks, Records
 
 LOOKED_AT = 20_000

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from trainer.data.reading import mltable
-from trainer.data.reading.files import DataFile
+from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.urls import UrlError, is_url, local_path, resolve_path
 from trainer.errors import Problem
 

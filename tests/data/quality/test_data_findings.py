@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from trainer.data.quality.findings import find
-from trainer.data.quality.survey import Finding, look_at
+from trainer.data.quality.data_findings import find
+from trainer.data.quality.examined_images import Finding, look_at
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
 from trainer.data.validate import validate

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.annotations import Objects, Truth
-from trainer.data.checking import Checked, check
-from trainer.data.reading.files import DataFile
+from trainer.annotations import Objects, Target
+from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
+from trainer.data.training_data import Checked, check
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 
@@ -35,23 +35,23 @@ class Subject:
     classes: tuple[str, ...]
     ignored: frozenset[str] = frozenset()
 
-    def truth(self, index: int) -> Truth:
+    def target(self, index: int) -> Target:
         """What is true of an image."""
         if not self.ignored:
-            return self.records.truth(index, self.classes)
+            return self.records.target(index, self.classes)
         everything = tuple(sorted({*self.classes, *self.records.classes}))
-        truth = self.records.truth(index, everything)
+        target = self.records.target(index, everything)
         known = np.array([name in self.classes for name in everything])
-        if isinstance(truth, np.ndarray):
-            return np.asarray(truth[known], dtype=np.bool_)
-        if not isinstance(truth, Objects):
-            return self.classes.index(everything[truth])
-        kept = known[truth.labels]
-        labels = (np.cumsum(known) - 1)[truth.labels[kept]]
-        polygons = truth.polygons
+        if isinstance(target, np.ndarray):
+            return np.asarray(target[known], dtype=np.bool_)
+        if not isinstance(target, Objects):
+            return self.classes.index(everything[target])
+        kept = known[target.labels]
+        labels = (np.cumsum(known) - 1)[target.labels[kept]]
+        polygons = target.polygons
         if polygons is not None:
             polygons = tuple(each for each, is_kept in zip(polygons, kept, strict=True) if is_kept)
-        return Objects(truth.boxes[kept], labels, truth.crowd[kept], polygons)
+        return Objects(target.boxes[kept], labels, target.crowd[kept], polygons)
 
 
 def load(

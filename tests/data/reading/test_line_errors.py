@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from trainer.data.reading.faults import examine
 from trainer.data.reading.jsonl import read
+from trainer.data.reading.line_errors import examine
 from trainer.data.reading.schema import FAST_ERRORS, fast_reader
 from trainer.tasks import Task
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.quality.inspection import inspect
+from trainer.data.quality.image_checks import inspect
 from trainer.data.reading.jsonl import ReadResult, Skipped, read, write_skipped
 from trainer.data.reading.records import Records
 from trainer.data.splitting import split

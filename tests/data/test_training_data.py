@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data.checking import load
+from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.errors import DataError
 from trainer.tasks import Task
@@ -51,8 +51,8 @@ def test_classes_are_the_sorted_union(write_lines: WriteLines) -> None:
     )
     data = load(Task.CLASSIFICATION, [train], [other], progress=False)
     assert data.classes == ("a", "b", "d")
-    assert [data.train.truth(n) for n in range(2)] == [1, 2]
-    assert [data.validation.truth(n, data.classes) for n in range(2)] == [0, 2]
+    assert [data.train.target(n) for n in range(2)] == [1, 2]
+    assert [data.validation.target(n, data.classes) for n in range(2)] == [0, 2]
     (warning,) = data.warnings
     assert str(warning) == (
         f"warning: {other}:1: label: class has no training image and will never be predicted, got 'a'"

@@ -51,8 +51,8 @@ def named(name: str) -> dict[str, Any]:
 
 def test_in_the_data_s_order(data: Path, tmp_path: Path) -> None:
     analysis = evaluated(data, [NOTHING, RIGHT, NOTHING], tmp_path)
-    assert analysis.figures["mean_average_precision"] == 1
-    assert analysis.figures["map"] == pytest.approx(1)
+    assert analysis.metrics["mean_average_precision"] == 1
+    assert analysis.metrics["map"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_by_name_in_any_order(names: list[str], data: Path, tmp_path: Path) -> N
         {"filename": names[1], **RIGHT},
         {"image_url": names[2], **NOTHING},
     ]
-    assert evaluated(data, answers, tmp_path).figures["mean_average_precision"] == 1
+    assert evaluated(data, answers, tmp_path).metrics["mean_average_precision"] == 1
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_classifiers_may_name_their_classes_in_any_order(tmp_path: Path) -> None
     )
     answers = [{"probs": [0.9, 0.1], "labels": ["x", "y"]}, {"probs": [0.8, 0.2], "labels": ["y", "x"]}]
     analysis = evaluated(data, answers, tmp_path, Task.CLASSIFICATION)
-    assert analysis.figures["accuracy"] == 1
+    assert analysis.metrics["accuracy"] == 1
     for answer, message in (
         ({"probs": [0.9, 0.5], "labels": ["x", "y"]}, "answers.jsonl:2: probs: must sum to 1, got 1.4"),
         (
@@ -137,6 +137,6 @@ def test_masks_are_the_answers_polygons(tmp_path: Path) -> None:
     ):
         answers = [{"boxes": [detected() | {"polygon": segments}]}]
         analysis = evaluated(data, answers, tmp_path, Task.SEGMENTATION)
-        assert analysis.figures["mean_average_precision"] == expected
+        assert analysis.metrics["mean_average_precision"] == expected
     with pytest.raises(DataError, match=r"answers.jsonl:1: boxes\[0\].polygon: must be a list of segments"):
         evaluated(data, [{"boxes": [detected()]}], tmp_path, Task.SEGMENTATION)

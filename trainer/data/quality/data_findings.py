@@ -8,8 +8,8 @@ import numpy as np
 
 from trainer.annotations import IntArray
 from trainer.data.quality import box_findings
+from trainer.data.quality.examined_images import Finding, Images, Place, counted, with_offsets
 from trainer.data.quality.near_duplicates import Alike, alike, groups
-from trainer.data.quality.survey import Finding, Images, Place, counted, with_offsets
 from trainer.data.reading.records import Records
 
 FEW_IMAGES, IMBALANCE = 10, 10.0
