@@ -65,7 +65,7 @@ TASKS = pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
 
 @TASKS
 @pytest.mark.parametrize(
-    ("prediction", "truth", "kind", "cost", "missed"),
+    ("prediction", "target", "kind", "cost", "missed"),
     [
         (found((1, 0.9, HERE)), true((0, HERE)), "classification", 1.0, 0),
         (found((0, 0.9, SHIFTED)), true((0, HERE)), "localisation", 1.0, 0),

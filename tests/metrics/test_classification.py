@@ -259,7 +259,7 @@ def test_a_diverged_network_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "probs", "truth", "message"),
+    ("task", "probs", "target", "message"),
     [
         (Task.CLASSIFICATION, [0.5, 0.5], 2, r"in \[0, 1\], got 2"),
         (Task.CLASSIFICATION, [0.5, 0.5], -1, "got -1"),
