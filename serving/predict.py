@@ -15,7 +15,7 @@ from serving.locate import find_artifacts
 from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
 from trainer.data.images import ImageError, decode, suffixes
-from trainer.drawing.predictions import draw as draw_answer
+from trainer.drawing.predictions import draw_answer
 from trainer.errors import DataError, Problem, RunError
 
 

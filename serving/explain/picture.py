@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from trainer.annotations import BoolArray, FloatArray, Image
-from trainer.drawing.fonts import Font, readable
+from trainer.drawing.fonts import fit_text, text_and_font
 
 _SIDE = 300
 _NARROWEST = 190
@@ -125,21 +125,11 @@ def _laid_out(panels: dict[str, PILImage.Image], title: str, method: str) -> PIL
     for place, (caption, panel) in enumerate(panels.items()):
         left = _GAP + place * step
         canvas.paste(panel, (left, top))
-        text, font = readable(caption, _CAPTION)
+        text, font = text_and_font(caption, _CAPTION)
         draw.text((left, top + height + 4), text, font=font, fill=_INK)
-    beside, small = readable(method, _CAPTION)
+    beside, small = text_and_font(method, _CAPTION)
     length = draw.textlength(beside, font=small)
     draw.text((canvas_size[0] - _GAP - length, _GAP + 3), beside, font=small, fill=_INK)
-    text, font = _fitting(title, canvas_size[0] - 4 * _GAP - length)
+    text, font = fit_text(title, _TITLE, canvas_size[0] - 4 * _GAP - length, cut_middle=True)
     draw.text((_GAP, _GAP), text, font=font, fill=_INK)
     return canvas
-
-
-def _fitting(title: str, room: float) -> tuple[str, Font]:
-    """The title with its middle left out, if it is too long."""
-    text, font = readable(title, _TITLE)
-    kept = len(text)
-    while font.getlength(text) > room and kept > 8:
-        kept = kept * 4 // 5
-        text, font = readable(f"{title[: kept // 2]}…{title[-kept // 2 :]}", _TITLE)
-    return text, font

@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from trainer.drawing import fonts
-from trainer.drawing.fonts import readable
-from trainer.drawing.predictions import draw
+from trainer.drawing.fonts import text_and_font
+from trainer.drawing.predictions import draw_answer
 from trainer.drawing.style import PALETTE, STYLE, class_color
 
 Pixels = npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ def is_color(picture: Pixels, color: tuple[int, int, int]) -> npt.NDArray[np.boo
 
 def test_a_box_is_outlined_in_the_colour_of_its_class() -> None:
     answer = {"boxes": [found("b", 0.25, 0.5, 0.75, 0.9)]}
-    drawn = pixels(draw(grey(600, 800), answer, ["a", "b"]))
+    drawn = pixels(draw_answer(grey(600, 800), answer, ["a", "b"]))
     assert drawn.shape == (600, 800, 3)
     outline = is_color(drawn, PALETTE[1])
     rows, columns = np.nonzero(outline)
@@ -50,11 +50,11 @@ def test_a_box_is_outlined_in_the_colour_of_its_class() -> None:
 
 
 def test_the_label_stands_above_its_box_and_inside_the_picture() -> None:
-    middle = draw(grey(600, 800), {"boxes": [found("a", 0.25, 0.5, 0.75, 0.9)]}, ["a"])
+    middle = draw_answer(grey(600, 800), {"boxes": [found("a", 0.25, 0.5, 0.75, 0.9)]}, ["a"])
     expected = is_color(pixels(middle), (0, 0, 0)).sum()
     assert expected > 20
     for box in ((0.0, 0.0, 1.0, 1.0), (0.95, 0.0, 1.0, 0.02), (0.95, 0.98, 1.0, 1.0), (0.0, 0.0, 0.01, 0.01)):
-        drawn = pixels(draw(grey(600, 800), {"boxes": [found("a", *box)]}, ["a"]))
+        drawn = pixels(draw_answer(grey(600, 800), {"boxes": [found("a", *box)]}, ["a"]))
         # Only the text is black: all of it is there, wherever the box lies.
         ink = is_color(drawn, (0, 0, 0)).sum()
         assert ink == pytest.approx(expected, rel=0.3)
@@ -63,7 +63,7 @@ def test_the_label_stands_above_its_box_and_inside_the_picture() -> None:
 def test_polygons_are_filled_and_the_image_shows_through() -> None:
     segments = [[0.1, 0.1, 0.4, 0.1, 0.4, 0.9, 0.1, 0.9], [0.6, 0.4, 0.9, 0.4, 0.9, 0.6]]
     answer = {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9, polygon=segments)]}
-    drawn = pixels(draw(grey(800, 800), answer, ["a"]))
+    drawn = pixels(draw_answer(grey(800, 800), answer, ["a"]))
     for inside in ((400, 200), (352, 688)):
         assert tuple(drawn[inside]) not in (GREY, PALETTE[0])
     assert tuple(drawn[640, 480]) == GREY
@@ -73,7 +73,7 @@ def test_a_classifiers_best_classes_stand_below_the_image() -> None:
     classes = [f"class {number}" for number in range(9)]
     probs = [0.01, 0.02, 0.7, 0.03, 0.04, 0.05, 0.06, 0.04, 0.05]
     image = grey(300, 700)
-    drawn = pixels(draw(image, {"probs": probs, "labels": classes}, classes))
+    drawn = pixels(draw_answer(image, {"probs": probs, "labels": classes}, classes))
     assert (drawn[:300] == image).all()
     assert drawn.shape[0] > 300
     below = drawn[300:]
@@ -93,14 +93,14 @@ def test_any_size_of_image_can_be_drawn(shape: tuple[int, int]) -> None:
         {"boxes": []},
         {"probs": [1.0], "labels": ["a"]},
     ):
-        drawn = draw(grey(*shape), answer, ["a"])
+        drawn = draw_answer(grey(*shape), answer, ["a"])
         assert drawn.mode == "RGB"
         assert max(drawn.size) >= STYLE.smallest_side
 
 
 def test_the_image_itself_is_left_alone() -> None:
     image = grey(600, 600)
-    draw(image, {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9)]}, ["a"])
+    draw_answer(image, {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9)]}, ["a"])
     assert (image == 120).all()
 
 
@@ -110,7 +110,7 @@ def test_colours_go_round_with_other_dashes() -> None:
     classes = [f"{number:02}" for number in range(len(PALETTE) + 1)]
 
     def left_side(label: str) -> npt.NDArray[np.bool_]:
-        drawn = pixels(draw(grey(600, 800), {"boxes": [found(label, 0.25, 0.2, 0.75, 0.9)]}, classes))
+        drawn = pixels(draw_answer(grey(600, 800), {"boxes": [found(label, 0.25, 0.2, 0.75, 0.9)]}, classes))
         return is_color(drawn[140:520, 200], PALETTE[0])
 
     assert left_side("00").all()
@@ -119,21 +119,21 @@ def test_colours_go_round_with_other_dashes() -> None:
 
 def test_labels_of_objects_that_overlap_do_not_cover_each_other() -> None:
     boxes = [found(label, 0.25, 0.5, 0.75, 0.9) for label in ("a", "b", "c")]
-    together = pixels(draw(grey(600, 800), {"boxes": boxes}, ["a", "b", "c"]))
-    alone = pixels(draw(grey(600, 800), {"boxes": boxes[:1]}, ["a"]))
+    together = pixels(draw_answer(grey(600, 800), {"boxes": boxes}, ["a", "b", "c"]))
+    alone = pixels(draw_answer(grey(600, 800), {"boxes": boxes[:1]}, ["a"]))
     assert is_color(together, (0, 0, 0)).sum() > 2.5 * is_color(alone, (0, 0, 0)).sum()
 
 
 def test_in_a_crowd_labels_hide_no_small_objects() -> None:
     places = [(0.1 * column, 0.1 * row) for column in range(9) for row in range(9)]
     small = [found("a", left, top, left + 0.02, top + 0.02) for left, top in places]
-    drawn = pixels(draw(grey(800, 800), {"boxes": [*small, found("a", 0.5, 0.5, 1, 1)]}, ["a"]))
+    drawn = pixels(draw_answer(grey(800, 800), {"boxes": [*small, found("a", 0.5, 0.5, 1, 1)]}, ["a"]))
     assert 10 < is_color(drawn, (0, 0, 0)).sum() < 1000
 
 
 def test_a_long_label_is_cut_and_its_score_still_told() -> None:
     drawn = pixels(
-        draw(grey(600, 800), {"boxes": [found("label " * 50, 0.1, 0.5, 0.2, 0.9)]}, ["label " * 50])
+        draw_answer(grey(600, 800), {"boxes": [found("label " * 50, 0.1, 0.5, 0.2, 0.9)]}, ["label " * 50])
     )
     columns = np.nonzero(is_color(drawn[250:299], PALETTE[0]).any(axis=0))[0]
     assert 300 < columns.max() - columns.min() <= 401
@@ -148,7 +148,7 @@ def rendered(text: str, font: Any) -> bytes:
 @pytest.mark.parametrize("text", ["can 0.93", "우유병", "Größe", "卡片", "кошка", "עברית", "🥫", "한a글"])
 def test_text_is_readable_in_any_script(text: str) -> None:
     """Either in a font that has all of it, or escaped: never as the boxes that stand for missing glyphs."""
-    told, font = readable(text, 24)
+    told, font = text_and_font(text, 24)
     if told != text:
         assert told == text.encode("ascii", "backslashreplace").decode()
     assert len({rendered(character, font) for character in set(told)}) == len(set(told))
@@ -159,7 +159,7 @@ def test_without_any_font_on_the_machine_text_is_escaped(monkeypatch: pytest.Mon
     fonts._font_files.cache_clear()
     fonts._font_with.cache_clear()
     try:
-        told, font = readable("우유 0.5", 24)
+        told, font = text_and_font("우유 0.5", 24)
     finally:
         fonts._font_files.cache_clear()
         fonts._font_with.cache_clear()
@@ -169,4 +169,4 @@ def test_without_any_font_on_the_machine_text_is_escaped(monkeypatch: pytest.Mon
 
 def test_control_characters_in_a_label_break_nothing() -> None:
     for label in ("a\nb", "tab\t", "\x00", "\ud800", "", " "):
-        draw(grey(500, 500), {"boxes": [found(label, 0.1, 0.1, 0.9, 0.9)]}, [label])
+        draw_answer(grey(500, 500), {"boxes": [found(label, 0.1, 0.1, 0.9, 0.9)]}, [label])

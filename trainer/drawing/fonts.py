@@ -1,4 +1,4 @@
-"""A font of this machine for text in any script."""
+"""Finds a font on this machine for text in any script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import ImageFont
 
 Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-# Plain faces with many scripts, of Linux distributions, macOS and Windows; tried before all others.
+# Regular faces that cover many scripts, from Linux distributions, macOS and Windows; tried before all others.
 _PREFERRED = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -25,47 +25,66 @@ _PREFERRED = (
     "AppleSDGothicNeo.ttc",
     "malgun.ttf",
 )
-_NO_CHARACTER = "\U0010ffff"
-_PROBE_SIZE = 20
+_NOT_A_CHARACTER = "\U0010ffff"
+_TEST_SIZE = 20
 
 
-def readable(text: str, size: int) -> tuple[str, Font]:
-    """The text and a font that has all of its characters, `size` pixels high.
+def text_and_font(text: str, size: int) -> tuple[str, Font]:
+    """Return the text and a font, `size` pixels high, that has all of its characters.
 
-    Where no font of this machine has them, those beyond ASCII are told as escapes (`\\ud55c`) in the font
-    that comes with Pillow.
+    If no font on this machine has them, characters beyond ASCII are escaped (`\\ud55c`) and the font is
+    Pillow's own. Characters that cannot be printed become "?".
     """
     text = "".join(character if character.isprintable() else "?" for character in text)
-    path = _font_with(frozenset(text) - frozenset("0123456789. "))
+    path = _font_for(text)
     if path is not None:
         return text, ImageFont.truetype(path, size)
     return text.encode("ascii", "backslashreplace").decode("ascii"), ImageFont.load_default(size)
 
 
+def fit_text(text: str, size: int, max_width: float, *, cut_middle: bool = False) -> tuple[str, Font]:
+    """Return the text, shortened with an ellipsis to at most `max_width` pixels, and a font that has it.
+
+    The first character is kept even if it is wider. `cut_middle` keeps the beginning and the end of the text.
+    """
+    fitted, font = text_and_font(text, size)
+    length = len(text)
+    while length > 1 and (width := font.getlength(fitted)) > max_width:
+        length = max(1, min(length - 1, int(length * max(max_width, 0) / width)))
+        tail = length // 2 if cut_middle else 0
+        fitted, font = text_and_font(f"{text[: length - tail]}…{text[len(text) - tail :]}", size)
+    return fitted, font
+
+
 def is_drawable(text: str) -> bool:
-    """Whether `readable` gives the text as it is, not as escapes."""
-    return text.isascii() or _font_with(frozenset(text) - frozenset("0123456789. ")) is not None
+    """Whether a font on this machine has all characters of the text, so that none is escaped."""
+    return text.isascii() or _font_for(text) is not None
+
+
+def _font_for(text: str) -> str | None:
+    # All fonts have digits, so leave them out: scores would fill the cache.
+    return _font_with(frozenset(text) - frozenset("0123456789. "))
 
 
 @functools.lru_cache(maxsize=512)
 def _font_with(characters: frozenset[str]) -> str | None:
-    """The first font file with these characters and digits, None if there is none."""
-    return next((path for path in _font_files() if _has(path, characters | {"0"})), None)
+    """Return the first font file with these characters and digits, or None."""
+    return next((path for path in _font_files() if _has_glyphs(path, characters | {"0"})), None)
 
 
-def _has(path: str, characters: frozenset[str]) -> bool:
-    """Whether a font draws each of the characters as something else than its sign for "no such character"."""
+def _has_glyphs(path: str, characters: frozenset[str]) -> bool:
+    """Whether a font has a visible glyph for each character, other than its glyph for missing characters."""
     try:
-        font = ImageFont.truetype(path, _PROBE_SIZE)
-        missing = bytes(font.getmask(_NO_CHARACTER))
+        font = ImageFont.truetype(path, _TEST_SIZE)
+        missing = bytes(font.getmask(_NOT_A_CHARACTER))
         return all(bytes(font.getmask(character)) not in (missing, b"") for character in characters)
-    except (OSError, ValueError):  # damaged, or a font of pictures without this size
+    except (OSError, ValueError):  # damaged, or a bitmap font without this size
         return False
 
 
 @functools.cache
 def _font_files() -> tuple[str, ...]:
-    """The machine's font files, the preferred ones first, bold and slanted faces last."""
+    """Return the machine's font files: preferred ones first, bold and slanted faces last."""
     files = [
         file
         for directory in _font_directories()
@@ -75,8 +94,10 @@ def _font_files() -> tuple[str, ...]:
 
     def rank(file: Path) -> tuple[int, bool, str]:
         order = _PREFERRED.index(file.name) if file.name in _PREFERRED else len(_PREFERRED)
-        styled = any(style in file.stem.lower() for style in ("bold", "italic", "oblique", "light", "thin"))
-        return order, styled, file.name
+        is_styled = any(
+            style in file.stem.lower() for style in ("bold", "italic", "oblique", "light", "thin")
+        )
+        return order, is_styled, file.name
 
     return tuple(str(file) for file in sorted(files, key=rank))
 
@@ -89,5 +110,5 @@ def _font_directories() -> list[Path]:
         return [windows / "Fonts", local / "Microsoft/Windows/Fonts"]
     if sys.platform == "darwin":
         return [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
-    share = Path(os.environ.get("XDG_DATA_HOME", home / ".local/share"))
-    return [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), share / "fonts", home / ".fonts"]
+    data_home = Path(os.environ.get("XDG_DATA_HOME", home / ".local/share"))
+    return [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), data_home / "fonts", home / ".fonts"]

@@ -1,109 +1,133 @@
-"""The labels of objects in a picture: where they find room, and how they are written in any script."""
+"""Places and draws the labels of objects, in any script."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import ImageDraw
 
-from trainer.drawing.fonts import Font, readable
+from trainer.drawing.fonts import Font, fit_text, text_and_font
 from trainer.drawing.style import STYLE, Color, ink_on
 
 
-@dataclass(frozen=True, slots=True)
-class _Chip:
-    """A label and where it stands, in pixels."""
+class Rectangle(NamedTuple):
+    """An upright rectangle by its upper left corner and its size, in pixels."""
 
-    texts: tuple[tuple[str, Font, float], ...]  # with their widths, from left to right
-    color: Color
     x: float
     y: float
     width: float
     height: float
 
-    def covers(self, x: float, y: float, width: float, height: float) -> bool:
-        """Whether a rectangle and this label have a point in common."""
+    def overlaps(self, other: Rectangle) -> bool:
+        """Whether the two have a point in common."""
         return (
-            x < self.x + self.width
-            and self.x < x + width
-            and y < self.y + self.height
-            and self.y < y + height
+            self.x < other.x + other.width
+            and other.x < self.x + self.width
+            and self.y < other.y + other.height
+            and other.y < self.y + self.height
         )
+
+
+def place_label(
+    box: Rectangle, size: tuple[float, float], picture_size: tuple[float, float], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Find room for a label: above its box, else inside the box at its top, else below it.
+
+    The first of these places that is inside the picture and free is used; if none is free, the first that is
+    inside the picture.
+
+    Args:
+        box: the object's box.
+        size: (width, height) of the label.
+        picture_size: (width, height) of the picture.
+        taken: labels that are already placed.
+    """
+    width, height = size
+    x = max(0.0, min(box.x, picture_size[0] - width))
+    lowest = picture_size[1] - height
+    places = [
+        Rectangle(x, y, width, height)
+        for y in (box.y - height, box.y, box.y + box.height)
+        if 0 <= y <= lowest
+    ]
+    free = [place for place in places if not any(place.overlaps(other) for other in taken)]
+    return [*free, *places, Rectangle(x, max(0.0, lowest), width, height)][0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    """A label with its place; `texts` are (text, font, width in pixels) from left to right."""
+
+    texts: tuple[tuple[str, Font, float], ...]
+    color: Color
+    place: Rectangle
 
 
 def draw_labels(
     canvas: ImageDraw.ImageDraw,
     objects: Sequence[Mapping[str, Any]],
     colors: Sequence[Color],
-    size: int,
+    text_size: int,
     picture_size: tuple[int, int],
 ) -> None:
-    """Draw a label for each object, with its score.
+    """Draw a label with its score for each object.
 
     Args:
-        canvas: of the picture.
-        objects: of a documented answer, by falling score.
-        colors: of the objects' classes.
-        size: of the text, in pixels.
+        canvas: the picture to draw on.
+        objects: boxes of a documented answer, highest score first.
+        colors: the colour of each object's class.
+        text_size: height of the text in pixels.
         picture_size: (width, height) in pixels.
     """
-    padding = max(2, size // 5)
-    chips: list[_Chip] = []
-    # The surest find their places first, and are drawn last.
+    padding = max(2, text_size // 5)
+    labels: list[_Label] = []
+    # Place the labels with the highest scores first, and draw them last, on top.
     for found, color in zip(objects, colors, strict=True):
-        chip = _place_label(canvas, found, color, size, padding, picture_size, chips)
-        sides = found["box"]
-        area = (sides["bottomX"] - sides["topX"]) * (sides["bottomY"] - sides["topY"])
-        # In a crowd, labels larger than their objects would hide what they name.
-        if len(objects) <= STYLE.crowd or chip.width * chip.height <= area * math.prod(picture_size):
-            chips.append(chip)
-    for chip in reversed(chips):
-        canvas.rectangle((chip.x, chip.y, chip.x + chip.width, chip.y + chip.height), fill=chip.color)
-        x = chip.x + padding
-        for text, font, width in chip.texts:
-            canvas.text((x, chip.y + chip.height / 2), text, font=font, fill=ink_on(chip.color), anchor="lm")
-            x += width
+        box = _pixel_box(found["box"], picture_size)
+        taken = [label.place for label in labels]
+        label = _make_label(canvas, found, box, color, text_size, padding, picture_size, taken)
+        # In a crowd, labels larger than their objects would hide other objects.
+        area = _box_area(found["box"]) * math.prod(picture_size)
+        if len(objects) <= STYLE.crowd or label.place.width * label.place.height <= area:
+            labels.append(label)
+    for label in reversed(labels):
+        x, y, width, height = label.place
+        canvas.rectangle((x, y, x + width, y + height), fill=label.color)
+        x += padding
+        for text, font, text_width in label.texts:
+            canvas.text((x, y + height / 2), text, font=font, fill=ink_on(label.color), anchor="lm")
+            x += text_width
 
 
-def _place_label(
+def _make_label(
     canvas: ImageDraw.ImageDraw,
     found: Mapping[str, Any],
+    box: Rectangle,
     color: Color,
-    size: int,
+    text_size: int,
     padding: int,
     picture_size: tuple[int, int],
-    taken: Sequence[_Chip],
-) -> _Chip:
-    """The label above its box, else inside at its top, else below it.
-
-    The first of these is taken that lies in the picture and on no other label.
-    """
-    across, down = picture_size
-    box = found["box"]
-    left, right = box["topX"] * (across - 1), box["bottomX"] * (across - 1)
-    top, bottom = box["topY"] * (down - 1), box["bottomY"] * (down - 1)
-    # The score is a text of its own: names that run from right to left would take it to their other side.
-    score, score_font = readable(f" {found['score']:.2f}", size)
+    taken: Sequence[Rectangle],
+) -> _Label:
+    # Draw the score as a text of its own: names written from right to left would move it to their other side.
+    score, score_font = text_and_font(f" {found['score']:.2f}", text_size)
     score_width = canvas.textlength(score, font=score_font)
-    room = min(across, max(right - left, across * STYLE.label_share)) - score_width - 2 * padding
-    name, font = _fitted(canvas, found["label"], size, room)
-    name_width = canvas.textlength(name, font=font)
-    width, height = name_width + score_width + 2 * padding, round(size * 1.2) + 2 * padding
-    x = max(0.0, min(left, across - width))
-    places = [y for y in (top - height, top, bottom) if 0 <= y <= down - height]
-    free = [y for y in places if not any(chip.covers(x, y, width, height) for chip in taken)]
-    y = [*free, *places, max(0.0, down - height)][0]
-    return _Chip(((name, font, name_width), (score, score_font, score_width)), color, x, y, width, height)
+    max_width = min(picture_size[0], max(box.width, picture_size[0] * STYLE.label_share))
+    name, name_font = fit_text(found["label"], text_size, max_width - score_width - 2 * padding)
+    name_width = canvas.textlength(name, font=name_font)
+    size = (name_width + score_width + 2 * padding, round(text_size * 1.2) + 2 * padding)
+    texts = ((name, name_font, name_width), (score, score_font, score_width))
+    return _Label(texts, color, place_label(box, size, picture_size, taken))
 
 
-def _fitted(canvas: ImageDraw.ImageDraw, text: str, size: int, room: float) -> tuple[str, Font]:
-    """The text in a font that has it, shortened to the room there is, in pixels."""
-    told, font = readable(text, size)
-    length = len(text)
-    while length > 1 and canvas.textlength(told, font=font) > room:
-        length = min(length - 1, int(length * max(room, 0) / canvas.textlength(told, font=font)))
-        told, font = readable(text[: max(length, 1)] + "…", size)
-    return told, font
+def _pixel_box(box: Mapping[str, float], picture_size: tuple[int, int]) -> Rectangle:
+    width, height = picture_size[0] - 1, picture_size[1] - 1
+    left, top = box["topX"] * width, box["topY"] * height
+    return Rectangle(left, top, box["bottomX"] * width - left, box["bottomY"] * height - top)
+
+
+def _box_area(box: Mapping[str, float]) -> float:
+    return (box["bottomX"] - box["topX"]) * (box["bottomY"] - box["topY"])

@@ -1,4 +1,4 @@
-"""How answers look, wherever they are drawn: colours, lines, sizes."""
+"""Colours, lines and sizes of drawn predictions; the service's page uses the same values."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Color: TypeAlias = tuple[int, int, int]
+"""Red, green and blue, each 0 to 255."""
 
-# Okabe and Ito, "Color Universal Design" (2008), without black; told apart with any colour vision.
+# Okabe and Ito, "Color Universal Design" (2008), without black: distinct for any colour vision.
 PALETTE: tuple[Color, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -21,20 +22,20 @@ PALETTE: tuple[Color, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How answers are drawn, here and on the page that `trainer serve` shows.
+    """How predictions look, in drawings and on the page of `trainer serve`.
 
     Attributes:
-        palette: colours by class index; it goes round, each time with other dashes.
-        dashes: lengths drawn and left out, by turns, in multiples of the line's width; none: a solid line.
-        picture_by_text: a picture's longer side by the height of the text in it.
-        smallest_text: in pixels.
-        text_by_line: the height of the text by the width of lines.
-        fill_opacity: of a polygon's inside.
-        edge_opacity: of the black edge that shows lines on bright grounds.
-        dark_ink_above: text on a colour of more luminance (of 255) is black, on others white.
-        crowd: with more objects than that, labels larger than their objects are left out.
-        label_share: a label may be as wide as its object, or this share of the picture; longer ones are cut.
-        smallest_side: pictures whose longer side has fewer pixels are enlarged to it.
+        palette: colours by class index; they repeat, each time with other dashes.
+        dashes: lengths of dashes and gaps in line widths, a pattern for each use of the palette; () is solid.
+        picture_by_text: the picture's longer side divided by the height of its text.
+        smallest_text: minimum height of text, in pixels.
+        text_by_line: height of text divided by the width of lines.
+        fill_opacity: opacity of a polygon's fill.
+        edge_opacity: opacity of the black edge that makes lines visible on bright backgrounds.
+        dark_ink_above: luminance, 0 to 255, above which text on a colour is black instead of white.
+        crowd: number of objects above which labels larger than their objects are left out.
+        label_share: maximum width of a label, as a fraction of the picture, if its object is narrower.
+        smallest_side: pictures whose longer side has fewer pixels are enlarged to this size.
     """
 
     palette: tuple[Color, ...] = PALETTE
@@ -54,18 +55,17 @@ STYLE = Style()
 
 
 def class_color(index: int) -> Color:
-    """The colour of a class by its index: fixed, so that pictures of one model agree."""
+    """Return the colour of a class by its index, which is the same in all pictures of a model."""
     return PALETTE[index % len(PALETTE)]
 
 
 def class_dash(index: int) -> tuple[float, ...]:
-    """The dashes of a class's lines, see `Style.dashes`: the palette goes round with others each time."""
+    """Return the dash pattern of a class by its index, in line widths; see `Style.dashes`."""
     return STYLE.dashes[index // len(PALETTE) % len(STYLE.dashes)]
 
 
 def ink_on(color: Color) -> Color:
-    """Black or white, whichever reads better on a colour (relative luminance by ITU-R BT.709)."""
+    """Return black or white, whichever is easier to read on a colour (luminance after ITU-R BT.709)."""
     red, green, blue = color
-    return (
-        (0, 0, 0) if 0.2126 * red + 0.7152 * green + 0.0722 * blue > STYLE.dark_ink_above else (255, 255, 255)
-    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return (0, 0, 0) if luminance > STYLE.dark_ink_above else (255, 255, 255)
