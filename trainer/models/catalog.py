@@ -1,39 +1,241 @@
-"""The models by name: which family builds each, for which tasks, with which default settings.
+"""The models by name, and one card for each family.
 
 Free of torch and of every model library, so that `--help`, `trainer models` and the checks of a job
-answer at once. A new model of a known family is one entry here; a new family is one module and its entries.
+answer at once. A new model of a known family is one entry here; a new family is one module, one card and
+its entries.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, did_you_mean
+from trainer.models.card import FamilyCard, ModelEntry
+from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 CLASSIFICATION = (Task.CLASSIFICATION, Task.MULTILABEL)
 
+_BOX_SETTINGS = (
+    *ScoringParameters.model_fields,
+    "validation_metric_type",
+    "validation_iou_threshold",
+    "log_validation_loss",
+    "log_training_metrics",
+)
+_SQUARE_SETTINGS = (*_BOX_SETTINGS, "image_size", "multi_scale")
 
-@dataclass(frozen=True, slots=True)
-class ModelEntry:
-    """A model as users name it.
+# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none: by default they are trained by
+# their authors' recipes, which are today's anyway.
+_ADAMW = {
+    "optimizer": "adamw",
+    # The cosine ends at 0, where the averaged weights have settled.
+    "warmup_cosine_lr_cycles": 0.5,
+}
 
-    Attributes:
-        family: module name under trainer.models.
-        library_name: what the family's library calls it.
-        published: what the library's publisher trained it on, in words.
-        defaults: settings in which it differs from the general defaults, by task.
-    """
+CLASSIFIERS = FamilyCard(
+    name="classifiers",
+    module="trainer.models.classifiers",
+    words="classifiers",
+    library="timm",
+    licence="Apache-2.0",
+    weights_licence="not stated",
+    published_classes=1000,
+    library_prefix="timm/",
+    settings=(
+        "weighted_loss",
+        "label_smoothing",
+        "validation_resize_size",
+        "validation_crop_size",
+        "training_crop_size",
+        "random_augment",
+        "mixup_alpha",
+        "cutmix_alpha",
+    ),
+    size_setting="training_crop_size",
+    modern={
+        **_ADAMW,
+        # Rate and batches of dozens as fast.ai fine-tunes CNNs (Howard and Gugger 2020).
+        "learning_rate": 1e-3,
+        # From timm's, BEiT's, MAE's and ConvNeXt's recipes for adamw.
+        "weight_decay": 0.05,
+        # adamw divides a gradient by its size, so clipping values has no effect on it.
+        "gradient_clip_norm": 1.0,
+        "gradient_clip_value": None,
+        "average_weights": True,
+        "random_augment": True,
+    },
+    epochs=40,
+    step_images=64,
+    min_step_images=8,
+    cost_model="resnet50",
+    preload=True,
+    smallest_models=("resnet18", "vits16r224"),
+    tiny_settings={"validation_crop_size": 64, "training_crop_size": 64, "validation_resize_size": 64},
+)
 
-    name: str
-    family: str
-    tasks: tuple[Task, ...]
-    library_name: str
-    published: str
-    defaults: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
+RCNN = FamilyCard(
+    name="rcnn",
+    module="trainer.models.rcnn",
+    words="R-CNNs",
+    library="torchvision",
+    licence="BSD-3-Clause",
+    # "may have their own licenses or terms and conditions derived from the dataset": torchvision's README
+    weights_licence="the data's own terms",
+    published_classes=90,
+    settings=(*_BOX_SETTINGS, "min_size", "max_size", "large_scale_jitter"),
+    size_setting="min_size",
+    defaults={
+        "training_batch_size": 2,
+        "validation_batch_size": 1,
+        "learning_rate": 0.005,
+        "number_of_workers": 4,
+        # conv1 and layer1, as torchvision's own recipe freezes them.
+        "layers_to_freeze": 2,
+    },
+    modern={
+        **_ADAMW,
+        # As torchvision trains RetinaNet v2; its Mask R-CNN v2 has the jitter.
+        "learning_rate": 1e-4,
+        "weight_decay": 0.05,
+        "average_weights": True,
+        "large_scale_jitter": True,
+    },
+    epochs=36,
+    step_images=4,
+    min_step_images=1,
+    searched_sides=(320, 480, 600, 800, 1000),
+    slowness=3.0,
+    cost_model="fasterrcnn_resnet50_fpn_v2",
+    smallest_models=(
+        "fasterrcnn_resnet18_fpn",
+        "retinanet_resnet50_fpn",
+        "fcos_resnet50_fpn",
+        "maskrcnn_resnet18_fpn",
+    ),
+    tiny_settings={"min_size": 64, "max_size": 96},
+    # Thousands of proposals are a two-stage detector's cost, not its principle.
+    tiny_options={"proposals": 60, "sampled_proposals": 32},
+    tiny_learning_rate=3e-4,
+)
+
+YOLO = FamilyCard(
+    name="yolo",
+    module="trainer.models.yolo",
+    words="YOLO models",
+    library="ultralytics",
+    licence="AGPL-3.0",
+    weights_licence="AGPL-3.0",
+    published_classes=80,
+    settings=_SQUARE_SETTINGS,
+    size_setting="image_size",
+    defaults={
+        "training_batch_size": 16,
+        "validation_batch_size": 16,
+        "learning_rate": 0.01,
+        "number_of_epochs": 30,
+        "box_score_threshold": 0.1,
+        "box_detections_per_image": 300,
+        # Part of ultralytics' recipe.
+        "average_weights": True,
+    },
+    modern={
+        **_ADAMW,
+        # What ultralytics chooses for short runs: adamw, .01 / (4 + classes), here for six classes.
+        "learning_rate": 1e-3,
+        "weight_decay": 5e-4,
+        "gradient_clip_norm": 10.0,
+        "gradient_clip_value": None,
+    },
+    epochs=100,
+    step_images=16,
+    min_step_images=4,
+    searched_sides=(320, 416, 512, 640, 800, 960, 1280),
+    mixing_seconds=0.02,
+    cost_model="yolo11m",
+    smallest_models=("yolov5", "yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-seg"),
+    tiny_settings={"image_size": 128},
+)
+
+RTDETR = FamilyCard(
+    name="rtdetr",
+    module="trainer.models.rtdetr",
+    words="RT-DETRs",
+    library=YOLO.library,
+    licence=YOLO.licence,
+    weights_licence=YOLO.weights_licence,
+    published_classes=YOLO.published_classes,
+    settings=_SQUARE_SETTINGS,
+    size_setting="image_size",
+    defaults={
+        **YOLO.defaults,
+        # As in the paper: transformers are trained by adamw, at low rates.
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "gradient_clip_norm": 0.1,
+        "gradient_clip_value": None,
+    },
+    epochs=60,
+    step_images=16,
+    min_step_images=4,
+    searched_sides=YOLO.searched_sides,
+    slowness=1.5,
+    mixing_seconds=0.02,
+    cost_model="rtdetr-l",
+    smallest_models=("rtdetr-l",),
+    tiny_settings={"image_size": 64},
+    # Hundreds of queries are a transformer's cost, not its principle.
+    tiny_options={"queries": 30, "decoder_layers": 2},
+    tiny_learning_rate=3e-4,
+)
+
+RFDETR = FamilyCard(
+    name="rfdetr",
+    module="trainer.models.rfdetr",
+    words="RF-DETRs",
+    library="rfdetr",
+    licence="Apache-2.0",
+    weights_licence="Apache-2.0",
+    published_classes=90,
+    extra="rfdetr",
+    settings=_SQUARE_SETTINGS,
+    size_setting="image_size",
+    defaults={
+        **RTDETR.defaults,
+        # 16 images a step, as its authors train it; 4 fit the memory of most GPUs.
+        "training_batch_size": 4,
+        "validation_batch_size": 4,
+        "gradient_accumulation_step": 4,
+        # Over the backbone's blocks.
+        "layer_decay": 0.8,
+    },
+    epochs=50,
+    step_images=16,
+    min_step_images=4,
+    # They accept few sizes, and the published one is the best known.
+    searched_sides=(),
+    slowness=2.0,
+    cost_model="rfdetr-medium",
+    smallest_models=("rfdetr-nano", "rfdetr-seg-nano"),
+    tiny_settings={"image_size": 96},
+    tiny_options=RTDETR.tiny_options,
+    tiny_learning_rate=3e-4,
+)
+
+CARDS: dict[str, FamilyCard] = {card.name: card for card in (CLASSIFIERS, RCNN, YOLO, RTDETR, RFDETR)}
+"""The card of each family, by its name."""
+
+# Not for multilabel: there, smoothed and mixed targets move the probabilities that are compared with .5.
+# CutMix pays in runs of hundreds of epochs and costs in short ones. Source: torchvision's recipe (Vryniotis 2021).
+_MODERN_ONE_LABEL = {"label_smoothing": 0.1, "mixup_alpha": 0.2}
+
+_TRANSFORMERS = (
+    "vit", "deit", "beit", "eva", "swin", "hiera", "cait", "xcit", "pvt", "twins", "coat", "former",
+    "convnext",
+)  # fmt: skip
+"""Parts of timm's names of transformers; ConvNeXts are fine-tuned as transformers are."""
+# 1e-3 · batch size / 256 with a decay of .65 to .75, as MAE fine-tunes ViT-B and ViT-L (He et al. 2022).
+_LAYER_DECAY, _TRANSFORMER_RATE = 0.75, 3e-4
 
 
 def _classifier(
@@ -41,85 +243,62 @@ def _classifier(
     library_name: str,
     batch_size: int = 78,
     rates: tuple[float, float] = (0.01, 0.035),
+    transformer_rate: float = _TRANSFORMER_RATE,
+    *,
+    equal_crops: bool = False,
     **more: Any,
 ) -> ModelEntry:
     shared = {"training_batch_size": batch_size, "validation_batch_size": batch_size, **more}
     defaults = {
         task: {**shared, "learning_rate": rate} for task, rate in zip(CLASSIFICATION, rates, strict=True)
     }
-    return ModelEntry(name, "classifiers", CLASSIFICATION, library_name, "ImageNet-1k", defaults)
+    modern: dict[str, Any] = {}
+    if any(part in library_name for part in _TRANSFORMERS):
+        modern = {"layer_decay": _LAYER_DECAY, "learning_rate": transformer_rate}
+    return ModelEntry(
+        name,
+        CLASSIFIERS,
+        CLASSIFICATION,
+        library_name,
+        "ImageNet-1k",
+        defaults,
+        modern={Task.CLASSIFICATION: {**modern, **_MODERN_ONE_LABEL}, Task.MULTILABEL: modern},
+        equal_crops=equal_crops,
+    )
 
 
-_RCNN = {
-    "training_batch_size": 2,
-    "validation_batch_size": 1,
-    "learning_rate": 0.005,
-    "number_of_workers": 4,
-    # conv1 and layer1, as torchvision's own recipe freezes them.
-    "layers_to_freeze": 2,
-}
+def _vit(
+    name: str, library_name: str, batch_size: int, rates: tuple[float, float], modern_rate: float
+) -> ModelEntry:
+    clipping = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
+    return _classifier(name, library_name, batch_size, rates, modern_rate, equal_crops=True, **clipping)
 
 
 def _rcnn(architecture: str, depth: int = 50, version: str = "") -> ModelEntry:
     name = f"{architecture}_resnet{depth}_fpn{version}"
     task = Task.SEGMENTATION if architecture == "maskrcnn" else Task.DETECTION
     published = "COCO" if depth == 50 else "ImageNet-1k (backbone only)"
-    return ModelEntry(name, "rcnn", (task,), architecture + version, published, {task: _RCNN})
+    return ModelEntry(name, RCNN, (task,), architecture + version, published)
 
 
-_YOLO = {
-    "training_batch_size": 16,
-    "validation_batch_size": 16,
-    "learning_rate": 0.01,
-    "number_of_epochs": 30,
-    "box_score_threshold": 0.1,
-    "box_detections_per_image": 300,
-    # Part of ultralytics' recipe.
-    "average_weights": True,
-}
-
-
-def _yolo(name: str) -> ModelEntry:
+def _yolo(name: str, *settings: str) -> ModelEntry:
     task = Task.SEGMENTATION if name.endswith("-seg") else Task.DETECTION
-    return ModelEntry(name, "yolo", (task,), name, "COCO", {task: _YOLO})
-
-
-_RTDETR = {
-    **_YOLO,
-    # As in the paper: transformers are trained by adamw, at low rates.
-    "optimizer": "adamw",
-    "learning_rate": 1e-4,
-    "gradient_clip_norm": 0.1,
-    "gradient_clip_value": None,
-}
+    return ModelEntry(name, YOLO, (task,), name, "COCO", settings=settings)
 
 
 def _rtdetr(size: str) -> ModelEntry:
     name = f"rtdetr-{size}"
     published = "ImageNet-1k (backbone only)" if size.startswith("resnet") else "COCO"
-    return ModelEntry(name, "rtdetr", (Task.DETECTION,), name, published, {Task.DETECTION: _RTDETR})
-
-
-_RFDETR = {
-    **_RTDETR,
-    # 16 images a step, as its authors train it; 4 fit the memory of most GPUs.
-    "training_batch_size": 4,
-    "validation_batch_size": 4,
-    "gradient_accumulation_step": 4,
-    # Of the backbone's blocks.
-    "layer_decay": 0.8,
-}
+    return ModelEntry(name, RTDETR, (Task.DETECTION,), name, published)
 
 
 def _rfdetr(size: str, image_size: int, library_name: str) -> ModelEntry:
-    name = f"rfdetr-{size}"
     task = Task.SEGMENTATION if size.startswith("seg-") else Task.DETECTION
     return ModelEntry(
-        name, "rfdetr", (task,), library_name, "COCO", {task: {**_RFDETR, "image_size": image_size}}
+        f"rfdetr-{size}", RFDETR, (task,), library_name, "COCO", {task: {"image_size": image_size}}
     )
 
 
-_VIT = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
 _RESNETS = (18, 34, 50, 101, 152)
 
 _ENTRIES = (
@@ -128,9 +307,9 @@ _ENTRIES = (
     _classifier("resnest50", "resnest50d"),
     _classifier("resnest101", "resnest101e"),
     _classifier("seresnext", "seresnext50_32x4d"),
-    _classifier("vits16r224", "vit_small_patch16_224", 128, (0.0125, 0.025), **_VIT),
-    _classifier("vitb16r224", "vit_base_patch16_224", 48, (0.0125, 0.025), **_VIT),
-    _classifier("vitl16r224", "vit_large_patch16_224", 10, (0.001, 0.002), **_VIT),
+    _vit("vits16r224", "vit_small_patch16_224", 128, (0.0125, 0.025), 5e-4),
+    _vit("vitb16r224", "vit_base_patch16_224", 48, (0.0125, 0.025), 2e-4),
+    _vit("vitl16r224", "vit_large_patch16_224", 10, (0.001, 0.002), 4e-5),
     *(_rcnn("fasterrcnn", depth) for depth in _RESNETS),
     _rcnn("fasterrcnn", version="_v2"),
     _rcnn("retinanet"),
@@ -138,8 +317,8 @@ _ENTRIES = (
     _rcnn("fcos"),
     *(_rcnn("maskrcnn", depth) for depth in _RESNETS),
     _rcnn("maskrcnn", version="_v2"),
-    # Which of yolov5's four sizes is meant, the setting model_size says.
-    _yolo("yolov5"),
+    # The setting model_size says which of yolov5's four sizes is meant.
+    _yolo("yolov5", "model_size"),
     *(_yolo(f"yolo{version}{size}") for version in (11, 26) for size in "nsmlx"),
     *(_yolo(f"yolo{version}{size}-seg") for version in (11, 26) for size in "nsmlx"),
     *(_rtdetr(size) for size in ("l", "x", "resnet50", "resnet101")),
@@ -155,22 +334,23 @@ _ENTRIES = (
     _rfdetr("seg-2xlarge", 768, "RFDETRSeg2XLarge"),
 )
 
-TIMM = "timm/"
-"""Before a name of timm's own: whether timm knows it, only timm can say."""
+MODELS: dict[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
+"""Every model with an entry, by its name. Models of a library that have none are named by `TIMM`."""
 
-MODELS: Mapping[str, ModelEntry] = {entry.name: entry for entry in _ENTRIES}
+TIMM = CLASSIFIERS.library_prefix
+"""Prefix of timm's own model names. Whether timm knows a model, only timm can say."""
 
 
 def models_for(task: Task) -> tuple[ModelEntry, ...]:
-    """Every model that the task can use."""
-    return tuple(entry for entry in _ENTRIES if task in entry.tasks)
+    """Every model that can be trained for a task."""
+    return tuple(entry for entry in MODELS.values() if task in entry.tasks)
 
 
 def find(name: str, task: Task) -> ModelEntry:
-    """The entry of a model's name for a task.
+    """The entry of a model that can be trained for a task.
 
     Raises:
-        JobError: there is no such model, or it is made for another task.
+        JobError: no model has this name, or it cannot be trained for the task.
     """
     entry = MODELS.get(name)
     if entry is None and name.startswith(TIMM) and len(name) > len(TIMM):
@@ -183,10 +363,33 @@ def find(name: str, task: Task) -> ModelEntry:
         hint = f"choose one of {', '.join(names)}"
     else:
         rule = f"no model is named {name!r}"
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"`trainer models --task {task}` lists the names"
-        )
+        hint = did_you_mean(name, names, otherwise=f"`trainer models --task {task}` lists the names")
     raise JobError("the model cannot be used", [Problem("model_name", "", rule, hint=hint)])
+
+
+def find_for_any_task(name: str, field: str) -> ModelEntry:
+    """The entry of a model, whatever it can be trained for.
+
+    Args:
+        field: the flag or key that named it, for the error.
+
+    Raises:
+        JobError: no model has this name.
+    """
+    if name.startswith(TIMM):
+        return find(name, Task.CLASSIFICATION)
+    if name in MODELS:
+        return MODELS[name]
+    hint = did_you_mean(name, MODELS, otherwise="`trainer models` lists the names")
+    raise JobError(
+        "the model cannot be used", [Problem(field, "", f"no model is named {name!r}", hint=hint)]
+    )
+
+
+def network_name(entry: ModelEntry) -> str:
+    """A name that all entries of one network share.
+
+    A network of a library whose own names are accepted has several: ours, the library's, and the library's
+    with a tag of its weights.
+    """
+    return entry.library_name.partition(".")[0] if entry.card.library_prefix else entry.name

@@ -1,0 +1,117 @@
+"""What is known about a model family, and about a model, without importing the model library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.tasks import Task
+
+NO_VALUES: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyCard:
+    """All facts about one model family. Help, checks, listings, AutoMode and the conformance tests derive from it.
+
+    Attributes:
+        name: the family's name, which `Spec.family` keeps.
+        module: dotted path of the module that holds the family's class as FAMILY.
+        words: what help texts and docs call its models, in the plural.
+
+        library: the model library: its import name, which is also the name of its distribution.
+        licence: of the library's code, as an SPDX identifier.
+        weights_licence: of published weights whose publisher states none for them alone.
+        published_classes: number of classes that published weights were trained on.
+        extra: the extra of this project that installs the library; "" if it is always installed.
+        library_prefix: with this prefix, a user can name any model that the library knows; "" for none.
+
+        settings: the settings that apply to this family's models and not to every model.
+        size_setting: the setting with the size of the images that the network sees, in pixels.
+        defaults: settings in which the family differs from the general defaults.
+        modern: settings in which the modern recipe differs from these defaults; empty if it is the same.
+
+        epochs: epochs under AutoMode for up to 100 images; more images get fewer.
+        step_images: images in an optimizer step under AutoMode.
+        min_step_images: the fewest images in a step, to which small data sets come down.
+        searched_sides: values of `size_setting` among which AutoMode chooses; empty if it keeps the default.
+        slowness: time of a training step on a GPU relative to one limited by memory transfers alone.
+        mixing_seconds: time of one core to make a training image out of several.
+        cost_model: the model whose measured costs are scaled for models of the family that were not measured.
+        preload: sweeps import the module before they fork trials; only for a library that every trial needs.
+
+        smallest_models: the smallest model of each architecture, which the conformance tests train.
+        tiny_settings: settings with which these models learn four images in seconds on a CPU.
+        tiny_options: options of the spec that tests make smaller, where a model has them.
+        tiny_learning_rate: the learning rate of these tests.
+    """
+
+    name: str
+    module: str
+    words: str
+
+    library: str
+    licence: str
+    weights_licence: str
+    published_classes: int
+    extra: str = ""
+    library_prefix: str = ""
+
+    settings: tuple[str, ...]
+    size_setting: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    modern: Mapping[str, Any] = field(default_factory=dict)
+
+    epochs: int
+    step_images: int
+    min_step_images: int
+    searched_sides: tuple[int, ...] = ()
+    slowness: float = 1.0
+    mixing_seconds: float = 0.0
+    cost_model: str
+    preload: bool = False
+
+    smallest_models: tuple[str, ...]
+    tiny_settings: Mapping[str, Any] = field(default_factory=dict)
+    tiny_options: Mapping[str, Any] = field(default_factory=dict)
+    tiny_learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model as users name it.
+
+    Attributes:
+        card: the card of its family.
+        tasks: the tasks that it can be trained for.
+        library_name: what the family's library calls it.
+        published: the data that its published weights were trained on, in words.
+        defaults: by task, settings in which it differs from its family's defaults.
+        modern: by task, settings in which its modern recipe differs from its family's.
+        settings: settings that apply to this model and not to all of its family.
+        equal_crops: training images must have the size of validation images.
+    """
+
+    name: str
+    card: FamilyCard
+    tasks: tuple[Task, ...]
+    library_name: str
+    published: str
+    defaults: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
+    modern: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    equal_crops: bool = False
+
+    @property
+    def family(self) -> str:
+        """The name of its family."""
+        return self.card.name
+
+    def defaults_for(self, task: Task) -> dict[str, Any]:
+        """The settings in which the model differs from the general defaults."""
+        return {**self.card.defaults, **self.defaults.get(task, NO_VALUES)}
+
+    def modern_for(self, task: Task) -> dict[str, Any]:
+        """The settings of the modern recipe that differ from `defaults_for`; empty if there is none."""
+        return {**self.card.modern, **self.modern.get(task, NO_VALUES)}

@@ -1,0 +1,138 @@
+"""The settings of a model: which apply to it, its defaults, and a user's values checked against both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainer.errors import JobError, Problem, did_you_mean, problem_of
+from trainer.models import catalog
+from trainer.models.card import ModelEntry
+from trainer.scoring import OF_MASKS
+from trainer.settings import AdvancedSettings, Settings, aliases_of, shown
+from trainer.tasks import Task
+
+
+def takes(entry: ModelEntry, name: str) -> bool:
+    """Whether a setting applies to a model."""
+    if name in OF_MASKS:
+        return Task.SEGMENTATION in entry.tasks
+    return name in (*entry.card.settings, *entry.settings) or not models_taking(name)
+
+
+def models_taking(name: str) -> str:
+    """The models to which a setting applies, in words; "" if it applies to all."""
+    if name in OF_MASKS:
+        return "models for instance-segmentation"
+    families = [card.words for card in catalog.CARDS.values() if name in card.settings]
+    models = [entry.name for entry in catalog.MODELS.values() if name in entry.settings]
+    return _listed(families + models)
+
+
+def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[str, Any]:
+    """The defaults of a model for a task.
+
+    Raises:
+        JobError: no model has this name, or it cannot be trained for the task.
+    """
+    entry = catalog.find(model, task)
+    general = {name: info.get_default() for name, info in Settings.model_fields.items()}
+    defaults = general | entry.defaults_for(task)
+    return defaults | {"recipe": recipe} | entry.modern_for(task) if recipe == "modern" else defaults
+
+
+def default_in_words(name: str) -> str:
+    """A setting's general default, and those of the models that have another: `15; 30 for YOLO models`."""
+    general = Settings.model_fields[name].get_default()
+    others: dict[tuple[Any, bool], dict[str, None]] = {}
+    for entry in catalog.MODELS.values():
+        defaults = {task: entry.defaults_for(task).get(name, general) for task in entry.tasks}
+        depends_on_task = len(set(defaults.values())) > 1
+        for task, value in defaults.items():
+            if value != general:
+                multilabel_only = depends_on_task and task is Task.MULTILABEL
+                others.setdefault((value, multilabel_only), {})[entry.name] = None
+    text = "{}" if isinstance(general, AdvancedSettings) else shown(general)
+    for (value, multilabel_only), names in others.items():
+        suffix = " with several labels" if multilabel_only else ""
+        text += f"; {shown(value)} for {models_in_words(list(names))}{suffix}"
+    return text
+
+
+def models_in_words(names: Sequence[str]) -> str:
+    """A list of models in which more than three of a family are shortened to the family."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(catalog.MODELS[name].card.words, []).append(name)
+    return _listed(
+        [words if len(members) > 3 else ", ".join(members) for words, members in families.items()]
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") -> Settings:
+    """Complete a user's settings with the model's defaults.
+
+    Args:
+        values: the user's values alone, under any of the settings' names.
+        where: the file that they come from, for error messages.
+
+    Raises:
+        JobError: unknown names, settings that do not apply to the model, values out of range; all at once.
+    """
+    entry = catalog.find(model, task)
+    names = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
+    problems: list[Problem] = []
+    chosen: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key, value in values.items():
+        given = str(key)
+        name = names.get(given)
+        if name is None:
+            hint = did_you_mean(given, names, otherwise="`trainer fit --help` lists all")
+            problems.append(Problem(where, given, "no setting has this name", hint=hint))
+        elif not takes(entry, name):
+            rule = f"means nothing to {model}; it is a setting of {models_taking(name)}"
+            problems.append(Problem(where, given, rule))
+        elif name in chosen and chosen[name] != value:
+            problems.append(Problem(where, given, f"is given twice, as {origins[name]} too", repr(value)))
+        else:
+            chosen[name], origins[name] = value, given
+    is_modern = str(chosen.get("recipe", "")).lower() == "modern"
+    merged = default_settings(task, model, "modern" if is_modern else "reference") | chosen
+    crop = str(chosen.get("validation_crop_size", ""))
+    if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
+        merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
+    clips = ("gradient_clip_value", "gradient_clip_norm")
+    if all(chosen.get(name) is not None for name in clips):
+        problems.append(Problem(where, clips[1], f"cannot be combined with {clips[0]}; give one of them"))
+    for name, other in (clips, clips[::-1]):
+        if chosen.get(name) is not None:
+            merged[other] = chosen.get(other)  # the user's way of clipping replaces the model's
+    try:
+        settings = Settings.model_validate(merged)
+    except ValidationError as error:
+        problems += [_problem(item, where) for item in error.errors()]
+    else:
+        if entry.equal_crops and settings.training_crop_size != settings.validation_crop_size:
+            rule = f"must equal validation_crop_size ({settings.validation_crop_size}) for {model}"
+            problems.append(Problem(where, "training_crop_size", rule, str(settings.training_crop_size)))
+    if problems:
+        raise JobError("the settings cannot be used:", problems)
+    return settings
+
+
+def _problem(item: Any, where: str) -> Problem:
+    if item["type"] == "extra_forbidden":
+        field = ".".join(map(str, item["loc"]))
+        rule = f"no such key; there are {', '.join(AdvancedSettings.model_fields)}"
+        return Problem(where, field, rule, repr(item["input"]))
+    problem = problem_of(item, where)
+    return replace(problem, got=repr(item["input"])) if item["loc"] else problem
