@@ -39,8 +39,8 @@ from serving.explain.subject import Subject
 from trainer.data.images import decode
 from trainer.models import Spec, create
 from trainer.models.catalog import find
+from trainer.models.defaults import resolve
 from trainer.scoring import ScoringParameters
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 GOAL = 0.5

@@ -35,7 +35,8 @@ from benchmarks.reading_lines import write_lines
 from trainer.data.datasets import RecordExamples
 from trainer.data.images import decode_quickly
 from trainer.models import Family, create, specify
-from trainer.settings import Settings, resolve
+from trainer.models.defaults import resolve
+from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training.loading import Batches, Draw, SeededItems
 

@@ -80,8 +80,8 @@ def package(model: str, directory: Path, network_size: int | None) -> Path:
     from serving.package import write_model
     from trainer.models import Spec, create
     from trainer.models.catalog import find
+    from trainer.models.defaults import resolve
     from trainer.scoring import ScoringParameters
-    from trainer.settings import resolve
     from trainer.tasks import Task
 
     task = Task(MODELS[model])

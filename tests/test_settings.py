@@ -9,8 +9,10 @@ import pytest
 
 from trainer import settings
 from trainer.errors import JobError
-from trainer.models import catalog
-from trainer.settings import Settings, resolve
+from trainer.models import catalog, defaults
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import resolve
+from trainer.settings import Settings
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -128,11 +130,11 @@ def test_defaults_are_those_of_the_reference(task: Task, model: str, expected: d
 
 
 @pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
-def test_every_models_defaults_resolve(entry: catalog.ModelEntry) -> None:
+def test_every_models_defaults_resolve(entry: ModelEntry) -> None:
     for task in entry.tasks:
         for recipe in ("reference", "modern"):
             resolved = resolve(task, entry.name, {"recipe": recipe})
-            expected = Settings(**settings.default_settings(task, entry.name, recipe))
+            expected = Settings(**defaults.default_settings(task, entry.name, recipe))
             assert resolved.model_dump() == expected.model_dump()
             assert resolved.recipe == recipe
 
@@ -435,10 +437,10 @@ def test_an_unknown_model_or_task_mismatch_is_a_users_error() -> None:
 
 
 def test_defaults_in_words_name_the_models_that_differ() -> None:
-    assert settings.default_in_words("number_of_epochs") == "15; 30 for YOLO models, RT-DETRs and RF-DETRs"
-    assert settings.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
-    assert settings.default_in_words("early_stopping") == "true"
-    assert "0.002 for vitl16r224 with several labels" in settings.default_in_words("learning_rate")
+    assert defaults.default_in_words("number_of_epochs") == "15; 30 for YOLO models, RT-DETRs and RF-DETRs"
+    assert defaults.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
+    assert defaults.default_in_words("early_stopping") == "true"
+    assert "0.002 for vitl16r224 with several labels" in defaults.default_in_words("learning_rate")
 
 
 def test_every_setting_has_a_heading_and_a_help_text() -> None:

@@ -10,7 +10,6 @@ from trainer.automode import design as sub_spaces
 from trainer.automode import image_sizes as sizes
 from trainer.automode.candidates import GROUPS, MANY_IMAGES, Group
 from trainer.models import catalog
-from trainer.settings import FAMILY_WORDS
 from trainer.tasks import Task
 
 _IMAGES = (100, 1000, 10_000, 100_000)
@@ -132,13 +131,14 @@ end trials stop at their next evaluation.
 
 def page() -> str:
     """docs/automode.md as text."""
-    families = list(trainings.EPOCHS)
-    words = [FAMILY_WORDS[family] for family in families]
+    cards = list(catalog.CARDS.values())
+    words = [card.words for card in cards]
     epochs = [
-        [f"{images:,}", *(str(trainings.usual_epochs(family, images)) for family in families)]
-        for images in _IMAGES
+        [f"{images:,}", *(str(trainings.usual_epochs(card, images)) for card in cards)] for images in _IMAGES
     ]
     places = (("gpu", "a GPU"), ("cpu", "the CPU"))
+    # Squares first.
+    searched_sides = {c.size_setting: c.searched_sides for c in reversed(cards) if c.searched_sides}
     of_sizes = [
         [
             name,
@@ -147,13 +147,13 @@ def page() -> str:
             str(sizes.LARGEST[kind][name]),
             ", ".join(map(str, all_of_it)),
         ]
-        for name, all_of_it in (("image_size", sizes.SIDES), ("min_size", sizes.SHORT_SIDES))
+        for name, all_of_it in searched_sides.items()
         for kind, where in places
     ]
     fixed = _FIXED.format(
         scratch=trainings.FROM_SCRATCH,
         epochs=_table(["images", *words], epochs),
-        batches=_table(words, [[str(trainings.BATCHES[family]) for family in families]]),
+        batches=_table(words, [[str(card.step_images) for card in cards]]),
         sizes=_table(["setting", "on", "usual", "at most", "one of"], of_sizes),
         steps=trainings.STEPS_AN_EPOCH,
         seen=sizes.SEEN,

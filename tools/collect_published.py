@@ -14,7 +14,7 @@ import torch
 from rich.progress import track
 
 from trainer.models import catalog, listing
-from trainer.models.catalog import ModelEntry
+from trainer.models.card import ModelEntry
 from trainer.models.published import Facts
 from trainer.models.weights.sources import published_names
 
@@ -43,7 +43,7 @@ def write() -> None:
     """Write facts.py anew, beside this file."""
     path = Path(__file__).resolve().parents[1] / "trainer" / "models" / "published.py"
     head, marker, _ = path.read_text(encoding="utf-8").partition("VERSIONS")
-    names = sorted({library.name for library in listing.LIBRARIES.values()})
+    names = sorted({card.library for card in catalog.CARDS.values()})
     versions = ", ".join(f'"{name}": "{metadata.version(name)}"' for name in names)
     text = f'{head}{marker} = {{{versions}}}\n"""Of the libraries that were asked."""\n\nFACTS = {{\n'
     for entry, size in track(list(models()), description="measuring"):

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.annotations import Example, Objects, Target
 from trainer.automode.costs import Cost, side_of
 from trainer.models import catalog, create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 from trainer.training.loading import Draw, SeededItems
 

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from trainer import settings
-from trainer.models import catalog
+from trainer.models import catalog, defaults
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -41,8 +41,8 @@ def settings_table() -> str:
         cells = [
             f"`{name}`{older}",
             _kind(info),
-            settings.default_in_words(name),
-            settings.takers(name) or "all",
+            defaults.default_in_words(name),
+            defaults.models_taking(name) or "all",
             info.description or "",
         ]
         groups.setdefault(settings.group_of(name), []).append(f"| {' | '.join(cells)} |")
@@ -57,7 +57,7 @@ def _modern_table() -> str:
     for entry in catalog.MODELS.values():
         for task in entry.tasks:
             usual, modern = (
-                settings.default_settings(task, entry.name, recipe) for recipe in ("reference", "modern")
+                defaults.default_settings(task, entry.name, recipe) for recipe in ("reference", "modern")
             )
             values = ", ".join(
                 f"`{name}` {settings.shown(value)}"
@@ -66,8 +66,9 @@ def _modern_table() -> str:
             )
             rows.setdefault((values, task is Task.MULTILABEL), []).append(entry.name)
     lines = [
-        f"| {settings.joined(names)}{' with several labels' if several else ''} | {values or _UNCHANGED} |"
-        for (values, several), names in rows.items()
+        f"| {defaults.models_in_words(names)}{' with several labels' if multilabel else ''} "
+        f"| {values or _UNCHANGED} |"
+        for (values, multilabel), names in rows.items()
     ]
     return "| models | defaults |\n|---|---|\n" + "\n".join(lines) + "\n"
 

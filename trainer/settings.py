@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,16 +17,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from trainer.errors import JobError, Problem
-from trainer.models import catalog, recipes
-from trainer.scoring import MASK_PARAMETERS, ScoringParameters
-from trainer.tasks import Task
-
-CLASSIFIERS = ("classifiers",)
-RCNN = ("rcnn",)
-YOLO = ("yolo",)
-SQUARES = ("yolo", "rtdetr", "rfdetr")
-BOXES = ("rcnn", *SQUARES)
+from trainer.scoring import ScoringParameters
 
 
 def _setting(
@@ -36,12 +25,14 @@ def _setting(
     description: str,
     group: str,
     *,
-    families: tuple[str, ...] = (),
     aliases: tuple[str, ...] = (),
     **bounds: Any,
 ) -> Any:
-    """A field with its place in the help, the families it means something to (none: all) and older names."""
-    extra: dict[str, Any] = {"group": group, "families": list(families), "aliases": list(aliases)}
+    """A field with its heading in the help and its older names.
+
+    To which models a setting applies, the cards in `trainer.models.catalog` say.
+    """
+    extra: dict[str, Any] = {"group": group, "aliases": list(aliases)}
     return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
@@ -57,7 +48,10 @@ class AdvancedSettings(BaseModel):
 
 
 class Settings(ScoringParameters):
-    """The hyperparameters of one training, all of them set. `resolve` makes one with a model's defaults."""
+    """The hyperparameters of one run, all of them set.
+
+    `trainer.models.defaults.resolve` makes them from a user's values and a model's defaults.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -129,7 +123,7 @@ class Settings(ScoringParameters):
     )
 
     model_size: Literal["small", "medium", "large", "extra_large"] = _setting(
-        "medium", "Which of yolov5's sizes.", "Model", families=YOLO
+        "medium", "Which of yolov5's sizes.", "Model"
     )
     checkpoint_run_id: str | None = _setting(
         None,
@@ -155,13 +149,11 @@ class Settings(ScoringParameters):
         "Weigh classes by rarity: 0 off, 1 square root of the weights, 2 the weights; acts when the "
         "most frequent class is over twice as frequent as the rarest.",
         "Model",
-        families=CLASSIFIERS,
     )
     label_smoothing: float = _setting(
         0.0,
         "Part of each target spread evenly over the classes; with several labels, over yes and no.",
         "Model",
-        families=CLASSIFIERS,
         ge=0,
         lt=1,
     )
@@ -173,7 +165,6 @@ class Settings(ScoringParameters):
         256,
         "Short side to which images are resized before the crop.",
         "Images",
-        families=CLASSIFIERS,
         aliases=("valid_resize_size",),
         gt=0,
     )
@@ -181,7 +172,6 @@ class Settings(ScoringParameters):
         224,
         "Side of the centre crop that the network sees.",
         "Images",
-        families=CLASSIFIERS,
         aliases=("valid_crop_size",),
         gt=0,
     )
@@ -189,7 +179,6 @@ class Settings(ScoringParameters):
         224,
         "Side of the random crop in training.",
         "Images",
-        families=CLASSIFIERS,
         aliases=("train_crop_size",),
         gt=0,
     )
@@ -197,38 +186,31 @@ class Settings(ScoringParameters):
         600,
         "Short side to which images are resized, or less where the long side would exceed max_size.",
         "Images",
-        families=RCNN,
         gt=0,
     )
     max_size: int = _setting(
         1333,
         "Limit of the long side; images that min_size would make longer are resized to it instead.",
         "Images",
-        families=RCNN,
         gt=0,
     )
     image_size: int = _setting(
         640,
         "Side of the square that images are fitted into.",
         "Images",
-        families=SQUARES,
         aliases=("img_size",),
         ge=32,
     )
-    multi_scale: bool = _setting(
-        False, "Vary the image size by ±50 % from batch to batch.", "Images", families=SQUARES
-    )
+    multi_scale: bool = _setting(False, "Vary the image size by ±50 % from batch to batch.", "Images")
     random_augment: bool = _setting(
         False,
         "RandAugment, two random changes of colour or place, instead of the colour jitter.",
         "Images",
-        families=CLASSIFIERS,
     )
     mixup_alpha: float = _setting(
         0.0,
         "Blend pairs of images, by a share drawn from Beta(alpha, alpha); 0: never.",
         "Images",
-        families=CLASSIFIERS,
         ge=0,
     )
     cutmix_alpha: float = _setting(
@@ -236,14 +218,12 @@ class Settings(ScoringParameters):
         "Paste a part of one image into another, its area drawn from Beta(alpha, alpha); 0: never. With "
         "mixup_alpha, each batch takes one of the two.",
         "Images",
-        families=CLASSIFIERS,
         ge=0,
     )
     large_scale_jitter: bool = _setting(
         False,
         "Scale each image by ×0.1 to ×2, cropped or padded to its size, instead of crop and expansion.",
         "Images",
-        families=RCNN,
     )
     advanced_settings: AdvancedSettings = _setting(
         AdvancedSettings(),
@@ -253,26 +233,24 @@ class Settings(ScoringParameters):
     )
 
     validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _setting(
-        "voc", "Which detection figures each evaluation computes.", "Evaluation", families=BOXES
+        "voc", "Which detection figures each evaluation computes.", "Evaluation"
     )
     validation_iou_threshold: float = _setting(
         0.5,
         "IoU from which a box is found.",
         "Evaluation",
-        families=BOXES,
         aliases=("box_iou_thresh",),
         ge=0.1,
         le=1,
     )
     log_validation_loss: Literal["Enable", "Disable"] = _setting(
-        "Enable", "Also compute the loss at each evaluation.", "Evaluation", families=BOXES
+        "Enable", "Also compute the loss at each evaluation.", "Evaluation"
     )
 
     log_training_metrics: Literal["Enable", "Disable"] = _setting(
         "Disable",
         "Also compute the figures on the training images at each evaluation.",
         "Evaluation",
-        families=BOXES,
     )
 
     number_of_workers: int = _setting(
@@ -388,152 +366,11 @@ def aliases_of(name: str) -> tuple[str, ...]:
     return _SCORING_ALIASES.get(name) or tuple(_extra(name).get("aliases", ()))
 
 
-def families_of(name: str) -> tuple[str, ...]:
-    """The model families to which a setting means something; empty: to all."""
-    if name in ScoringParameters.model_fields:
-        return BOXES
-    return tuple(_extra(name).get("families", ()))
-
-
-def takes(entry: catalog.ModelEntry, name: str) -> bool:
-    """Whether a setting means something to a model."""
-    if name == "model_size":
-        return entry.name == "yolov5"
-    if name in MASK_PARAMETERS:
-        return Task.SEGMENTATION in entry.tasks
-    families = families_of(name)
-    return not families or entry.family in families
-
-
-def takers(name: str) -> str:
-    """The models to which a setting means something, in words; "" for all."""
-    if name == "model_size":
-        return "yolov5"
-    if name in MASK_PARAMETERS:
-        return "models for instance-segmentation"
-    return _listed([FAMILY_WORDS[family] for family in families_of(name)])
-
-
-def default_in_words(name: str) -> str:
-    """A setting's default, with those of the models that have another: `15; 30 for YOLO models`."""
-    general = Settings.model_fields[name].get_default()
-    others: dict[tuple[Any, bool], dict[str, None]] = {}
-    for entry in catalog.MODELS.values():
-        for task, defaults in entry.defaults.items():
-            if name in defaults and defaults[name] != general:
-                differs = len({values.get(name, general) for values in entry.defaults.values()}) > 1
-                others.setdefault((defaults[name], differs and task is Task.MULTILABEL), {})[entry.name] = (
-                    None
-                )
-    text = "{}" if isinstance(general, AdvancedSettings) else shown(general)
-    for (value, multilabel), names in others.items():
-        text += f"; {shown(value)} for {joined(list(names))}" + (" with several labels" if multilabel else "")
-    return text
-
-
 def shown(value: Any) -> str:
     """A value as job files write it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def joined(names: list[str]) -> str:
-    """Long lists of models shortened to whole families, which is how their defaults differ."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        families.setdefault(catalog.MODELS[name].family, []).append(name)
-    return _listed(
-        [FAMILY_WORDS[family] if len(of) > 3 else ", ".join(of) for family, of in families.items()]
-    )
-
-
-def _listed(words: list[str]) -> str:
-    """a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
-
-
-def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[str, Any]:
-    """The defaults of a model for a task, before any value of the user's.
-
-    Raises:
-        JobError: the model is unknown or made for another task.
-    """
-    entry = catalog.find(model, task)
-    general = {name: info.get_default() for name, info in Settings.model_fields.items()}
-    defaults = general | dict(entry.defaults.get(task, {}))
-    return defaults | recipes.modern(entry, task) if recipe == "modern" else defaults
-
-
-def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") -> Settings:
-    """Settings from a user's values, by any of their names, over the model's defaults.
-
-    Args:
-        values: what the user gave, and nothing else.
-        where: the file they stand in, for error messages.
-
-    Raises:
-        JobError: unknown names, settings that mean nothing to the model, values out of range; all at once.
-    """
-    entry = catalog.find(model, task)
-    names = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
-    problems: list[Problem] = []
-    chosen: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for key, value in values.items():
-        given = str(key)
-        name = names.get(given)
-        if name is None:
-            near = difflib.get_close_matches(given.lower(), names, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`trainer fit --help` lists all"
-            problems.append(Problem(where, given, "no setting has this name", hint=hint))
-        elif not takes(entry, name):
-            rule = f"means nothing to {model}; it is a setting of {takers(name)}"
-            problems.append(Problem(where, given, rule))
-        elif name in chosen and chosen[name] != value:
-            problems.append(Problem(where, given, f"is given twice, as {origins[name]} too", repr(value)))
-        else:
-            chosen[name], origins[name] = value, given
-    modern = str(chosen.get("recipe", "")).lower() == "modern"
-    merged = default_settings(task, model, "modern" if modern else "reference") | chosen
-    crop = str(chosen.get("validation_crop_size", ""))
-    if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
-        merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
-    clips = ("gradient_clip_value", "gradient_clip_norm")
-    if all(chosen.get(name) is not None for name in clips):
-        problems.append(Problem(where, clips[1], f"cannot be combined with {clips[0]}; give one of them"))
-    for name, other in (clips, clips[::-1]):
-        if chosen.get(name) is not None:
-            merged[other] = chosen.get(other)  # the model's default way of clipping gives way
-    try:
-        settings = Settings.model_validate(merged)
-    except ValidationError as error:
-        problems += [_problem(where, item) for item in error.errors()]
-    else:
-        if model.startswith("vit") and settings.training_crop_size != settings.validation_crop_size:
-            rule = f"must equal validation_crop_size ({settings.validation_crop_size}) for {model}"
-            problems.append(Problem(where, "training_crop_size", rule, str(settings.training_crop_size)))
-    if problems:
-        raise JobError("the settings cannot be used:", problems)
-    return settings
-
-
-FAMILY_WORDS = {
-    "classifiers": "classifiers",
-    "rcnn": "R-CNNs",
-    "yolo": "YOLO models",
-    "rtdetr": "RT-DETRs",
-    "rfdetr": "RF-DETRs",
-}
-
-
 def _extra(name: str) -> dict[str, Any]:
     info: FieldInfo = Settings.model_fields[name]
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-
-
-def _problem(where: str, error: Any) -> Problem:
-    field = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = f"no such key; there are {', '.join(AdvancedSettings.model_fields)}"
-    got = "" if error["type"] == "value_error" and not field else repr(error["input"])
-    return Problem(where, field, message[:1].lower() + message[1:], got)

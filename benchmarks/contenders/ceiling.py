@@ -14,7 +14,7 @@ from benchmarks.contenders.ours import settings
 from benchmarks.measuring import Figures
 from trainer.data.datasets import RecordExamples
 from trainer.models import create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.training.loading import Batches, move
 from trainer.training.memory import reused
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trainer import settings as hyperparameters
 from trainer.automode.data_statistics import Facts
 from trainer.automode.image_sizes import Size, size
 from trainer.models import catalog
+from trainer.models.defaults import resolve
 from trainer.sweep.space.distributions import Choice
 from trainer.tasks import Task
 
@@ -25,7 +25,7 @@ def seen(
     """How a model sees such images, of whose objects a quarter is smaller than a part of the long side."""
     task = catalog.MODELS[model].tasks[0] if model in catalog.MODELS else Task.CLASSIFICATION
     entry = catalog.find(model, task)
-    resolved = hyperparameters.resolve(task, model, own)
+    resolved = resolve(task, model, own)
     facts = Facts(100, 3, width, height, small_object_side=small)
     return size(entry, facts, resolved, own, on_gpu=on_gpu, modesty=modesty)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,38 +15,21 @@ from torch import nn
 
 from trainer import metrics
 from trainer.annotations import Example, Objects, Target
-from trainer.models import Family, Spec, catalog, create, listing
-from trainer.scoring import ScoringParameters
-from trainer.settings import Settings, resolve
+from trainer.models import Family, Spec, catalog, create, specify
+from trainer.models.defaults import resolve
+from trainer.settings import Settings
 from trainer.tasks import Task
 
 CLASSES = ("가위", "바위", "보")
-TINY: dict[str, dict[str, Any]] = {
-    "classifiers": {"validation_crop_size": 64, "training_crop_size": 64, "validation_resize_size": 64},
-    "rcnn": {"min_size": 64, "max_size": 96},
-    "yolo": {"image_size": 128},
-    "rtdetr": {"image_size": 64},
-    "rfdetr": {"image_size": 96},
-}
-# Thousands of proposals are a two-stage detector's cost, not its principle; so are a transformer's queries.
-TINY_OPTIONS = {"proposals": 60, "sampled_proposals": 32, "queries": 30, "decoder_layers": 2}
 # On images as small as the others' this one would need many more steps.
 TINY_MODELS: dict[str, dict[str, Any]] = {"retinanet_resnet50_fpn": {"min_size": 96, "max_size": 160}}
 STEPS = 300
-RATES = {"rcnn": 3e-4, "rtdetr": 3e-4, "rfdetr": 3e-4}  # of learning, where 1e-3 is too high
 
 
 def smallest_models() -> list[tuple[Task, str]]:
-    """One model of each architecture that a family tells apart, for each of its tasks."""
-    kinds: dict[tuple[str, str, Task], str] = {}
-    for entry in catalog.MODELS.values():
-        for task in entry.tasks:
-            kind = "vit" if entry.name.startswith("vit") else entry.name.rstrip("nsmlx")[:6]
-            if entry.family == "classifiers" and kind != "vit":
-                kind = "resnet"
-            kinds.setdefault((entry.family, kind, task), entry.name)
-    kinds = {key: "resnet18" if key[1] == "resnet" else name for key, name in kinds.items()}
-    return [(task, name) for (_, _, task), name in kinds.items()]
+    """One model of each architecture of each family, for each of its tasks."""
+    names = [name for card in catalog.CARDS.values() for name in card.smallest_models]
+    return [(task, name) for name in names for task in catalog.MODELS[name].tasks]
 
 
 class Shapes:
@@ -129,21 +111,18 @@ class Case:
 
 
 def make_case(task: Task, model: str, **more: Any) -> Case:
-    family = catalog.find(model, task).family
+    card = catalog.find(model, task).card
     values = {
-        **TINY.get(family, {}),
+        **card.tiny_settings,
         **TINY_MODELS.get(model, {}),
         "advanced_settings": {"apply_automl_train_augmentations": False},
         **({"model_size": "small"} if model == "yolov5" else {}),
         **more,
     }
     settings = resolve(task, model, values)
-    options = import_module(f"trainer.models.{family}").FAMILY.options(task, model, settings, False)
-    options |= {name: value for name, value in TINY_OPTIONS.items() if name in options}
-    parameters = ScoringParameters(**{n: getattr(settings, n) for n in ScoringParameters.model_fields})
-    spec = Spec(
-        family=family, model=model, task=task, classes=CLASSES, options=options, parameters=parameters
-    )
+    spec = specify(task, model, settings, CLASSES, pretrained=False)
+    smaller = {name: value for name, value in card.tiny_options.items() if name in spec.options}
+    spec = spec.model_copy(update={"options": spec.options | smaller})
     # Through JSON, as a packaged model reads it.
     bound = create(Spec.model_validate_json(spec.model_dump_json()))
     return Case(task, model, settings, bound, Shapes(task))
@@ -155,7 +134,7 @@ CASES = smallest_models()
 @pytest.fixture(params=CASES, ids=[f"{model}-{task}" for task, model in CASES], scope="session")
 def case(request: pytest.FixtureRequest) -> Case:
     task, model = request.param
-    library = listing.LIBRARIES[catalog.find(model, task).family].name
+    library = catalog.find(model, task).card.library
     if find_spec(library) is None:
         pytest.skip(f"{library}, an extra, is not installed")
     return make_case(*request.param)
@@ -168,7 +147,7 @@ def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1  # ultralytics' slow statistics would take hundreds of steps
-    rate = RATES.get(case.family.spec.family, 1e-3)
+    rate = catalog.CARDS[case.family.spec.family].tiny_learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, fused=True)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
     items = [dataset[index] for index in range(len(case.examples))]

@@ -6,7 +6,6 @@ The suite beside this file trains one model of each architecture; here no name i
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -15,25 +14,15 @@ from tests.conformance.conftest import Case, make_case
 from trainer.models import catalog
 from trainer.tasks import Task
 
-# RF-DETRs have a check of this kind of their own, in tests/models/test_rfdetr.py.
-NAMES = [
-    (entry.tasks[0], entry.name)
-    for entry in catalog.MODELS.values()
-    if entry.family in ("classifiers", "rcnn", "yolo", "rtdetr")
-]
-TINIEST: dict[str, dict[str, Any]] = {
-    "classifiers": {"validation_crop_size": 32, "training_crop_size": 32, "validation_resize_size": 32},
-    "rcnn": {"min_size": 64, "max_size": 96},
-    "yolo": {"image_size": 64},
-    "rtdetr": {"image_size": 64},
-}
+# Families of an extra have a check of this kind of their own.
+NAMES = [(entry.tasks[0], entry.name) for entry in catalog.MODELS.values() if not entry.card.extra]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(("task", "name"), NAMES, ids=[name for _, name in NAMES])
 def test_builds_steps_and_scores(task: Task, name: str) -> None:
-    case: Case = make_case(task, name, **TINIEST[catalog.find(name, task).family])
+    case: Case = make_case(task, name)
     network = case.build()
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
     items = [dataset[index] for index in range(2)]

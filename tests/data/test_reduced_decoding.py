@@ -15,7 +15,7 @@ from trainer.data.datasets import RecordExamples
 from trainer.data.images import decode
 from trainer.data.reading.jsonl import read
 from trainer.models import create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 CLASSES = ("can", "carton")

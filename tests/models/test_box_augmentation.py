@@ -11,7 +11,7 @@ import torch
 from trainer.annotations import Example, Image, Objects
 from trainer.models import Family, create, specify
 from trainer.models.box_augmentation import jitter_scale
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 SIZE = (120, 160)

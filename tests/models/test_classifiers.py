@@ -15,7 +15,7 @@ from trainer.annotations import Example, Target
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
 from trainer.models.classifiers import class_weights
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 SMALL = {"validation_crop_size": 64, "training_crop_size": 64}

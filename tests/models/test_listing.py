@@ -27,22 +27,22 @@ SMALL = 4_000_000
 def test_every_model_has_facts_and_a_library() -> None:
     names = [listing.with_size(entry, size) for entry, size in measuring.models()]
     assert list(FACTS) == names, DUE
-    assert {entry.family for entry in catalog.MODELS.values()} <= listing.LIBRARIES.keys()
-    assert VERSIONS.keys() == {library.name for library in listing.LIBRARIES.values()}
+    assert {entry.family for entry in catalog.MODELS.values()} == catalog.CARDS.keys()
+    assert VERSIONS.keys() == {card.library for card in catalog.CARDS.values()}
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)
 def test_the_facts_are_those_of_the_libraries(model: str) -> None:
     entry = catalog.MODELS[model]
-    library = listing.LIBRARIES[entry.family]
-    if find_spec(library.name) is None:
-        pytest.skip(f"{library.name}, an extra, is not installed")
+    library = entry.card.library
+    if find_spec(library) is None:
+        pytest.skip(f"{library}, an extra, is not installed")
     for size in listing.sizes(entry):
         facts = FACTS[listing.with_size(entry, size)]
-        if library.name != "ultralytics" or facts.parameters <= SMALL:
+        if library != "ultralytics" or facts.parameters <= SMALL:
             measured = measuring.measure(entry, size)
             assert measured.parameters == facts.parameters, DUE
-        if metadata.version(library.name) == VERSIONS[library.name]:  # another may publish other files
+        if metadata.version(library) == VERSIONS[library]:  # another may publish other files
             published = listing.published_of(entry, entry.tasks[0], size)
             names = published_names(published)
             told = (facts.files, facts.hub, facts.licence)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.annotations import Objects
 from trainer.models import Family, create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 RCNN = [

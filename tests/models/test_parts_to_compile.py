@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.annotations import Objects
 from trainer.models import create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 MODELS: dict[str, dict[str, Any]] = {

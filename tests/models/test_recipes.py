@@ -14,8 +14,8 @@ import trainer
 from trainer.data.samples import make
 from trainer.job.job import Job
 from trainer.models import catalog
-from trainer.models.recipes import modern
-from trainer.settings import resolve, takes
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import resolve, takes
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -52,9 +52,9 @@ def test_each_kind_of_model_has_its_own(task: Task, model: str, expected: dict[s
 
 
 @pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
-def test_no_model_is_given_what_means_nothing_to_it(entry: catalog.ModelEntry) -> None:
+def test_no_model_is_given_what_means_nothing_to_it(entry: ModelEntry) -> None:
     for task in entry.tasks:
-        assert all(takes(entry, name) for name in modern(entry, task))
+        assert all(takes(entry, name) for name in entry.modern_for(task))
 
 
 def test_what_the_user_gives_goes_before_the_recipe() -> None:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from trainer.annotations import Detections, Example, Objects
 from trainer.errors import JobError, WeightsError
 from trainer.models import Family, catalog, create, specify
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 extra = pytest.mark.skipif(find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed")
@@ -284,7 +285,7 @@ def test_an_image_size_that_the_backbone_cannot_cut_is_refused() -> None:
 
 @extra
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-def test_the_default_image_size_is_rfdetrs_own(entry: catalog.ModelEntry) -> None:
+def test_the_default_image_size_is_rfdetrs_own(entry: ModelEntry) -> None:
     (task,) = entry.tasks
     settings = resolve(task, entry.name, {})
     family: Any = create(specify(task, entry.name, settings, CLASSES, pretrained=True))
@@ -370,6 +371,6 @@ def test_the_models_are_those_under_apache() -> None:
 
 
 def test_the_settings_of_its_models_need_no_rfdetr() -> None:
-    code = "import sys; from trainer.settings import resolve; from trainer.tasks import Task; "
+    code = "import sys; from trainer.models.defaults import resolve; from trainer.tasks import Task; "
     code += "resolve(Task.DETECTION, 'rfdetr-nano', {}); sys.exit('rfdetr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -26,10 +26,10 @@ from tests.models.yolo_scenes import (
 from trainer.annotations import Detections, Example
 from trainer.errors import JobError
 from trainer.models import catalog
+from trainer.models.defaults import resolve
 from trainer.models.family import Geometry
 from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 ENTRIES = [entry for entry in catalog.MODELS.values() if entry.family in ("yolo", "rtdetr")]

@@ -11,8 +11,9 @@ import torch
 
 from trainer.annotations import Example, FloatArray, Objects
 from trainer.models import Family, Spec, catalog, create
+from trainer.models.defaults import resolve
 from trainer.scoring import ScoringParameters
-from trainer.settings import Settings, resolve
+from trainer.settings import Settings
 
 CLASSES = ("가위", "바위", "보")
 PLAIN = {"advanced_settings": {"apply_automl_train_augmentations": False}}

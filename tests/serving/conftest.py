@@ -79,7 +79,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from serving.package import write_model
     from trainer.models import Spec, create
     from trainer.models.catalog import find
-    from trainer.settings import resolve
+    from trainer.models.defaults import resolve
 
     @cache
     def package(task: Task, model: str = "") -> Path:

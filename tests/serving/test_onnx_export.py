@@ -22,9 +22,9 @@ from serving.scorer import load_network
 from trainer import cli
 from trainer.annotations import Classification, Detections, Image, Mask
 from trainer.errors import JobError, RunError
-from trainer.models import Family, Spec, catalog, create, listing, specify
+from trainer.models import Family, Spec, catalog, create, specify
+from trainer.models.defaults import resolve
 from trainer.models.family import Geometry
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 from tests.conformance.conftest import make_case  # isort: skip
@@ -160,7 +160,7 @@ def canvas(mask: Mask, size: tuple[int, int]) -> np.ndarray[Any, Any]:
     [pytest.param(*row[:3], marks=row[3], id=f"{row[1]}-{'uint8' if row[2] else 'float'}") for row in MODELS],
 )
 def test_a_file_answers_as_its_model_does(task: Task, model: str, normalize: bool, tmp_path: Path) -> None:
-    library = listing.LIBRARIES[catalog.find(model, task).family].name
+    library = catalog.find(model, task).card.library
     if find_spec(library) is None:
         pytest.skip(f"{library}, an extra, is not installed")
     case = make_case(task, model)

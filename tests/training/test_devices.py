@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.models import create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 from trainer.training import devices
 

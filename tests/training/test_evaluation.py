@@ -14,7 +14,7 @@ from datetime import timedelta
 import numpy as np, torch.distributed as dist
 from trainer.annotations import Classification, Detections, Objects
 from trainer.models import create, specify
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 from trainer.training.evaluation import Evaluation
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from trainer.models import Family, create, specify
-from trainer.settings import Settings, resolve
+from trainer.models.defaults import resolve
+from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training.optimizers import build_optimizer, build_schedule, rate_factor
 

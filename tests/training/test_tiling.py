@@ -22,8 +22,9 @@ from trainer.data.samples import SampleData
 from trainer.data.tiles import TiledExamples
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
+from trainer.models.defaults import resolve
 from trainer.scoring import ScoringParameters
-from trainer.settings import Settings, resolve
+from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training.evaluation import Evaluation
 

@@ -5,27 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer import settings as hyperparameters
 from trainer.automode import costs
 from trainer.automode.candidates import has_recipes, own_settings
 from trainer.automode.data_statistics import Facts, Machine
 from trainer.automode.image_sizes import MODESTY, Size, size
 from trainer.job.job import Job
 from trainer.job.sweep import canonical
-from trainer.models.catalog import ModelEntry
+from trainer.models.card import FamilyCard, ModelEntry
+from trainer.models.defaults import resolve
 from trainer.models.weights.choice import NONE
 from trainer.settings import Settings
 
-EPOCHS = {"classifiers": 40, "rcnn": 36, "yolo": 100, "rtdetr": 60, "rfdetr": 50}
-"""With up to 100 images, by family; ten times as many images have 0.63 times as many epochs."""
 _FEWER = -0.2
+"""Exponent of the epochs by images: ten times as many images get 0.63 times as many epochs."""
 FEWEST_EPOCHS = 8
 FROM_SCRATCH = 2
 """So many times more without published weights."""
 
-BATCHES = {"classifiers": 64, "rcnn": 4, "yolo": 16, "rtdetr": 16, "rfdetr": 16}
-"""Images in a step, by family."""
-SMALLEST_BATCHES = {"classifiers": 8, "rcnn": 1, "yolo": 4, "rtdetr": 4, "rfdetr": 4}
 STEPS_AN_EPOCH = 12
 """With few images the batch is halved, down to the smallest, until an epoch has so many steps."""
 
@@ -85,7 +81,7 @@ class Trainings:
         values = own_settings(self.job, entry)
         if has_recipes(entry):
             values = {"recipe": recipe, **values}
-        resolved = hyperparameters.resolve(self.job.task, entry.name, values)
+        resolved = resolve(self.job.task, entry.name, values)
         on_gpu = self.machine.gpus > 0
         seen = size(entry, self.facts, resolved, self.fixed, on_gpu=on_gpu, modesty=modesty)
         step = self._step(entry)
@@ -93,7 +89,7 @@ class Trainings:
         if "training_batch_size" in self.fixed and isinstance(resolved.training_batch_size, int):
             batch = resolved.training_batch_size
         epochs = usual_epochs(
-            entry.family, self.facts.images, FROM_SCRATCH if self.job.weights_choice == NONE else 1
+            entry.card, self.facts.images, FROM_SCRATCH if self.job.weights_choice == NONE else 1
         )
         if "number_of_epochs" in self.fixed:
             epochs = resolved.number_of_epochs
@@ -111,8 +107,8 @@ class Trainings:
         return min(training.epochs, costs.affordable_epochs(self.seconds, training.epoch_seconds))
 
     def _step(self, entry: ModelEntry) -> int:
-        step = BATCHES[entry.family]
-        while step > SMALLEST_BATCHES[entry.family] and self.facts.images < step * STEPS_AN_EPOCH:
+        step = entry.card.step_images
+        while step > entry.card.min_step_images and self.facts.images < step * STEPS_AN_EPOCH:
             step //= 2
         return max(2, step)
 
@@ -149,9 +145,9 @@ class Trainings:
         self.reasons += [f"without {name}, which {why(each)}" for name, each in left_out.items()]
 
 
-def usual_epochs(family: str, images: int, times: int = 1) -> int:
-    """For so many training images."""
-    epochs: float = times * EPOCHS[family] * (max(images, 100) / 100) ** _FEWER
+def usual_epochs(card: FamilyCard, images: int, times: int = 1) -> int:
+    """The epochs of a model of a family for a number of training images."""
+    epochs: float = times * card.epochs * (max(images, 100) / 100) ** _FEWER
     return max(FEWEST_EPOCHS, round(epochs))
 
 

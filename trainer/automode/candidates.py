@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.job.sweep import canonical
-from trainer.models import catalog, recipes
-from trainer.models.catalog import ModelEntry
-from trainer.models.listing import LIBRARIES
+from trainer.models import catalog
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import FACTS
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 from trainer.settings import Settings
@@ -125,7 +124,7 @@ def of_model(entry: ModelEntry) -> list[Group]:
 
 def has_recipes(entry: ModelEntry) -> bool:
     """Whether the modern recipe is another one than the reference's."""
-    return set(recipes.modern(entry, entry.tasks[0])) != {"recipe"}
+    return bool(entry.modern_for(entry.tasks[0]))
 
 
 def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
@@ -133,7 +132,7 @@ def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
     return {
         name: value
         for name, value in job.settings.items()
-        if canonical(name) not in Settings.model_fields or hyperparameters.takes(entry, canonical(name))
+        if canonical(name) not in Settings.model_fields or takes(entry, canonical(name))
     }
 
 
@@ -173,12 +172,12 @@ def _entries(chosen: Sequence[Group], task: Task) -> Iterator[ModelEntry]:
 
 def _installed(chosen: Sequence[Group], task: Task, reasons: list[str]) -> list[Group]:
     entries = list(_entries(chosen, task))
-    families = {entry.family for entry in entries}
-    missing = {family for family in families if find_spec(LIBRARIES[family].name) is None}
-    for library in sorted({LIBRARIES[family].name for family in missing}):
-        names = [entry.name for entry in entries if LIBRARIES[entry.family].name == library]
+    libraries = {entry.card.library for entry in entries}
+    missing = {library for library in libraries if find_spec(library) is None}
+    for library in sorted(missing):
+        names = [entry.name for entry in entries if entry.card.library == library]
         reasons.append(f"{library} is not installed: without {', '.join(names)}")
-    return _only(chosen, {entry.name for entry in entries if entry.family not in missing})
+    return _only(chosen, {entry.name for entry in entries if entry.card.library not in missing})
 
 
 def _model_of_weights(choice: str, job: Job) -> str | None:
@@ -234,8 +233,9 @@ def _check_size(job: Job, entry: ModelEntry) -> None:
         JobError: a model that takes few image sizes may not take the job's; which ones, its library knows.
     """
     given = {canonical(name): value for name, value in job.settings.items()}.get("image_size")
-    usual = hyperparameters.default_settings(job.task, entry.name)["image_size"]
-    if entry.family == "rfdetr" and job.model is None and given not in (None, usual):
+    usual = default_settings(job.task, entry.name)["image_size"]
+    takes_few_sizes = takes(entry, "image_size") and not entry.card.searched_sides
+    if takes_few_sizes and job.model is None and given not in (None, usual):
         problem = Problem("", "image_size", f"must be {usual}, unless --model names it", repr(given))
         raise JobError("the settings cannot be used:", [problem])
 
@@ -250,7 +250,7 @@ def _usable(job: Job, chosen: list[Group], reasons: list[str]) -> list[Group]:
     names = [entry.name for entry in _entries(chosen, job.task)]
     for entry in _entries(chosen, job.task):
         try:
-            hyperparameters.resolve(job.task, entry.name, own_settings(job, entry))
+            resolve(job.task, entry.name, own_settings(job, entry))
             _check_size(job, entry)
         except JobError as error:
             refusals[entry.name] = error

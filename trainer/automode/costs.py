@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.automode.data_statistics import Facts, Machine
-from trainer.models.catalog import ModelEntry
+from trainer.models.card import ModelEntry
 from trainer.models.published import FACTS
 
 
@@ -64,15 +64,6 @@ COSTS = {
     "maskrcnn_resnet50_fpn_v2": Cost(600, 188.08, 696),
 }
 
-_LIKE = {
-    "classifiers": "resnet50",
-    "rcnn": "fasterrcnn_resnet50_fpn_v2",
-    "yolo": "yolo11m",
-    "rtdetr": "rtdetr-l",
-    "rfdetr": "rfdetr-medium",
-}
-"""A model's cost where it is not known: that of another, as its parameters are more or fewer."""
-
 _GIB = 2**30
 _HEADROOM, _OVERHEAD_GIB = 0.85, 1.5
 _ALLOCATED = 1.5
@@ -81,15 +72,11 @@ _BYTES_A_PARAMETER = 20
 """Weight, gradient, two averages of adamw's, the moving average; 4 bytes each."""
 _TRANSFERS = 12
 """How often a byte that is kept goes to or from the GPU's memory: training is bound by that, mostly."""
-_SLOW = {"rcnn": 3.0, "rfdetr": 2.0, "rtdetr": 1.5}
-"""Families with many small steps, for which a GPU waits."""
 _SECONDS_A_STEP = 0.03
 _CORE_SECONDS = (0.053, 0.0014)
 """On the CPU: of one core for a billion multiplications, there and back, and for a MiB that is kept."""
 _LOADING_SECONDS = (0.005, 0.02)
 """Of one core, to load an image and for each megapixel of it."""
-_MIXING_SECONDS = {"yolo": 0.02, "rtdetr": 0.02}
-"""Of one core, to make an image of several."""
 _EVALUATION = 1.2
 _TRIAL_SECONDS = 30.0
 """Until a trial's process begins to train, and after it has ended."""
@@ -97,15 +84,14 @@ _TRIAL_SECONDS = 30.0
 
 def side_of(entry: ModelEntry, values: Mapping[str, Any]) -> int:
     """The side in pixels, as in `Cost`, among a model's settings."""
-    name = {"classifiers": "training_crop_size", "rcnn": "min_size"}.get(entry.family, "image_size")
-    return int(values[name])
+    return int(values[entry.card.size_setting])
 
 
 def cost(entry: ModelEntry, side: int | None = None) -> Cost:
     """Of an image of some side; None: as it was counted."""
     known, factor = COSTS.get(entry.name), 1.0
     if known is None:
-        like = _LIKE[entry.family]
+        like = entry.card.cost_model
         known = COSTS[like]
         factor = _parameters(entry) / FACTS[like].parameters
     factor *= 1.0 if side is None else (side / known.side) ** 2
@@ -127,9 +113,9 @@ def epoch_seconds(
     """An epoch with its evaluation; `views`: the image and its tiles."""
     each = cost(entry, side)
     loading = _LOADING_SECONDS[0] + _LOADING_SECONDS[1] * facts.width * facts.height / 1e6
-    loading += _MIXING_SECONDS.get(entry.family, 0.0)
+    loading += entry.card.mixing_seconds
     if machine.gpus:
-        moved = each.kept * _TRANSFERS * _SLOW.get(entry.family, 1.0) / 1024
+        moved = each.kept * _TRANSFERS * entry.card.slowness / 1024
         training = (moved / (machine.bandwidth or 300) + _SECONDS_A_STEP / batch) / machine.gpus
         seconds = max(training, loading / min(8, machine.cores))
     else:
@@ -150,5 +136,5 @@ def affordable_epochs(seconds: float, epoch: float) -> int:
 
 def _parameters(entry: ModelEntry) -> int:
     """How many the model has, as it was published; of one that only timm knows, those of resnet50."""
-    names = (entry.name, f"{entry.name} medium", _LIKE[entry.family])
+    names = (entry.name, f"{entry.name} medium", entry.card.cost_model)
     return next(FACTS[name].parameters for name in names if name in FACTS)

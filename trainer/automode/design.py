@@ -12,8 +12,8 @@ from trainer.automode.candidates import Group, has_recipes
 from trainer.automode.data_statistics import Facts, Machine
 from trainer.job.job import Job
 from trainer.job.sweep import MODEL_NAME
-from trainer.models import catalog, recipes
-from trainer.models.listing import LIBRARIES
+from trainer.models import catalog
+from trainer.models.defaults import takes
 from trainer.sweep.space.distributions import Choice, Distribution, LogUniform, Scalar
 from trainer.sweep.space.search_space import SubSpace
 from trainer.tasks import Task
@@ -137,20 +137,20 @@ class _Designer:
         """The choices of settings other than sizes, the usual value first."""
         entry, resolved, task = training.entry, training.resolved, self.job.task
         values: Values = {}
-        if entry.name == "yolov5":
+        if takes(entry, "model_size"):
             values["model_size"] = Choice(
                 ("medium", "small", "large") if self.machine.gpus else ("small", "medium")
             )
-        if entry.family == "classifiers" and resolved.recipe == "modern":
+        if takes(entry, "mixup_alpha") and resolved.recipe == "modern":
             if task is Task.CLASSIFICATION:
                 values["mixup_alpha"] = Choice((resolved.mixup_alpha, 0.0))
-            if "layer_decay" in recipes.modern(entry, task):
+            if "layer_decay" in entry.modern_for(task):
                 values["layer_decay"] = Choice((resolved.layer_decay, 0.65, 0.85))
-        if entry.family == "rcnn":
+        if takes(entry, "large_scale_jitter"):
             values["large_scale_jitter"] = Choice(
                 (resolved.large_scale_jitter, not resolved.large_scale_jitter)
             )
-        if entry.family == "classifiers" and self.facts.imbalance > IMBALANCED:
+        if takes(entry, "weighted_loss") and self.facts.imbalance > IMBALANCED:
             values["weighted_loss"] = Choice((0, 1))
         if task.has_boxes and self.facts.imbalance > VERY_IMBALANCED:
             values["balanced_sampling"] = Choice((False, True))
@@ -189,9 +189,7 @@ def _time_in_words(job: Job, seconds: float, concurrent: int) -> str:
 
 
 def _licences(trainings: Sequence[Training]) -> Iterator[str]:
-    for library in dict.fromkeys(LIBRARIES[each.entry.family] for each in trainings):
-        if "AGPL" in library.licence:
-            names = dict.fromkeys(
-                each.entry.name for each in trainings if LIBRARIES[each.entry.family] == library
-            )
-            yield f"{', '.join(names)}: of {library.name}, under {library.licence}"
+    entries = [each.entry for each in trainings if "AGPL" in each.entry.card.licence]
+    for library, licence in dict.fromkeys((entry.card.library, entry.card.licence) for entry in entries):
+        names = dict.fromkeys(entry.name for entry in entries if entry.card.library == library)
+        yield f"{', '.join(names)}: of {library}, under {licence}"

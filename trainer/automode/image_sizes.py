@@ -8,15 +8,11 @@ from dataclasses import dataclass, field
 
 from trainer.automode.costs import side_of
 from trainer.automode.data_statistics import Facts
-from trainer.models import recipes
-from trainer.models.catalog import ModelEntry
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import takes
 from trainer.settings import Settings
 from trainer.sweep.space.distributions import Choice, Distribution, Scalar
 
-SIDES = (320, 416, 512, 640, 800, 960, 1280)
-"""Of the square that YOLO models and RT-DETRs see."""
-SHORT_SIDES = (320, 480, 600, 800, 1000)
-"""Of what R-CNNs see."""
 USUAL = {"gpu": {"image_size": 640, "min_size": 600}, "cpu": {"image_size": 320, "min_size": 320}}
 LARGEST = {"gpu": {"image_size": 1280, "min_size": 1000}, "cpu": {"image_size": 640, "min_size": 600}}
 
@@ -69,16 +65,16 @@ def size(
         modesty: of MODESTY.
     """
     own = Size(side=side_of(entry, resolved.model_dump()), views=_views(resolved.tile_grid_size))
-    if entry.family == "classifiers":
+    if takes(entry, "training_crop_size"):
         return own if {*fixed} & {*_CROPS_OF_CLASSIFIERS} else _crop(entry, facts, on_gpu)
-    name = "min_size" if entry.family == "rcnn" else "image_size"
-    if entry.family == "rfdetr" or {*fixed} & {name, name.replace("min", "max")}:
-        return own  # RF-DETRs take few sizes; their published one is the best known
+    name = entry.card.size_setting
+    if not entry.card.searched_sides or {*fixed} & {name, name.replace("min", "max")}:
+        return own
     # Pixels of the long side for one of the size that is set.
     scale = facts.long_side / facts.short_side if name == "min_size" else 1.0
     kind = "gpu" if on_gpu else "cpu"
     usual, largest = USUAL[kind][name], LARGEST[kind][name]
-    sides = [side for side in (SHORT_SIDES if name == "min_size" else SIDES) if side <= largest]
+    sides = [side for side in entry.card.searched_sides if side <= largest]
     limit = MOST_ENLARGED * facts.long_side / scale
     needed = 0.0 if modesty == 2 else _needed(facts) / scale
     side = _at_least(sides, max(min(usual, limit), min(needed, limit)))
@@ -134,7 +130,7 @@ def _crop(entry: ModelEntry, facts: Facts, on_gpu: bool) -> Size:
     The latter is due to random crops, which enlarge what is in them (Touvron et al. 2019, FixRes).
     """
     usual = _CROPS["gpu"]
-    if "layer_decay" in recipes.modern(entry, entry.tasks[0]):
+    if "layer_decay" in entry.modern_for(entry.tasks[0]):
         # Transformers are made for the size; that of the validation must be the same.
         return Size({"training_crop_size": usual, "validation_crop_size": usual}, usual)
     is_small = facts.short_side <= SMALL_IMAGES

@@ -13,6 +13,7 @@ from trainer.cli.arguments import whole_number, whole_number_or_word
 def _hyperparameter_flags() -> type:
     """One flag for each field of Settings, unset unless given, under its group's heading."""
     from trainer import settings
+    from trainer.models import defaults
     from trainer.settings import Settings
 
     groups: dict[str, Group] = {}
@@ -23,9 +24,9 @@ def _hyperparameter_flags() -> type:
         text = info.description or ""
         if get_origin(info.annotation) is Literal:
             text += f" One of {', '.join(map(str, get_args(info.annotation)))}."
-        if takers := settings.takers(name):
-            text += f" Only {takers}."
-        text += f" [default: {settings.default_in_words(name)}]"
+        if models := defaults.models_taking(name):
+            text += f" Only {models}."
+        text += f" [default: {defaults.default_in_words(name)}]"
         kind = _flag_type(info.annotation)
         names = [f"--{n.replace('_', '-')}" for n in (name, *settings.aliases_of(name))]
         converter = {int: whole_number, int | str: whole_number_or_word}.get(kind)

@@ -18,11 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.job.places import anchored, data_entry, places_of, tracking_place, without_password
 from trainer.job.sweep import MODEL_NAME, Limits, Sweep, canonical
 from trainer.models import catalog
+from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
 from trainer.settings import Settings
 from trainer.tasks import Task
@@ -213,13 +213,13 @@ class Job(BaseModel):
             where: the file they stand in, for error messages.
 
         Raises:
-            JobError: see `trainer.settings.resolve`.
+            JobError: see `trainer.models.defaults.resolve`.
         """
         values = dict(self.settings)
         if self.weights_choice == NONE:
             # Layers that start from random values have nothing worth freezing, unless the user says so.
             values.setdefault("layers_to_freeze", None)
-        return hyperparameters.resolve(self.task, self.model_name, values, where)
+        return resolve(self.task, self.model_name, values, where)
 
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
         """The single training that a trial is.
@@ -239,7 +239,7 @@ class Job(BaseModel):
             own = {
                 name: value
                 for name, value in own.items()
-                if canonical(name) not in names or hyperparameters.takes(entry, canonical(name))
+                if canonical(name) not in names or takes(entry, canonical(name))
             }
         changes = {
             "model": model,
@@ -301,12 +301,12 @@ class Job(BaseModel):
     def _resolved_settings(self) -> dict[str, Any]:
         entry = catalog.find(self.model_name, self.task)
         settings = self.resolve_settings()
-        defaults = hyperparameters.default_settings(self.task, self.model_name, settings.recipe)
+        defaults = default_settings(self.task, self.model_name, settings.recipe)
         values = settings.model_dump(mode="json")
         return {MODEL_NAME: self.model_name} | {
             name: value
             for name, value in values.items()
-            if hyperparameters.takes(entry, name) and (value is not None or defaults[name] is not None)
+            if takes(entry, name) and (value is not None or defaults[name] is not None)
         }
 
 

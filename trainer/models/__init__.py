@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from trainer.errors import JobError, Problem
-from trainer.models.catalog import find
+from trainer.models.card import FamilyCard
+from trainer.models.catalog import CARDS, find
 from trainer.models.family import Family, Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -17,37 +18,34 @@ if TYPE_CHECKING:
 
 __all__ = ["Family", "Spec", "create", "specify"]
 
-_EXTRAS = ("rfdetr",)
-"""Libraries that this project does not install unasked, by the names of its extras."""
 
-
-def _family_class(name: str) -> type[Family]:
-    """The family of a name: its module under trainer.models holds one subclass of Family, named FAMILY.
+def _family_class(card: FamilyCard) -> type[Family]:
+    """Import a family's class.
 
     Raises:
         JobError: the family's model library is not installed.
     """
     try:
-        found: type[Family] = import_module(f"trainer.models.{name}").FAMILY
+        family: type[Family] = import_module(card.module).FAMILY
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
         if library == "trainer":
             raise
-        what = f"'image-trainer[{library}]'" if library in _EXTRAS else library
+        what = f"'image-trainer[{card.extra}]'" if card.extra and library == card.library else library
         problem = Problem(
             "model_name", "", f"needs {library}, which is not installed", hint=f"pip install {what}"
         )
         raise JobError("the model cannot be used", [problem]) from error
-    return found
+    return family
 
 
 def create(spec: Spec) -> Family:
-    """The family that `spec` names, bound to it.
+    """Bind a spec's family to the spec.
 
     Raises:
         JobError: the family's model library is not installed.
     """
-    return _family_class(spec.family)(spec)
+    return _family_class(CARDS[spec.family])(spec)
 
 
 def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], *, pretrained: bool) -> Spec:
@@ -59,13 +57,13 @@ def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], 
     Raises:
         JobError: the model is unknown or made for another task, or its library is not installed.
     """
-    family = find(model, task).family
+    card = find(model, task).card
     return Spec(
-        family=family,
+        family=card.name,
         model=model,
         task=task,
         classes=tuple(classes),
-        options=_family_class(family).options(task, model, settings, pretrained),
+        options=_family_class(card).options(task, model, settings, pretrained),
         parameters=ScoringParameters(
             **{name: getattr(settings, name) for name in ScoringParameters.model_fields}
         ),

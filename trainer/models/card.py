@@ -13,7 +13,9 @@ NO_VALUES: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyCard:
-    """All facts about one model family. Help, checks, listings, AutoMode and the conformance tests derive from it.
+    """All facts about one model family.
+
+    Help, checks, listings, AutoMode and the conformance tests derive from it.
 
     Attributes:
         name: the family's name, which `Spec.family` keeps.

@@ -25,8 +25,8 @@ _BOX_SETTINGS = (
 )
 _SQUARE_SETTINGS = (*_BOX_SETTINGS, "image_size", "multi_scale")
 
-# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none: by default they are trained by
-# their authors' recipes, which are today's anyway.
+# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none: their defaults are their
+# authors' recipes, which are today's anyway.
 _ADAMW = {
     "optimizer": "adamw",
     # The cosine ends at 0, where the averaged weights have settled.
@@ -226,7 +226,8 @@ CARDS: dict[str, FamilyCard] = {card.name: card for card in (CLASSIFIERS, RCNN, 
 """The card of each family, by its name."""
 
 # Not for multilabel: there, smoothed and mixed targets move the probabilities that are compared with .5.
-# CutMix pays in runs of hundreds of epochs and costs in short ones. Source: torchvision's recipe (Vryniotis 2021).
+# CutMix pays in runs of hundreds of epochs and costs in short ones.
+# Source: torchvision's recipe (Vryniotis 2021).
 _MODERN_ONE_LABEL = {"label_smoothing": 0.1, "mixup_alpha": 0.2}
 
 _TRANSFORMERS = (
@@ -381,9 +382,7 @@ def find_for_any_task(name: str, field: str) -> ModelEntry:
     if name in MODELS:
         return MODELS[name]
     hint = did_you_mean(name, MODELS, otherwise="`trainer models` lists the names")
-    raise JobError(
-        "the model cannot be used", [Problem(field, "", f"no model is named {name!r}", hint=hint)]
-    )
+    raise JobError("the model cannot be used", [Problem(field, "", f"no model is named {name!r}", hint=hint)])
 
 
 def network_name(entry: ModelEntry) -> str:

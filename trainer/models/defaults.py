@@ -11,21 +11,21 @@ from pydantic import ValidationError
 from trainer.errors import JobError, Problem, did_you_mean, problem_of
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.scoring import OF_MASKS
+from trainer.scoring import MASK_PARAMETERS
 from trainer.settings import AdvancedSettings, Settings, aliases_of, shown
 from trainer.tasks import Task
 
 
 def takes(entry: ModelEntry, name: str) -> bool:
     """Whether a setting applies to a model."""
-    if name in OF_MASKS:
+    if name in MASK_PARAMETERS:
         return Task.SEGMENTATION in entry.tasks
     return name in (*entry.card.settings, *entry.settings) or not models_taking(name)
 
 
 def models_taking(name: str) -> str:
     """The models to which a setting applies, in words; "" if it applies to all."""
-    if name in OF_MASKS:
+    if name in MASK_PARAMETERS:
         return "models for instance-segmentation"
     families = [card.words for card in catalog.CARDS.values() if name in card.settings]
     models = [entry.name for entry in catalog.MODELS.values() if name in entry.settings]
@@ -67,9 +67,7 @@ def models_in_words(names: Sequence[str]) -> str:
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(catalog.MODELS[name].card.words, []).append(name)
-    return _listed(
-        [words if len(members) > 3 else ", ".join(members) for words, members in families.items()]
-    )
+    return _listed([words if len(members) > 3 else ", ".join(members) for words, members in families.items()])
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -5,50 +5,20 @@ The table of models needs no model library: what only those know stands in facts
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
-from trainer import settings
-from trainer.errors import JobError, Problem
 from trainer.models import catalog
-from trainer.models.catalog import ModelEntry
+from trainer.models.card import FamilyCard, ModelEntry
+from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import FACTS, VERSIONS, Facts
 from trainer.models.weights.choice import NONE, PRETRAINED
 from trainer.settings import Settings
 from trainer.tasks import Task
-
-
-@dataclass(frozen=True, slots=True)
-class Library:
-    """A model library, by the licences that it and its weights come under.
-
-    Attributes:
-        weights_licence: of weights whose publisher states none for them alone.
-        classes: how many its published weights tell apart.
-    """
-
-    name: str
-    licence: str
-    weights_licence: str
-    classes: int
-
-
-_ULTRALYTICS = Library("ultralytics", "AGPL-3.0", "AGPL-3.0", 80)
-
-LIBRARIES: Mapping[str, Library] = {
-    "classifiers": Library("timm", "Apache-2.0", "not stated", 1000),
-    # "may have their own licenses or terms and conditions derived from the dataset": torchvision's README
-    "rcnn": Library("torchvision", "BSD-3-Clause", "the data's own terms", 90),
-    "yolo": _ULTRALYTICS,
-    "rtdetr": _ULTRALYTICS,
-    "rfdetr": Library("rfdetr", "Apache-2.0", "Apache-2.0", 90),
-}
-"""By the family that uses it."""
 
 _SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 
@@ -79,23 +49,23 @@ def rows(task: Task | None) -> Iterator[Row]:
         if task is not None and task not in entry.tasks:
             continue
         default = " (default)" if task and entry.name == task.default_model else ""
-        library = LIBRARIES[entry.family]
+        card = entry.card
         for size in sizes(entry):
             facts = FACTS.get(with_size(entry, size), Facts(0, (), "", ""))
-            licence = _SPDX.get(facts.licence, facts.licence) or library.weights_licence
+            licence = _SPDX.get(facts.licence, facts.licence) or card.weights_licence
             yield Row(
                 flags(entry, size) + default,
                 entry.tasks,
                 facts.parameters,
                 image_size(entry),
-                f"{library.name}, {library.licence}",
+                f"{card.library}, {card.licence}",
                 f"{entry.published}; {licence}",
                 _here(facts.files, facts.hub) or "no",
             )
     if task is None or task in catalog.CLASSIFICATION:
-        timm = LIBRARIES["classifiers"]
-        any_name = f"{catalog.TIMM}NAME"
-        yield Row(any_name, catalog.CLASSIFICATION, 0, "", f"{timm.name}, {timm.licence}", "each its own", "")
+        card = catalog.CLASSIFIERS
+        any_name, library = f"{card.library_prefix}NAME", f"{card.library}, {card.licence}"
+        yield Row(any_name, catalog.CLASSIFICATION, 0, "", library, "each its own", "")
 
 
 def other_versions() -> list[str]:
@@ -114,7 +84,7 @@ def other_versions() -> list[str]:
 
 def sizes(entry: ModelEntry) -> tuple[str, ...]:
     """The values of model_size that the model comes in; one "" if it does not."""
-    if not settings.takes(entry, "model_size"):
+    if not takes(entry, "model_size"):
         return ("",)
     return tuple(map(str, get_args(Settings.model_fields["model_size"].annotation)))
 
@@ -131,12 +101,9 @@ def flags(entry: ModelEntry, size: str) -> str:
 
 def image_size(entry: ModelEntry) -> str:
     """The size to which the model's images are brought by default, in pixels."""
-    defaults = settings.default_settings(entry.tasks[0], entry.name)
-    for name in ("image_size", "min_size", "validation_crop_size"):
-        if settings.takes(entry, name):
-            longest = f"–{defaults['max_size']}" if name == "min_size" else ""
-            return f"{defaults[name]}{longest}"
-    return ""
+    defaults, name = default_settings(entry.tasks[0], entry.name), entry.card.size_setting
+    longest = f"–{defaults['max_size']}" if name == "min_size" else ""
+    return f"{defaults[name]}{longest}"
 
 
 def instructions(model: str, task: Task | None) -> Iterator[str]:
@@ -146,7 +113,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
         JobError: there is no such model.
     """
     entry = _entry(model, task)
-    library = LIBRARIES[entry.family]
+    card = entry.card
     for size in sizes(entry):
         published = published_of(entry, task or entry.tasks[0], size)
         yield f"{flags(entry, size)}  ({', '.join(entry.tasks)})"
@@ -154,18 +121,18 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
         if published.hub:
             address = f"https://huggingface.co/{published.hub}/resolve/main/model.safetensors"
         if not address:
-            yield f"  {library.name} publishes no weights for it: --weights none trains from scratch"
+            yield f"  {card.library} publishes no weights for it: --weights none trains from scratch"
             continue
-        licence = _SPDX.get(published.licence, published.licence) or library.weights_licence
-        card = f"see https://huggingface.co/{published.hub}" if model.startswith(catalog.TIMM) else ""
-        yield f"  trained on   {card or entry.published}"
-        yield f"  licence      of the weights: {licence}; of {library.name}: {library.licence}"
+        licence = _SPDX.get(published.licence, published.licence) or card.weights_licence
+        page = f"see https://huggingface.co/{published.hub}" if model.startswith(catalog.TIMM) else ""
+        yield f"  trained on   {page or entry.published}"
+        yield f"  licence      of the weights: {licence}; of {card.library}: {card.licence}"
         yield f"  download     {address}"
         yield f"  save as      {name}"
         names = _names(published)
         if len(names) > 1:
             yield f"               ({', '.join(names[1:])} will do as well)"
-        yield f"  checked by   {_check(published, library)}"
+        yield f"  checked by   {_check(published, card)}"
         yield f"  is here      {_here(names, published.hub) or 'no'}"
         yield "  to use it    mkdir -p weights"
         yield f"               curl -L -o weights/{name} {address}"
@@ -174,7 +141,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
             "--weights weights ..."
         )
         yield "               (TRAINER_WEIGHTS=weights says it for all commands; no network is used then)"
-        if not published.hub and library.name == "ultralytics":
+        if not published.hub and card.library == "ultralytics":
             yield "  beware       It is a pickle of a whole network, and reading a pickle can run code. In a"
             yield "               directory, only the network's own classes are let through; a file with"
             yield f"               more in it must itself be named, if you trust it: --weights weights/{name}"
@@ -189,23 +156,13 @@ def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
     """The family bound to a model with the classes it was published for. Imports the model's library."""
     from trainer.models import create, specify
 
-    resolved = settings.resolve(task, entry.name, {"model_size": size} if size else {})
-    classes = tuple(map(str, range(LIBRARIES[entry.family].classes)))
+    resolved = resolve(task, entry.name, {"model_size": size} if size else {})
+    classes = tuple(map(str, range(entry.card.published_classes)))
     return create(specify(task, entry.name, resolved, classes, pretrained=True))
 
 
 def _entry(model: str, task: Task | None) -> ModelEntry:
-    if task is not None:
-        return catalog.find(model, task)
-    if model.startswith(catalog.TIMM):
-        return catalog.find(model, Task.CLASSIFICATION)
-    if model in catalog.MODELS:
-        return catalog.MODELS[model]
-    near = difflib.get_close_matches(model, catalog.MODELS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`trainer models` lists the names"
-    raise JobError(
-        "the model cannot be used", [Problem("--model", "", f"no model is named {model!r}", hint=hint)]
-    )
+    return catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
 
 
 def _names(published: Any) -> tuple[str, ...]:
@@ -214,7 +171,7 @@ def _names(published: Any) -> tuple[str, ...]:
     return published_names(published)
 
 
-def _check(published: Any, library: Library) -> str:
+def _check(published: Any, card: FamilyCard) -> str:
     from trainer.models.weights.sources import hash_in_name
 
     if found := hash_in_name(published.files[0]):
@@ -223,7 +180,7 @@ def _check(published: Any, library: Library) -> str:
         return f"its MD5, which must be {published.md5}, whenever it is used"
     if published.hub:
         return "its SHA-256 at the hub, when trainer itself downloads it; not in a directory"
-    return f"nothing: {library.name} publishes no hash"
+    return f"nothing: {card.library} publishes no hash"
 
 
 def _here(files: tuple[str, ...], hub: str) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.job.sweep import MODEL_NAME, Sweep, canonical
 from trainer.models import catalog
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import takes
 from trainer.settings import Settings
 from trainer.sweep.space import search_space as spaces
 from trainer.sweep.space.distributions import Choice
@@ -122,7 +123,7 @@ def _checked(job: Job, space: SearchSpace, where: str) -> SearchSpace:
     return replace(space, sub_spaces=tuple(checked))
 
 
-def _entries(job: Job, part: SubSpace) -> Iterator[catalog.ModelEntry]:
+def _entries(job: Job, part: SubSpace) -> Iterator[ModelEntry]:
     """The models of a sub-space, as far as there are such."""
     names = part.parameters.get(MODEL_NAME, job.model_name)
     for name in names.values if isinstance(names, Choice) else (names,):
@@ -132,6 +133,6 @@ def _entries(job: Job, part: SubSpace) -> Iterator[catalog.ModelEntry]:
             continue
 
 
-def _takes(entry: catalog.ModelEntry, name: str) -> bool:
+def _takes(entry: ModelEntry, name: str) -> bool:
     known = canonical(name)
-    return known not in Settings.model_fields or hyperparameters.takes(entry, known)
+    return known not in Settings.model_fields or takes(entry, known)

@@ -18,7 +18,8 @@ from trainer.annotations import Examples
 from trainer.data.datasets import ValidationDataset
 from trainer.data.tiles import TiledExamples
 from trainer.models import Family
-from trainer.settings import Settings, default_settings
+from trainer.models.defaults import default_settings
+from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
 from trainer.training.memory import give_back

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from trainer.errors import WeightsError
 from trainer.models import Family, Spec, create
 from trainer.models.catalog import find
+from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
 from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 RESNET18 = "resnet18.a1_in1k"

@@ -26,10 +26,10 @@ from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job.job import Job
 from trainer.models import Family, Spec, create, specify
+from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
 from trainer.models.weights.loading import Published
 from trainer.models.weights.sources import hash_in_name
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 RESNET18 = "resnet18.a1_in1k"

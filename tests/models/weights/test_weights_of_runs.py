@@ -15,9 +15,9 @@ from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job.job import Job
 from trainer.models import Family, create, specify
+from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
 from trainer.models.weights.choice import is_address, of_run
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 

@@ -20,8 +20,8 @@ from serving.scorer import Scorer
 from trainer.annotations import Image
 from trainer.models import Family, Spec, create
 from trainer.models.catalog import find
+from trainer.models.defaults import resolve
 from trainer.scoring import ScoringParameters
-from trainer.settings import resolve
 from trainer.tasks import Task
 
 CLASSES = ("blue", "green", "빨강")

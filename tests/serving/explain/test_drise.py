@@ -20,7 +20,7 @@ from serving.scorer import Scorer
 from tests.serving.explain.conftest import CLASSES, SIZE, bind, explain, row, scene
 from trainer.annotations import Detections, Example, Image, Objects, Target
 from trainer.errors import RequestError
-from trainer.settings import resolve
+from trainer.models.defaults import resolve
 from trainer.tasks import Task
 
 N_MASKS = 120

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from trainer.errors import WeightsError
-from trainer.models.catalog import MODELS, TIMM
+from trainer.models.catalog import find, network_name
 from trainer.models.family import Spec
 from trainer.models.weights import sources as weights_sources
 from trainer.models.weights.choice import NONE
@@ -123,13 +123,8 @@ def load(
 
 
 def _architecture(spec: Spec) -> tuple[str, ...]:
-    """What two networks that can share their weights have in common."""
-    name = spec.model
-    if spec.family == "classifiers":
-        # One network of timm's goes by several names: ours, timm's, and timm's with the weights' tag.
-        entry = MODELS.get(name)
-        name = (entry.library_name if entry else name.removeprefix(TIMM)).partition(".")[0]
-    return spec.family, name, _size(spec)
+    """What two networks have in common if they can share their weights."""
+    return spec.family, network_name(find(spec.model, spec.task)), _size(spec)
 
 
 def _size(spec: Spec) -> str:

@@ -21,12 +21,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trainer.models.catalog import CARDS
 from trainer.sweep.execution.trial import WORKER_PID
 
 MODULES = (
     "trainer.training.fit",
     "trainer.sweep.execution.trial_reporting",
-    "trainer.models.classifiers",
+    *(card.module for card in CARDS.values() if card.preload),
     "lightning.pytorch.strategies",
     "optuna.trial",
     "torch.utils.data",

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from trainer.errors import JobError, Problem
 from trainer.models import catalog
-from trainer.settings import Settings, aliases_of, resolve, takers, takes
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import models_taking, resolve, takes
+from trainer.settings import Settings, aliases_of
 from trainer.sweep.space.distributions import TAIL, Choice, Distribution, Normal, Scalar
 from trainer.sweep.space.expressions import near
 from trainer.tasks import Task
@@ -75,7 +77,7 @@ def _check(
         given[setting] = name
         strangers = [entry.name for entry in models if not takes(entry, setting)]
         if strangers:
-            rule = f"means nothing to {', '.join(strangers)}; it is a setting of {takers(setting)}"
+            rule = f"means nothing to {', '.join(strangers)}; it is a setting of {models_taking(setting)}"
             hint = "give these models a sub-space of their own" if len(models) > len(strangers) else ""
             problems.append(Problem(where, place, rule, hint=hint))
         if isinstance(value, Normal) and not _refusals(setting, value.value(0.5)):
@@ -91,7 +93,7 @@ def _check(
 
 def _models(
     part: SubSpace, task: Task, default: str, where: str, problems: list[Problem]
-) -> Iterator[catalog.ModelEntry]:
+) -> Iterator[ModelEntry]:
     """Every model that the sub-space can propose."""
     value = part.parameters.get(MODEL, default)
     place = f"{part.field}.{MODEL}" if MODEL in part.parameters else MODEL
