@@ -122,7 +122,7 @@ def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[s
     weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     artifacts.mkdir()
     torch.save(weights, artifacts / WEIGHTS_FILE)
-    (artifacts / SPEC_FILE).write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+    (artifacts / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
 def _copy_code(target: Path) -> None:

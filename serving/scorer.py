@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
-
 from serving.answers import Answer, encode, to_answer
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest, parse_explanation
@@ -196,10 +194,10 @@ def read_spec(directory: Path) -> Spec:
     """
     path = directory / SPEC_FILE
     try:
-        return Spec.model_validate_json(path.read_bytes())
+        return Spec.from_json(path.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{path}: does not exist; the model is incomplete, package it again") from None
-    except ValidationError as error:
+    except ValueError as error:
         raise RunError(f"{path}: is not a model's spec: {error}") from error
 
 

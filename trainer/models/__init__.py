@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from trainer.errors import JobError, Problem
 from trainer.models.card import FamilyCard
 from trainer.models.catalog import CARDS, find
-from trainer.models.family import Family, Spec
+from trainer.models.family import Family
+from trainer.models.spec import Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 

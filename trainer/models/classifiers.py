@@ -21,8 +21,9 @@ from trainer.annotations import Classification, Examples, Image, Prediction, Tar
 from trainer.errors import JobError, Problem
 from trainer.models.catalog import TIMM, find
 from trainer.models.colour_jitter import ColourJitter
-from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
+from trainer.models.family import Batch, Family, Geometry, Preparation
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
+from trainer.models.spec import Spec
 from trainer.models.stacking import stacked
 from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters

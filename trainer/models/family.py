@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from trainer.annotations import Detections, Examples, FloatArray, Image, Prediction
 from trainer.errors import RunError
 from trainer.models import tiling
+from trainer.models.spec import Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -27,32 +27,6 @@ _VIEWS_AT_ONCE = 8  # the network sees; of all the tiles in a request only so ma
 
 Batch: TypeAlias = Mapping[str, Any]
 """What `collate` makes and `losses` takes. "images" holds a tensor for each; other keys are the family's."""
-
-
-class Spec(BaseModel):
-    """All that is needed to rebuild a network and score with it; written as JSON beside the weights.
-
-    Attributes:
-        family: module name under trainer.models.
-        model: the model's published name.
-        classes: sorted class names; a prediction's label is an index into them.
-        options: the family's own, e.g. the size its images are resized to.
-        parameters: scoring defaults, overridable by request.
-        class_score_thresholds: for each class the score below which its boxes are not returned, as long as
-            the request's box_score_threshold is that of `parameters`; empty: that one is every class's.
-        enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: str
-    model: str
-    task: Task
-    classes: tuple[str, ...]
-    options: dict[str, Any]
-    parameters: ScoringParameters
-    class_score_thresholds: dict[str, float] = {}
-    enable_onnx_normalization: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,9 +38,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction
 from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry, Preparation, Spec
+from trainer.models.family import Batch, Family, Geometry, Preparation
 from trainer.models.graphs import cut_to, filled, in_tensor, pasted, rounded_up, traceable_nms
 from trainer.models.masks import paste, rasterise
+from trainer.models.spec import Spec
 from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task

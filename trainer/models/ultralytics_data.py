@@ -20,7 +20,7 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Target
-from trainer.models.family import Spec
+from trainer.models.spec import Spec
 from trainer.tasks import Task
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Batch, Geometry, Preparation, Spec
+from trainer.models.family import Batch, Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
+from trainer.models.spec import Spec
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.loading import Published
 from trainer.scoring import ScoringParameters

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.errors import WeightsError
 from trainer.models.catalog import find, network_name
-from trainer.models.family import Spec
+from trainer.models.spec import Spec
 from trainer.models.weights import sources as weights_sources
 from trainer.models.weights.choice import NONE
 from trainer.models.weights.reading import read

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from trainer.errors import WeightsError
-from trainer.models.family import Spec
+from trainer.models.spec import Spec
 
 _HOLDERS = (argparse.Namespace, types.SimpleNamespace)
 """In which files keep the settings of their training; they hold values and run nothing."""
@@ -64,8 +63,8 @@ def read_spec(text: str | bytes, where: Path) -> Spec:
         WeightsError: it is damaged, or of another version.
     """
     try:
-        return Spec.model_validate_json(text)
-    except ValidationError as error:
+        return Spec.from_json(text)
+    except ValueError as error:
         raise WeightsError(
             f"{where} does not say what model it holds: {brief(error)}; it is damaged, or another version's"
         ) from error

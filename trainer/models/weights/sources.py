@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainer.errors import WeightsError
-from trainer.models.family import Spec
+from trainer.models.spec import Spec
 from trainer.models.weights.choice import PRETRAINED, is_address
 from trainer.models.weights.reading import brief, read_spec
 

@@ -1,0 +1,69 @@
+"""The spec of a network: what it takes to rebuild and score with it, stored as JSON next to its weights."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+SPEC_FORMAT = 1
+"""Version of the stored form. Increase it with any change that older releases would misread."""
+
+_DISTRIBUTION = "image-trainer"
+
+
+class Spec(BaseModel):
+    """What a network is, its classes and its scoring defaults.
+
+    Attributes:
+        format: version of the stored form; specs without a number are of format 1.
+        family: name of its module under trainer.models.
+        model: the model's published name.
+        classes: sorted class names; a prediction's label is an index into them.
+        options: the family's own values, such as the image size.
+        parameters: scoring defaults, which requests may override.
+        class_score_thresholds: minimum score of a box by class, in effect while the request's
+            box_score_threshold is the default; other classes use box_score_threshold.
+        enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = Field(default=SPEC_FORMAT, ge=1, le=SPEC_FORMAT)
+    family: str
+    model: str
+    task: Task
+    classes: tuple[str, ...]
+    options: dict[str, Any]
+    parameters: ScoringParameters
+    class_score_thresholds: dict[str, float] = {}
+    enable_onnx_normalization: bool = False
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Spec:
+        """Read a stored spec of this or an older format.
+
+        Raises:
+            ValueError: the text is not a spec, or its format is newer; names the release that wrote it.
+        """
+        stored = json.loads(text)
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
+        writer = stored.pop("written_by", None) or f"a newer {_DISTRIBUTION}"
+        number = stored.setdefault("format", 1)
+        if isinstance(number, int) and number > SPEC_FORMAT:
+            raise ValueError(
+                f"its format is {number}, while this version reads formats up to {SPEC_FORMAT}; "
+                f"use {writer}, which wrote it"
+            )
+        return cls.model_validate_json(json.dumps(stored))
+
+    def to_json(self) -> str:
+        """The stored form, with the release that wrote it for the errors of older ones."""
+        written_by = f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
+        return json.dumps({**self.model_dump(mode="json"), "written_by": written_by}, indent=2)
