@@ -44,8 +44,6 @@ from benchmarks.measuring import number, say
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.urls import local_path
 from trainer.errors import TrainerError
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.report.sections.sweep_trials import TRIALS_FILE, read_trials
 from trainer.runs import Run
@@ -318,8 +316,8 @@ def main() -> None:
     )
     arguments = parser.parse_args(own)
     try:
-        values, _ = job_file.read(arguments.config)
-        primary_metric = str(jobs.make(str(arguments.config), **_without_data(values)).metric)
+        # The flags may say where the data are.
+        primary_metric = Job.read(arguments.config, training_data="unread", validation_data=()).metric
         azure = read_azure(arguments.tracking_uri, arguments.azure_run, primary_metric)
         key = arguments.key_file.read_text("utf-8").strip() if arguments.key_file else ""
         name = re.sub(r"[^\w.-]+", "-", arguments.azure_run)
@@ -331,7 +329,7 @@ def main() -> None:
         own_price = given if arguments.own_price_per_hour is None else arguments.own_price_per_hour
         table = rows(azure, ours, primary_metric, (given, own_price))
         if arguments.endpoint:
-            job = jobs.make(str(run.job), **job_file.read(run.job)[0])
+            job = Job.read(run.job)
             latencies = compare_latency(job, run, arguments.endpoint, key, arguments.requests)
             for share in (0.5, 0.95, 0.99):
                 pair = [each.percentile(share) for each in latencies]
@@ -350,16 +348,6 @@ def main() -> None:
         print("Latencies of Azure's endpoint include the network's way there; ours is asked on this machine.")
     print()
     print(measuring.table(("", "Azure", "ours", "difference"), table))
-
-
-def _without_data(values: dict[str, Any]) -> dict[str, Any]:
-    """The job's values for its metric alone: where its data lie here, flags may say."""
-    kept = {
-        name: value
-        for name, value in values.items()
-        if name in ("task", "primary_metric", "model", "settings")
-    }
-    return {**kept, "training_data": ("unread",)}
 
 
 if __name__ == "__main__":

@@ -77,16 +77,19 @@ def problem_of(item: Mapping[str, Any], where: str = "", field: str | None = Non
     )
 
 
-def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "", most: int = 3) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], *, otherwise: str = "", most: int = 3, cutoff: float = 0.5
+) -> str:
     """A hint that names the known names closest to a mistyped one.
 
     Args:
-        otherwise: the hint if nothing is close.
-        most: names at most.
+        otherwise: the hint if no name is close.
+        most: maximum number of names in the hint.
+        cutoff: similarity, in [0, 1], from which a name is close.
     """
     import difflib
 
-    close = difflib.get_close_matches(name.lower(), list(known), n=most, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), list(known), n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 

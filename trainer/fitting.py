@@ -1,60 +1,99 @@
-"""`fit` and `resume` for any job: one training, or a sweep of several."""
+"""`fit` and `resume` for any job: a single training run, or a sweep of several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainer.job import file as job_file
-from trainer.job import job as jobs
+from trainer.errors import JobError, Problem
 from trainer.job.job import Job
+from trainer.job.sweep import Limits
 from trainer.runs import Run
 
+if TYPE_CHECKING:
+    from lightning import Callback
 
-def fit(job: Job, *, progress: bool = False, **options: Any) -> Run:
-    """Run a job: a single training run, or a sweep of several.
+
+def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+    """Train a model, or several in a sweep, package the best and score the validation data with it.
 
     Args:
-        progress: show how far long work is: bars and tables on a terminal, lines elsewhere.
-        options: of the function that does it.
+        progress: show the progress of long steps: bars and tables on a terminal, lines elsewhere.
+        callbacks: Lightning's, for a single training run only.
 
     Raises:
-        DataError: the data break the schema; all problems at once, before anything is written.
-        JobError: a setting or an expression cannot be used, or more GPUs are asked for than there are.
-        WeightsError: the weights to start from are missing or do not fit.
-        RunError: the output directory is taken, or no trial of a sweep came to an end.
-        TrainingError: the loss diverged, or memory ran out.
+        DataError: all problems of the data, before anything is written.
+        JobError: a setting or an expression is invalid, or the machine has fewer GPUs than the job asks for.
+        WeightsError: the weights to start from are missing or do not fit the model.
+        RunError: the output directory is taken, or no trial of a sweep completed.
+        TrainingError: the loss diverged, memory ran out, or a process of another device ended.
+        TrackingError: MLflow does not answer at the start, or fails to register the model.
     """
     if job.sweeps:
         from trainer.sweep.execution.runner import sweep
 
-        return sweep(job, progress=progress, **options)
+        _check_no_callbacks(callbacks)
+        return sweep(job, progress=progress)
     from trainer.training.fit import fit as train
 
-    return train(job, progress=progress, **options)
+    return train(job, progress=progress, callbacks=callbacks)
 
 
 def resume(
-    directory: Path, changes: Mapping[str, Any] | None = None, *, progress: bool = False, **others: Any
+    directory: Path,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    gpus: int | Literal["auto"] | None = None,
+    processes: int | None = None,
+    nodes: int | None = None,
+    limits: Limits | Mapping[str, int | None] | None = None,
+    tracking_uri: str | None = None,
+    register_model: str | None = None,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
-    """Go on with a run that was stopped, or extend a finished one by more epochs or trials.
+    """Resume a run that was stopped, or extend a finished one by more epochs or trials.
 
     Args:
-        directory: the run's.
-        changes: settings of a single training that differ from the run's own, by name.
-        others: what else differs of the Job (limits, gpus, processes), and options as of `fit`.
+        directory: of the run.
+        settings: changes of a single run's settings, by name, such as number_of_epochs. A sweep takes none.
+        gpus: as in Job; None keeps the run's own value. Likewise processes, nodes, tracking_uri and
+            register_model.
+        limits: limits to change: timeout_minutes, and max_trials and max_concurrent_trials of a sweep.
+        progress: see `fit`.
+        callbacks: see `fit`.
 
     Raises:
-        RunError: there is no run, it runs at present, or nothing is left to do.
-        Others as `fit`.
+        RunError: there is no run, it is running, or nothing is left to do.
+        JobError: a change that does not fit the run's checkpoint, or settings of a sweep.
+        DataError, WeightsError, TrainingError, TrackingError: see `fit`.
     """
     run = Run.open(directory)
-    values, _ = job_file.read(run.job)
-    if jobs.make(str(run.job), **values).sweeps:
+    changes: dict[str, Any] = {
+        "gpus": gpus,
+        "processes": processes,
+        "nodes": nodes,
+        "limits": limits,
+        "tracking_uri": tracking_uri,
+        "register_model": register_model,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    job = Job.read(run.job, output=directory, settings=settings or {}, **changes)
+    if job.sweeps:
         from trainer.sweep.execution.runner import resume as resume_sweep
 
-        return resume_sweep(directory, changes, progress=progress, **others)
+        _check_no_callbacks(callbacks)
+        if settings:
+            rule = "cannot change when a sweep is resumed: its trials would not be comparable"
+            raise JobError("the sweep cannot be resumed:", [Problem("", name, rule) for name in settings])
+        return resume_sweep(run, job, progress=progress)
     from trainer.training.fit import resume as resume_training
 
-    return resume_training(directory, changes, progress=progress, **others)
+    return resume_training(run, job, progress=progress, callbacks=callbacks)
+
+
+def _check_no_callbacks(callbacks: Sequence[Callback]) -> None:
+    if callbacks:
+        rule = "apply to a single training run, not to a sweep"
+        raise JobError("the job cannot be run:", [Problem("", "callbacks", rule)])

@@ -347,6 +347,9 @@ class Settings(ScoringParameters):
         return self
 
 
+RUN_ID = "checkpoint_run_id"
+"""The setting that names the run whose weights to start from."""
+
 _INHERITED_GROUP = "Scoring"
 _SCORING_ALIASES = {
     "box_score_threshold": ("box_score_thresh",),
@@ -366,6 +369,11 @@ def aliases_of(name: str) -> tuple[str, ...]:
     return _SCORING_ALIASES.get(name) or tuple(_extra(name).get("aliases", ()))
 
 
+def canonical(name: str) -> str:
+    """The present name of a setting, given any of its names; other names are returned unchanged."""
+    return NAMES.get(name, name)
+
+
 def shown(value: Any) -> str:
     """A value as job files write it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
@@ -374,3 +382,7 @@ def shown(value: Any) -> str:
 def _extra(name: str) -> dict[str, Any]:
     info: FieldInfo = Settings.model_fields[name]
     return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+NAMES = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
+"""Every name of every setting, older names included → its present name."""

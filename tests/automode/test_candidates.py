@@ -12,7 +12,7 @@ import pytest
 from trainer.automode import candidates
 from trainer.automode.candidates import CPU, GPU, GROUPS, SCRATCH, Group
 from trainer.errors import JobError
-from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.tasks import Task
 
@@ -22,7 +22,7 @@ def chosen(
 ) -> tuple[list[Group], list[str]]:
     values = {"training_data": "a", "limits": {"max_trials": 5}, "weights": "pretrained", **values}
     reasons: list[str] = []
-    job = jobs.make("", task=task, **values)
+    job = Job.of("", task=task, **values)
     return candidates.groups(job, images, on_gpu=on_gpu, reasons=reasons), reasons
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from trainer.automode.data_statistics import Facts, Machine, machine, measure
 from trainer.data.training_data import Data, load
-from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.sweep.execution.worker import Place
 from trainer.tasks import Task
 
@@ -98,7 +98,7 @@ def test_only_a_sample_of_many_images_is_opened(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_a_trial_has_of_the_cpu() -> None:
-    job = jobs.make("", task="object-detection", training_data="a", limits={"max_trials": 2})
+    job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
     found = machine(job, [Place((), 3, 3), Place((), 3, 3)])
     assert found == Machine(gpus=0, memory=0.0, bandwidth=0.0, cores=3)
     assert found.in_words() == "trials on the CPU, each on 3 cores: small models"
@@ -114,7 +114,7 @@ def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> 
     # an RTX 4090 and a T4, as they tell of themselves
     known = [Properties(24, 10_501_000, 384), Properties(16, 5_001_000, 256)]
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: known[index])
-    job = jobs.make("", task="object-detection", training_data="a", limits={"max_trials": 2})
+    job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
     found = machine(job, [Place(("0",), 4, 4), Place(("1",), 4, 4)])
     assert (found.gpus, found.memory, found.cores) == (1, 16.0, 4)
     assert found.bandwidth == pytest.approx(320, rel=0.01)

@@ -19,8 +19,6 @@ from trainer.automode.data_statistics import Facts, Machine
 from trainer.automode.plan import Plan
 from trainer.data.samples import make
 from trainer.errors import JobError
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.sweep import setup
 from trainer.sweep.early_termination import BanditPolicy, SuccessiveHalvingPolicy
@@ -41,7 +39,7 @@ def _all_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def automatic(task: str = "object-detection", **values: Any) -> Job:
     known = {"training_data": "a", "limits": {"max_trials": 10}, "weights": "pretrained"}
-    return jobs.make("", **{**known, "task": task, **values})
+    return Job.of("", **{**known, "task": task, **values})
 
 
 def plan(job: Job | None = None, facts: Facts = USUAL, machine: Machine = GPU, concurrent: int = 1) -> Plan:
@@ -322,7 +320,7 @@ def test_who_goes_on_searches_the_same(tmp_path: Path) -> None:
     chosen = plan()
     file = tmp_path / "job.yaml"
     file.write_text(chosen.job.to_yaml(), encoding="utf-8")
-    again = jobs.make("", **job_file.read(file)[0])
+    again = Job.read(file)
     assert not auto.is_automatic(again)
     assert setup.make(again).space == setup.make(chosen.job).space
     assert setup.make(again).pruner == setup.make(chosen.job).pruner

@@ -13,8 +13,7 @@ import yaml
 
 from trainer import cli
 from trainer.data.samples import make
-from trainer.job import file as job_file
-from trainer.job import job as jobs
+from trainer.job.job import Job
 from trainer.tasks import Task
 
 HEAVY = ("torch", "torchvision", "lightning", "mlflow", "timm", "ultralytics")
@@ -73,7 +72,7 @@ def test_job_space_and_first_trials_are_printed_as_yaml(
     # The job as a file that runs again.
     again = tmp_path / "again.yml"
     again.write_text(yaml.safe_dump(content["job"], sort_keys=False), encoding="utf-8")
-    jobs_read = [jobs.make("", **job_file.read(each)[0]) for each in (path, again)]
+    jobs_read = [Job.read(each) for each in (path, again)]
     assert jobs_read[0].to_yaml() == jobs_read[1].to_yaml()
     # The space as it was understood.
     assert content["search_space"][0]["learning_rate"] == {

@@ -10,8 +10,6 @@ import yaml
 
 from trainer import cli
 from trainer.data.samples import make
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
@@ -27,8 +25,8 @@ SMALL = {
 
 
 def read(path: Path) -> tuple[Job, list[str]]:
-    values, ignored = job_file.read(path)
-    return jobs.make(str(path), **values), ignored
+    job = Job.read(path)
+    return job, list(job.ignored_keys)
 
 
 def fit(*arguments: object) -> None:

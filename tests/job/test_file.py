@@ -9,8 +9,6 @@ import pytest
 import yaml
 
 from trainer.errors import JobError, Problem
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.tasks import Task
 
@@ -65,20 +63,15 @@ def write_job(folder: Path, **changes: Any) -> Path:
     return write(folder, yaml.safe_dump(content, allow_unicode=True))
 
 
-def read_job(path: Path) -> Job:
-    values, _ = job_file.read(path)
-    return jobs.make(str(path), **values)
-
-
 def problems_of(path: Path) -> list[Problem]:
     with pytest.raises(JobError) as caught:
-        read_job(path).resolve_settings()
+        Job.read(path).resolve_settings()
     return list(caught.value.problems)
 
 
 def test_an_azure_job_is_read_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path, AZURE)
-    job = read_job(path)
+    job = Job.read(path)
     assert job.task is Task.DETECTION
     assert job.training_data == (str(tmp_path / "data/training-mltable-folder"),)
     assert job.validation_data == (str(tmp_path / "data/validation-mltable-folder"),)
@@ -92,8 +85,7 @@ def test_an_azure_job_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_keys_that_mean_something_in_the_cloud_alone_are_named(tmp_path: Path) -> None:
-    _, ignored = job_file.read(write(tmp_path, AZURE))
-    assert ignored == [
+    assert list(Job.read(write(tmp_path, AZURE)).ignored_keys) == [
         "compute", "description", "log_verbosity", "resources", "tags",
         "target_column_name", "training_data.mode",
     ]  # fmt: skip
@@ -101,7 +93,7 @@ def test_keys_that_mean_something_in_the_cloud_alone_are_named(tmp_path: Path) -
 
 @pytest.mark.parametrize("spelled", ["image_classification", "image-classification", "Image_Classification"])
 def test_any_spelling_of_the_task_will_do(tmp_path: Path, spelled: str) -> None:
-    assert read_job(write_job(tmp_path, task=spelled)).task is Task.CLASSIFICATION
+    assert Job.read(write_job(tmp_path, task=spelled)).task is Task.CLASSIFICATION
 
 
 def test_a_relative_path_starts_at_the_file_not_at_the_working_directory(
@@ -118,10 +110,10 @@ def test_a_relative_path_starts_at_the_file_not_at_the_working_directory(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
-    job = read_job(path.relative_to(tmp_path))
+    job = Job.read(path.relative_to(tmp_path))
     again = write(elsewhere, job.to_yaml())  # absolute by now
     monkeypatch.chdir(elsewhere)
-    for each in (read_job(path), read_job(again)):
+    for each in (Job.read(path), Job.read(again)):
         assert Path(each.training_data[0]) == folder / "데이터/훈련.jsonl"
         assert each.weights == str(folder / "가중치/yolo.pt")
         assert each.datastores == {"저장소": str(folder / "저장"), "far": "abfs://box/images"}
@@ -138,15 +130,15 @@ def test_a_relative_path_starts_at_the_file_not_at_the_working_directory(
     ],
 )
 def test_urls_and_absolute_paths_stay_as_they_are(tmp_path: Path, url: str) -> None:
-    job = read_job(write_job(tmp_path, training_data={"path": url, "type": "mltable"}))
+    job = Job.read(write_job(tmp_path, training_data={"path": url, "type": "mltable"}))
     assert job.training_data == (url,)
-    assert read_job(write(tmp_path, job.to_yaml())).training_data == (url,)
+    assert Job.read(write(tmp_path, job.to_yaml())).training_data == (url,)
 
 
 def test_several_data_sets_are_a_list(tmp_path: Path) -> None:
-    job = read_job(write_job(tmp_path, training_data=[{"path": "a.jsonl"}, "b"]))
+    job = Job.read(write_job(tmp_path, training_data=[{"path": "a.jsonl"}, "b"]))
     assert job.training_data == (str(tmp_path / "a.jsonl"), str(tmp_path / "b"))
-    assert read_job(write(tmp_path, job.to_yaml())).training_data == job.training_data
+    assert Job.read(write(tmp_path, job.to_yaml())).training_data == job.training_data
 
 
 @pytest.mark.parametrize("data", [{"type": "mltable"}, {"path": ""}, {"path": 3}, [{"path": "a"}, {}]])
@@ -204,7 +196,7 @@ def test_a_file_that_is_no_job_is_refused_with_the_reason(tmp_path: Path, conten
     path = tmp_path / "job.yml"
     path.write_bytes(content)
     with pytest.raises(JobError) as caught:
-        job_file.read(path)
+        Job.read(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -212,13 +204,13 @@ def test_a_file_that_is_no_job_is_refused_with_the_reason(tmp_path: Path, conten
 def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.yml", tmp_path):
         with pytest.raises(JobError, match="cannot be read"):
-            job_file.read(path)
+            Job.read(path)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
     path = tmp_path / "job.yml"
     path.write_bytes(b"\xef\xbb\xbf" + b"task: image_classification\ntraining_data: {path: a}\n")
-    assert read_job(path).task is Task.CLASSIFICATION
+    assert Job.read(path).task is Task.CLASSIFICATION
 
 
 @pytest.mark.parametrize("key", ["training_parameters", "limits", "local"])
@@ -242,7 +234,7 @@ def test_empty_sections_are_as_good_as_none(tmp_path: Path) -> None:
         "properties:\nprimary_metric:\n",
     )
     assert (
-        read_job(path).resolve_settings()
+        Job.read(path).resolve_settings()
         == Job(task="image-classification", training_data="a").resolve_settings()
     )
 
@@ -263,8 +255,8 @@ def test_the_primary_metric_is_one_of_the_tasks(tmp_path: Path) -> None:
     (problem,) = problems_of(write_job(tmp_path, primary_metric="iou"))
     assert "must be accuracy, got 'iou'" in problem.rule
     path = write_job(tmp_path, task="image_classification_multilabel", primary_metric="accuracy")
-    assert read_job(path).metric == "accuracy"
-    assert read_job(write_job(tmp_path, task="image_classification_multilabel")).metric == "iou"
+    assert Job.read(path).metric == "accuracy"
+    assert Job.read(write_job(tmp_path, task="image_classification_multilabel")).metric == "iou"
 
 
 def test_a_search_space_among_the_fixed_values_is_refused(tmp_path: Path) -> None:
@@ -282,16 +274,15 @@ def test_a_written_job_goes_on_from_the_same_run(
     monkeypatch.chdir(tmp_path)
     path = write_job(tmp_path, training_parameters={"checkpoint_run_id": run})
     monkeypatch.chdir("/")  # what a file names is relative to the file
-    job = read_job(path)
+    job = Job.read(path)
     expected = {"실행/first": str(tmp_path / "실행/first"), "runs:/x/model": run}
     assert job.weights_choice == expected.get(run, f"runs:/{run}/model")
-    again = read_job(write(tmp_path, job.to_yaml()))
+    again = Job.read(write(tmp_path, job.to_yaml()))
     assert again.weights_choice == job.weights_choice
     assert again.to_yaml() == job.to_yaml()
     # A flag for another run is not overruled by what the file says of weights.
-    values, _ = job_file.read(write(tmp_path, job.to_yaml()))
-    values["settings"] = jobs.override(values["settings"], {"checkpoint_run_id": "other"})
-    assert jobs.make("", **values).weights_choice == "runs:/other/model"
+    changed = Job.read(write(tmp_path, job.to_yaml()), settings={"checkpoint_run_id": "other"})
+    assert changed.weights_choice == "runs:/other/model"
 
 
 SWEEP = """\
@@ -313,7 +304,7 @@ search_space:
 
 
 def test_a_sweep_is_read_with_all_that_it_says_and_written_again(tmp_path: Path) -> None:
-    job = read_job(write(tmp_path, SWEEP))
+    job = Job.read(write(tmp_path, SWEEP))
     assert job.limits.model_dump() == {"timeout_minutes": 60, "max_trials": 10, "max_concurrent_trials": 2}
     content = yaml.safe_load(SWEEP)
     assert job.sweep is not None
@@ -328,7 +319,7 @@ def test_a_sweep_is_read_with_all_that_it_says_and_written_again(tmp_path: Path)
     written = yaml.safe_load(job.to_yaml())
     for key in ("limits", "sweep", "search_space", "training_parameters"):
         assert written[key] == content[key], key
-    again = read_job(write(tmp_path, job.to_yaml(), "again.yml"))
+    again = Job.read(write(tmp_path, job.to_yaml(), "again.yml"))
     for name in ("limits", "sweep", "search_space", "settings", "model", "nodes"):
         assert getattr(again, name) == getattr(job, name), name
     assert again.to_yaml() == job.to_yaml()
@@ -336,13 +327,13 @@ def test_a_sweep_is_read_with_all_that_it_says_and_written_again(tmp_path: Path)
 
 def test_a_search_space_may_be_one_map(tmp_path: Path) -> None:
     space = {"learning_rate": {"type": "choice", "values": [0.1, 0.2]}}
-    assert read_job(write_job(tmp_path, search_space=space)).search_space == (space,)
+    assert Job.read(write_job(tmp_path, search_space=space)).search_space == (space,)
 
 
 @pytest.mark.parametrize("name", ["grid", "Bayesian", {"type": "Grid"}, "RANDOM"])
 def test_the_sampling_algorithm_is_a_name_or_an_object_in_any_case(tmp_path: Path, name: Any) -> None:
     sweep = {"sampling_algorithm": name}
-    job = read_job(write_job(tmp_path, sweep=sweep, limits={"max_trials": 3}))
+    job = Job.read(write_job(tmp_path, sweep=sweep, limits={"max_trials": 3}))
     assert job.sweep is not None
     given = name["type"] if isinstance(name, dict) else name
     assert job.sweep.sampling_algorithm.type == given.lower()
@@ -399,9 +390,9 @@ def test_misspelled_keys_of_a_sweep_get_the_nearest_known_one(tmp_path: Path) ->
 )
 def test_registered_data_lie_where_the_file_says(tmp_path: Path, path: str, assets: dict[str, str]) -> None:
     file = write_job(tmp_path, training_data={"path": path, "type": "mltable"}, local={"data_assets": assets})
-    job = read_job(file)
+    job = Job.read(file)
     assert job.training_data == (str(tmp_path / "data/fridge"),)
-    assert read_job(write(tmp_path, job.to_yaml(), "again.yml")).training_data == job.training_data
+    assert Job.read(write(tmp_path, job.to_yaml(), "again.yml")).training_data == job.training_data
 
 
 def test_registered_data_that_are_not_mapped_are_refused_with_the_flag_that_maps_them(tmp_path: Path) -> None:
@@ -432,13 +423,13 @@ def test_registered_data_that_are_not_mapped_are_refused_with_the_flag_that_maps
     ],
 )
 def test_azures_prefixes_of_paths_are_understood(tmp_path: Path, written: str, read: str) -> None:
-    job = read_job(write_job(tmp_path, training_data={"path": written}))
+    job = Job.read(write_job(tmp_path, training_data={"path": written}))
     assert job.training_data == (read.replace("FOLDER", str(tmp_path)),)
 
 
 @pytest.mark.parametrize("kind", ["mltable", "MLTable", "uri_file", "uri_folder"])
 def test_data_have_a_type_that_azure_knows(tmp_path: Path, kind: str) -> None:
-    job = read_job(write_job(tmp_path, training_data={"path": "a", "type": kind}))
+    job = Job.read(write_job(tmp_path, training_data={"path": "a", "type": kind}))
     assert job.training_data == (str(tmp_path / "a"),)
     (problem,) = problems_of(write_job(tmp_path, training_data={"path": "a", "type": "mlflow_model"}))
     assert (problem.field, problem.got) == ("training_data.type", "'mlflow_model'")
@@ -456,8 +447,7 @@ def test_keys_of_the_cloud_are_named_unless_they_say_nothing(tmp_path: Path) -> 
         services=[],
         validation_data={"path": "v", "mode": "download", "description": "mine"},
     )
-    _, ignored = job_file.read(path)
-    assert ignored == [
+    assert list(Job.read(path).ignored_keys) == [
         "environment_variables", "outputs", "properties", "queue_settings", "test_data",
         "validation_data.description", "validation_data.mode",
     ]  # fmt: skip
@@ -494,13 +484,13 @@ def test_a_training_parameter_in_the_wrong_place_is_told_where_it_belongs(tmp_pa
 
 def test_a_job_file_may_be_json(tmp_path: Path) -> None:
     text = '{\n\t"task": "image_classification",\n\t"training_data": {"path": "a"}\n}'
-    assert read_job(write(tmp_path, text, "job.json")).training_data == (str(tmp_path / "a"),)
+    assert Job.read(write(tmp_path, text, "job.json")).training_data == (str(tmp_path / "a"),)
     with pytest.raises(JobError, match="'task' stands twice"):
-        job_file.read(write(tmp_path, '{"task": 1, "task": 2}', "job.json"))
+        Job.read(write(tmp_path, '{"task": 1, "task": 2}', "job.json"))
 
 
 @pytest.mark.parametrize("size", ["0.3", 0.3, "3e-1"])
 def test_the_validation_share_may_be_text(tmp_path: Path, size: Any) -> None:
-    assert read_job(write_job(tmp_path, validation_data_size=size)).validation_data_size == 0.3
+    assert Job.read(write_job(tmp_path, validation_data_size=size)).validation_data_size == 0.3
     (problem,) = problems_of(write_job(tmp_path, validation_data_size=20))
     assert "0.2" in problem.hint

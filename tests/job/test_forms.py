@@ -10,8 +10,6 @@ import pytest
 import yaml
 
 from trainer.errors import JobError, Problem
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.forms import snake_case
 from trainer.job.job import Job
 from trainer.settings import Settings
@@ -114,8 +112,8 @@ BODY: dict[str, Any] = {
 def read(folder: Path, content: Any, name: str = "job.yml") -> tuple[Job, list[str]]:
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    values, ignored = job_file.read(path)
-    return jobs.make(str(path), **values), ignored
+    job = Job.read(path)
+    return job, list(job.ignored_keys)
 
 
 def read_v1(folder: Path, **content: Any) -> Job:

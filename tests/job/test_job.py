@@ -9,10 +9,8 @@ import pytest
 import yaml
 
 from trainer.errors import JobError
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job import sweep as job_sweep
-from trainer.job.job import Job
+from trainer.job.job import Job, override
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -21,32 +19,32 @@ def read_again(folder: Path, job: Job) -> Job:
     """The job as it comes back from the file that it writes."""
     path = folder / "job.yaml"
     path.write_text(job.to_yaml(), encoding="utf-8")
-    values, ignored = job_file.read(path)
-    assert ignored == []
-    return jobs.make(str(path), **values)
+    again = Job.read(path)
+    assert again.ignored_keys == ()
+    return again
 
 
 @pytest.mark.parametrize("size", [0, 1, -0.1, "half", float("nan")])
 def test_the_split_is_a_true_share(size: Any) -> None:
     with pytest.raises(JobError, match="validation_data_size"):
-        jobs.make("", task="object-detection", training_data="a", validation_data_size=size)
+        Job.of("", task="object-detection", training_data="a", validation_data_size=size)
 
 
 def test_missing_keys_are_named_without_a_dump_of_the_rest() -> None:
     with pytest.raises(JobError) as caught:
-        jobs.make("job.yml", model="resnet18")
+        Job.of("job.yml", model="resnet18")
     assert {str(problem) for problem in caught.value.problems} == {
         "job.yml: task: field required",
         "job.yml: training_data: field required",
     }
     with pytest.raises(JobError, match="training_data"):
-        jobs.make("job.yml", task="object-detection", training_data=())
+        Job.of("job.yml", task="object-detection", training_data=())
 
 
 def test_a_flag_replaces_a_files_value_under_any_name() -> None:
     values = {"lr_scheduler": "step", "momentum": 0.5, "learning_rte": 1}
     flags = {"learning_rate_scheduler": "warmup_cosine", "nesterov": False}
-    assert jobs.override(values, flags) == {
+    assert override(values, flags) == {
         "momentum": 0.5,
         "learning_rte": 1,  # left for the check of the settings
         "learning_rate_scheduler": "warmup_cosine",
@@ -135,7 +133,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("values", ROUND_TRIPS, ids=lambda values: str(values.get("model", values["task"])))
 def test_a_written_job_runs_again_the_same(tmp_path: Path, values: dict[str, Any]) -> None:
-    job = jobs.make("", training_data=("훈련.jsonl",), **values)
+    job = Job.of("", training_data=("훈련.jsonl",), **values)
     text = job.to_yaml()
     again = read_again(tmp_path, job)
     assert again.resolve_settings() == job.resolve_settings()
@@ -178,7 +176,7 @@ SPACE: list[dict[str, Any]] = [
 
 def sweeping(**values: Any) -> Job:
     values = {"task": "object-detection", "training_data": "a.jsonl", "search_space": SPACE, **values}
-    return jobs.make("", **values)
+    return Job.of("", **values)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +218,9 @@ def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
 )
 def test_what_is_of_sweeps_is_refused_for_a_single_training(name: str, value: Any) -> None:
     with pytest.raises(JobError, match=f"{name} goes with a search_space or limits.max_trials over 1"):
-        jobs.make("", task="object-detection", training_data=("a.jsonl",), **{name: value})
+        Job.of("", task="object-detection", training_data=("a.jsonl",), **{name: value})
     limits = {"max_trials": 2}
-    assert jobs.make("", task="object-detection", training_data=("a.jsonl",), limits=limits, **{name: value})
+    assert Job.of("", task="object-detection", training_data=("a.jsonl",), limits=limits, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -301,7 +299,7 @@ def test_flags_fix_what_the_search_space_would_vary() -> None:
 def test_the_primary_metric_may_be_spelled_as_in_the_rest_form() -> None:
     assert sweeping(primary_metric="MeanAveragePrecision").metric == "mean_average_precision"
     data = {"training_data": "a", "task": "image-classification-multilabel"}
-    assert [jobs.make("", primary_metric=name, **data).metric for name in ("IOU", "Iou", "Accuracy")] == [
+    assert [Job.of("", primary_metric=name, **data).metric for name in ("IOU", "Iou", "Accuracy")] == [
         "iou", "iou", "accuracy",
     ]  # fmt: skip
 

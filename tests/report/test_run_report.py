@@ -247,11 +247,9 @@ def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_does_not_lose_the_run(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.job import file as job_file
     from trainer.training.report_writing import load_data, report
 
-    values, _ = job_file.read(trained.job)
-    job = Job(**values)
+    job = Job.read(trained.job)
     run = Run(tmp_path / "run")
     shutil.copytree(
         trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model", "report*")

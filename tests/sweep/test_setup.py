@@ -8,7 +8,6 @@ import optuna
 import pytest
 
 from trainer.errors import JobError
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.sweep import setup
 from trainer.sweep.early_termination import BanditPolicy
@@ -26,7 +25,7 @@ def sweeping(**values: Any) -> Job:
         "search_space": SPACE,
         "limits": {"max_trials": 9},
     }
-    return jobs.make("job.yml", **{**given, **values})
+    return Job.of("job.yml", **{**given, **values})
 
 
 def proposals(job: Job, count: int = 6) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trainer.data.samples import SampleData, make
 from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
+from trainer.training import fit
 
 SMALL: dict[str, Any] = {
     "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
@@ -41,6 +43,13 @@ def job(digits: dict[Task, SampleData], task: Task, model: str, output: Path, **
         output=output,
         settings={"number_of_epochs": 2, "number_of_workers": 0, "seed": 7, **SMALL[model], **settings},
     )
+
+
+def resume(directory: Path, settings: Mapping[str, Any], *, callbacks: Any = (), **changes: Any) -> Run:
+    """Resume a run as trainer.resume does, but package no model."""
+    run = Run.open(directory)
+    job = Job.read(run.job, output=directory, settings=settings, **changes)
+    return fit.resume(run, job, callbacks=callbacks, packages=False)
 
 
 def rows(run: Run) -> list[dict[str, str]]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from tests.training.conftest import SMALL, job, rows
-from trainer import fit
 from trainer.data import datasets
 from trainer.data.datasets import RecordExamples
 from trainer.data.reading.jsonl import read
@@ -17,6 +16,7 @@ from trainer.data.samples import SampleData
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
 from trainer.tasks import Task
+from trainer.training.fit import fit
 from trainer.training.loading import Draw, SeededItems
 
 AS_VALIDATED = {"advanced_settings": {"apply_automl_train_augmentations": False}}

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.training.conftest import job, rows
-from trainer import fit
 from trainer.data.samples import SampleData
 from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training import devices
+from trainer.training.fit import fit
 from trainer.training.optimizers import build_optimizer
 
 

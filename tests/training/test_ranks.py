@@ -21,6 +21,7 @@ from trainer.data.samples import SampleData
 from trainer.errors import TrainingError
 from trainer.tasks import Task
 from trainer.training import ranks
+from trainer.training.fit import fit
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_ranks_that_are_left_behind_are_not_waited_for(
         assert torch.distributed.is_initialized()
         with pytest.raises(TrainingError, match=r"cannot train on 2 processes.*; do it in a new process"):
             trainer.fit(job(data, tmp_path / "2", processes=2, settings=VIT))
-        run = trainer.fit(job(data, tmp_path / "3", processes=1, settings=VIT), packages=False)
+        run = fit(job(data, tmp_path / "3", processes=1, settings=VIT), packages=False)
         assert run.read_result().best_epoch
     finally:
         torch.distributed.destroy_process_group()

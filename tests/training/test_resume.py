@@ -15,12 +15,13 @@ import torch
 from lightning import Callback, Trainer
 
 import trainer
-from tests.training.conftest import job, rows
+from tests.training.conftest import job, resume, rows
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, RunError
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.callbacks import StopAt
+from trainer.training.fit import fit
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # What draws random numbers in the training step, averages weights or counts epochs of its own.
@@ -178,10 +179,10 @@ def test_with_batches_of_another_size_the_learning_rate_keeps_its_course(
         return job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / name, **values)
 
     whole, resumed = Rates(), Rates()
-    trainer.fit(of("whole", 3), callbacks=[whole], packages=False)
+    fit(of("whole", 3), callbacks=[whole], packages=False)
     with pytest.raises(OSError, match="power"):
         trainer.fit(of("stopped", 8), callbacks=[Interrupt(2)])
-    trainer.resume(tmp_path / "stopped", {"training_batch_size": 3}, callbacks=[resumed], packages=False)
+    resume(tmp_path / "stopped", {"training_batch_size": 3}, callbacks=[resumed])
     assert len(resumed.rates) == len(whole.rates) / 2
     for place, rates in resumed.rates.items():
         assert rates == pytest.approx(whole.rates[place])
@@ -201,8 +202,8 @@ def test_the_optimizers_settings_may_change(
     kind = {"sgd": {"momentum": 0.5, "nesterov": False}, "adamw": {"beta1": 0.5, "beta2": 0.6}}[optimizer]
     before, after = Rates(), Rates()
     fresh = job(digits, Task.CLASSIFICATION, model, tmp_path / "fresh", **{**begun, **changes, **kind})
-    trainer.fit(fresh, callbacks=[before], packages=False)
-    trainer.resume(tmp_path / "run", {**changes, **kind}, callbacks=[after], packages=False)
+    fit(fresh, callbacks=[before], packages=False)
+    resume(tmp_path / "run", {**changes, **kind}, callbacks=[after])
     for one, other in zip(before.groups, after.groups, strict=True):
         assert {k: v for k, v in other.items() if k != "params"} == {
             k: v for k, v in one.items() if k != "params"

@@ -27,15 +27,15 @@ from mlflow.entities import Run as MlflowRun
 import trainer
 from tests.mlflow_server import mlflow_server
 from tests.training.conftest import job as make_job
-from tests.training.conftest import rows
+from tests.training.conftest import resume, rows
 from trainer import cli
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, TrackingError
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training import tracking
+from trainer.training.fit import fit
 from trainer.training.mlflow_store import Store
 
 MODEL = "timm/test_resnet"
@@ -75,7 +75,7 @@ def job(
 
 
 def train(job: Job, *callbacks: Callback, packages: bool = False, **more: Any) -> Run:
-    return trainer.fit(job, callbacks=callbacks, packages=packages, **more)
+    return fit(job, callbacks=callbacks, packages=packages, **more)
 
 
 def found(run: Path, uri: str | None = None) -> tuple[MlflowClient, MlflowRun]:
@@ -245,9 +245,7 @@ def test_a_failed_run_says_why_and_goes_on_as_the_same_run(job: Callable[..., Jo
     assert stopped.data.tags["failure"] == "OSError: the power failed"
     assert set(steps(client, stopped, "train_loss")) == {1}
 
-    run = trainer.resume(
-        tmp_path / "runs" / "one", {"number_of_epochs": 4, "early_stopping": False}, packages=False
-    )
+    run = resume(tmp_path / "runs" / "one", {"number_of_epochs": 4, "early_stopping": False})
     client, tracked = found(run.directory)
     assert tracked.info.run_id == stopped.info.run_id
     assert tracked.info.status == "FINISHED"
@@ -271,7 +269,7 @@ def test_none_tracks_nothing_and_a_later_start_tells_all(job: Callable[..., Job]
     assert "tracking" not in run.log.read_text("utf-8")
     # job.yaml says none as well; a flag is over it
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
-    trainer.resume(run.directory, {"number_of_epochs": 3}, packages=False, tracking_uri=uri)
+    resume(run.directory, {"number_of_epochs": 3}, tracking_uri=uri)
     client, tracked = found(run.directory)
     assert json.loads((run.directory / "mlflow.json").read_text("utf-8"))["tracking_uri"] == uri
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3}
@@ -421,7 +419,7 @@ def test_a_server_that_goes_away_costs_a_line_and_gets_the_rest_later(
     client, tracked = found(run.directory)
     assert tracked.info.status == "RUNNING"
     assert 6 not in steps(client, tracked, "train_loss")
-    trainer.resume(run.directory, {"number_of_epochs": 7}, packages=False)
+    resume(run.directory, {"number_of_epochs": 7})
     client, tracked = found(run.directory)
     assert tracked.info.status == "FINISHED"
     assert set(steps(client, tracked, "train_loss")) == {1, 2, 3, 4, 5, 6, 7}
@@ -468,7 +466,7 @@ def test_a_run_whose_database_was_deleted_is_told_anew(job: Callable[..., Job], 
     run = train(job("one"))
     _, before = found(run.directory)
     (tmp_path / "runs" / "mlflow.db").unlink()
-    trainer.resume(run.directory, {"number_of_epochs": 3}, packages=False)
+    resume(run.directory, {"number_of_epochs": 3})
     client, tracked = found(run.directory)
     assert tracked.info.run_id != before.info.run_id
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3}
@@ -548,8 +546,7 @@ def test_passwords_stay_out_of_files(job: Callable[..., Job], gate: Gate) -> Non
     assert tracked.info.status == "FINISHED"
     for path in run.directory.glob("*.*"):
         assert "secret" not in path.read_text("utf-8"), path
-    values, _ = trainer.job.file.read(run.job)
-    assert jobs.make("", **values).tracking_uri == gate.uri
+    assert Job.read(run.job).tracking_uri == gate.uri
 
 
 def test_a_job_file_names_the_store_beside_it(tmp_path: Path) -> None:
@@ -558,7 +555,7 @@ def test_a_job_file_names_the_store_beside_it(tmp_path: Path) -> None:
         "task: image_classification\ntraining_data: train\nlocal:\n  tracking_uri: sqlite:///runs/m.db\n"
     )
     path.write_text(content + "  register_model: digits\n", encoding="utf-8")
-    made = jobs.make(str(path), **trainer.job.file.read(path)[0])
+    made = Job.read(path)
     assert (made.tracking_uri, made.register_model) == (f"sqlite:///{tmp_path}/runs/m.db", "digits")
 
 

@@ -10,11 +10,10 @@ from trainer.automode.candidates import has_recipes, own_settings
 from trainer.automode.data_statistics import Facts, Machine
 from trainer.automode.image_sizes import MODESTY, Size, size
 from trainer.job.job import Job
-from trainer.job.sweep import canonical
 from trainer.models.card import FamilyCard, ModelEntry
 from trainer.models.defaults import resolve
 from trainer.models.weights.choice import NONE
-from trainer.settings import Settings
+from trainer.settings import Settings, canonical
 
 _FEWER = -0.2
 """Exponent of the epochs by images: ten times as many images get 0.63 times as many epochs."""

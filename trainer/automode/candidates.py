@@ -11,13 +11,12 @@ from pathlib import Path
 
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
-from trainer.job.sweep import canonical
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import FACTS
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
-from trainer.settings import Settings
+from trainer.settings import Settings, canonical
 from trainer.tasks import Task
 
 MANY_IMAGES = 1000

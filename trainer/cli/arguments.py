@@ -55,11 +55,14 @@ DATASTORE = ("the datastore", "--datastore", "NAME=DIR_OR_URL")
 DATA_ASSET = ("the data asset", "--data-asset", "NAME=PATH")
 
 
-def mapping(
-    pairs: list[str] | None, known: dict[str, str], words: tuple[str, str, str] = DATASTORE
-) -> dict[str, str]:
+def mapping(pairs: list[str] | None, words: tuple[str, str, str] = DATASTORE) -> dict[str, str]:
+    """NAME=VALUE pairs of a flag as a mapping.
+
+    Raises:
+        JobError: a text has another form.
+    """
     what, flag, form = words
-    mapping = dict(known)
+    mapping = {}
     for pair in pairs or ():
         name, separator, target = pair.partition("=")
         if not (name and separator and target):

@@ -46,7 +46,7 @@ def validate(
 
     kind = Task.parse(task)
     found = check(
-        kind, data, validation_data or (), images=images, datastores=mapping(datastore, {}), progress=images
+        kind, data, validation_data or (), images=images, datastores=mapping(datastore), progress=images
     )
     for problem in found.problems:
         print(problem)

@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 _SHOWN_TRIALS = 5
 
 
-def preview(job: Job, where: str = "", *, ignored: Sequence[str] = (), check_data: bool = False) -> str:
+def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
     """The resolved job, its search space and what its first trials would be.
 
     Args:
         where: the file that the job stands in, for errors.
-        ignored: keys of that file without meaning here, to be named.
         check_data: also read the data, as a training does, and count them.
 
     Raises:
         JobError: the job, its settings or its search space cannot be used.
         DataError: the data are checked and break the schema.
     """
-    remarks = [f"{where}: without meaning here: {', '.join(ignored)}"] if ignored else []
+    remarks = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
     content: dict[str, Any] = {}
     if not job.sweeps:
         job.resolve_settings(where)

@@ -83,7 +83,7 @@ def evaluate(
     from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
 
     options = Options(
-        datastores=mapping(datastore, {}),
+        datastores=mapping(datastore),
         iou_threshold=iou_threshold,
         slice_by=tuple(slice_by or ()),
         unknown_classes=unknown_classes,

@@ -25,6 +25,8 @@ from trainer.errors import JobError, Problem
 if TYPE_CHECKING:
     from trainer.runs import Run
 
+log = logging.getLogger("trainer")
+
 
 @app.command
 def fit(
@@ -130,17 +132,9 @@ def fit(
     check_data
         With --dry-run: also read the data and count them.
     """
-    from trainer.job import file as job_file
-    from trainer.job import job as jobs
-    from trainer.job import sweep as job_sweep
+    from trainer.job.job import Job, override
 
-    values: dict[str, Any] = {}
-    ignored: list[str] = []
-    if config is not None:
-        values, ignored = job_file.read(config)
-    limits = _limits(max_trials, max_concurrent_trials, timeout_minutes)
-    known_assets = values.get("data_assets", {})
-    given = {
+    given: dict[str, Any] = {
         "task": task,
         "training_data": tuple(data) if data else None,
         "validation_data": tuple(validation_data) if validation_data else None,
@@ -148,8 +142,8 @@ def fit(
         "model": model,
         "output": output,
         "weights": weights,
-        "datastores": mapping(datastore, values.get("datastores", {})) if datastore else None,
-        "data_assets": mapping(data_asset, known_assets, DATA_ASSET) if data_asset else None,
+        "datastores": mapping(datastore) if datastore else None,
+        "data_assets": mapping(data_asset, DATA_ASSET) if data_asset else None,
         "gpus": gpus if gpus in (None, "auto") else gpu_count(gpus),
         "processes": processes,
         "nodes": nodes,
@@ -157,18 +151,14 @@ def fit(
         "max_latency_ms": max_latency_ms,
         "storage": storage,
         "study": study,
-        "limits": {**values.get("limits", {}), **limits} if limits else None,
+        "limits": _limits(max_trials, max_concurrent_trials, timeout_minutes) or None,
         "skip_invalid": skip_invalid,
         "tracking_uri": tracking_uri,
         "register_model": register_model,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    values |= given
     flags = {flag.name: getattr(hyperparameters, flag.name, None) for flag in fields(Hyperparameters)}
     settings = {name: value for name, value in flags.items() if value is not None}
-    values["settings"] = jobs.override(values.get("settings", {}), settings)
-    if "search_space" in values:
-        values["search_space"] = job_sweep.override_space(values["search_space"], settings, model)
     if check_data and not dry_run:
         rule = "goes with --dry-run; a training always checks its data"
         raise JobError("the job cannot be run:", [Problem("--check-data", "", rule)])
@@ -176,23 +166,24 @@ def fit(
         rule = "cannot go with --resume; the run's job.yaml says what it trains"
         raise JobError("the job cannot be run:", [Problem("--dry-run", "", rule)])
     if resume is not None:
-        _go_on(resume, given, values["settings"])
+        own = Job.read(config).settings if config is not None else {}
+        _go_on(resume, given, override(own, settings))
         return
-    missing = [
-        flag for flag, name in (("--task", "task"), ("--data", "training_data")) if not values.get(name)
-    ]
-    if missing:
+    missing = [flag for flag, name in (("--task", "task"), ("--data", "training_data")) if name not in given]
+    if missing and config is None:
         rule = "must be given, as a flag or by --config"
         raise JobError("the job cannot be run:", [Problem(flag, "", rule) for flag in missing])
     where = str(config or "")
-    job = jobs.make(where, **values)
+    job = (
+        Job.of(settings=settings, **given) if config is None else Job.read(config, settings=settings, **given)
+    )
     if dry_run:
         from trainer.cli.dry_run import preview
 
-        print(preview(job, where, ignored=ignored, check_data=check_data), end="")
+        print(preview(job, where, check_data=check_data), end="")
         return
-    if ignored:
-        logging.getLogger("trainer").info("%s: without meaning here: %s", config, ", ".join(ignored))
+    if job.ignored_keys:
+        log.info("%s: without effect here: %s", config, ", ".join(job.ignored_keys))
     from_file = config is not None and not settings
     if not job.sweeps:
         job.resolve_settings(where if from_file else "")  # before the slow imports

@@ -10,15 +10,13 @@ from typing import Any
 import yaml
 
 from trainer.errors import JobError, Problem
-from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SETTINGS, SWEEP, nearest, to_yaml_form
-from trainer.job.job import RUN_ID
+from trainer.job.fields import LocalOptions
+from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
 from trainer.job.places import anchored, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
+from trainer.settings import NAMES, RUN_ID
 
-_LOCAL_KEYS = (
-    *("weights", "gpus", "processes", "datastores", "data_assets", "skip_invalid"),
-    *("objective", "max_latency_ms", "storage", "study", "tracking_uri", "register_model"),
-)
+_LOCAL_KEYS = tuple(LocalOptions.model_fields)
 _DATA_KEYS = ("path", "type", "mode")
 _CLOUD_DATA_KEYS = ("mode", "description", "datastore")
 _DATA_TYPES = ("mltable", "uri_file", "uri_folder")
@@ -101,7 +99,7 @@ def _pipeline(where: str, content: Mapping[Any, Any]) -> Problem:
 def _unknown(where: str, form: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for key in form:
-        if key in SETTINGS or key == MODEL_NAME:
+        if key in NAMES or key == MODEL_NAME:
             hint = "put it under training_parameters"
             problems.append(Problem(where, key, "is a training parameter", hint=hint))
         elif key not in KEYS and key not in CLOUD_KEYS:
@@ -129,8 +127,7 @@ def _strange(where: str, inside: str, section: Mapping[Any, Any], known: tuple[s
     strange = [str(key) for key in section if key not in known]
     listed = f"there are {', '.join(known)}"
     return [
-        Problem(where, f"{inside}.{key}", "no such key", hint=nearest(key, known) or listed)
-        for key in strange
+        Problem(where, f"{inside}.{key}", "no such key", hint=nearest(key, known, listed)) for key in strange
     ]
 
 

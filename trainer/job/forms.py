@@ -12,15 +12,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from trainer import settings as hyperparameters
-from trainer.errors import Problem
-from trainer.job.sweep import MODEL_NAME
-from trainer.settings import Settings
-
-SETTINGS = frozenset(
-    name for field in Settings.model_fields for name in (field, *hyperparameters.aliases_of(field))
-)
-"""Every name of every setting."""
+from trainer.errors import Problem, did_you_mean
+from trainer.job.fields import AzureOptions, LocalOptions
+from trainer.job.sweep import MODEL_NAME, Limits, SamplingAlgorithm, Sweep
+from trainer.settings import NAMES
 
 CLOUD_KEYS = frozenset(
     {
@@ -33,16 +28,12 @@ CLOUD_KEYS = frozenset(
 )
 """Keys of Azure job files that mean nothing on one's own machines."""
 
-KEYS = frozenset(
-    {
-        *("$schema", "type", "task", "name", "display_name", "primary_metric", "properties", "local"),
-        *("training_data", "validation_data", "validation_data_size", "training_parameters"),
-        *("limits", "sweep", "search_space", "experiment_name"),
-    }
-)
-LIMITS = ("timeout_minutes", "max_trials", "max_concurrent_trials")
-SWEEP = ("sampling_algorithm", "early_termination")
-SAMPLING = ("type", "seed", "rule", "logbase")
+KEYS = (AzureOptions.model_fields.keys() - LocalOptions.model_fields.keys()) | {
+    *("$schema", "type", "display_name", "properties", "training_parameters", "local")
+}
+LIMITS = tuple(Limits.model_fields)
+SWEEP = tuple(Sweep.model_fields)
+SAMPLING = tuple(SamplingAlgorithm.model_fields)
 
 _V1 = {
     "hyperparameter_sampling": "",
@@ -91,7 +82,7 @@ def to_yaml_form(content: Mapping[Any, Any], where: str) -> tuple[dict[str, Any]
         elif isinstance(entries, Mapping):
             form[key] = _data(entries, where, key, problems)
     if isinstance(form.get("training_parameters"), Mapping):
-        names = SETTINGS | {MODEL_NAME}
+        names = NAMES.keys() | {MODEL_NAME}
         parameters = form["training_parameters"]
         form["training_parameters"] = _renamed(parameters, names, {}, where, "training_parameters", problems)
     _fold_sweep(form, where, problems)
@@ -163,7 +154,7 @@ def _fold_v1(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
     found = {key: form.pop(key) for key in _V1 if key in form}
     if not found:
         return
-    for name in [key for key in form if key in SETTINGS or key == MODEL_NAME]:  # its keyword arguments
+    for name in [key for key in form if key in NAMES or key == MODEL_NAME]:  # its keyword arguments
         _put(form, "training_parameters", name, form.pop(name), where, name, problems)
     for key, value in found.items():
         if value is None:
@@ -307,7 +298,9 @@ def _spaces(spaces: Any, where: str, problems: list[Problem]) -> Any:
         nested = _maps_of_choice(space.get("model"))
         rest = {key: value for key, value in space.items() if key != "model" or not nested}
         for own in nested or ({},):
-            together = _renamed({**rest, **own}, SETTINGS | {MODEL_NAME}, {}, where, "search_space", problems)
+            together = _renamed(
+                {**rest, **own}, NAMES.keys() | {MODEL_NAME}, {}, where, "search_space", problems
+            )
             flat.append({name: _expression(expression) for name, expression in together.items()})
     return flat
 
@@ -345,9 +338,6 @@ def _put(
     into[key] = value
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
-    """A hint with the known key that a wrong one is most like; "" if none is near."""
-    import difflib
-
-    near = difflib.get_close_matches(snake_case(key), list(known), n=1)
-    return f"did you mean {near[0]}?" if near else ""
+def nearest(key: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint with the known key closest to a wrong one."""
+    return did_you_mean(snake_case(key), known, otherwise=otherwise, most=1, cutoff=0.6)

@@ -1,157 +1,85 @@
-"""A job: what to train on what, made from flags, a job file's values (`trainer.job.file`) or in Python."""
+"""A job: what to train on what, read from a job file or made in Python."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
-from trainer.errors import JobError, Problem
-from trainer.job.places import anchored, data_entry, places_of, tracking_place, without_password
-from trainer.job.sweep import MODEL_NAME, Limits, Sweep, canonical
+from trainer.errors import JobError, Problem, problem_of
+from trainer.fields import Parsed, option
+from trainer.job import file as job_file
+from trainer.job.fields import AzureOptions, SweepOptions
+from trainer.job.places import anchored, data_entry, without_password
+from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
-from trainer.settings import Settings
-from trainer.tasks import Task
-
-RUN_ID = "checkpoint_run_id"
-_OF_SWEEPS = ("objective", "max_latency_ms", "storage", "study")
+from trainer.settings import RUN_ID, Settings, canonical
 
 
-class Job(BaseModel):
-    """One training, or a sweep of several, as asked for.
+class Job(AzureOptions):
+    """A request for a training run or for a sweep of several trials.
 
-    Attributes:
-        task: a Task, or its name as commands or job files spell it.
-        data_assets: where registered data lie, by NAME or NAME:VERSION.
-        training_data: JSONL files and MLTable folders, local or by URL, or `azureml:NAME:VERSION`, which
-            becomes what data_assets says.
-        validation_data: likewise; empty: a part of the training data is split off.
-        validation_data_size: that part, in (0, 1).
-        model: a model's name; None: the task's default.
-        settings: hyperparameters that differ from the model's defaults, by any of their names.
-        limits: how many trials, how many at once, how long.
-        sweep: how the search space is searched; None: by random sampling, all trials to their end; in
-            AutoMode as docs/automode.md has it.
-        search_space: sub-spaces: parameter or "model_name" → expression, as job files write them;
-            trainer.sweep checks them. Without any, more than one trial means that the models and settings
-            to try are left to the sweep (AutoMode).
-        primary_metric: None: the task's default.
-        weights: "pretrained", "none", a directory of published files, a run's directory, a file, or MLflow's
-            address of a model; None: the setting checkpoint_run_id, TRAINER_WEIGHTS or the published ones.
-        gpus: how many to use, or "auto" for all; without a GPU, auto trains on the CPU.
-        processes: instead of GPUs, this many processes on the CPU.
-        objective: "latency" makes a sweep look for short answers, too, beside the primary metric.
-        max_latency_ms: the sweep's best model is the best of those that answer an image within this time.
-        storage: keeps a sweep's trials for several machines: a database's URL; None: a file of the run.
-        study: the sweep's name in the storage; None: that of the run's directory.
-        nodes: how many machines train one model together.
-        output: the run's directory, new or empty; None: a new one under runs/.
-        datastores: what `azureml://…/datastores/NAME/…` stands for, by NAME.
-        skip_invalid: go on without invalid lines instead of refusing.
-        experiment_name: MLflow's experiment; None: what its environment variables say, or one for the task.
-        tracking_uri: the MLflow server or database in which the run is tracked, or "none"; None: what
-            MLFLOW_TRACKING_URI says, or a database beside the run's directory.
-        register_model: the name under which MLflow's registry gets the packaged model.
+    `Job.read` reads a job file. The constructor takes the fields by name, `Job.model_fields` describes them:
+
+        Job(task="object-detection", training_data="train.jsonl", settings={"number_of_epochs": 30})
+
+    It raises pydantic's ValidationError, a ValueError, for wrong values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str | None = option(
+        None, "Name from `trainer models`. [default: the task's default model]", "Model"
+    )
+    settings: dict[str, Any] = option({}, "Hyperparameters that differ from the defaults.", "Model")
+    nodes: int = option(
+        1,
+        "Number of machines that train one model together, each with this many GPUs or processes. torchrun "
+        "and srun set it; docs/many-machines.md shows how.",
+        "Hardware",
+        gt=0,
+    )
+    output: Parsed[Path | None, str | Path | None] = option(
+        None, "Directory of the run, new or empty. [default: a new one under runs/]", "Output"
+    )
+    ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
-    task: Task
-    data_assets: dict[str, str] = Field(default_factory=dict)
-    training_data: tuple[str, ...] = Field(min_length=1)
-    validation_data: tuple[str, ...] = ()
-    validation_data_size: float = Field(0.2, gt=0, lt=1)
-    model: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    limits: Limits = Limits()
-    sweep: Sweep | None = None
-    search_space: tuple[dict[str, Any], ...] = ()
-    primary_metric: str | None = None
-    weights: str | None = None
-    gpus: int | Literal["auto"] = "auto"
-    processes: int | None = Field(None, gt=0)
-    objective: Literal["latency"] | None = None
-    max_latency_ms: float | None = Field(None, gt=0)
-    storage: str | None = Field(None, min_length=1)
-    study: str | None = Field(None, min_length=1)
-    nodes: int = Field(1, gt=0)
-    output: Path | None = None
-    datastores: dict[str, str] = Field(default_factory=dict)
-    skip_invalid: bool = False
-    name: str | None = None
-    experiment_name: str | None = Field(None, min_length=1, max_length=500)
-    tracking_uri: str | None = Field(None, min_length=1)
-    register_model: str | None = None
-
-    @field_validator("task", mode="before")
     @classmethod
-    def _task(cls, value: Any) -> Any:
-        if isinstance(value, Task) or not isinstance(value, str):
-            return value
+    def read(cls, path: Path, *, where: str = "", **changes: Any) -> Job:
+        """Read a job file of Azure's command line, Python SDK, REST interface or SDK v1, or of a run.
+
+        Args:
+            where: origin to name in error messages instead of the path.
+            changes: fields that replace the file's. Of `settings`, `limits`, `datastores` and `data_assets`
+                each entry replaces its own. Settings and a model given here also fix what the file's search
+                space would vary.
+
+        Raises:
+            JobError: the file cannot be read, or all problems of its keys or values.
+        """
+        values, ignored_keys = job_file.read(path)
+        return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
+
+    @classmethod
+    def of(cls, where: str = "", **values: Any) -> Job:
+        """Make a job from a user's values.
+
+        Args:
+            where: origin of the values to name in error messages, such as a file.
+
+        Raises:
+            JobError: all problems of the values.
+        """
         try:
-            return Task.parse(value)
-        except JobError as error:  # as a ValueError it is reported together with what else is wrong
-            raise ValueError(f"{error.problems[0].rule}, got {value!r}") from error
-
-    @field_validator("training_data", "validation_data", mode="before")
-    @classmethod
-    def _several(cls, value: Any) -> Any:
-        return (str(value),) if isinstance(value, (str, Path)) else value
-
-    @field_validator("training_data", "validation_data")
-    @classmethod
-    def _registered(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        assets = info.data.get("data_assets")
-        return paths if assets is None else places_of(paths, assets)
-
-    @field_validator("search_space", mode="before")
-    @classmethod
-    def _sub_spaces(cls, value: Any) -> Any:
-        spaces = [value] if isinstance(value, Mapping) else value or ()
-        if not isinstance(spaces, Sequence) or not all(isinstance(s, Mapping) and s for s in spaces):
-            raise ValueError("must be a map of parameters to expressions, or a list of such maps")
-        return tuple({str(name): expression for name, expression in space.items()} for space in spaces)
-
-    @field_validator("primary_metric", mode="before")
-    @classmethod
-    def _snake_case(cls, value: Any) -> Any:
-        """The REST form writes MeanAveragePrecision."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower() if isinstance(value, str) else value
-
-    @field_validator("gpus")
-    @classmethod
-    def _count(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value}")
-        return value
-
-    @field_validator("tracking_uri", "storage")
-    @classmethod
-    def _tracking_place(cls, uri: str | None) -> str | None:
-        return None if uri is None else tracking_place(uri, Path.cwd())
-
-    @field_validator("register_model")
-    @classmethod
-    def _name_in_the_registry(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name is not None and (not name.strip(" .") or "/" in name or ":" in name):
-            raise ValueError(f"must be a name without / and :, got {name!r}")
-        if name is not None and info.data.get("tracking_uri") == NONE:
-            raise ValueError("needs MLflow, which tracking_uri none switches off")
-        return name
+            return cls(**values)
+        except ValidationError as error:
+            raise JobError(
+                "the job cannot be run:", [_problem(item, where) for item in error.errors()]
+            ) from error
 
     @model_validator(mode="after")
     def _metric_of_the_task(self) -> Job:
@@ -169,7 +97,7 @@ class Job(BaseModel):
     @model_validator(mode="after")
     def _sweeps_keys(self) -> Job:
         """What a single training would ignore is refused."""
-        given = [name for name in _OF_SWEEPS if getattr(self, name) is not None]
+        given = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
         if given and not self.sweeps:
             goes = "goes" if len(given) == 1 else "go"
             raise ValueError(f"{', '.join(given)} {goes} with a search_space or limits.max_trials over 1")
@@ -247,7 +175,7 @@ class Job(BaseModel):
             "limits": Limits(),
             "sweep": None,
             "search_space": (),
-            **dict.fromkeys((*_OF_SWEEPS, "register_model")),
+            **dict.fromkeys((*SweepOptions.model_fields, "register_model")),
         }
         return self.model_copy(update=changes)
 
@@ -289,7 +217,11 @@ class Job(BaseModel):
                 "skip_invalid": self.skip_invalid,
                 **({"tracking_uri": without_password(self.tracking_uri)} if self.tracking_uri else {}),
                 **({"register_model": self.register_model} if self.register_model else {}),
-                **{name: value for name in _OF_SWEEPS if (value := getattr(self, name)) is not None},
+                **{
+                    name: value
+                    for name in SweepOptions.model_fields
+                    if (value := getattr(self, name)) is not None
+                },
                 **({"storage": without_password(self.storage)} if self.storage else {}),
             },
         }
@@ -310,27 +242,28 @@ class Job(BaseModel):
         }
 
 
-def make(where: str, **values: Any) -> Job:
-    """A Job from values that a user gave; `where` names their origin in errors.
-
-    Raises:
-        JobError: everything that is wrong with them.
-    """
-    try:
-        return Job(**values)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            # A union's location ends with the kinds that were tried, a list's with an index.
-            parts = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
-            name = ".".join(map(str, parts))
-            message = item["msg"].removeprefix("Value error, ")
-            got = repr(item["input"]) if name and item["type"] not in ("value_error", "missing") else ""
-            hint = "it is a share of the training data such as 0.2" if name == "validation_data_size" else ""
-            problems.append(Problem(where, name, message[:1].lower() + message[1:], got, hint))
-        raise JobError("the job cannot be run:", problems) from error
+def _problem(item: Any, where: str) -> Problem:
+    # The location of a union ends with the kinds that were tried, that of a list with an index.
+    loc = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
+    problem = problem_of(item, where, ".".join(map(str, loc)))
+    hint = "it is a fraction of the training data such as 0.2" if loc == ("validation_data_size",) else ""
+    return replace(problem, hint=hint)
 
 
-def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A job file's settings with those of the flags in their place, whichever name the file used."""
-    return {name: value for name, value in values.items() if canonical(name) not in flags} | dict(flags)
+def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes in their place, whichever of its names a setting is given by."""
+    changed = {canonical(name) for name in changes}
+    return {name: value for name, value in settings.items() if canonical(name) not in changed} | dict(changes)
+
+
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A job file's values with changes in their place."""
+    merged = {**values, **changes}
+    for name in ("limits", "datastores", "data_assets"):
+        if changes.get(name) and values.get(name):
+            merged[name] = {**values[name], **dict(changes[name])}
+    settings = changes.get("settings") or {}
+    merged["settings"] = override(values.get("settings", {}), settings)
+    if "search_space" in values and "search_space" not in changes:
+        merged["search_space"] = override_space(values["search_space"], settings, changes.get("model"))
+    return merged

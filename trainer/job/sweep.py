@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from trainer import settings as hyperparameters
 from trainer.errors import JobError, Problem
-from trainer.settings import Settings
+from trainer.settings import canonical
 
 MODEL_NAME = "model_name"
 """The model's key among training parameters and in search spaces."""
@@ -122,14 +121,6 @@ def override_space(spaces: Any, flags: Mapping[str, Any], model: str | None) -> 
         rule = "must be a model of the search space"
         raise JobError("the job cannot be run:", [Problem("--model", "", rule, repr(model), hint)])
     return kept
-
-
-_NAMES = {alias: name for name in Settings.model_fields for alias in hyperparameters.aliases_of(name)}
-
-
-def canonical(name: str) -> str:
-    """A setting's present name for any of its names."""
-    return _NAMES.get(name, name)
 
 
 def _names_in(expression: Any) -> list[str]:

@@ -12,7 +12,7 @@ from trainer.errors import JobError, Problem, did_you_mean, problem_of
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.scoring import MASK_PARAMETERS
-from trainer.settings import AdvancedSettings, Settings, aliases_of, shown
+from trainer.settings import NAMES, AdvancedSettings, Settings, shown
 from trainer.tasks import Task
 
 
@@ -86,15 +86,14 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         JobError: unknown names, settings that do not apply to the model, values out of range; all at once.
     """
     entry = catalog.find(model, task)
-    names = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
     problems: list[Problem] = []
     chosen: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key, value in values.items():
         given = str(key)
-        name = names.get(given)
+        name = NAMES.get(given)
         if name is None:
-            hint = did_you_mean(given, names, otherwise="`trainer fit --help` lists all")
+            hint = did_you_mean(given, NAMES, otherwise="`trainer fit --help-all` lists all")
             problems.append(Problem(where, given, "no setting has this name", hint=hint))
         elif not takes(entry, name):
             rule = f"means nothing to {model}; it is a setting of {models_taking(name)}"

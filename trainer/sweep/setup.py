@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
-from trainer.job.sweep import MODEL_NAME, Sweep, canonical
+from trainer.job.sweep import MODEL_NAME, Sweep
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import takes
-from trainer.settings import Settings
+from trainer.settings import Settings, canonical
 from trainer.sweep.space import search_space as spaces
 from trainer.sweep.space.distributions import Choice
 from trainer.sweep.space.search_space import SearchSpace, SubSpace

@@ -21,8 +21,6 @@ from trainer.data.datasets import RecordExamples
 from trainer.data.fingerprint import fingerprint
 from trainer.data.training_data import load
 from trainer.errors import JobError, NoMemoryError, Problem, RunError
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.models import Family, Spec, create, specify
 from trainer.models.weights import loading as weights
@@ -97,15 +95,14 @@ def fit(
 
 
 def resume(
-    directory: Path,
-    changes: Mapping[str, Any] | None = None,
+    run: Run,
+    job: Job,
     *,
     progress: bool = False,
     callbacks: Sequence[Callback] = (),
     packages: bool = True,
     parent_run_id: str | None = None,
     parts: int = 1,
-    **others: Any,
 ) -> Run:
     """Go on with a run that was stopped, or train a finished one for more epochs.
 
@@ -114,20 +111,15 @@ def resume(
     course over the new number.
 
     Args:
-        directory: the run's.
-        changes: settings that differ from the run's own, by name: number_of_epochs for more of them, or a
-            lower learning_rate.
-        others: what else of the Job differs: gpus, processes, nodes, limits.
+        run: to resume; its directory is the job's output.
+        job: the run's own, perhaps with other settings, devices or limits: number_of_epochs for more epochs,
+            or a lower learning_rate.
 
     Raises:
-        RunError: there is no run, it is being trained at present, or it has finished all of its epochs.
+        RunError: the run is being trained at present, or it has finished all of its epochs.
         JobError: also a change of what its checkpoint's state is made for, such as the optimizer.
         Others as `fit`.
     """
-    run = Run.open(directory)
-    values, _ = job_file.read(run.job)
-    values["settings"] = jobs.override(values.get("settings", {}), changes or {})
-    job = jobs.make(str(run.job), **{**values, **others, "output": directory})
     return _Fitting(job, progress, callbacks, packages, parent_run_id=parent_run_id, parts=parts).run(run)
 
 
@@ -414,8 +406,7 @@ def _refuse_other_state(run: Run, settings: Settings) -> None:
 
 
 def _settings_of(run: Run) -> Settings:
-    values, _ = job_file.read(run.job)
-    return jobs.make(str(run.job), **values).resolve_settings()
+    return Job.read(run.job).resolve_settings()
 
 
 def _read_checkpoint(run: Run) -> dict[str, Any] | None:

@@ -13,8 +13,6 @@ from trainer.data.fingerprint import fingerprint
 from trainer.data.training_data import Data, load
 from trainer.errors import RunError, TrainerError
 from trainer.evaluating import answer_file
-from trainer.job import file as job_file
-from trainer.job import job as jobs
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
 from trainer.metrics import masks
@@ -72,8 +70,7 @@ def remake(directories: Sequence[Path], output: Path | None = None) -> Path:
 
 
 def _remake(run: Run, output: Path | None) -> Path:
-    values, _ = job_file.read(run.job)
-    job = jobs.make(str(run.job), **values)
+    job = Job.read(run.job)
     if not run.predictions.exists():
         return run_report.write(run, output=output)
     remarks = _remarks(job.task)

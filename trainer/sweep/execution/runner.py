@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,9 +16,7 @@ import optuna
 from trainer.automode import plan as auto
 from trainer.automode.data_statistics import machine, measure
 from trainer.data.training_data import Data, load
-from trainer.errors import JobError, Problem, RunError
-from trainer.job import file as job_file
-from trainer.job import job as jobs
+from trainer.errors import RunError
 from trainer.job.job import Job
 from trainer.runs import Result, Run
 from trainer.sweep.execution import study_setup as studies
@@ -79,30 +76,19 @@ def sweep(job: Job, *, progress: bool = False) -> Run:
         )
 
 
-def resume(
-    directory: Path, settings: Mapping[str, Any] | None = None, *, progress: bool = False, **changes: Any
-) -> Run:
-    """Go on with a sweep that was stopped, or extend one by more trials.
+def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
+    """Resume a sweep that was stopped, or extend one by more trials.
 
-    Trials that were running go on from their last checkpoints.
+    Trials that were running resume from their last checkpoints.
 
     Args:
-        settings: must be empty: the trials that have ended were trained with those of the job.
-        changes: what differs of the Job: limits, gpus, processes.
+        run: of the sweep.
+        job: the run's own, perhaps with other limits or devices.
 
     Raises:
-        JobError: settings are given.
-        RunError: there is no sweep in the directory, it runs at present, or all of its trials have ended.
+        RunError: the sweep is running, or all of its trials have ended.
         Others as `sweep`.
     """
-    if settings:
-        rule = "cannot change when a sweep goes on: its trials would not be comparable"
-        raise JobError("the sweep cannot go on:", [Problem("", name, rule) for name in settings])
-    run = Run.open(directory)
-    values, _ = job_file.read(run.job)
-    if "limits" in changes:
-        changes["limits"] = {**values.get("limits", {}), **changes["limits"]}
-    job = jobs.make(str(run.job), **{**values, **changes, "output": directory})
     setup = make(job, str(run.job))
     storage = studies.storage_of(job, run)
     with run.lock(), logging_to(run.log):
@@ -115,10 +101,10 @@ def resume(
                 if ended < job.limits.max_trials
                 else f"--max-trials over {ended} adds more"
             )
-            raise RunError(f"{directory}: all of its {ended} trials have ended; {rule}")
+            raise RunError(f"{run.directory}: all of its {ended} trials have ended; {rule}")
         data = _load(job, None, progress)
         run.write_job(job.to_yaml())
-        auto.enqueue(study.study, setup.space, directory, job.limits.max_trials)
+        auto.enqueue(study.study, setup.space, run.directory, job.limits.max_trials)
         log.info("going on with %d trials of %d", ended, job.limits.max_trials)
         room = places(job, job.limits.max_concurrent_trials)
         return _Sweep(job, setup, data, run, study, storage).run(room, progress)
@@ -147,8 +133,7 @@ def work(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / f"{name}.yaml"
         file.write_text(attributes[studies.JOB], encoding="utf-8")
-        values, _ = job_file.read(file)
-    job = jobs.make(f"the job of study {name}", **{**values, "gpus": gpus})
+        job = Job.read(file, where=f"the job of study {name}", gpus=gpus)
     setup = make(job)
     _load(job, None, progress=False)  # on a machine that does not see them every trial would fail
     study = optuna.load_study(

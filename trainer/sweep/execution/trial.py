@@ -84,15 +84,13 @@ def _is_first_rank() -> bool:
 
 
 def _train(order: Order) -> dict[str, Any]:
-    from trainer.job import file as job_file
-    from trainer.job import job as jobs
+    from trainer.job.job import Job
     from trainer.sweep.execution.storage import PATIENCE_SECONDS
     from trainer.sweep.execution.trial_reporting import ReportToStudy
     from trainer.training.callbacks import StopAt
     from trainer.training.fit import fit, resume
 
-    values, _ = job_file.read(order.job)
-    job = jobs.make(str(order.job), **values, output=order.directory)
+    job = Job.read(order.job, output=order.directory)
     callbacks: list[Any] = [report := ReportToStudy(order, job.metric)]
     if order.deadline is not None:
         callbacks.append(StopAt(time.monotonic() + order.deadline - time.time()))
@@ -109,7 +107,9 @@ def _train(order: Order) -> dict[str, Any]:
             with run.lock(2 * PATIENCE_SECONDS):
                 pass
         if not run.result.exists():
-            run = resume(order.directory, **options, **_devices(values))
+            # The trial's devices may differ from those of its earlier attempt.
+            devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes}
+            run = resume(run, Job.read(run.job, output=order.directory, **devices), **options)
     else:
         run = fit(job, **options)
     result = run.read_result()
@@ -123,11 +123,6 @@ def _train(order: Order) -> dict[str, Any]:
 
         outcome["values"].append(median_latency(run, "cpu" if job.processes or job.gpus == 0 else None))
     return outcome
-
-
-def _devices(values: dict[str, Any]) -> dict[str, Any]:
-    """The place may be another than that of the earlier attempt."""
-    return {name: values[name] for name in ("gpus", "processes") if name in values}
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,212 @@
+"""The fields of a job that job files name: their types, help texts and checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from trainer.errors import JobError
+from trainer.fields import Parsed, option
+from trainer.job.places import places_of, tracking_place
+from trainer.job.sweep import Limits, Sweep
+from trainer.models.weights.choice import NONE
+from trainer.tasks import Task
+
+
+class SweepOptions(BaseModel):
+    """What only a sweep uses, of the options that Azure's job files have no keys for."""
+
+    objective: Literal["latency"] | None = option(
+        None,
+        "latency: optimise short answers along with the primary metric. The table of trials marks those that "
+        "no other trial beats in both.",
+        "Sweep",
+    )
+    max_latency_ms: float | None = option(
+        None,
+        "Choose the best model among those that answer one image within this many milliseconds on this "
+        "machine.",
+        "Sweep",
+        gt=0,
+    )
+    storage: str | None = option(
+        None,
+        "Database in which several machines share the trials: postgresql://USER:PASSWORD@HOST/NAME. "
+        "[default: a file in the run's directory]",
+        "Sweep",
+        min_length=1,
+    )
+    study: str | None = option(
+        None,
+        "Name of the sweep in the storage; `trainer worker` joins by it. [default: derived from the run's "
+        "directory]",
+        "Sweep",
+        min_length=1,
+    )
+
+
+class LocalOptions(SweepOptions):
+    """The section `local` of a job file: what Azure's forms have no keys for."""
+
+    weights: str | None = option(
+        None,
+        "Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an "
+        "earlier run's directory, or runs:/ID/model in MLflow. The environment variable TRAINER_WEIGHTS sets "
+        "the default. [default: pretrained]",
+        "Model",
+    )
+    gpus: int | Literal["auto"] = option(
+        "auto", "Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none.", "Hardware"
+    )
+    processes: int | None = option(
+        None, "Train in this many processes on the CPU instead of on GPUs.", "Hardware", gt=0
+    )
+    datastores: dict[str, str] = option(
+        {}, "Directory or URL that azureml://…/datastores/NAME/… refers to.", "Data", flag="--datastore"
+    )
+    data_assets: dict[str, str] = option(
+        {},
+        "Path of the data that a job file calls azureml:NAME:VERSION. NAME:VERSION=PATH sets the path of one "
+        "version only.",
+        "Data",
+        flag="--data-asset",
+    )
+    skip_invalid: bool = option(
+        False,
+        "Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons.",
+        "Data",
+    )
+    tracking_uri: str | None = option(
+        None,
+        "MLflow server or database that records the run, or none. The environment variable "
+        "MLFLOW_TRACKING_URI sets the default. [default: mlflow.db next to the run's directory]",
+        "Output",
+        min_length=1,
+    )
+    register_model: str | None = option(
+        None, "Register the packaged model in MLflow under this name.", "Output"
+    )
+
+    @field_validator("gpus", mode="wrap")
+    @classmethod
+    def _count_or_auto(cls, value: Any, validate: Any) -> Any:
+        """Report one problem instead of one for each kind of value."""
+        try:
+            count = validate(value)
+        except ValidationError as error:
+            raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value!r}") from error
+        if count != "auto" and count < 0:
+            raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value}")
+        return count
+
+    @field_validator("tracking_uri", "storage")
+    @classmethod
+    def _absolute(cls, uri: str | None) -> str | None:
+        return None if uri is None else tracking_place(uri, Path.cwd())
+
+    @field_validator("register_model")
+    @classmethod
+    def _name_in_the_registry(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None and (not name.strip(" .") or "/" in name or ":" in name):
+            raise ValueError(f"must be a name without / and :, got {name!r}")
+        if name is not None and info.data.get("tracking_uri") == NONE:
+            raise ValueError("needs MLflow, which tracking_uri none switches off")
+        return name
+
+
+class AzureOptions(LocalOptions):
+    """The fields that a job file has under the same keys, next to its section `local`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Parsed[Task, Task | str] = Field(
+        description="What to train for.", json_schema_extra={"group": "Data"}
+    )
+    training_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = Field(
+        min_length=1,
+        description="Training data: a .jsonl file or an MLTable folder, local or by URL. May be repeated.",
+        json_schema_extra={"group": "Data", "flag": "--data"},
+    )
+    validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = option(
+        (),
+        "Validation data. Without it, a stratified part of the training data is held out. May be repeated.",
+        "Data",
+    )
+    validation_data_size: float = option(
+        0.2, "Fraction of the training data to hold out, in (0, 1).", "Data", gt=0, lt=1
+    )
+    primary_metric: str | None = option(
+        None,
+        "Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]",
+        "Model",
+    )
+    limits: Parsed[Limits, Limits | Mapping[str, int | None]] = option(
+        Limits(), "Limits of trials and time.", "Sweep"
+    )
+    sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = option(
+        None,
+        "How to search the search space. Without it, trials are sampled at random and none ends early; in "
+        "AutoMode docs/automode.md describes the search.",
+        "Sweep",
+    )
+    search_space: Parsed[tuple[dict[str, Any], ...], Mapping[str, Any] | Sequence[Mapping[str, Any]]] = (
+        option(
+            (),
+            "Sub-spaces: parameter or model_name to expression, as job files write them. Without any, a job "
+            "of more than one trial leaves models and settings to the trainer (AutoMode).",
+            "Sweep",
+        )
+    )
+    name: str | None = option(None, "Name of the run, part of its default directory.", "Output")
+    experiment_name: str | None = option(
+        None,
+        "MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME or one for the task]",
+        "Output",
+        min_length=1,
+        max_length=500,
+    )
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _task(cls, value: Any) -> Any:
+        if isinstance(value, Task) or not isinstance(value, str):
+            return value
+        try:
+            return Task.parse(value)
+        except JobError as error:  # a ValueError is reported together with the other problems
+            raise ValueError(f"{error.problems[0].rule}, got {value!r}") from error
+
+    @field_validator("training_data", "validation_data", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        if isinstance(value, (str, Path)):
+            return (str(value),)
+        return (
+            [str(item) if isinstance(item, Path) else item for item in value]
+            if isinstance(value, Sequence)
+            else value
+        )
+
+    @field_validator("training_data", "validation_data")
+    @classmethod
+    def _found_assets(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        assets = info.data.get("data_assets")
+        return paths if assets is None else places_of(paths, assets)
+
+    @field_validator("search_space", mode="before")
+    @classmethod
+    def _sub_spaces(cls, value: Any) -> Any:
+        spaces = [value] if isinstance(value, Mapping) else value or ()
+        if not isinstance(spaces, Sequence) or not all(isinstance(s, Mapping) and s for s in spaces):
+            raise ValueError("must be a map of parameters to expressions, or a list of such maps")
+        return tuple({str(name): expression for name, expression in space.items()} for space in spaces)
+
+    @field_validator("primary_metric", mode="before")
+    @classmethod
+    def _snake_case(cls, value: Any) -> Any:
+        """Read the REST form's MeanAveragePrecision."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower() if isinstance(value, str) else value
