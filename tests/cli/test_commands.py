@@ -532,8 +532,8 @@ def test_sample_data_never_overwrite(digits: Path) -> None:
     assert (digits / "train.jsonl").read_bytes() == before
 
 
-def test_datastore_pairs_add_to_those_that_are_known() -> None:
-    assert mapping(["b=x=y", "c=z"], {"a": "1", "b": "2"}) == {"a": "1", "b": "x=y", "c": "z"}
-    assert mapping(None, {"a": "1"}) == {"a": "1"}
+def test_datastore_pairs_become_a_mapping() -> None:
+    assert mapping(["b=x=y", "c=z"]) == {"b": "x=y", "c": "z"}
+    assert mapping(None) == {}
     with pytest.raises(JobError, match="must be NAME=DIR_OR_URL, got c"):
-        mapping(["b=x", "c"], {})
+        mapping(["b=x", "c"])

@@ -66,7 +66,7 @@ def test_job_space_and_first_trials_are_printed_as_yaml(
     path = write(tmp_path)
     content, printed = dry_run(capsys, "--config", path)
     assert list(content) == ["job", "search_space", "trials"]
-    assert printed.startswith(f"# {path}: without meaning here: compute\n")
+    assert printed.startswith(f"# {path}: without effect here: compute\n")
     assert "without a seed" not in printed
     assert "&id" not in printed
     # The job as a file that runs again.
