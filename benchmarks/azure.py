@@ -45,7 +45,7 @@ from trainer.data.reading.jsonl import read
 from trainer.data.reading.urls import local_path
 from trainer.errors import TrainerError
 from trainer.job.job import Job
-from trainer.report.sections.sweep_trials import TRIALS_FILE, read_trials
+from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Run
 
 BEST_CHILD_TAG = "automl_best_child_run_id"

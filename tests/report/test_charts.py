@@ -8,11 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
+from trainer.report.charts.bar_chart import bar_chart, histogram
 from trainer.report.charts.chart import Chart
-from trainer.report.charts.heat_map import heat_map, parallel
-from trainer.report.charts.line_chart import Point, Series, bars, histogram, lines, scatter
-from trainer.report.charts.scale import Scale, seconds_shown, shown, tick_shown, wants_log
-from trainer.report.markup import Table, element, escape
+from trainer.report.charts.heat_map import heat_map
+from trainer.report.charts.line_chart import Series, line_chart
+from trainer.report.charts.parallel_coordinates import parallel_coordinates
+from trainer.report.charts.scale import Scale, needs_log
+from trainer.report.charts.scatter_chart import Point, scatter_chart
+from trainer.report.markup import Html, element
+from trainer.report.number_format import format_duration, format_tick, format_value
+from trainer.report.tables import Table
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = '</svg><script>alert("1")</script>&\x00'
@@ -29,13 +34,13 @@ def words(chart: Chart) -> str:
 
 def test_every_chart_has_a_title_a_description_and_its_numbers() -> None:
     charts = [
-        lines("a", "Loss", [Series("training", [1, 2], [0.5, 0.25])], x_label="epoch", best=2),
+        line_chart("a", "Loss", [Series("training", [1, 2], [0.5, 0.25])], x_label="epoch", best=2),
         histogram("b", "Sizes", [1.0, 2.0, 2.5], x_label="pixels", y_label="images"),
-        bars("c", "Classes", ["dog"], [("images", [3])], label_heading="class"),
-        scatter("d", "Trials", [Point(1, 2, "trial 1", True)], x_label="ms", y_label="accuracy"),
+        bar_chart("c", "Classes", ["dog"], [("images", [3])], label_heading="class"),
+        scatter_chart("d", "Trials", [Point(1, 2, "trial 1", True)], x_label="ms", y_label="accuracy"),
         heat_map("e", "Matrix", ["a", "b"], ["a", "b"], [[3, 1], [0, 2]], row_heading="true",
                  column_heading="as"),
-        parallel("f", "Parallel", ["lr", "model", "accuracy"],
+        parallel_coordinates("f", "Parallel", ["lr", "model", "accuracy"],
                  [{"lr": 0.1, "model": "x", "accuracy": 0.5}] * 2,
                  labels=["trial 0", "trial 1"], best=1),
     ]  # fmt: skip
@@ -52,7 +57,7 @@ def test_every_chart_has_a_title_a_description_and_its_numbers() -> None:
 
 
 def test_lines_tell_their_course_and_mark_the_best_epoch() -> None:
-    chart = lines(
+    chart = line_chart(
         "a", "Loss", [Series("training", [1, 2, 3], [0.5, math.nan, 0.25])], x_label="epoch", best=3
     )
     assert "training: 0.5000 at epoch 1, 0.2500 at 3" in chart.description
@@ -64,7 +69,7 @@ def test_lines_tell_their_course_and_mark_the_best_epoch() -> None:
 
 
 def test_a_higher_value_is_drawn_higher() -> None:
-    chart = lines("a", "x", [Series("s", [1, 2], [0.2, 0.8])], x_label="epoch", y_scale=Scale(0, 1))
+    chart = line_chart("a", "x", [Series("s", [1, 2], [0.2, 0.8])], x_label="epoch", y_scale=Scale(0, 1))
     low, high = (float(each.get("cy") or 0) for each in parsed(chart).iter(f"{SVG}circle"))
     assert high < low
     assert (low - high) / 0.6 == pytest.approx(210, abs=0.5)  # the plot's height
@@ -72,7 +77,7 @@ def test_a_higher_value_is_drawn_higher() -> None:
 
 def test_a_line_of_many_points_stays_small() -> None:
     count = 200_000
-    chart = lines("a", "x", [Series("s", range(count), [i / count for i in range(count)])], x_label="x")
+    chart = line_chart("a", "x", [Series("s", range(count), [i / count for i in range(count)])], x_label="x")
     assert len(chart.file()) < 60_000
     assert chart.table is not None
     assert len(chart.table.rows) == 100
@@ -80,19 +85,19 @@ def test_a_line_of_many_points_stays_small() -> None:
 
 
 def test_bars_are_as_long_as_their_values_and_the_rest_is_told() -> None:
-    chart = bars(
+    chart = bar_chart(
         "a", "x", [f"class {n}" for n in range(40)], [("images", list(range(40, 0, -1)))], label_heading="c"
     )
     widths = [float(each.get("width") or 0) for each in parsed(chart).iter(f"{SVG}rect")]
     assert len(widths) == 30
     assert widths[0] / widths[20] == pytest.approx(40 / 20, rel=0.01)
-    assert "10 more are in the numbers" in chart.html()
+    assert "The numbers list 10 more" in chart.html()
     assert chart.table is not None
     assert len(chart.table.rows) == 40
 
 
 def test_whole_numbers_have_a_bar_each() -> None:
-    chart = histogram("a", "x", [1, 1, 3], x_label="objects", y_label="images", counts_things=True)
+    chart = histogram("a", "x", [1, 1, 3], x_label="objects", y_label="images", are_counts=True)
     assert chart.table is not None
     assert chart.table.rows == [("1", 2), ("3", 1)]
 
@@ -104,7 +109,7 @@ def test_a_matrix_counts_shades_by_row_and_says_what_is_confused() -> None:
     assert shades[0] == pytest.approx(0.04 + 0.96 * 0.8, abs=0.01)
     assert shades[5] == 1.0
     assert "8 of 15 on the diagonal" in chart.description
-    assert "b taken for Missed 5 times; a taken for b 2 times" in chart.description
+    assert "b predicted as Missed 5 times; a predicted as b 2 times" in chart.description
 
 
 def test_of_a_large_matrix_the_most_confused_are_drawn() -> None:
@@ -119,16 +124,18 @@ def test_of_a_large_matrix_the_most_confused_are_drawn() -> None:
 
 def test_any_text_is_safe() -> None:
     charts = [
-        lines("a", NASTY, [Series(NASTY, [1], [1]), Series("b", [1], [2])], x_label=NASTY, y_label=NASTY),
-        bars("c", NASTY, [NASTY], [(NASTY, [3])], label_heading=NASTY),
+        line_chart(
+            "a", NASTY, [Series(NASTY, [1], [1]), Series("b", [1], [2])], x_label=NASTY, y_label=NASTY
+        ),
+        bar_chart("c", NASTY, [NASTY], [(NASTY, [3])], label_heading=NASTY),
         heat_map("e", NASTY, [NASTY], [NASTY], [[1]], row_heading="t", column_heading="p"),
-        parallel("f", NASTY, [NASTY, "y"], [{NASTY: NASTY, "y": 1}], labels=[NASTY]),
+        parallel_coordinates("f", NASTY, [NASTY, "y"], [{NASTY: NASTY, "y": 1}], labels=[NASTY]),
     ]
     for chart in charts:
         parsed(chart)
         assert "<script" not in chart.html()
     assert "<script" not in Table("t", NASTY, (NASTY,), [(NASTY,)]).html()
-    assert escape("\x00") == "\N{REPLACEMENT CHARACTER}"
+    assert Html.escape("\x00") == "\N{REPLACEMENT CHARACTER}"
 
 
 def test_a_table_as_a_file_has_plain_text_and_empty_cells_for_what_is_undefined() -> None:
@@ -159,9 +166,9 @@ def test_logarithmic_axes() -> None:
     scale = Scale.over([0.002, 3], log=True)
     assert scale.ticks() == pytest.approx([0.001, 0.01, 0.1, 1, 10])
     assert scale.position(0.1) == pytest.approx(0.5)
-    assert wants_log([1e-4, 1.0])
-    assert not wants_log([0.0, 1.0])
-    assert not wants_log([0.5, 1.0])
+    assert needs_log([1e-4, 1.0])
+    assert not needs_log([0.0, 1.0])
+    assert not needs_log([0.5, 1.0])
 
 
 def test_epochs_are_whole() -> None:
@@ -169,14 +176,14 @@ def test_epochs_are_whole() -> None:
 
 
 def test_numbers_as_they_are_read() -> None:
-    assert [shown(value) for value in (0.12345, 1234567, 12.0, math.nan, None, 1e-7, "x")] == [
+    assert [format_value(value) for value in (0.12345, 1234567, 12.0, math.nan, None, 1e-7, "x")] == [
         "0.1235", "1,234,567", "12", "–", "–", "1e-07", "x",
     ]  # fmt: skip
-    assert [tick_shown(value) for value in (0.25, 1000.0, 1e-5, 0.0)] == ["0.25", "1,000", "1e-5", "0"]
-    assert [seconds_shown(value) for value in (0.44, 100, 200, 7500)] == [
+    assert [format_tick(value) for value in (0.25, 1000.0, 1e-5, 0.0)] == ["0.25", "1,000", "1e-5", "0"]
+    assert [format_duration(value) for value in (0.44, 100, 200, 7500)] == [
         "0.4 s",
         "100 s",
         "3 min 20 s",
         "2 h 5 min",
     ]
-    assert not re.search(r"\d{7}", shown(123456789.123))
+    assert not re.search(r"\d{7}", format_value(123456789.123))

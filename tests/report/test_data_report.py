@@ -50,7 +50,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_planted_faults_are_found_by_file_and_line(reported: Path) -> None:
     def rows(name: str) -> list[list[str]]:
-        with (reported / f"found-{name}.csv").open(newline="") as file:
+        with (reported / f"finding-{name}.csv").open(newline="") as file:
             return list(csv.reader(file))[1:]
 
     assert [Path(row[0]).name for row in rows("leakage")] == ["validation.jsonl:5"]

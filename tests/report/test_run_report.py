@@ -22,7 +22,7 @@ from trainer.errors import RunError
 from trainer.job.job import Job
 from trainer.job.places import data_entry
 from trainer.metrics.results import Analysis
-from trainer.report.charts.scale import shown
+from trainer.report.number_format import format_value
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.report_writing import remake
@@ -119,18 +119,18 @@ def text_of(path: Path) -> str:
 def test_numbers_are_those_of_the_run(trained: Run) -> None:
     result, analysis = trained.read_result(), Analysis.read(trained.evaluation)
     page = text_of(trained.report)
-    assert shown(result.value) in page
+    assert format_value(result.value) in page
     assert f"{result.best_epoch} of {result.epochs}" in page
     assert result.data_fingerprint in page
     assert result.peak_memory["process"] > 50e6
     # What is computed from the predictions is what the training came to.
-    figures = {row["figure"]: float(row["value"]) for row in rows(trained, "figures") if row["value"]}
+    figures = {row["metric"]: float(row["value"]) for row in rows(trained, "metrics") if row["value"]}
     for name, value in result.metrics.items():
         if name in analysis.metrics and value == value:
             assert figures[name] == pytest.approx(value, abs=1e-4), name
     with trained.metrics.open(newline="") as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
-    assert [float(row["training"]) for row in rows(trained, "course-loss")] == losses
+    assert [float(row["training"]) for row in rows(trained, "loss-by-epoch")] == losses
     matrix = [[int(value) for value in list(row.values())[1:]] for row in rows(trained, "confusion-matrix")]
     assert matrix == analysis.confusion_matrices[0].counts
     assert sum(map(sum, matrix)) == 6
@@ -154,11 +154,11 @@ def test_masks_are_compared_and_errors_are_named(segmented: Run) -> None:
     assert counts["missed"] == 1
     assert counts["false positives"] == 2
     assert len(analysis.label_issues) == 2
-    issues = {row["where"].rpartition("/")[2]: row["kind"] for row in rows(segmented, "label-issues")}
+    issues = {row["location"].rpartition("/")[2]: row["kind"] for row in rows(segmented, "label-issues")}
     assert issues == {"validation.jsonl:1": "wrong class", "validation.jsonl:3": "missing"}
     markup = segmented.report.read_text("utf-8")
     assert "0 wrong, 1 missed" in markup
-    assert 'class="outline o-hit"' in markup
+    assert 'class="outline o-correct"' in markup
     assert 'class="outline o-wrong"' in markup
     assert 'class="outline o-missed"' in markup
 
@@ -176,7 +176,7 @@ def test_pages_in_a_browser(
         assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]  # type: ignore[index]
         told = "each => each.getAttribute('aria-label') || each.querySelector('title')"
         assert page.evaluate(f"[...document.querySelectorAll('svg')].every({told})")
-        table = page.locator("#table-classes-figures")
+        table = page.locator("#table-all-metrics-by-class")
         table.get_by_role("button", name="recall", exact=True).click()
         place = table.locator("th").all_inner_texts().index("recall") + 1
         column = table.locator(f"tbody tr td:nth-child({place})").all_inner_texts()
@@ -204,20 +204,20 @@ def test_several_runs_side_by_side(
     assert page.locator("#table-settings tbody tr").all_inner_texts() == [
         f"learning_rate\t{settings(trained)}\t0.1250"
     ]
-    assert "0.9990 ✓" in page.locator("#table-figures").inner_text()
-    links = page.get_by_role("link", name="its report").all()
+    assert "0.9990 ✓" in page.locator("#table-metrics").inner_text()
+    links = page.get_by_role("link", name="report", exact=True).all()
     assert len(links) == 2
     links[1].click()
     assert page.url == other.report.as_uri()
 
 
 def settings(run: Run) -> str:
-    return shown(yaml.safe_load(run.job.read_text("utf-8"))["training_parameters"]["learning_rate"])
+    return format_value(yaml.safe_load(run.job.read_text("utf-8"))["training_parameters"]["learning_rate"])
 
 
 def test_runs_of_different_tasks_are_not_compared(trained: Run, segmented: Run, tmp_path: Path) -> None:
     with pytest.raises(
-        RunError, match="runs of one task can be compared; these are of image-classification and"
+        RunError, match="only runs of the same task can be compared; these are of image-classification and"
     ):
         remake([trained.directory, segmented.directory], tmp_path / "x.html")
 
@@ -232,7 +232,7 @@ def test_where_data_are_gone_the_rest_is_reported(trained: Run, tmp_path: Path) 
     assert remake([run.directory]) == run.report
     page = text_of(run.report)
     assert "The data could not be read, so parts are missing" in page
-    assert "Course of the training" in page
+    assert "Training history" in page
     assert "Confusions" not in page
 
 

@@ -199,7 +199,7 @@ def test_a_run_stands_in_the_database_beside_its_directory(
 
     files = tracked.info.artifact_uri.removeprefix("file://")
     assert Path(files).is_relative_to(tmp_path / "runs")
-    for name in ("job.yaml", "metrics.csv", "result.json", "report.html", "report/course-metric.svg"):
+    for name in ("job.yaml", "metrics.csv", "result.json", "report.html", "report/metric-by-epoch.svg"):
         assert (Path(files) / name).read_bytes() == (run.directory / name).read_bytes()
 
     said = "tracking: mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
@@ -362,7 +362,8 @@ def test_a_server_has_it_all_and_the_registered_model_scores(
     figures = {"metrics.csv", "metrics.json", "result.json"}
     assert listed == {"job.yaml", "report.html", "report", "model", *figures}
     parts = {file.path for file in client.list_artifacts(tracked.info.run_id, "report")}
-    assert {"report/course-loss.svg", "report/confusion-matrix.svg", "report/classes-figures.csv"} <= parts
+    expected = ("loss-by-epoch.svg", "confusion-matrix.svg", "all-metrics-by-class.csv")
+    assert {f"report/{name}" for name in expected} <= parts
     content = Path(client.download_artifacts(tracked.info.run_id, "report.html")).read_bytes()
     assert content == run.report.read_bytes()
 

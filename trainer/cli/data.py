@@ -55,9 +55,9 @@ def validate(
     else:
         print(f"training data: {found.summary}\nvalidation data: {found.validation_summary}")
     if report is not None:
-        from trainer.report.data_report import write
+        from trainer.report.data_report import write_data_report
 
-        print(f"report  {write(report, found)}")
+        print(f"report  {write_data_report(report, found)}")
     return 1 if found.errors else 0
 
 

@@ -1,4 +1,4 @@
-"""Several runs side by side: figures, settings that differ, courses, classes and curves."""
+"""Writes a page that compares several runs: metrics, history, classes, curves, and settings that differ."""
 
 from __future__ import annotations
 
@@ -10,25 +10,42 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
 from trainer.errors import RunError
-from trainer.metrics.results import Analysis
-from trainer.report.charts.line_chart import Series, bars, lines
-from trainer.report.charts.scale import Scale, seconds_shown, shown
-from trainer.report.markup import Html, Table, element, note
+from trainer.metrics.results import Analysis, Curve
+from trainer.report.charts.bar_chart import bar_chart
+from trainer.report.charts.line_chart import Series, line_chart
+from trainer.report.charts.scale import Scale
+from trainer.report.markup import Html, element, note
+from trainer.report.number_format import UNDEFINED, format_duration, format_value
 from trainer.report.page import Page
-from trainer.report.sections.evaluation_results import figure_rows, marked
-from trainer.report.sections.training_history import bytes_shown, read_metrics, series_of
+from trainer.report.run_report import read_job
+from trainer.report.sections.run_summary import peak_memory, seed_shown
+from trainer.report.sections.training_history import is_loss, read_metrics, series_of
+from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS, comparison_rows, mark_if
+from trainer.report.tables import Table
 from trainer.runs import Result, Run
 
-_CURVES = {"precision_recall": ("recall", "precision"), "roc": ("false positive rate", "true positive rate")}
-_BARS = 14
+_CURVES = {
+    "precision_recall": ("Precision and recall", "recall", "precision"),
+    "roc": ("ROC, macro average", "false positive rate", "true positive rate"),
+    "image_level": ("Image level", "recall", "precision"),
+}
+"""(title, x label, y label) of each kind of curve."""
+_MAX_BARS = 14
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """A run as it is compared; `name` is its own among the others."""
+class _ComparedRun:
+    """A run with everything that is compared.
+
+    Attributes:
+        name: unique among the runs.
+        run: the run.
+        result: its result.
+        rows: its metrics by epoch.
+        settings: its hyperparameters and weights.
+        analysis: its evaluation, if there is one.
+    """
 
     name: str
     run: Run
@@ -38,38 +55,37 @@ class _Compared:
     analysis: Analysis | None
 
 
-def write(runs: Sequence[Run], output: Path) -> Path:
+def write_comparison(runs: Sequence[Run], output: Path) -> Path:
     """Write a page that compares finished runs of one task.
 
     Raises:
-        RunError: a run has not finished, or they are of different tasks.
-        OSError: it cannot be written.
+        RunError: a run has not finished, or the runs have different tasks.
+        OSError: the page cannot be written.
     """
-    compared = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
-    tasks = sorted({each.result.task.value for each in compared})
+    compared = [_read(run, name) for run, name in zip(runs, _unique_names(runs), strict=True)]
+    tasks = sorted({run.result.task.value for run in compared})
     if len(tasks) > 1:
-        raise RunError(f"runs of one task can be compared; these are of {' and '.join(tasks)}")
-    page = Page(f"{len(runs)} runs side by side", f"{tasks[0]}: {', '.join(each.name for each in compared)}")
-    page.add("Summary", _summary(compared, output), *_differing_data(compared))
-    page.add("Figures", *_figures(compared))
-    page.add("Courses", *_courses(compared))
-    page.add("Classes", *_classes(compared))
+        raise RunError(f"only runs of the same task can be compared; these are of {' and '.join(tasks)}")
+    page = Page(f"Comparison of {len(runs)} runs", f"{tasks[0]}: {', '.join(run.name for run in compared)}")
+    page.add("Summary", _summary(compared, output), _fingerprint_note(compared))
+    page.add("Metrics", *_metrics(compared))
+    page.add("Training history", *_history(compared))
+    page.add("Metrics by class", _classes(compared))
     page.add("Curves", *_curves(compared))
-    page.add("Settings", *_settings(compared))
+    page.add("Settings", _settings(compared))
     page.write(output)
     return output
 
 
-def _read(run: Run, name: str) -> _Compared:
-    result = run.read_result()
-    content = yaml.safe_load(run.job.read_text("utf-8")) if run.job.exists() else {}
+def _read(run: Run, name: str) -> _ComparedRun:
+    result, job = run.read_result(), read_job(run)
     analysis = Analysis.read(run.evaluation) if run.evaluation.exists() else None
-    settings = content.get("training_parameters", {}) | {"weights": content.get("local", {}).get("weights")}
-    return _Compared(name, run, result, read_metrics(run.metrics), settings, analysis)
+    settings = {**job.get("training_parameters", {}), "weights": job.get("local", {}).get("weights")}
+    return _ComparedRun(name, run, result, read_metrics(run.metrics), settings, analysis)
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-    """The directories' names, with as much of their paths as tells them apart."""
+def _unique_names(runs: Sequence[Run]) -> list[str]:
+    """Name runs by their directories, with as many parents as are needed to tell them apart."""
     paths = [run.directory.absolute().parts for run in runs]
     depth = 1
     while depth < max(map(len, paths)) and len({path[-depth:] for path in paths}) < len(paths):
@@ -77,151 +93,133 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return ["/".join(path[-depth:]) for path in paths]
 
 
-def _summary(compared: Sequence[_Compared], output: Path) -> Table:
-    columns = ("", *(each.name for each in compared))
-    of = [each.result for each in compared]
-    values = [result.value for result in of]
+def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
+    results = [run.result for run in compared]
+    values = [result.value for result in results]
     best = max((value for value in values if value == value), default=None)
     rows: list[Sequence[object]] = [
-        ("report", *(_link(each.run, output) for each in compared)),
-        ("model", *(result.model for result in of)),
-        ("primary metric", *(result.primary_metric for result in of)),
-        ("at the best epoch", *(marked(value, value == best and len(set(values)) > 1) for value in values)),
-        ("best epoch", *(f"{result.best_epoch} of {result.epochs}" for result in of)),
-        ("time", *(seconds_shown(result.durations.total) for result in of)),
-        ("of it training", *(seconds_shown(result.durations.train) for result in of)),
-        ("memory at most", *(_memory(result) for result in of)),
-        ("data fingerprint", *(element("code", result.data_fingerprint or "–") for result in of)),
-        ("git commit", *(element("code", (result.git_commit or "–")[:12]) for result in of)),
-        ("seed", *(str(result.seed) if result.seed is not None else "drawn" for result in of)),
+        ("report", *(_report_link(run.run, output) for run in compared)),
+        ("model", *(result.model for result in results)),
+        ("primary metric", *(result.primary_metric for result in results)),
+        ("value at the best epoch", *(mark_if(v, v == best and len(set(values)) > 1) for v in values)),
+        ("best epoch", *(f"{result.best_epoch} of {result.epochs}" for result in results)),
+        ("total time", *(format_duration(result.durations.total) for result in results)),
+        ("training time", *(format_duration(result.durations.train) for result in results)),
+        ("peak memory", *(peak_memory(result) or UNDEFINED for result in results)),
+        ("data fingerprint", *(element("code", result.data_fingerprint or UNDEFINED) for result in results)),
+        ("git commit", *(element("code", (result.git_commit or UNDEFINED)[:12]) for result in results)),
+        ("seed", *map(seed_shown, results)),
     ]
-    for library in dict.fromkeys(name for result in of for name in result.versions):
-        rows.append((library, *(result.versions.get(library, "–") for result in of)))
-    return Table("summary", "The runs", columns, rows)
+    for library in dict.fromkeys(name for result in results for name in result.versions):
+        rows.append((library, *(result.versions.get(library, UNDEFINED) for result in results)))
+    return Table("summary", "Runs", ("", *(run.name for run in compared)), rows)
 
 
-def _memory(result: Result) -> str:
-    return ", ".join(f"{bytes_shown(size)} ({name})" for name, size in result.peak_memory.items()) or "–"
-
-
-def _link(run: Run, output: Path) -> Html:
+def _report_link(run: Run, output: Path) -> Html:
     if not run.report.exists():
         return element("span", str(run.directory))
     path = os.path.relpath(run.report.absolute(), output.absolute().parent)
-    return element("a", "its report", href=quote(Path(path).as_posix()))
+    return element("a", "report", href=quote(Path(path).as_posix()))
 
 
-def _differing_data(compared: Sequence[_Compared]) -> list[Html]:
-    known = {each.result.data_fingerprint for each in compared if each.result.data_fingerprint}
-    if len(known) < 2:
-        return []
-    return [note("The data differ, by their fingerprints: the figures may not be comparable.")]
+def _fingerprint_note(compared: Sequence[_ComparedRun]) -> Html | None:
+    fingerprints = {run.result.data_fingerprint for run in compared} - {""}
+    if len(fingerprints) < 2:
+        return None
+    return note("The runs have different data fingerprints, so their metrics may not be comparable.")
 
 
-def _figures(compared: Sequence[_Compared]) -> list[object]:
-    names = list(dict.fromkeys(name for each in compared for name in each.result.metrics))
-    rows = figure_rows(names, [each.result.metrics for each in compared])
-    columns = ("figure", *(each.name for each in compared))
-    drawn = [
+def _metrics(compared: Sequence[_ComparedRun]) -> list[object]:
+    names = list(dict.fromkeys(name for run in compared for name in run.result.metrics))
+    bar_names = [
         name
         for name in names
-        if "loss" not in name and "_weighted" not in name and "_micro" not in name
-        and all(0 <= each.result.metrics.get(name, 0) <= 1 for each in compared)
-    ][:_BARS]  # fmt: skip
+        if not is_loss(name) and "_weighted" not in name and "_micro" not in name
+        and all(0 <= run.result.metrics.get(name, 0) <= 1 for run in compared)
+    ][:_MAX_BARS]  # fmt: skip
     blocks: list[object] = []
-    if drawn:
-        values = [
-            (each.name, [each.result.metrics.get(name, float("nan")) for name in drawn]) for each in compared
+    if bar_names:
+        series = [
+            (run.name, [run.result.metrics.get(name, float("nan")) for name in bar_names]) for run in compared
         ]
         blocks.append(
-            bars(
-                "compared-figures",
-                "Figures at the best epoch",
-                drawn,
-                values,
-                label_heading="figure",
-                high=1.0,
-            )
-        )
-    blocks.append(
-        Table("figures", "All figures at the best epoch; the best of each is marked", columns, rows)
-    )
-    return blocks
+            bar_chart("compared-metrics", "Metrics at the best epoch", bar_names, series,
+                      label_heading="metric", high=1.0)
+        )  # fmt: skip
+    rows = comparison_rows(names, [run.result.metrics for run in compared])
+    title = "All metrics at the best epoch, best values marked"
+    return [*blocks, Table("metrics", title, ("metric", *(run.name for run in compared)), rows)]
 
 
-def _courses(compared: Sequence[_Compared]) -> list[object]:
+def _history(compared: Sequence[_ComparedRun]) -> list[object]:
     blocks: list[object] = []
-    metrics = list(dict.fromkeys(each.result.primary_metric for each in compared))
-    for name in (*metrics, "log_loss", "train_loss", "learning_rate"):
+    metrics = list(dict.fromkeys(run.result.primary_metric for run in compared))
+    for column in (*metrics, "log_loss", "train_loss", "learning_rate"):
         series = [
-            series_of(each.rows, name, each.name)
-            for each in compared
-            if any(name in row for row in each.rows)
+            series_of(run.rows, column, run.name)
+            for run in compared
+            if any(column in row for row in run.rows)
         ]
         if series:
-            last = max(max(each.x) for each in series)
-            ends = Scale(0.0, 1.0) if name in metrics else None
-            blocks.append(
-                lines(f"compared-{name.replace('_', '-')}", name, series, x_label="epoch",
-                      x_scale=Scale.of_epochs(last), y_scale=ends)
-            )  # fmt: skip
+            epochs = Scale.of_epochs(max(max(line.x) for line in series))
+            y_scale = Scale(0.0, 1.0) if column in metrics else None
+            name = f"compared-{column.replace('_', '-')}"
+            blocks.append(line_chart(name, column, series, x_label="epoch", x_scale=epochs, y_scale=y_scale))
     return blocks
 
 
-def _classes(compared: Sequence[_Compared]) -> list[object]:
-    with_analysis = [each for each in compared if each.analysis is not None]
-    per_class = [each.analysis.per_class for each in with_analysis if each.analysis is not None]
-    names = list(dict.fromkeys(name for classes in per_class for name in classes))
-    if not names:
-        return []
-    figures = {name for classes in per_class for of in classes.values() for name in of}
-    main = next((name for name in ("average_precision", "f1-score") if name in figures), None)
+def _classes(compared: Sequence[_ComparedRun]) -> Table | None:
+    per_class = {run.name: run.analysis.per_class for run in compared if run.analysis is not None}
+    labels = list(dict.fromkeys(label for classes in per_class.values() for label in classes))
+    metrics = {name for classes in per_class.values() for metrics in classes.values() for name in metrics}
+    main = next((name for name in MAIN_CLASS_METRICS if name in metrics), None)
     if main is None:
-        return []
-    results = [
-        {name: of[main] for name, of in classes.items() if of.get(main, -1) != -1} for classes in per_class
+        return None
+    values = [
+        {label: metrics[main] for label, metrics in classes.items() if metrics.get(main, -1) != -1}
+        for classes in per_class.values()
     ]
-    rows = figure_rows(names, results)
-    columns = ("class", *(each.name for each in with_analysis))
-    return [Table("classes", f"{main} by class; the best is marked", columns, rows)]
+    title = f"{main} by class, best values marked"
+    return Table("classes", title, ("class", *per_class), comparison_rows(labels, values))
 
 
-def _curves(compared: Sequence[_Compared]) -> list[object]:
-    """The averages' curves over each other, or, for detection, those of the image level."""
+def _curves(compared: Sequence[_ComparedRun]) -> list[object]:
+    """Draw one curve of each run: the macro average or, for detection, the image level."""
     blocks: list[object] = []
-    for kind, (x_label, y_label) in (*_CURVES.items(), ("image_level", ("recall", "precision"))):
-        series = []
-        for each in compared:
-            found = each.analysis.curves.get(kind, []) if each.analysis is not None else []
-            chosen = next((curve for curve in found if curve.name in ("macro", "image_level")), None)
-            if chosen is None and len(found) == 1:
-                chosen = found[0]
-            if chosen is not None:
-                series.append(Series(each.name, chosen.x, chosen.y))
-        if series:
-            whole = Scale(0.0, 1.0)
-            title = {"roc": "ROC, macro average", "image_level": "Image level"}.get(
-                kind, "Precision and recall"
-            )
+    unit = Scale(0.0, 1.0)
+    for kind, (title, x_label, y_label) in _CURVES.items():
+        curves = [
+            (run.name, curve)
+            for run in compared
+            if run.analysis is not None
+            and (curve := _representative(run.analysis.curves.get(kind, []))) is not None
+        ]
+        if curves:
+            series = [Series(name, curve.x, curve.y) for name, curve in curves]
             blocks.append(
-                lines(f"compared-curve-{kind.replace('_', '-')}", title, series,
-                      x_label=x_label, y_label=y_label, x_scale=whole, y_scale=whole, marks=False,
-                      diagonal=kind == "roc")
+                line_chart(f"compared-curve-{kind.replace('_', '-')}", title, series,
+                           x_label=x_label, x_scale=unit, y_label=y_label, y_scale=unit, marks=False,
+                           diagonal=kind == "roc")
             )  # fmt: skip
     return blocks
 
 
-def _settings(compared: Sequence[_Compared]) -> list[object]:
-    names = list(dict.fromkeys(name for each in compared for name in each.settings))
-    rows = [(name, *(_shown(each.settings.get(name)) for each in compared)) for name in names]
+def _representative(curves: Sequence[Curve]) -> Curve | None:
+    if len(curves) == 1:
+        return curves[0]
+    return next((curve for curve in curves if curve.name in ("macro", "image_level")), None)
+
+
+def _settings(compared: Sequence[_ComparedRun]) -> object:
+    names = list(dict.fromkeys(name for run in compared for name in run.settings))
+    rows = [(name, *(_setting_shown(run.settings.get(name)) for run in compared)) for name in names]
     differing = [row for row in rows if len(set(row[1:])) > 1]
     if not differing:
-        return [note("All settings are the same.")]
-    columns = ("setting", *(each.name for each in compared))
-    return [Table("settings", "Settings that differ", columns, differing)]
+        return note("All settings are the same.")
+    return Table("settings", "Settings that differ", ("setting", *(run.name for run in compared)), differing)
 
 
-def _shown(value: object) -> str:
+def _setting_shown(value: object) -> str:
     if isinstance(value, Mapping):
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return shown(value)
+    return format_value(value)

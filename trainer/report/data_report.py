@@ -1,4 +1,4 @@
-"""`trainer validate --report`: the report's part about the data alone, before any training."""
+"""Writes the report of `trainer validate --report`: the sections about the data, before any training."""
 
 from __future__ import annotations
 
@@ -7,29 +7,24 @@ from pathlib import Path
 from trainer.data.quality.examined_images import look_at
 from trainer.data.validate import Report
 from trainer.errors import RunError
-from trainer.report.embedded_images import Pictures
-from trainer.report.markup import paragraph
+from trainer.report.embedded_images import EmbeddedImages
 from trainer.report.page import Page
-from trainer.report.sections import data_overview
+from trainer.report.sections.data_overview import add_data_overview
+from trainer.report.sections.data_problems import add_data_problems
 
 
-def write(directory: Path, checked: Report) -> Path:
-    """Write report.html into a directory, its charts as SVG and its tables as CSV beside it.
+def write_data_report(directory: Path, checked: Report) -> Path:
+    """Write report.html into a directory, with its charts as SVG and its tables as CSV next to it.
 
     Raises:
-        RunError: that cannot be written there.
+        RunError: the directory or a file cannot be written.
     """
-    task = checked.train.task
-    page = Page(f"Data for {task}", ", ".join(checked.train.files))
-    if len(checked.train):
-        images = look_at(checked.train, checked.validation)
-        data_overview.add(page, images, Pictures(), checked.problems)
-    else:
-        page.add(
-            "Problems found",
-            paragraph("No line is without an error."),
-            *data_overview.of_the_schema(checked.problems),
-        )
+    page = Page(f"Data for {checked.train.task}", ", ".join(checked.train.files))
+    embedded = EmbeddedImages()
+    images = look_at(checked.train, checked.validation) if len(checked.train) else None
+    if images is not None:
+        add_data_overview(page, images, embedded)
+    add_data_problems(page, images, embedded, checked.problems)
     path = directory / "report.html"
     try:
         page.write_parts(directory)

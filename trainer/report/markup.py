@@ -1,68 +1,71 @@
-"""Pieces of the report's HTML: text made safe, facts, tables, and what holds them together."""
+"""HTML building blocks of the report. Text is escaped wherever it enters."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from trainer.report.charts.scale import shown
+from markupsafe import Markup
 
-_LONG = 60
-"""Characters of a fact that gets a line of its own."""
+from trainer.report.number_format import format_value
+
+_LONG_FACT = 60
+"""Facts with more characters get a line of their own."""
 
 
-class Html(str):
-    """Text that is markup already."""
+class Html(Markup):
+    """HTML that may be inserted as it is; any other text is escaped when it is joined to it."""
 
     __slots__ = ()
 
-
-def escape(text: object) -> Html:
-    """Any text, class names and paths of users included, as it may stand in HTML and in attributes."""
-    if isinstance(text, Html):
-        return text
-    # Characters that no HTML document may hold, NUL among them, would be errors of the page.
-    clean = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-    return Html(html.escape(clean, quote=True))
-
-
-def element(name: str, *content: object, **attributes: object) -> Html:
-    """`<name attribute="…">content</name>`; an attribute `class_` is called class, `data_x` data-x."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
-        for key, value in attributes.items()
-        if value is not None
-    )
-    return Html(f"<{name}{written}>{''.join(map(escape, content))}</{name}>")
+    @classmethod
+    def escape(cls, text: object, /) -> Html:
+        """Return text as HTML that is safe as content and inside attributes; HTML is returned unchanged."""
+        if isinstance(text, Markup):
+            return cls(text)
+        # HTML and XML forbid control characters even when escaped, and class names and paths may hold some.
+        return super().escape(
+            "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+        )
 
 
 def joined(parts: Iterable[object]) -> Html:
-    """Several pieces, one after the other."""
-    return Html("".join(map(escape, parts)))
+    """Concatenate parts, escaping those that are not HTML."""
+    return Html().join(map(Html.escape, parts))
 
 
-def paragraph(*content: object, kind: str | None = None) -> Html:
-    return element("p", *content, class_=kind)
+def element(name: str, *content: object, **attributes: object) -> Html:
+    """Build `<name attribute="…">content</name>`.
+
+    Attributes that are None are left out. `class_` becomes class, `data_x` data-x.
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{Html.escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{name}{written}>{joined(content)}</{name}>")
+
+
+def paragraph(*content: object) -> Html:
+    """Build a paragraph."""
+    return element("p", *content)
 
 
 def note(*content: object) -> Html:
-    """A remark in small print: what was left out, how something was measured."""
-    return paragraph(*content, kind="note")
+    """Build a paragraph in small print, such as what was left out or how something was measured."""
+    return element("p", *content, class_="note")
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Html:
-    """Names and what they are; values that are None are left out."""
+    """Build a list of names and values; pairs whose value is None are left out."""
     return element(
         "dl",
         *(
             element(
                 "div",
                 element("dt", name),
-                element("dd", _cell(value)),
-                class_="long" if len(str(value)) > _LONG else None,
+                element("dd", cell(value)),
+                class_="long" if len(str(value)) > _LONG_FACT else None,
             )
             for name, value in pairs
             if value is not None
@@ -71,95 +74,16 @@ def facts(pairs: Iterable[tuple[str, object]]) -> Html:
     )
 
 
-def place(where: str) -> Html:
-    """A file and line: the file's name, and the whole path when pointed at."""
-    return element("code", where.replace("\\", "/").rpartition("/")[2], title=where)
+def cell(value: object) -> Html:
+    """Format a value for readers; HTML is returned unchanged."""
+    return value if isinstance(value, Html) else Html.escape(format_value(value))
 
 
-def folded(summary: object, *content: object, opened: bool = False) -> Html:
-    """What a reader opens when wanted; works without scripts."""
-    opening = "<details open>" if opened else "<details>"
-    return Html(f"{opening}{element('summary', summary)}{joined(content)}</details>")
+def source_location(location: str) -> Html:
+    """Show the file name and line of `path/to/train.jsonl:17`, with the whole path as a tooltip."""
+    return element("code", location.replace("\\", "/").rpartition("/")[2], title=location)
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table on the page and as a file.
-
-    Attributes:
-        name: of the file, without its ending.
-        title: its caption.
-        columns: their headings.
-        rows: numbers stand right, and sort as numbers; Html in a cell is kept as it is.
-        limit: rows on the page; the file has all.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    limit: int = 200
-
-    def html(self) -> Html:
-        """The table in a box that scrolls sideways; where scripts run a click on a heading sorts it."""
-        numeric = [
-            any(isinstance(row[place], int | float) for row in self.rows)
-            and all(row[place] is None or isinstance(row[place], int | float) for row in self.rows)
-            for place in range(len(self.columns))
-        ]
-        head = element(
-            "tr",
-            *(
-                element("th", column, scope="col", class_="number" if is_number else None)
-                for column, is_number in zip(self.columns, numeric, strict=True)
-            ),
-        )
-        body = [
-            element("tr", *(_td(value, is_number) for value, is_number in zip(row, numeric, strict=True)))
-            for row in self.rows[: self.limit]
-        ]
-        table = element(
-            "table",
-            element("caption", self.title),
-            element("thead", head),
-            element("tbody", *body),
-            class_="sortable",
-            id=f"table-{self.name}",
-        )
-        box = element("div", table, class_="scrolls", tabindex="0", role="region", aria_label=self.title)
-        left_out = len(self.rows) - self.limit
-        if left_out <= 0:
-            return box
-        return joined([box, note(f"{left_out:,} more rows stand in the file {self.name}.csv.")])
-
-    def csv(self) -> str:
-        """The whole table as CSV; undefined numbers are empty."""
-        file = io.StringIO()
-        writer = csv.writer(file)
-        writer.writerow(self.columns)
-        for row in self.rows:
-            writer.writerow(["" if value is None or value != value else value for value in map(_plain, row)])
-        return file.getvalue()
-
-
-def _plain(value: object) -> object:
-    """A cell's text without markup."""
-    if not isinstance(value, Html):
-        return value
-    text, inside = [], False
-    for character in value:
-        inside = character == "<" or (inside and character != ">")
-        if not inside and character != ">":
-            text.append(character)
-    return html.unescape("".join(text))
-
-
-def _td(value: object, is_number: bool) -> Html:
-    exact = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        exact = repr(value) if value == value else ""  # the script sorts by this
-    return element("td", _cell(value), class_="number" if is_number else None, data_value=exact)
-
-
-def _cell(value: object) -> Html:
-    return value if isinstance(value, Html) else escape(shown(value))
+def details(summary: object, *content: object) -> Html:
+    """Build content that readers unfold by clicking its summary; needs no script."""
+    return element("details", element("summary", summary), *content)

@@ -1,34 +1,26 @@
-"""The page that a report is: sections, styles and script within, and nothing outside."""
+"""The HTML page of a report: one file with sections, styles and script, which loads nothing else."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from trainer.files import write_atomically
 from trainer.report.charts.chart import Chart, stylesheet
-from trainer.report.markup import Html, Table, element, escape, folded, joined
+from trainer.report.markup import Html, details, element, joined
+from trainer.report.tables import Folded, Table
 
-# The browser itself sees to it that the page fetches nothing.
+# Browsers enforce that the page loads nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-@dataclass(frozen=True)
-class Folded:
-    """A table that a reader opens when wanted."""
-
-    summary: str
-    table: Table
-
-
 class Page:
-    """A report being written.
+    """A report to which sections are added.
 
     Attributes:
-        charts, tables: those on the page so far, which are files of their own as well.
+        charts: the charts on the page, each written as a file of its own, too.
+        tables: the tables on the page, those behind charts included; likewise.
     """
 
     def __init__(self, title: str, subtitle: object = "") -> None:
@@ -39,10 +31,10 @@ class Page:
         self._sections: list[tuple[str, str, Html]] = []
 
     def add(self, title: str, *blocks: object) -> None:
-        """Add a section; charts that follow each other stand beside each other where there is room.
+        """Add a section. Consecutive charts share a row if there is room; blocks that are None are skipped.
 
         Raises:
-            ValueError: a chart or table has the name of another: they are files and anchors.
+            ValueError: two charts or tables have the same name, which is their file name and anchor.
         """
         content: list[Html] = []
         row: list[Html] = []
@@ -60,54 +52,52 @@ class Page:
                 content.append(block.html())
             elif isinstance(block, Folded):
                 self.tables.append(block.table)
-                content.append(folded(block.summary, block.table.html()))
+                content.append(details(block.summary, block.table.html()))
             elif block is not None:
-                content.append(escape(block))
+                content.append(Html.escape(block))
         content += _grid(row)
-        of_charts = {id(chart.table) for chart in self.charts}  # these have their chart's name
-        names = [chart.name for chart in self.charts]
-        names += [table.name for table in self.tables if id(table) not in of_charts]
-        if len(set(names)) < len(names):
-            raise ValueError(f"names must differ: {sorted(names)}")
+        self._check_names()
         if content:
             self._sections.append((_slug(title), title, joined(content)))
 
+    def _check_names(self) -> None:
+        chart_tables = {id(chart.table) for chart in self.charts}  # share the names of their charts
+        names = [chart.name for chart in self.charts]
+        names += [table.name for table in self.tables if id(table) not in chart_tables]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of charts and tables must differ: {sorted(names)}")
+
     def render(self) -> str:
-        """The HTML document."""
+        """Return the HTML document."""
         links = [element("a", title, href=f"#{slug}") for slug, title, _ in self._sections]
         sections = [
             element("section", element("h2", title), content, id=slug, aria_label=title)
             for slug, title, content in self._sections
         ]
-        head = joined(
-            [
-                Html('<meta charset="utf-8">'),
-                Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-                Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-                Html('<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'),
-                element("title", self.title),
-                Html(f"<style>{_resource('page.css')}{stylesheet()}</style>"),
-            ]
+        head = element(
+            "head",
+            Html('<meta charset="utf-8">'),
+            Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Html(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            Html('<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'),
+            element("title", self.title),
+            element("style", Html(_resource("page.css") + stylesheet())),
         )
-        header = element("header", element("h1", self.title), element("p", self.subtitle))
-        body = joined(
-            [
-                header,
-                element("nav", *links, aria_label="Sections"),
-                element("main", *sections),
-                Html(f"<script>{_resource('page.js')}</script>"),
-            ]
+        body = element(
+            "body",
+            element("header", element("h1", self.title), element("p", self.subtitle)),
+            element("nav", *links, aria_label="Sections"),
+            element("main", *sections),
+            element("script", Html(_resource("page.js"))),
         )
-        return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+        return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
     def write(self, path: Path) -> None:
-        """Write the page, whole or not at all."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(self.render(), encoding="utf-8")
-        partial.replace(path)
+        """Write the page to a file."""
+        write_atomically(path, self.render())
 
     def write_parts(self, directory: Path) -> None:
-        """Write each chart as NAME.svg and each table as NAME.csv, in place of those from before."""
+        """Write each chart as NAME.svg and each table as NAME.csv, and delete all earlier ones."""
         directory.mkdir(parents=True, exist_ok=True)
         for old in [*directory.glob("*.svg"), *directory.glob("*.csv")]:
             old.unlink()
@@ -127,8 +117,3 @@ def _slug(title: str) -> str:
 
 def _resource(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text("utf-8")
-
-
-def listed(items: Iterable[object]) -> Html:
-    """A list with points."""
-    return element("ul", *(element("li", item) for item in items))

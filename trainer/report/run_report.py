@@ -1,4 +1,4 @@
-"""The report of a run: `report.html` in its directory, its charts, tables and figures beside it."""
+"""Writes a run's report: report.html in its directory, and report/ with its charts and tables as files."""
 
 from __future__ import annotations
 
@@ -10,54 +10,69 @@ import yaml
 
 from trainer.data.quality.examined_images import look_at
 from trainer.data.training_data import Data
-from trainer.report.embedded_images import Pictures
+from trainer.report.embedded_images import EmbeddedImages
+from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.markup import Html, element, note
 from trainer.report.page import Page
-from trainer.report.sections import (
-    data_overview,
-    evaluation_results,
-    prediction_examples,
-    sweep_trials,
-    training_history,
-)
-from trainer.report.sections.prediction_examples import Evaluated
+from trainer.report.sections import run_summary
+from trainer.report.sections.curves import add_curves
+from trainer.report.sections.data_overview import add_data_overview
+from trainer.report.sections.data_problems import add_data_problems
+from trainer.report.sections.error_analysis import add_error_analysis
+from trainer.report.sections.label_errors import add_label_errors
+from trainer.report.sections.prediction_examples import add_prediction_examples
+from trainer.report.sections.sweep_results import add_sweep_results
+from trainer.report.sections.training_history import add_training_history, read_metrics
+from trainer.report.sections.validation_metrics import add_validation_metrics
+from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Result, Run
 
+_LINKED_FILES = ("job.yaml", "result.json", "metrics.csv", "metrics.json", "predictions.jsonl", "trainer.log")
 
-def write(
+
+def write_run_report(
     run: Run,
     *,
     data: Data | None = None,
-    evaluated: Evaluated | None = None,
-    remarks: Sequence[str] = (),
+    evaluated: EvaluatedRun | None = None,
+    notes: Sequence[str] = (),
     output: Path | None = None,
 ) -> Path:
     """Write a finished run's report from what its directory holds.
 
     Args:
-        data: that it was trained on; None leaves the part about them out.
-        evaluated: its predictions on the validation data; None leaves the parts about them out.
-        remarks: what is to be said beside, such as why parts are missing.
-        output: the file; None: report.html in the run's directory, with its parts beside it.
+        run: the run.
+        data: the data it was trained on; None leaves out the sections about them.
+        evaluated: its predictions on the validation data; None leaves out the sections about them.
+        notes: remarks for the top of the report, such as why sections are missing.
+        output: the file to write; None writes report.html and its parts into the run's directory.
+
+    Returns:
+        The path of the HTML file.
 
     Raises:
         RunError: the run has not finished.
-        OSError: it cannot be written.
+        OSError: the report cannot be written.
     """
     result = run.read_result()
-    page = Page(run.directory.absolute().name, _subtitle(result))
-    job = _job(run)
-    pictures = Pictures()
-    page.add("Summary", *map(note, remarks), *_summary(run, result, job))
-    if is_sweep(run):
-        bound = job.get("local", {}).get("max_latency_ms")
-        sweep_trials.add(page, run, result.primary_metric, result.best_trial, bound)
-    training_history.add_course(page, _rows(run, result), result.primary_metric, result.best_epoch)
+    job = read_job(run)
+    page = Page(run.directory.absolute().name, f"{result.model} for {result.task}")
+    embedded = EmbeddedImages()
+    page.add("Summary", *map(note, notes), *_summary(run, result, job))
+    if (run.directory / TRIALS_FILE).exists():
+        max_latency_ms = job.get("local", {}).get("max_latency_ms")
+        add_sweep_results(page, run, result.primary_metric, result.best_trial, max_latency_ms)
+    add_training_history(page, _metrics_by_epoch(run, result), result.primary_metric, result.best_epoch)
     if evaluated is not None:
-        evaluation_results.add(page, evaluated.analysis)
-        prediction_examples.add(page, evaluated, pictures)
+        add_validation_metrics(page, evaluated.analysis)
+        add_error_analysis(page, evaluated.analysis)
+        add_curves(page, evaluated.analysis)
+        add_prediction_examples(page, evaluated, embedded)
+        add_label_errors(page, evaluated, embedded)
     if data is not None:
-        data_overview.add(page, look_at(data.train, data.validation), pictures, data.warnings)
+        images = look_at(data.train, data.validation)
+        add_data_overview(page, images, embedded)
+        add_data_problems(page, images, embedded, data.warnings)
     if output is None:
         if evaluated is not None:
             run.evaluation.write_text(evaluated.analysis.to_json() + "\n", encoding="utf-8")
@@ -66,47 +81,29 @@ def write(
     return output or run.report
 
 
-def is_sweep(run: Run) -> bool:
-    return (run.directory / sweep_trials.TRIALS_FILE).exists()
-
-
-def _subtitle(result: Result) -> str:
-    return f"{result.model} for {result.task}"
-
-
-def _job(run: Run) -> dict[str, Any]:
-    """What job.yaml holds; nothing if it is missing."""
-    if not run.job.exists():
-        return {}
-    content = yaml.safe_load(run.job.read_text("utf-8"))
+def read_job(run: Run) -> dict[str, Any]:
+    """Read a run's job.yaml as it is; an empty dict if the file is missing."""
+    content = yaml.safe_load(run.job.read_text("utf-8")) if run.job.exists() else None
     return content if isinstance(content, dict) else {}
 
 
 def _summary(run: Run, result: Result, job: dict[str, Any]) -> list[object]:
-    local = job.get("local", {})
-    more = [("weights", local.get("weights")), ("files", _links(run))]
+    links = [element("a", name, href=name) for name in _LINKED_FILES if (run.directory / name).exists()]
+    more = [("weights", job.get("local", {}).get("weights")), ("files", Html(", ").join(links))]
     settings = job.get("training_parameters", {})
     return [
-        training_history.headline(result),
-        training_history.origin(result, more),
-        training_history.durations(result),
-        training_history.settings(settings) if settings else None,
+        run_summary.headline(result),
+        run_summary.provenance(result, more),
+        run_summary.durations(result),
+        run_summary.settings(settings) if settings else None,
     ]
 
 
-def _links(run: Run) -> Html:
-    """To the other files of the run's directory, where the report lies."""
-    names = ("job.yaml", "result.json", "metrics.csv", "metrics.json", "predictions.jsonl", "trainer.log")
-    there = [name for name in names if (run.directory / name).exists()]
-    parts = [element("a", name, href=name) for name in there]
-    return Html(", ".join(parts))
-
-
-def _rows(run: Run, result: Result) -> list[dict[str, float]]:
-    """The figures by epoch; of a sweep those of its best trial."""
+def _metrics_by_epoch(run: Run, result: Result) -> list[dict[str, float]]:
+    """Read a run's metrics by epoch; those of its best trial if it is a sweep."""
     if result.best_trial is None:
-        return training_history.read_metrics(run.metrics)
-    trials = sweep_trials.read_trials(run.directory / sweep_trials.TRIALS_FILE, result.primary_metric)
+        return read_metrics(run.metrics)
+    trials = read_trials(run.directory / TRIALS_FILE, result.primary_metric)
     best = next((trial for trial in trials if trial.number == result.best_trial), None)
-    directory = None if best is None else sweep_trials.trial_directory(run, best)
-    return [] if directory is None else training_history.read_metrics(directory / "metrics.csv")
+    directory = None if best is None else best.find_directory(run)
+    return [] if directory is None else read_metrics(directory / "metrics.csv")

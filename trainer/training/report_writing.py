@@ -17,8 +17,9 @@ from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
 from trainer.metrics import masks
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.report import comparison_report, run_report
-from trainer.report.sections.prediction_examples import Evaluated
+from trainer.report.comparison_report import write_comparison
+from trainer.report.evaluated_run import EvaluatedRun
+from trainer.report.run_report import write_run_report
 from trainer.runs import Run
 from trainer.tasks import Task
 
@@ -37,10 +38,10 @@ def report(run: Run, job: Job, data: Data) -> None:
     """
     try:
         if not run.predictions.exists():
-            run_report.write(run)
+            write_run_report(run)
             return
         evaluated = evaluate(run, job, data)
-        run_report.write(run, data=data, evaluated=evaluated, remarks=_remarks(job.task))
+        write_run_report(run, data=data, evaluated=evaluated, notes=_remarks(job.task))
     except Exception as error:
         log.warning(
             "the report could not be written: %s; `trainer report %s` tries again", error, run.directory
@@ -64,7 +65,7 @@ def remake(directories: Sequence[Path], output: Path | None = None) -> Path:
     try:
         for run in runs:
             written = _remake(run, output if single else None)
-        return written if single else comparison_report.write(runs, output or Path("comparison.html"))
+        return written if single else write_comparison(runs, output or Path("comparison.html"))
     except OSError as error:
         raise RunError(f"the report cannot be written: {error}") from error
 
@@ -72,7 +73,7 @@ def remake(directories: Sequence[Path], output: Path | None = None) -> Path:
 def _remake(run: Run, output: Path | None) -> Path:
     job = Job.read(run.job)
     if not run.predictions.exists():
-        return run_report.write(run, output=output)
+        return write_run_report(run, output=output)
     remarks = _remarks(job.task)
     data = evaluated = None
     try:
@@ -85,7 +86,7 @@ def _remake(run: Run, output: Path | None) -> Path:
     known = run.read_result().data_fingerprint
     if data is not None and known and fingerprint(data) != known:
         remarks.append("The data have changed since the run was trained on them.")
-    return run_report.write(run, data=data, evaluated=evaluated, remarks=remarks, output=output)
+    return write_run_report(run, data=data, evaluated=evaluated, notes=remarks, output=output)
 
 
 def load_data(job: Job) -> Data:
@@ -109,7 +110,7 @@ def load_data(job: Job) -> Data:
     )
 
 
-def evaluate(run: Run, job: Job, data: Data) -> Evaluated:
+def evaluate(run: Run, job: Job, data: Data) -> EvaluatedRun:
     """Figures and errors of a run's predictions on its validation data.
 
     Raises:
@@ -121,7 +122,7 @@ def evaluate(run: Run, job: Job, data: Data) -> Evaluated:
     if task.is_classification:
         predictions = [answers.classification(index, classes) for index in range(len(answers))]
         found = analysing.analyse_classes(task, classes, predictions, targets, records)
-        return Evaluated(found, records, answers)
+        return EvaluatedRun(found, records, answers)
     sizes = _sizes(data)
     by_masks = task is Task.SEGMENTATION
     compared = []
@@ -134,7 +135,7 @@ def evaluate(run: Run, job: Job, data: Data) -> Evaluated:
     found = analysing.analyse_scenes(
         task, classes, compared, iou_threshold=iou_threshold, metric_type=metric_type, sources=records
     )
-    return Evaluated(found, records, answers, sizes)
+    return EvaluatedRun(found, records, answers, sizes)
 
 
 def _sizes(data: Data) -> list[tuple[int, int]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from trainer.report.page import Page
-from trainer.report.sections.sweep_trials import Trial, add, importance, read_trials
+from trainer.report.sections.setting_importance import setting_importance
+from trainer.report.sections.sweep_results import add_sweep_results
+from trainer.report.trials_csv import Trial, read_trials
 from trainer.runs import Run
 
 HEADER = (
@@ -35,7 +37,7 @@ def write(folder: Path, count: int, *, latency: bool = False) -> Run:
 
 def page_of(run: Run, best: int = 0) -> Page:
     page = Page("sweep")
-    add(page, run, "accuracy", best)
+    add_sweep_results(page, run, "accuracy", best)
     return page
 
 
@@ -44,7 +46,7 @@ def charts(page: Page) -> Sequence[str]:
 
 
 def test_what_matters_comes_first(tmp_path: Path) -> None:
-    found = importance(read_trials(write(tmp_path, 40).directory / "trials.csv", "accuracy"))
+    found = setting_importance(read_trials(write(tmp_path, 40).directory / "trials.csv", "accuracy"))
     assert isinstance(found, dict)
     assert next(iter(found)) == "learning_rate"
     assert found["learning_rate"] > 0.7
@@ -56,7 +58,7 @@ def test_too_few_trials_say_nothing_and_tell_why(tmp_path: Path) -> None:
     run = write(tmp_path, 9)
     page = page_of(run)
     assert "importance" not in charts(page)
-    assert "at least 10 trials that were trained to their end; there are 9" in page.render()
+    assert "at least 10 complete trials; there are 9" in page.render()
 
 
 def test_the_page_of_a_sweep(tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
 def test_the_pareto_front(tmp_path: Path) -> None:
     page = page_of(write(tmp_path, 12, latency=True))
     front = next(chart for chart in page.charts if chart.name == "pareto")
-    assert "12 points; stressed: trial 9, trial 6, trial 3, trial 0" in front.description
+    assert "12 points; highlighted: trial 9, trial 6, trial 3, trial 0" in front.description
 
 
 def test_settings_of_all_sub_spaces_are_taken_together() -> None:
@@ -85,8 +87,8 @@ def test_settings_of_all_sub_spaces_are_taken_together() -> None:
               {"model_name": ("a", "b")[n % 2], **({"depth": n} if n % 2 else {})})
         for n in range(20)
     ]  # fmt: skip
-    found = importance(trials)
+    found = setting_importance(trials)
     assert isinstance(found, dict)
     assert list(found) == ["model_name"]
     same = [Trial(n, "complete", 0.5, None, False, 1.0, "", "", {"x": n}) for n in range(12)]
-    assert importance(same) == "All trials came to the same figure."
+    assert setting_importance(same) == "All trials have the same metric."

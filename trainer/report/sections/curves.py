@@ -1,0 +1,89 @@
+"""The section of curves: precision-recall, ROC, gains, lift, calibration and F1 by threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from trainer.metrics.results import Analysis, Calibration, Curve
+from trainer.report.charts.chart import Chart
+from trainer.report.charts.line_chart import Series, line_chart
+from trainer.report.charts.scale import Scale
+from trainer.report.markup import Html, facts
+from trainer.report.number_format import format_value
+from trainer.report.page import Page
+from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS
+
+_MAX_LINES = 7
+_AVERAGES = ("micro", "macro", "weighted")
+_KINDS = {
+    "precision_recall": ("Precision and recall", "recall", "precision"),
+    "roc": ("ROC", "false positive rate", "true positive rate"),
+    "cumulative_gains": (
+        "Cumulative gains",
+        "fraction of images, most likely first",
+        "fraction of positives found",
+    ),
+    "lift": ("Lift", "fraction of images, most likely first", "times better than chance"),
+    "calibration": ("Calibration", "predicted probability", "fraction that is correct"),
+    "f1": ("F1 by threshold", "score threshold", "F1"),
+    "image_level": ("Image level", "recall", "precision"),
+}
+"""(title, x label, y label) of each kind of curve."""
+_WITH_DIAGONAL = ("roc", "cumulative_gains", "calibration")
+
+
+def add_curves(page: Page, analysis: Analysis) -> None:
+    """Add a chart for each kind of curve, and the calibration error."""
+    blocks: list[object] = [_chart(kind, analysis) for kind in _KINDS if analysis.curves.get(kind)]
+    if analysis.calibration is not None:
+        blocks.append(_calibration_facts(analysis.calibration))
+    page.add("Curves", *blocks)
+
+
+def _chart(kind: str, analysis: Analysis) -> Chart:
+    title, x_label, y_label = _KINDS[kind]
+    curves = analysis.curves[kind]
+    drawn = _most_relevant(curves, analysis)
+    notes = []
+    if len(drawn) < len(curves):
+        notes.append(
+            f"Shows {len(drawn)} of {len(curves)} lines: averages and the classes with the lowest metrics."
+        )
+    unit = Scale(0.0, 1.0)
+    y_scale = Scale.over((y for curve in drawn for y in curve.y), low=0.0) if kind == "lift" else unit
+    return line_chart(
+        f"curve-{kind.replace('_', '-')}", title, [Series(curve.name, curve.x, curve.y) for curve in drawn],
+        x_label=x_label, x_scale=unit, y_label=y_label, y_scale=y_scale, diagonal=kind in _WITH_DIAGONAL,
+        marks=kind == "calibration", notes=notes,
+    )  # fmt: skip
+
+
+def _most_relevant(curves: Sequence[Curve], analysis: Analysis) -> list[Curve]:
+    """Return all curves, or, if there are more than seven, the averages and those of the worst classes."""
+    if len(curves) <= _MAX_LINES:
+        return list(curves)
+    averages = [curve for curve in curves if curve.name in _AVERAGES and curve.name != "weighted"]
+    of_classes = [curve for curve in curves if curve.name not in _AVERAGES]
+    worst = sorted(of_classes, key=lambda curve: _main_metric(analysis, curve.name))
+    worst = worst[: _MAX_LINES - len(averages)]
+    return [*averages, *(curve for curve in of_classes if curve in worst)]
+
+
+def _main_metric(analysis: Analysis, label: str) -> float:
+    """Return the metric by which a class is compared; 2, above all others, if it is undefined."""
+    metrics = analysis.per_class.get(label, {})
+    value = next((metrics[name] for name in MAIN_CLASS_METRICS if name in metrics), math.nan)
+    return float(value) if math.isfinite(value) else 2.0
+
+
+def _calibration_facts(calibration: Calibration) -> Html:
+    losses = f"{format_value(calibration.log_loss)}, {format_value(calibration.log_loss_scaled)}"
+    return facts(
+        [
+            (f"calibration error (ECE, {calibration.bins} bins)", calibration.error),
+            ("best temperature", calibration.temperature),
+            ("ECE at the best temperature", calibration.error_scaled),
+            ("log loss, now and at the best temperature", losses),
+        ]
+    )

@@ -1,0 +1,108 @@
+"""The section about problems of the data: findings such as leakage, and violations of the data schema."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainer.data.quality.data_findings import find
+from trainer.data.quality.examined_images import LOOKED_AT, Finding, Images, Place
+from trainer.errors import Problem
+from trainer.report.embedded_images import EmbeddedImages, card, gallery
+from trainer.report.markup import Html, element, joined, note, paragraph, source_location
+from trainer.report.outlines import labelled_outlines
+from trainer.report.page import Page
+from trainer.report.tables import Folded, Table
+
+_SHOWN_PLACES = 6
+_LISTED_PLACES = 50
+_LISTED_PROBLEMS = 500
+
+
+def add_data_problems(
+    page: Page, images: Images | None, embedded: EmbeddedImages, problems: Sequence[Problem] = ()
+) -> None:
+    """Add the section of findings and schema violations.
+
+    Args:
+        page: the report.
+        images: the valid lines of the data; None if there is none.
+        embedded: embeds the images of findings.
+        problems: errors and warnings from checking the data against the schema.
+    """
+    found = _finding_blocks(images, embedded) if images is not None else [paragraph("No line is valid.")]
+    page.add("Data problems", *found, *_schema_blocks(problems))
+
+
+def _finding_blocks(images: Images, embedded: EmbeddedImages) -> list[object]:
+    findings = find(images)
+    blocks: list[object] = []
+    if not findings:
+        blocks.append(paragraph("No duplicates, leakage, suspicious boxes or class imbalance found."))
+    for finding in findings:
+        blocks += _blocks_of(finding, images, embedded)
+    looked_at = images.looked_at
+    if looked_at < len(images):
+        searched = f"Duplicates and blank images were searched for in {looked_at:,} of {len(images):,} images"
+        reason = f"; at most {LOOKED_AT:,} are decoded for this" if looked_at else ": none has been decoded"
+        blocks.append(note(f"{searched}{reason}."))
+    return blocks
+
+
+def _blocks_of(finding: Finding, images: Images, embedded: EmbeddedImages) -> list[object]:
+    css_class = "bad" if finding.serious else "warn"
+    bullet = element("span", "● ", class_=css_class, aria_hidden="true")
+    are_pairs = any(place.other is not None for place in finding.places)
+    blocks: list[object] = [
+        element("h3", bullet, finding.title),
+        paragraph(finding.why),
+        gallery(
+            [_card(images, place, embedded) for place in finding.places[:_SHOWN_PLACES]], pairs=are_pairs
+        ),
+    ]
+    if finding.places:
+        rows = [(element("code", place.where), place.detail) for place in finding.places]
+        table = Table(
+            f"finding-{finding.kind}", finding.title, ("location", "detail"), rows, limit=_LISTED_PLACES
+        )
+        blocks.append(Folded(f"All {len(rows):,}, by file and line", table))
+    return blocks
+
+
+def _card(images: Images, place: Place, embedded: EmbeddedImages) -> Html | None:
+    """Show the image of a finding, or a pair of images of which both can be shown."""
+    is_pair = place.other is not None
+    panes = []
+    for index in [place.index] if place.other is None else [place.other, place.index]:
+        records, own_index = images.at(index)
+        outlines = labelled_outlines(records, own_index, place.number) if place.number is not None else []
+        location = images.where(index)
+        side = "validation" if images.in_validation(index) else "training"
+        title = joined([f"{side}: ", source_location(location)]) if is_pair else ""
+        panes.append(
+            embedded.pane(records, own_index, outlines, title=title, alt=f"{side} image of {location}")
+        )
+    if is_pair and None in panes:
+        return None
+    location_shown = () if is_pair else (source_location(place.where), " ")
+    return card(panes, *location_shown, place.detail)
+
+
+def _schema_blocks(problems: Sequence[Problem]) -> list[object]:
+    """List errors first, then warnings."""
+    if not problems:
+        return []
+    rows = [
+        (
+            "warning" if problem.warning else "error",
+            element("code", problem.where),
+            problem.field,
+            problem.rule,
+            problem.got,
+            problem.hint,
+        )
+        for problem in sorted(problems, key=lambda problem: problem.warning)
+    ]
+    errors = sum(not problem.warning for problem in problems)
+    title = f"Data schema: {errors:,} errors, {len(problems) - errors:,} warnings"
+    columns = ("kind", "location", "field", "rule", "got", "hint")
+    return [element("h3", title), Table("schema-problems", title, columns, rows, limit=_LISTED_PROBLEMS)]

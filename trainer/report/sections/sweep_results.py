@@ -1,0 +1,159 @@
+"""The sections about a sweep: its trials, their settings and metrics, and the Pareto front with latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.report.charts.bar_chart import bar_chart
+from trainer.report.charts.line_chart import line_chart
+from trainer.report.charts.parallel_coordinates import parallel_coordinates
+from trainer.report.charts.scale import Scale
+from trainer.report.charts.scatter_chart import Point, scatter_chart
+from trainer.report.markup import Html, element, facts, note, paragraph
+from trainer.report.page import Page
+from trainer.report.sections.setting_importance import setting_importance
+from trainer.report.sections.training_history import read_metrics, series_of
+from trainer.report.tables import Table
+from trainer.report.trials_csv import TRIALS_FILE, Trial, in_state, read_trials
+from trainer.runs import Run
+
+_MAX_AXES = 10
+_MAX_LINES = 7
+_LISTED_TRIALS = 1000
+
+
+def add_sweep_results(
+    page: Page, run: Run, metric: str, best: int | None, max_latency_ms: float | None = None
+) -> None:
+    """Add the sections of a sweep, read from its trials.csv.
+
+    Args:
+        page: the report.
+        run: the sweep's run.
+        metric: the primary metric.
+        best: number of the best trial; None if no trial has a metric.
+        max_latency_ms: limit for the best model, in milliseconds per image; None for no limit.
+    """
+    trials = read_trials(run.directory / TRIALS_FILE, metric)
+    settings = list(dict.fromkeys(name for trial in trials for name in trial.settings))
+    varied = [name for name in settings if len({str(trial.settings.get(name)) for trial in trials}) > 1]
+    measured = [trial for trial in trials if trial.value is not None]
+    counts = [(state, in_state(trials, state)) for state in ("complete", "pruned", "failed")]
+    states = ", ".join(f"{count} {state}" for state, count in counts if count)
+    page.add(
+        "Trials",
+        facts([("trials", f"{len(trials)}: {states}"), ("best trial", best)]),
+        *_metric_charts(run, measured, metric, best),
+        _trial_table(run, trials, settings, metric, best),
+    )
+    if len(measured) > 1 and varied:
+        page.add(f"Settings and {metric}", _parallel_coordinates(measured, varied, metric, best))
+        page.add("Importance of settings", *_importance(trials, metric))
+    if any(trial.latency_ms is not None for trial in trials):
+        page.add("Latency", *_pareto_front(trials, metric, max_latency_ms))
+
+
+def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int | None) -> list[object]:
+    if not measured:
+        return [paragraph("No trial was evaluated.")]
+    points = [
+        Point(float(trial.number), trial.value or 0.0, f"trial {trial.number}", trial.number == best)
+        for trial in measured
+    ]
+    blocks: list[object] = [
+        scatter_chart("trial-values", f"{metric} by trial", points, x_label="trial", y_label=metric)
+    ]
+    series = []
+    for trial in sorted(measured, key=lambda trial: -(trial.value or 0.0))[:_MAX_LINES]:
+        directory = trial.find_directory(run)
+        rows = [] if directory is None else read_metrics(directory / "metrics.csv")
+        if any(metric in row for row in rows):
+            series.append(series_of(rows, metric, f"trial {trial.number}"))
+    if series:
+        epochs = Scale.of_epochs(max(max(line.x) for line in series))
+        title = f"{metric} by epoch, best trials"
+        blocks.append(line_chart("trials-by-epoch", title, series, x_label="epoch", x_scale=epochs))
+    return blocks
+
+
+def _trial_table(
+    run: Run, trials: Sequence[Trial], settings: Sequence[str], metric: str, best: int | None
+) -> Table:
+    has_latency = any(trial.latency_ms is not None for trial in trials)
+    has_reasons = any(trial.reason for trial in trials)
+    columns = ["trial", "state", metric]
+    if has_latency:
+        columns += ["latency, ms", "Pareto front"]
+    columns += ["seconds", *settings]
+    if has_reasons:
+        columns.append("reason")
+    rows = []
+    for trial in trials:
+        row: list[object] = [_trial_link(run, trial, trial.number == best), trial.state, trial.value]
+        if has_latency:
+            row += [trial.latency_ms, "yes" if trial.is_pareto else ""]
+        row += [trial.seconds, *(trial.settings.get(name) for name in settings)]
+        rows.append([*row, trial.reason] if has_reasons else row)
+    title = "Trials (click a heading to sort, a trial number for its report)"
+    return Table("trials", title, columns, rows, limit=_LISTED_TRIALS)
+
+
+def _trial_link(run: Run, trial: Trial, is_best: bool) -> Html:
+    label = f"{trial.number}{' (best)' if is_best else ''}"
+    directory = run.directory / "trials" / Path(trial.directory).name
+    if not trial.directory or not (directory / "report.html").is_file():
+        return element("span", label)
+    return element("a", label, href=f"trials/{directory.name}/report.html")
+
+
+def _parallel_coordinates(
+    measured: Sequence[Trial], varied: Sequence[str], metric: str, best: int | None
+) -> object:
+    # Settings of a single sub-space are mostly gaps, so choose those that most trials have.
+    axes = sorted(varied, key=lambda name: -sum(name in trial.settings for trial in measured))[:_MAX_AXES]
+    rows: list[Mapping[str, object]] = [{**trial.settings, metric: trial.value} for trial in measured]
+    notes = [
+        f"Each line is a trial; the higher its {metric}, the stronger the line. The best is highlighted."
+    ]
+    omitted = len(varied) - len(axes)
+    if omitted:
+        notes.append(f"{omitted} settings that fewer trials have are left out.")
+    best_index = next((index for index, trial in enumerate(measured) if trial.number == best), None)
+    return parallel_coordinates(
+        "parallel-coordinates", "Parallel coordinates", [*axes, metric], rows,
+        labels=[f"trial {trial.number}" for trial in measured], best=best_index, notes=notes,
+    )  # fmt: skip
+
+
+def _importance(trials: Sequence[Trial], metric: str) -> list[object]:
+    importance = setting_importance(trials)
+    if isinstance(importance, str):
+        return [paragraph(importance)]
+    method = (
+        f"Fraction of the variance of {metric} that each setting explains, by fANOVA (Hutter et al., 2014) "
+        f"as implemented in Optuna, from {in_state(trials, 'complete')} trials. With few trials it is only "
+        "a rough estimate, and it holds only for the values that were tried."
+    )
+    series = [("importance", list(importance.values()))]
+    title = f"Importance of settings for {metric}"
+    return [
+        bar_chart("importance", title, list(importance), series, label_heading="setting", high=1.0),
+        note(method),
+    ]
+
+
+def _pareto_front(trials: Sequence[Trial], metric: str, max_latency_ms: float | None) -> list[object]:
+    points = [
+        Point(trial.latency_ms, trial.value, f"trial {trial.number}", trial.is_pareto)
+        for trial in trials
+        if trial.latency_ms is not None and trial.value is not None
+    ]
+    notes = ["The line is the Pareto front: no trial is better than these in both metric and latency."]
+    if max_latency_ms is not None:
+        notes.append(f"The best model is the best of those within {max_latency_ms:g} ms.")
+    title = f"{metric} and latency"
+    return [
+        scatter_chart("pareto", title, points, x_label="latency, ms per image", y_label=metric,
+                      join_highlighted=True, notes=notes)
+    ]  # fmt: skip

@@ -1,0 +1,96 @@
+"""Tables, shown on a report's page and written as CSV files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.report.markup import Html, cell, element, joined, note
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table on the page and as a file.
+
+    Attributes:
+        name: file name without its ending.
+        title: the caption.
+        columns: the headings.
+        rows: cells; numbers are right-aligned and sort as numbers, HTML is kept as it is.
+        limit: number of rows on the page; the file holds all rows.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    limit: int = 200
+
+    def html(self) -> Html:
+        """Build the table in a box that scrolls sideways; with scripts, a click on a heading sorts it."""
+        numeric = [self._is_numeric(index) for index in range(len(self.columns))]
+        head = element(
+            "tr",
+            *(
+                element("th", column, scope="col", class_="number" if is_number else None)
+                for column, is_number in zip(self.columns, numeric, strict=True)
+            ),
+        )
+        body = [
+            element("tr", *(_td(value, is_number) for value, is_number in zip(row, numeric, strict=True)))
+            for row in self.rows[: self.limit]
+        ]
+        table = element(
+            "table",
+            element("caption", self.title),
+            element("thead", head),
+            element("tbody", *body),
+            class_="sortable",
+            id=f"table-{self.name}",
+        )
+        box = scrolling_box(table, self.title)
+        omitted = len(self.rows) - self.limit
+        if omitted <= 0:
+            return box
+        return joined([box, note(f"{omitted:,} more rows are in {self.name}.csv.")])
+
+    def csv(self) -> str:
+        """Return all rows as CSV; undefined numbers are empty and markup is removed."""
+        file = io.StringIO()
+        writer = csv.writer(file)
+        writer.writerow(self.columns)
+        for row in self.rows:
+            writer.writerow(["" if value is None or value != value else _plain(value) for value in row])
+        return file.getvalue()
+
+    def _is_numeric(self, index: int) -> bool:
+        values = [row[index] for row in self.rows if row[index] is not None]
+        return bool(values) and all(isinstance(value, int | float) for value in values)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A table that readers unfold by clicking its summary."""
+
+    summary: str
+    table: Table
+
+
+def scrolling_box(content: Html, label: str) -> Html:
+    """Build a box that scrolls sideways, also with the keyboard."""
+    return element("div", content, class_="scrolls", tabindex="0", role="region", aria_label=label)
+
+
+def _td(value: object, is_number: bool) -> Html:
+    sort_key = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        sort_key = repr(value) if value == value else ""  # read by page.js
+    return element("td", cell(value), class_="number" if is_number else None, data_value=sort_key)
+
+
+def _plain(value: object) -> object:
+    """Remove the markup of a cell. `Markup.striptags` would also collapse the spaces of a path."""
+    return Html(re.sub(r"<[^>]*>", "", value)).unescape() if isinstance(value, Html) else value
