@@ -348,7 +348,7 @@ def test_a_typo_gets_near_names_or_the_list_of_all(typo: Any, meant: str | None)
         assert problem.hint.startswith("did you mean ")
         assert meant in problem.hint
     else:
-        assert "trainer fit --help" in problem.hint
+        assert "trainer fit --help-all" in problem.hint
 
 
 def test_everything_wrong_is_reported_at_once_with_its_place() -> None:

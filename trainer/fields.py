@@ -27,14 +27,26 @@ else:
             return types[0]
 
 
-def option(default: Any, description: str, group: str, *, flag: str = "", **constraints: Any) -> Any:
+def option(
+    default: Any,
+    description: str,
+    group: str,
+    *,
+    aliases: tuple[str, ...] = (),
+    flag: str = "",
+    form: str = "",
+    **more: Any,
+) -> Any:
     """An optional field with its help text.
 
     Args:
-        group: the heading under which help and docs list the field.
-        flag: its command-line flag if that is not the field's name, such as `--data`.
-        constraints: further arguments of `pydantic.Field`; those unknown to it are kept beside the group.
+        description: its first sentence is the short help; `[default: …]` at its end describes a default that
+            depends on something else.
+        group: heading under which help lists the field.
+        aliases: older names of the field.
+        flag: command-line flag if it is not the field's name, such as `--data`.
+        form: what the flag takes if it is no plain value, such as `NAME=PATH`.
+        more: further arguments of `pydantic.Field`, such as `gt`.
     """
-    return Field(
-        default, description=description, json_schema_extra={"group": group, "flag": flag}, **constraints
-    )
+    extra: dict[str, Any] = {"group": group, "aliases": list(aliases), "flag": flag, "form": form}
+    return Field(default, description=description, json_schema_extra=extra, **more)

@@ -1,4 +1,8 @@
-"""Every hyperparameter: name, older names, range, default, help. Flags, checks and docs derive from here."""
+"""Every hyperparameter: name, older names, type, range, default and help text.
+
+Flags, checks and docs/settings.md derive from these definitions. `trainer.models.defaults` knows which models
+a setting applies to, and their defaults.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from trainer.fields import option
 from trainer.scoring import ScoringParameters
-
-
-def _setting(
-    default: Any,
-    description: str,
-    group: str,
-    *,
-    aliases: tuple[str, ...] = (),
-    **bounds: Any,
-) -> Any:
-    """A field with its heading in the help and its older names.
-
-    To which models a setting applies, the cards in `trainer.models.catalog` say.
-    """
-    extra: dict[str, Any] = {"group": group, "aliases": list(aliases)}
-    return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 class AdvancedSettings(BaseModel):
@@ -42,7 +31,7 @@ class AdvancedSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stream_image_files: bool = False
-    """Accepted for compatibility: images are always read when they are needed."""
+    """Has no effect, accepted for compatibility: images are always read when they are needed."""
     apply_automl_train_augmentations: bool = True
     apply_mosaic_for_yolo: bool = True
 
@@ -55,242 +44,255 @@ class Settings(ScoringParameters):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    number_of_epochs: int = _setting(15, "Passes over the training data.", "Schedule", gt=0)
-    recipe: Literal["reference", "modern"] = _setting(
+    number_of_epochs: int = option(15, "Number of passes over the training data.", "Schedule", gt=0)
+    recipe: Literal["reference", "modern"] = option(
         "reference",
-        "Which defaults the others start from: those of Azure AutoML for Images, or today's for fine-tuning: "
-        "adamw, averaged weights; label smoothing, mixup and RandAugment for classifiers, layer-wise rates "
-        "for ViTs, large-scale jitter for R-CNNs. docs/settings.md lists them.",
+        "Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. "
+        "The modern recipe uses adamw and averaged weights; label smoothing, mixup and "
+        "RandAugment for classifiers, layer-wise learning rates for ViTs, and large-scale jitter for "
+        "R-CNNs. docs/settings.md lists its values.",
         "Schedule",
     )
-    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _setting(
+    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = option(
         78,
-        "Images in a training batch, on each device; auto: the largest power of two that fits the GPU.",
+        "Images per training batch on each device; auto finds the largest power of two that fits the GPU.",
         "Schedule",
     )
-    validation_batch_size: int = _setting(
-        78, "Images in a validation batch, on each device.", "Schedule", gt=0
-    )
-    gradient_accumulation_step: int = _setting(
+    validation_batch_size: int = option(78, "Images per validation batch on each device.", "Schedule", gt=0)
+    gradient_accumulation_step: int = option(
         1,
-        "Batches whose gradients are added up before the optimizer steps.",
+        "Number of batches whose gradients are accumulated before the optimizer steps.",
         "Schedule",
         aliases=("grad_accumulation_step",),
         gt=0,
     )
-    evaluation_frequency: int = _setting(1, "Evaluate every so many epochs.", "Schedule", gt=0)
-    checkpoint_frequency: int | None = _setting(
+    evaluation_frequency: int = option(1, "Evaluate every N epochs.", "Schedule", gt=0)
+    checkpoint_frequency: int | None = option(
         None,
-        "Also keep a checkpoint every so many epochs; the best and the last are kept anyway.",
+        "Also keep a checkpoint every N epochs. The best and the last epoch's checkpoints are always kept.",
         "Schedule",
         gt=0,
     )
-    early_stopping: bool = _setting(True, "Stop when the primary metric no longer rises.", "Schedule")
-    early_stopping_patience: int = _setting(
-        5, "Stop after so many evaluations without a new best.", "Schedule", gt=0
+    early_stopping: bool = option(True, "Stop when the primary metric no longer improves.", "Schedule")
+    early_stopping_patience: int = option(
+        5, "Stop after this many evaluations without improvement.", "Schedule", gt=0
     )
-    early_stopping_delay: int = _setting(
-        5, "Count no evaluation for early stopping before this epoch is over.", "Schedule", ge=0
+    early_stopping_delay: int = option(
+        5, "Epochs to train before early stopping starts to count evaluations.", "Schedule", ge=0
     )
 
-    learning_rate: float = _setting(0.01, "Peak learning rate.", "Optimizer", ge=0, le=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = _setting("sgd", "Optimizer.", "Optimizer")
-    momentum: float = _setting(0.9, "Momentum of sgd.", "Optimizer", ge=0, le=1)
-    nesterov: bool = _setting(True, "Nesterov's momentum, with sgd.", "Optimizer")
-    weight_decay: float = _setting(
-        1e-4, "Weight decay, not of norm weights and biases.", "Optimizer", ge=0, le=1
+    learning_rate: float = option(0.01, "Peak learning rate.", "Optimizer", ge=0, le=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "Optimizer.", "Optimizer")
+    momentum: float = option(0.9, "Momentum of sgd.", "Optimizer", ge=0, le=1)
+    nesterov: bool = option(True, "Use Nesterov momentum with sgd.", "Optimizer")
+    weight_decay: float = option(
+        1e-4, "Weight decay. Biases and weights of norm layers have none.", "Optimizer", ge=0, le=1
     )
-    beta1: float = _setting(0.9, "beta1 of adam and adamw.", "Optimizer", ge=0, lt=1)
-    beta2: float = _setting(0.999, "beta2 of adam and adamw.", "Optimizer", ge=0, lt=1)
-    ams_gradient: bool = _setting(
-        False, "The AMSGrad variant of adam and adamw.", "Optimizer", aliases=("amsgrad",)
+    beta1: float = option(0.9, "beta1 of adam and adamw.", "Optimizer", ge=0, lt=1)
+    beta2: float = option(0.999, "beta2 of adam and adamw.", "Optimizer", ge=0, lt=1)
+    ams_gradient: bool = option(
+        False, "Use the AMSGrad variant of adam and adamw.", "Optimizer", aliases=("amsgrad",)
     )
-    gradient_clip_value: float | None = _setting(5.0, "Clip each gradient to ± this.", "Optimizer", gt=0)
-    gradient_clip_norm: float | None = _setting(
+    gradient_clip_value: float | None = option(
+        5.0, "Clip each gradient element to [-value, value].", "Optimizer", gt=0
+    )
+    gradient_clip_norm: float | None = option(
         None, "Scale gradients down to this total norm.", "Optimizer", gt=0
     )
 
-    learning_rate_scheduler: Literal["warmup_cosine", "step"] = _setting(
-        "warmup_cosine", "Course of the learning rate.", "Learning rate", aliases=("lr_scheduler",)
+    learning_rate_scheduler: Literal["warmup_cosine", "step"] = option(
+        "warmup_cosine", "Learning-rate schedule.", "Learning rate", aliases=("lr_scheduler",)
     )
-    step_lr_gamma: float = _setting(0.5, "step: factor at each step.", "Learning rate", ge=0, le=1)
-    step_lr_step_size: int = _setting(5, "step: epochs between steps.", "Learning rate", gt=0)
-    warmup_cosine_lr_cycles: float = _setting(
-        0.45, "warmup_cosine: part of a full cosine cycle; .5 ends at 0.", "Learning rate", ge=0, le=1
+    step_lr_gamma: float = option(
+        0.5,
+        "step: factor by which the learning rate is multiplied at each step.",
+        "Learning rate",
+        ge=0,
+        le=1,
     )
-    warmup_cosine_lr_warmup_epochs: int = _setting(
-        2, "warmup_cosine: epochs of linear warm-up.", "Learning rate", ge=0
+    step_lr_step_size: int = option(5, "step: number of epochs between steps.", "Learning rate", gt=0)
+    warmup_cosine_lr_cycles: float = option(
+        0.45, "warmup_cosine: fraction of a full cosine cycle; 0.5 ends at 0.", "Learning rate", ge=0, le=1
+    )
+    warmup_cosine_lr_warmup_epochs: int = option(
+        2, "warmup_cosine: number of epochs of linear warm-up.", "Learning rate", ge=0
     )
 
-    model_size: Literal["small", "medium", "large", "extra_large"] = _setting(
-        "medium", "Which of yolov5's sizes.", "Model"
+    model_size: Literal["small", "medium", "large", "extra_large"] = option(
+        "medium", "Size of yolov5.", "Model"
     )
-    checkpoint_run_id: str | None = _setting(
+    checkpoint_run_id: str | None = option(
         None,
-        "Go on from the weights of an earlier run of the same model: its directory, or an MLflow run id; "
-        "--weights goes before it.",
+        "Start from the weights of an earlier run of the same model: its directory or its MLflow run id. "
+        "--weights overrides it.",
         "Model",
         min_length=1,
     )
-    layers_to_freeze: int | None = _setting(
-        None, "Groups of layers, counted from the input, that are not trained.", "Model", gt=0
+    layers_to_freeze: int | None = option(
+        None, "Number of layer groups to freeze, counted from the input.", "Model", gt=0
     )
-    layer_decay: float = _setting(
+    layer_decay: float = option(
         1.0,
-        "Factor of the learning rate from each group of layers, as layers_to_freeze counts them, to the one "
-        "before it, so that groups near the input learn more slowly; 1: all alike.",
+        "Factor of the learning rate from each layer group to the one before it, so that groups near the "
+        "input learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate.",
         "Model",
         gt=0,
         le=1,
     )
-    average_weights: bool = _setting(False, "Evaluate and package a moving average of the weights.", "Model")
-    weighted_loss: Literal[0, 1, 2] = _setting(
+    average_weights: bool = option(False, "Evaluate and package a moving average of the weights.", "Model")
+    weighted_loss: Literal[0, 1, 2] = option(
         0,
-        "Weigh classes by rarity: 0 off, 1 square root of the weights, 2 the weights; acts when the "
-        "most frequent class is over twice as frequent as the rarest.",
+        "Weight the loss of each class by its rarity: 0 off, 1 by the square root of the weights, 2 by the "
+        "weights. It takes effect if the most frequent class is over twice as frequent as the rarest.",
         "Model",
     )
-    label_smoothing: float = _setting(
+    label_smoothing: float = option(
         0.0,
-        "Part of each target spread evenly over the classes; with several labels, over yes and no.",
+        "Fraction of each target spread evenly over all classes; for multilabel, over present and absent.",
         "Model",
         ge=0,
         lt=1,
     )
-    balanced_sampling: bool = _setting(
-        False, "Draw images of rare classes more often, so that each class is seen equally often.", "Images"
+    balanced_sampling: bool = option(
+        False,
+        "Sample images of rare classes more often, so that all classes are seen equally often.",
+        "Images",
     )
 
-    validation_resize_size: int = _setting(
+    validation_resize_size: int = option(
         256,
-        "Short side to which images are resized before the crop.",
+        "Short side, in pixels, to which images are resized before the centre crop.",
         "Images",
         aliases=("valid_resize_size",),
         gt=0,
     )
-    validation_crop_size: int = _setting(
+    validation_crop_size: int = option(
         224,
-        "Side of the centre crop that the network sees.",
+        "Side of the centre crop that the network sees, in pixels.",
         "Images",
         aliases=("valid_crop_size",),
         gt=0,
     )
-    training_crop_size: int = _setting(
+    training_crop_size: int = option(
         224,
-        "Side of the random crop in training.",
+        "Side of the random crop in training, in pixels.",
         "Images",
         aliases=("train_crop_size",),
         gt=0,
     )
-    min_size: int = _setting(
+    min_size: int = option(
         600,
-        "Short side to which images are resized, or less where the long side would exceed max_size.",
+        "Short side to which images are resized, in pixels. It is less where the long side would exceed "
+        "max_size.",
         "Images",
         gt=0,
     )
-    max_size: int = _setting(
+    max_size: int = option(
         1333,
-        "Limit of the long side; images that min_size would make longer are resized to it instead.",
+        "Maximum long side in pixels. Images that min_size would make longer are resized to it instead.",
         "Images",
         gt=0,
     )
-    image_size: int = _setting(
+    image_size: int = option(
         640,
-        "Side of the square that images are fitted into.",
+        "Side of the square that images are fitted into, in pixels.",
         "Images",
         aliases=("img_size",),
         ge=32,
     )
-    multi_scale: bool = _setting(False, "Vary the image size by ±50 % from batch to batch.", "Images")
-    random_augment: bool = _setting(
+    multi_scale: bool = option(False, "Vary the image size by ±50 % from batch to batch.", "Images")
+    random_augment: bool = option(
         False,
-        "RandAugment, two random changes of colour or place, instead of the colour jitter.",
+        "Use RandAugment, two random changes of colour or geometry, instead of colour jitter.",
         "Images",
     )
-    mixup_alpha: float = _setting(
+    mixup_alpha: float = option(
         0.0,
-        "Blend pairs of images, by a share drawn from Beta(alpha, alpha); 0: never.",
+        "Blend pairs of images by a fraction drawn from Beta(alpha, alpha); 0 turns it off.",
         "Images",
         ge=0,
     )
-    cutmix_alpha: float = _setting(
+    cutmix_alpha: float = option(
         0.0,
-        "Paste a part of one image into another, its area drawn from Beta(alpha, alpha); 0: never. With "
-        "mixup_alpha, each batch takes one of the two.",
+        "Paste a part of one image, its area drawn from Beta(alpha, alpha), into another; 0 turns it off. "
+        "With mixup_alpha, each batch uses one of the two.",
         "Images",
         ge=0,
     )
-    large_scale_jitter: bool = _setting(
+    large_scale_jitter: bool = option(
         False,
-        "Scale each image by ×0.1 to ×2, cropped or padded to its size, instead of crop and expansion.",
+        "Scale each image by ×0.1 to ×2, then crop or pad it to its size, instead of cropping and "
+        "expanding it.",
         "Images",
     )
-    advanced_settings: AdvancedSettings = _setting(
+    advanced_settings: AdvancedSettings = option(
         AdvancedSettings(),
-        "JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true), "
+        "JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true) and "
         "stream_image_files (false).",
         "Images",
     )
 
-    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _setting(
-        "voc", "Which detection figures each evaluation computes.", "Evaluation"
+    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = option(
+        "voc", "Detection metrics to compute at each evaluation.", "Evaluation"
     )
-    validation_iou_threshold: float = _setting(
+    validation_iou_threshold: float = option(
         0.5,
-        "IoU from which a box is found.",
+        "Minimum IoU at which a predicted box matches an object.",
         "Evaluation",
         aliases=("box_iou_thresh",),
         ge=0.1,
         le=1,
     )
-    log_validation_loss: Literal["Enable", "Disable"] = _setting(
+    log_validation_loss: Literal["Enable", "Disable"] = option(
         "Enable", "Also compute the loss at each evaluation.", "Evaluation"
     )
 
-    log_training_metrics: Literal["Enable", "Disable"] = _setting(
+    log_training_metrics: Literal["Enable", "Disable"] = option(
         "Disable",
-        "Also compute the figures on the training images at each evaluation.",
+        "Also compute the metrics of the training images at each evaluation.",
         "Evaluation",
     )
 
-    number_of_workers: int = _setting(
+    number_of_workers: int = option(
         8,
-        "Processes that decode and augment, for each device; never more than its share of the cores.",
+        "Worker processes per device that decode and augment images, at most its share of the cores.",
         "Hardware",
         aliases=("num_workers",),
         ge=0,
     )
-    image_cache_megabytes: int = _setting(
+    image_cache_megabytes: int = option(
         256,
-        "Memory in which each of the number_of_workers processes of each device keeps decoded training "
-        "images, YOLO's resized; 0 for none.",
+        "Memory in MB in which each worker process caches decoded training images, for YOLO resized ones; "
+        "0 turns the cache off.",
         "Hardware",
         ge=0,
     )
-    random_seed: int | None = _setting(
+    random_seed: int | None = option(
         None,
-        "Makes split, augmentation and initial weights repeatable; YOLO's mosaics of more than 256 images "
-        "where as many workers load them into as large a cache.",
+        "Seed of the data split, augmentation and initial weights. Without one, it is drawn at random. "
+        "YOLO's mosaics of more than 256 images also depend on number_of_workers and image_cache_megabytes.",
         "Hardware",
         aliases=("seed",),
         ge=0,
         le=2**32 - 1,  # the generators of NumPy take no more
     )
-    distributed: bool = _setting(True, "Use every GPU asked for; false: one.", "Hardware")
-    sync_batch_norm: bool = _setting(
-        False, "Batch norms learn from the batches of all GPUs together, not from their own.", "Hardware"
-    )
-    enable_onnx_normalization: bool = _setting(
+    distributed: bool = option(True, "Use all GPUs that were asked for; false uses one.", "Hardware")
+    sync_batch_norm: bool = option(
         False,
-        "`trainer export`: the ONNX file takes images in [0, 255] and normalises them itself.",
+        "Compute batch-norm statistics over the batches of all GPUs instead of each GPU's own.",
+        "Hardware",
+    )
+    enable_onnx_normalization: bool = option(
+        False,
+        "Let the ONNX file of `trainer export` take images in [0, 255] and normalise them itself.",
         "Images",
     )
-    compile: bool = _setting(False, "Compile the network by torch.compile before it is trained.", "Hardware")
+    compile: bool = option(False, "Compile the network with torch.compile before training.", "Hardware")
 
     @field_validator("training_batch_size", mode="wrap")
     @classmethod
     def _count_or_auto(cls, value: Any, validate: Any) -> Any:
-        """One error in place of one for each kind of value."""
+        """Report one problem instead of one for each kind of value."""
         try:
             return validate(value.lower() if isinstance(value, str) else value)
         except ValidationError as error:
@@ -298,8 +300,8 @@ class Settings(ScoringParameters):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML makes `yes` and `on` booleans, which pydantic would take for the number 1."""
+    def _no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject booleans for numbers: YAML reads `yes` as a boolean, which pydantic would take as 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("must not be a boolean")
         return value
@@ -314,7 +316,7 @@ class Settings(ScoringParameters):
     )
     @classmethod
     def _choice(cls, value: Any) -> Any:
-        """The REST form spells choices in camel case: Sgd, WarmupCosine, ExtraLarge."""
+        """Read the REST form's camel case: Sgd, WarmupCosine, ExtraLarge."""
         if not isinstance(value, str):
             return value
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower().replace("adam_w", "adamw")

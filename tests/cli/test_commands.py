@@ -15,9 +15,11 @@ import pytest
 import yaml
 
 from trainer import cli, settings
-from trainer.cli.arguments import mapping
+from trainer.cli.arguments import flag_of, mapping
 from trainer.cli.hyperparameters import Hyperparameters
 from trainer.errors import JobError
+from trainer.job.job import Job
+from trainer.job.sweep import Limits
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -25,13 +27,17 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HEAVY = ("torch", "torchvision", "lightning", "mlflow", "timm", "ultralytics")
 
 
-def trainer(*arguments: object, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run the program in a process of its own, as wide as help needs to be for searching in it."""
+def trainer(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the program in a process of its own, in a terminal wide enough to search its help.
+
+    Args:
+        variables: environment variables.
+    """
     code = "from trainer.cli import main; main()"
-    environment = {**os.environ, "COLUMNS": "300", "PYTHONIOENCODING": "utf-8"}
+    environment = {**os.environ, "COLUMNS": "300", "PYTHONIOENCODING": "utf-8", **variables}
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
-        capture_output=True, text=True, encoding="utf-8", timeout=120, env=environment, check=False, **more,
+        capture_output=True, text=True, encoding="utf-8", timeout=120, env=environment, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done
@@ -91,8 +97,8 @@ def test_help_lists_the_commands_and_imports_no_library_of_models() -> None:
         assert f" {command} " in printed
 
 
-def test_fit_help_names_every_setting_by_all_its_names_with_default_and_takers() -> None:
-    done = trainer("fit", "--help")
+def test_complete_help_of_fit_shows_every_setting_with_names_default_and_models() -> None:
+    done = trainer("fit", "--help-all")
     assert done.returncode == 0
     text = " ".join(done.stdout.replace("│", " ").split())
     for name, info in Settings.model_fields.items():
@@ -101,15 +107,33 @@ def test_fit_help_names_every_setting_by_all_its_names_with_default_and_takers()
         assert settings.group_of(name) in text
         assert (info.description or "")[:40] in text, name
     assert "[default: 15; 30 for YOLO models, RT-DETRs and RF-DETRs]" in text
-    assert "sizes. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
+    assert "yolov5. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
     assert "One of sgd, adam, adamw. [default: sgd" in text
-    for flag in ("--task", "--data", "--config", "--weights", "--datastore", "--gpus", "--skip-invalid"):
+    for name, info in Job.model_fields.items():
+        if name not in ("settings", "limits", "sweep", "search_space", "ignored_keys"):
+            assert f"{flag_of(name)} " in text
+            assert (info.description or "")[:40] in text, name
+    for name in Limits.model_fields:
+        assert f"--{name.replace('_', '-')} " in text
+    for flag in ("--config", "--resume", "--dry-run", "--check-data"):
         assert f"{flag} " in text
-    for flag in ("--data-asset", "--nodes", "--max-trials", "--max-concurrent-trials", "--timeout-minutes"):
-        assert f"{flag} " in text
-    assert "--dry-run Train nothing; print as YAML" in text
-    assert "--check-data With --dry-run: also read the data" in text
     assert "--no-dry-run" not in text
+    assert "--empty-data" not in text
+
+
+def test_short_help_of_fit_fits_two_screens() -> None:
+    done = trainer("fit", "--help", COLUMNS="100")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 80
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert len(flags) <= 31
+    text = " ".join(done.stdout.split())
+    assert (
+        "--number-of-epochs INT Number of passes over the training data. [default: depends on the model]"
+        in text
+    )
+    assert "--optimizer STR Optimizer. One of sgd, adam, adamw." in text
+    assert "--[no-]early-stopping Stop when the primary metric no longer improves. [default: true]" in text
 
 
 @pytest.mark.parametrize("command", ["validate", "predict", "serve", "sample-data", "models", "weights"])
@@ -121,15 +145,18 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_help_has_each_commands_own_words_on_the_task_and_the_names_of_all() -> None:
     for command, words in (
-        ("fit", "needed unless --config says it."),
-        ("evaluate", "What the answers of --predictions are for."),
-        ("models", "List the models for this task alone."),
+        ("fit", "The task to train for."),
+        ("evaluate", "Task of the --predictions."),
+        ("models", "List only the models for this task."),
     ):
         text = " ".join(trainer(command, "--help").stdout.replace("│", " ").split())
         assert f"{words} One of {', '.join(Task)}" in text
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "command",
+    ["fit", "validate", "evaluate", "report", "predict", "serve", "export", "worker", "sample-data"],
+)
 def test_the_examples_of_help_are_all_indented(command: str) -> None:
     lines = trainer(command, "--help").stdout.splitlines()
     examples = [line for line in lines if line.lstrip().startswith(f"trainer {command} ")]
@@ -201,9 +228,18 @@ def test_wrong_settings_are_all_reported_before_the_slow_imports() -> None:
         (("--task", "object-detection", "--datastore", "blob"), "must be NAME=DIR_OR_URL, got blob"),
         (("--task", "object-detection", "--datastore", "=dir"), "must be NAME=DIR_OR_URL, got =dir"),
         (("--task", "object-detection", "--datastore", "blob="), "must be NAME=DIR_OR_URL, got blob="),
-        (("--task", "object-detection", "--gpus", "two"), "--gpus: must be auto or a number, got 'two'"),
-        (("--task", "object-detection", "--gpus=-1"), "--gpus: must be auto or a number, got '-1'"),
-        (("--task", "object-detection", "--gpus", "²"), "--gpus: must be auto or a number, got '²'"),
+        (
+            ("--task", "object-detection", "--gpus", "two"),
+            "gpus: must be auto, 0 for the CPU, or a number of GPUs, got 'two'",
+        ),
+        (
+            ("--task", "object-detection", "--gpus=-1"),
+            "gpus: must be auto, 0 for the CPU, or a number of GPUs, got -1",
+        ),
+        (
+            ("--task", "object-detection", "--gpus", "²"),
+            "gpus: must be auto, 0 for the CPU, or a number of GPUs, got '²'",
+        ),
         (("--task", "object-detection", "--processes", "0"), "processes: input should be greater than 0"),
         (("--task", "object-detection", "--validation-data-size", "20"), "validation_data_size"),
         (

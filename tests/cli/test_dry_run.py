@@ -219,8 +219,8 @@ def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) 
     ("arguments", "changes", "said"),
     [
         (("--dry-run", "--check-data"), {}, "train"),
-        (("--check-data",), {}, "--check-data: goes with --dry-run"),
-        (("--dry-run", "--resume", "runs/x"), {}, "--dry-run: cannot go with --resume"),
+        (("--check-data",), {}, "--check-data: needs --dry-run"),
+        (("--dry-run", "--resume", "runs/x"), {}, "--dry-run: cannot be combined with --resume"),
         (("--dry-run", "--data-asset", "fridge"), {}, "--data-asset: must be NAME=PATH, got fridge"),
         (("--dry-run", "--model", "yolo11n"), {}, "--model: must be a model of the search space"),
         (("--dry-run", "--max-trials", "0"), {}, "limits.max_trials"),

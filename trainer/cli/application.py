@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cyclopts import App, Parameter
+
+from trainer.cli.help import Help
 
 
 def _version() -> str:
@@ -11,12 +15,20 @@ def _version() -> str:
     return version("image-trainer")  # cyclopts would look for a distribution with the module's name
 
 
-app = App(
-    name="trainer",
+def application(name: str, **options: Any) -> App:
+    """An application of cyclopts whose help and flags look like those of all commands."""
+    return App(
+        name=name,
+        help_format="plaintext",
+        default_parameter=Parameter(negative_iterable=()),
+        **{"help_formatter": Help(), **options},
+    )
+
+
+app = application(
+    "trainer",
     version=_version,
-    help="Trains, packages and serves image models from Azure AutoML for Images data, on your own machines.",
-    help_format="plaintext",
+    help="Train, package and serve image models from Azure AutoML for Images data on your own machines.",
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # main says so
-    default_parameter=Parameter(negative_iterable=()),
+    suppress_keyboard_interrupt=False,  # main reports it
 )

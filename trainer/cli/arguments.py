@@ -1,79 +1,84 @@
-"""Arguments that several commands share: their types, and what their texts mean."""
+"""Arguments that several commands share, and the fields of a job as flags."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
+from trainer.cli.flags import flag, flags_of, given, whole_number
 from trainer.errors import JobError, Problem
+from trainer.job.job import Job
+from trainer.job.sweep import Limits
 from trainer.tasks import Task
+
+_TASKS = f"One of {', '.join(Task)}; names as in job files are accepted, too."
 
 
 def a_task(words: str) -> Parameter:
-    """A task's name: the command's own words on it, and the names that there are."""
-    return Parameter(help=f"{words} One of {', '.join(Task)}; a job file's names are fine too.")
+    """A parameter for a task's name: the command's own words and the names of the tasks."""
+    return Parameter(help=f"{words} {_TASKS}")
 
 
+Switch = Annotated[bool, Parameter(negative="", show_default=False)]
+Count = Annotated[int, Parameter(converter=whole_number)]
 Datastores = Annotated[
     list[str] | None,
     Parameter(
         name="--datastore",
-        help="NAME=DIR_OR_URL: what azureml://…/datastores/NAME/… stands for; may be given several times.",
+        help=f"NAME=DIR_OR_URL: {Job.model_fields['datastores'].description} May be repeated.",
     ),
 ]
-DataAssets = Annotated[
-    list[str] | None,
-    Parameter(
-        name="--data-asset",
-        help="NAME=PATH: where the data lie that a job file calls azureml:NAME:VERSION; NAME:VERSION=PATH "
-        "for one version alone; may be given several times.",
-    ),
-]
-Switch = Annotated[bool, Parameter(negative="")]
+
+JobFlags: Any = flags_of(
+    Job,
+    leave_out=("settings", "limits", "sweep", "search_space", "ignored_keys"),
+    first=("task", "training_data", "validation_data", "validation_data_size", "model"),
+    note=lambda name: _TASKS if name == "task" else "",
+)
+LimitsFlags: Any = flags_of(Limits, group="Sweep")
 
 
-def whole_number(_: Any, tokens: Sequence[Token]) -> int:
-    """cyclopts itself rounds: 1.5 epochs would become 2."""
-    value = float(tokens[0].value)
-    if not value.is_integer():
-        raise ValueError("must be a whole number")
-    return int(value)
+def job_values(job: Any, limits: Any) -> dict[str, Any]:
+    """The fields of a job that flags set.
+
+    Args:
+        job: JobFlags or None.
+        limits: LimitsFlags or None.
+
+    Raises:
+        JobError: a flag has not the form NAME=VALUE.
+    """
+    values = given(job)
+    for name in ("datastores", "data_assets"):
+        if name in values:
+            values[name] = mapping(values[name], name)
+    return values | ({"limits": given(limits)} if given(limits) else {})
 
 
-def whole_number_or_word(kind: Any, tokens: Sequence[Token]) -> int | str:
-    """What is no whole number the settings take or refuse, with all that they take."""
-    try:
-        return whole_number(kind, tokens)
-    except (ValueError, OverflowError):
-        return tokens[0].value
+def mapping(pairs: list[str] | None, field: str = "datastores") -> dict[str, str]:
+    """Texts of the form NAME=VALUE as a mapping.
 
-
-Count = Annotated[int, Parameter(converter=whole_number)]
-DATASTORE = ("the datastore", "--datastore", "NAME=DIR_OR_URL")
-DATA_ASSET = ("the data asset", "--data-asset", "NAME=PATH")
-
-
-def mapping(pairs: list[str] | None, words: tuple[str, str, str] = DATASTORE) -> dict[str, str]:
-    """NAME=VALUE pairs of a flag as a mapping.
+    Args:
+        field: the field of Job that takes it.
 
     Raises:
         JobError: a text has another form.
     """
-    what, flag, form = words
+    extra = Job.model_fields[field].json_schema_extra
+    assert isinstance(extra, Mapping)
     mapping = {}
     for pair in pairs or ():
         name, separator, target = pair.partition("=")
         if not (name and separator and target):
-            raise JobError(f"{what} cannot be used:", [Problem(flag, "", f"must be {form}", pair)])
+            problem = Problem(f"{extra['flag']}", "", f"must be {extra['form']}", pair)
+            raise JobError("the job cannot be run:", [problem])
         mapping[name] = target
     return mapping
 
 
-def gpu_count(text: str) -> int:
-    if not text.isdecimal():
-        raise JobError(
-            "the job cannot be run:", [Problem("--gpus", "", "must be auto or a number", repr(text))]
-        )
-    return int(text)
+def flag_of(field: str) -> str:
+    """The flag of a job's field."""
+    extra = Job.model_fields[field].json_schema_extra
+    return str((isinstance(extra, Mapping) and extra.get("flag")) or flag(field))

@@ -11,11 +11,11 @@ from trainer.tasks import Task
 
 
 @app.command
-def models(*, task: Annotated[str | None, a_task("List the models for this task alone.")] = None) -> None:
-    """List the models: name, tasks, parameters, image size, licences, and whether their weights are here.
+def models(*, task: Annotated[str | None, a_task("List only the models for this task.")] = None) -> None:
+    """List the models: tasks, parameters, image size, licences, and whether this machine has the weights.
 
-    The licences are those of the library that has the model, and of the weights that it publishes. Weights
-    are here if TRAINER_WEIGHTS names a directory with them, or the library's own cache holds them.
+    One licence is that of the model's library, the other that of the published weights. The machine has the
+    weights if they are in the directory that TRAINER_WEIGHTS names or in the library's own cache.
     """
     from rich.console import Console
     from rich.table import Table
@@ -30,23 +30,23 @@ def models(*, task: Annotated[str | None, a_task("List the models for this task 
         cells = (row.model, ", ".join(row.tasks), count, row.image_size, row.library, row.weights)
         table.add_row(*cells, row.here)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    print("\n`trainer weights --model NAME` says what to download for a machine without a network.")
-    for remark in listing.other_versions():
-        print(f"note: {remark}")
+    print("\n`trainer weights --model NAME` lists what to download for a machine without a network.")
+    for note in listing.other_versions():
+        print(f"note: {note}")
 
 
 @app.command
 def weights(
     *,
     model: str,
-    task: Annotated[str | None, a_task("The task in the `trainer fit` line that is printed.")] = None,
+    task: Annotated[str | None, a_task("Task for the `trainer fit` command to print.")] = None,
 ) -> None:
-    """Say which file holds a model's published weights, from where to get it, and where to put it.
+    """Print which file has a model's published weights, where to download it and where to put it.
 
     Parameters
     ----------
     model
-        A name from `trainer models`, or timm/NAME.
+        Name from `trainer models`, or timm/NAME.
     """
     from trainer.models import listing
 

@@ -17,13 +17,13 @@ def validate(
     data: list[str],
     /,
     *,
-    task: Annotated[str, a_task("What the data are for.")],
+    task: Annotated[str, a_task("The task that the data are for.")],
     validation_data: list[str] | None = None,
     images: bool = False,
     report: Path | None = None,
     datastore: Datastores = None,
 ) -> int:
-    """Check data against the schema; prints every problem and exits with 1 if there is an error.
+    """Check data against the schema, print every problem, and exit with 1 if there is an error.
 
     Example:
 
@@ -32,15 +32,15 @@ def validate(
     Parameters
     ----------
     data
-        .jsonl files and MLTable folders.
+        JSONL files and MLTable folders.
     validation_data
-        Validation data, to be checked likewise, and for images that are in both; may be given several times.
+        Validation data to check too, also for images that are in the training data. May be repeated.
     images
-        Also read every image to its end.
+        Also decode every image.
     report
-        Write report.html into this folder: classes, sizes, annotated examples, and what is odd, such as
-        copies, training images among the validation data, tiny boxes, rare classes; its charts as SVG and its
-        tables as CSV beside it. Without --images at most 20,000 images are looked at for it.
+        Write report.html into this folder, with its charts as SVG and its tables as CSV: classes, sizes,
+        annotated examples, and suspicious data such as duplicates, training images among the validation data,
+        tiny boxes and rare classes. Without --images it looks at no more than 20,000 images.
     """
     from trainer.data.validate import validate as check
 
@@ -63,23 +63,27 @@ def validate(
 
 @app.command
 def sample_data(
-    task: Annotated[str, a_task("What the data are for.")],
+    task: Annotated[str, a_task("The task that the data are for.")],
     directory: Path,
     /,
     *,
     images: Count = 200,
     seed: Count = 0,
 ) -> None:
-    """Write a small real data set: scenes of scikit-learn's handwritten digits, in the data schema.
+    """Write a small real data set in the data schema: images composed of scikit-learn's handwritten digits.
+
+    Example:
+
+        trainer sample-data object-detection digits
 
     Parameters
     ----------
     directory
-        Where to write train.jsonl, validation.jsonl and images/.
+        Folder for train.jsonl, validation.jsonl and images/; files are never overwritten.
     images
-        How many, a fifth of them for validation.
+        Number of images; a fifth of them is for validation.
     seed
-        Another seed, other scenes.
+        Another seed composes other images.
     """
     from trainer.data.samples import make
 

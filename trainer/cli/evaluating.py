@@ -25,7 +25,7 @@ def evaluate(
     *,
     data: list[str],
     output: Path | None = None,
-    task: Annotated[str | None, a_task("What the answers of --predictions are for.")] = None,
+    task: Annotated[str | None, a_task("Task of the --predictions.")] = None,
     predictions: Path | None = None,
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     iou_threshold: float = 0.5,
@@ -37,7 +37,7 @@ def evaluate(
     apply_thresholds: Switch = False,
     model_output: Path | None = None,
 ) -> None:
-    """Measure a trained model, or answers made anywhere, on any data, and show what goes wrong.
+    """Evaluate a trained model, or predictions made anywhere, and show what goes wrong.
 
     Examples:
 
@@ -47,36 +47,36 @@ def evaluate(
     Parameters
     ----------
     run_or_model
-        A run's directory or an MLflow model directory.
+        Directory of a run or of an MLflow model.
     data
-        A .jsonl file or an MLTable folder with what is true; may be given several times.
+        A .jsonl file or an MLTable folder with the targets. May be repeated.
     output
         Write metrics.json, a CSV file for each table, and a model's predictions.jsonl into this folder.
     predictions
-        Evaluate these answers instead of a model: JSON lines of the documented schema, an answer a line. Each
-        names its image by image_url (the data's own, a path, or a file name that only one image has), or none
-        does and they stand in the data's order.
+        Evaluate these predictions instead of a model: JSON lines of the documented schema, one per image.
+        Either all name their image by image_url (the data's own, a path, or a file name that only one image
+        has), or none does and they are in the order of the data.
     slice_by
-        Also give the figures for each value of this key of the data's lines, such as camera, or meta.camera
-        within an object; may be given several times.
+        Also compute the metrics for each value of this key of the data's lines, such as camera, or
+        meta.camera within an object. May be repeated.
     iou_threshold
-        From which overlap on an object counts as found, in [0.1, 1].
+        Minimum IoU for a match, in [0.1, 1].
     box_score_threshold
-        Look at no objects with a lower score. Average precision asks for all that a model can find, so this
-        is not the threshold that the model answers with; what it has at that one is told beside. To repeat
-        the figures of a training give that training's. [default: 0.001]
+        Ignore objects with lower scores. Average precision needs all objects that a model finds, so this is
+        not the threshold that the model answers with; its metrics at that threshold are shown too. To repeat
+        the metrics of a training run, give its box_score_threshold. [default: 0.001]
     unknown_classes
-        What to do with classes of the data that the model does not know: error, missed (they count, and are
-        never found) or ignored (left out).
+        How to treat classes of the data that the model does not know: error, missed (their objects count as
+        never found) or ignored (their objects are left out).
     skip_invalid
-        Go on without invalid lines instead of refusing the data.
+        Skip invalid lines instead of stopping.
     device
-        Where to run the model, as torch calls it: cpu, cuda, cuda:1. [default: a GPU if there is one]
+        Device of the model, as torch names it: cpu, cuda, cuda:1. [default: a GPU if there is one]
     apply_thresholds
         Make the model answer with the score threshold that is best for F1, for each class; a request's own
-        box_score_threshold overrides it. Choose thresholds on other data than those you report figures on.
+        box_score_threshold overrides it. Choose thresholds on other data than you report metrics on.
     model_output
-        With --apply-thresholds: write the changed model here, and leave the one evaluated as it is.
+        With --apply-thresholds: write the changed model here and leave the evaluated one as it is.
     """
     of_models = {"--device": device, "--box-score-threshold": box_score_threshold}
     _check(run_or_model, task, predictions, apply_thresholds, model_output, of_models)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+from serving.service.options import Options
 from trainer.cli.application import app
 from trainer.cli.arguments import Count
-from trainer.errors import RequestError
+from trainer.cli.flags import flag, flags_of, given
+from trainer.cores import available_cores
+from trainer.errors import RequestError, RunError, problems_of
 from trainer.scoring import ScoringParameters
+
+ScoringFlags: Any = flags_of(ScoringParameters, group="Scoring", default=lambda _: "the model's")
+ServiceFlags: Any = flags_of(Options, group="Limits", leave_out=("cores",))
 
 
 @app.command
@@ -21,69 +28,47 @@ def predict(
     draw: Path | None = None,
     explain: str | None = None,
     xai_parameters: str | None = None,
-    box_score_threshold: float | None = None,
-    nms_iou_threshold: float | None = None,
-    box_detections_per_image: Count | None = None,
-    mask_pixel_score_threshold: float | None = None,
-    max_number_of_polygon_points: Count | None = None,
-    tile_grid_size: str | None = None,
-    tile_overlap_ratio: float | None = None,
-    tile_predictions_nms_threshold: float | None = None,
+    scoring: ScoringFlags | None = None,
 ) -> None:
-    """Score images with a trained model; a JSON line for each.
+    """Score images with a trained model and print a JSON line for each.
+
+    Examples:
+
+        trainer predict runs/… photo.jpg
+        trainer predict runs/… photos --output answers.jsonl --draw drawn
 
     Parameters
     ----------
     run_or_model
-        A run's directory or an MLflow model directory.
+        Directory of a run or of an MLflow model.
     images
-        Image files, folders of them, or patterns.
+        Image files, folders of images, or patterns.
     output
         Write the lines to this file instead of printing them.
     draw
-        Write a picture of each image with its answer into this folder.
+        Draw each answer on its image and write it into this folder.
     explain
-        Show what each answer rests on, by xrai, integrated_gradients, guided_gradcam or guided_backprop,
-        boxes by drise. Pictures are written beside --draw's, else as base64 into the lines.
+        Explain each answer by xrai, integrated_gradients, guided_gradcam or guided_backprop, boxes by drise.
+        The explanations are written as images into the folder of --draw, without it as base64 into the lines.
     xai_parameters
-        More about it as JSON, as requests have it: '{"n_steps": 20, "attributions": true}'.
-    box_score_threshold
-        Return no boxes with a lower score. This and the following default to the model's own values.
-    nms_iou_threshold
-        Of two boxes of one class overlapping by more than this IoU, keep one.
-    box_detections_per_image
-        Return at most this many boxes an image.
-    mask_pixel_score_threshold
-        A pixel with at least this score belongs to the object.
-    max_number_of_polygon_points
-        Simplify polygons to at most this many points.
-    tile_grid_size
-        Score the image's tiles, too: columns and rows as 3x2, or none; helps with small objects.
-    tile_overlap_ratio
-        Neighbouring tiles share this part of their width and height.
-    tile_predictions_nms_threshold
-        Of two boxes of one class from different tiles with a higher IoU, keep one.
+        Parameters of the explanation as JSON, as in requests: '{"n_steps": 20, "attributions": true}'.
     """
     import json
 
-    arguments = locals()
-    parameters = {
-        name: arguments[name] for name in ScoringParameters.model_fields if arguments[name] is not None
-    }
     from serving.payload import parse_json
     from serving.predict import find_images, predict_files
     from trainer.data.progress import track
     from trainer.drawing.fonts import is_drawable
 
     escaped = not (sys.stdout.encoding or "").lower().startswith("utf")  # JSON's escapes stay JSON
-    asked = None if explain is None else {"xai_algorithm": explain}
+    explanation = None if explain is None else {"xai_algorithm": explain}
     if xai_parameters is not None:
-        given = parse_json(xai_parameters)
-        if not isinstance(given, dict):
+        more = parse_json(xai_parameters)
+        if not isinstance(more, dict):
             raise RequestError(f"--xai-parameters must be a JSON object, got {xai_parameters}")
-        asked = {**given, **(asked or {})}
+        explanation = {**more, **(explanation or {})}
     lines = predict_files(
-        run_or_model, images, output=output, draw=draw, parameters=parameters, explain=asked
+        run_or_model, images, output=output, draw=draw, parameters=given(scoring), explain=explanation
     )
     if output is not None:
         lines = track(lines, "scoring images", len(find_images(images)))
@@ -96,8 +81,8 @@ def predict(
             undrawable.update(label for label in labels if not is_drawable(label))
     if undrawable:
         print(
-            f"no font of this machine has {', '.join(sorted(undrawable)[:3])}, drawn as escapes: install one "
-            "that has, for Korean apt-get install fonts-nanum, for most scripts fonts-noto",
+            f"no font of this machine has {', '.join(sorted(undrawable)[:3])}, drawn as escapes: install "
+            "one that has, for Korean by apt-get install fonts-nanum, for most scripts fonts-noto",
             file=sys.stderr,
         )
     for written in (output, draw):
@@ -114,22 +99,26 @@ def export(
     opset: Count | None = None,
     normalize: bool | None = None,
 ) -> None:
-    """Write a trained model as an ONNX file that answers alone, thresholds and NMS inside.
+    """Export a trained model to an ONNX file that includes thresholds and NMS.
 
-    A classifier takes any number of images, a detector one. How to prepare them, the classes and the
-    thresholds stand in the file's metadata, as JSON under image-trainer.
-    Needs pip install 'image-trainer[onnx]'.
+    A classifier takes any number of images, a detector one. The file's metadata describe the classes, the
+    thresholds and how to prepare images, as JSON under image-trainer. Requires pip install
+    'image-trainer[onnx]'.
+
+    Example:
+
+        trainer export runs/… --output model.onnx
 
     Parameters
     ----------
     run_or_model
-        A run's directory or an MLflow model directory.
+        Directory of a run or of an MLflow model.
     output
-        The file; an existing one is replaced.
+        File to write; an existing one is replaced.
     opset
-        Version of ONNX's operators, 18 or newer. [default: what torch knows best]
+        Version of ONNX's operators, 18 or newer. [default: chosen by torch]
     normalize
-        Take images as uint8 in [0, 255] and normalise them in the file; else as float32, normalised.
+        Take images as uint8 in [0, 255] and normalise them in the file, instead of taking normalised float32.
         [default: the model's enable_onnx_normalization]
     """
     from serving.onnx_export import export as write
@@ -153,70 +142,47 @@ def serve(
     workers: Count = 1,
     auth_key_file: Path | None = None,
     device: str | None = None,
-    max_batch: Count = 8,
-    max_wait_ms: float = 5.0,
-    max_queue: Count = 512,
-    max_queue_mb: Count = 512,
-    max_rows: Count = 1000,
-    timeout_s: float = 180.0,
-    read_timeout_s: float = 60.0,
-    shutdown_timeout_s: float = 30.0,
     access_log: bool = True,
+    limits: ServiceFlags | None = None,
 ) -> None:
-    """Answer scoring requests: POST /score as an Azure endpoint does, /invocations as MLflow does.
+    """Serve a trained model: POST /score as an Azure endpoint, POST /invocations as MLflow.
 
-    /swagger.json describes both; /livez and /readyz are for probes, /metrics is for Prometheus. Requests that
-    come together are scored together. Each worker process has the limits for itself.
+    /swagger.json describes both, /livez and /readyz are probes, /metrics is for Prometheus. Concurrent
+    requests are batched. The limits apply to each worker process.
+
+    Examples:
+
+        trainer serve runs/…
+        trainer serve runs/… --host 0.0.0.0 --port 8080 --auth-key-file key
 
     Parameters
     ----------
     run_or_model
-        A run's directory or an MLflow model directory.
+        Directory of a run or of an MLflow model.
     host
         Address to listen on; 0.0.0.0 for all.
     port
-        Port to listen on; 0 takes any free one.
+        Port to listen on; 0 picks a free one.
     workers
-        Processes that answer, each with the model in its memory. One uses all cores of a CPU; more help
-        where one GPU is not kept busy by one.
+        Number of worker processes, each with the model in its memory. One uses all cores of a CPU; more help
+        if one does not keep a GPU busy.
     auth_key_file
-        File with the key that requests must bear (Authorization: Bearer KEY); a second line may hold a
-        secondary key. [default: everybody may ask]
+        File with the key that requests must send (Authorization: Bearer KEY); a second line may hold a
+        secondary key. [default: no key is needed]
     device
-        cpu, cuda, cuda:1 … [default: the first GPU, else the CPU]
-    max_batch
-        Images that the network sees at once, at most.
-    max_wait_ms
-        How long a batch waits for images that are still being decoded.
-    max_queue
-        Images accepted and not answered yet; what comes beyond is refused by 429 with Retry-After.
-    max_queue_mb
-        The same in megabytes of requests, those that are still being read among them.
-    max_rows
-        Images in one request; more are refused by 413.
-    timeout_s
-        Seconds from a request's last byte to its answer; then it is given up by 504.
-    read_timeout_s
-        Seconds from a request's first byte to its last; then it is given up by 408.
-    shutdown_timeout_s
-        Seconds that accepted requests may take once the service is told to stop (SIGTERM, Ctrl-C).
+        cpu, cuda, cuda:1 … [default: the first GPU, or the CPU if there is none]
     access_log
         Write a JSON line for each request to stdout.
     """
     from pydantic import ValidationError
 
     from serving.service.launch import serve as run_server
-    from serving.service.options import Options
-    from trainer.cores import available_cores
-    from trainer.errors import RunError
 
-    given = {name: value for name, value in locals().items() if name in Options.model_fields}
     try:
-        options = Options(**given, cores=max(1, available_cores() // max(1, workers)))
+        options = Options(cores=max(1, available_cores() // max(1, workers)), **given(limits))
     except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise RunError(f"{flag} is out of its range: {first['msg']}, got {first['input']}") from None
+        problem = problems_of(error)[0]
+        raise RunError(f"{flag(problem.field)}: {problem.rule}, got {problem.got}") from None
     run_server(
         run_or_model,
         host,

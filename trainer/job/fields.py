@@ -66,7 +66,11 @@ class LocalOptions(SweepOptions):
         None, "Train in this many processes on the CPU instead of on GPUs.", "Hardware", gt=0
     )
     datastores: dict[str, str] = option(
-        {}, "Directory or URL that azureml://…/datastores/NAME/… refers to.", "Data", flag="--datastore"
+        {},
+        "Directory or URL that azureml://…/datastores/NAME/… refers to.",
+        "Data",
+        flag="--datastore",
+        form="NAME=DIR_OR_URL",
     )
     data_assets: dict[str, str] = option(
         {},
@@ -74,6 +78,7 @@ class LocalOptions(SweepOptions):
         "version only.",
         "Data",
         flag="--data-asset",
+        form="NAME=PATH",
     )
     skip_invalid: bool = option(
         False,
@@ -124,16 +129,16 @@ class AzureOptions(LocalOptions):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: Parsed[Task, Task | str] = Field(
-        description="What to train for.", json_schema_extra={"group": "Data"}
+        description="The task to train for.", json_schema_extra={"group": "Data"}
     )
     training_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = Field(
         min_length=1,
-        description="Training data: a .jsonl file or an MLTable folder, local or by URL. May be repeated.",
+        description="Training data: a .jsonl file or an MLTable folder, local or by URL.",
         json_schema_extra={"group": "Data", "flag": "--data"},
     )
     validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = option(
         (),
-        "Validation data. Without it, a stratified part of the training data is held out. May be repeated.",
+        "Validation data. Without it, a stratified part of the training data is held out.",
         "Data",
     )
     validation_data_size: float = option(

@@ -1,4 +1,4 @@
-"""What a job says of its trials: how many, how they are sampled, and from which search space."""
+"""The parts of a job that concern its trials: limits, sampling and search space."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.errors import JobError, Problem
+from trainer.fields import option
 from trainer.settings import canonical
 
 MODEL_NAME = "model_name"
@@ -16,23 +17,42 @@ MODEL_NAME = "model_name"
 
 
 class Limits(BaseModel):
-    """How many trainings a job may run, and for how long."""
+    """Limits of a job's trials and time."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timeout_minutes: Annotated[int, Field(gt=0)] | None = None
-    max_trials: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_concurrent_trials: Annotated[int, Field(ge=1, le=100)] = 1
+    timeout_minutes: int | None = option(
+        None,
+        "Stop after this many minutes, counted from the moment the data are loaded. The run ends at its next "
+        "evaluation and is then packaged and reported; --resume trains the remaining epochs. In a sweep, no "
+        "new trial starts and running trials stop at their next evaluation. [default: none]",
+        "Sweep",
+        gt=0,
+    )
+    max_trials: int = option(
+        1,
+        "Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode.",
+        "Sweep",
+        ge=1,
+        le=1000,
+    )
+    max_concurrent_trials: int = option(
+        1,
+        "Number of trials to run at once, up to 100; they share this machine's GPUs.",
+        "Sweep",
+        ge=1,
+        le=100,
+    )
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any) -> Any:
+    def _no_boolean_as_number(cls, value: Any) -> Any:
         if isinstance(value, bool):
             raise ValueError(f"must be a whole number, got {value}")
         return value
 
     @model_validator(mode="after")
-    def _concurrent_of_all(self) -> Limits:
+    def _concurrent_trials_fit(self) -> Limits:
         if self.max_concurrent_trials > self.max_trials:
             raise ValueError(
                 f"max_concurrent_trials ({self.max_concurrent_trials}) must be at most max_trials "
@@ -46,8 +66,8 @@ class SamplingAlgorithm(BaseModel):
 
     Attributes:
         seed: makes the proposals repeatable.
-        rule: of random sampling: independent draws, or Sobol's sequence, which covers the space evenly.
-        logbase: of random sampling: the base of the exponents in loguniform, a number or "e".
+        rule: random sampling only: independent draws, or Sobol's sequence, which covers the space evenly.
+        logbase: random sampling only: base of the exponents in loguniform, a number or "e".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,23 +79,21 @@ class SamplingAlgorithm(BaseModel):
 
     @field_validator("type", "rule", mode="before")
     @classmethod
-    def _any_case(cls, value: Any) -> Any:
+    def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
     @field_validator("logbase")
     @classmethod
-    def _base(cls, value: float | str | None) -> float | str | None:
+    def _valid_base(cls, value: float | str | None) -> float | str | None:
         if value is None or value == "e" or (isinstance(value, float) and value > 0 and value != 1):
             return value
         raise ValueError(f"must be e or a positive number other than 1, got {value!r}")
 
     @model_validator(mode="after")
-    def _random_alone_has_rules(self) -> SamplingAlgorithm:
+    def _only_random_has_rules(self) -> SamplingAlgorithm:
         for name in ("rule", "logbase"):
             if self.type != "random" and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is an option of random sampling; with {self.type} it has no meaning"
-                )
+                raise ValueError(f"{name} is an option of random sampling and does not apply to {self.type}")
         return self
 
 
@@ -83,8 +101,7 @@ class Sweep(BaseModel):
     """How a search space is searched.
 
     Attributes:
-        early_termination: a policy as job files write it; trainer.sweep checks it. None: every trial runs to
-            its end.
+        early_termination: a policy as job files write it, checked by trainer.sweep; None: none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,37 +111,39 @@ class Sweep(BaseModel):
 
     @field_validator("sampling_algorithm", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
+    def _from_name(cls, value: Any) -> Any:
         return {"type": value} if isinstance(value, str) else value
 
 
-def override_space(spaces: Any, flags: Mapping[str, Any], model: str | None) -> Any:
-    """A job file's search space with what flags fix in the place of the expressions for it.
+def override_space(spaces: Any, settings: Mapping[str, Any], model: str | None) -> Any:
+    """Fix parameters of a search space.
 
     Args:
-        model: of `--model`; sub-spaces for other models are left out.
+        spaces: a sub-space or a list of them; anything else is returned for the check of the job to report.
+        settings: values that replace the expressions of the parameters of these names.
+        model: the only model to search; sub-spaces for other models are dropped. None: all models.
 
     Raises:
-        JobError: no sub-space is for that model.
+        JobError: no sub-space is for the model.
     """
     known = [spaces] if isinstance(spaces, Mapping) else spaces
     if not known or not isinstance(known, Sequence) or not all(isinstance(s, Mapping) for s in known):
-        return spaces  # the check of the job says what is wrong with it
-    kept = []
+        return spaces
+    fixed_spaces = []
     for space in known:
         if model is None or MODEL_NAME not in space or model in _names_in(space[MODEL_NAME]):
-            fixed = {name: flags.get(canonical(name), expression) for name, expression in space.items()}
-            kept.append(fixed | ({MODEL_NAME: model} if model is not None else {}))
-    if not kept:
+            fixed = {name: settings.get(canonical(name), expression) for name, expression in space.items()}
+            fixed_spaces.append(fixed | ({MODEL_NAME: model} if model is not None else {}))
+    if not fixed_spaces:
         names = sorted({name for space in known for name in _names_in(space[MODEL_NAME])})
         hint = f"there are sub-spaces for {', '.join(names)}"
         rule = "must be a model of the search space"
         raise JobError("the job cannot be run:", [Problem("--model", "", rule, repr(model), hint)])
-    return kept
+    return fixed_spaces
 
 
 def _names_in(expression: Any) -> list[str]:
-    """The models that an expression for model_name can give."""
+    """The names of models among the values of an expression for model_name."""
     if isinstance(expression, Mapping):
         values = expression.get("values")
         return [str(value) for value in values] if isinstance(values, Sequence) else []

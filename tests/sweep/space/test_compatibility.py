@@ -55,7 +55,7 @@ def test_names_are_checked_with_hints() -> None:
         "search_space[0].learning_rte: no setting has this name; "
         "did you mean learning_rate or learning_rate_scheduler?",
         "search_space[0].model: no setting has this name; did you mean model_size or model_name?",
-        "search_space[0].zzz: no setting has this name; `trainer fit --help` lists all",
+        "search_space[0].zzz: no setting has this name; `trainer fit --help-all` lists all",
     ]
 
 

@@ -109,7 +109,7 @@ def _models(
 
 def _similar(name: str, known: Mapping[str, str]) -> str:
     hint = near(name, [MODEL, *known])
-    return hint if hint.startswith("did") else "`trainer fit --help` lists all"
+    return hint if hint.startswith("did") else "`trainer fit --help-all` lists all"
 
 
 def _faults(value: Distribution | Scalar, setting: str) -> list[Problem]:
