@@ -15,7 +15,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from serving.answers import Answer, to_lists
 from serving.payload import COLUMN, parse_rows
 from serving.scorer import Scorer
-from serving.shown import shown
+from serving.wording import shown
 from trainer.errors import RequestError
 from trainer.tasks import Task
 

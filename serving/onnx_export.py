@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serving.locate import find_artifacts
-from serving.payload import parameters_of
+from serving.parameters import parameters_of
 from serving.scorer import load_network
 from trainer.errors import JobError, Problem, RunError
 from trainer.models import Family

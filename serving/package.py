@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from PIL import Image as PILImage
 
-from serving.payload import COLUMN, parameters_of
+from serving.parameters import parameters_of
+from serving.payload import COLUMN
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
 from trainer.models import Spec, create
@@ -177,7 +178,7 @@ def requirements(spec: Spec) -> tuple[str, ...]:
     if spec.task is Task.SEGMENTATION:
         names.add("opencv-python")
     if spec.task.is_classification:
-        names |= {"captum", "scikit-image"}  # of explanations
+        names |= {"scikit-image", "scipy"}  # of explanations
     return tuple(f"{name}=={version(name).partition('+')[0]}" for name in sorted(names))
 
 

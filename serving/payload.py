@@ -1,6 +1,6 @@
-"""Request → image bytes and parameters, in every form that clients send.
+"""Reads requests, in every form that clients send, into image bytes and parameters.
 
-Nothing in a request is ever taken for a URL or a path: a row is the image itself, or it is refused.
+Nothing in a request is ever used as a URL or a path: a row is the image itself, or it is rejected.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from serving.explain.request import ExplanationRequest, parse_explanation
-from serving.shown import LARGEST_INTEGER, shown
+from serving.wording import shown
 from trainer.errors import RequestError
-from trainer.scoring import MASK_PARAMETERS, MAX_TILES, ScoringParameters
 from trainer.tasks import Task
 
 MAX_REQUEST_BYTES = 50_000_000
 MAX_EXPLAINED_ROWS = 64
-"""Of one request: an explanation is up to some megabytes of an answer, whatever small image asks for it."""
+"""Maximum per request: an explanation can add megabytes to the answer, however small its image is."""
 COLUMN = "image"
 
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-# Four digits first: the text form of a PPM image has a blank among them.
+# The first four must be digits: the text form of a PPM image has a blank among them.
 _BASE64_BYTES = re.compile(rb"[A-Za-z0-9+/_-]{4}[A-Za-z0-9+/_\-\s]*+={0,2}\s*+")
 _URL_SAFE = str.maketrans("-_", "+/")
 _XAI_KEYS = ("image_base64", "model_explainability", "xai_parameters")
@@ -38,8 +35,8 @@ class ImageRow:
     """One row of a request.
 
     Attributes:
-        image: an image file's content, not decoded yet.
-        explanation: what the row asks to be explained; None if it only asks for scores.
+        image: content of an image file, not decoded yet.
+        explanation: the requested explanation; None for scores alone.
     """
 
     image: bytes
@@ -48,29 +45,20 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A request as it was read: at least one row, and the parameters it gives, not checked yet."""
+    """A parsed request: at least one row, and its parameters, not checked yet."""
 
     rows: tuple[ImageRow, ...]
     parameters: Mapping[str, Any]
 
 
-def parameters_of(task: Task) -> tuple[str, ...]:
-    """The scoring parameters that mean something to a task, in the order of ScoringParameters."""
-    if task is Task.SEGMENTATION:
-        return tuple(ScoringParameters.model_fields)
-    if task is Task.DETECTION:
-        return tuple(name for name in ScoringParameters.model_fields if name not in MASK_PARAMETERS)
-    return ()
-
-
 def parse_json(text: bytes | str) -> Any:
-    """Strict JSON: no NaN or Infinity, no key twice in one object.
+    """Parse strict JSON: without NaN and Infinity, and without duplicate keys in an object.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: the text is not strict JSON.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return json.loads(text, parse_constant=_reject_constant, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise RequestError("JSON is nested too deeply") from None
     except ValueError as error:
@@ -78,7 +66,7 @@ def parse_json(text: bytes | str) -> Any:
         raise RequestError(f"not valid JSON: {error}") from None
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
@@ -86,41 +74,41 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique: dict[str, Any] = {}
     for name, value in pairs:
         if name in unique:
-            raise ValueError(f"the key {shown(name)} stands twice in one object")
+            raise ValueError(f"the key {shown(name)} occurs twice in one object")
         unique[name] = value
     return unique
 
 
 def parse_score_request(request: Any, task: Task) -> Payload:
-    """The documented `{"input_data": {"columns": ["image"], "data": […]}, "params": {…}}`.
+    """Parse the documented form, `{"input_data": {"columns": ["image"], "data": […]}, "params": {…}}`.
 
-    `params` may stand inside `input_data` as well; `index` is optional.
+    `params` may also be inside `input_data`; `index` is optional.
 
     Raises:
-        RequestError: anything differs from that, named by row where it is a row.
+        RequestError: the request has another form, or a row is wrong; names the row.
     """
     request = _object(request, "the request", ("input_data", "params"), required=("input_data",))
     table = _object(request["input_data"], "input_data", ("columns", "index", "data", "params"), ("data",))
     outer = _params(request.get("params"), "params")
     inner = _params(table.get("params"), "input_data.params")
     for name in outer.keys() & inner.keys():
-        raise RequestError(f"{shown(name)} is given both in params and in input_data.params; give it once")
+        raise RequestError(f"{shown(name)} is in both params and input_data.params; send it once")
     return Payload(parse_rows(_split_rows(table, "input_data"), task), {**outer, **inner})
 
 
 def parse_invocation(request: Any, task: Task) -> Payload:
-    """MLflow's JSON forms: dataframe_split, dataframe_records, instances or inputs, with params.
+    """Parse one of MLflow's JSON forms: dataframe_split, dataframe_records, instances or inputs, with params.
 
     Raises:
-        RequestError: it is none of them, or a row is wrong.
+        RequestError: the request has another form, or a row is wrong; names the row.
     """
     forms = ("dataframe_split", "dataframe_records", "instances", "inputs")
     request = _object(request, "the request", (*forms, "params"))
-    given = [form for form in forms if form in request]
-    if len(given) != 1:
-        got = " and ".join(given) or "none of them"
+    present = [form for form in forms if form in request]
+    if len(present) != 1:
+        got = " and ".join(present) or "none of them"
         raise RequestError(f"the request must have exactly one of {', '.join(forms)}, got {got}")
-    form, table = given[0], request[given[0]]
+    form, table = present[0], request[present[0]]
     if form == "dataframe_split":
         table = _object(table, form, ("columns", "index", "data"), required=("data",))
         values = _split_rows(table, form)
@@ -133,7 +121,7 @@ def parse_invocation(request: Any, task: Task) -> Payload:
 
 
 def _record(value: Any, row: int) -> Any:
-    """A record `{"image": …}` → its value; the explainability object and bare values stay."""
+    """The value of a record `{"image": …}`; other values are returned unchanged."""
     if isinstance(value, Mapping) and "image_base64" not in value:
         return _object(value, "a record", (COLUMN,), required=(COLUMN,), row=row)[COLUMN]
     return value
@@ -186,22 +174,22 @@ def _params(value: Any, name: str) -> Mapping[str, Any]:
 
 
 def parse_rows(values: Sequence[Any], task: Task) -> tuple[ImageRow, ...]:
-    """Rows, each bare or in a one-element list, in order.
+    """Parse rows, each bare or in a one-element list, in order.
 
     A row is base64 text (line breaks, the URL-safe alphabet, missing padding and a `data:…;base64,` prefix
-    are fine), bytes, or the explainability form as a JSON string or object.
+    are accepted), bytes, or the explainability form as a JSON string or object.
 
     Raises:
-        RequestError: there is no row, or the first one that is none of these.
+        RequestError: there is no row, or a row is none of these; names the first such row.
     """
     if not values:
         raise RequestError("the request holds no image: data is empty")
-    rows = []
-    asking = 0
+    rows: list[ImageRow] = []
+    explained = 0
     for index, value in enumerate(values):
         rows.append(_parse_row(value, index, task))
-        asking += rows[-1].explanation is not None
-        if asking > MAX_EXPLAINED_ROWS:
+        explained += rows[-1].explanation is not None
+        if explained > MAX_EXPLAINED_ROWS:
             raise RequestError(
                 f"at most {MAX_EXPLAINED_ROWS} rows of a request can be explained; send several requests",
                 row=index,
@@ -228,15 +216,15 @@ def _parse_row(value: Any, row: int, task: Task) -> ImageRow:
 
 
 def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> ImageRow:
-    """`{"image_base64", "model_explainability", "xai_parameters"}`; the last are read if wanted."""
+    """Parse an object with image_base64 and, optionally, model_explainability and xai_parameters."""
     value = _object(value, "the explainability form", _XAI_KEYS, required=("image_base64",), row=row)
-    wanted = value.get("model_explainability")
-    if not (wanted is None or isinstance(wanted, bool)):
-        raise RequestError(f"model_explainability must be true or false, got {shown(wanted)}", row=row)
-    given = value.get("xai_parameters")
-    if not (given is None or isinstance(given, Mapping)):
-        raise RequestError(f"xai_parameters must be an object, got {shown(given)}", row=row)
-    explanation = parse_explanation(given or {}, task, row) if wanted else None
+    is_explained = value.get("model_explainability")
+    if not (is_explained is None or isinstance(is_explained, bool)):
+        raise RequestError(f"model_explainability must be true or false, got {shown(is_explained)}", row=row)
+    parameters = value.get("xai_parameters")
+    if not (parameters is None or isinstance(parameters, Mapping)):
+        raise RequestError(f"xai_parameters must be an object, got {shown(parameters)}", row=row)
+    explanation = parse_explanation(parameters or {}, task, row) if is_explained else None
     return ImageRow(_image_bytes(value["image_base64"], row), explanation)
 
 
@@ -244,7 +232,7 @@ def _image_bytes(value: Any, row: int) -> bytes:
     if isinstance(value, (bytearray, memoryview)):
         value = bytes(value)
     if isinstance(value, bytes):
-        # base64.encodebytes() returns bytes, and no image format consists of its alphabet alone.
+        # base64.encodebytes() returns bytes; no image file consists only of the base64 alphabet.
         if value and _BASE64_BYTES.fullmatch(value):
             return _decode_base64(value.decode("ascii"), row)
         image = value
@@ -264,47 +252,5 @@ def _decode_base64(text: str, row: int) -> bytes:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(
-            f"not base64, got {shown(text)}; send the base64 of an image file, never a path or URL", row=row
+            f"not base64, got {shown(text)}; send an image file as base64, not a path or URL", row=row
         ) from None
-
-
-def parse_parameters(given: Mapping[str, Any], task: Task, defaults: ScoringParameters) -> ScoringParameters:
-    """A request's parameters over the model's own.
-
-    Raises:
-        RequestError: a parameter that the task does not have, of a wrong type or out of its range.
-    """
-    if not given:
-        return defaults
-    known = parameters_of(task)
-    for name in given:
-        if name not in known:
-            has = f"it has {', '.join(known)}" if known else f"a model for {task} has none"
-            raise RequestError(f"this model has no parameter {shown(name)}; {has}")
-    for name, value in given.items():
-        if isinstance(value, int) and value > LARGEST_INTEGER:
-            raise RequestError(f"parameter {name} must be {range_of(name)}, got a number over 2³¹")
-    try:
-        return ScoringParameters.model_validate({**defaults.model_dump(), **given}, strict=True)
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        raise RequestError(f"parameter {name} must be {range_of(name)}, got {shown(given[name])}") from None
-
-
-def range_of(name: str) -> str:
-    """A scoring parameter's type and range in words, from its definition: `a number in [0, 1]`."""
-    field = ScoringParameters.model_fields[name]
-    if field.annotation not in (int, float):
-        return f'columns and rows as text such as "3x2", 2 to {MAX_TILES} tiles, or null for none'
-    bounds = {
-        kind: getattr(bound, kind)
-        for bound in field.metadata
-        for kind in ("ge", "gt", "le", "lt")
-        if hasattr(bound, kind)
-    }
-    kind = "a whole number" if field.annotation is int else "a number"
-    if "lt" in bounds:
-        return f"{kind} in [{bounds['ge']}, {bounds['lt']})"
-    if "le" in bounds:
-        return f"{kind} in [{bounds['ge']}, {bounds['le']}]"
-    return f"{kind} over {bounds['gt']}" if "gt" in bounds else f"{kind} of at least {bounds['ge']}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serving.answers import Answer, encode, to_answer
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest, parse_explanation
-from serving.payload import ImageRow, parse_parameters
+from serving.parameters import parse_parameters
+from serving.payload import ImageRow
 from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
 from trainer.errors import RequestError, RunError, WeightsError

@@ -1,1 +1,1 @@
-"""Explanations: which parts of an image speak for a class, or for a found object."""
+"""Explanations: which parts of an image speak for a class or for a detected object."""

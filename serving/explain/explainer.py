@@ -1,10 +1,11 @@
-"""Explains a network's answers: chooses what is explained, runs the method, encodes what it finds."""
+"""Explains a network's answers: selects the classes or boxes, runs the method, encodes the results."""
 
 from __future__ import annotations
 
 import base64
 import threading
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -23,43 +24,39 @@ from trainer.tasks import Task
 if TYPE_CHECKING:
     from torch import nn
 
-    from serving.explain.rewriting import Halves
-    from trainer.models.classifiers import Classifiers
+    from serving.explain.subject import Halves
 
-
-# Of one image with several labels; each takes as long as the one of an image with one.
-_MOST_CLASSES = 100
+_MAX_CLASSES = 100
+"""Explained per image of a multilabel model; each takes as long as an explanation of its own."""
 
 
 class Explainer:
-    """Explains one network's answers. Safe to call from several threads: they take turns.
+    """Explains one network's answers. Thread-safe: explanations take turns.
 
-    It works on modules of its own that share the network's tensors, so that what it changes about them, and
-    how long it takes, is nothing to those who score with the network meanwhile.
+    It works on its own modules, which share the network's tensors. Threads that score with the network are
+    neither changed nor delayed.
     """
 
     def __init__(self, family: Family, network: nn.Module) -> None:
-        """`network` is in eval mode, without gradients of its weights, on its device."""
+        """`network` is in eval mode, on its device, and its weights require no gradients."""
         self._family = family
         self._network = with_shared_tensors(network)
-        self._halves: Halves | None = None
-        self._guided: nn.Module | None = None
         self._obstacles: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
-    def check(self, asked: ExplanationRequest, row: int | None = None) -> None:
-        """Refuse a method that the network does not allow.
+    def check(self, request: ExplanationRequest, row: int | None = None) -> None:
+        """Reject a method that cannot explain the network.
 
         Raises:
-            RequestError: names the methods that can be used.
+            RequestError: names the methods that can.
         """
         if not self._family.spec.task.is_classification:
             return
-        obstacle = self._obstacle(asked.xai_algorithm)
+        obstacle = self._obstacle(request.xai_algorithm)
         if obstacle is not None:
             usable = [name for name in methods.NAMES if self._obstacle(name) is None]
             raise RequestError(
-                f"{asked.xai_algorithm} cannot explain {self._family.spec.model}: {obstacle}; "
+                f"{request.xai_algorithm} cannot explain {self._family.spec.model}: {obstacle}; "
                 f"use {' or '.join(usable)}",
                 row=row,
             )
@@ -67,87 +64,88 @@ class Explainer:
     def _obstacle(self, name: str) -> str | None:
         with self._lock:
             if name not in self._obstacles:
-                size = self._family.spec.options["crop_size"]
-                self._obstacles[name] = methods.find(name).obstacle(self._network, size)
+                self._obstacles[name] = methods.find(name).obstacle(self._network, self._input_size)
             return self._obstacles[name]
 
     def explain(
-        self, image: Image, answer: Answer, asked: ExplanationRequest, row: int | None = None
+        self, image: Image, answer: Answer, request: ExplanationRequest, row: int | None = None
     ) -> dict[str, Any]:
-        """What `asked` adds to an image's answer.
+        """The entries that `request` adds to an image's answer.
 
         Raises:
-            RequestError: names the row; the network cannot be explained so, or so many classes.
+            RequestError: names the row; the method cannot explain the network, or too many classes qualify.
             RunError: the network's gradients are not finite.
         """
-        self.check(asked, row)
+        self.check(request, row)
         with self._lock:
             if self._family.spec.task.is_classification:
-                return self._explain_classes(image, answer, asked, row)
-            return self._explain_boxes(image, answer, asked)
+                return self._explain_classes(image, answer, request, row)
+            return self._explain_boxes(image, answer, request)
 
     def _explain_classes(
-        self, image: Image, answer: Answer, asked: ExplanationRequest, row: int | None
+        self, image: Image, answer: Answer, request: ExplanationRequest, row: int | None
     ) -> dict[str, Any]:
         subject = self._subject(image)
-        method = methods.find(asked.xai_algorithm)
-        pictures, found = [], []
-        for target in self._targets(answer["probs"], asked, row):
-            relevance = method.attribute(subject, target, asked).cpu().numpy()
+        method = methods.find(request.xai_algorithm)
+        pictures, attributions = [], []
+        for target in self._targets(answer["probs"], request, row):
+            relevance = method.attribute(subject, target, request).cpu().numpy()
             _check_finite(relevance)
-            if asked.attributions:
-                found.append(np.ascontiguousarray(relevance, dtype=np.float32))
-            if asked.visualizations:
+            if request.attributions:
+                attributions.append(np.ascontiguousarray(relevance, dtype=np.float32))
+            if request.visualizations:
                 title = f"{answer['labels'][target]}  {answer['probs'][target]:.3f}"
                 heat = method.heat(relevance)
-                pictures.append(_encoded(subject.pixels, heat, title, asked.xai_algorithm))
+                pictures.append(_encoded(subject.pixels, heat, title, request.xai_algorithm))
         if self._family.spec.task is Task.MULTILABEL:
-            return _chosen(asked, pictures, found)
-        return _chosen(asked, pictures[0] if pictures else None, found[0] if found else None)
+            return _requested(request, pictures, attributions)
+        return _requested(
+            request, pictures[0] if pictures else None, attributions[0] if attributions else None
+        )
 
-    def _explain_boxes(self, image: Image, answer: Answer, asked: ExplanationRequest) -> dict[str, Any]:
-        """One map and one picture a box, in the answer's order; what tiles would find is not looked at."""
+    def _explain_boxes(self, image: Image, answer: Answer, request: ExplanationRequest) -> dict[str, Any]:
+        """A map and a picture for each box, in the answer's order; the detector scores without tiles."""
         from serving.explain.drise import saliency
 
         if not answer["boxes"]:
-            return _chosen(asked, [], [])
+            return _requested(request, [], [])
         classes, sides = self._family.spec.classes, ("topX", "topY", "bottomX", "bottomY")
         boxes = np.array([[each["box"][side] for side in sides] for each in answer["boxes"]], np.float32)
         labels = np.array([classes.index(each["label"]) for each in answer["boxes"]])
-        lowest = min(each["score"] for each in answer["boxes"])
+        min_score = min(each["score"] for each in answer["boxes"])
         small = _shrunk(image, self._family)
-        maps = saliency(self._detect(lowest), small, boxes, labels, asked.n_masks)
+        maps = saliency(self._detector(min_score), small, boxes, labels, request.n_masks)
         _check_finite(maps)
         pictures = []
-        if asked.visualizations:
+        if request.visualizations:
             for each, box, relevance in zip(answer["boxes"], boxes, maps, strict=True):
                 title = f"{each['label']}  {each['score']:.3f}"
                 pictures.append(_encoded(small, relevance, title, "drise", box))
-        return _chosen(asked, pictures, list(maps))
+        return _requested(request, pictures, list(maps))
 
-    def _detect(self, lowest: float) -> Callable[[Sequence[Image]], list[Detections]]:
-        """The detector, with a threshold that keeps boxes whose score falls to a tenth of the lowest."""
+    def _detector(self, min_score: float) -> Callable[[Sequence[Image]], list[Detections]]:
+        """The detector with a threshold low enough to see a score fall to a tenth of the lowest."""
         import torch
 
-        threshold = min(0.05, max(0.001, lowest / 10))
+        threshold = min(0.05, max(0.001, min_score / 10))
         change = {"box_score_threshold": threshold, "tile_grid_size": None}
         parameters = self._family.spec.parameters.model_copy(update=change)
 
         def detect(images: Sequence[Image]) -> list[Detections]:
             with torch.inference_mode():
-                found = self._family.predict(self._network, images, parameters)
-            return cast("list[Detections]", found)
+                predictions = self._family.predict(self._network, images, parameters)
+            return cast("list[Detections]", predictions)
 
         return detect
 
-    def _targets(self, probs: Sequence[float], asked: ExplanationRequest, row: int | None) -> list[int]:
+    def _targets(self, probs: Sequence[float], request: ExplanationRequest, row: int | None) -> list[int]:
         if self._family.spec.task is Task.MULTILABEL:
-            threshold = asked.confidence_score_threshold_multilabel
+            threshold = request.confidence_score_threshold_multilabel
             targets = [index for index, prob in enumerate(probs) if prob >= threshold]
-            if len(targets) > _MOST_CLASSES:
+            if len(targets) > _MAX_CLASSES:
                 raise RequestError(
-                    f"{len(targets)} classes have a probability of at least {threshold}, and "
-                    f"{_MOST_CLASSES} can be explained; raise confidence_score_threshold_multilabel",
+                    f"{len(targets)} classes have a probability of at least {threshold}, but at most "
+                    f"{_MAX_CLASSES} can be explained; raise confidence_score_threshold_multilabel",
                     row=row,
                 )
             return targets
@@ -156,34 +154,43 @@ class Explainer:
     def _subject(self, image: Image) -> Subject:
         import torch
 
-        family: Classifiers = self._family  # type: ignore[assignment]
         device = next(self._network.parameters()).device
-        pixels, _ = family.centre_crop(image)
-        tensor = family.normalised(torch.from_numpy(pixels).permute(2, 0, 1)).to(device)
-        ends = [
-            family.normalised(torch.full((3, 1, 1), value, dtype=torch.uint8)).to(device)
-            for value in (0, 255)
-        ]
-        return Subject(self._network, self._split, self._guided_network, tensor, ends[0], ends[1], pixels)
+        preparation = self._family.preparation()
+        mean, std = (torch.tensor(values)[:, None, None] for values in (preparation.mean, preparation.std))
+        tensor, _ = self._family.preprocess(image)
+        pixels = ((tensor * std + mean) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        return Subject(
+            network=self._network,
+            halves=lambda: self._halves,
+            guided=lambda: self._guided,
+            tensor=tensor.to(device),
+            black=((0 - mean) / std).to(device),
+            white=((1 - mean) / std).to(device),
+            pixels=pixels,
+        )
 
-    def _split(self) -> Halves:
+    @property
+    def _input_size(self) -> int:
+        size = self._family.preparation().size
+        assert size is not None, "classifiers resize every image to one size"
+        return size[0]
+
+    @cached_property
+    def _halves(self) -> Halves:
         from serving.explain.rewriting import halves
 
-        if self._halves is None:
-            self._halves = halves(self._network, self._family.spec.options["crop_size"])
-        return self._halves
+        return halves(self._network, self._input_size)
 
-    def _guided_network(self) -> nn.Module:
+    @cached_property
+    def _guided(self) -> nn.Module:
         from serving.explain.guided_backprop import guide
 
-        if self._guided is None:
-            self._guided = guide(with_shared_tensors(self._network))
-        return self._guided
+        return guide(with_shared_tensors(self._network))
 
 
-def _chosen(asked: ExplanationRequest, pictures: Any, attributions: Any) -> dict[str, Any]:
-    given = {"visualizations": pictures} if asked.visualizations else {}
-    return {**given, "attributions": attributions} if asked.attributions else given
+def _requested(request: ExplanationRequest, pictures: Any, attributions: Any) -> dict[str, Any]:
+    entries = {"visualizations": pictures} if request.visualizations else {}
+    return {**entries, "attributions": attributions} if request.attributions else entries
 
 
 def _encoded(
@@ -193,7 +200,7 @@ def _encoded(
 
 
 def _shrunk(image: Image, family: Family) -> Image:
-    """The image, no larger than the network would make it: pixels that it does not see are not masked."""
+    """The image, at most as large as the network sees it: masking finer detail would have no effect."""
     _, geometry = family.preprocess(image)
     factor = max(geometry.scale)
     if factor >= 1:
@@ -205,6 +212,6 @@ def _shrunk(image: Image, family: Family) -> Image:
 def _check_finite(relevance: FloatArray) -> None:
     if not np.isfinite(relevance).all():
         raise RunError(
-            "the explanation holds numbers that are not finite: the network's gradients overflow; "
+            "the explanation contains numbers that are not finite: the network's gradients overflow; "
             "package another checkpoint, or use another xai_algorithm"
         )

@@ -1,8 +1,8 @@
 """Guided backpropagation (Springenberg et al. 2015, arXiv 1412.6806).
 
-A ReLU passes back only gradients above zero, where its input was above zero. captum does it by hooks on
-nn.ReLU alone; here such modules are replaced, so that nothing is left behind on a network, no in-place
-activation is in the way, and the capped ReLUs of MobileNets are guided, too.
+A guided ReLU passes back only positive gradients, and only where its input was positive. Here the ReLUs of a
+copied network are replaced. Hooks on nn.ReLU, as captum sets them, would miss the capped ReLUs of MobileNets
+and fail on in-place activations.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _RELUS = (nn.ReLU, nn.ReLU6)
 
 class GuidedBackprop(Method):
     def obstacle(self, network: nn.Module, size: int) -> str | None:
-        """Networks without a ReLU have nothing to guide."""
+        """The network must have ReLUs to guide."""
         if any(isinstance(module, _RELUS) for module in network.modules()):
             return None
         return "it has no ReLU activations to guide"
 
     def heat(self, relevance: FloatArray) -> FloatArray:
-        """How strong the gradient is: its sign says whether a pixel should be brighter, not if it counts."""
-        strength: FloatArray = np.abs(relevance).sum(axis=0)
-        return strength
+        """Gradient magnitude: the sign says whether a pixel should be brighter, not whether it matters."""
+        magnitude: FloatArray = np.abs(relevance).sum(axis=0)
+        return magnitude
 
-    def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
+    def attribute(self, subject: Subject, target: int, request: ExplanationRequest) -> Tensor:
         """The guided gradient of the logit."""
         inputs = subject.tensor[None].clone().requires_grad_()
         logit = subject.guided()(inputs)[0, target]
@@ -41,7 +41,7 @@ class GuidedBackprop(Method):
 
 
 def guide(network: nn.Module) -> nn.Module:
-    """Replace every ReLU of a network, in place, by a guided one of the same values."""
+    """Replace every ReLU of a network, in place, by a guided one with the same outputs."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, _RELUS):
@@ -67,8 +67,8 @@ class _Guided(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (passing,) = context.saved_tensors
-        return gradient.clamp(min=0) * passing, None
+        (active,) = context.saved_tensors
+        return gradient.clamp(min=0) * active, None
 
 
 METHOD = GuidedBackprop()

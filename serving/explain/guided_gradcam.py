@@ -1,8 +1,8 @@
-"""Guided Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391), on a network's last convolutional features."""
+"""Guided Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the last convolutional feature map."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,36 +13,45 @@ from serving.explain.request import ExplanationRequest
 from serving.explain.subject import Subject
 
 
+@runtime_checkable
+class _SplitClassifier(Protocol):
+    """A classifier that exposes its last features, as all of timm's do."""
+
+    num_features: int
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images → what the head pools: [N, num_features, rows, columns] for convolutional networks."""
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features → logits [N, C]."""
+
+
 class GuidedGradCam(GuidedBackprop):
     def obstacle(self, network: nn.Module, size: int) -> str | None:
-        """Transformers have no map of features over the image, others no ReLU."""
-        parameter = next(network.parameters())
+        """The network must have a feature map over the image, which transformers lack, and ReLUs."""
+        obstacle = "it has no convolutional feature map"
+        if not isinstance(network, _SplitClassifier):
+            return obstacle
+        device = next(network.parameters()).device
         with torch.inference_mode():
-            features = _features(network, torch.zeros(1, 3, size, size, device=parameter.device))
-        channels = getattr(network, "num_features", None)
-        if features.ndim != 4 or features.shape[1] != channels:
-            return "it has no convolutional feature map"
+            features = network.forward_features(torch.zeros(1, 3, size, size, device=device))
+        if features.ndim != 4 or features.shape[1] != network.num_features:
+            return obstacle
         return super().obstacle(network, size)
 
-    def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
-        """The guided gradient times the Grad-CAM of the last features, each of whose cells covers a patch."""
+    def attribute(self, subject: Subject, target: int, request: ExplanationRequest) -> Tensor:
+        """The guided gradient, weighted by the Grad-CAM of the feature cell that each pixel is in."""
         inputs = subject.tensor[None]
-        network: Any = subject.network
+        network = cast("_SplitClassifier", subject.network)
         with torch.no_grad():
-            features = _features(network, inputs)
+            features = network.forward_features(inputs)
         features.requires_grad_()
         logit = network.forward_head(features)[0, target]
         (gradient,) = torch.autograd.grad(logit, features)
         weights = gradient.mean(dim=(2, 3), keepdim=True)
         cam = (weights * features.detach()).sum(dim=1, keepdim=True).relu()
         cam = F.interpolate(cam, size=inputs.shape[2:], mode="nearest")
-        return super().attribute(subject, target, asked) * cam[0].float()
-
-
-def _features(network: Any, inputs: Tensor) -> Tensor:
-    """What the network's head pools: [N, F, rows, columns] of convolutional networks (timm's convention)."""
-    features: Tensor = network.forward_features(inputs)
-    return features
+        return super().attribute(subject, target, request) * cam[0].float()
 
 
 METHOD = GuidedGradCam()

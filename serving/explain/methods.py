@@ -1,4 +1,4 @@
-"""The methods for classifiers by name. A new one is a module with its `METHOD`, and a line here."""
+"""The methods for classifiers by name. To add one, write a module with a `METHOD` and list it here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ NAMES = tuple(_MODULES)
 
 
 def find(name: str) -> Method:
-    """A method; what it stands on is imported only now."""
+    """Import and return the method with this name."""
     method: Method = import_module(_MODULES[name]).METHOD
     return method

@@ -1,4 +1,4 @@
-"""An explanation as one picture: the image, a heat map, both blended, and the most relevant part."""
+"""Draws an explanation: the image, a heat map, a blend of both, and the most relevant part, side by side."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from trainer.annotations import BoolArray, FloatArray, Image
 from trainer.drawing.fonts import fit_text, text_and_font
 
 _SIDE = 300
-_NARROWEST = 190
+_MIN_STEP = 190
 _GAP = 12
 _TITLE = 22
 _CAPTION = 17
-_SHOWN_PART = 0.3
+_RELEVANT_FRACTION = 0.3
 _INK = (24, 24, 24)
 _PAPER = (255, 255, 255)
-# From least to most relevant; evenly spaced stops, dark to bright, so that they are told apart without hue.
+# From least to most relevant: evenly spaced, and ever brighter, so that the order shows without hue.
 _STOPS = np.array(
     [(12, 8, 38), (74, 12, 107), (151, 38, 102), (219, 80, 59), (251, 154, 6), (252, 255, 164)], np.float32
 )
@@ -28,13 +28,13 @@ _STOPS = np.array(
 def four_panels(
     image: Image, relevance: FloatArray, title: str, method: str, box: FloatArray | None = None
 ) -> PILImage.Image:
-    """A row of four: input, heat map, blend, and the most relevant 30 % of the pixels.
+    """Draw a row of four panels: input, heat map, blend, and the most relevant 30 % of the pixels.
 
     Args:
         image: uint8 [h, w, 3].
-        relevance: float32 [r, c], on any grid over the whole image.
-        title: what is explained, such as a class and its probability; any script.
-        method: its name, shown beside the title.
+        relevance: float32 [r, c], a grid of any size over the whole image.
+        title: what is explained, such as a class and its probability, in any script.
+        method: name of the method, shown opposite the title.
         box: normalised xyxy [4], drawn on the panels.
     """
     size = _panel_size(image)
@@ -46,7 +46,9 @@ def four_panels(
         "input": photo,
         "heat map": colours,
         "blend": 0.5 * photo + 0.5 * colours,
-        f"most relevant {100 * _SHOWN_PART:.0f} %": np.where(_most_relevant(fine)[..., None], photo, grey),
+        f"most relevant {100 * _RELEVANT_FRACTION:.0f} %": np.where(
+            _most_relevant(fine)[..., None], photo, grey
+        ),
     }
     pictures = {
         caption: PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
@@ -59,14 +61,14 @@ def four_panels(
 
 
 def png(picture: PILImage.Image) -> bytes:
-    """The picture as a PNG file's content."""
+    """The content of a PNG file of the picture."""
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=6)
     return file.getvalue()
 
 
 def _panel_size(image: Image) -> tuple[int, int]:
-    """(width, height) that a panel has."""
+    """(width, height) of a panel."""
     height, width = image.shape[:2]
     factor = _SIDE / max(height, width)
     return max(1, round(width * factor)), max(1, round(height * factor))
@@ -78,36 +80,36 @@ def _resized(image: Image, size: tuple[int, int]) -> FloatArray:
 
 
 def _heat(relevance: FloatArray) -> FloatArray:
-    """[h, w] → the same in [0, 1]: 0 is no relevance, or the least where all have some.
+    """Scale relevance [h, w] to [0, 1]: 0 is no relevance, or the minimum if all pixels have some.
 
-    The highest hundredth is cut, since lone pixels stand out.
+    The top 1 % is clipped, because single pixels would otherwise set the scale.
     """
     low, high = float(relevance.min()), float(np.quantile(relevance, 0.99))
     if low < 0 < high:
-        low = 0.0  # what speaks against is not shown: it would pale what speaks for
+        low = 0.0  # evidence against the class is not shown: it would pale the evidence for it
     if high <= low:
         return np.zeros_like(relevance)
     return ((relevance - low) / (high - low)).clip(0, 1).astype(np.float32)
 
 
 def _most_relevant(relevance: FloatArray) -> BoolArray:
-    """[h, w] → where the highest 30 % are; fewer where the rest is all alike."""
-    threshold = np.quantile(relevance, 1 - _SHOWN_PART)
+    """Mask of the most relevant 30 %, bool [h, w]; of fewer pixels if the rest has equal relevance."""
+    threshold = np.quantile(relevance, 1 - _RELEVANT_FRACTION)
     if threshold > relevance.min():
         return np.asarray(relevance >= threshold)
     return np.asarray(relevance > threshold)
 
 
 def _colours(heat: FloatArray) -> FloatArray:
-    place = heat * (len(_STOPS) - 1)
-    below = place.astype(np.int64).clip(0, len(_STOPS) - 2)
-    part = (place - below)[..., None]
-    colours: FloatArray = _STOPS[below] * (1 - part) + _STOPS[below + 1] * part
+    position = heat * (len(_STOPS) - 1)
+    below = position.astype(np.int64).clip(0, len(_STOPS) - 2)
+    fraction = (position - below)[..., None]
+    colours: FloatArray = _STOPS[below] * (1 - fraction) + _STOPS[below + 1] * fraction
     return colours
 
 
 def _draw_box(picture: PILImage.Image, box: FloatArray) -> None:
-    """White on black, so that it shows on any ground."""
+    """Draw white on black, which is visible on any background."""
     scale = np.array([picture.width - 1, picture.height - 1] * 2)
     corners = tuple(float(side) for side in box * scale)
     draw = ImageDraw.Draw(picture)
@@ -117,19 +119,19 @@ def _draw_box(picture: PILImage.Image, box: FloatArray) -> None:
 
 def _laid_out(panels: dict[str, PILImage.Image], title: str, method: str) -> PILImage.Image:
     width, height = next(iter(panels.values())).size
-    step = max(width, _NARROWEST) + _GAP
+    step = max(width, _MIN_STEP) + _GAP
     top = _GAP + round(_TITLE * 1.6)
     canvas_size = (len(panels) * step + _GAP, top + height + round(_CAPTION * 1.4) + _GAP)
     canvas = PILImage.new("RGB", canvas_size, _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for place, (caption, panel) in enumerate(panels.items()):
-        left = _GAP + place * step
+    for index, (caption, panel) in enumerate(panels.items()):
+        left = _GAP + index * step
         canvas.paste(panel, (left, top))
         text, font = text_and_font(caption, _CAPTION)
         draw.text((left, top + height + 4), text, font=font, fill=_INK)
-    beside, small = text_and_font(method, _CAPTION)
-    length = draw.textlength(beside, font=small)
-    draw.text((canvas_size[0] - _GAP - length, _GAP + 3), beside, font=small, fill=_INK)
+    method_text, small = text_and_font(method, _CAPTION)
+    length = draw.textlength(method_text, font=small)
+    draw.text((canvas_size[0] - _GAP - length, _GAP + 3), method_text, font=small, fill=_INK)
     text, font = fit_text(title, _TITLE, canvas_size[0] - 4 * _GAP - length, cut_middle=True)
     draw.text((_GAP, _GAP), text, font=font, fill=_INK)
     return canvas

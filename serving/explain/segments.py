@@ -1,4 +1,4 @@
-"""Regions of an image at several scales, overlapping, as XRAI ranks them."""
+"""The regions of an image that XRAI ranks: segments at several scales, overlapping."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from skimage.transform import resize
 
 from trainer.annotations import BoolArray, Image
 
-# The paper's values, and the size of image that they are meant for.
+# The paper's values, and the image size that they are meant for.
 _SCALES = (50, 100, 150, 250, 500, 1200)
 _SIGMA = 0.8
-_FEWEST_PIXELS = 150
+_MIN_PIXELS = 150
 _DILATION = 5
 _SIDE = 224
 
 
 def regions(image: Image) -> BoolArray:
-    """Felzenszwalb's segments at each scale, grown by five pixels, so that they hold the edges beside them.
+    """Felzenszwalb's segments at each scale, dilated by five pixels to include the edges around them.
 
     Args:
         image: uint8 [s, s, 3].
 
     Returns:
-        bool [m, g, g], where g is s, but at most 224.
+        bool [m, g, g], where g is the smaller of s and 224.
     """
     side = len(image)
     grid = min(side, _SIDE)
@@ -34,12 +34,12 @@ def regions(image: Image) -> BoolArray:
     values = (image.astype(np.float64) - low) / max(high - low, 1.0) * 2 - 1
     if side != _SIDE:
         values = resize(values, (_SIDE, _SIDE), order=3, anti_aliasing=True)  # type: ignore[no-untyped-call]
-    # Of each cell of the grid, the pixel in its middle.
-    middles = (np.arange(grid) + 0.5) * _SIDE / grid
-    cells = np.ix_(middles.astype(np.int64), middles.astype(np.int64))
+    # Each grid cell takes the label of the pixel at its centre.
+    centres = (np.arange(grid) + 0.5) * _SIDE / grid
+    cells = np.ix_(centres.astype(np.int64), centres.astype(np.int64))
     masks = []
     for scale in _SCALES:
-        labels = felzenszwalb(values, scale=scale, sigma=_SIGMA, min_size=_FEWEST_PIXELS)[cells]
+        labels = felzenszwalb(values, scale=scale, sigma=_SIGMA, min_size=_MIN_PIXELS)[cells]
         for label, place in enumerate(find_objects(labels + 1)):
             if place is not None:
                 masks.append(_dilated(labels == label, place, _DILATION * grid / side))
@@ -47,9 +47,9 @@ def regions(image: Image) -> BoolArray:
 
 
 def _dilated(mask: BoolArray, place: tuple[slice, slice], distance: float) -> BoolArray:
-    """The mask and all within a distance in cells; `place` is its bounding box."""
+    """The mask with everything within a distance in cells; `place` is its bounding box."""
     margin = math.ceil(distance)
     window = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
-    grown = np.zeros_like(mask)
-    grown[window] = distance_transform_edt(~mask[window]) <= distance
-    return grown
+    dilated = np.zeros_like(mask)
+    dilated[window] = distance_transform_edt(~mask[window]) <= distance
+    return dilated

@@ -1,4 +1,4 @@
-"""Work in streams beside each other: small batches leave PyTorch's own threads waiting for each other."""
+"""Runs calls in parallel streams: for small batches, PyTorch's own threads spend their time waiting."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ import torch
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_MOST = 2  # each holds a batch with gradients
+_MAX_STREAMS = 2  # each holds a batch with its gradients
 
 
 class Submit(Protocol):
+    """Starts a call in a stream."""
+
     def __call__(self, call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]: ...
 
 
 @contextmanager
 def streams(device: torch.device) -> Iterator[Submit]:
-    """Gives what starts a call in a stream; calls begin in their order, and on an error those left do not.
+    """Yield a function that starts calls in streams, in the order given; an error drops the waiting calls.
 
-    On a CPU the streams share the threads that PyTorch has in the calling thread; of one thread, and on other
-    devices, there is one stream, the calling thread itself.
+    On a CPU the streams share the calling thread's PyTorch threads. With a single thread, and on other
+    devices, the calling thread is the only stream.
     """
     threads = torch.get_num_threads()
-    count = min(_MOST, threads) if device.type == "cpu" else 1
+    count = min(_MAX_STREAMS, threads) if device.type == "cpu" else 1
     if count == 1:
-        yield _at_once
+        yield _call_now
         return
     pool = ThreadPoolExecutor(count, "stream")
     try:
-        _share(pool, count, threads)
+        _divide_threads(pool, count, threads)
         yield pool.submit
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _at_once(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+def _call_now(call: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
     future: Future[_T] = Future()
     future.set_result(call(*args, **kwargs))
     return future
 
 
-def _share(pool: ThreadPoolExecutor, count: int, threads: int) -> None:
+def _divide_threads(pool: ThreadPoolExecutor, count: int, threads: int) -> None:
     ready = Barrier(count + 1)
 
-    def begin() -> None:
-        torch.get_num_threads()  # a thread's first look takes what is usual, whatever was set before
+    def start() -> None:
+        torch.get_num_threads()  # the first query in a thread resets the number to the default
         torch.set_num_threads(threads // count)
         ready.wait()
 
     for _ in range(count):
-        pool.submit(begin)
+        pool.submit(start)
     ready.wait()
-    # What a thread sets holds for itself and for threads that begin later: those must not notice.
+    # Setting the number in one thread also changes the default of threads that start later: restore it.
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""What a method is given: a network, the image as it sees it, and two images without content."""
+"""The interface between the explainer and its methods: what a method gets and what it returns."""
 
 from __future__ import annotations
 
@@ -15,24 +15,35 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from serving.explain.request import ExplanationRequest
-    from serving.explain.rewriting import Halves
 
-AT_ONCE = 8
-"""Images that a stream runs through a network with gradients together: they bound an explanation's memory."""
+GRADIENT_BATCH = 8
+"""Images per forward and backward pass; bounds the memory of an explanation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A network split into `body(stem(images))`.
+
+    The stem is affine, so it maps a straight path of images to a straight path. Several threads may run both
+    parts at once.
+    """
+
+    stem: nn.Module
+    body: nn.Module
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One image before one network.
+    """One image and the network to explain it with.
 
     Attributes:
-        network: in eval mode, [N, 3, h, w] → logits [N, C]; modules of the explanations' own.
-        halves: gives the same in two parts, for many gradients (serving.explain.rewriting).
-        guided: gives the same with guided ReLUs (serving.explain.guided_backprop).
-        tensor: float32 [3, h, w], as the network takes it, on its device.
-        black: float32 [3, 1, 1], a black pixel as the network takes it.
-        white: float32 [3, 1, 1], likewise.
-        pixels: uint8 [h, w, 3], the same image for the eye.
+        network: in eval mode, [N, 3, h, w] → logits [N, C]; its modules belong to the explainer.
+        halves: returns the network split in two, for methods that need many gradients.
+        guided: returns the network with guided ReLUs.
+        tensor: float32 [3, h, w], the preprocessed image on the network's device.
+        black: float32 [3, 1, 1], a preprocessed black pixel.
+        white: float32 [3, 1, 1], a preprocessed white pixel.
+        pixels: uint8 [h, w, 3], the image that `tensor` was made from.
     """
 
     network: nn.Module
@@ -45,27 +56,31 @@ class Subject:
 
 
 def with_shared_tensors(network: nn.Module) -> nn.Module:
-    """A copy of the modules alone: weights and statistics are the network's own tensors."""
+    """Copy the modules of a network; parameters and buffers stay the same tensors."""
     tensors = chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
 
 class Method(ABC):
-    """A way to say which pixels speak for a class."""
+    """An explanation method for classifiers: it attributes a class's logit to pixels."""
 
     def obstacle(self, network: nn.Module, size: int) -> str | None:
-        """Why a network cannot be explained so, as the end of a sentence, or None.
+        """Why the method cannot explain a network, as the end of a sentence; None if it can.
 
         Args:
-            size: h = w of the images it takes.
+            size: height and width of the network's input in pixels.
         """
         return None
 
     def heat(self, relevance: FloatArray) -> FloatArray:
-        """Attributions [3, h, w] → what a heat map shows of them, [h, w]: here what speaks for the class."""
+        """Reduce attributions [3, h, w] to a heat map [h, w]; by default their sum over the channels."""
         total: FloatArray = relevance.sum(axis=0)
         return total
 
     @abstractmethod
-    def attribute(self, subject: Subject, target: int, asked: ExplanationRequest) -> Tensor:
-        """float32 [3, h, w], on the network's device: what each value adds to the logit of class `target`."""
+    def attribute(self, subject: Subject, target: int, request: ExplanationRequest) -> Tensor:
+        """Contribution of each input value to the logit of class `target`.
+
+        Returns:
+            float32 [3, h, w] on the network's device.
+        """

@@ -42,7 +42,7 @@ from serving.service.options import Options
 from serving.service.page import page_router
 from serving.service.pipeline import Pipeline, joined
 from serving.service.telemetry import AccessLog, Metrics
-from serving.shown import shown
+from serving.wording import shown
 from trainer.errors import RequestError, TrainerError
 from trainer.tasks import Task
 

@@ -322,7 +322,7 @@ def test_what_has_brought_servers_down(server: Server) -> None:
         (table(f"[{good}]", ', "params": {"tile_grid_size": "' + "9" * 9999 + 'x1"}'), "2 to 400", None),
         (table(f"[{good}]", ', "parameters": {}'), "unknown key 'parameters'", None),
         (b'{"inputdata": {}}', "unknown key 'inputdata'", None),
-        (b'{"input_data": {"columns": ["image"], "data": ["AAAA"], "data": []}}', "stands twice", None),
+        (b'{"input_data": {"columns": ["image"], "data": ["AAAA"], "data": []}}', "occurs twice", None),
         (b"\xff\xfe" + '{"input_data": {}}'.encode("utf-16-le"), "", None),
         (b"\xef\xbb\xbf{}", "", None),
         *(

@@ -11,16 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image as PILImage
 
-from serving.payload import (
-    Payload,
-    parameters_of,
-    parse_invocation,
-    parse_json,
-    parse_parameters,
-    parse_rows,
-    parse_score_request,
-    range_of,
-)
+from serving.parameters import parameters_of, parse_parameters, range_of
+from serving.payload import Payload, parse_invocation, parse_json, parse_rows, parse_score_request
 from trainer.errors import RequestError
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task

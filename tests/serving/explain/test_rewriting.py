@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from serving.explain import methods
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest
-from serving.explain.rewriting import Halves, halves
+from serving.explain.rewriting import halves
 from serving.explain.streams import streams
+from serving.explain.subject import Halves
 from tests.serving.explain.conftest import SIZE, classifier, scene
 
 # A network of each kind, whether its batch norms go into convolutions, and whether its first one is cut off.
