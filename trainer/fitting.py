@@ -31,9 +31,13 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
         TrackingError: MLflow does not answer at the start, or fails to register the model.
     """
     if job.sweeps:
-        from trainer.sweep.execution.runner import sweep
-
         _check_no_callbacks(callbacks)
+        if not job.search_space:
+            from trainer.automode.fit import fit as fit_automatically
+
+            return fit_automatically(job, progress=progress)
+        from trainer.sweep.execution.sweep_run import sweep
+
         return sweep(job, progress=progress)
     from trainer.training.fit import fit as train
 
@@ -81,7 +85,7 @@ def resume(
     changes = {name: value for name, value in changes.items() if value is not None}
     job = Job.read(run.job, output=directory, settings=settings or {}, **changes)
     if job.sweeps:
-        from trainer.sweep.execution.runner import resume as resume_sweep
+        from trainer.sweep.execution.sweep_run import resume as resume_sweep
 
         _check_no_callbacks(callbacks)
         if settings:

@@ -13,7 +13,7 @@ from PIL import Image
 from trainer.automode.data_statistics import Facts, Machine, machine, measure
 from trainer.data.training_data import Data, load
 from trainer.job.job import Job
-from trainer.sweep.execution.worker import Place
+from trainer.sweep.execution.slots import Slot
 from trainer.tasks import Task
 
 ORIENTATION = 0x0112
@@ -99,11 +99,11 @@ def test_only_a_sample_of_many_images_is_opened(tmp_path: Path, monkeypatch: pyt
 
 def test_what_a_trial_has_of_the_cpu() -> None:
     job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = machine(job, [Place((), 3, 3), Place((), 3, 3)])
+    found = machine(job, [Slot((), 3, 3), Slot((), 3, 3)])
     assert found == Machine(gpus=0, memory=0.0, bandwidth=0.0, cores=3)
     assert found.in_words() == "trials on the CPU, each on 3 cores: small models"
     ranks = job.model_copy(update={"processes": 2})
-    assert machine(ranks, [Place((), 3, 3)]).cores == 6
+    assert machine(ranks, [Slot((), 3, 3)]).cores == 6
 
 
 def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +115,9 @@ def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> 
     known = [Properties(24, 10_501_000, 384), Properties(16, 5_001_000, 256)]
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: known[index])
     job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = machine(job, [Place(("0",), 4, 4), Place(("1",), 4, 4)])
+    found = machine(job, [Slot(("0",), 4, 4), Slot(("1",), 4, 4)])
     assert (found.gpus, found.memory, found.cores) == (1, 16.0, 4)
     assert found.bandwidth == pytest.approx(320, rel=0.01)
-    together = machine(job, [Place(("0", "1"), 8, 8)])
+    together = machine(job, [Slot(("0", "1"), 8, 8)])
     assert together.in_words() == "trials on 2 GPUs of 16 GiB each"
-    assert np.isclose(machine(job, [Place(("0",), 8, 8)]).bandwidth, 1008, rtol=0.01)
+    assert np.isclose(machine(job, [Slot(("0",), 8, 8)]).bandwidth, 1008, rtol=0.01)

@@ -20,11 +20,10 @@ from trainer.automode.plan import Plan
 from trainer.data.samples import make
 from trainer.errors import JobError
 from trainer.job.job import Job
-from trainer.sweep import setup
+from trainer.sweep.attempts import next_attempt
 from trainer.sweep.early_termination import BanditPolicy, SuccessiveHalvingPolicy
-from trainer.sweep.execution.attempts import further
-from trainer.sweep.execution.trial_queue import SweepStudy
-from trainer.sweep.setup import Setup
+from trainer.sweep.first_trials import FirstTrials, optuna_parameters
+from trainer.sweep.search import Search, prepare_search
 from trainer.tasks import Task
 
 USUAL = Facts(400, 4, 1920, 1080, most_objects=20, object_side=0.3, small_object_side=0.2)
@@ -64,9 +63,9 @@ def tried(of: Plan) -> set[str]:
     return names
 
 
-def settings_of(of: Plan, made: Setup, number: int) -> dict[str, Any]:
+def settings_of(of: Plan, made: Search, number: int) -> dict[str, Any]:
     """All settings of one of the first trials, as it would be trained."""
-    parameters = auto.optuna_parameters(made.space, of.first[number])
+    parameters = optuna_parameters(made.space, of.first_trials.settings[number])
     proposal = made.space.suggest(optuna.trial.FixedTrial(parameters))
     job = of.job.for_trial(proposal)
     return {"model_name": job.model_name, **job.resolve_settings().model_dump()}
@@ -102,20 +101,20 @@ def test_every_plan_can_be_run(task: Task, machine: Machine, values: dict[str, A
     """Every space passes the check that a job file's passes, and the first trials lie in it."""
     for facts in DATA.values():
         chosen = plan(automatic(task, **values), facts, machine)
-        made = setup.make(chosen.job)
+        made = prepare_search(chosen.job)
         distributions = made.space.distributions()
-        for number, first in enumerate(chosen.first):
-            for name, value in auto.optuna_parameters(made.space, first).items():
+        for number, first in enumerate(chosen.first_trials.settings):
+            for name, value in optuna_parameters(made.space, first).items():
                 distribution = distributions[name]
                 assert distribution._contains(distribution.to_internal_repr(value)), (name, value)
             settings_of(chosen, made, number)
-        assert chosen.first or "sweep" in values
+        assert chosen.first_trials.settings or "sweep" in values
 
 
 def test_first_trials_are_the_models_usual_settings_in_turns() -> None:
     chosen = plan()
-    made = setup.make(chosen.job)
-    known = [settings_of(chosen, made, number) for number in range(len(chosen.first))]
+    made = prepare_search(chosen.job)
+    known = [settings_of(chosen, made, number) for number in range(len(chosen.first_trials.settings))]
     assert [values["model_name"] for values in known] == [
         *("rfdetr-small", "yolo26s", "fasterrcnn_resnet50_fpn_v2", "rtdetr-l"),
         *("rfdetr-medium", "yolo11s"),
@@ -162,13 +161,15 @@ def test_time_decides_on_epochs_and_models() -> None:
     assert tried(tighter) < tried(unlimited)
     left_out = tried(unlimited) - tried(tighter)
     for model in left_out:
-        assert any(reason.startswith(f"without {model}, which would take") for reason in tighter.reasons)
+        assert any(
+            reason.startswith(f"without {model}, which would take") for reason in tighter.first_trials.reasons
+        )
     # Trials beside each other have more time each.
     assert len(tried(within(12, concurrent=4))) > len(tried(tighter))
-    assert "40 minutes for 10 trials: up to 7 minutes for a trial" in tight.reasons
+    assert "40 minutes for 10 trials: up to 7 minutes for a trial" in tight.first_trials.reasons
     # Where none is given up, none leaves time to others.
     to_their_end = plan(automatic(limits={"max_trials": 10, "timeout_minutes": 40}, objective="latency"))
-    assert "40 minutes for 10 trials: up to 4 minutes for a trial" in to_their_end.reasons
+    assert "40 minutes for 10 trials: up to 4 minutes for a trial" in to_their_end.first_trials.reasons
     # However short it is, something is tried.
     large = Facts(1_000_000, 4, 4000, 3000)
     shortest = plan(automatic(limits={"max_trials": 100, "timeout_minutes": 1}), large, CPU)
@@ -180,7 +181,7 @@ def test_time_decides_on_epochs_and_models() -> None:
 def test_memory_decides_on_batches_and_models() -> None:
     small, large = plan(machine=Machine(1, 5, 300, 8)), plan(machine=Machine(1, 80, 2000, 8))
     assert tried(small) < tried(large)
-    assert any("needs more than the 5 GiB of the GPU" in reason for reason in small.reasons)
+    assert any("needs more than the 5 GiB of the GPU" in reason for reason in small.first_trials.reasons)
     less, more = (sub_space(each, "yolo26s") for each in (small, large))
     assert less["training_batch_size"] < more["training_batch_size"]
     # The rest of a step is accumulated.
@@ -195,14 +196,18 @@ def test_on_the_cpu_models_and_images_are_small() -> None:
     chosen = plan(machine=CPU)
     assert tried(chosen) == {"yolo11n", "yolo26n", "fasterrcnn_resnet18_fpn"}
     assert sub_space(chosen, "yolo11n")["image_size"] == 320
-    assert "up to 60 minutes for a trial, as the job has no time limit" in chosen.reasons
+    assert "up to 60 minutes for a trial, as the job has no time limit" in chosen.first_trials.reasons
 
 
 def test_small_objects_change_the_size() -> None:
     facts = Facts(400, 4, 1920, 1080, most_objects=150, object_side=0.05, small_object_side=0.031)
     chosen = plan(facts=facts)
     assert sub_space(chosen, "yolo26s")["image_size"]["values"] == [800, 960]
-    (said,) = (reason for reason in chosen.reasons if reason.startswith("yolo26s") and "epochs" in reason)
+    (said,) = (
+        reason
+        for reason in chosen.first_trials.reasons
+        if reason.startswith("yolo26s") and "epochs" in reason
+    )
     assert "image_size 800: at 640 a quarter of the objects would be smaller than 20 pixels" in said
     # Room for all objects of an image, where a model has less of it: 1.2 · 150 = 180
     assert sub_space(chosen, "fasterrcnn_resnet50_fpn_v2")["box_detections_per_image"] == 200
@@ -221,9 +226,9 @@ def test_what_the_job_fixes_stays_as_it_is() -> None:
     for space in chosen.job.search_space:
         assert not {"number_of_epochs", "learning_rate", "image_size", "training_batch_size"} & space.keys()
     assert chosen.job.settings == settings
-    made = setup.make(chosen.job)
+    made = prepare_search(chosen.job)
     assert made.is_repeatable
-    for number in range(len(chosen.first)):
+    for number in range(len(chosen.first_trials.settings)):
         values = settings_of(chosen, made, number)
         assert (values["number_of_epochs"], values["learning_rate"], values["random_seed"]) == (7, 0.02, 3)
         assert values["image_size"] in (352, 640)  # the latter means nothing to R-CNNs
@@ -236,45 +241,45 @@ def test_settings_that_mean_nothing_are_errors_before_the_data_are_read() -> Non
     with pytest.raises(JobError, match=r"job\.yml: number_of_epochs: .* greater than 0"):
         auto.check(automatic(settings={"number_of_epochs": 0}), "job.yml")
     with pytest.raises(JobError, match="weighted_loss: means nothing to"):
-        setup.make(auto.check(automatic(settings={"weighted_loss": 1})))
+        prepare_search(auto.check(automatic(settings={"weighted_loss": 1})))
 
 
 def test_trials_are_searched_by_tpe_and_halved_unless_the_job_says_otherwise() -> None:
-    made = setup.make(plan().job)
+    made = prepare_search(plan().job)
     # 12 evaluations: rungs after 3 and 6
     assert made.pruner == SuccessiveHalvingPolicy(min_resource=3, reduction_factor=2)
     assert type(made.sampler).__name__ == "BayesianSampler"
-    short = setup.make(plan(automatic(settings={"number_of_epochs": 2})).job)
+    short = prepare_search(plan(automatic(settings={"number_of_epochs": 2})).job)
     assert short.pruner == SuccessiveHalvingPolicy(min_resource=1, reduction_factor=2)
     assert isinstance(
-        setup.make(plan(automatic(settings={"number_of_epochs": 1})).job).pruner, optuna.pruners.NopPruner
+        prepare_search(plan(automatic(settings={"number_of_epochs": 1})).job).pruner, optuna.pruners.NopPruner
     )
     policy = {"type": "bandit", "slack_factor": 0.1}
-    own = setup.make(plan(automatic(sweep={"early_termination": policy})).job)
+    own = prepare_search(plan(automatic(sweep={"early_termination": policy})).job)
     assert own.pruner == BanditPolicy(slack_factor=0.1)
     assert type(own.sampler).__name__ == "BayesianSampler"
     sobol = {"type": "random", "rule": "sobol"}
-    by_sobol = setup.make(plan(automatic(sweep={"sampling_algorithm": sobol})).job)
+    by_sobol = prepare_search(plan(automatic(sweep={"sampling_algorithm": sobol})).job)
     assert type(by_sobol.sampler).__name__ == "SobolSampler"
     # Without a policy in its `sweep` a job's trials run to their end, as in Azure.
     assert isinstance(by_sobol.pruner, optuna.pruners.NopPruner)
-    two = setup.make(plan(automatic(objective="latency")).job)
+    two = prepare_search(plan(automatic(objective="latency")).job)
     assert isinstance(two.pruner, optuna.pruners.NopPruner)
 
 
 def test_a_grid_has_choices_alone_and_an_order_of_its_own() -> None:
     chosen = plan(automatic(sweep={"sampling_algorithm": "grid"}), machine=CPU)
-    assert chosen.first == ()
+    assert chosen.first_trials.settings == ()
     space = sub_space(chosen, "yolo11n")
     assert space["learning_rate"] == {"type": "choice", "values": [0.001, 0.00033, 0.003]}
-    setup.make(chosen.job)
+    prepare_search(chosen.job)
 
 
-def study_of(made: Setup) -> optuna.Study:
+def study_of(made: Search) -> optuna.Study:
     return optuna.create_study(sampler=made.sampler, pruner=made.pruner, direction="maximize")
 
 
-def learning_rates(study: optuna.Study, made: Setup, count: int) -> list[float]:
+def learning_rates(study: optuna.Study, made: Search, count: int) -> list[float]:
     """Of the next trials, each of which is told a value."""
     found = []
     for _ in range(count):
@@ -286,10 +291,10 @@ def learning_rates(study: optuna.Study, made: Setup, count: int) -> list[float]:
 
 def test_first_trials_come_first_and_in_order_then_the_sampler_proposes() -> None:
     chosen = plan(automatic(settings={"seed": 1}), machine=CPU)
-    made = setup.make(chosen.job)
+    made = prepare_search(chosen.job)
     study = study_of(made)
-    auto.queue(study, made.space, chosen.first, most=10)
-    usual = [first["learning_rate"] for first in chosen.first]
+    chosen.first_trials.enqueue_missing(study, made.space, max_trials=10)
+    usual = [first["learning_rate"] for first in chosen.first_trials.settings]
     assert learning_rates(study, made, 3) == usual == [0.001, 0.005, 0.001]
     proposed = learning_rates(study, made, 5)
     assert len(set(proposed)) == 5
@@ -298,21 +303,20 @@ def test_first_trials_come_first_and_in_order_then_the_sampler_proposes() -> Non
 
 def test_no_more_are_queued_than_there_may_be_trials(tmp_path: Path) -> None:
     chosen = plan(machine=CPU)
-    chosen.write(tmp_path)
-    made = setup.make(chosen.job)
+    chosen.first_trials.write(tmp_path, chosen.job.search_space)
+    made = prepare_search(chosen.job)
     study = study_of(made)
-    auto.enqueue(study, made.space, tmp_path, most=2)
-    trials = SweepStudy(study, 2)
-    assert len(trials.study.trials) == 2
+    FirstTrials.read(tmp_path).enqueue_missing(study, made.space, max_trials=2)
+    assert len(study.trials) == 2
     # A stop in between, and further attempts, change nothing.
-    auto.enqueue(study, made.space, tmp_path, most=2)
-    study.add_trial(further(study.trials[0]))
-    auto.enqueue(study, made.space, tmp_path, most=2)
+    FirstTrials.read(tmp_path).enqueue_missing(study, made.space, max_trials=2)
+    study.add_trial(next_attempt(study.trials[0]))
+    FirstTrials.read(tmp_path).enqueue_missing(study, made.space, max_trials=2)
     assert len(study.trials) == 3
     # Of more trials the next are again those to begin with, as long as there are any.
-    auto.enqueue(study, made.space, tmp_path, most=8)
+    FirstTrials.read(tmp_path).enqueue_missing(study, made.space, max_trials=8)
     assert len(study.trials) == 4
-    auto.enqueue(study, made.space, tmp_path / "nothing", most=8)
+    FirstTrials.read(tmp_path / "nothing").enqueue_missing(study, made.space, max_trials=8)
     assert len(study.trials) == 4
 
 
@@ -322,23 +326,23 @@ def test_who_goes_on_searches_the_same(tmp_path: Path) -> None:
     file.write_text(chosen.job.to_yaml(), encoding="utf-8")
     again = Job.read(file)
     assert not auto.is_automatic(again)
-    assert setup.make(again).space == setup.make(chosen.job).space
-    assert setup.make(again).pruner == setup.make(chosen.job).pruner
+    assert prepare_search(again).space == prepare_search(chosen.job).space
+    assert prepare_search(again).pruner == prepare_search(chosen.job).pruner
     assert again.to_yaml() == chosen.job.to_yaml()
 
 
 def test_the_plan_stands_in_the_runs_directory(tmp_path: Path) -> None:
     chosen = plan()
-    chosen.write(tmp_path)
+    chosen.first_trials.write(tmp_path, chosen.job.search_space)
     content = yaml.safe_load((tmp_path / "search_space.yaml").read_text("utf-8"))
-    assert content["reasons"] == list(chosen.reasons)
-    assert content["first_trials"] == list(chosen.first)
+    assert content["reasons"] == list(chosen.first_trials.reasons)
+    assert content["first_trials"] == list(chosen.first_trials.settings)
     assert content["search_space"] == list(chosen.job.search_space)
-    assert any("under AGPL-3.0" in reason for reason in chosen.reasons)
+    assert any("under AGPL-3.0" in reason for reason in chosen.first_trials.reasons)
 
 
 def test_weak_trials_are_given_up_at_a_quarter_and_a_half() -> None:
-    made = setup.make(plan(automatic(settings={"number_of_epochs": 12})).job)
+    made = prepare_search(plan(automatic(settings={"number_of_epochs": 12})).job)
     study = study_of(made)
     ended = {}
     for number, level in enumerate((0.9, 0.5, 0.8, 0.1, 0.95)):

@@ -177,7 +177,7 @@ def test_without_a_search_space_the_models_are_left_to_the_sweep(
 ) -> None:
     content, printed = dry_run(capsys, "--config", write(tmp_path, search_space=None, sweep=None))
     assert content["search_space"] == "automatic"
-    assert "# without search_space, models and settings are chosen when the data are known\n" in printed
+    assert "# without search_space, models and settings are chosen once the data are known\n" in printed
 
 
 def test_data_are_counted_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +229,7 @@ def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) 
         (
             ("--dry-run",),
             {"search_space": [{"model_name": "yolov5", "min_size": "choice(1, 2)"}]},
-            "search_space[0].min_size: means nothing to yolov5",
+            "search_space[0].min_size: applies only to R-CNNs, not to yolov5",
         ),
         (("--dry-run",), {"training_data": {"path": "azureml:fridge:1"}}, "--data-asset fridge=PATH"),
     ],

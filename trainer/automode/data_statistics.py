@@ -18,7 +18,7 @@ from trainer.job.job import Job
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
-    from trainer.sweep.execution.worker import Place
+    from trainer.sweep.execution.slots import Slot
 
 _SAMPLE = 500
 """So many images are opened, as far as their headers, to learn how large images and objects are."""
@@ -123,17 +123,17 @@ def measure(data: Data) -> Facts:
     )
 
 
-def machine(job: Job, places: Sequence[Place]) -> Machine:
-    """What each of these places has; of different GPUs the least."""
-    place = places[0]
-    if not place.gpus:
-        return Machine(0, 0.0, 0.0, place.threads * (job.processes or 1))
+def machine(job: Job, slots: Sequence[Slot]) -> Machine:
+    """What each of these slots has; of different GPUs the least."""
+    slot = slots[0]
+    if not slot.gpus:
+        return Machine(0, 0.0, 0.0, slot.threads * (job.processes or 1))
     import torch
 
-    count = sum(len(each.gpus) for each in places)
+    count = sum(len(each.gpus) for each in slots)
     found = [torch.cuda.get_device_properties(index) for index in range(count)]
     memory = min(each.total_memory for each in found) / 2**30
-    return Machine(len(place.gpus), memory, min(map(_bandwidth, found)), place.threads)
+    return Machine(len(slot.gpus), memory, min(map(_bandwidth, found)), slot.threads)
 
 
 def _percent(part: float) -> str:

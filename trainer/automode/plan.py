@@ -6,12 +6,7 @@ searches the same. Beside it stand the trials to begin with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from trainer.automode import candidates
 from trainer.automode.data_statistics import Facts, Machine
@@ -19,17 +14,9 @@ from trainer.automode.design import design
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.job.sweep import SamplingAlgorithm, Sweep
-from trainer.sweep.space.distributions import Choice
+from trainer.sweep.first_trials import FirstTrials
 from trainer.sweep.space.search_space import SUB_SPACE, SearchSpace
 
-if TYPE_CHECKING:
-    from optuna import Study
-
-FILE = "search_space.yaml"
-"""In the run's directory: what was chosen, and why."""
-
-_NUMBER = "first_trial"
-"""The attribute of a trial that is one of those to begin with: which."""
 _TYPICAL = Facts(images=500, classes=5, width=1280, height=960, most_objects=10, small_object_side=0.1)
 
 
@@ -39,25 +26,10 @@ class Plan:
 
     Attributes:
         job: with the search space.
-        first: the trials to begin with: the index of their "sub_space", and the parameters searched in it.
-        reasons: in words.
     """
 
     job: Job
-    first: tuple[dict[str, Any], ...]
-    reasons: tuple[str, ...]
-
-    def write(self, directory: Path) -> None:
-        """Leave it in the run's directory."""
-        content = {
-            "reasons": list(self.reasons),
-            "first_trials": list(self.first),
-            "search_space": list(self.job.search_space),
-        }
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-        partial = directory / f"{FILE}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(directory / FILE)
+    first_trials: FirstTrials
 
 
 def is_automatic(job: Job) -> bool:
@@ -91,7 +63,8 @@ def plan(job: Job, facts: Facts, machine: Machine, concurrent: int = 1) -> Plan:
         if turn < len(part.first)
     ]
     by_grid = job.sweep is not None and job.sweep.sampling_algorithm.type == "grid"
-    return Plan(job.model_copy(update=changes), () if by_grid else tuple(turns), tuple(reasons))
+    first_trials = FirstTrials(() if by_grid else tuple(turns), tuple(reasons))
+    return Plan(job.model_copy(update=changes), first_trials)
 
 
 def check(job: Job, where: str = "") -> Job:
@@ -108,43 +81,6 @@ def check(job: Job, where: str = "") -> Job:
     except JobError as error:
         problems = [replace(problem, where=problem.where or where) for problem in error.problems]
         raise JobError(error.summary, problems) from error
-
-
-def enqueue(study: Study, space: SearchSpace, directory: Path, most: int) -> None:
-    """Queue the trials to begin with that the study does not have yet.
-
-    Args:
-        directory: the run's; in one without a plan there is nothing to queue.
-        most: so many trials.
-    """
-    try:
-        content = yaml.safe_load((directory / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    queue(study, space, content["first_trials"], most)
-
-
-def queue(study: Study, space: SearchSpace, first: Sequence[Mapping[str, Any]], most: int) -> None:
-    """Queue those of the first trials that the study does not have yet, as long as it has room for more."""
-    from trainer.sweep.execution import attempts
-
-    trials = study.get_trials(deepcopy=False)
-    known = {trial.user_attrs.get(_NUMBER) for trial in trials}
-    missing = [number for number in range(len(first)) if number not in known]
-    for number in missing[: max(0, most - sum(map(attempts.counts, trials)))]:
-        study.enqueue_trial(optuna_parameters(space, first[number]), user_attrs={_NUMBER: number})
-
-
-def optuna_parameters(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's searched parameters as Optuna's: their names in its study, and choices as it knows them."""
-    index = values[SUB_SPACE]
-    made: dict[str, Any] = {SUB_SPACE: index} if len(space.sub_spaces) > 1 else {}
-    for name, distribution in space.sub_spaces[index].distributions.items():
-        value = values[name]
-        if isinstance(distribution, Choice):
-            value = distribution.options[distribution.values.index(value)]
-        made[space.prefix(index) + name] = value
-    return made
 
 
 def _sweep(job: Job, evaluations: int) -> Sweep:

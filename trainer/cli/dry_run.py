@@ -1,124 +1,107 @@
-"""What a job would do, as YAML, for `trainer fit --dry-run`: without torch, and without data unless asked."""
+"""Shows what a job would do, as YAML, for `trainer fit --dry-run`.
+
+Needs neither torch nor, unless the data are to be checked, the data.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from trainer.automode import plan as auto
+from trainer.automode import plan as automode
 from trainer.job.job import Job
-from trainer.sweep.setup import Setup, make, random_seed
+from trainer.sweep.first_trials import FirstTrials
+from trainer.sweep.search import Search, prepare_search
 
 if TYPE_CHECKING:
     from trainer.automode.plan import Plan
     from trainer.data.training_data import Data
 
-_SHOWN_TRIALS = 5
+_MAX_TRIALS_SHOWN = 5
 
 
 def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
-    """The resolved job, its search space and what its first trials would be.
+    """The resolved job, its search space and the settings of its first trials, as YAML with notes.
 
     Args:
-        where: the file that the job stands in, for errors.
-        check_data: also read the data, as a training does, and count them.
+        where: the job's file, for errors.
+        check_data: also read, check and count the data.
 
     Raises:
         JobError: the job, its settings or its search space cannot be used.
         DataError: the data are checked and break the schema.
     """
-    remarks = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
-    content: dict[str, Any] = {}
+    notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
+    content: dict[str, Any] = {"job": job.to_dict()}
+    is_automatic = automode.is_automatic(job)
     if not job.sweeps:
         job.resolve_settings(where)
-    content["job"] = job.to_dict()
-    data = _load(job) if check_data else None
-    first: Sequence[dict[str, Any]] = ()
-    if auto.is_automatic(job):
-        make(auto.check(job, where), where)
-        if data is not None:
-            plan = _plan(job, data)
-            job, first = plan.job, plan.first
-            remarks += plan.reasons
+    if is_automatic:
+        prepare_search(automode.check(job, where), where)
+    data = _read(job) if check_data else None
+    first_trials = FirstTrials()
+    if is_automatic and data is not None:
+        chosen = _plan(job, data)
+        job, first_trials = chosen.job, chosen.first_trials
+        notes += first_trials.reasons
     if job.search_space:
-        setup = make(job, where)
-        content["search_space"] = setup.space.to_content()
-        content["trials"] = _first_trials(job, setup, first)
-        if not setup.is_repeatable and len(first) < min(job.limits.max_trials, _SHOWN_TRIALS):
-            remarks.append("without a seed, the sweep itself will draw other settings than these")
+        search = prepare_search(job, where)
+        content["search_space"] = search.space.to_content()
+        content["trials"] = _preview_trials(job, search, first_trials)
+        samples_some = len(first_trials.settings) < min(job.limits.max_trials, _MAX_TRIALS_SHOWN)
+        if samples_some and not search.is_repeatable:
+            notes.append("without a seed, the sweep itself will draw other settings than these")
     elif job.sweeps:
         content["search_space"] = "automatic"
-        remarks.append("without search_space, models and settings are chosen when the data are known")
-        remarks.append("--check-data shows them, as this machine would have them")
+        notes.append("without search_space, models and settings are chosen once the data are known")
+        notes.append("add --check-data to see what would be chosen on this machine")
     if data is not None:
         content["data"] = _counts(data)
-    comments = "".join(f"# {remark}\n" for remark in remarks)
-    return comments + yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
+    comments = "".join(f"# {note}\n" for note in notes)
+    return comments + yaml.dump(content, Dumper=_NoAliases, sort_keys=False, allow_unicode=True, width=110)
 
 
-class _Plain(yaml.SafeDumper):
-    """Writes what stands twice twice: references are for machines."""
+class _NoAliases(yaml.SafeDumper):
+    """Repeats equal values instead of referring to the first, which is hard to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
+def _read(job: Job) -> Data:
+    from trainer.sweep.execution.inputs import read_data
+
+    return read_data(job)
+
+
 def _plan(job: Job, data: Data) -> Plan:
     from trainer.automode.data_statistics import machine, measure
-    from trainer.sweep.execution.worker import places
+    from trainer.sweep.execution.slots import make_slots
 
-    room = places(job, job.limits.max_concurrent_trials)
-    return auto.plan(job, measure(data), machine(job, room), len(room))
+    slots = make_slots(job, job.limits.max_concurrent_trials)
+    return automode.plan(job, measure(data), machine(job, slots), len(slots))
 
 
-def _first_trials(job: Job, setup: Setup, first: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first trials as the sampler proposes them to a study that has no results yet, after `first`."""
+def _preview_trials(job: Job, search: Search, first_trials: FirstTrials) -> list[dict[str, Any]]:
+    """The first trials, followed by those that the sampler proposes to a study without results."""
     import optuna
 
+    from trainer.sweep.execution.storage import quiet
+    from trainer.sweep.sampling import GridSampler
+
     trials: list[dict[str, Any]] = []
-    is_exhausted = getattr(setup.sampler, "is_exhausted", None)  # of a grid
-    with _quiet_optuna():
-        study = optuna.create_study(sampler=setup.sampler, direction="maximize")
-        auto.queue(study, setup.space, first, job.limits.max_trials)
-        while len(trials) < min(job.limits.max_trials, _SHOWN_TRIALS):
-            if is_exhausted is not None and is_exhausted(study):
+    with quiet():
+        study = optuna.create_study(sampler=search.sampler, direction="maximize")
+        first_trials.enqueue_missing(study, search.space, job.limits.max_trials)
+        while len(trials) < min(job.limits.max_trials, _MAX_TRIALS_SHOWN):
+            if isinstance(search.sampler, GridSampler) and search.sampler.is_exhausted(study):
                 break
             trial = study.ask()
-            proposal = setup.space.suggest(trial)
-            settings = job.for_trial(proposal).to_dict()["training_parameters"]
-            trials.append({"trial": trial.number, "proposed": proposal, "training_parameters": settings})
+            settings = search.space.suggest(trial)
+            resolved = job.for_trial(settings).to_dict()["training_parameters"]
+            trials.append({"trial": trial.number, "proposed": settings, "training_parameters": resolved})
     return trials
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Optuna would say that it made a study, which is thrown away."""
-    logger = logging.getLogger("optuna")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _load(job: Job) -> Data:
-    from trainer.data.training_data import load
-
-    return load(
-        job.task,
-        job.training_data,
-        job.validation_data,
-        validation_size=job.validation_data_size,
-        seed=random_seed(job) or 0,
-        datastores=job.datastores,
-        skip_invalid=job.skip_invalid,
-        progress=False,
-    )
 
 
 def _counts(data: Data) -> dict[str, Any]:

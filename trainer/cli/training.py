@@ -164,7 +164,7 @@ def worker(
     concurrent
         Number of concurrent trials; the GPUs are divided among them.
     """
-    from trainer.sweep.execution.runner import work
+    from trainer.sweep.execution.join import join_sweep
 
-    count = work(storage, study, output=output, gpus=gpus, concurrent=concurrent)
+    count = join_sweep(storage, study, output=output, gpus=gpus, concurrent=concurrent)
     print(f"{count} trials ended here; the sweep has no more")

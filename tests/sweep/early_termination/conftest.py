@@ -1,4 +1,4 @@
-"""Trials with the metric that they have reported, in real studies."""
+"""Trials with the metric that they have reported, in real study_setup."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ends() -> Ends:
         maximise: bool = True,
     ) -> bool:
         study = optuna.create_study(
-            pruner=early_termination.create(policy, maximise=maximise),
+            pruner=early_termination.create_pruner(policy, maximise=maximise),
             direction="maximize" if maximise else "minimize",
         )
         for other in others:

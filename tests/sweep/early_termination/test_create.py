@@ -17,7 +17,7 @@ from trainer.sweep.early_termination import (
     MedianStoppingPolicy,
     SuccessiveHalvingPolicy,
     TruncationSelectionPolicy,
-    create,
+    create_pruner,
 )
 
 Ends = Callable[..., bool]
@@ -61,11 +61,11 @@ BANDIT = {"type": "bandit", "slack_factor": 0.2}
     ],
 )
 def test_policies_of_job_files(content: Any, policy: optuna.pruners.BasePruner) -> None:
-    assert create(content) == policy
+    assert create_pruner(content) == policy
 
 
 def test_no_policy_ends_no_trial() -> None:
-    study = optuna.create_study(pruner=create(None), direction="maximize")
+    study = optuna.create_study(pruner=create_pruner(None), direction="maximize")
     for value in (0.9,) * 9 + (0.0,):  # Optuna's own default would end the last
         trial = study.ask()
         trial.report(value, 1)
@@ -131,7 +131,7 @@ def test_no_policy_ends_no_trial() -> None:
 )
 def test_what_is_said_of_policies_that_cannot_be_used(content: Any, said: str) -> None:
     with pytest.raises(JobError) as caught:
-        create(content, "job.yml")
+        create_pruner(content, "job.yml")
     (problem,) = caught.value.problems
     assert str(problem).startswith("job.yml: sweep.early_termination")
     assert said in str(problem)
@@ -139,7 +139,7 @@ def test_what_is_said_of_policies_that_cannot_be_used(content: Any, said: str) -
 
 def test_all_problems_of_a_policy_are_told_at_once() -> None:
     with pytest.raises(JobError) as caught:
-        create({"type": "bandit", "evaluation_interval": "x", "delay_evaluation": -1, "slack": 1})
+        create_pruner({"type": "bandit", "evaluation_interval": "x", "delay_evaluation": -1, "slack": 1})
     assert len(caught.value.problems) == 4
 
 
@@ -167,7 +167,7 @@ def test_intervals_at_which_a_policy_is_applied(
     policy: dict[str, Any], interval: int, delay: int, applied: list[int]
 ) -> None:
     content = policy | {"evaluation_interval": interval, "delay_evaluation": delay}
-    study = optuna.create_study(pruner=create(content), direction="maximize")
+    study = optuna.create_study(pruner=create_pruner(content), direction="maximize")
     good, poor = study.ask(), study.ask()
     ended = []
     for step in range(1, 9):
@@ -227,7 +227,7 @@ def test_a_sweep_one_trial_after_the_other_also_when_resumed(
             study_name="s",
             load_if_exists=True,
             direction="maximize",
-            pruner=create(policy),
+            pruner=create_pruner(policy),
         )
 
     study().optimize(objective, n_trials=2)
@@ -240,7 +240,9 @@ def test_trials_side_by_side_in_a_shared_storage(storage: BaseStorage) -> None:
     """As processes see it: each has its own study object and its own pruner."""
     pruner = {"type": "truncation_selection", "truncation_percentage": 40}
     optuna.create_study(storage=storage, study_name="s", direction="maximize")
-    studies = [optuna.load_study(storage=storage, study_name="s", pruner=create(pruner)) for _ in CURVES]
+    studies = [
+        optuna.load_study(storage=storage, study_name="s", pruner=create_pruner(pruner)) for _ in CURVES
+    ]
     trials = [study.ask() for study in studies]
     running = dict(enumerate(trials))
     ended = {}

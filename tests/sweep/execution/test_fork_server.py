@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.sweep.execution.fork_server import TrialProcess, WarmProcess
-from trainer.sweep.execution.trial import outcome_path
+from trainer.sweep.execution.messages import outcome_path
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 

@@ -23,9 +23,10 @@ from trainer.errors import DataError, JobError, RunError
 from trainer.fitting import resume
 from trainer.job.job import Job
 from trainer.runs import Run
-from trainer.sweep.execution.attempts import WORKER, place_of
-from trainer.sweep.execution.runner import sweep, work
+from trainer.sweep.attempts import WORKER, trial_number
+from trainer.sweep.execution.join import join_sweep
 from trainer.sweep.execution.storage import open_storage
+from trainer.sweep.execution.sweep_run import sweep
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def attempts(url: str, name: str) -> list[tuple[int, int, str]]:
     known = optuna.load_study(study_name=name, storage=storage).get_trials()
     storage.engine.dispose()
     return [
-        (place_of(each), int(each.user_attrs.get(WORKER, ":0").rpartition(":")[2]), each.state.name)
+        (trial_number(each), int(each.user_attrs.get(WORKER, ":0").rpartition(":")[2]), each.state.name)
         for each in known
     ]
 
@@ -205,7 +206,7 @@ def test_three_workers_of_which_one_is_killed(
     assert [(row["trial"], row["state"]) for row in table] == [(str(n), "complete") for n in range(4)]
     assert len({row["learning_rate"] for row in table}) == 4
     assert [int(row["attempts"]) for row in table] == [2 if n == lost else 1 for n in range(4)]
-    assert "stopped answering" in table[lost]["reason"]
+    assert "stopped responding" in table[lost]["reason"]
     known = attempts(url, "digits")
     assert {worker for _, worker, _ in known} == {each.process.pid for each in (first, *others)}
     (again,) = [worker for trial, worker, state in known if trial == lost and state == "COMPLETE"]
@@ -288,12 +289,12 @@ def test_a_worker_that_cannot_join(
 ) -> None:
     url = postgresql.create("joining")
     with pytest.raises(JobError, match=r"--study: must be a study in the storage, got 'digits'; .* none"):
-        work(url, "digits")
+        join_sweep(url, "digits")
     optuna.create_study(study_name="foreign", storage=open_storage(url))
     with pytest.raises(JobError, match=r"got 'digits'; there are foreign"):
-        work(url, "digits")
+        join_sweep(url, "digits")
     with pytest.raises(JobError, match=r"is not the study of a sweep, got 'foreign'"):
-        work(url, "foreign")
+        join_sweep(url, "foreign")
 
 
 def test_a_worker_that_does_not_see_the_data(
@@ -306,7 +307,7 @@ def test_a_worker_that_does_not_see_the_data(
     study.set_user_attr("job", yaml.safe_dump(job))
     study.set_user_attr("directory", str(tmp_path))
     with pytest.raises(DataError, match=r"elsewhere.jsonl"):
-        work(url, "digits", gpus=0)
+        join_sweep(url, "digits", gpus=0)
     assert study.trials == []
 
 
@@ -325,6 +326,8 @@ def test_a_name_that_is_taken(
         "storage": url,
     }
     for named in ({"study": "digits", "output": tmp_path / "run"}, {"output": tmp_path / "digits"}):
-        with pytest.raises(JobError, match=r"--study: is taken in this storage .* `trainer worker --study"):
+        with pytest.raises(
+            JobError, match=r"--study: is taken by another sweep in this storage .* `trainer worker --study"
+        ):
             sweep(Job(**values, **named))
         assert not named["output"].exists()  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import pytest
 from trainer.errors import JobError, RunError
 from trainer.sweep.execution import storage
 from trainer.sweep.execution.storage import open_storage, quiet
-from trainer.sweep.execution.trial_queue import SweepStudy
+from trainer.sweep.execution.trial_queue import TrialQueue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ def test_a_file_that_another_process_holds(tmp_path: Path) -> None:
     joined = optuna.load_study(study_name="one", storage=other)
     with opened.engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-        asking = ThreadPoolExecutor(1).submit(SweepStudy(joined, 1).next)
+        asking = ThreadPoolExecutor(1).submit(TrialQueue(joined, other, 1).next)
         time.sleep(1)
         assert not asking.done()
     assert asking.result(timeout=60) is not None

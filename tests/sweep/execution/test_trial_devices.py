@@ -19,11 +19,11 @@ from trainer.data.samples import SampleData, make
 from trainer.errors import JobError, NoMemoryError, RunError
 from trainer.job.job import Job
 from trainer.runs import Run
-from trainer.sweep.execution import study_setup as studies
-from trainer.sweep.execution.attempts import place_of
-from trainer.sweep.execution.runner import work
+from trainer.sweep.attempts import trial_number
+from trainer.sweep.execution import study_setup
+from trainer.sweep.execution.join import join_sweep
+from trainer.sweep.execution.slots import Slot, make_slots
 from trainer.sweep.execution.storage import open_storage, quiet
-from trainer.sweep.execution.worker import Place, places
 from trainer.tasks import Task
 
 MODEL = "timm/test_resnet"
@@ -88,20 +88,20 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gpus_are_divided_among_the_trials(
     digits: SampleData, gpus: int | str, count: int, expected: list[tuple[str, ...]]
 ) -> None:
-    assert [place.gpus for place in places(job(digits, None, gpus=gpus), count)] == expected
+    assert [slot.gpus for slot in make_slots(job(digits, None, gpus=gpus), count)] == expected
 
 
 @pytest.mark.usefixtures("four_gpus")
 def test_those_that_are_visible_are_divided(digits: SampleData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-5b,2,3")
-    assert places(job(digits, None, gpus=4), 2)[0].gpus == ("7", "GPU-5b")
-    with pytest.raises(JobError, match="--gpus: asks for too many, got 5, but this machine has 4"):
-        places(job(digits, None, gpus=5), 2)
+    assert make_slots(job(digits, None, gpus=4), 2)[0].gpus == ("7", "GPU-5b")
+    with pytest.raises(JobError, match="--gpus: must be at most the GPUs of this machine, 4, got 5"):
+        make_slots(job(digits, None, gpus=5), 2)
 
 
 def test_the_cores_of_processes_are_divided(digits: SampleData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert places(job(digits, None, processes=2), 2) == [Place((), 4, 8)] * 2
+    assert make_slots(job(digits, None, processes=2), 2) == [Slot((), 4, 8)] * 2
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_the_cores_of_processes_are_divided(digits: SampleData, monkeypatch: pyt
 def test_each_trials_process_is_given_its_gpus(digits: SampleData, tmp_path: Path) -> None:
     """There are none, so the trials' processes refuse, and say what they were given and asked to use."""
     run = tmp_path / "run"
-    with pytest.raises(RunError, match="no trial came to an end"):
+    with pytest.raises(RunError, match="no trial finished"):
         trainer.fit(
             job(
                 digits,
@@ -219,7 +219,7 @@ def test_the_ranks_of_a_trial_are_one_trial(digits: SampleData, whole: list[floa
     # Of a group of ranks one alone reports, once an evaluation.
     study = optuna.load_study(study_name=None, storage=open_storage(f"sqlite:///{run / 'study.db'}"))
     trials = study.get_trials()
-    assert sorted(place_of(trial) for trial in trials) == [0, 1, 2, 2]
+    assert sorted(trial_number(trial) for trial in trials) == [0, 1, 2, 2]
     for trial in trials:
         steps = sorted(trial.intermediate_values)
         assert steps == list(range(1, len(steps) + 1))
@@ -251,11 +251,11 @@ def test_machines_end_their_trials_at_the_sweeps_deadline(digits: SampleData, tm
     with quiet():
         study = optuna.create_study(study_name="shared", storage=open_storage(storage), direction="maximize")
     deadline = time.time() + 20
-    studies.open_to_workers(study, wanted, Run(tmp_path), deadline=deadline, tracking=("none", None))
+    study_setup.open_to_workers(study, wanted, Run(tmp_path), deadline=deadline, tracking=("none", None))
     counts: dict[str, int] = {}
 
     def machine(name: str) -> None:
-        counts[name] = work(storage, "shared", output=tmp_path / name, gpus=0)
+        counts[name] = join_sweep(storage, "shared", output=tmp_path / name, gpus=0)
 
     machines = [Thread(target=machine, args=(name,)) for name in ("one", "two")]
     for thread in machines:
@@ -272,7 +272,7 @@ def test_machines_end_their_trials_at_the_sweeps_deadline(digits: SampleData, tm
         assert 0 < trial.user_attrs["epochs"] < 100_000
         assert Run(Path(trial.user_attrs["directory"])).best_checkpoint.exists()
     # What joins later finds nothing to do.
-    assert work(storage, "shared", output=tmp_path / "late", gpus=0) == 0
+    assert join_sweep(storage, "shared", output=tmp_path / "late", gpus=0) == 0
     assert len(study.get_trials()) == 2
 
 

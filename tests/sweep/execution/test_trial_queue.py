@@ -14,24 +14,26 @@ import optuna
 import pytest
 from optuna import TrialPruned
 
+from trainer.sweep.attempts import TRIAL_NUMBER, WORKER, next_attempt, trial_number
 from trainer.sweep.execution import storage
 from trainer.sweep.execution import trial_queue as study
-from trainer.sweep.execution.attempts import PLACE, WORKER, further, place_of
+from trainer.sweep.execution.messages import Outcome
 from trainer.sweep.execution.storage import open_storage, quiet
-from trainer.sweep.execution.trial_queue import Outcome, Record, SweepStudy
+from trainer.sweep.execution.trial_queue import TrialQueue
+from trainer.sweep.execution.trial_records import Record
+from trainer.sweep.sampling import RandomSampler
 from trainer.sweep.sampling.grid import GridSampler
-from trainer.sweep.sampling.samplers import RandomSampler
 from trainer.sweep.space.search_space import parse
 
 if TYPE_CHECKING:
     from tests.sweep.conftest import Server
 
-Join = Callable[..., SweepStudy]
+Join = Callable[..., TrialQueue]
 
 SPACE = parse([{"learning_rate": {"type": "uniform", "min_value": 0.0, "max_value": 1.0}}])
 GRID = parse([{"learning_rate": {"type": "choice", "values": [0.1, 0.2, 0.3, 0.4, 0.5]}}])
-COMPLETE = Outcome("complete", (0.5,))
-CRASHED = Outcome("failed", reason="out of memory", may_succeed=True)
+COMPLETE = Outcome(state="complete", values=(0.5,))
+CRASHED = Outcome(state="failed", reason="out of memory", may_succeed=True)
 
 
 @pytest.fixture
@@ -43,25 +45,24 @@ def join(postgresql: Server, request: pytest.FixtureRequest, monkeypatch: pytest
     name = request.node.name
     optuna.create_study(study_name=name, storage=open_storage(url), direction="maximize")
 
-    def joined(max_trials: int = 5, sampler: Any = None) -> SweepStudy:
-        known = optuna.load_study(
-            study_name=name, storage=open_storage(url), sampler=sampler or RandomSampler()
-        )
-        return SweepStudy(known, max_trials)
+    def joined(max_trials: int = 5, sampler: Any = None) -> TrialQueue:
+        opened = open_storage(url)
+        known = optuna.load_study(study_name=name, storage=opened, sampler=sampler or RandomSampler())
+        return TrialQueue(known, opened, max_trials)
 
     return joined
 
 
-def states(of: SweepStudy) -> list[tuple[int, str, int]]:
+def states(of: TrialQueue) -> list[tuple[int, str, int]]:
     return [(record.number, record.state, record.attempts) for record in of.records()]
 
 
-def only(of: SweepStudy) -> Record:
+def only(of: TrialQueue) -> Record:
     (record,) = of.records()
     return record
 
 
-def beat_until(of: SweepStudy, true: Callable[[], bool]) -> None:
+def beat_until(of: TrialQueue, true: Callable[[], bool]) -> None:
     until = time.monotonic() + 30
     while not true():
         assert time.monotonic() < until
@@ -70,11 +71,11 @@ def beat_until(of: SweepStudy, true: Callable[[], bool]) -> None:
 
 
 def test_all_ask_at_once(join: Join) -> None:
-    def work(process: SweepStudy) -> list[int]:
+    def work(process: TrialQueue) -> list[int]:
         mine = []
         while (trial := process.next()) is not None:
             SPACE.suggest(trial)
-            mine.append(place_of(trial))
+            mine.append(trial_number(trial))
             process.tell(trial, COMPLETE)
         return mine
 
@@ -84,13 +85,13 @@ def test_all_ask_at_once(join: Join) -> None:
     assert sorted(taken) == [0, 1, 2, 3, 4]
     assert states(join()) == [(place, "complete", 1) for place in range(5)]
     # What was struck out takes no number from those that a larger sweep adds.
-    assert place_of(join(max_trials=6).next()) == 5
+    assert trial_number(join(max_trials=6).next()) == 5
 
 
 def test_all_ask_for_the_last_of_a_grid(join: Join) -> None:
     """More trials are allowed than there are combinations."""
 
-    def work(process: SweepStudy) -> list[float]:
+    def work(process: TrialQueue) -> list[float]:
         mine = []
         while (trial := process.next()) is not None:
             try:
@@ -138,7 +139,7 @@ def test_a_crash_is_tried_again_once_with_the_same_settings(join: Join) -> None:
     assert states(second) == [(0, "waiting", 1)]
     again = second.next()
     assert again is not None
-    assert (place_of(again), SPACE.suggest(again)) == (0, proposal)
+    assert (trial_number(again), SPACE.suggest(again)) == (0, proposal)
     assert first.next() is None
     assert not second.tell(again, CRASHED).may_succeed
     assert states(first) == [(0, "failed", 2)]
@@ -152,7 +153,7 @@ def test_a_stop_is_no_crash(join: Join) -> None:
     for _ in range(3):
         trial = process.next()
         assert trial is not None
-        process.tell(trial, Outcome("stopped"))
+        process.tell(trial, Outcome(state="stopped"))
     assert process.next() is not None
 
 
@@ -163,7 +164,7 @@ def test_two_processes_queue_the_same_attempt(join: Join) -> None:
     first.tell(trial, CRASHED)
     (failed,) = first.study.get_trials()
     for _ in range(2):
-        first.study.add_trial(further(failed))
+        first.study.add_trial(next_attempt(failed))
     assert states(first) == [(0, "waiting", 2)]
     again = first.next()
     assert again is not None
@@ -181,14 +182,14 @@ def test_a_worker_falls_silent_and_comes_back(join: Join) -> None:
     assert alive.next() is None
     assert not alive.is_over()
     beat_until(alive, lambda: alive.has_more)
-    assert "stopped answering" in only(alive).attributes["reason"]
+    assert "stopped responding" in only(alive).attributes["reason"]
     again = alive.next()
     assert again is not None
     assert SPACE.suggest(again) == proposal
     # It has been away only, and finds that its trial is another's now.
     assert dead.beat([trial]) == {trial._trial_id}
     assert alive.beat([again]) == set()
-    told = dead.tell(trial, Outcome("complete", (0.9,)))
+    told = dead.tell(trial, Outcome(state="complete", values=(0.9,)))
     assert (told.state, told.may_succeed) == ("failed", True)
     alive.tell(again, COMPLETE)
     assert (only(alive).values, states(alive)) == ((0.5,), [(0, "complete", 2)])
@@ -230,12 +231,12 @@ def test_a_process_dies_as_it_takes_a_trial(join: Join) -> None:
         process.study.ask()
     other = process.next()
     assert other is not None
-    assert place_of(other) == 1
+    assert trial_number(other) == 1
     process.tell(other, COMPLETE)
     beat_until(process, lambda: process.has_more)
     trial = process.next()
     assert trial is not None
-    assert trial.user_attrs[PLACE] == 0
+    assert trial.user_attrs[TRIAL_NUMBER] == 0
     process.tell(trial, COMPLETE)
     assert states(process) == [(0, "complete", 2), (1, "complete", 1)]
 
@@ -263,6 +264,6 @@ def test_a_metric_that_is_no_number_fails_the_trial(join: Join) -> None:
     process = join(max_trials=1)
     trial = process.next()
     assert trial is not None
-    assert process.tell(trial, Outcome("complete", (float("nan"),))).state == "failed"
+    assert process.tell(trial, Outcome(state="complete", values=(float("nan"),))).state == "failed"
     assert only(process).state == "failed"
     assert only(process).attributes["reason"] == "its metric is undefined"

@@ -16,7 +16,8 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from trainer.sweep.sampling import samplers
+from trainer.sweep import sampling
+from trainer.sweep.sampling import create_sampler
 from trainer.sweep.sampling.grid import Grid
 from trainer.sweep.space import search_space as spaces
 
@@ -52,7 +53,7 @@ def test_combinations_are_numbered_without_being_made() -> None:
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
 def test_a_study_tries_every_combination_once_and_stops(seed: int | None) -> None:
-    sampler = samplers.create("grid", seed=seed, space=SPACE)
+    sampler = create_sampler("grid", seed=seed, space=SPACE)
     study = optuna.create_study(sampler=sampler)
 
     study.optimize(lambda trial: float(bool(SPACE.suggest(trial))), n_trials=100)
@@ -66,7 +67,7 @@ def test_a_study_tries_every_combination_once_and_stops(seed: int | None) -> Non
 def test_a_space_of_fixed_values_is_one_combination() -> None:
     for content in ({"optimizer": "sgd"}, [{"optimizer": "sgd"}, {"optimizer": "adam"}]):
         space = spaces.parse(content)
-        study = optuna.create_study(sampler=samplers.create("grid", seed=0, space=space))
+        study = optuna.create_study(sampler=create_sampler("grid", seed=0, space=space))
         study.optimize(lambda trial, space=space: float(bool(space.suggest(trial))), n_trials=9)
         assert len(study.trials) == len(space.sub_spaces)
 
@@ -76,7 +77,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         study = optuna.create_study(
             storage=f"sqlite:///{tmp_path}/s.db",
             study_name="s",
-            sampler=samplers.create("grid", seed=7, space=SPACE),
+            sampler=create_sampler("grid", seed=7, space=SPACE),
             load_if_exists=True,
         )
         study.optimize(lambda trial: float(bool(SPACE.suggest(trial))), n_trials=trials)
@@ -88,7 +89,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
 
 def test_threads_share_a_grid() -> None:
-    study = optuna.create_study(sampler=samplers.create("grid", space=SPACE))
+    study = optuna.create_study(sampler=create_sampler("grid", space=SPACE))
 
     def objective(trial: optuna.Trial) -> float:
         SPACE.suggest(trial)
@@ -108,13 +109,13 @@ import optuna
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from trainer.sweep.sampling import samplers
+from trainer.sweep.sampling import create_sampler
 from trainer.sweep.space import search_space as spaces
 
 kind, path, content = sys.argv[1:]
 storage = RDBStorage("sqlite:///" + path) if kind == "sqlite" else JournalStorage(JournalFileBackend(path))
 space = spaces.parse(json.loads(content))
-sampler = samplers.create("grid", space=space)
+sampler = create_sampler("grid", space=space)
 study = optuna.load_study(storage=storage, study_name="s", sampler=sampler)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -157,8 +158,8 @@ def test_processes_share_a_grid_without_duplicates(kind: str, tmp_path: Path) ->
 
 
 def test_a_trial_that_comes_too_late_is_pruned_without_parameters() -> None:
-    sampler = samplers.create("grid", space=SPACE)
-    assert isinstance(sampler, samplers.GridSampler)
+    sampler = create_sampler("grid", space=SPACE)
+    assert isinstance(sampler, sampling.GridSampler)
     study = optuna.create_study(sampler=sampler)
     assert not sampler.is_exhausted(study)
     for _ in range(10):
@@ -169,7 +170,7 @@ def test_a_trial_that_comes_too_late_is_pruned_without_parameters() -> None:
 
 
 def test_retries_and_queued_trials_take_no_combination_from_others() -> None:
-    sampler = samplers.create("grid", space=SPACE)
+    sampler = create_sampler("grid", space=SPACE)
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial(Grid(SPACE)[8])
     queued, first = study.ask(), study.ask()
@@ -186,12 +187,12 @@ def test_retries_and_queued_trials_take_no_combination_from_others() -> None:
 
     assert settings[0] == COMBINATIONS[1]  # the retry
     assert texts(settings) == texts(COMBINATIONS[1:])
-    assert isinstance(sampler, samplers.GridSampler)
+    assert isinstance(sampler, sampling.GridSampler)
     assert sampler.is_exhausted(study)
 
 
 def test_a_queued_trial_must_say_all_of_its_parameters() -> None:
-    study = optuna.create_study(sampler=samplers.create("grid", space=SPACE))
+    study = optuna.create_study(sampler=create_sampler("grid", space=SPACE))
     study.enqueue_trial({"sub_space": 0})
-    with pytest.raises(ValueError, match="must fix all its parameters, 0/optimizer too"):
+    with pytest.raises(ValueError, match="must fix all parameters, 0/optimizer is missing"):
         SPACE.suggest(study.ask())

@@ -14,7 +14,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from trainer.errors import JobError
-from trainer.sweep.sampling import samplers
+from trainer.sweep import sampling
+from trainer.sweep.sampling import create_sampler
 from trainer.sweep.space import search_space as spaces
 
 FLAT = spaces.parse(
@@ -48,17 +49,17 @@ def journal(path: Path) -> JournalStorage:
 @pytest.mark.parametrize(
     ("algorithm", "rule", "cls"),
     [
-        ("random", None, samplers.RandomSampler),
-        ("random", "random", samplers.RandomSampler),
-        ("random", "sobol", samplers.SobolSampler),
-        ("Random", "Sobol", samplers.SobolSampler),
-        ("RandomSamplingAlgorithm", None, samplers.RandomSampler),
-        ("BayesianParameterSampling", None, samplers.BayesianSampler),
-        ("bayesian", None, samplers.BayesianSampler),
+        ("random", None, sampling.RandomSampler),
+        ("random", "random", sampling.RandomSampler),
+        ("random", "sobol", sampling.SobolSampler),
+        ("Random", "Sobol", sampling.SobolSampler),
+        ("RandomSamplingAlgorithm", None, sampling.RandomSampler),
+        ("BayesianParameterSampling", None, sampling.BayesianSampler),
+        ("bayesian", None, sampling.BayesianSampler),
     ],
 )
 def test_algorithms_by_name(algorithm: str, rule: str | None, cls: type) -> None:
-    assert type(samplers.create(algorithm, rule=rule, logbase="e", space=FLAT)) is cls
+    assert type(create_sampler(algorithm, rule=rule, logbase="e", space=FLAT)) is cls
 
 
 @pytest.mark.parametrize(("algorithm", "rule"), [("random", None), ("random", "sobol"), ("bayesian", None)])
@@ -66,7 +67,7 @@ def test_any_space_can_be_sampled_and_in_silence(
     algorithm: str, rule: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for space in (FLAT, CONDITIONAL):
-        sampler = samplers.create(algorithm, seed=1, rule=rule, space=space, max_trials=12)
+        sampler = create_sampler(algorithm, seed=1, rule=rule, space=space, max_trials=12)
         study = optuna.create_study(sampler=sampler)
         for number in range(12):  # any warning would be an error
             trial = study.ask()
@@ -83,7 +84,7 @@ def test_a_seed_makes_a_sweep_repeatable_also_when_it_is_resumed(
 ) -> None:
     def run(path: Path, trials: int, seed: int) -> list[dict[str, Any]]:
         """As a process of its own would go on with a sweep: nothing but the storage is carried over."""
-        sampler = samplers.create(algorithm, seed=seed, rule=rule, space=space)
+        sampler = create_sampler(algorithm, seed=seed, rule=rule, space=space)
         study = optuna.create_study(
             storage=journal(path), study_name="s", sampler=sampler, load_if_exists=True, direction="maximize"
         )
@@ -104,17 +105,17 @@ def test_a_seed_makes_a_sweep_repeatable_also_when_it_is_resumed(
 
 def test_without_a_seed_each_sweep_is_another() -> None:
     for algorithm in ("random", "bayesian"):
-        first = proposals(samplers.create(algorithm, space=FLAT), FLAT, 3)
-        assert first != proposals(samplers.create(algorithm, space=FLAT), FLAT, 3)
+        first = proposals(create_sampler(algorithm, space=FLAT), FLAT, 3)
+        assert first != proposals(create_sampler(algorithm, space=FLAT), FLAT, 3)
     one, other = (
-        optuna.create_study(study_name=name, sampler=samplers.create("random", rule="sobol", space=FLAT))
+        optuna.create_study(study_name=name, sampler=create_sampler("random", rule="sobol", space=FLAT))
         for name in ("one", "other")
     )
     assert FLAT.suggest(one.ask()) != FLAT.suggest(other.ask())
 
 
 def test_random_proposals_have_the_distributions_asked_for() -> None:
-    drawn = proposals(samplers.create("random", seed=0, space=FLAT), FLAT, 800)
+    drawn = proposals(create_sampler("random", seed=0, space=FLAT), FLAT, 800)
     logarithms = [(math.log(each["learning_rate"]) + 9) / 7 for each in drawn]
     for quantile in (0.25, 0.5, 0.75):
         assert np.quantile(logarithms, quantile) == pytest.approx(quantile, abs=0.06)
@@ -126,7 +127,7 @@ def test_random_proposals_have_the_distributions_asked_for() -> None:
 
 
 def test_sobol_points_cover_the_space_evenly() -> None:
-    drawn = proposals(samplers.create("random", rule="sobol", seed=5, space=FLAT), FLAT, 64)
+    drawn = proposals(create_sampler("random", rule="sobol", seed=5, space=FLAT), FLAT, 64)
     # of 2^k points of a Sobol' sequence one lies in each of 2^k equal parts of every axis
     assert sorted(int((math.log(each["learning_rate"]) + 9) / 7 * 64) for each in drawn) == list(range(64))
     assert sorted(int((each["momentum"] - 0.5) * 2 * 64) for each in drawn) == list(range(64))
@@ -136,7 +137,7 @@ def test_sobol_points_cover_the_space_evenly() -> None:
     def discrepancy(rule: str) -> float:
         from scipy.stats import qmc
 
-        settings = proposals(samplers.create("random", rule=rule, seed=5, space=FLAT), FLAT, 64)
+        settings = proposals(create_sampler("random", rule=rule, seed=5, space=FLAT), FLAT, 64)
         return float(
             qmc.discrepancy(
                 [[(math.log(s["learning_rate"]) + 9) / 7, (s["momentum"] - 0.5) * 2] for s in settings]
@@ -147,7 +148,7 @@ def test_sobol_points_cover_the_space_evenly() -> None:
 
 
 def test_sobol_covers_each_sub_space_of_a_conditional_space() -> None:
-    drawn = proposals(samplers.create("random", rule="sobol", seed=2, space=CONDITIONAL), CONDITIONAL, 64)
+    drawn = proposals(create_sampler("random", rule="sobol", seed=2, space=CONDITIONAL), CONDITIONAL, 64)
     first = [each for each in drawn if each["model_name"] == "a"]
     second = [each for each in drawn if each["model_name"] == "b"]
     assert len(first) == len(second) == 32
@@ -164,7 +165,7 @@ def test_sobol_covers_each_sub_space_of_a_conditional_space() -> None:
 def test_sobol_gives_no_point_to_two_processes(tmp_path: Path) -> None:
     def study() -> optuna.Study:
         """As each process sees it."""
-        sampler = samplers.create("random", rule="sobol", space=FLAT)  # without a seed: by the study's name
+        sampler = create_sampler("random", rule="sobol", space=FLAT)
         return optuna.create_study(
             storage=journal(tmp_path / "s.log"), study_name="s", sampler=sampler, load_if_exists=True
         )
@@ -173,14 +174,14 @@ def test_sobol_gives_no_point_to_two_processes(tmp_path: Path) -> None:
     running = [worker.ask() for worker in (here, there, here, there)]  # asked for before any proposes
     points = [FLAT.suggest(trial) for trial in reversed(running)][::-1]
 
-    alone = optuna.create_study(study_name="s", sampler=samplers.create("random", rule="sobol", space=FLAT))
+    alone = optuna.create_study(study_name="s", sampler=create_sampler("random", rule="sobol", space=FLAT))
     assert points == [FLAT.suggest(alone.ask()) for _ in range(4)]
 
 
 def test_a_retried_trial_is_given_what_the_failed_one_would_have_had(tmp_path: Path) -> None:
     for rule in ("random", "sobol"):
-        expected = proposals(samplers.create("random", rule=rule, seed=1, space=FLAT), FLAT, 3)
-        study = optuna.create_study(sampler=samplers.create("random", rule=rule, seed=1, space=FLAT))
+        expected = proposals(create_sampler("random", rule=rule, seed=1, space=FLAT), FLAT, 3)
+        study = optuna.create_study(sampler=create_sampler("random", rule=rule, seed=1, space=FLAT))
         for _ in range(2):
             FLAT.suggest(study.ask())
         lost = study.ask()  # whose process dies before it has any parameters
@@ -203,7 +204,7 @@ def toy(settings: dict[str, Any]) -> float:
 
 def test_bayesian_finds_better_settings_of_a_conditional_space_than_random() -> None:
     def best(algorithm: str, seed: int) -> float:
-        sampler = samplers.create(algorithm, seed=seed, space=CONDITIONAL, max_trials=40)
+        sampler = create_sampler(algorithm, seed=seed, space=CONDITIONAL, max_trials=40)
         study = optuna.create_study(sampler=sampler, direction="maximize")
         study.optimize(lambda trial: toy(CONDITIONAL.suggest(trial)), n_trials=40)
         return study.best_value
@@ -217,7 +218,7 @@ def test_bayesian_finds_better_settings_of_a_conditional_space_than_random() -> 
 
 def test_bayesian_proposes_the_parameters_of_each_sub_space_jointly() -> None:
     study = optuna.create_study(
-        sampler=samplers.create("bayesian", seed=0, space=CONDITIONAL), direction="maximize"
+        sampler=create_sampler("bayesian", seed=0, space=CONDITIONAL), direction="maximize"
     )
     study.optimize(lambda trial: toy(CONDITIONAL.suggest(trial)), n_trials=20)
     # what Optuna draws by itself, parameter by parameter, is not among these
@@ -226,7 +227,7 @@ def test_bayesian_proposes_the_parameters_of_each_sub_space_jointly() -> None:
 
 def test_bayesian_proposes_other_settings_while_trials_run() -> None:
     study = optuna.create_study(
-        sampler=samplers.create("bayesian", seed=0, space=CONDITIONAL), direction="maximize"
+        sampler=create_sampler("bayesian", seed=0, space=CONDITIONAL), direction="maximize"
     )
     study.optimize(lambda trial: toy(CONDITIONAL.suggest(trial)), n_trials=20)
     running = [str(CONDITIONAL.suggest(study.ask())) for _ in range(6)]
@@ -238,7 +239,7 @@ def test_a_short_bayesian_sweep_is_not_spent_on_random_trials() -> None:
         """The first trial that depends on the results before it."""
         best: dict[str, list[dict[str, Any]]] = {}
         for sign in (1, -1):
-            sampler = samplers.create("bayesian", seed=0, space=FLAT, max_trials=max_trials)
+            sampler = create_sampler("bayesian", seed=0, space=FLAT, max_trials=max_trials)
             study = optuna.create_study(sampler=sampler, direction="maximize")
             study.optimize(lambda trial, sign=sign: sign * FLAT.suggest(trial)["momentum"], n_trials=14)
             best[str(sign)] = [FLAT.suggest(trial) for trial in study.trials]
@@ -253,7 +254,7 @@ def test_a_short_bayesian_sweep_is_not_spent_on_random_trials() -> None:
     ("options", "message"),
     [
         ({"algorithm": "baysian"}, "must be random, grid or bayesian, got 'baysian'; did you mean bayesian?"),
-        ({"algorithm": "hyperband"}, "got 'hyperband'; there are random, grid, bayesian"),
+        ({"algorithm": "hyperband"}, "must be random, grid or bayesian, got 'hyperband'"),
         (
             {"algorithm": "random", "seed": -1},
             r"algorithm.seed: must be a whole number of at least 0, got -1",
@@ -262,7 +263,7 @@ def test_a_short_bayesian_sweep_is_not_spent_on_random_trials() -> None:
         ({"algorithm": "random", "rule": "halton"}, "rule: must be random or sobol, got 'halton'"),
         (
             {"algorithm": "bayesian", "rule": "sobol"},
-            "rule: is for random sampling, not for bayesian, got 'sobol'",
+            "rule: applies to random sampling, not to bayesian, got 'sobol'",
         ),
         (
             {"algorithm": "random", "logbase": 0},
@@ -272,13 +273,13 @@ def test_a_short_bayesian_sweep_is_not_spent_on_random_trials() -> None:
 )
 def test_what_is_said_of_algorithms_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message):
-        samplers.create(**options, space=FLAT, where="job.yml")
+        create_sampler(**options, space=FLAT, where="job.yml")
 
 
 def test_a_grid_over_other_than_choices_is_refused_with_all_of_them() -> None:
     with pytest.raises(JobError) as caught:
-        samplers.create("grid", seed=-1, space=CONDITIONAL, where="job.yml")
-    hint = "; give a choice of values, or sample by random or bayesian"
+        create_sampler("grid", seed=-1, space=CONDITIONAL, where="job.yml")
+    hint = "; list the values in a choice, or sample by random or bayesian"
     assert str(caught.value).splitlines()[1:] == [
         "  job.yml: sweep.sampling_algorithm.seed: must be a whole number of at least 0, got -1",
         f"  job.yml: search_space[0].learning_rate: must be a choice for a grid, got uniform{hint}",

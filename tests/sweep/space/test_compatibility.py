@@ -9,6 +9,7 @@ import pytest
 
 from trainer.errors import JobError
 from trainer.sweep.space import search_space as spaces
+from trainer.sweep.space.compatibility import check_space
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -17,7 +18,7 @@ CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
 def check(
     content: Any, task: Task = DETECTION, model: str = "fasterrcnn_resnet50_fpn", **fixed: Any
 ) -> spaces.SearchSpace:
-    return spaces.check(spaces.parse(content, "job.yml"), task, model, fixed, "job.yml")
+    return check_space(spaces.parse(content, "job.yml"), task, model, fixed, "job.yml")
 
 
 def refused(
@@ -52,31 +53,31 @@ def test_a_space_whose_models_take_everything_is_used_as_it_is() -> None:
 def test_names_are_checked_with_hints() -> None:
     said = refused([{"learning_rte": "uniform(0, 1)", "model": "yolov5", "zzz": 1}])
     assert said == [
-        "search_space[0].learning_rte: no setting has this name; "
+        "search_space[0].learning_rte: is not a setting; "
         "did you mean learning_rate or learning_rate_scheduler?",
-        "search_space[0].model: no setting has this name; did you mean model_size or model_name?",
-        "search_space[0].zzz: no setting has this name; `trainer fit --help-all` lists all",
+        "search_space[0].model: is not a setting; did you mean model_size or model_name?",
+        "search_space[0].zzz: is not a setting; `trainer fit --help-all` lists all",
     ]
 
 
 def test_every_model_that_may_be_proposed_must_take_the_setting() -> None:
     models = "choice('yolov5', 'fasterrcnn_resnet50_fpn', 'retinanet_resnet50_fpn')"
     assert refused([{"model_name": models, "min_size": "choice(600, 800)", "learning_rate": 0.1}]) == [
-        "search_space[0].min_size: means nothing to yolov5; it is a setting of R-CNNs; "
+        "search_space[0].min_size: applies only to R-CNNs, not to yolov5; "
         "give these models a sub-space of their own"
     ]
     assert refused([{"model_name": "yolov5", "min_size": 600}]) == [
-        "search_space[0].min_size: means nothing to yolov5; it is a setting of R-CNNs"
+        "search_space[0].min_size: applies only to R-CNNs, not to yolov5"
     ]
     assert refused({"model_size": "choice('small')"})[0].startswith(
-        "search_space.model_size: means nothing to fasterrcnn_resnet50_fpn; it is a setting of yolov5"
+        "search_space.model_size: applies only to yolov5, not to fasterrcnn_resnet50_fpn"
     )
 
 
 def test_the_jobs_own_model_is_that_of_sub_spaces_without_one() -> None:
     assert check([{"image_size": "choice(320, 640)"}], model="yolov5")
     assert refused([{"image_size": "choice(320, 640)"}])[0].startswith(
-        "search_space[0].image_size: means nothing"
+        "search_space[0].image_size: applies only to"
     )
 
 
@@ -140,25 +141,25 @@ def test_the_upper_bound_of_randint_is_never_proposed() -> None:
 
 def test_one_setting_must_not_be_given_by_two_names() -> None:
     assert refused([{"lr_scheduler": "step", "learning_rate_scheduler": "choice('step')"}]) == [
-        "search_space[0].learning_rate_scheduler: is given twice, as lr_scheduler too"
+        "search_space[0].learning_rate_scheduler: is the same setting as lr_scheduler; keep one of the two"
     ]
 
 
 def test_values_that_do_not_go_together_are_found_before_a_trial_has_them() -> None:
     sizes = {"min_size": "choice(600, 800, 1000)", "max_size": "choice(1333, 900)"}
     assert refused([sizes]) == [
-        "search_space[0]: has values that do not go together: max_size (900) must be at least min_size (1000)"
+        "search_space[0]: has conflicting values: max_size (900) must be at least min_size (1000)"
     ]
     assert check([sizes | {"min_size": "choice(600, 800)"}])
     # with the values that the job fixes, and with the model's own
     assert refused([{"min_size": "quniform(600, 900, 100)"}], max_size=800) == [
-        "search_space[0]: has values that do not go together: max_size (800) must be at least min_size (900)"
+        "search_space[0]: has conflicting values: max_size (800) must be at least min_size (900)"
     ]
     assert check([{"min_size": "choice(900)"}], max_size=1000)
     assert len(refused([{"min_size": "choice(600, 1400)"}])) == 1
     crops = {"training_crop_size": "choice(224, 384)", "validation_crop_size": 384}
     assert refused([crops], CLASSIFICATION, "vitb16r224") == [
-        "search_space[0]: has values that do not go together: training_crop_size must equal "
+        "search_space[0]: has conflicting values: training_crop_size must equal "
         "validation_crop_size (384) for vitb16r224, got 224"
     ]
     assert check([crops], CLASSIFICATION, "seresnext")

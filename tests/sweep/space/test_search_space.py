@@ -160,8 +160,9 @@ def test_spaces_that_are_none(content: Any, message: str) -> None:
 def test_reading_a_space_needs_neither_torch_nor_optuna() -> None:
     program = (
         "import sys; from trainer.sweep.space import search_space as space; from trainer.tasks import Task\n"
+        "from trainer.sweep.space.compatibility import check_space\n"
         "read = space.parse([{'learning_rate': 'normal(0.01, 0.001)'}, {'optimizer': \"choice('sgd')\"}])\n"
-        "space.check(read, Task.CLASSIFICATION, 'seresnext')\n"
+        "check_space(read, Task.CLASSIFICATION, 'seresnext')\n"
         "print([name for name in ('torch', 'optuna', 'scipy', 'lightning') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ __all__ = [
     "MedianStoppingPolicy",
     "SuccessiveHalvingPolicy",
     "TruncationSelectionPolicy",
-    "create",
+    "create_pruner",
 ]
 
 _COMMON = ("evaluation_interval", "delay_evaluation")
@@ -33,7 +33,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 """Each policy's keys beside `type`."""
 
 
-def create(policy: Any, where: str = "", *, maximise: bool = True) -> BasePruner:
+def create_pruner(policy: Any, where: str = "", *, maximise: bool = True) -> BasePruner:
     """The pruner of a job file's `sweep.early_termination`.
 
     Args:

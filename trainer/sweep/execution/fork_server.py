@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.models.catalog import CARDS
-from trainer.sweep.execution.trial import WORKER_PID
+from trainer.sweep.execution.trial import PARENT_PID
 
 MODULES = (
     "trainer.training.fit",
-    "trainer.sweep.execution.trial_reporting",
+    "trainer.sweep.execution.pruning_callback",
     *(card.module for card in CARDS.values() if card.preload),
     "lightning.pytorch.strategies",
     "optuna.trial",
@@ -264,7 +264,7 @@ class _Nursery:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # one in the midst of it would be lost
         pid = os.fork()
         if pid == 0:
-            os.environ[WORKER_PID] = str(parent)
+            os.environ[PARENT_PID] = str(parent)
             return True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         self._numbers[pid] = order["number"]

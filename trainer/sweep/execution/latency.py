@@ -16,18 +16,18 @@ _SIZE = (480, 640)
 
 
 def median_latency(run: Run, device: str | None = None) -> float:
-    """Milliseconds from a decoded 640 × 480 image to its answer, the median of some, one at a time.
+    """Median milliseconds from a decoded image of 640 × 480 pixels to its answer, one image at a time.
 
     Args:
-        device: torch's name of it; None takes the first GPU if there is one, else the CPU.
+        device: name of torch's device; None: the first GPU, or the CPU without one.
     """
     scorer = Scorer.load(find_artifacts(run.directory), device)
     generator = np.random.default_rng(0)
-    times = []
+    milliseconds = []
     for turn in range(_WARM_UP + _TIMED):
         image = generator.integers(0, 255, (*_SIZE, 3), dtype=np.uint8)
         started = time.perf_counter()
         scorer.score_images([image], scorer.parameters({}))
         if turn >= _WARM_UP:
-            times.append(1000 * (time.perf_counter() - started))
-    return round(statistics.median(times), 3)
+            milliseconds.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(milliseconds), 3)

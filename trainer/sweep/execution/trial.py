@@ -1,134 +1,116 @@
-"""One trial in a process of its own, started by a worker.
+"""The process of one trial: `python -m trainer.sweep.execution.trial ORDER`, started by a worker.
 
-The file says what to train and where to report; what became of it stands in OUTCOME beside it.
+ORDER is the path of an `Order`; the `Outcome` is written next to it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import BrokenOffError, NoMemoryError, TrainerError
+from trainer.files import write_atomically
 from trainer.runs import Run
+from trainer.sweep.execution.messages import Order, Outcome, outcome_path
 
-WORKER_PID = "TRAINER_WORKER_PID"
-"""The environment variable that names a trial's worker."""
+if TYPE_CHECKING:
+    from trainer.job.job import Job
 
-
-class Order(BaseModel):
-    """What a worker asks of a trial's process.
-
-    Attributes:
-        job: the trial's own job file.
-        directory: of the trial's run; what an earlier attempt left there is gone on with.
-        storage: of the study.
-        deadline: UNIX time at which it is to end at its next evaluation.
-        measures_latency: package the model and time it: the second objective.
-        parent_run: the MLflow run of the sweep.
-        parts: how many parts each batch is trained in: memory ran out before.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    job: Path
-    directory: Path
-    storage: str
-    study: str
-    trial_id: int
-    policy: dict[str, Any] | None = None
-    deadline: float | None = None
-    measures_latency: bool = False
-    parent_run: str | None = None
-    parts: int = 1
-
-
-def outcome_path(order: Path) -> Path:
-    """Where the process writes how it ended."""
-    return order.with_suffix(".outcome.json")
+PARENT_PID = "TRAINER_PARENT_PID"
+"""The environment variable that holds the ID of the process that a trial's process must not outlive."""
 
 
 def main(path: Path) -> int:
-    """Train as the order says; the exit status is 0 if the training came to an end of its own."""
+    """Run the trial of an order.
+
+    Returns:
+        The process's exit status: 0 if the trial is complete or pruned, else 1.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    _end_with_parent()
+    _exit_with_parent()
     order = Order.model_validate_json(path.read_text("utf-8"))
-    outcome: dict[str, Any]
     try:
         outcome = _train(order)
     except TrainerError as error:
-        outcome = {
-            "state": "failed",
-            "reason": str(error),
-            # Wrong settings stay wrong, and divergence repeats itself.
-            "may_succeed": isinstance(error, BrokenOffError),
-            "no_memory": isinstance(error, NoMemoryError),
-        }
+        # Wrong settings stay wrong and a diverging loss diverges again; a run that broke off may succeed.
+        outcome = Outcome(
+            state="failed",
+            reason=str(error),
+            may_succeed=isinstance(error, BrokenOffError),
+            no_memory=isinstance(error, NoMemoryError),
+        )
     except KeyboardInterrupt:
-        outcome = {"state": "stopped"}
+        outcome = Outcome(state="stopped")
     if _is_first_rank():
-        _write(outcome_path(path), json.dumps(outcome))
-    return 0 if outcome["state"] in ("complete", "pruned") else 1
+        write_atomically(outcome_path(path), outcome.model_dump_json())
+    return 0 if outcome.state in ("complete", "pruned") else 1
 
 
 def _is_first_rank() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def _train(order: Order) -> dict[str, Any]:
+def _train(order: Order) -> Outcome:
     from trainer.job.job import Job
-    from trainer.sweep.execution.storage import PATIENCE_SECONDS
-    from trainer.sweep.execution.trial_reporting import ReportToStudy
+    from trainer.sweep.execution.pruning_callback import ReportToStudy
     from trainer.training.callbacks import StopAt
-    from trainer.training.fit import fit, resume
 
     job = Job.read(order.job, output=order.directory)
-    callbacks: list[Any] = [report := ReportToStudy(order, job.metric)]
+    report = ReportToStudy(order, job.metric)
+    callbacks: list[Any] = [report]
     if order.deadline is not None:
         callbacks.append(StopAt(time.monotonic() + order.deadline - time.time()))
     options: dict[str, Any] = {
         "callbacks": callbacks,
         "packages": order.measures_latency,
         "parent_run_id": order.parent_run,
-        "parts": order.parts,
+        "parts": order.micro_batches,
     }
-    if (order.directory / "job.yaml").exists():
-        run = Run.open(order.directory)
-        if _is_first_rank():
-            # A worker that lost touch with the others ends its trial when it hears of them, or gives up.
-            with run.lock(2 * PATIENCE_SECONDS):
-                pass
-        if not run.result.exists():
-            # The trial's devices may differ from those of its earlier attempt.
-            devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes}
-            run = resume(run, Job.read(run.job, output=order.directory, **devices), **options)
-    else:
-        run = fit(job, **options)
+    run = _fit_or_resume(order, job, options)
     result = run.read_result()
-    outcome: dict[str, Any] = {
-        "state": "pruned" if report.pruned else "complete",
-        "values": [result.value],
-        "attributes": {"best_epoch": result.best_epoch, "epochs": result.epochs},
-    }
+    objectives = [result.value]
     if order.measures_latency and not report.pruned:
         from trainer.sweep.execution.latency import median_latency
 
-        outcome["values"].append(median_latency(run, "cpu" if job.processes or job.gpus == 0 else None))
-    return outcome
+        objectives.append(median_latency(run, "cpu" if job.processes or job.gpus == 0 else None))
+    return Outcome(
+        state="pruned" if report.pruned else "complete",
+        values=tuple(objectives),
+        attributes={"best_epoch": result.best_epoch, "epochs": result.epochs},
+    )
 
 
-def _end_with_parent() -> None:
-    """Without its worker nothing would ever ask for this trial's result: it ends when the worker does."""
-    # A worker that died while this process was starting is not its parent any more.
-    parent = int(os.environ.pop(WORKER_PID, os.getppid()))
+def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
+    """Train from the start, or from the last checkpoint of an earlier attempt."""
+    from trainer.job.job import Job
+    from trainer.sweep.execution.storage import PATIENCE_SECONDS
+    from trainer.training.fit import fit, resume
+
+    if not (order.directory / "job.yaml").exists():
+        return fit(job, **options)
+    run = Run.open(order.directory)
+    if _is_first_rank():
+        # A worker that lost touch with the storage may still train here: it ends once it can reach it again,
+        # or once its patience is over.
+        with run.lock(2 * PATIENCE_SECONDS):
+            pass
+    if run.result.exists():
+        return run
+    # This attempt may have other devices than the one before.
+    devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes}
+    return resume(run, Job.read(run.job, output=order.directory, **devices), **options)
+
+
+def _exit_with_parent() -> None:
+    """Exit when the parent process does, as nobody would read this trial's outcome any more."""
+    # If the parent died while this process started, getppid no longer names it.
+    parent = int(os.environ.pop(PARENT_PID, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -136,12 +118,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,86 +1,79 @@
-"""Starts a trial's process, watches over it, and reads how it ended."""
+"""Runs one trial in a process of its own: starts it, stops it when asked, and reads its outcome."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from trainer.sweep.execution.fork_server import TrialProcess, WarmProcess
-from trainer.sweep.execution.trial import Order, outcome_path
-from trainer.sweep.execution.trial_queue import Outcome
+from trainer.sweep.execution.messages import Order, Outcome, outcome_path, write_privately
 from trainer.training.memory import NO_MEMORY
 
 log = logging.getLogger("trainer")
 
-_SECONDS_TO_END = 60
-"""What a trial has to end by itself after Ctrl-C: a batch, and its processes."""
+_SECONDS_TO_EXIT = 60
+"""How long a trial has after Ctrl-C to finish its batch and end its own processes."""
 
 
-def run(
-    warm: WarmProcess,
+def run_trial(
+    server: WarmProcess,
     order: Order,
     path: Path,
     environment: Mapping[str, str],
-    is_to_end: Callable[[], bool],
+    should_stop: Callable[[], bool],
 ) -> Outcome:
-    """Run a trial to its end, or until it is to end before that.
+    """Run a trial until it ends or `should_stop` returns true.
 
     Args:
-        warm: starts its process.
-        path: where its order is written; what the process prints goes beside it.
-        environment: variables over those of this process.
+        server: starts the process.
+        path: where to write the order; the process's output and outcome are written next to it.
+        environment: variables to set in the process.
     """
     write_privately(path, order.model_dump_json(indent=2))
     outcome_path(path).unlink(missing_ok=True)
     output = path.with_suffix(".out")
-    stopped = False
-    process = warm.start(path, output, environment)
-    told = False
+    process = server.start(path, output, environment)
+    was_stopped = False
+    is_logged = False
     try:
         while process.wait(0.2) is None:
-            if process.pid is not None and not told:
-                told = True
+            if process.pid is not None and not is_logged:
+                is_logged = True
                 gpus = environment.get("CUDA_VISIBLE_DEVICES")
-                where = f" on GPU {gpus}" if gpus else ""
-                log.info("trial %d: begins as process %d%s", int(path.stem), process.pid, where)
-            if is_to_end():
-                stopped = True
-                _end(process)
+                on_gpus = f" on GPU {gpus}" if gpus else ""
+                log.info("trial %d: started as process %d%s", int(path.stem), process.pid, on_gpus)
+            if should_stop():
+                was_stopped = True
+                _stop(process)
     finally:
         process.kill()
     status = process.wait()
     assert status is not None, "it has ended"
-    # Who ends a worker may have ended its processes, too, and this one first.
-    return _outcome(status, path, output, stopped=stopped or is_to_end())
+    # A scheduler that ends the worker ends its processes too, and perhaps this one first.
+    return _read_outcome(status, path, output, was_stopped=was_stopped or should_stop())
 
 
-def _end(process: TrialProcess) -> None:
+def _stop(process: TrialProcess) -> None:
     process.interrupt()
-    if process.wait(_SECONDS_TO_END) is None:
+    if process.wait(_SECONDS_TO_EXIT) is None:
         process.kill()
         process.wait()
 
 
-def _outcome(status: int, path: Path, output: Path, *, stopped: bool) -> Outcome:
+def _read_outcome(status: int, path: Path, output: Path, *, was_stopped: bool) -> Outcome:
     try:
-        written = json.loads(outcome_path(path).read_text("utf-8"))
-        return Outcome(**{**written, "values": tuple(written.get("values", ()))})
+        return Outcome.model_validate_json(outcome_path(path).read_text("utf-8"))
     except FileNotFoundError:
-        pass  # it came to no end of its own
-    if stopped:
-        return Outcome("stopped")
+        pass  # the process was killed or has crashed
+    if was_stopped:
+        return Outcome(state="stopped")
     lines = output.read_text("utf-8", errors="replace").strip().splitlines() if output.exists() else []
-    said = f": {lines[-1][:300]}" if lines else ""
-    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    reason = f"its process {how}{said}; {output} holds all it said"
-    return Outcome("failed", reason=reason, may_succeed=True, no_memory=status == NO_MEMORY)
-
-
-def write_privately(path: Path, text: str) -> None:
-    """Write what no other user may read: the storage's address may hold a password."""
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
+    last_line = f": {lines[-1][:300]}" if lines else ""
+    how = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
+    return Outcome(
+        state="failed",
+        reason=f"its process {how}{last_line}; its whole output is in {output}",
+        may_succeed=True,
+        no_memory=status == NO_MEMORY,
+    )

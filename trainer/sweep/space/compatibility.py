@@ -1,4 +1,4 @@
-"""Whether the models of a search space take what it may propose; asked before the first trial."""
+"""Checks, before the first trial, that the models of a search space accept all that it can propose."""
 
 from __future__ import annotations
 
@@ -6,195 +6,192 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations, product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, did_you_mean, problem_of
+from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import models_taking, resolve, takes
 from trainer.settings import Settings, aliases_of
 from trainer.sweep.space.distributions import TAIL, Choice, Distribution, Normal, Scalar
-from trainer.sweep.space.expressions import near
+from trainer.sweep.space.search_space import SearchSpace, SubSpace
 from trainer.tasks import Task
 
-if TYPE_CHECKING:
-    from trainer.sweep.space.search_space import SearchSpace, SubSpace
-
-MODEL = "model_name"
+_NAMES = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
+"""The present name of each setting, by all of its names."""
 
 
-def check(
+def check_space(
     space: SearchSpace,
     task: Task,
     default_model: str,
     fixed: Mapping[str, Any] | None = None,
     where: str = "",
 ) -> SearchSpace:
-    """The space to search: the same, but normal distributions only as far as their settings take the values.
+    """Check a search space against the settings of its models.
 
     Args:
         default_model: the model of sub-spaces that name none.
-        fixed: the job's values for settings that the sub-space says nothing of, by any of their names.
-        where: the file it stands in, for errors.
+        fixed: values of the job's settings, by any of their names; a sub-space's own values come first.
+        where: the file, for errors.
+
+    Returns:
+        The same space, with normal distributions cut off where their setting stops accepting values.
 
     Raises:
-        JobError: names that no setting has or that mean nothing to a model, values out of range, values
-            that do not go together; all at once.
+        JobError: unknown settings, settings that do not apply to a model, values out of range, values that
+            conflict; all at once.
     """
     problems: list[Problem] = []
-    checked = [_check(part, task, default_model, fixed or {}, where, problems) for part in space.sub_spaces]
+    checked = []
+    for sub_space in space.sub_spaces:
+        cut, found = _check_sub_space(sub_space, task, default_model, fixed or {}, where)
+        checked.append(cut)
+        problems += found
     if problems:
         raise JobError("the search space cannot be used:", list(dict.fromkeys(problems)))
     return replace(space, sub_spaces=tuple(checked))
 
 
-def _check(
-    part: SubSpace,
-    task: Task,
-    default_model: str,
-    fixed: Mapping[str, Any],
-    where: str,
-    problems: list[Problem],
-) -> SubSpace:
-    """The sub-space to search; what is wrong is added to `problems`."""
-    before = len(problems)
-    models = list(_models(part, task, default_model, where, problems))
-    known = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
+def _check_sub_space(
+    sub_space: SubSpace, task: Task, default_model: str, fixed: Mapping[str, Any], where: str
+) -> tuple[SubSpace, list[Problem]]:
+    models, problems = _models(sub_space, task, default_model, where)
     parameters: dict[str, Distribution | Scalar] = {}
-    given: dict[str, str] = {}
-    for name, value in part.parameters.items():
+    origins: dict[str, str] = {}
+    for name, value in sub_space.parameters.items():
         parameters[name] = value
-        if name == MODEL:
+        if name == MODEL_NAME:
             continue
-        place, setting = f"{part.field}.{name}", known.get(name)
+        field, setting = f"{sub_space.field}.{name}", _NAMES.get(name)
         if setting is None:
-            problems.append(Problem(where, place, "no setting has this name", hint=_similar(name, known)))
+            hint = did_you_mean(
+                name, [MODEL_NAME, *_NAMES], otherwise="`trainer fit --help-all` lists all", most=2
+            )
+            problems.append(Problem(where, field, "is not a setting", hint=hint))
             continue
-        if setting in given:
-            problems.append(Problem(where, place, f"is given twice, as {given[setting]} too"))
-        given[setting] = name
-        strangers = [entry.name for entry in models if not takes(entry, setting)]
-        if strangers:
-            rule = f"means nothing to {', '.join(strangers)}; it is a setting of {models_taking(setting)}"
-            hint = "give these models a sub-space of their own" if len(models) > len(strangers) else ""
-            problems.append(Problem(where, place, rule, hint=hint))
-        if isinstance(value, Normal) and not _refusals(setting, value.value(0.5)):
-            value = parameters[name] = _within_range(value, setting)
-        problems += [replace(problem, where=where, field=place) for problem in _faults(value, setting)]
-    part = replace(part, parameters=parameters)
-    if len(problems) == before:
-        others = {name: value for name, value in fixed.items() if known.get(name, name) not in given}
+        if setting in origins:
+            rule = f"is the same setting as {origins[setting]}"
+            problems.append(Problem(where, field, rule, hint="keep one of the two"))
+        origins[setting] = name
+        others = [entry.name for entry in models if not takes(entry, setting)]
+        if others:
+            rule = f"applies only to {models_taking(setting)}, not to {', '.join(others)}"
+            hint = "give these models a sub-space of their own" if len(models) > len(others) else ""
+            problems.append(Problem(where, field, rule, hint=hint))
+        if isinstance(value, Normal) and not _rejections(setting, value.value(0.5)):
+            value = parameters[name] = _cut(value, setting)
+        found = _value_problems(value, setting)
+        problems += [replace(problem, where=where, field=field) for problem in found]
+    cut = replace(sub_space, parameters=parameters)
+    if not problems:
+        others_fixed = {name: value for name, value in fixed.items() if _NAMES.get(name, name) not in origins}
         for entry in models:
-            problems += _joint_faults(part, task, entry.name, others, where)
-    return part
+            problems += _conflicts(cut, task, entry.name, others_fixed, where)
+    return cut, problems
 
 
 def _models(
-    part: SubSpace, task: Task, default: str, where: str, problems: list[Problem]
-) -> Iterator[ModelEntry]:
-    """Every model that the sub-space can propose."""
-    value = part.parameters.get(MODEL, default)
-    place = f"{part.field}.{MODEL}" if MODEL in part.parameters else MODEL
+    sub_space: SubSpace, task: Task, default: str, where: str
+) -> tuple[list[ModelEntry], list[Problem]]:
+    """Every model that the sub-space can propose, and the names that are no models of the task."""
+    value = sub_space.parameters.get(MODEL_NAME, default)
+    field = f"{sub_space.field}.{MODEL_NAME}" if MODEL_NAME in sub_space.parameters else MODEL_NAME
     if isinstance(value, Distribution) and not isinstance(value, Choice):
-        problems.append(Problem(where, place, "must be a name or a choice of names", value.type_name()))
-        return
+        rule = "must be a name or a choice of names"
+        return [], [Problem(where, field, rule, value.type_name())]
+    models: list[ModelEntry] = []
+    problems: list[Problem] = []
     for name in value.values if isinstance(value, Choice) else (value,):
         try:
-            yield catalog.find(str(name), task)
+            models.append(catalog.find(str(name), task))
         except JobError as error:
-            problems += [replace(problem, where=where, field=place) for problem in error.problems]
+            problems += [replace(problem, where=where, field=field) for problem in error.problems]
+    return models, problems
 
 
-def _similar(name: str, known: Mapping[str, str]) -> str:
-    hint = near(name, [MODEL, *known])
-    return hint if hint.startswith("did") else "`trainer fit --help-all` lists all"
-
-
-def _faults(value: Distribution | Scalar, setting: str) -> list[Problem]:
-    """What the setting refuses of the values that may be proposed."""
+def _value_problems(value: Distribution | Scalar, setting: str) -> list[Problem]:
+    """Why the setting rejects some of the values that may be proposed."""
     if not isinstance(value, Distribution):
-        return _refusals(setting, value)
-    # The ends of a normal distribution are cut off where they are too far, so only its mean must be right.
+        return _rejections(setting, value)
+    # The tails of a normal distribution are cut where they go too far, so only its median must be right.
     bounds = (value.value(0.5),) if isinstance(value, Normal) else value.bounds
-    faults = [problem for bound in bounds for problem in _refusals(setting, bound)]
-    if not faults and any(_refusals(setting, inner) for inner in value.inside()):
+    problems = [problem for bound in bounds for problem in _rejections(setting, bound)]
+    if not problems and any(_rejections(setting, inner) for inner in value.inside()):
         rule = f"takes whole numbers, which {value.type_name()} does not give"
-        faults = [Problem("", "", rule, hint="use choice, randint, or quniform with q: 1")]
-    return faults
+        problems = [Problem("", "", rule, hint="use choice, randint, or quniform with q: 1")]
+    return problems
 
 
-def _refusals(setting: str, value: Any) -> list[Problem]:
-    """Why the setting does not take a value, whatever the others are."""
+def _rejections(setting: str, value: Any) -> list[Problem]:
+    """Why the setting rejects a value, whatever the other settings are."""
     try:
         Settings.model_validate({setting: value})
     except ValidationError as error:
         return [
-            Problem("", "", _uncapitalized(item["msg"].removeprefix("Value error, ")), repr(item["input"]))
+            replace(problem_of(item, field=""), got=repr(item["input"]))
             for item in error.errors()
             if item["loc"][:1] == (setting,)
         ]
     return []
 
 
-def _uncapitalized(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _cut(normal: Normal, setting: str) -> Normal:
+    """The part around the median of a normal distribution that the setting accepts."""
 
+    def accepts(quantile: float) -> bool:
+        return not _rejections(setting, normal.value(quantile))
 
-def _within_range(normal: Normal, setting: str) -> Normal:
-    """The part of a normal distribution around its mean, which the setting takes, that it takes as well."""
-
-    def takes_quantile(quantile: float) -> bool:
-        return not _refusals(setting, normal.value(quantile))
-
-    low, high = (_last(takes_quantile, 0.5, end) for end in normal.quantiles)
-    # Where next to nothing is left, the setting takes whole numbers: _faults says so of the whole.
+    low, high = (_last_accepted(accepts, 0.5, end) for end in normal.quantiles)
+    # If next to nothing is left, the setting takes whole numbers: _value_problems reports the whole.
     return replace(normal, quantiles=(low, high)) if high - low > TAIL else normal
 
 
-def _last(holds: Callable[[float], bool], inside: float, outside: float) -> float:
-    """The point on the way from inside, where a condition holds, to outside up to which it does."""
-    if holds(outside):
+def _last_accepted(accepts: Callable[[float], bool], inside: float, outside: float) -> float:
+    """The last accepted point on the way from `inside`, which is accepted, to `outside`; by bisection."""
+    if accepts(outside):
         return outside
     for _ in range(40):
         middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+        inside, outside = (middle, outside) if accepts(middle) else (inside, middle)
     return inside
 
 
-def _joint_faults(
-    part: SubSpace, task: Task, model: str, fixed: Mapping[str, Any], where: str
+def _conflicts(
+    sub_space: SubSpace, task: Task, model: str, fixed: Mapping[str, Any], where: str
 ) -> Iterator[Problem]:
-    """What is wrong with values of several settings together, each of which is right by itself.
+    """Find values that conflict although each of them is accepted by itself.
 
-    Rules for several settings concern two, and those on order are broken by outermost values first: trying
-    the outermost values of each two settings together, with the others as they may be, finds all.
+    Each rule concerns two settings, and the rules about order are broken by extreme values first. So it is
+    enough to try the extreme values of each pair of settings, with any value for the others.
     """
     probes = {
-        name: _outermost(value) if isinstance(value, Distribution) else (value,)
-        for name, value in part.parameters.items()
-        if name != MODEL
+        name: _extremes(value) if isinstance(value, Distribution) else (value,)
+        for name, value in sub_space.parameters.items()
+        if name != MODEL_NAME
     }
     base = dict(fixed) | {name: values[0] for name, values in probes.items()}
-    several = [name for name, values in probes.items() if len(values) > 1]
-    groups: list[tuple[str, ...]] = [*combinations(several, 2)] or [tuple(several)]
-    said = set()
+    searched = [name for name, values in probes.items() if len(values) > 1]
+    groups: list[tuple[str, ...]] = [*combinations(searched, 2)] or [tuple(searched)]
+    reported = set()
     for group in groups:
         for values in product(*(probes[name] for name in group)):
-            for problem in _problems_of(task, model, base | dict(zip(group, values, strict=True))):
+            for problem in _resolving_problems(task, model, base | dict(zip(group, values, strict=True))):
                 if problem.field in fixed:
-                    place, rule = f"training_parameters.{problem.field}", problem.rule
+                    field, rule = f"training_parameters.{problem.field}", problem.rule
                 else:
-                    place = part.field
-                    rule = "has values that do not go together: " + f"{problem.field} {problem.rule}".strip()
-                kind = (place, re.sub(r"[\d.]+", "", rule))
-                if kind not in said:  # the same rule with other numbers says nothing new
-                    said.add(kind)
-                    yield Problem(where, place, rule, problem.got, problem.hint)
+                    field = sub_space.field
+                    rule = "has conflicting values: " + f"{problem.field} {problem.rule}".strip()
+                kind = (field, re.sub(r"[\d.]+", "", rule))
+                if kind not in reported:  # the same rule with other numbers adds nothing
+                    reported.add(kind)
+                    yield Problem(where, field, rule, problem.got, problem.hint)
 
 
-def _problems_of(task: Task, model: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+def _resolving_problems(task: Task, model: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
     try:
         resolve(task, model, values)
     except JobError as error:
@@ -202,8 +199,8 @@ def _problems_of(task: Task, model: str, values: Mapping[str, Any]) -> tuple[Pro
     return ()
 
 
-def _outermost(value: Distribution) -> tuple[Scalar, ...]:
-    """Of many values the least and the greatest number, else some."""
+def _extremes(value: Distribution) -> tuple[Scalar, ...]:
+    """Up to four values: all there are, the least and the greatest number, or the first ones."""
     values = value.bounds
     if len(values) <= 4:
         return values

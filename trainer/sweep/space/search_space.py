@@ -1,4 +1,4 @@
-"""A sweep's search space: what each hyperparameter may be, in one or several conditional sub-spaces."""
+"""A sweep's search space: the values of each hyperparameter, in one or several conditional sub-spaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import JobError, Problem
-from trainer.sweep.space.compatibility import check
 from trainer.sweep.space.distributions import Choice, Distribution, Scalar
 from trainer.sweep.space.expressions import log_base, read
 
@@ -16,10 +15,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
-__all__ = ["SUB_SPACE", "SearchSpace", "SubSpace", "check", "parse"]
-
 SUB_SPACE = "sub_space"
-"""Optuna's name for the choice of the sub-space, by its index."""
+"""Optuna's name for the choice of the sub-space, whose value is the index."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,8 @@ class SubSpace:
     """Hyperparameters that are searched together.
 
     Attributes:
-        parameters: by the name in the job file: how to draw each, or its fixed value.
-        field: its place in the job file, for errors.
+        parameters: by the name in the job file, a distribution or a fixed value.
+        field: the field of the job file, for errors.
     """
 
     parameters: Mapping[str, Distribution | Scalar]
@@ -42,10 +39,11 @@ class SubSpace:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Sub-spaces, of which each trial takes one.
+    """Sub-spaces, of which each trial uses one.
 
-    With several, Optuna's parameters are the sub-space's index and, by `INDEX/NAME`, those of all
-    sub-spaces, so that equal names in two of them do not meet; with one they have the job file's names.
+    A single sub-space's parameters have the job file's names in Optuna. With several sub-spaces, Optuna's
+    parameters are the index of the sub-space and, as `INDEX/NAME`, the parameters of all sub-spaces, so that
+    equal names in two sub-spaces stay apart.
     """
 
     sub_spaces: tuple[SubSpace, ...]
@@ -53,8 +51,7 @@ class SearchSpace:
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
         """The trial's settings by the job file's names, drawn by the study's sampler.
 
-        Also tells the settings of a finished trial, or those that Optuna's parameters stand for
-        (`optuna.trial.FixedTrial(params)`).
+        For a finished trial, and for `optuna.trial.FixedTrial(parameters)`, they are those that it has.
         """
         index = trial.suggest_categorical(SUB_SPACE, self._indices) if self._is_conditional else 0
         return {
@@ -65,21 +62,21 @@ class SearchSpace:
         }
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distribution of each of its parameters, those of all sub-spaces."""
-        own = {SUB_SPACE: Choice(self._indices).to_optuna()} if self._is_conditional else {}
+        """Optuna's distributions of the parameters of all sub-spaces, by Optuna's names."""
+        named = {SUB_SPACE: Choice(self._indices).to_optuna()} if self._is_conditional else {}
         for index, sub_space in enumerate(self.sub_spaces):
             for name, distribution in sub_space.distributions.items():
-                own[self.prefix(index) + name] = distribution.to_optuna()
-        return own
+                named[self.prefix(index) + name] = distribution.to_optuna()
+        return named
 
-    def named(self) -> Iterator[tuple[str, Distribution]]:
-        """Each distribution with its place in the job file."""
+    def located_distributions(self) -> Iterator[tuple[str, Distribution]]:
+        """Each distribution after its field in the job file."""
         for sub_space in self.sub_spaces:
             for name, distribution in sub_space.distributions.items():
                 yield f"{sub_space.field}.{name}", distribution
 
     def prefix(self, index: int) -> str:
-        """What Optuna's names of a sub-space's parameters begin with."""
+        """The start of Optuna's names for the parameters of a sub-space."""
         return f"{index}/" if self._is_conditional else ""
 
     def to_content(self) -> list[dict[str, Any]]:
@@ -102,15 +99,15 @@ class SearchSpace:
 
 
 def parse(content: Any, where: str = "", *, logbase: Any = None) -> SearchSpace:
-    """A job file's `search_space`; whether the models take it, `check` tells.
+    """Read the `search_space` of a job file. Whether the models accept the values is checked elsewhere.
 
     Args:
-        content: a list of maps, each a sub-space of its own, or one map.
-        where: the file it stands in, for errors.
-        logbase: the sampling algorithm's: the base of the exponents in loguniform's string form, e if None.
+        content: a list of maps, each a sub-space, or a single map.
+        where: the file, for errors.
+        logbase: the sampling algorithm's: base of the exponents in loguniform's string form, e if None.
 
     Raises:
-        JobError: all that is wrong.
+        JobError: everything that is wrong.
     """
     entries = content if isinstance(content, (list, tuple)) else [content]
     problems: list[Problem] = []
@@ -121,18 +118,18 @@ def parse(content: Any, where: str = "", *, logbase: Any = None) -> SearchSpace:
         problems += error.problems
     sub_spaces = []
     for index, entry in enumerate(entries):
-        place = f"search_space[{index}]" if entries is content else "search_space"
+        location = f"search_space[{index}]" if entries is content else "search_space"
         if not isinstance(entry, Mapping) or not entry:
             rule = "must map hyperparameters to expressions or values"
-            problems.append(Problem(where, place, rule, repr(entry)))
+            problems.append(Problem(where, location, rule, repr(entry)))
             continue
         parameters: dict[str, Distribution | Scalar] = {}
         for name, value in entry.items():
             try:
-                parameters[str(name)] = read(value, where, f"{place}.{name}", base)
+                parameters[str(name)] = read(value, where, f"{location}.{name}", base)
             except JobError as error:
                 problems += error.problems
-        sub_spaces.append(SubSpace(parameters, place))
+        sub_spaces.append(SubSpace(parameters, location))
     if not entries:
         problems.append(Problem(where, "search_space", "must have at least one sub-space", repr(content)))
     if problems:

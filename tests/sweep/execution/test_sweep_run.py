@@ -22,7 +22,7 @@ from trainer.data.samples import SampleData, make
 from trainer.errors import JobError, RunError
 from trainer.job.job import Job
 from trainer.runs import Run
-from trainer.sweep.execution.attempts import place_of
+from trainer.sweep.attempts import trial_number
 from trainer.sweep.execution.storage import open_storage
 from trainer.tasks import Task
 
@@ -154,7 +154,7 @@ def test_the_fastest_and_the_best(digits: SampleData, tmp_path: Path) -> None:
     for number in ("0000", "0001"):
         assert f'href="trials/{number}/report.html"' in page
         assert (run.directory / "trials" / number / "report.html").is_file()
-    with pytest.raises(RunError, match="no trial came to an end within"):
+    with pytest.raises(RunError, match="no trial finished within"):
         trainer.fit(
             job(
                 digits,
@@ -229,7 +229,7 @@ def attempts(run: Path) -> dict[int, list[str]]:
     study = optuna.load_study(study_name=None, storage=open_storage(f"sqlite:///{run / 'study.db'}"))
     found: dict[int, list[str]] = {}
     for trial in study.get_trials():
-        found.setdefault(place_of(trial), []).append(trial.state.name)
+        found.setdefault(trial_number(trial), []).append(trial.state.name)
     return found
 
 
@@ -253,7 +253,7 @@ def test_a_killed_trial_and_a_killed_sweep(
     assert table(run)[0]["trial"] == "0"  # of the trial's first end on
 
     output = end(command("--resume", run))
-    assert "going on with" in output, output
+    assert "resuming the sweep" in output, output
     rows = table(run)
     assert [row["state"] for row in rows] == ["complete"] * 3, output
     assert attempts(run)[0][-1] == "COMPLETE"

@@ -9,8 +9,8 @@ import pytest
 
 from trainer.errors import JobError
 from trainer.job.job import Job
-from trainer.sweep import setup
 from trainer.sweep.early_termination import BanditPolicy
+from trainer.sweep.search import prepare_search
 
 SPACE: list[dict[str, Any]] = [
     {"model_name": "yolov5", "learning_rate": "loguniform(-4, -2)"},
@@ -29,14 +29,14 @@ def sweeping(**values: Any) -> Job:
 
 
 def proposals(job: Job, count: int = 6) -> list[dict[str, Any]]:
-    made = setup.make(job)
+    made = prepare_search(job)
     study = optuna.create_study(sampler=made.sampler)
     return [made.space.suggest(study.ask()) for _ in range(count)]
 
 
 def problems_of(job: Job) -> dict[str, str]:
     with pytest.raises(JobError) as caught:
-        setup.make(job, "job.yml")
+        prepare_search(job, "job.yml")
     assert {problem.where for problem in caught.value.problems} == {"job.yml"}
     return {problem.field: problem.rule for problem in caught.value.problems}
 
@@ -46,13 +46,13 @@ def test_the_sampling_algorithm_has_its_own_seed_else_that_of_the_training() -> 
     own = proposals(sweeping(sweep={"sampling_algorithm": algorithm}, settings={"seed": 1}))
     assert proposals(sweeping(settings={"random_seed": 5})) == own
     assert proposals(sweeping(settings={"seed": 1})) != own
-    assert setup.make(sweeping(settings={"seed": "1"})).is_repeatable
-    assert not setup.make(sweeping()).is_repeatable
+    assert prepare_search(sweeping(settings={"seed": "1"})).is_repeatable
+    assert not prepare_search(sweeping()).is_repeatable
 
 
 def test_a_grid_is_repeatable_without_a_seed() -> None:
     job = sweeping(search_space=SPACE[1:], sweep={"sampling_algorithm": "grid"})
-    assert setup.make(job).is_repeatable
+    assert prepare_search(job).is_repeatable
     assert [proposal["optimizer"] for proposal in proposals(job, 2)] == ["sgd", "adamw"]
 
 
@@ -66,7 +66,7 @@ def test_the_logbase_is_that_of_the_texts_exponents() -> None:
 def test_early_termination_is_the_jobs_policy() -> None:
     policy = {"type": "bandit", "slack_factor": 0.2, "slack_amount": 0.0, "delay_evaluation": 6}
     job = sweeping(sweep={"early_termination": policy})
-    pruner = setup.make(job).pruner
+    pruner = prepare_search(job).pruner
     assert isinstance(pruner, BanditPolicy)
     assert (pruner.slack_factor, pruner.delay_evaluation, pruner.maximise) == (0.2, 6, True)
 
@@ -76,7 +76,7 @@ def test_a_fixed_setting_is_for_the_models_to_which_it_means_something() -> None
         (SPACE, {"min_size": 500, "image_size": 320, "number_of_epochs": 3}),
         (SPACE, {}),
     ):
-        setup.make(sweeping(search_space=conditional, settings=settings))
+        prepare_search(sweeping(search_space=conditional, settings=settings))
     # One that means something to no model of the space is a mistake.
     assert list(problems_of(sweeping(settings={"weighted_loss": 1}))) == ["training_parameters.weighted_loss"]
     assert list(problems_of(sweeping(settings={"min_sise": 500}))) == ["training_parameters.min_sise"]

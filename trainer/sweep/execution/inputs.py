@@ -1,0 +1,65 @@
+"""What a sweep needs before its first trial: checked data, and the devices of this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.data.training_data import Data, load
+from trainer.job.job import Job
+from trainer.sweep.execution import study_setup
+from trainer.sweep.execution.slots import Slot, make_slots
+from trainer.sweep.search import random_seed
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The data of a sweep and the devices of this machine that its trials run on.
+
+    Attributes:
+        skipped: the file that lists the records left out; missing if there are none.
+    """
+
+    data: Data
+    slots: Sequence[Slot]
+    skipped: Path
+
+
+@contextmanager
+def read_inputs(job: Job, *, progress: bool) -> Iterator[Inputs]:
+    """Check the job's storage, read its data and divide this machine among its trials.
+
+    Raises:
+        JobError: the storage cannot be used, or the job asks for more GPUs than there are.
+        DataError: the data break the schema.
+    """
+    study_setup.check_storage(job)
+    with tempfile.TemporaryDirectory() as scratch:
+        skipped = Path(scratch) / "skipped.jsonl"
+        data = read_data(job, skipped, progress=progress)
+        yield Inputs(data, make_slots(job, job.limits.max_concurrent_trials), skipped)
+
+
+def read_data(job: Job, skipped: Path | None = None, *, progress: bool = False) -> Data:
+    """Read and check the job's data.
+
+    Args:
+        skipped: where to write the records left out.
+
+    Raises:
+        DataError: the data break the schema.
+    """
+    return load(
+        job.task,
+        job.training_data,
+        job.validation_data,
+        validation_size=job.validation_data_size,
+        seed=random_seed(job) or 0,
+        datastores=job.datastores,
+        skip_invalid=job.skip_invalid,
+        skipped_path=skipped,
+        progress=progress,
+    )

@@ -1,0 +1,255 @@
+"""Runs a sweep, from its job to the packaged model of its best trial."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from trainer.data.training_data import Data
+from trainer.errors import RunError
+from trainer.job.job import Job
+from trainer.runs import Result, Run
+from trainer.sweep.execution import study_setup, trial_table
+from trainer.sweep.execution.inputs import Inputs, read_data, read_inputs
+from trainer.sweep.execution.messages import Outcome
+from trainer.sweep.execution.slots import Slot, make_slots
+from trainer.sweep.execution.trial_queue import TrialQueue
+from trainer.sweep.execution.trial_records import Record, best_of
+from trainer.sweep.execution.worker import Worker, watch
+from trainer.sweep.first_trials import FirstTrials
+from trainer.sweep.search import Search, prepare_search
+from trainer.training import tracking
+from trainer.training.mlflow_store import OFF
+from trainer.training.origin import library_versions
+from trainer.training.packaging import package
+from trainer.training.report_writing import report
+from trainer.training.run_log import logging_to
+
+log = logging.getLogger("trainer")
+
+
+def sweep(job: Job, *, progress: bool = False) -> Run:
+    """Run the trials of a job that has a search space, and package the model of the best trial.
+
+    The run's directory holds the best model like the directory of a single run, `trials/` with a run's
+    directory for each trial, `trials.csv`, and `study.db` unless the job names a storage.
+
+    Raises:
+        JobError: the job, its search space or its storage cannot be used; all problems at once.
+        DataError: the data break the schema.
+        RunError: the output directory is taken, or no trial finished.
+    """
+    search = prepare_search(job)
+    with read_inputs(job, progress=progress) as inputs:
+        return start(job, search, inputs, progress=progress)
+
+
+def start(
+    job: Job,
+    search: Search,
+    inputs: Inputs,
+    first_trials: FirstTrials | None = None,
+    *,
+    progress: bool = False,
+) -> Run:
+    """Create the run of a sweep and its study, then run its trials.
+
+    Args:
+        first_trials: run before those of the sampler, and are kept in the run's directory.
+
+    Raises:
+        JobError: the storage cannot be used.
+        RunError: the output directory is taken, or no trial finished.
+    """
+    if job.output is not None:
+        run = Run.create_at(job.output)
+    else:
+        run = Run.create(Path("runs"), job.name or f"{job.task}-sweep")
+    if inputs.skipped.exists():
+        shutil.copyfile(inputs.skipped, run.skipped)
+    with run.lock(), logging_to(run.log):
+        if first_trials is not None:
+            first_trials.write(run.directory, job.search_space)
+            for reason in first_trials.reasons:
+                log.info("%s", reason)
+        job, address = study_setup.keep_storage(job, run)
+        run.write_job(job.to_yaml())
+        queue = study_setup.create_study(job, search, address, run)
+        (first_trials or FirstTrials()).enqueue_missing(queue.study, search.space, job.limits.max_trials)
+        return _Sweep(job, search, inputs.data, run, queue, address).finish(inputs.slots, progress)
+
+
+def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
+    """Resume a sweep that was stopped, or extend a finished one by more trials.
+
+    Trials that were running resume from their last checkpoints.
+
+    Args:
+        job: the run's own, perhaps with other limits or devices.
+
+    Raises:
+        RunError: another process runs the sweep, or all of its trials have ended.
+        Others as `sweep`.
+    """
+    search = prepare_search(job, str(run.job))
+    address = study_setup.storage_address(job, run)
+    with run.lock(), logging_to(run.log):
+        queue = study_setup.find_study(job, search, address, run)
+        queue.stop_orphans("the sweep was stopped")
+        count = len(queue.records())
+        if run.result.exists() and queue.is_over() and not queue.has_more:
+            is_grid_done = count < job.limits.max_trials
+            hint = "the grid has no more" if is_grid_done else f"--max-trials over {count} adds more"
+            raise RunError(f"{run.directory}: all of its {count} trials have ended; {hint}")
+        data = read_data(job, progress=progress)
+        run.write_job(job.to_yaml())
+        FirstTrials.read(run.directory).enqueue_missing(queue.study, search.space, job.limits.max_trials)
+        log.info("resuming the sweep: %d of %d trials exist", count, job.limits.max_trials)
+        slots = make_slots(job, job.limits.max_concurrent_trials)
+        return _Sweep(job, search, data, run, queue, address).finish(slots, progress)
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep whose study exists."""
+
+    job: Job
+    search: Search
+    data: Data
+    run: Run
+    queue: TrialQueue
+    storage_address: str
+
+    def finish(self, slots: Sequence[Slot], progress: bool) -> Run:
+        """Run all trials, then package, report and track the best one.
+
+        Raises:
+            RunError: no trial finished, or the best trial's directory is on another machine.
+        """
+        started = time.perf_counter()
+        job, run = self.job, self.run
+        self._log_start(len(slots))
+        minutes = job.limits.timeout_minutes
+        deadline = time.time() + 60 * minutes if minutes else None
+        store = tracking.find(job.tracking_uri, run.directory)
+        address = store.uri if store else OFF
+        tags = tracking.tags_of(job, self.data, library_versions())
+        with tracking.start(store, run.directory, job, self._parameters(), tags) as tracker:
+            study_setup.open_to_workers(
+                self.queue.study, job, run, deadline=deadline, tracking=(address, tracker.run_id)
+            )
+            table = _TrialTable(self.queue, job, run.directory / "trials.csv")
+            worker = Worker(
+                self.queue,
+                job.model_copy(update={"tracking_uri": address}),
+                self.search,
+                self.storage_address,
+                run.directory / "trials",
+                slots,
+                deadline=deadline,
+                parent_run=tracker.run_id,
+                on_trial_end=table.update,
+            )
+            try:
+                watch(worker, table.render if progress and sys.stdout.isatty() else None)
+            finally:
+                records = table.write()
+            self._package_best(records, started)
+            report(run, job, self.data)
+            result = run.read_result()
+            tracker.log(job.limits.max_trials, {f"best_{job.metric}": result.value})
+            best = {"model": result.model, "best_trial": str(result.best_trial)}
+            tracker.tag({"model_path": str(run.model.absolute()), **best})
+            if job.register_model is not None:
+                tracker.register(job.register_model, run.model)
+        return run
+
+    def _log_start(self, slots: int) -> None:
+        train, validation = len(self.data.train), len(self.data.validation)
+        log.info(
+            "sweep for %s: %d trials, %d at a time, %d training and %d validation images",
+            self.job.task, self.job.limits.max_trials, slots, train, validation,
+        )  # fmt: skip
+        log.info("run directory: %s", self.run.directory)
+        if self.job.storage is not None:
+            log.info(
+                "other machines join by: trainer worker --storage … --study %s", self.queue.study.study_name
+            )
+
+    def _parameters(self) -> dict[str, Any]:
+        """The parameters of the sweep's run in MLflow; its child runs have the settings."""
+        content = self.job.to_dict()
+        return {"primary_metric": self.job.metric, **content["limits"], **content.get("sweep", {})}
+
+    def _package_best(self, records: Sequence[Record], started: float) -> None:
+        """Package the best trial's model and write the sweep's result.
+
+        Raises:
+            RunError: no trial finished, or the best trial's directory is on another machine.
+        """
+        run, job = self.run, self.job
+        best = best_of(records, job.max_latency_ms)
+        if best is None:
+            bound = f" within {job.max_latency_ms:g} ms" if job.max_latency_ms else ""
+            raise RunError(f"{run.directory}: no trial finished{bound}; trials.csv has the reason for each")
+        trial = _run_of(best)
+        trained = time.perf_counter()
+        package(trial, self.data, into=run, on_gpu=not job.processes and job.gpus != 0)
+        ended = time.perf_counter()
+        result = trial.read_result()
+        spent = {"train": trained - started, "package": ended - trained, "total": ended - started}
+        durations = result.durations.model_copy(update=spent)
+        values = {**result.model_dump(), "durations": durations, "best_trial": best.number}
+        run.write_result(Result(**values))
+        if not sys.stdout.isatty():
+            from rich.console import Console
+
+            Console(width=160).print(trial_table.render(records, job.metric, job.max_latency_ms))
+        log.info(
+            "%s %.4f in trial %d, the best of %d, after %.0f s",
+            job.metric, best.values[0], best.number, len(records), ended - started,
+        )  # fmt: skip
+
+
+class _TrialTable:
+    """Keeps trials.csv up to date, also for a sweep that is killed later."""
+
+    def __init__(self, queue: TrialQueue, job: Job, path: Path) -> None:
+        self._queue, self._job, self._path = queue, job, path
+        self._lock = Lock()  # trials end in several threads
+
+    def update(self, number: int, outcome: Outcome) -> None:
+        """Log a trial that has ended and write the table."""
+        trial_table.log_outcome(number, outcome, self._job.metric)
+        self.write()
+
+    def write(self) -> list[Record]:
+        with self._lock:
+            records = self._queue.records()
+            trial_table.write_csv(self._path, records, self._job.metric)
+            return records
+
+    def render(self) -> Any:
+        return trial_table.render(self._queue.records(), self._job.metric, self._job.max_latency_ms)
+
+
+def _run_of(best: Record) -> Run:
+    """The run of the best trial.
+
+    Raises:
+        RunError: its directory is on another machine.
+    """
+    directory = Path(best.attributes["directory"])
+    if not directory.is_dir():
+        raise RunError(
+            f"the best trial, {best.number}, is in {directory} on {best.attributes['host']}; copy that "
+            "directory to the same path on this machine, then use --resume"
+        )
+    return Run.open(directory, needs=("checkpoints/best.ckpt",))
