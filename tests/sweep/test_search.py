@@ -68,7 +68,7 @@ def test_early_termination_is_the_jobs_policy() -> None:
     job = sweeping(sweep={"early_termination": policy})
     pruner = prepare_search(job).pruner
     assert isinstance(pruner, BanditPolicy)
-    assert (pruner.slack_factor, pruner.delay_evaluation, pruner.maximise) == (0.2, 6, True)
+    assert (pruner.slack_factor, pruner.delay_evaluation) == (0.2, 6)
 
 
 def test_a_fixed_setting_is_for_the_models_to_which_it_means_something() -> None:
@@ -88,7 +88,10 @@ def test_everything_wrong_with_a_sweep_is_said_at_once() -> None:
     space = [{"model_name": "yolov5", "learning_rate": "uniform(1, 0)", "min_size": "choice(1, 2)"}]
     policy = {"type": "truncation_selection"}
     problems = problems_of(sweeping(search_space=space, sweep={"early_termination": policy}))
-    assert problems.keys() == {"search_space[0].learning_rate", "sweep.early_termination"}
+    assert problems.keys() == {
+        "search_space[0].learning_rate",
+        "sweep.early_termination.truncation_percentage",
+    }
     space = [{"model_name": "yolov5", "min_size": "choice(1, 2)"}, {"model_name": "yolov6"}]
     assert problems_of(sweeping(search_space=space)).keys() == {
         "search_space[0].min_size",

@@ -46,7 +46,7 @@ def ends() -> Ends:
         maximise: bool = True,
     ) -> bool:
         study = optuna.create_study(
-            pruner=early_termination.create_pruner(policy, maximise=maximise),
+            pruner=early_termination.create_pruner(policy),
             direction="maximize" if maximise else "minimize",
         )
         for other in others:

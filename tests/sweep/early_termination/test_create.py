@@ -78,54 +78,62 @@ def test_no_policy_ends_no_trial() -> None:
     [
         (
             {"type": "bandits", "slack_factor": 1},
-            "type: no policy has this type, got 'bandits'; did you mean bandit?",
+            "type: must be the type of a policy, got 'bandits'; did you mean bandit?",
         ),
-        ({"slack_factor": 1}, "type: no policy has this type, got None; there are bandit, median_stopping"),
+        (
+            {"slack_factor": 1},
+            "type: must be the type of a policy, got None; choose one of bandit, ",
+        ),
         (["bandit"], "sweep.early_termination: must be a policy with the key type, got ['bandit']"),
         ("bandit", "needs either slack_factor or slack_amount, over 0, got neither"),
         ({"type": "bandit", "slack_factor": 0, "slack_amount": 0}, "slack_amount, over 0, got neither"),
         ({"type": "bandit", "slack_factor": 0.1, "slack_amount": 0.1}, "slack_amount, over 0, got both"),
-        ({"type": "bandit", "slack_factor": -0.1}, "slack_factor: must be a number over 0, got -0.1"),
+        ({"type": "bandit", "slack_factor": -0.1}, "slack_factor: input should be greater than 0, got -0.1"),
         (
             BANDIT | {"evaluation_interval": -1},
-            "evaluation_interval: must be a whole number of at least 0, got -1",
+            "evaluation_interval: input should be greater than or equal to 0, got -1",
         ),
         (
             BANDIT | {"delay_evaluation": 1.5},
-            "delay_evaluation: must be a whole number of at least 0, got 1.5",
+            "delay_evaluation: input should be a valid integer, got a number with a fractional part, got 1.5",
         ),
         (
             BANDIT | {"delay_evaluation": True},
-            "delay_evaluation: must be a whole number of at least 0, got True",
+            "delay_evaluation: must be a number, got True",
         ),
-        (BANDIT | {"slack_facter": 1}, "slack_facter: bandit has no such key; did you mean slack_factor"),
+        (BANDIT | {"slack_facter": 1}, "slack_facter: is not a key of bandit; did you mean slack_factor"),
         (
             BANDIT | {"truncation_percentage": 1},
-            "truncation_percentage: bandit has no such key; there are slack_",
+            "truncation_percentage: is not a key of bandit",
         ),
-        ({"type": "truncation_selection"}, "needs truncation_percentage, a whole number from 1 to 99"),
+        ({"type": "truncation_selection"}, "truncation_percentage: field required"),
         *(
             (
                 {"type": "truncation_selection", "truncation_percentage": wrong},
-                f"truncation_percentage: must be a whole number from 1 to 99, got {wrong!r}",
+                f"truncation_percentage: input should be {rule}, got {wrong!r}",
             )
-            for wrong in (0, 100, 12.5, "many")
+            for wrong, rule in (
+                (0, "greater than or equal to 1"),
+                (100, "less than or equal to 99"),
+                (12.5, "a valid integer, got a number with a fractional part"),
+                ("many", "a valid integer, unable to parse string as an integer"),
+            )
         ),
         (
             {"type": "truncation_selection", "truncation_percentage": 9, "exclude_finished_jobs": "maybe"},
-            "exclude_finished_jobs: must be true or false, got 'maybe'",
+            "exclude_finished_jobs: input should be a valid boolean, unable to interpret input, got 'maybe'",
         ),
         (
             {"type": "successive_halving", "min_resource": 0},
-            "min_resource: must be a whole number of at least 1, got 0",
+            "min_resource: input should be greater than or equal to 1, got 0",
         ),
         (
             {"type": "successive_halving", "reduction_factor": 1},
-            "reduction_factor: must be a whole number of at least 2, got 1",
+            "reduction_factor: input should be greater than or equal to 2, got 1",
         ),
         (
             {"type": "successive_halving", "evaluation_interval": 1},
-            "evaluation_interval: successive_halving has no such key",
+            "evaluation_interval: is not a key of successive_halving",
         ),
     ],
 )

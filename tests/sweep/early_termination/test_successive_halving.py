@@ -38,7 +38,7 @@ def test_trials_are_compared_at_rungs_alone(ends: Ends) -> None:
     for evaluations, ended in ((1, False), (2, True), (3, False), (4, True), (5, False), (8, True)):
         assert ends(POLICY, [0.1] * evaluations, [[0.5] * 9]) is ended, evaluations
     thirds = POLICY | {"reduction_factor": 3}
-    assert SuccessiveHalvingPolicy(min_resource=2, reduction_factor=3).is_rung(6)
+    assert SuccessiveHalvingPolicy(min_resource=2, reduction_factor=3).is_due(6)
     assert not ends(thirds, [0.1] * 4, [[0.5] * 9])
     # of six the best two
     others = [[value] * 6 for value in (0.9, 0.8, 0.3, 0.2, 0.1)]

@@ -135,7 +135,7 @@ def test_a_crash_is_tried_again_once_with_the_same_settings(join: Join) -> None:
     assert first.tell(trial, CRASHED).may_succeed
     # The process may die at any moment from here: what it said is enough for others.
     assert not second.is_over()
-    assert second.is_over(late=True)
+    assert second.is_over(after_deadline=True)
     assert states(second) == [(0, "waiting", 1)]
     again = second.next()
     assert again is not None
@@ -253,7 +253,7 @@ def test_a_sweep_that_goes_on_takes_up_what_died_here_alone(join: Join) -> None:
             assert trial is not None
             host = trial.user_attrs["host"]
             trial.set_user_attr(WORKER, f"{host}:{owner}" if owner else f"not-{host}:{ended.pid}")
-        process.stop_running("the sweep was stopped")
+        process.stop_orphans("the sweep was stopped")
         assert states(process) == [(0, "running", 1), (1, "waiting", 1), (2, "running", 1)]
     finally:
         sleeper.kill()

@@ -1,36 +1,39 @@
-"""The truncation selection policy: at each interval ends the worst of the trials."""
+"""The truncation selection policy: ends the worst trials at each interval."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
 
-from trainer.sweep.early_termination.policy import Policy, Run
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from trainer.sweep.early_termination.policy import STRICT_KEYS, Number, PeriodicPolicy, Progress
 
 
-@dataclass(frozen=True)
-class TruncationSelectionPolicy(Policy):
-    """At interval n, ends a trial that is among the worst of all trials at that interval.
+@dataclass(frozen=True, config=STRICT_KEYS)
+class TruncationSelectionPolicy(PeriodicPolicy):
+    """Ends a trial that is among the worst of all trials at interval n.
 
-    Trials are compared by their best metric up to interval n, even those that have gone on since. Running
-    trials that have not come to it yet take no part. Of k trials, as many as truncation_percentage of k
-    makes, rounded down, are the worst; of equal ones the later.
+    Trials are compared by their best metric up to interval n, even if they have continued since. Running
+    trials that have not reached it yet do not take part. Of k trials, the worst are truncation_percentage
+    percent of k, rounded down; among equals the later ones.
 
     Source: learn.microsoft.com, azureml.train.hyperdrive.TruncationSelectionPolicy.
 
     Attributes:
         truncation_percentage: 1 to 99.
-        exclude_finished_jobs: compare with running trials only.
+        exclude_finished_jobs: whether to compare with running trials only.
     """
 
-    truncation_percentage: int = 20
+    truncation_percentage: Annotated[int, Field(ge=1, le=99), Number] = Field(kw_only=True)
     exclude_finished_jobs: bool = False
 
-    def is_poor(self, run: Run, others: list[Run], interval: int) -> bool:
-        compared = [run, *(other for other in others if self._takes_part(other, interval))]
-        ranked = sorted(compared, key=lambda each: (each.best, -each.number))
-        return run in ranked[: len(ranked) * self.truncation_percentage // 100]
+    def is_poor(self, trial: Progress, others: list[Progress], interval: int) -> bool:
+        compared = [trial, *(other for other in others if self._takes_part(other, interval))]
+        ranked = sorted(compared, key=lambda progress: (progress.best, -progress.number))
+        return trial in ranked[: len(ranked) * self.truncation_percentage // 100]
 
-    def _takes_part(self, run: Run, interval: int) -> bool:
-        if run.running:
-            return run.last >= interval
-        return bool(run.last) and not self.exclude_finished_jobs
+    def _takes_part(self, trial: Progress, interval: int) -> bool:
+        if trial.running:
+            return trial.last >= interval
+        return bool(trial.last) and not self.exclude_finished_jobs
