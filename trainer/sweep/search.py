@@ -12,7 +12,7 @@ from trainer.job.sweep import MODEL_NAME, Sweep
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import takes
-from trainer.settings import Settings
+from trainer.settings import Settings, canonical
 from trainer.sweep.space.compatibility import check_space
 from trainer.sweep.space.distributions import Choice
 from trainer.sweep.space.search_space import SearchSpace, SubSpace, parse

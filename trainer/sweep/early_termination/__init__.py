@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from optuna.pruners import BasePruner, NopPruner
@@ -70,7 +71,7 @@ def create_pruner(content: Any, where: str = "") -> BasePruner:
 def _problem(item: Mapping[str, Any], kind: str, where: str) -> Problem:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "unexpected_keyword_argument":
-        keys = _POLICIES[kind].__dataclass_fields__
+        keys = [field.name for field in fields(_POLICIES[kind])]
         hint = did_you_mean(key, keys, otherwise=f"it has {', '.join(keys)}")
         return Problem(where, f"{_FIELD}.{key}", f"is not a key of {kind}", hint=hint)
     return problem_of(item, where, f"{_FIELD}.{key}")

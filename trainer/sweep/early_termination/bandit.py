@@ -35,7 +35,7 @@ class BanditPolicy(PeriodicPolicy):
     """
 
     slack_factor: _Slack = None
-    slack_amount: _Slack = Field(None, validate_default=True)
+    slack_amount: _Slack = Field(default=None, validate_default=True)
 
     @field_validator("slack_amount")
     @classmethod

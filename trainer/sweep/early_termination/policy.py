@@ -60,6 +60,7 @@ class Progress:
         return fmean(self.values)
 
 
+@dataclass(frozen=True, config=STRICT_KEYS)
 class Policy(BasePruner):
     """An early termination policy as a pruner of Optuna.
 

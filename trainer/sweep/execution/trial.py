@@ -11,15 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainer.errors import BrokenOffError, NoMemoryError, TrainerError
 from trainer.files import write_atomically
+from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.sweep.execution.messages import Order, Outcome, outcome_path
-
-if TYPE_CHECKING:
-    from trainer.job.job import Job
 
 PARENT_PID = "TRAINER_PARENT_PID"
 """The environment variable that holds the ID of the process that a trial's process must not outlive."""
@@ -57,7 +55,6 @@ def _is_first_rank() -> bool:
 
 
 def _train(order: Order) -> Outcome:
-    from trainer.job.job import Job
     from trainer.sweep.execution.pruning_callback import ReportToStudy
     from trainer.training.callbacks import StopAt
 
@@ -88,7 +85,6 @@ def _train(order: Order) -> Outcome:
 
 def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
     """Train from the start, or from the last checkpoint of an earlier attempt."""
-    from trainer.job.job import Job
     from trainer.sweep.execution.storage import PATIENCE_SECONDS
     from trainer.training.fit import fit, resume
 
