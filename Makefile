@@ -1,12 +1,12 @@
-# Everything is installed into VENV; nothing else on the machine is touched.
+# Installs everything into VENV and changes nothing else on the machine.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-# the first Python that fits, else whichever there is, so that the message below can name it
+# The first suitable Python; if there is none, any Python, so that the error message below can name it.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& { echo $$python; exit; }; done; echo python3)
-# Test processes beside each other: each takes one thread, so that they do not fight over the cores.
+# Number of parallel test processes; each uses one thread, so that they do not compete for cores.
 JOBS ?= 2
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
@@ -19,10 +19,10 @@ help: ## list the targets
 
 venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the test and dev extras
 
-demo: $(VENV)/.installed ## train, package and serve a detector on a small data set; ask it for one image
+demo: $(VENV)/.installed ## train, package and serve a detector on a small data set and query it
 	$(BIN)/python examples/demo.py --output demo
 
-lint: $(VENV)/.installed-dev ## check style, format, types and who imports whom
+lint: $(VENV)/.installed-dev ## check style, formatting, types and import layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-dev ## check style, format, types and who imports whom
 test: $(VENV)/.installed-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-bench: $(VENV)/.installed-bench ## measure against what users would pick instead: the quick CPU set, 15 minutes
+bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benchmarks, 15 minutes
 	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn
 	$(BIN)/python benchmarks/input_pipeline.py --only lines images loader --rounds 2
 	$(BIN)/python benchmarks/startup.py --rounds 1
@@ -39,12 +39,12 @@ bench: $(VENV)/.installed-bench ## measure against what users would pick instead
 	$(BIN)/python benchmarks/serving.py --models resnet18 --contenders ceiling serve mlflow litserve \
 		--rounds 2 --seconds 5 --warm-up 2
 
-clean: ## remove what make made: .venv, the demo, builds and caches (runs/ stays)
+clean: ## remove .venv, the demo, builds and caches (keeps runs/)
 	rm -rf $(VENV) demo build dist *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# Stamp files: installing happens again only when pyproject.toml changes.
+# Stamp files: reinstall only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@
@@ -60,7 +60,7 @@ $(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 		echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is: $$($(PYTHON) --version 2>&1)." >&2; \
-		echo "If one is installed under another name, say so: make PYTHON=/path/to/python3.12 ..." >&2; \
+		echo "If one is installed elsewhere, run: make PYTHON=/path/to/python3.12 ..." >&2; \
 		exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -f $@; \
 		echo "$(PYTHON) could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \

@@ -1,7 +1,7 @@
-"""`make demo`: a detector from data to answers, on the CPU, with no network beyond what the install needed.
+"""Takes a detector from data to answers on the CPU, without network access; run by `make demo`.
 
 Writes a small real data set, trains YOLO11n on it from scratch, packages the model, serves it with
-`mlflow models serve`, sends it one image, and prints the answer and where everything lies.
+`mlflow models serve`, sends it one image, and prints the answer and the paths of everything.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="is made anew")
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="directory, replaced if it exists")
+    parser.add_argument("--images", type=int, default=400, help="size of the data set")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs to train")
     arguments = parser.parse_args()
     output: Path = arguments.output
     shutil.rmtree(output, ignore_errors=True)
     started = time.perf_counter()
 
-    say("1. A data set: scenes of handwritten digits")
+    say("1. Write a data set: scenes of handwritten digits")
     data, run = output / "data", output / "run"
     trainer("sample-data", "object-detection", data, "--images", arguments.images)
 
-    say("2. Train YOLO11n from scratch, and package it")
+    say("2. Train YOLO11n from scratch and package it")
     trainer(
         *("fit", "--task", "object-detection", "--output", run),
         *("--data", data / "train.jsonl", "--validation-data", data / "validation.jsonl"),
@@ -48,23 +48,23 @@ def main() -> None:
         *("--optimizer", "adamw", "--learning-rate", 0.002, "--warmup-cosine-lr-warmup-epochs", 1),
     )
 
-    say("3. Serve it with `mlflow models serve`, and send one image")
+    say("3. Serve it with `mlflow models serve` and send one image")
     image = data / json.loads((data / "validation.jsonl").read_text("utf-8").splitlines()[0])["image_url"]
     answer = ask_mlflow(run / "model", image)
     print(json.dumps(answer, indent=2))
 
-    say("4. The same image, drawn")
+    say("4. Draw the answer onto the image")
     trainer("predict", run, image, "--draw", output / "drawn", "--output", output / "predictions.jsonl")
 
     result = json.loads((run / "result.json").read_text("utf-8"))
     print(
         f"\nmean average precision  {result['value']:.3f} on {arguments.images // 5} validation images"
         f"\nrun                     {run}\nmodel                   {run / 'model'}"
-        f"\nannotated picture       {next((output / 'drawn').iterdir())}"
+        f"\nannotated image         {next((output / 'drawn').iterdir())}"
         f"\ntime                    {time.perf_counter() - started:.0f} s"
     )
     if result["value"] < 0.5:
-        sys.exit("the detector found too little: mean average precision is under 0.5")
+        sys.exit("the detector is too weak: mean average precision is below 0.5")
 
 
 def say(text: str) -> None:
@@ -76,7 +76,7 @@ def trainer(*arguments: object) -> None:
 
 
 def ask_mlflow(model: Path, image: Path) -> object:
-    """Start `mlflow models serve`, wait until it answers, and score one image with it."""
+    """Start `mlflow models serve`, wait until it responds, and score one image."""
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -105,7 +105,7 @@ def ask_mlflow(model: Path, image: Path) -> object:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)
         finally:
-            # mlflow starts the server itself as a child of its own: end the whole group.
+            # mlflow starts the server as a child process, so end the whole process group.
             os.killpg(server.pid, 15)
 
 
@@ -117,7 +117,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path, seconds: floa
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.5)
-    sys.exit(f"the server did not start; {log} says why")
+    sys.exit(f"the server did not start; see {log}")
 
 
 if __name__ == "__main__":
