@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.browser import chromium, open_page  # noqa: F401 (fixtures for all tests)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +66,16 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
         path for path in sys.path if Path(path, "serving", "scorer.py").is_file() and path != str(ROOT)
     ]
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in carried])
+
+
+@pytest.fixture
+def warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python processes are forked from one that has imported the slow libraries (see tests/warm.py).
+
+    Not in tests marked with `fresh_processes`: they are about what a process imports, or how.
+    """
+    if sys.platform == "linux" and not request.node.get_closest_marker("fresh_processes"):
+        monkeypatch.setattr(subprocess, "Popen", warm.Popen)
 
 
 @pytest.fixture(scope="session")

@@ -130,3 +130,8 @@ def postgresql(needs: Callable[[str, str], Path]) -> Iterator[Server]:
         server.start()
         yield server
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _warm_processes(warm_processes: None) -> None:
+    """Trainings in processes of their own, and trials, start without importing anything."""

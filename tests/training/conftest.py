@@ -18,8 +18,8 @@ from trainer.training import fit
 SMALL: dict[str, Any] = {
     "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "yolo11n": {"image_size": 96, "training_batch_size": 4},
-    "rtdetr-resnet50": {},
-    "vits16r224": {},
+    "rtdetr-l": {},
+    "timm/test_vit": {},
     "timm/test_resnet": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "maskrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},
 }
@@ -55,3 +55,8 @@ def resume(directory: Path, settings: Mapping[str, Any], *, callbacks: Any = (),
 def rows(run: Run) -> list[dict[str, str]]:
     with run.metrics.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(autouse=True)
+def _warm_processes(warm_processes: None) -> None:
+    """Trainings in processes of their own, and trials, start without importing anything."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.training.conftest import rows
 from trainer.data.samples import SampleData
 from trainer.job.job import Job
@@ -46,4 +47,5 @@ def start(command: Sequence[str], folder: Path, **environment: str) -> subproces
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    found = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() != warm.NAME]

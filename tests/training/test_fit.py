@@ -28,7 +28,7 @@ from trainer.training.module import TrainingModule
     ("task", "model"),
     [
         (Task.CLASSIFICATION, "resnet18"),
-        (Task.MULTILABEL, "resnet18"),
+        (Task.MULTILABEL, "timm/test_resnet"),
         (Task.DETECTION, "yolo11n"),
         (Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
     ],
@@ -68,7 +68,7 @@ def test_a_run_holds_all_that_it_promises(
 def test_the_job_file_of_a_run_gives_the_same_run_again(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
-    first = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "first"))
+    first = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "first"))
     again = Job.read(first.job, output=tmp_path / "again")
     assert again.ignored_keys == ()
     assert yaml.safe_load(first.job.read_text("utf-8"))["task"] == "image_classification"
@@ -93,7 +93,7 @@ def test_a_taken_directory_is_refused_and_left_alone(digits: dict[Task, SampleDa
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="run"):
-        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", taken))
+        trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", taken))
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
@@ -105,11 +105,11 @@ def test_wrong_data_are_refused_before_anything_is_written(tmp_path: Path) -> No
     wanted = Job(
         task=Task.CLASSIFICATION,
         training_data=(str(data.train),),
-        model="resnet18",
+        model="timm/test_resnet",
         weights="none",
         gpus=0,
         output=tmp_path / "run",
-        settings={"number_of_epochs": 1, "number_of_workers": 0, **SMALL["resnet18"]},
+        settings={"number_of_epochs": 1, "number_of_workers": 0, **SMALL["timm/test_resnet"]},
     )
     with pytest.raises(DataError) as caught:
         trainer.fit(wanted)
@@ -168,13 +168,15 @@ def test_a_batch_too_small_for_batch_norm_is_explained(
 ) -> None:
     single = {"training_batch_size": 1, "training_crop_size": 32, "validation_crop_size": 32}
     with pytest.raises(TrainingError, match="raise training_batch_size"):
-        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", **single))
+        trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **single))
 
 
 def test_early_stopping_waits_for_the_delay(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     still = {"learning_rate": 0.0, "early_stopping_patience": 2, "number_of_epochs": 20}
     run = trainer.fit(
-        job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", early_stopping_delay=3, **still)
+        job(
+            digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", early_stopping_delay=3, **still
+        )
     )
     # Nothing is learned, so the first evaluation stays the best; epochs 4 and 5 are waited for.
     assert run.read_result().best_epoch in (1, 2)
@@ -185,7 +187,7 @@ def test_evaluation_frequency_spares_epochs_but_not_the_last(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     frequency = {"evaluation_frequency": 2, "checkpoint_frequency": 2, "number_of_epochs": 5}
-    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", **frequency))
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **frequency))
     assert [row["epoch"] for row in rows(run) if row["accuracy"]] == ["2", "4", "5"]
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     assert kept == ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt"]
@@ -193,21 +195,21 @@ def test_evaluation_frequency_spares_epochs_but_not_the_last(
 
 def test_frozen_layers_keep_weights_and_statistics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     run = trainer.fit(
-        job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run", layers_to_freeze=2, seed=3)
+        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", layers_to_freeze=2, seed=3)
     )
     torch.manual_seed(0)
     last = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     # Batch norms that were never in training mode counted no batch.
     counted = {name: int(value) for name, value in last.items() if name.endswith("num_batches_tracked")}
-    frozen = ("network.bn1.", "network.layer1.")
+    frozen = ("network.conv1.", "network.bn1.", "network.layer1.")
     assert all((count == 0) == name.startswith(frozen) for name, count in counted.items())
-    assert torch.equal(last["network.bn1.weight"], torch.ones(64))
-    assert not torch.equal(last["network.layer2.0.bn1.weight"], torch.ones(128))
+    assert torch.equal(last["network.bn1.weight"], torch.ones(32))
+    assert not torch.equal(last["network.layer2.0.bn1.weight"], torch.ones(48))
 
 
 def test_more_gpus_than_there_are_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     there = torch.cuda.device_count()
-    wanted = job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run")
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run")
     with pytest.raises(JobError, match=f"{there + 4}, but this machine has {there or 'none'}"):
         trainer.fit(wanted.model_copy(update={"gpus": there + 4}))
 
@@ -244,7 +246,7 @@ def test_other_models_do_without_ultralytics(digits: dict[Task, SampleData], tmp
     data = digits[Task.CLASSIFICATION]
     sizes = ("--training-crop-size", 48, "--validation-crop-size", 48, "--training-batch-size", 8)
     trained = command(
-        *("fit", "--task", "image-classification", "--data", data.train, "--model", "resnet18"),
+        *("fit", "--task", "image-classification", "--data", data.train, "--model", "timm/test_resnet"),
         *("--weights", "none", "--number-of-epochs", 1, "--num-workers", 0, "--output", tmp_path / "run"),
         *sizes,
     )
@@ -273,7 +275,7 @@ def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path:
         arguments = [
             *("fit", "--task", "image-classification", "--data", str(digits[Task.CLASSIFICATION].train)),
             *("--validation-data", str(digits[Task.CLASSIFICATION].validation), "--output", str(output)),
-            *("--model", "vits16r224", "--weights", "none", "--seed", "3", "--number-of-epochs", "2"),
+            *("--model", "timm/test_vit", "--weights", "none", "--seed", "3", "--number-of-epochs", "2"),
             *("--validation-crop-size", "32", "--training-crop-size", "32", "--num-workers", "0"),
             *("--processes", str(processes), "--training-batch-size", str(batch)),
         ]
@@ -308,7 +310,14 @@ def test_fewer_validation_images_than_processes(digits: dict[Task, SampleData], 
             "--output",
             str(tmp_path / "run"),
         ),
-        *("--validation-data", str(tmp_path / "one.jsonl"), "--model", "resnet18", "--weights", "none"),
+        *(
+            "--validation-data",
+            str(tmp_path / "one.jsonl"),
+            "--model",
+            "timm/test_resnet",
+            "--weights",
+            "none",
+        ),
         *("--validation-crop-size", "32", "--training-crop-size", "32", "--num-workers", "0"),
         *("--number-of-epochs", "1", "--processes", "2"),
     ]

@@ -58,10 +58,10 @@ def test_smaller_parts_train_what_the_whole_batches_would_have(
 ) -> None:
     """A ViT has no batch statistics, so the parts' gradients add up to those of the batch."""
     values = {**VIT, "gradient_accumulation_step": accumulated}
-    whole = trainer.fit(job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "whole", **values))
+    whole = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "whole", **values))
     memory = SmallMemory(most=3, from_batch=1)
     parts = trainer.fit(
-        job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "parts", **values), callbacks=[memory]
+        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "parts", **values), callbacks=[memory]
     )
     for one, other in zip(rows(whole), rows(parts), strict=True):
         for name in ("train_loss", "log_loss", "learning_rate"):
@@ -75,7 +75,7 @@ def test_smaller_parts_train_what_the_whole_batches_would_have(
 
 def test_parts_stay_small_after_a_stop(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     first = trainer.fit(
-        job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **VIT),
+        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **VIT),
         callbacks=[SmallMemory(most=4)],
     )
     again = SmallMemory(most=4)
@@ -86,7 +86,7 @@ def test_parts_stay_small_after_a_stop(digits: dict[Task, SampleData], tmp_path:
 def test_one_image_too_many_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="even one image at a time; lower the image size"):
         trainer.fit(
-            job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **VIT),
+            job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **VIT),
             callbacks=[SmallMemory(most=0)],
         )
 
@@ -158,7 +158,7 @@ def test_auto_on_a_gpu_leaves_headroom(digits: dict[Task, SampleData], tmp_path:
     torch.cuda.set_per_process_memory_fraction(0.5)
     try:
         run = trainer.fit(
-            job(digits, Task.CLASSIFICATION, "vits16r224", tmp_path / "run", **values).model_copy(
+            job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **values).model_copy(
                 update={"gpus": 1}
             )
         )
@@ -199,6 +199,7 @@ if sys.argv[1] == "reused":
 """
 
 
+@pytest.mark.fresh_processes
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
 def test_freed_memory_is_used_again() -> None:
     def faults(how: str) -> int:

@@ -25,9 +25,13 @@ from trainer.training.fit import fit
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # What draws random numbers in the training step, averages weights or counts epochs of its own.
-    (Task.CLASSIFICATION, "resnet18", {"mixup_alpha": 0.4, "random_augment": True, "average_weights": True}),
+    (
+        Task.CLASSIFICATION,
+        "timm/test_resnet",
+        {"mixup_alpha": 0.4, "random_augment": True, "average_weights": True},
+    ),
     (Task.DETECTION, "yolo11n", {}),
-    (Task.DETECTION, "rtdetr-resnet50", {"image_size": 64, "training_batch_size": 8, "number_of_epochs": 2}),
+    (Task.DETECTION, "rtdetr-l", {"image_size": 64, "training_batch_size": 8, "number_of_epochs": 2}),
 ]
 
 
@@ -56,13 +60,13 @@ def test_a_stopped_training_goes_on_to_the_same_end(
 ) -> None:
     values: dict[str, Any] = {"number_of_epochs": 4, "early_stopping": False, **settings}
     half = Interrupt(values["number_of_epochs"] // 2)
-    whole = trainer.fit(job(digits, task, model, tmp_path / "whole", **values))
+    whole = trainer.fit(job(digits, task, model, tmp_path / "whole", **values), packages=False)
     with pytest.raises(OSError, match="power"):
         trainer.fit(
             job(digits, task, model, tmp_path / "stopped", **values),
             callbacks=[half],
         )
-    run = trainer.resume(tmp_path / "stopped")
+    run = trainer.resume(tmp_path / "stopped", packages=False)
     assert figures(run) == figures(whole)
     assert run.predictions.read_text("utf-8") == whole.predictions.read_text("utf-8")
     assert run.read_result().best_epoch == whole.read_result().best_epoch
@@ -76,7 +80,7 @@ def test_a_killed_command_goes_on(digits: dict[Task, SampleData], tmp_path: Path
         return [
             *(sys.executable, "-m", "trainer", "fit", "--task", "image-classification", "--seed", "2"),
             *("--data", str(data.train), "--validation-data", str(data.validation), "--weights", "none"),
-            *("--model", "resnet18", "--training-crop-size", "48", "--validation-crop-size", "48"),
+            *("--model", "timm/test_resnet", "--training-crop-size", "48", "--validation-crop-size", "48"),
             *("--training-batch-size", "8", "--num-workers", "1", "--number-of-epochs", "6"),
             *("--early-stopping-patience", "50", "--output", str(tmp_path / name)),
         ]
@@ -104,7 +108,9 @@ def test_stopped_before_its_first_checkpoint_it_starts_anew(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(OSError, match="power"):
-        trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"), callbacks=[Interrupt(0)])
+        trainer.fit(
+            job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"), callbacks=[Interrupt(0)]
+        )
     assert trainer.resume(tmp_path / "run").read_result().epochs == 2
 
 
@@ -112,7 +118,7 @@ def test_a_finished_run_is_extended_and_packaged_anew(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
-    first = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    first = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     model = (first.model / "artifacts" / "weights.pt").read_bytes()
     with pytest.raises(RunError, match=r"has finished, after 2 of 2 epochs; --number-of-epochs over 2"):
         trainer.resume(first.directory)
@@ -141,7 +147,7 @@ def test_two_processes_do_not_train_one_run(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
-    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     holder = "import sys,time; from pathlib import Path; from trainer.runs import Run\n"
     holder += "with Run(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen(
@@ -227,7 +233,7 @@ def test_another_network_cannot_go_on(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
-    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     with pytest.raises(RunError, match="checkpoint is of another network"):
         trainer.resume(run.directory, {"number_of_epochs": 3, "validation_crop_size": 40})
     with pytest.raises(JobError, match="number_of_epochs"):
@@ -238,7 +244,7 @@ def test_a_setting_of_the_export_makes_no_other_network(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
-    run = trainer.fit(job(digits, Task.CLASSIFICATION, "resnet18", tmp_path / "run"))
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     checkpoint = torch.load(run.last_checkpoint, weights_only=True)
     spec = json.loads(checkpoint["spec"])
     assert spec.pop("enable_onnx_normalization") is False

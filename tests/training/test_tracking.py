@@ -300,6 +300,7 @@ def test_mlflows_environment_variables_are_heeded(
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
+@pytest.mark.fresh_processes
 def test_a_sweeps_run_is_opened_without_torch_and_has_trials_below_it(
     job: Callable[..., Job], tmp_path: Path
 ) -> None:

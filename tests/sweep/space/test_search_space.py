@@ -157,6 +157,7 @@ def test_spaces_that_are_none(content: Any, message: str) -> None:
         spaces.parse(content)
 
 
+@pytest.mark.fresh_processes
 def test_reading_a_space_needs_neither_torch_nor_optuna() -> None:
     program = (
         "import sys; from trainer.sweep.space import search_space as space; from trainer.tasks import Task\n"
