@@ -86,6 +86,8 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
     """`subprocess.Popen`, whose Python programs are forked from a nursery."""
 
     nursery: ClassVar[Nursery | None] = None
+    has_nursery: ClassVar[bool] = True
+    """Not in processes that a program forks itself: what the nursery forks would not be their child."""
 
     _NAMES = tuple(inspect.signature(subprocess.Popen._execute_child).parameters)[1:]  # type: ignore[attr-defined]
 
@@ -93,7 +95,7 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         asked = dict(zip(self._NAMES, arguments, strict=True))
         program = _parse(asked["args"])
         unusual = ("executable", "preexec_fn", "pass_fds", "shell", "uid", "gid", "gids")
-        if program is None or any(asked[name] for name in unusual):
+        if program is None or not Popen.has_nursery or any(asked[name] for name in unusual):
             super()._execute_child(*arguments)  # type: ignore[misc]
             return
         if Popen.nursery is None:
@@ -148,6 +150,13 @@ class Nursery:
 _REAL_POPEN = subprocess.Popen
 
 
+def _lose_nursery() -> None:
+    Popen.nursery, Popen.has_nursery = None, False
+
+
+os.register_at_fork(after_in_child=_lose_nursery)
+
+
 def _prctl(option: int, value: Any) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
@@ -170,7 +179,7 @@ def main() -> None:
         near.close()
         for stream in streams:
             os.close(stream)
-    Popen.nursery = Nursery(near)
+    Popen.nursery, Popen.has_nursery = Nursery(near), True
     subprocess.Popen = Popen  # type: ignore[misc]
     _exit(_status_of(request, streams))
 
@@ -240,7 +249,7 @@ def _run(request: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    _open_streams(program.unbuffered)
+    _open_streams(program.unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")))
     for action in program.warnings:
         warnings.simplefilter(action)  # type: ignore[arg-type]
     word, *arguments = program.words

@@ -199,7 +199,6 @@ if sys.argv[1] == "reused":
 """
 
 
-@pytest.mark.fresh_processes
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not GNU's")
 def test_freed_memory_is_used_again() -> None:
     def faults(how: str) -> int:

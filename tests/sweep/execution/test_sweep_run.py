@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -23,6 +24,7 @@ from trainer.errors import JobError, RunError
 from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.sweep.attempts import trial_number
+from trainer.sweep.execution import sweep_run
 from trainer.sweep.execution.storage import open_storage
 from trainer.tasks import Task
 
@@ -291,7 +293,12 @@ def test_ctrl_c_ends_the_trials_and_the_sweep_goes_on(
     assert [row["state"] for row in table(run)] == ["complete", "complete"], output
 
 
-def test_the_time_limit_ends_trials_at_an_evaluation(digits: SampleData, tmp_path: Path) -> None:
+def test_the_time_limit_ends_trials_at_an_evaluation(
+    digits: SampleData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The shortest limit is a minute; this one began 45 seconds ago.
+    clock = SimpleNamespace(**{**vars(time), "time": lambda: time.time() - 45})
+    monkeypatch.setattr(sweep_run, "time", clock)
     started = time.monotonic()
     run = trainer.fit(
         job(

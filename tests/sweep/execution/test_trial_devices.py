@@ -250,7 +250,7 @@ def test_machines_end_their_trials_at_the_sweeps_deadline(digits: SampleData, tm
     )
     with quiet():
         study = optuna.create_study(study_name="shared", storage=open_storage(storage), direction="maximize")
-    deadline = time.time() + 20
+    deadline = time.time() + 12
     study_setup.open_to_workers(study, wanted, Run(tmp_path), deadline=deadline, tracking=("none", None))
     counts: dict[str, int] = {}
 
