@@ -45,7 +45,7 @@ def assert_same(one: Prediction, other: Prediction) -> None:
         assert (mask.pixels != same.pixels).mean() < 0.01
 
 
-def test_overfits_four_images(overfitted: tuple[Case, nn.Module, float]) -> None:
+def test_overfits_its_training_images(overfitted: tuple[Case, nn.Module, float]) -> None:
     assert overfitted[2] >= 0.99
 
 

@@ -115,7 +115,7 @@ RCNN = FamilyCard(
     ),
     tiny_settings={"min_size": 64, "max_size": 96},
     # Thousands of proposals are a two-stage detector's cost, not its principle.
-    tiny_options={"proposals": 60, "sampled_proposals": 32},
+    tiny_options={"proposals": 60, "sampled_proposals": 16},
     tiny_learning_rate=3e-4,
 )
 
