@@ -19,6 +19,7 @@ import ctypes
 import gc
 import importlib
 import inspect
+import io
 import json
 import os
 import runpy
@@ -271,8 +272,10 @@ def _open_streams(unbuffered: bool) -> None:
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8").split(":")[0]
     sys.stdin = sys.__stdin__ = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
     for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
-        stream = open(number, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
-        stream.reconfigure(line_buffering=name == "stderr", write_through=unbuffered)
+        binary = open(number, "wb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
+        stream = io.TextIOWrapper(
+            binary, encoding, errors, line_buffering=name == "stderr", write_through=unbuffered
+        )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
