@@ -1,8 +1,9 @@
-"""Writes the MLflow model directory: a plain pyfunc that carries its weights, its code and its pins.
+"""Writes the MLflow model directory: a plain pyfunc with its weights, its code and its pinned requirements.
 
 MLmodel  conda.yaml  python_env.yaml  requirements.txt  input_example.json
-artifacts/spec.json  artifacts/weights.pt      what serving.scorer loads
-code/                                          what scoring needs of trainer and serving
+artifacts/spec.json  artifacts/weights.pt      loaded by serving.scorer
+code/                                          the modules of trainer and serving that score
+image_model.py                                 run by MLflow to load the model
 """
 
 from __future__ import annotations
@@ -12,23 +13,27 @@ import io
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
-from importlib.util import find_spec
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from PIL import Image as PILImage
 
+from serving.carried_code import CarriedCode, follow_imports
+from serving.explain import methods
 from serving.parameters import parameters_of
 from serving.payload import COLUMN
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
-from trainer.models import Spec, create
+from trainer.models import Spec
+from trainer.models.catalog import CARDS
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -36,44 +41,8 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from torch import Tensor, nn
 
-_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic")
-
-_CODE = {
-    "trainer": (
-        "__init__.py",
-        "annotations.py",
-        "errors.py",
-        "scoring.py",
-        "tasks.py",
-        "data/__init__.py",
-        "data/images.py",
-        "models/*.py",
-        "models/weights/*.py",
-        "drawing/__init__.py",
-        "drawing/fonts.py",
-    ),
-    "serving": (
-        "__init__.py",
-        "answers.py",
-        "model.py",
-        "payload.py",
-        "polygons.py",
-        "scorer.py",
-        "shown.py",
-        "explain/*.py",
-    ),
-}
-
-# MLflow runs this file to get the model; unlike a pickle it does not depend on the Python release.
 _LOADER_FILE = "image_model.py"
-_LOADER = '''"""Run by MLflow when it loads this model."""
-
-from mlflow.models import set_model
-
-from serving.model import ImageModel
-
-set_model(ImageModel())
-'''
+"""Copy of serving/mlflow_loader.py. Unlike a pickle it does not depend on the Python version."""
 
 
 def write_model(
@@ -85,30 +54,30 @@ def write_model(
 ) -> Path:
     """Package a trained network as an MLflow model directory.
 
-    The directory appears at once and whole. It can be moved anywhere and needs neither the training data
-    nor this project.
+    The directory appears complete or not at all. It can be moved anywhere and needs neither the training
+    data nor an installation of this project.
 
     Args:
-        directory: is made; must not exist yet, or be empty.
-        spec: of the network, with its scoring defaults.
-        network: it, or its state dict, on any device.
-        example: an image file's content, kept as the model's input example; None draws a small one.
+        directory: created; must not exist yet, or be empty.
+        spec: the network's spec, with its scoring defaults.
+        network: the network or its state dict, on any device.
+        example: content of an image file, stored as the model's input example; None draws a small image.
 
     Raises:
-        RunError: the directory is taken, or cannot be written to.
+        RunError: the directory exists, or cannot be written to.
     """
     directory = directory.absolute()
     try:
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise RunError(f"{directory}: already exists; a model is only written into a new directory")
         directory.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling, so that the renaming stays on one disk.
+        # In the same directory, so that the rename stays on one disk.
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
             staging = Path(scratch)
             _write_artifacts(staging / "artifacts", spec, network)
-            _copy_code(staging / "code")
-            (staging / _LOADER_FILE).write_text(_LOADER, encoding="utf-8")
-            _save(staging / "model", staging, spec, example or _drawn_example())
+            code = _copy_code(spec, staging / "code")
+            shutil.copyfile(Path(__file__).with_name("mlflow_loader.py"), staging / _LOADER_FILE)
+            _save(staging / "model", staging, code, spec, example or _drawn_example())
             (staging / "model").replace(directory)
     except OSError as error:
         raise RunError(f"{directory}: the model cannot be written: {error}") from error
@@ -119,28 +88,31 @@ def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[s
     import torch
 
     state = network.state_dict() if isinstance(network, torch.nn.Module) else network
-    # Cloned, since a view would be saved with all of the memory it looks into.
+    # Cloned, because a view would be saved with the whole memory it refers to.
     weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     artifacts.mkdir()
     torch.save(weights, artifacts / WEIGHTS_FILE)
     (artifacts / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
 
 
-def _copy_code(target: Path) -> None:
-    for package, patterns in _CODE.items():
-        # Found without importing `trainer`, whose public names lead to the whole of it.
-        found = find_spec(package)
-        assert found is not None, "both packages are installed together"
-        assert found.origin is not None, "both packages have an __init__.py"
-        source = Path(found.origin).parent
-        for pattern in patterns:
-            for file in sorted(source.glob(pattern)):
-                copy = target / package / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+def carried_code(spec: Spec) -> CarriedCode:
+    """The code that scores and explains with a network of this spec."""
+    roots = ["serving.model", CARDS[spec.family].module]
+    if spec.task.is_classification:
+        roots += methods.MODULES.values()
+    without = () if spec.task is Task.SEGMENTATION else ("serving.polygons",)
+    return follow_imports(roots, without)
 
 
-def _save(target: Path, staging: Path, spec: Spec, example: bytes) -> None:
+def _copy_code(spec: Spec, target: Path) -> list[str]:
+    """Copy the carried code; returns the top-level packages and modules."""
+    for path, file in carried_code(spec).files.items():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target / path)
+    return [str(entry) for entry in sorted(target.iterdir())]
+
+
+def _save(target: Path, staging: Path, code: list[str], spec: Spec, example: bytes) -> None:
     text = base64.b64encode(example).decode("ascii")
     with _quiet_mlflow():
         import mlflow.pyfunc
@@ -155,13 +127,13 @@ def _save(target: Path, staging: Path, spec: Spec, example: bytes) -> None:
                 "spec": (staging / "artifacts" / SPEC_FILE).as_uri(),
                 "weights": (staging / "artifacts" / WEIGHTS_FILE).as_uri(),
             },
-            code_paths=[str(staging / "code" / package) for package in _CODE],
+            code_paths=code,
             signature=signature(spec),
             input_example=pd.DataFrame({COLUMN: [text]}),
             pip_requirements=list(requirements(spec)),
             metadata={"task": spec.task.value, "model": spec.model},
         )
-        # MLflow notes where the files came from; those places are gone, and not for others to read.
+        # MLflow records the files' original paths, which are gone and nobody else's business.
         flavor = model.flavors["python_function"]
         flavor["model_code_path"] = _LOADER_FILE
         for artifact in flavor["artifacts"].values():
@@ -170,20 +142,28 @@ def _save(target: Path, staging: Path, spec: Spec, example: bytes) -> None:
 
 
 def requirements(spec: Spec) -> tuple[str, ...]:
-    """What the packaged model needs, pinned to what is installed here, by name.
+    """The distributions that the carried code imports, pinned to the installed versions, sorted by name.
 
-    Local version tags (`+cu132`) are left out: the package index does not have them.
+    Local version tags such as `+cu132` are left out: the package index does not have them.
     """
-    names = {*_REQUIREMENTS, *create(spec).requirements}
-    if spec.task is Task.SEGMENTATION:
-        names.add("opencv-python")
-    if spec.task.is_classification:
-        names |= {"scikit-image", "scipy"}  # of explanations
-    return tuple(f"{name}=={version(name).partition('+')[0]}" for name in sorted(names))
+    packages = carried_code(spec).imports - sys.stdlib_module_names | {CARDS[spec.family].library, "torch"}
+    names = sorted({_distribution_of(package) for package in packages})
+    return tuple(f"{name}=={metadata.version(name).partition('+')[0]}" for name in names)
+
+
+def _distribution_of(package: str) -> str:
+    """The name under which the package index has an installed package."""
+    names = _distributions().get(package, [package])
+    return package if package in names else names[0]
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
 
 
 def signature(spec: Spec) -> ModelSignature:
-    """Column `image` in, the answer's columns out, the task's scoring parameters with their defaults."""
+    """Column `image` in, the answer's columns out, and the scoring parameters with their defaults."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array, Object, Property
@@ -209,7 +189,7 @@ def signature(spec: Spec) -> ModelSignature:
         if annotation is int or annotation is float:
             kind = DataType.long if annotation is int else DataType.double
             params.append(ParamSpec(name, kind, default))
-        else:  # a text; null is no default that every client of MLflow's understands
+        else:  # text; not every client of MLflow understands null as a default
             params.append(ParamSpec(name, DataType.string, default or "none"))
     inputs = Schema([ColSpec(DataType.string, COLUMN)])
     if not params:
@@ -223,7 +203,7 @@ def _drawn_example() -> bytes:
     return file.getvalue()
 
 
-# While saving: no telemetry, no progress bars, no search for a uv project in the working directory.
+# Set while saving: no telemetry, no progress bars, no search for a uv project in the working directory.
 _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -233,9 +213,9 @@ _MLFLOW_SETTINGS = {
 
 @contextmanager
 def _quiet_mlflow() -> Iterator[None]:
-    """Keep MLflow from telling of each step, and from warning of what its own code does.
+    """Silence MLflow's progress messages and its warnings about its own code.
 
-    It warns of its own type hints as it is imported, and of its own use of pandas as it saves.
+    It warns about its own type hints on import, and about its own use of pandas when it saves.
     """
     logger = logging.getLogger("mlflow.pyfunc")
     level = logger.level

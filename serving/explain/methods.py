@@ -6,17 +6,17 @@ from importlib import import_module
 
 from serving.explain.subject import Method
 
-_MODULES = {
+MODULES = {
     "xrai": "serving.explain.xrai",
     "integrated_gradients": "serving.explain.integrated_gradients",
     "guided_gradcam": "serving.explain.guided_gradcam",
     "guided_backprop": "serving.explain.guided_backprop",
 }
 
-NAMES = tuple(_MODULES)
+NAMES = tuple(MODULES)
 
 
 def find(name: str) -> Method:
     """Import and return the method with this name."""
-    method: Method = import_module(_MODULES[name]).METHOD
+    method: Method = import_module(MODULES[name]).METHOD
     return method

@@ -271,8 +271,6 @@ class Blobs(Family):
     A patch must be bright after the shrinking, so tiny ones are lost in a large image.
     """
 
-    requirements = ()
-
     def __init__(self) -> None:
         spec = Spec(
             family="blobs",

@@ -48,10 +48,14 @@ try:
     model.predict(pandas.DataFrame({"image": ["QUFB"]}))
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
+explained = json.dumps({"image_base64": rows[0], "model_explainability": True,
+                        "xai_parameters": {"n_steps": 2, "n_masks": 10}})
+explanation = model.predict(pandas.DataFrame({"image": [explained]}))
 import serving, trainer
 loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.service", "trainer.settings")
           if name in sys.modules]
 print(json.dumps({"code": [trainer.__file__, serving.__file__], "loaded": loaded, "refusal": refusal,
+                  "explained": "visualizations" in explanation,
                   "answers": answers.to_dict(orient="records")}))
 """
 
@@ -83,6 +87,7 @@ def test_loads_elsewhere_with_the_code_it_carries(
     told = json.loads(done.stdout.splitlines()[-1])
     assert all(Path(file).is_relative_to(moved) for file in told["code"])
     assert told["loaded"] == (["ultralytics"] if model == "yolo11n" else [])
+    assert told["explained"]
     assert told["refusal"].startswith("MlflowException: row 0: not an image")
     scorer = Scorer.load(moved / "artifacts", device="cpu")
     assert_close(told["answers"], scorer.score(rows_of(rows), {}))
@@ -92,6 +97,68 @@ def rows_of(values: list[Any]) -> Any:
     from serving.payload import parse_rows
 
     return parse_rows(values, Task.CLASSIFICATION)
+
+
+def test_carried_code_is_what_the_family_needs(packaged: Packaged) -> None:
+    code = packaged(Task.CLASSIFICATION) / "code"
+    modules = {file.stem for file in (code / "trainer" / "models").glob("*.py")}
+    assert "classifiers" in modules
+    assert not {"rcnn", "yolo", "rtdetr", "rfdetr", "published", "listing"} & modules
+    assert (code / "serving" / "explain" / "xrai.py").is_file()
+    assert not (code / "serving" / "polygons.py").exists()
+    assert not {"service", "predict.py", "package.py"} & {file.name for file in (code / "serving").iterdir()}
+    segmentation = packaged(Task.SEGMENTATION) / "code"
+    assert (segmentation / "serving" / "polygons.py").is_file()
+    assert not (segmentation / "serving" / "explain" / "xrai.py").exists()
+
+
+TWO_MODELS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+import mlflow, pandas
+model_dirs, image = json.loads(sys.argv[1])
+table = pandas.DataFrame({"image": [image]})
+first = mlflow.pyfunc.load_model(model_dirs[0])
+before = first.predict(table).to_dict(orient="records")
+second = mlflow.pyfunc.load_model(model_dirs[1]).predict(table).to_dict(orient="records")
+try:
+    mlflow.pyfunc.load_model(model_dirs[2])
+    refusal = ""
+except Exception as error:
+    refusal = str(error)
+after = first.predict(table).to_dict(orient="records")
+print(json.dumps({"before": before, "second": second, "refusal": refusal, "after": after}))
+"""
+
+
+def test_two_models_in_one_process_share_equal_code_and_reject_different_code(
+    packaged: Packaged, make_image: MakeImage, encode: Encode, tmp_path: Path
+) -> None:
+    classifier, detector = packaged(Task.CLASSIFICATION), packaged(Task.DETECTION)
+    changed = tmp_path / "changed"
+    shutil.copytree(classifier, changed)
+    with (changed / "code" / "serving" / "answers.py").open("a") as file:
+        file.write("\n# of another version\n")
+    image = make_image()
+    models = [str(model) for model in (classifier, detector, changed)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", TWO_MODELS, json.dumps([models, encode(image)])],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    scorer = Scorer.load(detector / "artifacts", device="cpu")
+    assert_close(told["second"], scorer.score(rows_of([image]), {}))
+    assert told["before"] == told["after"]
+    differs = f"its {Path('serving', 'answers.py')} differs from that of {classifier}"
+    assert differs in told["refusal"]
+    assert "load the models in separate processes" in told["refusal"]
 
 
 def test_requirements_name_what_the_model_needs_and_only_released_versions(packaged: Packaged) -> None:

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 class Classifiers(Family):
     """Logits over the classes; softmax for one class an image, a sigmoid each for several."""
 
-    requirements = ("timm", "torchvision")
-
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.multilabel = spec.task is Task.MULTILABEL

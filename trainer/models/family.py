@@ -84,9 +84,6 @@ class Family(ABC):
     scored in training. Where validation wants losses, too, `infer_with_losses` answers what `infer` would.
     """
 
-    requirements: ClassVar[tuple[str, ...]]
-    """Distributions, beside torch and numpy, that a packaged model of this family imports."""
-
     average_tau: ClassVar[float | None] = None
     """Steps over which an average of the weights sets in; None: in proportion to the training's length."""
 

@@ -81,8 +81,6 @@ Item = tuple[Tensor, dict[str, Tensor]]
 class RCNN(Family):
     """Two-stage detectors, and RetinaNet and FCOS of one stage. Images keep their aspect ratio."""
 
-    requirements = ("torchvision", "opencv-python")
-
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         entry = find(spec.model, spec.task)

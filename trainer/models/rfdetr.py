@@ -84,8 +84,6 @@ class RFDETR(Family):
     of queries. The mask loss draws its points from torch's global generator.
     """
 
-    requirements = ("rfdetr", "torchvision", "opencv-python")
-
     @property
     def masks(self) -> bool:
         return self.spec.task is Task.SEGMENTATION

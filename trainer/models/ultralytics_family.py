@@ -46,7 +46,6 @@ ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with their losses and augmentation."""
 
-    requirements = ("ultralytics", "torchvision", "opencv-python")
     average_tau = 2000.0
     stretches: ClassVar[bool]
     """Images are stretched to the square, instead of fitted into it."""

@@ -1,0 +1,97 @@
+"""The code that a packaged model carries: the modules that scoring needs, found by following imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CarriedCode:
+    """Modules and what they import.
+
+    Attributes:
+        files: the source file of each module, by the path that it has below the import path's directory.
+        imports: top-level names of the other packages that the modules import when they are loaded. What
+            they import inside functions, such as a library for downloads, is optional.
+    """
+
+    files: dict[Path, Path]
+    imports: frozenset[str]
+
+
+def follow_imports(roots: Sequence[str], without: Collection[str] = ()) -> CarriedCode:
+    """Find the modules that some root modules need, imports inside functions included.
+
+    Args:
+        roots: module names; all modules of their top-level packages are followed.
+        without: modules that are not needed.
+    """
+    packages = {root.partition(".")[0] for root in roots}
+    files: dict[Path, Path] = {}
+    imports: set[str] = set()
+    pending, seen = list(roots), set(without)
+    while pending:
+        name = pending.pop()
+        parent = name.rpartition(".")[0]
+        if name in seen:
+            continue
+        seen.add(name)
+        if parent:
+            pending.append(parent)
+        module = _Module.find(name)
+        if module is None:
+            continue
+        files[module.relative_path] = module.file
+        for imported, is_lazy in module.imports():
+            package = imported.partition(".")[0]
+            if package in packages:
+                pending.append(imported)
+            elif not is_lazy:
+                imports.add(package)
+    return CarriedCode(files, frozenset(imports))
+
+
+@dataclass(frozen=True)
+class _Module:
+    name: str
+    file: Path
+    is_package: bool
+
+    @classmethod
+    def find(cls, name: str) -> _Module | None:
+        """The module with this name, found without importing it; None if the name is not a module's."""
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:  # its parent is a module, so the name is that of a class or function
+            return None
+        if spec is None or spec.origin is None:
+            return None
+        return cls(name, Path(spec.origin), spec.submodule_search_locations is not None)
+
+    @property
+    def relative_path(self) -> Path:
+        path = Path(*self.name.split("."))
+        return path / "__init__.py" if self.is_package else path.with_suffix(".py")
+
+    def imports(self) -> Iterator[tuple[str, bool]]:
+        """Names that the source imports, and whether it does so inside a function."""
+        yield from _imports(ast.parse(self.file.read_bytes()))
+
+
+def _imports(node: ast.AST, *, is_lazy: bool = False) -> Iterator[tuple[str, bool]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, is_lazy) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.module is not None, "carried code uses absolute imports"
+            yield child.module, is_lazy
+            yield from ((f"{child.module}.{alias.name}", is_lazy) for alias in child.names)
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        else:
+            is_function = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))
+            yield from _imports(child, is_lazy=is_lazy or is_function)
