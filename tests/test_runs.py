@@ -1,4 +1,4 @@
-"""Run directories: never shared, and a result that is read as it was written."""
+"""Run directories are never shared, and a result is read as it was written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESULT = Result(
 )
 
 
-def test_a_run_is_called_by_time_and_name(tmp_path: Path) -> None:
+def test_create_names_directory_by_time_and_name(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "new" / "runs", "object-detection-yolo11n")
     assert run.directory.parent == tmp_path / "new" / "runs"
     assert re.fullmatch(r"\d{8}-\d{6}-object-detection-yolo11n", run.directory.name)
@@ -49,13 +49,13 @@ def test_a_run_is_called_by_time_and_name(tmp_path: Path) -> None:
         ("x" * 400, "x" * 100),
     ],
 )
-def test_a_name_is_made_fit_for_a_path(tmp_path: Path, name: str, ending: str) -> None:
+def test_create_makes_names_safe_for_paths(tmp_path: Path, name: str, ending: str) -> None:
     run = Run.create(tmp_path, name)
     assert run.directory.parent == tmp_path
     assert re.fullmatch(r"\d{8}-\d{6}-" + re.escape(ending), run.directory.name)
 
 
-def test_runs_begun_at_once_get_directories_of_their_own(tmp_path: Path) -> None:
+def test_concurrent_runs_get_different_directories(tmp_path: Path) -> None:
     with ThreadPoolExecutor(16) as pool:
         runs = list(pool.map(lambda _: Run.create(tmp_path, "same"), range(64)))
     assert len({run.directory for run in runs}) == 64
@@ -63,7 +63,7 @@ def test_runs_begun_at_once_get_directories_of_their_own(tmp_path: Path) -> None
     assert any(run.directory.name.endswith("same-2") for run in runs)
 
 
-def test_a_named_directory_goes_to_one_run_alone(tmp_path: Path) -> None:
+def test_create_at_gives_a_directory_to_one_run_only(tmp_path: Path) -> None:
     def attempt(_: int) -> bool:
         try:
             Run.create_at(tmp_path / "here")
@@ -75,52 +75,52 @@ def test_a_named_directory_goes_to_one_run_alone(tmp_path: Path) -> None:
         assert sum(pool.map(attempt, range(32))) == 1
 
 
-def test_a_directory_claimed_since_it_was_seen_empty_is_refused(
+def test_create_at_rejects_directory_claimed_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(Path, "iterdir", lambda path: iter(()))
-    with pytest.raises(RunError, match="must be new or empty, it holds checkpoints"):
+    with pytest.raises(RunError, match="must be new or empty, but it contains checkpoints"):
         Run.create_at(tmp_path)
 
 
-def test_a_named_directory_may_exist_if_it_is_empty(tmp_path: Path) -> None:
+def test_create_at_accepts_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert Run.create_at(tmp_path / "empty").directory == tmp_path / "empty"
     assert Run.create_at(tmp_path / "a" / "b").directory.is_dir()
 
 
-def test_a_named_directory_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_create_at_rejects_filled_directory(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"must be new or empty, it holds notes\.txt; name another"):
+    with pytest.raises(RunError, match=r"must be new or empty, but it contains notes\.txt; name another"):
         Run.create_at(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_file_in_the_place_of_a_directory_is_named(tmp_path: Path) -> None:
+def test_file_in_place_of_directory_is_an_error(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")
     for make in (Run.create, Run.create_at):
         for path in (taken, taken / "below"):
-            with pytest.raises(RunError, match="must be a directory, a file is in its place"):
+            with pytest.raises(RunError, match="must be a directory, but is a file"):
                 make(path)
     with pytest.raises(RunError, match="is a file"):
         Run.open(taken)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+def test_unwritable_directory_is_an_error(tmp_path: Path) -> None:
     if os.geteuid() == 0:  # root may write anywhere but in /proc
         where = Path("/proc/runs")
     else:
         where = tmp_path / "locked" / "runs"
         where.parent.mkdir(mode=0o500)
     for make in (Run.create, Run.create_at):
-        with pytest.raises(RunError, match="cannot be made"):
+        with pytest.raises(RunError, match="cannot be created"):
             make(where)
 
 
-def test_what_lies_where(tmp_path: Path) -> None:
+def test_paths_in_a_run(tmp_path: Path) -> None:
     run = Run.create_at(tmp_path / "run")
     names = "job metrics best_checkpoint last_checkpoint model predictions result log skipped"
     places = {name: getattr(run, name).relative_to(run.directory).as_posix() for name in names.split()}
@@ -138,11 +138,11 @@ def test_what_lies_where(tmp_path: Path) -> None:
     assert run.checkpoints.is_dir()
 
 
-def test_opening_says_what_is_missing(tmp_path: Path) -> None:
+def test_open_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist; give the directory of a run"):
         Run.open(tmp_path / "none")
     run = Run.create_at(tmp_path / "run")
-    with pytest.raises(RunError, match=r"lacks job\.yaml; is it a run's directory"):
+    with pytest.raises(RunError, match=r"lacks job\.yaml; is it the directory of a run"):
         Run.open(run.directory)
     run.job.write_text("task: image_classification\n")
     assert Run.open(run.directory) == run
@@ -150,13 +150,13 @@ def test_opening_says_what_is_missing(tmp_path: Path) -> None:
         Run.open(run.directory, needs=("job.yaml", "model", "checkpoints/best.ckpt"))
 
 
-def test_opening_a_packaged_model_points_at_its_run(tmp_path: Path) -> None:
+def test_open_of_a_packaged_model_points_at_its_run(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("")
-    with pytest.raises(RunError, match="packaged model, the run is likely the directory above"):
+    with pytest.raises(RunError, match="packaged model; the run is probably the directory above"):
         Run.open(tmp_path)
 
 
-def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_result_is_read_as_written(tmp_path: Path) -> None:
     run = Run.create_at(tmp_path / "run")
     run.write_result(RESULT)
     read = run.read_result()
@@ -167,7 +167,7 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert {path.name for path in run.directory.iterdir()} == {"checkpoints", "result.json"}
 
 
-def test_a_result_is_plain_json_that_others_can_read(tmp_path: Path) -> None:
+def test_result_is_standard_json(tmp_path: Path) -> None:
     run = Run.create_at(tmp_path / "run")
     run.write_result(RESULT.model_copy(update={"model": "모델"}))
     text = run.result.read_text(encoding="utf-8")
@@ -182,7 +182,7 @@ def test_a_result_is_plain_json_that_others_can_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/tmp/model", "../model", "model/../../x"])
-def test_the_model_lies_in_its_run(path: str) -> None:
+def test_model_path_must_be_inside_the_run(path: str) -> None:
     with pytest.raises(ValidationError, match="relative to the run's directory"):
         Result.model_validate(RESULT.model_dump() | {"model_path": path})
 
@@ -190,24 +190,24 @@ def test_the_model_lies_in_its_run(path: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"{", "is not the result of a run: file: Invalid JSON"),
-        (b"{}", "task: Field required; model: Field required"),
+        (b"{", "is not the result of a run: invalid JSON"),
+        (b"{}", "task: field required; model: field required"),
         (b"\xff", "cannot be read"),
     ],
 )
-def test_a_damaged_result_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+def test_damaged_result_is_an_error(tmp_path: Path, text: bytes, message: str) -> None:
     run = Run.create_at(tmp_path / "run")
     run.result.write_bytes(text)
     with pytest.raises(RunError, match=message):
         run.read_result()
 
 
-def test_a_run_without_a_result_has_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"result\.json: does not exist; the run has not finished"):
+def test_missing_result_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"result\.json: does not exist; the run failed, or has not finished"):
         Run.create_at(tmp_path / "run").read_result()
 
 
-def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     run = Run.create_at(tmp_path / "run")
     held, leave = Event(), Event()
 
@@ -219,7 +219,7 @@ def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(hold)
         held.wait(60)
-        with pytest.raises(RunError, match="is being trained by another process at present"), run.lock():
+        with pytest.raises(RunError, match="is being trained by another process"), run.lock():
             pass
         Timer(0.2, leave.set).start()
         with run.lock(patience=60):

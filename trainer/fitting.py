@@ -92,9 +92,9 @@ def resume(
             rule = "cannot change when a sweep is resumed: its trials would not be comparable"
             raise JobError("the sweep cannot be resumed:", [Problem("", name, rule) for name in settings])
         return resume_sweep(run, job, progress=progress)
-    from trainer.training.fit import resume as resume_training
+    from trainer.training.fit import fit as train
 
-    return resume_training(run, job, progress=progress, callbacks=callbacks)
+    return train(job, earlier=run, progress=progress, callbacks=callbacks)
 
 
 def _check_no_callbacks(callbacks: Sequence[Callback]) -> None:

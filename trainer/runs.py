@@ -1,4 +1,4 @@
-"""A run's directory: what lies where in it, and the result that it holds."""
+"""The directory of a run: the paths in it, and its result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from trainer.errors import RunError
+from trainer.errors import RunError, problems_of
+from trainer.files import write_atomically
 from trainer.tasks import Task
 
 
@@ -20,12 +21,12 @@ def _null_is_nan(value: Any) -> Any:
     return float("nan") if value is None else value
 
 
-Figure = Annotated[float, BeforeValidator(_null_is_nan)]
-"""A metric's value; one that is undefined is NaN, and null in JSON, which has no NaN."""
+MetricValue = Annotated[float, BeforeValidator(_null_is_nan)]
+"""A metric's value. NaN if it is undefined, which JSON writes as null."""
 
 
 class Durations(BaseModel):
-    """How long the parts of a run took, in seconds of wall time."""
+    """Wall time of the parts of a run, in seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,25 +38,23 @@ class Durations(BaseModel):
 
 
 class Result(BaseModel):
-    """What a run came to; `result.json` holds it.
+    """The outcome of a run, as in `result.json`.
 
     Attributes:
-        task: what the model does.
         model: the model's published name.
-        primary_metric: name of the metric that chose the best epoch.
-        value: that metric at the best epoch.
+        primary_metric: name of the metric that selects the best epoch.
+        value: of the primary metric at the best epoch.
         best_epoch: counted from 1, as in metrics.csv.
-        epochs: how many were trained.
-        timed_out: the training ended by a time limit, perhaps before its last epoch.
-        durations: in seconds.
+        epochs: number of trained epochs.
+        timed_out: a time limit ended training, perhaps before its last epoch.
         model_path: the packaged model, relative to the run's directory, with forward slashes.
         metrics: every metric at the best epoch.
-        best_trial: of a sweep, the number of the trial that the model is of.
-        seed: what all of the run's random numbers derive from, None if the job named none.
-        versions: of the packages that shaped the result, by distribution name.
-        data_fingerprint: of the data (trainer.data.fingerprint); empty in results of earlier versions.
-        git_commit: of the repository that the training was started in, None if it was in none.
-        peak_memory: bytes that were taken at most: of the "process", and of its "GPU" if it used one.
+        best_trial: number of the trial that the model comes from; None if the run is not a sweep.
+        seed: the job's random_seed; None if it has none.
+        versions: of the packages that affect the result, by distribution name.
+        data_fingerprint: see trainer.data.fingerprint; empty in results of earlier versions.
+        git_commit: of the repository in which the run was started; None if it was in none.
+        peak_memory: in bytes, of the "process" and, if it used one, of its "GPU".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,13 +62,13 @@ class Result(BaseModel):
     task: Task
     model: str
     primary_metric: str
-    value: Figure
+    value: MetricValue
     best_epoch: int = Field(ge=0)
     epochs: int = Field(ge=0)
     timed_out: bool = False
     durations: Durations
     model_path: str
-    metrics: dict[str, Figure]
+    metrics: dict[str, MetricValue]
     best_trial: int | None = None
     seed: int | None
     versions: dict[str, str]
@@ -81,15 +80,20 @@ class Result(BaseModel):
     @classmethod
     def _stays_in_the_run(cls, path: str) -> str:
         if Path(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError("must be relative to the run's directory and lie in it")
+            raise ValueError("must be relative to the run's directory, and inside it")
         return path
 
 
 class Run:
-    """One run's directory. Making one claims it: two runs never write into the same directory."""
+    """The directory of a run. `create` and `create_at` claim it: no two runs write to the same directory.
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    Attributes:
+        is_rank_zero: whether this process writes the run. False in the other processes of a run on several
+            devices, which may not even see the directory.
+    """
+
+    def __init__(self, directory: Path, *, is_rank_zero: bool = True) -> None:
+        self.directory, self.is_rank_zero = directory, is_rank_zero
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
@@ -102,15 +106,15 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, name: str | None = None) -> Run:
-        """Make a new directory under `root`, called by the local time and `name`.
+        """Create a new directory under `root`, named after the local time and `name`.
 
         Args:
-            root: is made if it is missing.
-            name: what tells runs apart, such as `object-detection-yolo11n`. Characters that are awkward in
-                a path become dashes.
+            root: created if it is missing.
+            name: describes the run, such as `object-detection-yolo11n`. Characters that are awkward in a path
+                become dashes.
 
         Raises:
-            RunError: `root` is no directory, or cannot be written to.
+            RunError: `root` is not a directory, or cannot be written to.
         """
         stem = datetime.now().strftime("%Y%m%d-%H%M%S")
         if name:
@@ -120,20 +124,20 @@ class Run:
         while True:
             directory = root / (stem if number == 1 else f"{stem}-{number}")
             try:
-                directory.mkdir()  # atomic: of several runs that try at once, one succeeds
+                directory.mkdir()  # atomic: if several runs try at once, one succeeds
             except FileExistsError:
                 number += 1
             except OSError as error:
-                raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
+                raise RunError(f"{directory}: cannot be created: {error.strerror}") from error
             else:
                 return cls._claim(directory)
 
     @classmethod
     def create_at(cls, directory: Path) -> Run:
-        """Make a run in exactly this directory, which must not exist yet or be empty.
+        """Create a run in exactly this directory, which must be new or empty.
 
         Raises:
-            RunError: the directory holds something, is no directory, or cannot be written to.
+            RunError: the directory is not empty, is not a directory, or cannot be written to.
         """
         _make(directory)
         try:
@@ -146,13 +150,13 @@ class Run:
 
     @classmethod
     def open(cls, directory: Path, needs: Iterable[str] = ("job.yaml",)) -> Run:
-        """Open the directory of a run that exists.
+        """Open the directory of an existing run.
 
         Args:
-            needs: paths in it that the caller is going to use, such as "model" or "checkpoints/best.ckpt".
+            needs: paths in it that the caller will use, such as "model" or "checkpoints/best.ckpt".
 
         Raises:
-            RunError: there is no such directory, or it lacks something; says what.
+            RunError: there is no such directory, or a path in it is missing.
         """
         if not directory.is_dir():
             what = "is a file" if directory.exists() else "does not exist"
@@ -160,9 +164,9 @@ class Run:
         missing = [path for path in needs if not (directory / path).exists()]
         if missing:
             hint = (
-                "it is a packaged model, the run is likely the directory above it"
+                "it is a packaged model; the run is probably the directory above it"
                 if (directory / "MLmodel").exists()
-                else "is it a run's directory, and did that run finish?"
+                else "is it the directory of a run, and has the run finished?"
             )
             raise RunError(f"{directory}: lacks {', '.join(missing)}; {hint}")
         return cls(directory)
@@ -172,7 +176,7 @@ class Run:
         run = cls(directory)
         try:
             run.checkpoints.mkdir()
-        except FileExistsError as error:  # another run claimed it since it was seen to be empty
+        except FileExistsError as error:  # another run claimed it after the check that it is empty
             raise RunError(_taken(directory, run.checkpoints.name)) from error
         except OSError as error:
             raise RunError(f"{directory}: cannot be written to: {error.strerror}") from error
@@ -180,12 +184,12 @@ class Run:
 
     @property
     def job(self) -> Path:
-        """The resolved job, runnable again."""
+        """The resolved job, which can be run again."""
         return self.directory / "job.yaml"
 
     @property
     def metrics(self) -> Path:
-        """One row of metrics an epoch."""
+        """One row of metrics per epoch."""
         return self.directory / "metrics.csv"
 
     @property
@@ -194,7 +198,7 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Of the epoch with the highest primary metric."""
+        """The checkpoint of the epoch with the highest primary metric."""
         return self.checkpoints / "best.ckpt"
 
     @property
@@ -203,12 +207,12 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The packaged MLflow model, a directory."""
+        """The directory of the packaged MLflow model."""
         return self.directory / "model"
 
     @property
     def predictions(self) -> Path:
-        """The best epoch's predictions for the validation images, one a line."""
+        """The best epoch's predictions for the validation images, one per line."""
         return self.directory / "predictions.jsonl"
 
     @property
@@ -217,17 +221,17 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page that shows all of this."""
+        """The HTML report."""
         return self.directory / "report.html"
 
     @property
     def report_parts(self) -> Path:
-        """The report's charts and tables, a directory of SVG and CSV files."""
+        """The directory of the report's charts and tables, as SVG and CSV files."""
         return self.directory / "report"
 
     @property
     def evaluation(self) -> Path:
-        """Figures and error analysis of the predictions: trainer.metrics.results.Analysis as JSON."""
+        """Metrics and error analysis of the predictions: trainer.metrics.results.Analysis as JSON."""
         return self.directory / "metrics.json"
 
     @property
@@ -236,76 +240,68 @@ class Run:
 
     @property
     def skipped(self) -> Path:
-        """The input that was left out at the user's wish, one line each with the reason."""
+        """The records that were skipped at the user's request, one per line with the reason."""
         return self.directory / "skipped.jsonl"
 
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:
-        """Hold the run for this process; the system lets go of it when the process ends, however it ends.
+        """Lock the run for this process. The system releases the lock when the process ends, however it ends.
 
         Args:
             patience: seconds to wait for another process to end.
 
         Raises:
-            RunError: another process trains it at present.
+            RunError: another process is training the run.
         """
         try:
             with FileLock(self.directory / ".lock", timeout=patience):
                 yield
         except Timeout:
-            rule = "is being trained by another process at present; wait for it, or end it"
+            rule = "is being trained by another process; wait for it, or end it"
             raise RunError(f"{self.directory}: {rule}") from None
 
     def write_job(self, text: str) -> None:
-        """Write `job.yaml`, whole or not at all."""
-        _write(self.job, text)
+        """Write `job.yaml` atomically."""
+        write_atomically(self.job, text)
 
     def write_result(self, result: Result) -> None:
-        """Write `result.json`, whole or not at all.
+        """Write `result.json` atomically.
 
         Raises:
-            OSError: the disk is full or the directory not writable.
+            OSError: the disk is full, or the directory is not writable.
         """
-        _write(self.result, result.model_dump_json(indent=2) + "\n")
+        write_atomically(self.result, result.model_dump_json(indent=2) + "\n")
 
     def read_result(self) -> Result:
         """Read `result.json`.
 
         Raises:
-            RunError: it is missing (the run has not finished) or damaged.
+            RunError: it is missing, because the run has not finished, or damaged.
         """
         try:
             text = self.result.read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise RunError(f"{self.result}: does not exist; the run has not finished or failed") from error
+            raise RunError(f"{self.result}: does not exist; the run failed, or has not finished") from error
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{self.result}: cannot be read: {error}") from error
         try:
             return Result.model_validate_json(text)
         except ValidationError as error:
-            details = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'file'}: {each['msg']}" for each in error.errors()
-            )
+            details = "; ".join(map(str, problems_of(error)))
             raise RunError(f"{self.result}: is not the result of a run: {details}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _make(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(f"{directory}: must be a directory, a file is in its place") from error
+        raise RunError(f"{directory}: must be a directory, but is a file") from error
     except OSError as error:
-        raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
+        raise RunError(f"{directory}: cannot be created: {error.strerror}") from error
 
 
-def _taken(directory: Path, held: str) -> str:
+def _taken(directory: Path, content: str) -> str:
     return (
-        f"{directory}: the output directory must be new or empty, it holds {held}; "
-        "name another, or leave it out to get a new one each time"
+        f"{directory}: the output directory must be new or empty, but it contains {content}; name another, "
+        "or leave it out to get a new one for each run"
     )

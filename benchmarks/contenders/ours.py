@@ -12,7 +12,7 @@ import trainer as product
 from benchmarks.contenders.common import Clock, Options, main
 from benchmarks.measuring import Figures
 from trainer.models import catalog
-from trainer.training import fit as fitting
+from trainer.training.fit import fit
 
 
 class _Timing(Callback):
@@ -74,7 +74,7 @@ def train(options: Options) -> Figures:
     )
     began = time.perf_counter()
     # As `trainer fit` shows it, on what is no terminal.
-    run = fitting.fit(job, progress=True, callbacks=[timing], packages=False)
+    run = fit(job, progress=True, callbacks=[timing], packages=False)
     figures = {**clock.figures(), "fit_seconds": time.perf_counter() - began}
     if options.score:
         return {**figures, "metric": run.read_result().value}

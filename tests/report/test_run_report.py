@@ -247,7 +247,8 @@ def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_does_not_lose_the_run(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from trainer.training.report_writing import load_data, report
+    from trainer.training.job_data import load_data
+    from trainer.training.report_writing import report
 
     job = Job.read(trained.job)
     run = Run(tmp_path / "run")
@@ -256,5 +257,5 @@ def test_a_report_that_cannot_be_written_does_not_lose_the_run(
     )
     run.report.mkdir()  # in its place
     with caplog.at_level(logging.WARNING, "trainer"):
-        report(run, job, load_data(job))
+        report(run, job, load_data(job, None))
     assert "the report could not be written" in caplog.text

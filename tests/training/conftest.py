@@ -1,4 +1,4 @@
-"""Small real data and jobs, which the tests of whole trainings share."""
+"""Small real data and jobs, shared by the tests of whole runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.data.samples import SampleData, make
 from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training import fit
+from trainer.training.fit import fit
 
 SMALL: dict[str, Any] = {
     "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, SampleData]:
-    # R-CNNs are slow on a CPU, and segmentation has no others: five images do.
+    # R-CNNs are slow on a CPU, and segmentation needs one: five images are enough.
     counts = {task: 5 if task is Task.SEGMENTATION else 20 for task in Task}
     return {task: make(task, tmp_path_factory.mktemp(task), images=counts[task], seed=1) for task in Task}
 
@@ -49,7 +49,7 @@ def resume(directory: Path, settings: Mapping[str, Any], *, callbacks: Any = (),
     """Resume a run as trainer.resume does, but package no model."""
     run = Run.open(directory)
     job = Job.read(run.job, output=directory, settings=settings, **changes)
-    return fit.resume(run, job, callbacks=callbacks, packages=False)
+    return fit(job, earlier=run, callbacks=callbacks, packages=False)
 
 
 def rows(run: Run) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Processes that tests start as a user does, and tiny trainings for them."""
+"""Processes that tests start as a user does, and tiny jobs for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.tasks import Task
 
 ROOT = Path(__file__).parents[2]
 
-# A ViT has no batch norms: ranks that share a batch train what one does with all of it.
+# A ViT has no batch norms: ranks that divide a batch train the same as one rank with all of it.
 VIT = {"validation_crop_size": 32, "training_crop_size": 32, "number_of_workers": 0, "seed": 3}
 
 

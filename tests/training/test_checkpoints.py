@@ -1,4 +1,4 @@
-"""Checkpoints: written once, whole, under all their names; a full disk is said to be one."""
+"""Checkpoints are written once, whole, under all their names; a full disk is reported as such."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.training.conftest import job
 from trainer.data.samples import SampleData
 from trainer.errors import BrokenOffError, NoMemoryError
 from trainer.tasks import Task
-from trainer.training.callbacks import WRITTEN, KeepBest
+from trainer.training.checkpoints import WRITTEN, KeepBest
 
 
 class Rising(Callback):
-    """The metric as it is told, epoch by epoch."""
+    """Replaces the primary metric by given values, epoch by epoch."""
 
     def __init__(self, *values: float) -> None:
         self.values = values
@@ -32,7 +32,7 @@ class Rising(Callback):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_an_epochs_checkpoint_is_one_file_with_several_names(
+def test_checkpoint_is_one_file_with_several_names(
     links: bool, digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
@@ -56,10 +56,10 @@ def test_an_epochs_checkpoint_is_one_file_with_several_names(
         assert (run.checkpoints / one).read_bytes() == (run.checkpoints / other).read_bytes()
 
 
-def test_a_checkpoint_left_half_named_does_not_reach_into_the_best(
+def test_leftover_of_a_kill_does_not_overwrite_best_checkpoint(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
-    """A training that is killed between two names leaves the file it wrote as one more name of the best."""
+    """A run that is killed between two names leaves its file as another name of best.ckpt."""
     short = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
     run = trainer.fit(short, callbacks=[Rising(0.3)])
     best = run.best_checkpoint.read_bytes()
@@ -71,7 +71,7 @@ def test_a_checkpoint_left_half_named_does_not_reach_into_the_best(
 
 
 @pytest.mark.parametrize("room", [0, 10_000])
-def test_a_full_disk_is_said_to_be_one(
+def test_full_disk_is_an_error_with_free_space(
     room: int, digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resource = pytest.importorskip("resource", reason="needs a limit to the size of files")
@@ -89,10 +89,10 @@ def test_a_full_disk_is_said_to_be_one(
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
     with pytest.raises(BrokenOffError, match=r"epoch 1's checkpoint cannot be written .* MB are free\)"):
         trainer.fit(wanted)
-    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "what was written of it takes up room"
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "a partial file would take up space"
 
 
-def test_links_and_copies_that_fail_are_said_to(
+def test_failed_link_and_copy_are_an_error(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -105,7 +105,7 @@ def test_links_and_copies_that_fail_are_said_to(
         trainer.fit(wanted)
 
 
-def test_memory_that_runs_out_meanwhile_is_no_full_disk(
+def test_lack_of_memory_is_not_reported_as_full_disk(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: object) -> None:

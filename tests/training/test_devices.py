@@ -1,4 +1,4 @@
-"""What a training runs on: asked for by flags, or started by torchrun or srun, never two different things."""
+"""The devices of a run: those that flags ask for or a launcher started, which must agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chosen(
     values: dict[str, Any], environment: dict[str, str] | None = None, **settings: Any
 ) -> devices.Devices:
     made = Job(task="image-classification", training_data="t.jsonl", model="timm/test_vit", **values)
-    return devices.choose(made, resolve(made.task, made.model_name, settings), environment or {})
+    return devices.choose_devices(made, resolve(made.task, made.model_name, settings), environment or {})
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"gpus": 0}, TORCHRUN, {}, "2 machines with 2 processes on the CPU each", 3),
         ({"processes": 2}, TORCHRUN, {}, "2 machines with 2 processes on the CPU each", 3),
         ({}, SLURM, {}, "2 machines with 2 GPUs each", 2),
-        # A script of sbatch's, before it says srun.
+        # An sbatch script, before it calls srun.
         ({}, {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "1"}, {}, "4 GPUs", 0),
-        # The shell that salloc opens.
+        # The shell of salloc.
         ({}, {**SLURM, "SLURM_STEP_ID": "4294967290"}, {}, "4 GPUs", 0),
         # A trial of a worker that srun started.
         ({}, {**SLURM, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
@@ -73,21 +73,21 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_devices_are_what_was_asked_for_or_started(
+def test_devices_follow_job_and_launcher(
     values: dict[str, Any], environment: dict[str, str], settings: dict[str, Any], words: str, rank: int
 ) -> None:
     found = chosen(values, environment, **settings)
-    assert (str(found), found.rank, found.leads) == (words, rank, rank == 0)
+    assert (str(found), found.rank, found.is_rank_zero) == (words, rank, rank == 0)
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_where_the_ranks_meet() -> None:
+def test_address_port_and_cores_of_ranks() -> None:
     assert (chosen({}, TORCHRUN).address, chosen({}, TORCHRUN).port) == ("10.0.0.1", 29500)
-    # The first machine's, and a port that every task derives from the job.
+    # The first machine, and a port that every task derives from the job.
     assert (chosen({}, SLURM).address, chosen({}, SLURM).port) == ("gpu07", 19567)
     assert devices.cores_of_a_rank(2, SLURM) == 1
     assert devices.cores_of_a_rank(10**6, {}) == 1
-    assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "a trial beside others has a share"
+    assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "concurrent trials divide the cores"
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -98,7 +98,12 @@ def test_where_the_ranks_meet() -> None:
         ({"processes": 3}, TORCHRUN, {}, r"--processes: .* torchrun starts on each machine, 2, got 3"),
         ({"nodes": 3}, TORCHRUN, {}, r"--nodes: .* torchrun starts processes, 2, got 3"),
         ({"nodes": 1}, SLURM, {}, r"--nodes: .* srun starts processes, 2, got 1"),
-        ({}, {**TORCHRUN, "LOCAL_WORLD_SIZE": "3"}, {}, r"as many processes on each machine.*got 4 on 1"),
+        (
+            {},
+            {**TORCHRUN, "LOCAL_WORLD_SIZE": "3"},
+            {},
+            r"same number of processes on each machine.*got 4 on 1",
+        ),
         ({}, {**SLURM, "SLURM_PROCID": "1"}, {}, r"numbered machine by machine.*--distribution=block"),
         ({}, TORCHRUN, {"distributed": False}, r"distributed: cannot be false for the 4 processes"),
         ({"nodes": 2}, {}, {}, r"--nodes: 2 machines need a launcher.*NODE_RANK \(0 to 1\)"),
@@ -113,21 +118,21 @@ def test_where_the_ranks_meet() -> None:
         ),
     ],
 )
-def test_a_disagreement_names_both_sides(
+def test_contradiction_names_both_sides(
     values: dict[str, Any], environment: dict[str, str], settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(JobError, match=words):
         chosen(values, environment, **settings)
 
 
-def test_a_task_of_slurm_that_sees_one_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_task_that_sees_one_gpu_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(JobError, match="--gpus-per-node in place of --gpus-per-task"):
         chosen({}, SLURM)
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_without_gpus_a_launcher_trains_on_cpus() -> None:
+def test_launcher_without_gpus_trains_on_cpus() -> None:
     assert str(chosen({}, TORCHRUN)) == "2 machines with 2 processes on the CPU each"
     assert str(chosen({}, {}, sync_batch_norm=True)) == "1 process on the CPU"
 
@@ -140,8 +145,8 @@ def test_without_gpus_a_launcher_trains_on_cpus() -> None:
         (Task.DETECTION, "fasterrcnn_resnet18_fpn", {"min_size": 64, "max_size": 64}),
     ],
 )
-def test_synchronised_batch_norms_compute_the_same(task: Task, model: str, settings: dict[str, Any]) -> None:
-    """timm's hold activations, which are not to be lost."""
+def test_synchronised_batch_norms_keep_outputs(task: Task, model: str, settings: dict[str, Any]) -> None:
+    """timm's batch norms contain activations, which must not be lost."""
     family = create(specify(task, model, resolve(task, model, settings), ("a", "b"), pretrained=False))
     torch.manual_seed(0)
     network = family.build().eval()

@@ -1,4 +1,4 @@
-"""Whole trainings on small real data: what a run leaves behind, and that it can be trusted."""
+"""Whole runs on small real data: their files, their errors, and that their results can be trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trainer.training.module import TrainingModule
         (Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
     ],
 )
-def test_a_run_holds_all_that_it_promises(
+def test_run_directory_is_complete(
     digits: dict[Task, SampleData], task: Task, model: str, tmp_path: Path
 ) -> None:
     run = trainer.fit(job(digits, task, model, tmp_path / "run"))
@@ -47,7 +47,7 @@ def test_a_run_holds_all_that_it_promises(
     assert int(best["epoch"]) == result.best_epoch
     assert all(math.isfinite(float(row["train_loss"])) for row in table)
     assert result.durations.total >= result.durations.train > 0
-    # The answers on the validation images, in the data's order.
+    # The predictions are in the order of the data.
     lines = digits[task].validation.read_text("utf-8").splitlines()
     answers = [json.loads(line) for line in run.predictions.read_text("utf-8").splitlines()]
     assert [a["image_url"] for a in answers] == [json.loads(line)["image_url"] for line in lines]
@@ -57,7 +57,7 @@ def test_a_run_holds_all_that_it_promises(
     assert (run.model / "MLmodel").is_file()
     said = run.log.read_text("utf-8")
     assert "epoch 2/2" in said
-    # every figure of an evaluation is said, under its name, and stands in the table
+    # every metric of an evaluation is logged by name, and is in the table
     assert "log_loss_train" in result.metrics
     for name, value in result.metrics.items():
         assert name in table[-1]
@@ -65,9 +65,7 @@ def test_a_run_holds_all_that_it_promises(
             assert f"{name} {value:.4f}" in said
 
 
-def test_the_job_file_of_a_run_gives_the_same_run_again(
-    digits: dict[Task, SampleData], tmp_path: Path
-) -> None:
+def test_job_file_of_a_run_reproduces_it(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     first = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "first"))
     again = Job.read(first.job, output=tmp_path / "again")
     assert again.ignored_keys == ()
@@ -88,7 +86,7 @@ def test_workers_do_not_change_the_result(digits: dict[Task, SampleData], tmp_pa
     assert losses[0] == losses[1]
 
 
-def test_a_taken_directory_is_refused_and_left_alone(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_taken_directory_is_an_error_and_unchanged(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     taken = tmp_path / "run"
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
@@ -97,7 +95,7 @@ def test_a_taken_directory_is_refused_and_left_alone(digits: dict[Task, SampleDa
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
-def test_wrong_data_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_data_are_an_error_before_anything_is_written(tmp_path: Path) -> None:
     data = make(Task.CLASSIFICATION, tmp_path / "data", images=12, seed=0)
     count = len(data.train.read_text("utf-8").splitlines())
     with data.train.open("a", encoding="utf-8") as file:
@@ -123,24 +121,24 @@ def test_wrong_data_are_refused_before_anything_is_written(tmp_path: Path) -> No
     assert "2 invalid" in run.log.read_text("utf-8")
 
 
-def test_a_diverging_training_ends_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_divergence_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     wild = {"learning_rate": 1.0, "momentum": 0.99, "warmup_cosine_lr_warmup_epochs": 0}
     unclipped = {"gradient_clip_value": 1e9, "number_of_epochs": 30, "early_stopping": False}
     with pytest.raises(TrainingError, match=r"diverged .* Lower learning_rate"):
         trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
 
 
-def test_a_training_on_the_cpu_leaves_gpus_alone(
+def test_cpu_run_does_not_touch_gpus(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # There is none, so that pinned memory or a network on it would be an error.
+    # There is none, so pinned memory or a network on it would be an error.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     assert run.predictions.exists()
 
 
-def test_what_diverged_is_not_kept(
+def test_diverged_epoch_has_no_checkpoint(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
@@ -149,7 +147,7 @@ def test_what_diverged_is_not_kept(
     def diverging(self: TrainingModule, batch: Batch) -> dict[str, Tensor]:
         nonlocal calls
         calls += 1
-        # In the second epoch, at a batch whose loss is not looked at by itself.
+        # In the second epoch, at a batch whose loss is not checked by itself.
         last = self.current_epoch == 1 and calls % int(self.trainer.num_training_batches) == 0
         return {name: loss * (math.nan if last else 1) for name, loss in losses(self, batch).items()}
 
@@ -163,9 +161,7 @@ def test_what_diverged_is_not_kept(
     assert len(rows(run)) == 1
 
 
-def test_a_batch_too_small_for_batch_norm_is_explained(
-    digits: dict[Task, SampleData], tmp_path: Path
-) -> None:
+def test_batch_too_small_for_batch_norm_is_explained(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     single = {"training_batch_size": 1, "training_crop_size": 32, "validation_crop_size": 32}
     with pytest.raises(TrainingError, match="raise training_batch_size"):
         trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **single))
@@ -178,12 +174,12 @@ def test_early_stopping_waits_for_the_delay(digits: dict[Task, SampleData], tmp_
             digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", early_stopping_delay=3, **still
         )
     )
-    # Nothing is learned, so the first evaluation stays the best; epochs 4 and 5 are waited for.
+    # Nothing is learned, so the first evaluation stays the best; patience is epochs 4 and 5.
     assert run.read_result().best_epoch in (1, 2)
     assert run.read_result().epochs == 5
 
 
-def test_evaluation_frequency_spares_epochs_but_not_the_last(
+def test_evaluation_frequency_always_includes_last_epoch(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     frequency = {"evaluation_frequency": 2, "checkpoint_frequency": 2, "number_of_epochs": 5}
@@ -207,7 +203,7 @@ def test_frozen_layers_keep_weights_and_statistics(digits: dict[Task, SampleData
     assert not torch.equal(last["network.layer2.0.bn1.weight"], torch.ones(48))
 
 
-def test_more_gpus_than_there_are_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_too_many_gpus_are_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     there = torch.cuda.device_count()
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run")
     with pytest.raises(JobError, match=f"{there + 4}, but this machine has {there or 'none'}"):
@@ -236,7 +232,7 @@ main()
 """
 
 
-def test_other_models_do_without_ultralytics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_other_models_work_without_ultralytics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         program = [sys.executable, "-c", "import importlib.abc\n" + WITHOUT_ULTRALYTICS]
         return subprocess.run(
@@ -268,7 +264,7 @@ def test_other_models_do_without_ultralytics(digits: dict[Task, SampleData], tmp
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    """Through the command, as a user starts it; two processes see the batches that one would."""
+    """By the command, as a user starts it; two processes see the same batches as one."""
     results = []
     for processes, batch in ((1, 8), (2, 4)):
         output = tmp_path / str(processes)
@@ -283,7 +279,7 @@ def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path:
             [sys.executable, "-m", "trainer", *arguments], capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        # One process speaks, one directory is written.
+        # One process prints, and one directory is written.
         assert done.stderr == ""
         assert done.stdout.count("epoch 2/2") == 1
         results.append((rows(Run(output)), Run(output).predictions.read_text("utf-8")))
@@ -295,7 +291,9 @@ def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path:
 
 
 @pytest.mark.slow
-def test_fewer_validation_images_than_processes(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_fewer_validation_images_than_processes_are_scored(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
     data = digits[Task.CLASSIFICATION]
     first = json.loads(data.validation.read_text("utf-8").splitlines()[0])
     first["image_url"] = str(data.validation.parent / first["image_url"])

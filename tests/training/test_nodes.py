@@ -1,4 +1,4 @@
-"""Two processes, on one machine or two, train the model that one does; one that is killed ends the others."""
+"""Two processes, on one machine or two, train the same model as one; killing one ends the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def whole(digits: dict[Task, SampleData], tmp_path_factory: pytest.TempPathFacto
 
 
 def arguments(data: SampleData, *more: object) -> list[str]:
-    """Of the command that does on two ranks what `whole` is."""
+    """Arguments of the command that trains on two ranks what `whole` trains on one."""
     words = [
         *("fit", "--task", "image-classification", "--data", data.train),
         *("--validation-data", data.validation, "--model", "timm/test_vit", "--weights", "none"),
@@ -59,7 +59,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: 
 
 
 def an_epoch_is_over(folder: Path) -> bool:
-    """The run in it, or under it, can go on."""
+    """Whether a run in the folder, or below it, can be resumed."""
     return any(folder.glob("**/checkpoints/last.ckpt"))
 
 
@@ -75,7 +75,7 @@ def free_port(low: int = 15000) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_training_and_resume_goes_on(
+def test_killed_rank_ends_the_run_and_resume_completes_it(
     digits: dict[Task, SampleData], whole: Run, tmp_path: Path
 ) -> None:
     data = digits[Task.CLASSIFICATION]
@@ -93,11 +93,11 @@ def test_a_killed_rank_ends_the_training_and_resume_goes_on(
 
     run = trainer.resume(tmp_path / "run")
     assert_same(run, whole)
-    assert "going on from" in run.log.read_text("utf-8")
+    assert "resuming from" in run.log.read_text("utf-8")
 
 
 @pytest.mark.slow
-def test_two_torchrun_nodes_train_together(
+def test_two_torchrun_nodes_train_one_model(
     digits: dict[Task, SampleData], whole: Run, tmp_path: Path
 ) -> None:
     def nodes(*words: str) -> list[subprocess.Popen[str]]:
@@ -109,7 +109,7 @@ def test_two_torchrun_nodes_train_together(
             for node in range(2)
         ]
 
-    # Neither is told where the other writes.
+    # Neither knows where the other writes.
     first, second = nodes(*arguments(digits[Task.CLASSIFICATION], "--gpus", 0))
     wait_for(lambda: an_epoch_is_over(tmp_path), first)
     (run,) = [Run(directory) for directory in (tmp_path / "runs").iterdir()]
@@ -117,7 +117,7 @@ def test_two_torchrun_nodes_train_together(
     os.kill(rank, signal.SIGKILL)
     said = [process.communicate(timeout=60) for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [1, 1]
-    assert "error: another rank does not answer any more" in said[0][1]
+    assert "error: another rank stopped responding" in said[0][1]
     assert "SIGKILL" in said[1][1]
     assert said[1][0] == ""
 
@@ -129,6 +129,29 @@ def test_two_torchrun_nodes_train_together(
     assert said[1][0] == ""
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.directory.name]
     assert_same(run, whole)
+
+
+SCRIPT = """
+import sys
+import trainer
+
+run = trainer.fit(trainer.Job.model_validate_json(sys.argv[1]))
+print("got", run.directory, run.is_rank_zero)
+"""
+
+
+@pytest.mark.slow
+def test_fit_returns_the_run_on_every_rank(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    wanted = job(digits[Task.CLASSIFICATION], tmp_path / "none", settings={**VIT, "number_of_epochs": 1})
+    wanted = wanted.model_copy(update={"output": None})  # only rank 0 knows the directory at first
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start([*torchrun, "script.py", wanted.model_dump_json()], tmp_path)
+    said, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    (directory,) = (tmp_path / "runs").iterdir()
+    expected = [f"got runs/{directory.name} {is_rank_zero}" for is_rank_zero in (False, True)]
+    assert sorted(line for line in said.splitlines() if line.startswith("got")) == expected
 
 
 SRUN = """#!/bin/bash
@@ -143,7 +166,7 @@ wait -n && wait -n
 
 
 @pytest.mark.slow
-def test_the_slurm_script_trains_on_two_machines(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_slurm_script_trains_on_two_machines(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     wanted = job(
         digits[Task.CLASSIFICATION], tmp_path / "none", settings={**VIT, "number_of_epochs": 1, "seed": None}
     )

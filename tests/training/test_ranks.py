@@ -1,4 +1,4 @@
-"""What ranks do together, and what becomes of the others when one of them fails."""
+"""Training on several ranks, and what happens to the others when one fails."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from trainer.training.fit import fit
 
 
 @pytest.mark.slow
-def test_two_ranks_of_a_detector_take_the_step_that_one_does(
+def test_two_ranks_of_a_detector_take_the_same_step_as_one(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
-    """Of one image all parts of a batch are alike, so that batch norms and the losses' divisors are, too.
+    """With copies of one image, each rank has the batch norms and loss divisors of the whole batch.
 
-    What is left to differ is how the ranks' gradients add up to the batch's.
+    What can still differ is how the ranks' gradients are summed.
     """
     source = digits[Task.DETECTION]
     line = json.loads(source.train.read_text("utf-8").splitlines()[0])
-    # Large enough for a network that begins from nothing to find it, so that all losses count.
+    # Large enough for an untrained network to match it, so that all losses count.
     box = {"label": "one", "topX": 0.02, "topY": 0.02, "bottomX": 0.98, "bottomY": 0.98}
     lines = [{"label": [box], "image_url": f"{number}.png"} for number in range(8)]
     for copied in lines:
@@ -44,7 +44,7 @@ def test_two_ranks_of_a_detector_take_the_step_that_one_does(
     settings = {"image_size": 96, "advanced_settings": still, "gradient_clip_value": 1e9}
     settings |= {"warmup_cosine_lr_warmup_epochs": 0, "number_of_epochs": 1}
     weights, losses = [], []
-    # Without a step, with one, with one of two ranks.
+    # No step, one step, one step of two ranks.
     for number, (processes, rate) in enumerate(((1, 0.0), (1, 1e-4), (2, 1e-4))):
         sizes = {"training_batch_size": 8 // processes, "learning_rate": rate}
         wanted = job(
@@ -63,8 +63,10 @@ def test_two_ranks_of_a_detector_take_the_step_that_one_does(
 
 
 @pytest.mark.slow
-def test_what_was_scored_is_what_is_packaged(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    """Every rank has batch norms of its own; all score with those of the first, which are saved."""
+def test_packaged_model_scores_as_evaluated_on_two_ranks(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    """Ranks have their own batch-norm statistics; all score with those of rank 0, which are saved."""
     data = digits[Task.CLASSIFICATION]
     settings = {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 4}
     wanted = job(
@@ -82,7 +84,7 @@ def test_what_was_scored_is_what_is_packaged(digits: dict[Task, SampleData], tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed")
-def test_ranks_may_have_unlike_numbers_of_validation_batches(
+def test_ranks_may_have_different_numbers_of_validation_batches(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     """rfdetr's own loss would wait for a batch that the other rank does not have."""
@@ -102,7 +104,7 @@ def test_ranks_may_have_unlike_numbers_of_validation_batches(
 
 
 class FailOn(Callback):
-    """One rank cannot go on."""
+    """Fails on one rank."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -113,7 +115,7 @@ class FailOn(Callback):
 
 
 @pytest.mark.slow
-def test_the_error_of_another_rank_is_the_trainings(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_error_of_another_rank_is_raised(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     wanted = job(digits[Task.CLASSIFICATION], tmp_path / "run", processes=2, settings=VIT)
     with pytest.raises(TrainingError, match=r"^rank 1: cuda:1 ran out of memory$"):
         trainer.fit(wanted, callbacks=[FailOn(1)])
@@ -121,10 +123,10 @@ def test_the_error_of_another_rank_is_the_trainings(digits: dict[Task, SampleDat
 
 
 @pytest.mark.slow
-def test_ranks_that_are_left_behind_are_not_waited_for(
+def test_failed_nccl_group_blocks_only_later_distributed_runs(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a failure on GPUs: NCCL's group cannot be ended without the rank that is dead."""
+    """As after a failure on GPUs: an NCCL group cannot be left while one of its ranks is dead."""
     monkeypatch.setattr(ranks, "_ends_alone", lambda: False)
     monkeypatch.setattr(ranks.OtherRanks, "_left", False)
     data = digits[Task.CLASSIFICATION]
@@ -140,7 +142,7 @@ def test_ranks_that_are_left_behind_are_not_waited_for(
         torch.distributed.destroy_process_group()
 
 
-def test_callbacks_that_cannot_be_sent_are_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_unpicklable_callback_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     class Local(Callback):
         pass
 
@@ -168,11 +170,11 @@ if __name__ == "__main__":
         print("waits", flush=True)
         time.sleep(300)
 """
-"""As in an exchange of NCCL's, in which the first process cannot be spoken to."""
+"""Hangs as in an NCCL exchange, which cannot be interrupted."""
 
 
 @pytest.mark.slow
-def test_an_exchange_that_never_ends_is_ended(tmp_path: Path) -> None:
+def test_dead_rank_ends_a_process_stuck_in_an_exchange(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     process = start([sys.executable, "waiting.py", "1"], tmp_path)
     said, errors = process.communicate(timeout=100)
@@ -182,7 +184,7 @@ def test_an_exchange_that_never_ends_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_end_with_the_first(tmp_path: Path) -> None:
+def test_other_ranks_end_when_rank_zero_is_killed(tmp_path: Path) -> None:
     (tmp_path / "waiting.py").write_text(WAITING)
     process = start([sys.executable, "waiting.py", "300"], tmp_path)
     assert process.stdout is not None

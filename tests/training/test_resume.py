@@ -1,4 +1,4 @@
-"""A training that was stopped goes on to the same end as one that was not."""
+"""A resumed run ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.training.callbacks import StopAt
 from trainer.training.fit import fit
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
-    # What draws random numbers in the training step, averages weights or counts epochs of its own.
+    # These draw random numbers in training steps, average weights or count epochs themselves.
     (
         Task.CLASSIFICATION,
         "timm/test_resnet",
@@ -40,7 +40,7 @@ def figures(run: Run) -> list[dict[str, str]]:
 
 
 class Interrupt(Callback):
-    """Ends the training in the middle of an epoch, from 0."""
+    """Fails in the middle of an epoch, counted from 0."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -51,7 +51,7 @@ class Interrupt(Callback):
 
 
 @pytest.mark.parametrize(("task", "model", "settings"), MODELS, ids=[model for _, model, _ in MODELS])
-def test_a_stopped_training_goes_on_to_the_same_end(
+def test_resumed_run_equals_an_uninterrupted_one(
     digits: dict[Task, SampleData],
     task: Task,
     model: str,
@@ -70,11 +70,11 @@ def test_a_stopped_training_goes_on_to_the_same_end(
     assert figures(run) == figures(whole)
     assert run.predictions.read_text("utf-8") == whole.predictions.read_text("utf-8")
     assert run.read_result().best_epoch == whole.read_result().best_epoch
-    assert "going on from" in run.log.read_text("utf-8")
+    assert "resuming from" in run.log.read_text("utf-8")
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_killed_command_is_resumed(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     def command(name: str) -> list[str]:
         data = digits[Task.CLASSIFICATION]
         return [
@@ -103,7 +103,7 @@ def test_a_killed_command_goes_on(digits: dict[Task, SampleData], tmp_path: Path
     assert figures(Run(tmp_path / "killed")) == figures(Run(tmp_path / "whole"))
 
 
-def test_stopped_before_its_first_checkpoint_it_starts_anew(
+def test_run_without_checkpoint_starts_from_the_beginning(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
@@ -114,7 +114,7 @@ def test_stopped_before_its_first_checkpoint_it_starts_anew(
     assert trainer.resume(tmp_path / "run").read_result().epochs == 2
 
 
-def test_a_finished_run_is_extended_and_packaged_anew(
+def test_finished_run_is_extended_and_packaged_again(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_finished_run_is_extended_and_packaged_anew(
     assert not [path.name for path in run.directory.iterdir() if path.name.startswith(".model")]
 
 
-def test_a_run_that_its_time_limit_ended_goes_on(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_timed_out_run_is_resumed(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=3)
     run = trainer.fit(wanted, callbacks=[StopAt(0.0)])
     result = run.read_result()
@@ -143,7 +143,7 @@ def test_a_run_that_its_time_limit_ended_goes_on(digits: dict[Task, SampleData],
         trainer.resume(run.directory)
 
 
-def test_two_processes_do_not_train_one_run(
+def test_run_is_locked_for_other_processes(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
@@ -164,7 +164,7 @@ def test_two_processes_do_not_train_one_run(
 
 
 class Rates(Callback):
-    """Notes each step's learning rate by epoch and batch, and the optimizer's groups."""
+    """Records the learning rates by epoch and batch, and the optimizer's groups."""
 
     def __init__(self) -> None:
         self.rates: dict[tuple[int, int], list[float]] = {}
@@ -176,7 +176,7 @@ class Rates(Callback):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_with_batches_of_another_size_the_learning_rate_keeps_its_course(
+def test_new_batch_size_keeps_learning_rate_schedule(
     accumulated: int, digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     def of(name: str, size: int, epochs: int = 4) -> Any:
@@ -195,7 +195,7 @@ def test_with_batches_of_another_size_the_learning_rate_keeps_its_course(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_optimizers_settings_may_change(
+def test_optimizer_settings_may_change(
     optimizer: str, digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     model = "timm/test_resnet"
@@ -216,20 +216,22 @@ def test_the_optimizers_settings_may_change(
         }
 
 
-def test_what_the_optimizers_state_is_made_for_stays(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_settings_that_shape_the_checkpoint_must_not_change(
+    digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
     begun = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=3)
     with pytest.raises(OSError, match="power"):
         trainer.fit(begun, callbacks=[Interrupt(1)])
     with pytest.raises(JobError) as refused:
         trainer.resume(tmp_path / "run", {"optimizer": "adam", "layers_to_freeze": 2})
     said = str(refused.value)
-    assert "optimizer: must stay what the run was begun with, sgd, got adam; leave it out, or start" in said
-    assert "layers_to_freeze: must stay what the run was begun with" in said
+    assert "optimizer: must stay what the run was started with, sgd, got adam; leave it out, or start" in said
+    assert "layers_to_freeze: must stay what the run was started with" in said
     assert f"--weights {tmp_path / 'run'}" in said
     assert "optimizer: adam" not in Run(tmp_path / "run").job.read_text("utf-8")
 
 
-def test_another_network_cannot_go_on(
+def test_resume_rejects_another_network(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:
@@ -240,7 +242,7 @@ def test_another_network_cannot_go_on(
         trainer.resume(run.directory, {"number_of_epochs": 0})
 
 
-def test_a_setting_of_the_export_makes_no_other_network(
+def test_export_setting_may_change(
     digits: dict[Task, SampleData],
     tmp_path: Path,
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning import Callback, Trainer
 
 import trainer
 from tests.training.conftest import job, rows
+from trainer.cores import available_cores
 from trainer.data.samples import SampleData
 from trainer.runs import Run
 from trainer.tasks import Task
@@ -129,7 +129,7 @@ def test_workers_are_as_many_as_asked_for_and_as_there_are_cores(
     none, _ = watched(digits, tmp_path / "none", number_of_workers=0, number_of_epochs=1)
     many, _ = watched(digits, tmp_path / "many", number_of_workers=64, number_of_epochs=1)
     assert none.workers == [0]
-    assert many.workers == [len(os.sched_getaffinity(0))]
+    assert many.workers == [available_cores()]
 
 
 def test_without_early_stopping_all_epochs_are_trained(

@@ -46,7 +46,7 @@ def test_a_training_with_tiles(digits: dict[Task, SampleData], tmp_path: Path) -
     tiles = len(TiledExamples(RecordExamples(records, records.classes), ScoringParameters(**grid))) - len(
         records
     )
-    assert f"tile_grid_size 2x2: training on {tiles} tiles as well" in run.log.read_text("utf-8")
+    assert f"tile_grid_size 2x2: training on {tiles} tiles, too" in run.log.read_text("utf-8")
     assert tiles > len(records), "the digits are spread over the tiles"
     assert (
         json.loads((run.model / "artifacts" / "spec.json").read_text())["parameters"]["tile_grid_size"]

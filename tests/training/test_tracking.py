@@ -1,4 +1,4 @@
-"""Runs in MLflow: what stands there, how it goes on and ends, and that training does not depend on it."""
+"""Tracking in MLflow: what a run sends, how it is resumed and ends, and that training survives outages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODEL = "timm/test_resnet"
 
 
 class At(Callback):
-    """Does something at the end of an epoch, from 1: when its figures are known, and no checkpoint has it."""
+    """Calls a function at an epoch's end (from 1), after its evaluation and before its checkpoint."""
 
     def __init__(self, epoch: int, do: Callable[[], None]) -> None:
         self.epoch, self.do = epoch, do
@@ -79,7 +79,7 @@ def train(job: Job, *callbacks: Callback, packages: bool = False, **more: Any) -
 
 
 def found(run: Path, uri: str | None = None) -> tuple[MlflowClient, MlflowRun]:
-    """The run in MLflow that a directory names."""
+    """The run in MLflow that a directory's note names."""
     note = json.loads((run / "mlflow.json").read_text("utf-8"))
     client = MlflowClient(uri or note["tracking_uri"] or f"sqlite:///{run.parent / 'mlflow.db'}")
     return client, client.get_run(note["run_id"])
@@ -92,7 +92,7 @@ def steps(client: MlflowClient, run: MlflowRun, metric: str) -> dict[int, float]
 
 
 class Gate:
-    """Stands before a server, at a port of its own; can be closed, silent, and opened again."""
+    """A proxy before a server that can be closed, silenced and opened again."""
 
     def __init__(self, port: int) -> None:
         self.behind = port
@@ -107,7 +107,7 @@ class Gate:
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def fall_silent(self) -> None:
-        """Take what is sent, and answer nothing."""
+        """Accept everything, and answer nothing."""
         self.silent = True
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ def gate(server: int) -> Iterator[Gate]:
     gate.close()
 
 
-def test_a_run_stands_in_the_database_beside_its_directory(
+def test_run_is_tracked_in_default_database(
     job: Callable[..., Job], caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -210,7 +210,7 @@ def test_a_run_stands_in_the_database_beside_its_directory(
     assert caplog.text.count("alembic") == 0
 
 
-def test_two_runs_of_the_same_data_have_one_fingerprint_and_share_an_experiment(
+def test_runs_of_same_data_share_fingerprint_and_experiment(
     job: Callable[..., Job],
 ) -> None:
     first, second = (train(job(name, number_of_epochs=1)) for name in ("one", "two"))
@@ -220,7 +220,7 @@ def test_two_runs_of_the_same_data_have_one_fingerprint_and_share_an_experiment(
     assert one.data.tags["data_fingerprint"] == two.data.tags["data_fingerprint"]
 
 
-def test_the_commit_of_the_working_directory_is_a_tag(
+def test_commit_of_working_directory_is_a_tag(
     job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "repository"
@@ -236,8 +236,8 @@ def test_the_commit_of_the_working_directory_is_a_tag(
     assert found(tmp_path / "runs" / "one")[1].data.tags["mlflow.source.git.commit"] == commit.strip()
 
 
-def test_a_failed_run_says_why_and_goes_on_as_the_same_run(job: Callable[..., Job], tmp_path: Path) -> None:
-    # Epoch 2 stands in metrics.csv, but in no checkpoint: it is trained again.
+def test_failed_run_is_resumed_as_same_run(job: Callable[..., Job], tmp_path: Path) -> None:
+    # Epoch 2 is in metrics.csv, but in no checkpoint: it is trained again.
     with pytest.raises(OSError, match="power"):
         train(job("one", number_of_epochs=3), At(2, stop(OSError("the power failed"))))
     client, stopped = found(tmp_path / "runs" / "one")
@@ -256,18 +256,18 @@ def test_a_failed_run_says_why_and_goes_on_as_the_same_run(job: Callable[..., Jo
     assert len(client.search_runs([tracked.info.experiment_id])) == 1
 
 
-def test_an_interrupted_run_is_killed(job: Callable[..., Job], tmp_path: Path) -> None:
+def test_interrupted_run_has_status_killed(job: Callable[..., Job], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(job("one"), At(1, stop(KeyboardInterrupt())))
     assert found(tmp_path / "runs" / "one")[1].info.status == "KILLED"
 
 
-def test_none_tracks_nothing_and_a_later_start_tells_all(job: Callable[..., Job], tmp_path: Path) -> None:
+def test_untracked_run_is_tracked_in_full_once_resumed(job: Callable[..., Job], tmp_path: Path) -> None:
     run = train(job("one", tracking_uri="none"))
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["one"]
     assert not (run.directory / "mlflow.json").exists()
     assert "tracking" not in run.log.read_text("utf-8")
-    # job.yaml says none as well; a flag is over it
+    # job.yaml has "none", too; a flag overrides it
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
     resume(run.directory, {"number_of_epochs": 3}, tracking_uri=uri)
     client, tracked = found(run.directory)
@@ -275,7 +275,7 @@ def test_none_tracks_nothing_and_a_later_start_tells_all(job: Callable[..., Job]
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3}
 
 
-def test_mlflows_environment_variables_are_heeded(
+def test_environment_variables_of_mlflow_apply(
     job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = f"sqlite:///{tmp_path}/named.db"
@@ -285,11 +285,11 @@ def test_mlflows_environment_variables_are_heeded(
     run = train(job("one", number_of_epochs=1))
     _, tracked = found(run.directory)
     assert client.get_experiment(tracked.info.experiment_id).name == "apples"
-    # what a job says itself is over the environment
+    # the job overrides the environment
     run = train(job("two", number_of_epochs=1, experiment_name="pears"))
     pears = client.get_experiment(found(run.directory)[1].info.experiment_id)
     assert pears.name == "pears"
-    # a run that somebody began, as `mlflow run` does; a second training in it becomes one below it
+    # a run that was created before, as by `mlflow run`; a second training run becomes its child
     begun = client.create_run(pears.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", begun)
     run = train(job("three", number_of_epochs=1))
@@ -301,9 +301,7 @@ def test_mlflows_environment_variables_are_heeded(
 
 
 @pytest.mark.fresh_processes
-def test_a_sweeps_run_is_opened_without_torch_and_has_trials_below_it(
-    job: Callable[..., Job], tmp_path: Path
-) -> None:
+def test_sweep_run_is_parent_of_trials_and_needs_no_torch(job: Callable[..., Job], tmp_path: Path) -> None:
     one = job("sweep/trials/one", number_of_epochs=1, experiment_name="pears")
     (tmp_path / "runs" / "sweep").mkdir(parents=True)
     code = """
@@ -341,7 +339,7 @@ print(store.uri, sweep.run_id)
     assert math.isnan(values[2])
 
 
-def test_a_server_has_it_all_and_the_registered_model_scores(
+def test_server_serves_files_and_registered_model(
     job: Callable[..., Job],
     gate: Gate,
     digits: dict[Task, SampleData],
@@ -397,10 +395,10 @@ print(json.dumps(answer.to_dict("records")[0]))
 
 
 @pytest.mark.parametrize("way", ["close", "fall_silent"])
-def test_a_server_that_goes_away_costs_a_line_and_gets_the_rest_later(
+def test_outage_is_logged_once_and_resume_sends_the_rest(
     job: Callable[..., Job], gate: Gate, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # a user's own setting holds
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # the user's own setting applies
     epochs: list[float] = []
     started = time.monotonic()
     run = train(
@@ -413,7 +411,7 @@ def test_a_server_that_goes_away_costs_a_line_and_gets_the_rest_later(
     assert time.monotonic() - started < 60
     said = run.log.read_text("utf-8")
     assert 1 <= said.count("WARNING tracking: ") <= 2, "as it is noticed, and at the end"
-    assert said.count("does not take the last figures of the run") == 1
+    assert said.count("did not accept the last metrics of the run") == 1
     assert "Retrying" not in said
     gate.close()
     gate.silent = False
@@ -427,7 +425,7 @@ def test_a_server_that_goes_away_costs_a_line_and_gets_the_rest_later(
     assert set(steps(client, tracked, "train_loss")) == {1, 2, 3, 4, 5, 6, 7}
 
 
-def test_a_server_that_comes_back_in_time_has_all(job: Callable[..., Job], gate: Gate) -> None:
+def test_server_that_returns_before_the_end_has_all_metrics(job: Callable[..., Job], gate: Gate) -> None:
     run = train(
         job("one", tracking_uri=gate.uri, number_of_epochs=4, early_stopping=False),
         At(2, gate.close),
@@ -436,12 +434,10 @@ def test_a_server_that_comes_back_in_time_has_all(job: Callable[..., Job], gate:
     client, tracked = found(run.directory)
     assert tracked.info.status == "FINISHED"
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3, 4}
-    assert "does not take" not in run.log.read_text("utf-8")
+    assert "did not accept" not in run.log.read_text("utf-8")
 
 
-def test_a_server_that_is_not_there_is_refused_before_anything_is_done(
-    job: Callable[..., Job], tmp_path: Path
-) -> None:
+def test_missing_server_is_an_error_before_the_data_are_read(job: Callable[..., Job], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     uri = f"http://me:secret@127.0.0.1:{port}"
@@ -453,7 +449,7 @@ def test_a_server_that_is_not_there_is_refused_before_anything_is_done(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_server_that_does_not_answer_is_refused_in_time(
+def test_silent_server_is_an_error_within_seconds(
     job: Callable[..., Job], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -464,7 +460,7 @@ def test_a_server_that_does_not_answer_is_refused_in_time(
     assert time.monotonic() - started < 10
 
 
-def test_a_run_whose_database_was_deleted_is_told_anew(job: Callable[..., Job], tmp_path: Path) -> None:
+def test_resume_tracks_again_if_database_was_deleted(job: Callable[..., Job], tmp_path: Path) -> None:
     run = train(job("one"))
     _, before = found(run.directory)
     (tmp_path / "runs" / "mlflow.db").unlink()
@@ -475,7 +471,7 @@ def test_a_run_whose_database_was_deleted_is_told_anew(job: Callable[..., Job], 
     assert f"has no run {before.info.run_id}" in run.log.read_text("utf-8")
 
 
-def test_of_several_processes_one_is_heard(job: Callable[..., Job]) -> None:
+def test_only_rank_zero_tracks(job: Callable[..., Job]) -> None:
     run = train(job("one", processes=2))
     client, tracked = found(run.directory)
     assert tracked.info.status == "FINISHED"
@@ -483,7 +479,7 @@ def test_of_several_processes_one_is_heard(job: Callable[..., Job]) -> None:
     assert len(client.search_runs([tracked.info.experiment_id])) == 1
 
 
-def test_the_flags_reach_the_run(
+def test_tracking_flags_reach_the_run(
     digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["fit", "--task", "image-classification", "--data", str(digits[Task.CLASSIFICATION].train)]
@@ -505,15 +501,13 @@ def test_the_flags_reach_the_run(
         ("runs", r"maintenance mode"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_refused(
-    job: Callable[..., Job], tmp_path: Path, uri: str, reason: str
-) -> None:
+def test_unusable_store_is_an_error(job: Callable[..., Job], tmp_path: Path, uri: str, reason: str) -> None:
     with pytest.raises(TrackingError, match=reason):
         train(job("one", tracking_uri=uri))
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_deleted_experiment_is_named(job: Callable[..., Job], tmp_path: Path) -> None:
+def test_deleted_experiment_is_an_error(job: Callable[..., Job], tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     store = Store(uri)
     with store.use() as client:
@@ -522,11 +516,11 @@ def test_a_deleted_experiment_is_named(job: Callable[..., Job], tmp_path: Path) 
         train(job("one", tracking_uri=uri, experiment_name="pears"))
 
 
-def test_a_failed_registration_is_an_error_of_a_finished_run(
+def test_failed_registration_leaves_a_finished_run(
     job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "strange://x")
-    with pytest.raises(TrackingError, match=r"strange://x"):  # known before the training
+    with pytest.raises(TrackingError, match=r"strange://x"):  # before training starts
         train(job("one", register_model="digits"))
     assert not (tmp_path / "runs" / "one").exists()
     monkeypatch.delenv("MLFLOW_REGISTRY_URI")
@@ -534,14 +528,14 @@ def test_a_failed_registration_is_an_error_of_a_finished_run(
     def lose_files() -> None:
         (tmp_path / "runs" / "mlartifacts").write_text("in the way")
 
-    with pytest.raises(TrackingError, match=r"the model is trained and lies in .* could not be registered"):
+    with pytest.raises(TrackingError, match=r"the model is trained and is in .* could not be registered"):
         train(job("two", register_model="digits"), At(2, lose_files), packages=True)
     _, tracked = found(tmp_path / "runs" / "two")
     assert tracked.info.status == "FINISHED"
     assert Run.open(tmp_path / "runs" / "two").read_result().epochs == 2
 
 
-def test_passwords_stay_out_of_files(job: Callable[..., Job], gate: Gate) -> None:
+def test_passwords_are_not_written_to_files(job: Callable[..., Job], gate: Gate) -> None:
     uri = gate.uri.replace("http://", "http://me:secret@")
     run = train(job("one", tracking_uri=uri, number_of_epochs=1))
     _, tracked = found(run.directory, gate.uri)
@@ -551,7 +545,7 @@ def test_passwords_stay_out_of_files(job: Callable[..., Job], gate: Gate) -> Non
     assert Job.read(run.job).tracking_uri == gate.uri
 
 
-def test_a_job_file_names_the_store_beside_it(tmp_path: Path) -> None:
+def test_store_path_is_relative_to_job_file(tmp_path: Path) -> None:
     path = tmp_path / "job.yml"
     content = (
         "task: image_classification\ntraining_data: train\nlocal:\n  tracking_uri: sqlite:///runs/m.db\n"
@@ -561,7 +555,7 @@ def test_a_job_file_names_the_store_beside_it(tmp_path: Path) -> None:
     assert (made.tracking_uri, made.register_model) == (f"sqlite:///{tmp_path}/runs/m.db", "digits")
 
 
-def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None:
+def test_concurrent_processes_create_one_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/a folder/50%25 사과/mlflow.db"
     code = "import sys; from trainer.training.mlflow_store import Store; Store(sys.argv[1]).check()"
     processes = [
@@ -576,7 +570,7 @@ def test_processes_that_start_together_make_one_database(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("place", ["file", "server"])
-def test_figures_that_are_undefined_or_oddly_named_are_kept(
+def test_undefined_and_oddly_named_metrics_are_tracked(
     job: Callable[..., Job], tmp_path: Path, place: str, request: pytest.FixtureRequest
 ) -> None:
     uri = request.getfixturevalue("gate").uri if place == "server" else None
@@ -594,8 +588,8 @@ def test_figures_that_are_undefined_or_oddly_named_are_kept(
     assert tracked.data.params["long"] == "x" * 500
 
 
-def test_it_is_a_csv_as_before(job: Callable[..., Job]) -> None:
-    """Tracking leaves the run's own files as they are without it."""
+def test_tracking_leaves_metrics_csv_unchanged(job: Callable[..., Job]) -> None:
+    """Tracking does not change the run's own files."""
     with_it, without = train(job("one")), train(job("two", tracking_uri="none"))
 
     def figures(run: Run) -> list[dict[str, str]]:

@@ -127,6 +127,8 @@ def _resume(directory: Path, values: dict[str, Any], settings: dict[str, Any]) -
 
 
 def _show(run: Run) -> None:
+    if not run.is_rank_zero:
+        return  # of the processes that torchrun or srun started, one prints
     result = run.read_result()
     typed = shlex.quote(str(run.directory))
     print(

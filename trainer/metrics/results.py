@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import RunError
-from trainer.runs import Figure
+from trainer.runs import MetricValue
 from trainer.tasks import Task
 
 Box = tuple[float, float, float, float]
@@ -40,9 +40,9 @@ class Curve(_Part):
     """
 
     name: str
-    x: list[Figure]
-    y: list[Figure]
-    scores: list[Figure] = []
+    x: list[MetricValue]
+    y: list[MetricValue]
+    scores: list[MetricValue] = []
     counts: list[int] = []
 
 
@@ -76,11 +76,11 @@ class Calibration(_Part):
     """
 
     bins: int
-    error: Figure
-    temperature: Figure
-    log_loss: Figure
-    log_loss_scaled: Figure
-    error_scaled: Figure
+    error: MetricValue
+    temperature: MetricValue
+    log_loss: MetricValue
+    log_loss_scaled: MetricValue
+    error_scaled: MetricValue
 
 
 class ConfusedPair(_Part):
@@ -204,7 +204,7 @@ class Slice(_Part):
     value: str
     images: int
     objects: int | None = None
-    metrics: dict[str, Figure] = Field(validation_alias="figures", serialization_alias="figures")
+    metrics: dict[str, MetricValue] = Field(validation_alias="figures", serialization_alias="figures")
 
 
 class Analysis(_Part):
@@ -241,13 +241,13 @@ class Analysis(_Part):
     objects: int | None = None
     iou_threshold: float | None = None
     score_threshold: float | None = None
-    metrics: dict[str, Figure] = Field(validation_alias="figures", serialization_alias="figures")
-    per_class: dict[str, dict[str, Figure]]
+    metrics: dict[str, MetricValue] = Field(validation_alias="figures", serialization_alias="figures")
+    per_class: dict[str, dict[str, MetricValue]]
     curves: dict[str, list[Curve]] = {}
     confusion_matrices: list[ConfusionMatrix] = []
     calibration: Calibration | None = None
     confused_pairs: list[ConfusedPair] = []
-    image_level: dict[str, Figure] = {}
+    image_level: dict[str, MetricValue] = {}
     errors: list[ErrorKind] = []
     thresholds: dict[str, Threshold] = {}
     served: dict[str, Threshold] = {}

@@ -1,160 +1,54 @@
-"""What happens at the end of an epoch: keep the best, record the figures, say so, stop when it is time."""
+"""Callbacks of a training run: when it stops, what progress it shows, and how it records metrics."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import math
-import os
-import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from trainer.errors import BrokenOffError
-from trainer.runs import Run
+from trainer.files import atomic_writer
 from trainer.settings import Settings
+from trainer.training.checkpoints import KeepBest
 from trainer.training.evaluation import CLASSWISE
 from trainer.training.module import TrainingModule
-from trainer.training.tracker import Tracker
+from trainer.training.tracking import Tracker
 
 log = logging.getLogger("trainer")
 
-WRITTEN = "written.partial"
-"""The checkpoint that is being written."""
-
 
 class EvaluateLast(Callback):
-    """The last epoch is evaluated whatever the evaluation frequency."""
+    """Evaluates the last epoch whatever the evaluation frequency."""
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1
 
 
-class KeepBest(Callback):
-    """Knows the best epoch so far by the primary metric.
-
-    Attributes:
-        epoch: the best epoch, from 1; 0 before the first evaluation.
-        metrics: all figures of the best epoch.
-    """
-
-    def __init__(self, primary_metric: str) -> None:
-        self.primary_metric = primary_metric
-        self.epoch = 0
-        self.metrics: dict[str, float] = {}
-
-    @property
-    def value(self) -> float:
-        """The primary metric at the best epoch; NaN before the first evaluation."""
-        return self.metrics.get(self.primary_metric, math.nan)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "metrics": self.metrics}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
-
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        assert isinstance(module, TrainingModule)
-        if module.evaluated_epoch == trainer.current_epoch:
-            value = module.metrics.get(self.primary_metric, math.nan)
-            # The first evaluation is the best so far even if it is undefined; without a metric the latest is.
-            if not self.epoch or value > self.value or math.isnan(self.value):
-                self.epoch, self.metrics = trainer.current_epoch + 1, dict(module.metrics)
-
-
-class SaveCheckpoints(Callback):
-    """Writes best.ckpt at a new best epoch, last.ckpt at each, and others as often as asked.
-
-    It comes after the other callbacks, so that a checkpoint holds what they made of the epoch. A file
-    appears at once and whole, so that a training killed at any moment can go on from last.ckpt. What an epoch
-    leaves under several names is written once.
-
-    Raises:
-        BrokenOffError: a checkpoint cannot be written, as on a full disk.
-    """
-
-    def __init__(self, run: Run, best: KeepBest, every: int | None) -> None:
-        self.run, self.best, self.every = run, best, every
-
-    def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
-        trainer.strategy.checkpoint_io = CheckpointFile()
-
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        paths = [self.run.last_checkpoint]
-        if self.every and epoch % self.every == 0:
-            paths.insert(0, self.run.checkpoints / f"epoch-{epoch}.ckpt")
-        if self.best.epoch == epoch:
-            paths.insert(0, self.run.best_checkpoint)
-        try:
-            self._write(trainer, paths)
-        except (OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and "inline_container" not in str(error):
-                raise  # PyTorch's part that writes files does not pass on what the system said
-            (self.run.checkpoints / WRITTEN).unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else "not all of it was taken"
-            free = shutil.disk_usage(self.run.directory).free
-            raise BrokenOffError(
-                f"{self.run.checkpoints}: epoch {epoch}'s checkpoint cannot be written there ({reason}; "
-                f"{free / 1e6:,.0f} MB are free). Make room or raise the quota, then go on with --resume"
-            ) from error
-
-    def _write(self, trainer: Trainer, paths: Sequence[Path]) -> None:
-        written = self.run.checkpoints / WRITTEN
-        if trainer.is_global_zero:
-            # A training that was killed may have left it as one more name of best.ckpt.
-            written.unlink(missing_ok=True)
-        trainer.save_checkpoint(written)
-        if trainer.is_global_zero:
-            *others, last = paths
-            for path in others:
-                _name(written, path)
-            written.replace(last)
-
-
-class CheckpointFile(TorchCheckpointIO):
-    """Writes a checkpoint as it is made; Lightning's own makes it in memory first, in twice the time."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
-
-
-def _name(file: Path, path: Path) -> None:
-    """Have `path` be this file, at once; where the file system has no links, a copy of it."""
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(file, partial)
-    except OSError:
-        shutil.copyfile(file, partial)
-    partial.replace(path)
-
-
 class StopAt(Callback):
-    """Ends the training after the first evaluation past a point in time, of `time.monotonic`."""
+    """Stops training after the first evaluation past a point in time.
+
+    Args:
+        deadline: on the clock of `time.monotonic`; that of rank 0 counts.
+    """
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        late = time.monotonic() >= self.deadline and module.evaluated_epoch == trainer.current_epoch
-        if trainer.strategy.broadcast(late, src=0):
+        is_late = time.monotonic() >= self.deadline and module.evaluated_epoch == trainer.current_epoch
+        if trainer.strategy.broadcast(is_late, src=0):
             trainer.should_stop = module.timed_out = True
-            log.info("stopping: the time is up")
+            log.info("stopping: the time limit is reached")
 
 
 class StopEarly(Callback):
-    """Ends the training after `patience` evaluations without a new best, not counting those in the delay."""
+    """Stops training after `patience` evaluations without a new best, not counting those within the delay."""
 
     def __init__(self, best: KeepBest, settings: Settings) -> None:
         self.best = best
@@ -178,17 +72,17 @@ class StopEarly(Callback):
 
 
 class ShowProgress(Callback):
-    """A bar for each epoch's batches, training and validation, on a terminal."""
+    """Shows a progress bar on a terminal: the epoch's training batches, then its validation batches."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, transient=True)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
+        self._start(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
 
     def on_validation_start(self, trainer: Trainer, module: Any) -> None:
-        self._begin("evaluating", sum(trainer.num_val_batches))
+        self._start("evaluating", sum(trainer.num_val_batches))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._advance()
@@ -202,7 +96,7 @@ class ShowProgress(Callback):
     def on_exception(self, *_: Any) -> None:
         self.bar.stop()
 
-    def _begin(self, text: str, batches: float) -> None:
+    def _start(self, text: str, batches: float) -> None:
         for task in self.bar.task_ids:
             self.bar.remove_task(task)
         self.bar.add_task(text, total=batches)
@@ -212,21 +106,21 @@ class ShowProgress(Callback):
         self.bar.advance(self.bar.task_ids[-1])
 
 
-class SayProgress(Callback):
-    """A line in the log now and then within an epoch, so that long ones are seen to move."""
+class LogProgress(Callback):
+    """Logs a line every minute within an epoch, so that long epochs are seen to progress."""
 
     SECONDS_BETWEEN_LINES = 60.0
 
     def __init__(self) -> None:
-        self.last = 0.0
+        self.last_line = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-        self.last = time.monotonic()
+        self.last_line = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if time.monotonic() - self.last < self.SECONDS_BETWEEN_LINES or not trainer.is_global_zero:
+        if time.monotonic() - self.last_line < self.SECONDS_BETWEEN_LINES or not trainer.is_global_zero:
             return
-        self.last = time.monotonic()
+        self.last_line = time.monotonic()
         total = int(trainer.num_training_batches)
         log.info(
             "epoch %d/%d: %d of %d batches, loss %.4f",
@@ -234,77 +128,82 @@ class SayProgress(Callback):
         )  # fmt: skip
 
 
-class Record(Callback):
-    """Writes metrics.csv, a row an epoch, and to the log a line an epoch and one with all its figures."""
+class RecordMetrics(Callback):
+    """Records each epoch's metrics in metrics.csv and in the log, and tracks them.
+
+    metrics.csv is the only record of earlier epochs: a resumed run reads it, keeps the epochs up to its
+    checkpoint, and tracks those again that the tracking server does not have.
+    """
 
     def __init__(self, path: Path, best: KeepBest) -> None:
         self.path, self.best = path, best
         self.rows: list[dict[str, Any]] = []
-        self.started = 0.0
+        self.start = 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.is_global_zero and trainer.current_epoch and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                self.rows = [
+                    row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch
+                ]
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-        self.started = time.perf_counter()
+        self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
         losses = module.losses_of_all()
         if not trainer.is_global_zero:
             return
-        evaluated = module.evaluated_epoch == trainer.current_epoch
-        figures = module.metrics if evaluated else {}
-        seconds = time.perf_counter() - self.started
+        is_evaluated = module.evaluated_epoch == trainer.current_epoch
+        metrics = module.metrics if is_evaluated else {}
+        seconds = time.perf_counter() - self.start
+        epoch = trainer.current_epoch + 1
         row = {
-            "epoch": trainer.current_epoch + 1,
+            "epoch": epoch,
             "seconds": round(seconds, 3),
             "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
             **{f"train_{name}": value for name, value in losses.items()},
-            **figures,
+            **metrics,
         }
         self.rows.append(row)
         self._write()
-        text = f"epoch {row['epoch']}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
-        if evaluated:
-            name = self.best.primary_metric
-            value = figures.get(name, math.nan)
-            text += f"  {name} {value:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
+        text = f"epoch {epoch}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
+        primary = self.best.primary_metric
+        if is_evaluated:
+            value = metrics.get(primary, math.nan)
+            text += f"  {primary} {value:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
         log.info("%s  %.1f s", text, seconds)
-        others = [
-            f"{name} {value:.4f}"
-            for name, value in figures.items()
-            if name != self.best.primary_metric and not name.startswith(CLASSWISE)
-        ]
+        others = {
+            name: v for name, v in metrics.items() if name != primary and not name.startswith(CLASSWISE)
+        }
         if others:
-            log.info("    %s", "  ".join(others))
+            log.info("    %s", "  ".join(f"{name} {value:.4f}" for name, value in others.items()))
 
     def _write(self) -> None:
-        # Columns that appear late (an epoch without evaluation came first) make rewriting the simple way.
+        # Rewritten each time, because a column may first appear in a later epoch, with its first evaluation.
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        with atomic_writer(self.path, newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
 
 
-class Track(Callback):
-    """Tells MLflow of an epoch once its checkpoint stands: none is trained again that MLflow has."""
+class TrackMetrics(Callback):
+    """Tracks an epoch's metrics once its checkpoint is saved, so that no tracked epoch is trained again."""
 
-    def __init__(self, record: Record, tracker: Tracker) -> None:
+    def __init__(self, record: RecordMetrics, tracker: Tracker) -> None:
         self.record, self.tracker = record, tracker
-        self.told = 0
+        self.tracked = 0
 
-    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
-        self._tell()  # of epochs before a stop what MLflow lacks
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self._track()  # epochs from before the run was resumed; the tracker skips those that the server has
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        self._tell()
+        self._track()
 
-    def _tell(self) -> None:
-        for row in self.record.rows[self.told :]:
-            self.tracker.log(row["epoch"], {name: value for name, value in row.items() if name != "epoch"})
-        self.told = len(self.record.rows)
+    def _track(self) -> None:
+        for row in self.record.rows[self.tracked :]:
+            metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v != ""}
+            self.tracker.log(int(row["epoch"]), metrics)
+        self.tracked = len(self.record.rows)

@@ -1,4 +1,4 @@
-"""On what a job trains: GPUs or CPU processes, on how many machines, and which of the processes leads."""
+"""The devices of a training run: GPUs or CPU processes, on one machine or more, and this process's rank."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from trainer.cores import available_cores
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.settings import Settings
 
 ALONE = "TRAINER_ALONE"
-"""Set for a process that trains on its own whatever started its ancestors: a sweep's trial."""
+"""Environment variable of a process that trains alone, whatever launcher started its ancestors: a trial's."""
 
 CORES = "TRAINER_CORES"
-"""The cores of a process that shares the machine with others of its kind: of a sweep's trial."""
+"""Environment variable with the cores of a process that shares the machine with others: a trial's."""
 
 _TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for another. One that has died is noticed at once; this is for a network that fails
-in silence, and has to outlast rank 0, which reads every image and fetches weights before the others begin."""
+"""Longest wait of one rank for another. A rank that died is noticed at once; this limit is for a network that
+fails silently. It must exceed the time in which rank 0 checks all images and downloads weights."""
 
 _FIRST_STEP_WITHOUT_TASKS = 0xFFFFFFF0
-"""From here on SLURM numbers its own steps: the interactive shell, the batch script and the like."""
+"""SLURM numbers its own steps from here on: the interactive shell, the batch script and the like."""
 
 _BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What one training runs on, and this process's place there: rank = node · local_ranks + local_rank.
+    """What a run trains on, and this process's place there: rank = node · local_ranks + local_rank.
 
     Attributes:
-        launcher: what started the processes, "torchrun" or "srun"; "": fit starts those of its machine.
-        gpus: a GPU for each process, else CPUs.
-        nodes: machines; `node` is this one, from 0.
-        local_ranks: processes on each machine; `local_rank` is this one, from 0.
-        address: of the machine of rank 0; with `port`, where the ranks meet.
+        launcher: what started the processes, "torchrun" or "srun"; "" if `fit` starts those of its machine.
+        gpus: each process has a GPU; otherwise they run on the CPU.
+        nodes: number of machines; `node` is this one, counted from 0.
+        local_ranks: processes on each machine; `local_rank` is this one, counted from 0.
+        address: of rank 0's machine; the ranks meet there, at `port`.
     """
 
     launcher: str
@@ -56,6 +57,7 @@ class Devices:
 
     @property
     def ranks(self) -> int:
+        """Number of processes on all machines."""
         return self.nodes * self.local_ranks
 
     @property
@@ -63,17 +65,17 @@ class Devices:
         return self.node * self.local_ranks + self.local_rank
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the training's first process, which alone speaks and writes."""
+    def is_rank_zero(self) -> bool:
+        """Whether this is the process that logs and writes."""
         return self.rank == 0
 
     @property
-    def apart(self) -> bool:
-        """Whether processes begin that rank 0 did not start, and so could tell nothing."""
+    def are_launched_separately(self) -> bool:
+        """Whether there are processes that rank 0 did not start, and could pass nothing."""
         return bool(self.launcher) or self.nodes > 1
 
     def __str__(self) -> str:
-        """As in `2 machines with 4 GPUs each`."""
+        """Such as `2 machines with 4 GPUs each`."""
         one = "GPU" if self.gpus else "process" if self.local_ranks > 1 else "process on the CPU"
         each = f"{self.local_ranks} {one}" + ("" if self.local_ranks == 1 else "s" if self.gpus else "es")
         if not self.gpus and self.local_ranks > 1:
@@ -87,7 +89,7 @@ class Devices:
             "devices": self.local_ranks,
             "num_nodes": self.nodes,
             "strategy": DDPStrategy(timeout=_TIMEOUT) if self.ranks > 1 else "auto",
-            "plugins": [_Ranks(self)],
+            "plugins": [_Environment(self)],
         }
         if self.gpus:
             # PyTorch emulates bfloat16 on older GPUs, where it is slower than float32.
@@ -96,8 +98,8 @@ class Devices:
         return options
 
 
-class _Ranks(ClusterEnvironment):
-    """Tells Lightning what `Devices` says, so that it looks for no launcher of its own."""
+class _Environment(ClusterEnvironment):
+    """Passes `Devices` to Lightning, which then detects no launcher itself."""
 
     def __init__(self, devices: Devices) -> None:
         super().__init__()
@@ -123,13 +125,13 @@ class _Ranks(ClusterEnvironment):
         return self.devices.ranks
 
     def set_world_size(self, size: int) -> None:
-        """It is known."""
+        """Nothing to set: `devices` has it."""
 
     def global_rank(self) -> int:
         return self.devices.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """It is known."""
+        """Nothing to set: `devices` has it."""
 
     def local_rank(self) -> int:
         return self.devices.local_rank
@@ -138,14 +140,14 @@ class _Ranks(ClusterEnvironment):
         return self.devices.node
 
 
-def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.environ) -> Devices:
-    """What the job asks for, or what torchrun or srun has started.
+def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] = os.environ) -> Devices:
+    """The devices that the job asks for, or those that torchrun or srun started processes for.
 
     Raises:
-        JobError: the job asks for more GPUs than there are, or for something else than was started.
+        JobError: the job asks for more GPUs than there are, or contradicts the launcher.
     """
     there = torch.cuda.device_count()
-    started = _started(environment)
+    launched = _launched(environment)
     problems: list[Problem] = []
     wanted = job.processes or (there if job.gpus == "auto" else job.gpus)
     on_gpus = not job.processes and wanted > 0
@@ -155,19 +157,19 @@ def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.env
             got += f" with CUDA_VISIBLE_DEVICES={visible}"
         hint = f"ask for at most {there}" if there else "leave --gpus out to train on the CPU"
         problems.append(Problem("--gpus", "", "asks for too many", got, hint))
-    if started is None:
+    if launched is None:
         node, address, port = _by_hand(job.nodes, environment, problems)
         count = wanted if settings.distributed or not on_gpus else 1
         devices = Devices("", on_gpus, job.nodes, node, count or 1, 0, address, port)
     else:
-        devices = Devices(gpus=on_gpus, **started)
-        problems += _disagreements(job, settings, devices, there, environment)
+        devices = Devices(gpus=on_gpus, **launched)
+        problems += _contradictions(job, settings, devices, there, environment)
     if settings.sync_batch_norm and devices.ranks > 1:
         if not on_gpus:
             rule = "needs GPUs: PyTorch has no batch norm across CPU processes"
             problems.append(Problem("sync_batch_norm", "", rule, hint="leave it out on the CPU"))
         elif settings.training_batch_size == "auto":
-            rule = "cannot go with training_batch_size auto, which each GPU tries for itself"
+            rule = "cannot be combined with training_batch_size auto, which each GPU tries for itself"
             problems.append(Problem("sync_batch_norm", "", rule, hint="give training_batch_size a number"))
     if problems:
         raise JobError("the job cannot be run:", problems)
@@ -175,17 +177,17 @@ def choose(job: Job, settings: Settings, environment: Mapping[str, str] = os.env
 
 
 def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.environ) -> int:
-    """The cores that one of a machine's ranks may use; in a container often fewer than the machine has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that each of a machine's ranks may use; at least 1."""
+    cores = available_cores()
     cores = min(cores, int(environment.get(CORES, cores)))
-    started = _started(environment)
-    if started and started["launcher"] == "srun" and "SLURM_CPUS_PER_TASK" in environment:
-        return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each has its own
+    launched = _launched(environment)
+    if launched and launched["launcher"] == "srun" and "SLURM_CPUS_PER_TASK" in environment:
+        return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each task has cores of its own
     return max(1, cores // local_ranks)
 
 
-def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """This process's place among those that torchrun or srun started; None if none did."""
+def _launched(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """This process's place among those that torchrun or srun started; None without a launcher."""
     if environment.get(ALONE):
         return None
 
@@ -201,7 +203,7 @@ def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
             "local_ranks": number("LOCAL_WORLD_SIZE"),
             "local_rank": number("LOCAL_RANK"),
         }
-    # This, unlike SLURM_NTASKS, exists in no batch script: only in what srun starts, a shell for salloc, too.
+    # Unlike SLURM_NTASKS, batch scripts do not have this: only what srun starts, a shell for salloc included.
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
         place = {
             "launcher": "srun",
@@ -214,24 +216,24 @@ def _started(environment: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
     first = SLURMEnvironment.resolve_root_node_address(nodes)
-    # Every rank comes to the same port, and two steps of one job hardly ever.
-    own = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
+    # Every rank derives the same port; two steps of one job almost never do.
+    offset = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
     place["address"] = environment.get("MASTER_ADDR", first)
-    place["port"] = int(environment.get("MASTER_PORT", 15000 + own % 10000))
+    place["port"] = int(environment.get("MASTER_PORT", 15000 + offset % 10000))
     return place
 
 
-def _disagreements(
+def _contradictions(
     job: Job, settings: Settings, devices: Devices, there: int, environment: Mapping[str, str]
 ) -> list[Problem]:
-    """Where the job says something else than what was started."""
+    """Where the job asks for something else than the launcher started."""
     by, count = devices.launcher, devices.local_ranks
     problems = []
     total, rank = ("WORLD_SIZE", "RANK") if by == "torchrun" else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     if int(environment[total]) != devices.ranks or int(environment[rank]) != devices.rank:
         got = f"{environment[total]} on {devices.nodes}, of which this is {environment[rank]}"
         hint = "--ntasks-per-node and --distribution=block give that" if by == "srun" else ""
-        rule = f"{by} must start as many processes on each machine, numbered machine by machine"
+        rule = f"{by} must start the same number of processes on each machine, numbered machine by machine"
         problems.append(Problem("", "", rule, got, hint))
     for flag, value in (("--processes", job.processes), ("--gpus", job.gpus)):
         if isinstance(value, int) and value not in (0, count):
@@ -241,7 +243,7 @@ def _disagreements(
         hint = f"start {there} on each machine, or use --processes {count} for the CPU"
         if by == "srun" and there == 1:
             hint = "let each task see all GPUs of its machine: --gpus-per-node in place of --gpus-per-task"
-        rule = f"{by} must start a process for each GPU, not more"
+        rule = f"{by} must start one process per GPU"
         problems.append(Problem("", "", rule, f"{count} processes that see {there}", hint))
     if "nodes" in job.model_fields_set and job.nodes != devices.nodes:
         rule = f"must be the number of machines on which {by} starts processes, {devices.nodes}"
@@ -253,7 +255,7 @@ def _disagreements(
 
 
 def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]) -> tuple[int, str, int]:
-    """Which machine this is, where rank 0's is and its port, for the same command typed on each of them."""
+    """This machine's number and rank 0's address and port, if the user starts a command on each machine."""
     if nodes == 1:
         return 0, "127.0.0.1", 0
     rule = f"{nodes} machines need a launcher on each"
@@ -263,7 +265,7 @@ def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]
         got = ", ".join(f"{name}={value}" for name, value in zip(_BY_HAND, values, strict=True) if value)
         hint = (
             f"start it by torchrun or srun, or set NODE_RANK (0 to {nodes - 1}), MASTER_ADDR and MASTER_PORT "
-            "(docs/many-machines.md); --nodes 1 trains on this machine alone"
+            "(docs/many-machines.md); --nodes 1 trains on this machine only"
         )
         problems.append(Problem("--nodes", "", rule, got or "none", hint))
         return 0, "127.0.0.1", 0

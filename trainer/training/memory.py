@@ -1,4 +1,4 @@
-"""Main memory and the GPU's: that it ran out, how much was taken, and that what is freed is used again."""
+"""Main memory and GPU memory: errors when it runs out, peak use, and reuse of what is freed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 _KEEPING = {_TRIM_THRESHOLD: -1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}
-"""Give nothing back, fetch 64 MiB at least, and take blocks up to 32 MiB, the most allowed, from there."""
+"""Keep freed memory, request at least 64 MiB, and serve blocks of up to 32 MiB, the maximum, from it."""
 _GIVING_BACK = {_TRIM_THRESHOLD: 2**26, _TOP_PAD: 2**17}
-"""What the library itself comes to once 32 MiB were freed; that threshold stays as large."""
+"""The values that the library itself arrives at after a block of 32 MiB was freed."""
 
 NO_MEMORY = 4
-"""Exit status of a process that trains, if memory ran out."""
+"""Exit status of a training process that ran out of memory."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the GPU, or of the machine, was not enough."""
+    """Whether the error is a lack of GPU memory or main memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
 
 
 @contextmanager
 def reused() -> Iterator[None]:
-    """Within it the C library keeps what is freed, since the next step asks for blocks of the same sizes.
+    """Make the C library keep freed memory, because the next training step needs blocks of the same sizes.
 
-    On a CPU a step's activations come from it; given back to the system and fetched anew, each page of them
-    costs a fault. Does nothing where the C library is not GNU's.
+    It allocates the activations of a training step on the CPU. If it returned them to the system, the next
+    step would cost a page fault for each page. Does nothing for C libraries other than GNU's.
     """
     _set(_KEEPING)
     try:
@@ -40,13 +40,13 @@ def reused() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """What is freed, and will be from now on: in a process that was forked within `reused`, too."""
+    """Return freed memory to the system, now and from now on. Also for a process forked within `reused`."""
     if (library := _set(_GIVING_BACK)) is not None:
         library.malloc_trim(0)
 
 
 def _set(values: Mapping[int, int]) -> ctypes.CDLL | None:
-    """The C library with these parameters of its allocator; None if it is not GNU's."""
+    """Set parameters of the C library's allocator. Returns the library; None if it is not GNU's."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if library is None or not hasattr(library, "mallopt"):
         return None
@@ -56,16 +56,16 @@ def _set(values: Mapping[int, int]) -> ctypes.CDLL | None:
 
 
 def peak() -> dict[str, int]:
-    """Bytes that this process took at most so far: of main memory as "process", and as "GPU" if it used one.
+    """This process's peak memory in bytes: "process" for main memory, and "GPU" if it used one.
 
-    Empty where the system does not tell.
+    Empty where the system does not report it.
     """
-    taken = {}
+    peaks = {}
     with suppress(ImportError):  # not on Windows
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
-        taken["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        peaks["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        taken["GPU"] = int(torch.cuda.max_memory_allocated())
-    return taken
+        peaks["GPU"] = int(torch.cuda.max_memory_allocated())
+    return peaks

@@ -1,4 +1,4 @@
-"""Where runs are tracked: an MLflow server or database, used quietly and without long waits.
+"""MLflow stores: a tracking server or database, used quietly and without long waits.
 
 MLflow is imported when a store is used, not before.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,61 +20,54 @@ from filelock import FileLock
 
 from trainer.errors import TrackingError
 from trainer.job.places import without_password
+from trainer.training.run_log import log_level
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
     from sqlalchemy import URL
 
 OFF = "none"
 DATABASE = "mlflow.db"
 
 _ARTIFACTS = "mlartifacts"
-_SECONDS = 10
+_TIMEOUT_SECONDS = 10
 _PRIVATE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_BRIEF = {
-    # By default a request is repeated for minutes.
+_SHORT_WAITS = {
+    # By default MLflow repeats a request for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_SECONDS),
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_TIMEOUT_SECONDS),
 }
-# They tell of each step, and of each failure what the errors say that are raised.
+# They log each step, and each failure that an exception reports anyway.
 _LOUD = ("alembic", "mlflow.store", "mlflow.system_metrics", "urllib3.connectionpool")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """MLflow and what it uses leave the log to us; what fails is raised nevertheless."""
-    loggers = [logging.getLogger(name) for name in _LOUD]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def quiet(*, ignore_warnings: bool = False) -> Iterator[None]:
+    """Silence the loggers of MLflow and its libraries, and its telemetry. Errors are raised all the same.
 
-
-@contextmanager
-def brief() -> Iterator[None]:
-    """Where no server answers, give up after seconds, unless the user's environment says otherwise."""
-    with _environment({name: value for name, value in _BRIEF.items() if name not in os.environ}):
-        yield
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """For calls from the main thread: quiet, without warnings about MLflow's own code, without telemetry."""
+    Args:
+        ignore_warnings: ignore Python warnings, too. Only for short calls from the main thread, because the
+            filters of `warnings` are global.
+    """
     with _environment(_PRIVATE):
-        import mlflow  # noqa: F401  # sets up its loggers as it is imported
+        import mlflow  # noqa: F401  # importing it sets up the loggers
 
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        filters = warnings.catch_warnings(action="ignore") if ignore_warnings else nullcontext()
+        with log_level(logging.CRITICAL + 1, *_LOUD), filters:
             yield
+
+
+@contextmanager
+def short_waits() -> Iterator[None]:
+    """Give up within seconds if no server answers, unless the user's environment sets other limits."""
+    with _environment({name: value for name, value in _SHORT_WAITS.items() if name not in os.environ}):
+        yield
 
 
 @contextmanager
@@ -91,10 +85,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 class Store:
-    """One MLflow store. Making it does nothing yet.
+    """An MLflow store. Creating the object does not open the store.
 
     Attributes:
-        uri: as MLflow takes it, local paths in it absolute.
+        uri: as MLflow takes it, with absolute local paths.
     """
 
     def __init__(self, uri: str) -> None:
@@ -107,46 +101,46 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a file of this machine."""
+        """Whether the store is a file or directory of this machine."""
         return self.uri.startswith("sqlite:") or "://" not in self.uri
 
     @contextmanager
     def use(self) -> Iterator[MlflowClient]:
-        """Its client, for use within seconds.
+        """Yield the client for calls that should take seconds at most.
 
         Raises:
-            TrackingError: it does not answer, or refuses.
+            TrackingError: the store does not answer, or rejects a call.
         """
         try:
-            with brief(), calm():
+            with short_waits(), quiet(ignore_warnings=True):
                 yield self.client
         except TrackingError:
             raise
         except Exception as error:
             raise TrackingError(
-                f"{self.shown}: MLflow's store cannot be used: {self.reason(error)}. Mend that, name another "
+                f"{self.shown}: MLflow's store cannot be used: {self.reason(error)}. Fix that, name another "
                 "store by --tracking-uri or MLFLOW_TRACKING_URI, or train without one: --tracking-uri none"
             ) from error
 
     def reason(self, error: BaseException) -> str:
-        """What went wrong, in a line."""
-        told = error
+        """The cause of an error in one line, without a password."""
+        cause = error
         chain: BaseException | None = error
         while chain is not None:
-            # MLflow and SQLAlchemy put much text around what the network or the database says.
-            told = getattr(chain, "orig", None) or (chain if isinstance(chain, OSError) else told)
+            # MLflow and SQLAlchemy wrap the message of the network or the database in much text.
+            cause = getattr(chain, "orig", None) or (chain if isinstance(chain, OSError) else cause)
             chain = chain.__cause__ or chain.__context__
-        text = (str(told) or type(told).__name__).split("\n", 1)[0]
+        text = (str(cause) or type(cause).__name__).split("\n", 1)[0]
         return text.replace(self.uri, self.shown)[:400]
 
     def check(self, *, registers: bool = False) -> None:
-        """Ask whether it is there.
+        """Check that the store answers.
 
         Args:
-            registers: ask its registry of models, too.
+            registers: check its model registry, too.
 
         Raises:
-            TrackingError: it is not.
+            TrackingError: it does not.
         """
         with self.use() as client:
             client.search_experiments(max_results=1)
@@ -155,42 +149,66 @@ class Store:
 
     @cached_property
     def client(self) -> MlflowClient:
-        """MLflow's client; opens a database, and makes it where there is none."""
+        """MLflow's client; opens a database, and creates a SQLite database that does not exist."""
         from mlflow import MlflowClient
 
         if (url := self._database()) is not None:
-            file = _file_of(url)
-            _make(file, self.uri) if file is not None else _knock(url)
+            file = _sqlite_file(url)
+            _create_database(file, self.uri) if file is not None else _try_connection(url)
         return MlflowClient(self.uri)
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment of that name, made where there is none.
+        """The id of the experiment with this name, which is created if needed.
 
         Raises:
             TrackingError: it was deleted.
         """
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return self.client.create_experiment(name, artifact_location=self._artifacts())
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self.client.get_experiment_by_name(name)  # another process was quicker
-        assert found is not None, "it exists already"
-        if found.lifecycle_stage != "active":
+                experiment = self.client.get_experiment_by_name(name)  # another process was faster
+        assert experiment is not None, "it exists already"
+        if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"{self.shown}: the experiment {name!r} was deleted; restore it with `mlflow experiments "
-                f"restore --experiment-id {found.experiment_id}`, or name another by MLFLOW_EXPERIMENT_NAME"
+                f"restore --experiment-id {experiment.experiment_id}`, or name another by "
+                "MLFLOW_EXPERIMENT_NAME"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
+
+    def active_run(self, run_id: str) -> MlflowRun | None:
+        """The run with this id; None if it does not exist, or was deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def where_to_look(self, run: MlflowRun) -> str:
+        """The run's page on a server, or the command that shows a database."""
+        if self.uri.startswith("sqlite:///"):
+            here = f"sqlite:///{Path.cwd()}/"
+            shown = "sqlite:///" + self.uri.removeprefix(here) if self.uri.startswith(here) else self.uri
+            return f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+        if self.uri.startswith("http"):
+            page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+            return f"{self.shown.rstrip('/')}/{page}"
+        return f"{self.shown}, run {run.info.run_id}"
 
     def _artifacts(self) -> str | None:
-        """Where a database of this machine has its files: beside it. Servers choose themselves."""
+        """The artifact folder of a SQLite database, next to it; None leaves the choice to the server."""
         url = self._database()
-        file = _file_of(url) if url is not None else None
+        file = _sqlite_file(url) if url is not None else None
         return str(file.parent / _ARTIFACTS) if file is not None else None
 
     def _database(self) -> URL | None:
@@ -201,20 +219,19 @@ class Store:
         return make_url(self.uri) if kind in DATABASE_ENGINES else None
 
 
-def _file_of(url: URL) -> Path | None:
-    """The file that a SQLite database is."""
+def sqlite_uri(path: Path) -> str:
+    """The address of a database file."""
+    # SQLAlchemy takes every other character literally.
+    return "sqlite:///" + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
+
+
+def _sqlite_file(url: URL) -> Path | None:
     is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
     return Path(str(url.database)) if is_file else None
 
 
-def sqlite_uri(path: Path) -> str:
-    """The address of a database file."""
-    # The only characters that SQLAlchemy would not take for themselves.
-    return "sqlite:///" + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
-
-
-def _make(path: Path, uri: str) -> None:
-    """Make MLflow's database, whole or not at all, though several processes may want to."""
+def _create_database(path: Path, uri: str) -> None:
+    """Create MLflow's database, whole or not at all, even if several processes start at once."""
     from mlflow.store.model_registry import sqlalchemy_store as registry
     from mlflow.store.tracking import sqlalchemy_store as tracking
     from sqlalchemy import Engine, event
@@ -226,15 +243,15 @@ def _make(path: Path, uri: str) -> None:
             return
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)
-        # MLflow makes its tables in dozens of steps, and waits at each until the disk has it.
-        event.listen(Engine, "connect", _do_not_wait)
+        # MLflow creates its tables in dozens of steps and would wait for the disk after each.
+        event.listen(Engine, "connect", _do_not_sync)
         try:
-            made: Any = tracking.SqlAlchemyStore(sqlite_uri(partial), artifacts)  # type: ignore[no-untyped-call]
-            made.engine.dispose()
+            created: Any = tracking.SqlAlchemyStore(sqlite_uri(partial), artifacts)  # type: ignore[no-untyped-call]
+            created.engine.dispose()
         finally:
-            event.remove(Engine, "connect", _do_not_wait)
+            event.remove(Engine, "connect", _do_not_sync)
         partial.replace(path)
-    # This process may still hold an earlier database that was there, and has been deleted.
+    # MLflow caches engines by address: one may still be connected to an earlier, deleted file.
     stores: list[Any] = [
         tracking.SqlAlchemyStore(uri, artifacts),  # type: ignore[no-untyped-call]
         registry.SqlAlchemyStore(uri),  # type: ignore[no-untyped-call]
@@ -243,17 +260,17 @@ def _make(path: Path, uri: str) -> None:
         store.engine.dispose()
 
 
-def _do_not_wait(connection: object, _: object) -> None:
-    with suppress(AttributeError):  # of another database than SQLite
+def _do_not_sync(connection: object, _: object) -> None:
+    with suppress(AttributeError):  # not SQLite
         connection.execute("PRAGMA synchronous = OFF")  # type: ignore[attr-defined]
 
 
-def _knock(url: URL) -> None:
-    """Fail at once where there is no database, which MLflow would try for minutes."""
+def _try_connection(url: URL) -> None:
+    """Fail at once if the database does not answer; MLflow would retry for minutes."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
     if url.host and url.port:
-        socket.create_connection((url.host, url.port), timeout=_SECONDS).close()
+        socket.create_connection((url.host, url.port), timeout=_TIMEOUT_SECONDS).close()
     with create_engine(url, poolclass=NullPool).connect():
         pass

@@ -1,4 +1,4 @@
-"""What a result comes from beside its job and data: the code's commit and the libraries' versions."""
+"""What a result depends on besides its job and data: the code's commit and the libraries' versions."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _LIBRARIES = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflo
 
 
 def library_versions() -> dict[str, str]:
-    """Those of the libraries that are installed: ultralytics need not be."""
-    installed = {}
+    """The versions of the installed libraries that affect results, by name."""
+    versions = {}
     for name in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return installed
+        with suppress(metadata.PackageNotFoundError):  # ultralytics is optional
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def git_commit() -> str | None:
-    """The commit of the repository that this process was started in; None without one."""
-    asked = ["git", "rev-parse", "HEAD"]
+    """The commit of the repository in the working directory; None without one."""
+    command = ["git", "rev-parse", "HEAD"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, no repository
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository
         return None

@@ -1,4 +1,4 @@
-"""The end of a run: the best epoch's network as an MLflow model, and its answers on the validation data."""
+"""Packages a run's best checkpoint as an MLflow model, and scores the validation data with it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def package(run: Run, data: Data, into: Run | None = None, *, on_gpu: bool) -> N
     """Write `model/` and `predictions.jsonl` from the run's best checkpoint.
 
     Args:
-        data: whose validation part the predictions are made for.
-        into: the run that gets them, for the best trial of a sweep; None: the run itself.
-        on_gpu: a GPU may be used, if there is one.
+        data: the validation part is scored.
+        into: the run to write to: for a trial, its sweep. None writes to the run itself.
+        on_gpu: use a GPU if there is one.
     """
     into = into or run
     checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
@@ -37,7 +37,7 @@ def package(run: Run, data: Data, into: Run | None = None, *, on_gpu: bool) -> N
 
 
 def _write_predictions(path: Path, family: Family, network: nn.Module, data: Data) -> None:
-    """The validation answers of the packaged network, in the schema, in the data's order."""
+    """Write the network's answers on the validation images, in the documented schema and the data's order."""
     spec = family.spec
     examples = RecordExamples(data.validation, data.classes)
     points = spec.parameters.max_number_of_polygon_points
@@ -50,13 +50,13 @@ def _write_predictions(path: Path, family: Family, network: nn.Module, data: Dat
 
 
 def _write_model(directory: Path, family: Family, network: nn.Module) -> None:
-    """Write the model; that of a run which went on takes the place of the earlier one."""
-    from serving.package import write_model  # brings pandas, for which a training's start need not wait
+    """Write the model. If the run was resumed, it replaces the earlier one once it is complete."""
+    from serving.package import write_model  # imports pandas, which training should not wait for
 
     if not directory.exists():
         write_model(directory, family.spec, network)
         return
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-        made = write_model(Path(scratch) / "new", family.spec, network)
+        written = write_model(Path(scratch) / "new", family.spec, network)
         directory.rename(Path(scratch) / "old")
-        made.rename(directory)
+        written.rename(directory)

@@ -1,4 +1,4 @@
-"""Where a run's messages go, and whose are left out."""
+"""The run's own log file, and the loggers of libraries that are kept quiet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("trainer")
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Everything that is said about the run also goes into its own log."""
+    """Write all log messages to this file, too, debug messages and the traceback of a failure included."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
@@ -22,10 +22,10 @@ def logging_to(path: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.warning("interrupted; `trainer fit --resume %s` goes on from the last epoch", path.parent)
+        log.warning("interrupted; `trainer fit --resume %s` continues after the last epoch", path.parent)
         raise
     except Exception:
-        log.debug("the run failed", exc_info=True)  # for the file; the caller shows the error itself
+        log.debug("the run failed", exc_info=True)  # for the file only: the caller shows the error itself
         raise
     finally:
         log.setLevel(level)
@@ -35,15 +35,21 @@ def logging_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning's advice on settings that are decided here stays unsaid."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    """Hide Lightning's advice on settings that are decided here."""
+    with log_level(logging.ERROR, "lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        yield
+
+
+@contextmanager
+def log_level(level: int, *names: str) -> Iterator[None]:
+    """Set the level of these loggers, and restore it afterwards."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning.*")
-            yield
+        yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, earlier in zip(loggers, before, strict=True):
+            logger.setLevel(earlier)

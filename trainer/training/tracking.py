@@ -1,13 +1,13 @@
-"""Tracking in MLflow: a run there for each training, and one above those of a sweep's trials.
+"""Tracking in MLflow: one run per training run, and a parent run for a sweep.
 
     store = tracking.find(job.tracking_uri, directory)
     with tracking.start(store, directory, job, params={...}, tags={...}) as sweep:
         ...  # each trial: fit(its_job, parent_run_id=sweep.run_id), with its tracking_uri set to store.uri
         sweep.log(1, {"mean_average_precision": 0.5})
 
-Nothing of MLflow's global state is used or changed. A server that stops answering costs a line in the log:
-figures are sent in the background, and those that could not be are sent with later ones or at the end.
-Neither torch nor Lightning is imported here, and MLflow only where there is a store.
+MLflow's global state is neither used nor changed. An outage of the server costs a line in the log: metrics
+are sent in the background, and again once the server answers. If it stays away, they are sent from its
+metrics.csv when the run is resumed. Neither torch nor Lightning is imported here, and MLflow only if needed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ import getpass
 import json
 import logging
 import os
-import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+import posixpath
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.fingerprint import fingerprint
-from trainer.errors import RunError
-from trainer.training.mlflow_store import DATABASE, OFF, Store, sqlite_uri
+from trainer.errors import RunError, TrackingError
+from trainer.files import write_atomically
+from trainer.training.mlflow_store import DATABASE, OFF, Store, quiet, short_waits, sqlite_uri
 from trainer.training.origin import git_commit
-from trainer.training.tracker import DIRECTORY_TAG, FAILURE_TAG, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
     from trainer.data.training_data import Data
@@ -39,27 +44,32 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 NOTE = "mlflow.json"
-"""In a run's directory: which of MLflow's runs it is."""
-_LONGEST_VALUE = 500  # servers of all versions take it
+"""The file in a run's directory that names its run in MLflow."""
+_DIRECTORY_TAG, _FAILURE_TAG = "run_directory", "failure"
+_ARTIFACTS = ("job.yaml", "metrics.csv", "result.json", "metrics.json", "trials.csv", "report.html", "report")
+_LONGEST_NAME, _LONGEST_PARAMETER, _LONGEST_TAG = 250, 500, 5000
+"""Characters that servers of all versions accept."""
+_SECONDS_TO_FINISH = 10.0
 
 
 def find(choice: str | None, directory: Path) -> Store | None:
-    """The store to track a run in, None for none.
+    """The store to track a run in; None if it is not tracked.
 
     Args:
-        choice: the store's address or "none"; None: what MLFLOW_TRACKING_URI says, or where the run was
-            tracked before, or the database beside the run's directory.
+        choice: the store's address or "none"; None takes MLFLOW_TRACKING_URI, else the store that tracked
+            the run before, else the database next to the run's directory.
         directory: the run's; need not exist yet.
 
     Raises:
-        RunError: what a directory says of its earlier tracking cannot be read.
+        RunError: the directory's note of its earlier tracking cannot be read.
     """
     if choice == OFF:
         return None
     uri = choice or os.environ.get("MLFLOW_TRACKING_URI") or _read_note(directory).get("tracking_uri")
-    return Store(uri or _database_beside(directory))
+    return Store(uri or _default_database(directory))
 
 
+@contextmanager
 def start(
     store: Store | None,
     directory: Path,
@@ -67,49 +77,65 @@ def start(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     parent_run_id: str | None = None,
-) -> Tracker:
-    """Begin a run in MLflow, or go on with the one that the directory names or MLFLOW_RUN_ID.
+) -> Iterator[Tracker]:
+    """Start a run in MLflow, or resume the one that the directory's note or MLFLOW_RUN_ID names.
+
+    At the end of the context the run in MLflow is FINISHED, KILLED by Ctrl-C, or FAILED.
 
     Args:
         store: None tracks nothing.
-        directory: gives the run its name and its files.
-        job: names the experiment, unless there is a parent, in whose experiment the run then is.
-        params: become text. MLflow keeps a parameter as it was: one that differs as a run goes on becomes a
-            tag, `changed.NAME`.
+        directory: its name becomes the run's name, its files the run's artifacts.
+        job: names the experiment of a run without a parent.
+        params: stored as text. MLflow never changes a parameter: a value that differs when the run is resumed
+            becomes the tag `changed.NAME`.
 
     Raises:
-        TrackingError: the store does not answer, or refuses.
+        TrackingError: the store does not answer, or rejects the run.
     """
     if store is None:
-        return Tracker(None, directory)
+        yield Tracker()
+        return
     with store.use() as client:
-        run, is_new = _begin(client, store, directory, job, parent_run_id)
-        origin = {**_origin(), DIRECTORY_TAG: str(directory.absolute())}
-        _describe(client, run, params, {**tags, **origin})
+        run, is_new = _create_or_resume(client, store, directory, job, parent_run_id)
+        run_id = run.info.run_id
+        _describe(client, run, params, {**tags, **_origin(), _DIRECTORY_TAG: str(directory.absolute())})
         if not is_new:
-            client.update_run(run.info.run_id, status="RUNNING")
-            if FAILURE_TAG in run.data.tags:
-                client.delete_tag(run.info.run_id, FAILURE_TAG)
+            client.update_run(run_id, status="RUNNING")
+            if _FAILURE_TAG in run.data.tags:
+                client.delete_tag(run_id, _FAILURE_TAG)
     _write_note(directory, store, run)
-    log.info("%s", _announcement(store, run))
-    return Tracker(store, directory, run.info.run_id, is_new)
+    log.info("tracking: %s", store.where_to_look(run))
+    with quiet(), ExitStack() as waits:
+        waits.enter_context(short_waits())  # here, because threads share the environment
+        tracker = MlflowTracker(store, directory, run_id, is_new, waits)
+        try:
+            yield tracker
+        except TrackingError:
+            tracker.end("FINISHED")  # a model that could not be registered is a good model all the same
+            raise
+        except KeyboardInterrupt:
+            tracker.end("KILLED")
+            raise
+        except BaseException as error:
+            tracker.tag({_FAILURE_TAG: f"{type(error).__name__}: {error}"})
+            tracker.end("FAILED")
+            raise
+        tracker.end("FINISHED")
 
 
-def start_training(
+def start_training_run(
     store: Store | None,
     run: Run,
     job: Job,
     data: Data,
     versions: Mapping[str, str],
     parent_run_id: str | None = None,
-) -> Tracker:
-    """`start` for a single training, with its settings as parameters.
+) -> AbstractContextManager[Tracker]:
+    """`start` for a single training run, with its settings as parameters.
 
     Args:
-        versions: of the libraries that shape the result, by name.
+        versions: of the libraries that affect the result, by name.
     """
-    if store is None:
-        return Tracker(None, run.directory)
     params = {
         "primary_metric": job.metric,
         **job.to_dict()["training_parameters"],
@@ -122,7 +148,7 @@ def start_training(
 
 
 def tags_of(job: Job, data: Data, versions: Mapping[str, str]) -> dict[str, str]:
-    """What trainings and sweeps are found by."""
+    """Tags to search runs by: the task, the data's fingerprint and the libraries' versions."""
     return {
         "task": job.task.value,
         "data_fingerprint": fingerprint(data),
@@ -130,40 +156,236 @@ def tags_of(job: Job, data: Data, versions: Mapping[str, str]) -> dict[str, str]
     }
 
 
-def _begin(
+class Tracker:
+    """Receives the metrics of a run. This one, for a run that is not tracked, ignores them.
+
+    Attributes:
+        run_id: MLflow's; None if the run is not tracked.
+    """
+
+    run_id: str | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send metrics in the background.
+
+        Args:
+            step: the epoch, counted from 1, or a sweep's trial. What MLflow has from before the run was
+                resumed is not sent again.
+            metrics: by name; characters that MLflow does not allow in names become "_".
+        """
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Add tags when the run ends."""
+
+    def register(self, name: str, model: Path) -> None:
+        """Log a packaged model with the run, and register it as the newest version under a name.
+
+        Raises:
+            TrackingError: the store does not accept it.
+        """
+
+
+class MlflowTracker(Tracker):
+    """Sends the metrics, tags and files of a run to MLflow.
+
+    Args:
+        is_new: MLflow has no metrics of the run yet.
+        waits: the context that shortens MLflow's waits; closed for the upload of a model.
+    """
+
+    def __init__(self, store: Store, directory: Path, run_id: str, is_new: bool, waits: ExitStack) -> None:
+        self.store, self.directory, self.run_id = store, directory, run_id
+        self._id, self._is_new, self._waits = run_id, is_new, waits
+        self._known_steps: dict[str, set[int]] = {}
+        self._tags: dict[str, str] = {}
+        self._lock = threading.Lock()  # guards the four below
+        self._pending: list[Metric] = []
+        self._sender: threading.Thread | None = None
+        self._had_outage = self._is_ending = False
+        self._monitor: Any = None
+        self._start_system_monitor()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(_allowed(name), float(value), now, step) for name, value in metrics.items()]
+        with self._lock:
+            self._pending += entries
+            if self._sender is None:  # it lives until everything is sent or the server fails
+                self._sender = threading.Thread(target=self._send_pending, name="tracking", daemon=True)
+                self._sender.start()
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self._tags.update(tags)
+
+    def register(self, name: str, model: Path) -> None:
+        client = self.store.client
+        try:
+            with quiet(ignore_warnings=True):
+                artifacts = client.get_run(self._id).info.artifact_uri  # fails fast if the server is gone
+                self._waits.close()  # the upload may take long
+                version = self._register(client, name, model, artifacts)
+        except Exception as error:
+            raise TrackingError(
+                f"the model is trained and is in {model}, but could not be registered as {name} in "
+                f"{self.store.shown}: {self.store.reason(error)}"
+            ) from error
+        self.tag({"registered_model": f"{name}/{version}"})
+        log.info("registered: models:/%s/%s", name, version)
+
+    def _register(self, client: MlflowClient, name: str, model: Path, artifacts: str) -> str:
+        """The new version's number. The files of earlier versions are left as they are."""
+        from mlflow.exceptions import MlflowException
+
+        taken = {file.path for file in client.list_artifacts(self._id)}
+        folders = ["model", *(f"model-{number}" for number in range(2, len(taken) + 3))]
+        folder = next(folder for folder in folders if folder not in taken)
+        client.log_artifacts(self._id, str(model), folder)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        return str(client.create_model_version(name, posixpath.join(artifacts, folder), self._id).version)
+
+    def end(self, status: str) -> None:
+        """Send what is left, then the run's final status."""
+        with short_waits(), quiet(ignore_warnings=True):
+            self._finish(status)
+
+    def _finish(self, status: str) -> None:
+        deadline = time.monotonic() + _SECONDS_TO_FINISH
+        with self._lock:
+            self._is_ending, sender = True, self._sender
+        for thread in (sender, self._stop_system_monitor()):
+            if thread is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            # The sender may still be waiting for the server; sending a metric twice does no harm.
+            pending, self._pending = self._pending, []
+        if not self._attempt("the last metrics", lambda: self._send(pending)):
+            return
+        if self._had_outage:
+            log.info("tracking: %s answers again and has all metrics", self.store.shown)
+        self._attempt("the tags", self._send_tags)
+        self._attempt("the files", self._send_files)
+        self._attempt("the final status", lambda: self.store.client.set_terminated(self._id, status))
+
+    def _send_pending(self) -> None:
+        """The sender thread."""
+        while batch := self._next_batch():
+            try:
+                self._send(batch)
+            except Exception as error:
+                with self._lock:
+                    self._sender = None  # the next epoch starts another one, which tries again
+                    is_news, self._had_outage = not (self._had_outage or self._is_ending), True
+                if is_news:
+                    log.warning(
+                        "tracking: %s: %s; training continues, and the metrics are sent later",
+                        self.store.shown, self.store.reason(error),
+                    )  # fmt: skip
+                log.debug("tracking failed", exc_info=True)
+                return
+            with self._lock:
+                del self._pending[: len(batch)]
+
+    def _next_batch(self) -> list[Metric]:
+        with self._lock:
+            batch = [] if self._is_ending else list(self._pending)
+            if not batch:
+                self._sender = None
+            return batch
+
+    def _send(self, metrics: list[Metric]) -> None:
+        unsent = metrics if self._is_new else [metric for metric in metrics if not self._has(metric)]
+        self.store.client.log_batch(self._id, metrics=unsent)
+
+    def _has(self, metric: Metric) -> bool:
+        """Whether MLflow has this step of the metric from before the run was resumed."""
+        if metric.key not in self._known_steps:
+            history = self.store.client.get_metric_history(self._id, metric.key)
+            self._known_steps[metric.key] = {entry.step for entry in history}
+        return metric.step in self._known_steps[metric.key]
+
+    def _send_tags(self) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, value[:_LONGEST_TAG]) for name, value in self._tags.items()]
+        self.store.client.log_batch(self._id, tags=tags)
+
+    def _send_files(self) -> None:
+        client = self.store.client
+        for path in map(self.directory.joinpath, _ARTIFACTS):
+            if path.is_dir():
+                client.log_artifacts(self._id, str(path), path.name)
+            elif path.exists():
+                client.log_artifact(self._id, str(path))
+
+    def _attempt(self, what: str, send: Callable[[], object]) -> bool:
+        """Whether it could be sent; if not, the log says so."""
+        try:
+            send()
+        except Exception as error:
+            log.warning(
+                "tracking: %s did not accept %s of the run (kept in %s): %s",
+                self.store.shown, what, self.directory, self.store.reason(error),
+            )  # fmt: skip
+            log.debug("tracking failed", exc_info=True)
+            return False
+        return True
+
+    def _start_system_monitor(self) -> None:
+        """Let MLflow record the use of CPU, memory and GPU."""
+        is_off = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("false", "0")
+        if is_off or find_spec("psutil") is None:
+            return
+
+        def begin() -> None:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+                self._id, resume_logging=not self._is_new, tracking_uri=self.store.uri
+            )
+            self._monitor.start()
+
+        with quiet(ignore_warnings=True):
+            self._attempt("the system metrics", begin)
+
+    def _stop_system_monitor(self) -> threading.Thread | None:
+        """Stop the monitor in a thread, because it waits for the server."""
+        if self._monitor is None:
+            return None
+        thread = threading.Thread(target=self._monitor.finish, daemon=True)
+        thread.start()
+        return thread
+
+
+def _allowed(name: str) -> str:
+    return re.sub(r"[^\w./ -]", "_", name)[:_LONGEST_NAME]
+
+
+def _create_or_resume(
     client: MlflowClient, store: Store, directory: Path, job: Job, parent_run_id: str | None
 ) -> tuple[MlflowRun, bool]:
-    """The run in MLflow, and whether it is a new one."""
+    """The run in MLflow, and whether it is new."""
     noted = _read_note(directory).get("run_id")
     if noted is not None:
-        run = _existing(client, noted)
-        if run is not None:
+        if (run := store.active_run(noted)) is not None:
             return run, False
-        log.info("%s has no run %s (any more); the tracking goes on in a new one", store.shown, noted)
-    given = os.environ.get("MLFLOW_RUN_ID") if parent_run_id is None else None
-    if given:
+        log.info("tracking: %s has no run %s any more; a new run replaces it", store.shown, noted)
+    if parent_run_id is None and (given := os.environ.get("MLFLOW_RUN_ID")):
         run = client.get_run(given)
-        if DIRECTORY_TAG not in run.data.tags:
+        if _DIRECTORY_TAG not in run.data.tags:
             return run, False
-        parent_run_id = given  # holds another training already
+        parent_run_id = given  # it tracks another training run already
     if parent_run_id is not None:
         experiment_id = client.get_run(parent_run_id).info.experiment_id
         tags = {"mlflow.parentRunId": parent_run_id}
     else:
         experiment_id, tags = _experiment(store, job), {}
     return client.create_run(experiment_id, run_name=directory.absolute().name, tags=tags), True
-
-
-def _existing(client: MlflowClient, run_id: str) -> MlflowRun | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return run if run.info.lifecycle_stage == "active" else None
 
 
 def _experiment(store: Store, job: Job) -> str:
@@ -179,40 +401,28 @@ def _describe(
 ) -> None:
     from mlflow.entities import Param, RunTag
 
-    before = run.data.params
-    values = {name: str(value)[:_LONGEST_VALUE] for name, value in params.items()}
-    changed = {f"changed.{name}": value for name, value in values.items() if before.get(name, value) != value}
+    earlier = run.data.params
+    values = {name: str(value)[:_LONGEST_PARAMETER] for name, value in params.items()}
+    changed = {
+        f"changed.{name}": value for name, value in values.items() if earlier.get(name, value) != value
+    }
     client.log_batch(
         run.info.run_id,
-        params=[Param(name, value) for name, value in values.items() if name not in before],
+        params=[Param(name, value) for name, value in values.items() if name not in earlier],
         tags=[RunTag(name, value) for name, value in {**tags, **changed}.items()],
     )
 
 
 def _origin() -> dict[str, str]:
-    """Who trains, and from which commit, under the names that MLflow's pages know."""
+    """Who trains, and from which commit, as tags that MLflow's pages show."""
     tags = {"mlflow.source.name": "trainer", "mlflow.source.type": "LOCAL"}
     with suppress(OSError, KeyError, ImportError):  # a user without a name, as in containers
         tags["mlflow.user"] = getpass.getuser()
     commit = git_commit()
-    if commit is not None:
-        tags["mlflow.source.git.commit"] = commit
-    return tags
+    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
 
 
-def _announcement(store: Store, run: MlflowRun) -> str:
-    """Where to look at the run."""
-    if store.uri.startswith("sqlite:///"):
-        here = f"sqlite:///{Path.cwd()}/"
-        shown = "sqlite:///" + store.uri.removeprefix(here) if store.uri.startswith(here) else store.uri
-        return f"tracking: mlflow ui --backend-store-uri {shlex.quote(shown)}"
-    if store.uri.startswith("http"):
-        page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-        return f"tracking: {store.shown.rstrip('/')}/{page}"
-    return f"tracking: {store.shown}, run {run.info.run_id}"
-
-
-def _database_beside(directory: Path) -> str:
+def _default_database(directory: Path) -> str:
     return sqlite_uri(directory.absolute().parent / DATABASE)
 
 
@@ -223,18 +433,17 @@ def _read_note(directory: Path) -> dict[str, str | None]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read: {error}; without it the tracking starts anew") from error
+        raise RunError(
+            f"{path}: cannot be read: {error}; if you delete it, a new MLflow run starts"
+        ) from error
     return note if isinstance(note, dict) else {}
 
 
 def _write_note(directory: Path, store: Store, run: MlflowRun) -> None:
-    """Say which run it is, whole or not at all."""
     note = {
-        # The database beside is found without, also where it was moved together with the directory.
-        "tracking_uri": None if store.uri == _database_beside(directory) else store.shown,
+        # The default database needs no address, and is found where it was moved together with the directory.
+        "tracking_uri": None if store.uri == _default_database(directory) else store.shown,
         "experiment_id": run.info.experiment_id,
         "run_id": run.info.run_id,
     }
-    partial = directory / f"{NOTE}.partial"
-    partial.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-    partial.replace(directory / NOTE)
+    write_atomically(directory / NOTE, json.dumps(note, indent=2) + "\n")

@@ -214,7 +214,7 @@ def test_three_workers_of_which_one_is_killed(
     for number in range(4):
         assert trained_epochs(run, number) == list(range(1, EPOCHS + 1))
     log = (run / "trials" / f"{lost:04d}" / "trainer.log").read_text("utf-8")
-    assert "going on from" in log
+    assert "resuming from" in log
     best = max(table, key=lambda row: float(row["accuracy"]))
     result = Run(run).read_result()
     assert (result.best_trial, result.value) == (int(best["trial"]), float(best["accuracy"]))

@@ -264,7 +264,7 @@ def test_a_killed_trial_and_a_killed_sweep(
         with (run / "trials" / f"{number:04d}" / "metrics.csv").open() as file:
             # Every epoch once, though some were trained by one process and some by another.
             assert [row["epoch"] for row in csv.DictReader(file)] == [str(e + 1) for e in range(EPOCHS)]
-    assert "going on from" in (run / "trials" / "0000" / "trainer.log").read_text("utf-8")
+    assert "resuming from" in (run / "trials" / "0000" / "trainer.log").read_text("utf-8")
     assert (run / "model" / "MLmodel").is_file()
 
     # More trials, of the same sweep.

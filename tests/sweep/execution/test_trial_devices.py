@@ -232,7 +232,7 @@ def test_the_ranks_of_a_trial_are_one_trial(digits: SampleData, whole: list[floa
     assert (rows[2]["batch_parts"], rows[2]["training_batch_size"], rows[2]["epochs"]) == ("2", "8", "3")
     log = (run / "trials" / "0002" / "trainer.log").read_text("utf-8")
     assert "every batch is trained in 2 parts" in log
-    assert "going on from" in log
+    assert "resuming from" in log
     assert losses(Run(run / "trials" / "0002")) == pytest.approx(whole, abs=2e-4)
 
 
@@ -285,5 +285,5 @@ def test_who_trains_on_two_ranks_is_told_how_to_go_on(
     with pytest.raises(NoMemoryError, match=r"--training-batch-size 4 --gradient-accumulation-step 2`"):
         trainer.fit(job(digits, tmp_path / "run", **large_batches(digits)))
     run = trainer.resume(tmp_path / "run", {"training_batch_size": 4, "gradient_accumulation_step": 2})
-    assert "going on from" in run.log.read_text("utf-8")
+    assert "resuming from" in run.log.read_text("utf-8")
     assert losses(run) == pytest.approx(whole, abs=2e-4)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.training_data import Data, load
+from trainer.data.training_data import Data
 from trainer.job.job import Job
 from trainer.sweep.execution import study_setup
 from trainer.sweep.execution.slots import Slot, make_slots
 from trainer.sweep.search import random_seed
+from trainer.training.job_data import load_data
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,4 @@ def read_data(job: Job, skipped: Path | None = None, *, progress: bool = False) 
     Raises:
         DataError: the data break the schema.
     """
-    return load(
-        job.task,
-        job.training_data,
-        job.validation_data,
-        validation_size=job.validation_data_size,
-        seed=random_seed(job) or 0,
-        datastores=job.datastores,
-        skip_invalid=job.skip_invalid,
-        skipped_path=skipped,
-        progress=progress,
-    )
+    return load_data(job, random_seed(job), skipped_path=skipped, progress=progress)

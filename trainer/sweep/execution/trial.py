@@ -67,7 +67,7 @@ def _train(order: Order) -> Outcome:
         "callbacks": callbacks,
         "packages": order.measures_latency,
         "parent_run_id": order.parent_run,
-        "parts": order.micro_batches,
+        "micro_batches": order.micro_batches,
     }
     run = _fit_or_resume(order, job, options)
     result = run.read_result()
@@ -86,7 +86,7 @@ def _train(order: Order) -> Outcome:
 def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
     """Train from the start, or from the last checkpoint of an earlier attempt."""
     from trainer.sweep.execution.storage import PATIENCE_SECONDS
-    from trainer.training.fit import fit, resume
+    from trainer.training.fit import fit
 
     if not (order.directory / "job.yaml").exists():
         return fit(job, **options)
@@ -100,7 +100,7 @@ def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
         return run
     # This attempt may have other devices than the one before.
     devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes}
-    return resume(run, Job.read(run.job, output=order.directory, **devices), **options)
+    return fit(Job.read(run.job, output=order.directory, **devices), earlier=run, **options)
 
 
 def _exit_with_parent() -> None:

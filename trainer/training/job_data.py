@@ -1,0 +1,41 @@
+"""Loads the data that a job names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.data.training_data import Data, load
+from trainer.job.job import Job
+
+
+def load_data(
+    job: Job,
+    seed: int | None,
+    *,
+    skipped_path: Path | None = None,
+    check_images: bool = True,
+    progress: bool = False,
+) -> Data:
+    """Check and load the data of a job, split where it has no validation data.
+
+    Args:
+        seed: the job's random_seed, which decides the split.
+        skipped_path: gets the records that are skipped, if there are any.
+        check_images: decode every image once.
+        progress: show the progress of the check.
+
+    Raises:
+        DataError: the data are missing or break the schema; lists all problems.
+    """
+    return load(
+        job.task,
+        job.training_data,
+        job.validation_data,
+        validation_size=job.validation_data_size,
+        seed=seed or 0,
+        datastores=job.datastores,
+        skip_invalid=job.skip_invalid,
+        skipped_path=skipped_path,
+        check_images=check_images,
+        progress=progress,
+    )

@@ -1,0 +1,115 @@
+"""A training run before its first epoch: what is asked for, and the data, network and seed it starts with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Callback, seed_everything
+from torch import nn
+
+from trainer.data.training_data import Data
+from trainer.job.job import Job
+from trainer.models import Family, create, specify
+from trainer.models.weights import loading as weights
+from trainer.models.weights.choice import NONE
+from trainer.models.weights.loading import Loaded
+from trainer.runs import Run
+from trainer.settings import Settings
+from trainer.training.devices import Devices
+from trainer.training.job_data import load_data
+from trainer.training.resume import check_same_network, read_checkpoint
+
+_SHARED_SEED = 0
+"""The default where a launcher starts the ranks: they could not agree on a random one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for: the job, and the arguments of `trainer.training.fit.fit` beside it.
+
+    Attributes:
+        settings: the job's, resolved.
+        devices: with this process's rank.
+        earlier: the run that is resumed.
+        seed: rank 0's, for a rank that it started; None takes the checkpoint's or the job's, or draws one.
+    """
+
+    job: Job
+    settings: Settings
+    devices: Devices
+    earlier: Run | None
+    progress: bool
+    callbacks: Sequence[Callback]
+    packages: bool
+    parent_run_id: str | None
+    micro_batches: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts with.
+
+    Attributes:
+        network: on the CPU, with the weights to start from.
+        seed: of everything random in the run.
+        first_epoch: counted from 0; above 0 when the run is resumed.
+        weights: where the network's weights come from; None if they are random, or a checkpoint's.
+    """
+
+    data: Data
+    family: Family
+    network: nn.Module
+    seed: int
+    first_epoch: int
+    weights: Loaded | None
+
+
+def prepare(plan: Plan, skipped_path: Path) -> Prepared:
+    """Check and load the data, and build the network.
+
+    Args:
+        skipped_path: gets the invalid lines that are skipped.
+
+    Raises:
+        DataError, WeightsError: see `trainer.training.fit.fit`.
+        RunError: the earlier run's checkpoint cannot be read, or is of another network.
+    """
+    job, settings, devices = plan.job, plan.settings, plan.devices
+    checkpoint = None if plan.earlier is None else read_checkpoint(plan.earlier)
+    seed = _seed(plan) if checkpoint is None else checkpoint.seed
+    data = load_data(
+        job,
+        settings.random_seed,
+        skipped_path=skipped_path,
+        # One rank per machine checks the images, unless every rank has to know which ones are skipped.
+        check_images=devices.local_rank == 0 or job.skip_invalid,
+        progress=plan.progress,
+    )
+    seed_everything(seed, workers=True, verbose=False)
+    choice = job.weights_choice
+    spec = specify(job.task, job.model_name, settings, data.classes, pretrained=choice != NONE)
+    if checkpoint is not None:
+        check_same_network(checkpoint, spec)
+    family = create(spec)
+    network = family.build()
+    loaded = None
+    if checkpoint is None and devices.is_rank_zero:  # DDP copies the weights of rank 0 to the other ranks
+        loaded = weights.load(network, job.model_name, family.published(), choice, spec)
+    if settings.sync_batch_norm and devices.ranks > 1:
+        network = family.sync_batch_norms(network)
+    network = network.to(memory_format=torch.channels_last)
+    first_epoch = 0 if checkpoint is None else checkpoint.epoch + 1
+    return Prepared(data, family, network, seed, first_epoch, loaded)
+
+
+def _seed(plan: Plan) -> int:
+    if plan.seed is not None:
+        return plan.seed
+    if plan.settings.random_seed is not None:
+        return plan.settings.random_seed
+    return _SHARED_SEED if plan.devices.are_launched_separately else time.time_ns() % 2**31

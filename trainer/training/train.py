@@ -1,0 +1,176 @@
+"""The epochs of a training run, on one rank of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lightning import Callback, Trainer
+
+from trainer.data.datasets import RecordExamples
+from trainer.errors import NoMemoryError
+from trainer.models.catalog import find
+from trainer.runs import Run
+from trainer.training.batch_size import FindBatchSize
+from trainer.training.callbacks import (
+    EvaluateLast,
+    LogProgress,
+    RecordMetrics,
+    ShowProgress,
+    StopAt,
+    StopEarly,
+    TrackMetrics,
+)
+from trainer.training.checkpoints import KeepBest, SaveCheckpoints
+from trainer.training.devices import Devices
+from trainer.training.evaluation import Evaluation
+from trainer.training.loading import Batches
+from trainer.training.memory import ran_out_of_memory, reused
+from trainer.training.module import TrainingModule
+from trainer.training.prepare import Plan, Prepared, prepare
+from trainer.training.rank_process import silenced
+from trainer.training.ranks import EndAtOnce, OtherRanks
+from trainer.training.run_log import quiet_lightning
+from trainer.training.tracking import Tracker
+
+log = logging.getLogger("trainer")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        directory: of the run, as rank 0 told the others.
+        epochs: how many the network has been trained for, those before a stop included.
+        best: the best epoch and its metrics.
+        timed_out: a time limit ended training.
+        evaluation_seconds: time spent in evaluations.
+    """
+
+    directory: Path
+    epochs: int
+    best: KeepBest
+    timed_out: bool
+    evaluation_seconds: float
+
+
+def train(
+    plan: Plan,
+    prepared: Prepared,
+    run: Run,
+    *,
+    tracker: Tracker | None = None,
+    ready: Callable[[], object] | None = None,
+) -> Trained:
+    """Train on this rank. Rank 0 starts the other ranks of its machine, and writes the run.
+
+    Args:
+        ready: for a rank that rank 0 started; called once training can start.
+
+    Raises:
+        TrainingError: see `trainer.training.fit.fit`.
+    """
+    settings = plan.settings
+    batches, module = _batches_and_module(plan, prepared)
+    best = KeepBest(plan.job.metric)
+    checkpoint = run.last_checkpoint if prepared.first_epoch else None
+    with (
+        quiet_lightning(),
+        OtherRanks(plan.devices, run.directory) as others,
+        nullcontext() if plan.devices.gpus else reused(),
+    ):
+        if ready is not None:
+            ready()
+        else:
+            earlier = run if checkpoint else None
+            others.start(assist, replace(plan, earlier=earlier, seed=prepared.seed, progress=False))
+        trainer = Trainer(
+            **others.devices.options(),
+            max_epochs=settings.number_of_epochs,
+            check_val_every_n_epoch=settings.evaluation_frequency,
+            callbacks=_callbacks(plan, run, best, batches, tracker),
+            default_root_dir=run.directory,
+            num_sanity_val_steps=0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        try:
+            trainer.fit(module, batches, ckpt_path=checkpoint)
+        except SystemExit as error:
+            # Lightning exits on Ctrl-C, after it has ended its processes.
+            raise KeyboardInterrupt from error
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0] or "the machine's"
+            size = find(plan.job.model_name, plan.job.task).card.size_setting
+            raise NoMemoryError(
+                f"memory ran out: {reason}. Lower validation_batch_size ({settings.validation_batch_size}) "
+                f"or {size} ({getattr(settings, size)})"
+            ) from error
+        directory = trainer.strategy.broadcast(run.directory, src=0)
+    return Trained(directory, module.current_epoch, best, module.timed_out, module.evaluation_seconds)
+
+
+def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> Path:
+    """Train as a rank other than 0, which writes nothing. Returns the run's directory.
+
+    Args:
+        devices: with this process's rank.
+        ready: see `train`.
+    """
+    plan = replace(plan, devices=devices)
+    with silenced(devices), tempfile.TemporaryDirectory() as scratch:
+        prepared = prepare(plan, Path(scratch) / "skipped.jsonl")
+        return train(plan, prepared, plan.earlier or Run(Path(scratch)), ready=ready).directory
+
+
+def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, TrainingModule]:
+    settings, data, family, seed = plan.settings, prepared.data, prepared.family, prepared.seed
+    is_tiled = settings.tile_grid_size is not None
+    # Tiles are cut from the full image, so it must not be decoded smaller.
+    short_side = None if is_tiled else family.short_side(settings)
+    cache_bytes = 0 if family.images_at_hand(settings) else settings.image_cache_megabytes * 2**20
+    reduced = RecordExamples(data.train, data.classes, short_side, cache_bytes, quickly=True)
+    training = RecordExamples(data.train, data.classes)
+    validation = RecordExamples(data.validation, data.classes)
+    batches = Batches(
+        family, reduced, validation, settings, seed, prepared.first_epoch, plan.micro_batches, training
+    )
+    if is_tiled:
+        tiles = len(batches.training) - len(training)
+        log.info("tile_grid_size %s: training on %d tiles, too", settings.tile_grid_size, tiles)
+    targets = [validation.targets, training.targets][: len(batches.scored)]
+    evaluations = [Evaluation(family, of, settings) for of in targets]
+    return batches, TrainingModule(family, prepared.network, evaluations, settings, seed, plan.micro_batches)
+
+
+def _callbacks(
+    plan: Plan, run: Run, best: KeepBest, batches: Batches, tracker: Tracker | None
+) -> list[Callback]:
+    """The callbacks in calling order: a checkpoint holds the state of those before `SaveCheckpoints`."""
+    settings = plan.settings
+    callbacks: list[Callback] = []
+    if plan.progress:
+        # First, so that the bar is gone before the epoch's line is written.
+        callbacks.append(ShowProgress() if sys.stdout.isatty() else LogProgress())
+    if settings.training_batch_size == "auto" and not batches.first_epoch:
+        callbacks.append(FindBatchSize(batches))
+    record = RecordMetrics(run.metrics, best)
+    callbacks += [EndAtOnce(), EvaluateLast(), best, record]
+    if settings.early_stopping:
+        callbacks.append(StopEarly(best, settings))
+    if plan.job.limits.timeout_minutes is not None:
+        callbacks.append(StopAt(time.monotonic() + 60 * plan.job.limits.timeout_minutes))
+    callbacks += [*plan.callbacks, SaveCheckpoints(run, best, settings.checkpoint_frequency)]
+    return callbacks if tracker is None else [*callbacks, TrackMetrics(record, tracker)]
