@@ -3,9 +3,9 @@
 #
 #   sbatch slurm-fit.sh JOB_FILE RUN_DIRECTORY
 #
-# The same command again goes on with a run that was stopped, and so does SLURM when it requeues the job. Job
-# file, data and the run's directory lie on a disk that all machines see. A run that limits.timeout_minutes of the job
-# file has ended is finished; let it be shorter than --time by the preparation, an epoch, packaging and the report.
+# The same command resumes a run that was stopped, and so does SLURM when it requeues the job. Put the job file,
+# the data and the run's directory on a disk that all machines see. A run that limits.timeout_minutes of the job
+# file stopped counts as finished; make it shorter than --time by the preparation, an epoch, packaging and the report.
 #SBATCH --job-name=fit
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -27,5 +27,5 @@ else
     set -- --config "$job" --output "$run"
 fi
 
-# A task for each GPU. When one fails, the others end with it. srun takes no cores from sbatch by itself.
+# One task per GPU. If one fails, the others end, too. srun does not take the number of cores from sbatch.
 srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" trainer fit "$@"

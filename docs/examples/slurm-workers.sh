@@ -1,11 +1,11 @@
 #!/bin/bash
-# Joins a sweep with 8 workers, a GPU each, wherever in the cluster they find a place:
+# Joins a sweep with 8 workers, one GPU each, anywhere in the cluster:
 #
 #   sbatch slurm-workers.sh STUDY
 #
-# The sweep was begun with `trainer fit --config sweep.yml --storage "$STORAGE" --study STUDY --tracking-uri URI`;
-# STORAGE holds the database's address, postgresql://USER:PASSWORD@HOST/NAME, and URI an MLflow server's, or none. A worker that is ended by its time limit loses no
-# trial: another takes it up.
+# The sweep was started with `trainer fit --config sweep.yml --storage "$STORAGE" --study STUDY --tracking-uri URI`;
+# STORAGE holds the database's address, postgresql://USER:PASSWORD@HOST/NAME, and URI an MLflow server's, or none.
+# A worker that reaches its time limit loses no trial: another worker resumes it.
 #SBATCH --job-name=worker
 #SBATCH --array=1-8
 #SBATCH --gpus=1
