@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
     """Train a model, or several in a sweep, package the best and score the validation data with it.
 
-    If torchrun or srun starts the processes, each gets the run, and `Run.is_rank_zero` is true in the one that
-    writes it. The others return when training ends.
+    If torchrun or srun starts the processes, each of them gets the run. `Run.is_rank_zero` is true in the one
+    that writes it; the others return when training ends.
 
     Args:
         progress: show the progress of long steps: bars and tables on a terminal, lines elsewhere.
