@@ -1,4 +1,4 @@
-"""Trains image models on Azure AutoML for Images data and job files, on one's own machines.
+"""Trains image models on Azure AutoML for Images data and job files, on your own machines.
 
 import trainer
 
@@ -10,26 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.fitting import fit, resume
-    from trainer.job.job import Job
-    from trainer.runs import Run
-    from trainer.tasks import Task
+    from trainer.api import Job, Run, Task, TrainerError, __version__, evaluate, fit, resume, validate
 
-__all__ = ["Job", "Run", "Task", "fit", "resume"]
-
-_HOMES = {
-    "Job": "trainer.job.job",
-    "Run": "trainer.runs",
-    "Task": "trainer.tasks",
-    "fit": "trainer.fitting",
-    "resume": "trainer.fitting",
-}
+__all__ = ["Job", "Run", "Task", "TrainerError", "__version__", "evaluate", "fit", "resume", "validate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are used: importing the package stays quick and free of torch."""
-    if name not in _HOMES:
+    """Import a public name when it is used: `import trainer` stays fast, and free of torch."""
+    if name not in __all__:
         raise AttributeError(f"module 'trainer' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module("trainer.api"), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,7 +49,7 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
 
 
 def resume(
-    directory: Path,
+    directory: str | PathLike[str],
     settings: Mapping[str, Any] | None = None,
     *,
     gpus: int | Literal["auto"] | None = None,
@@ -76,7 +77,7 @@ def resume(
         JobError: a change that does not fit the run's checkpoint, or settings of a sweep.
         DataError, WeightsError, TrainingError, TrackingError: see `fit`.
     """
-    run = Run.open(directory)
+    run = Run.open(Path(directory))
     changes: dict[str, Any] = {
         "gpus": gpus,
         "processes": processes,
@@ -86,7 +87,7 @@ def resume(
         "register_model": register_model,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    job = Job.read(run.job, output=directory, settings=settings or {}, **changes)
+    job = Job.read(run.job, output=run.directory, settings=settings or {}, **changes)
     if job.sweeps:
         from trainer.sweep.execution.sweep_run import resume as resume_sweep
 

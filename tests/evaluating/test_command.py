@@ -79,15 +79,15 @@ def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture
             ["run", "--predictions", "a.jsonl", "--data", "d"],
             "give either a run or model, or --predictions, got",
         ),
-        (["--predictions", "a.jsonl", "--data", "d"], "--task: must say what --predictions are for"),
+        (["--predictions", "a.jsonl", "--data", "d"], "--task: is required with --predictions"),
         (
             ["--predictions", "p", "--task", "x", "--data", "d", "--device", "cuda:7"],
-            "--device: says how a model answers; --predictions are answers already, got cuda:7",
+            "--device: applies only to a model, not to --predictions, got cuda:7",
         ),
-        (["run", "--data", "d", "--task", "x"], "--task: goes with --predictions; a model knows its task"),
-        (["run", "--data", "d", "--model-output", "m"], "--model-output: goes with --apply-thresholds"),
+        (["run", "--data", "d", "--task", "x"], "--task: applies only to --predictions; a model knows its task"),
+        (["run", "--data", "d", "--model-output", "m"], "--model-output: needs --apply-thresholds"),
     ],
 )
-def test_flags_that_do_not_go_together(arguments: list[str], message: str) -> None:
+def test_flags_that_cannot_be_combined_are_errors(arguments: list[str], message: str) -> None:
     with pytest.raises(Exception, match=message):
         cli.app(["evaluate", *arguments])

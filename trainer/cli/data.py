@@ -42,11 +42,10 @@ def validate(
         annotated examples, and suspicious data such as duplicates, training images among the validation data,
         tiny boxes and rare classes. Without --images it looks at no more than 20,000 images.
     """
-    from trainer.data.validate import validate as check
+    from trainer.api import validate as check
 
-    kind = Task.parse(task)
     found = check(
-        kind, data, validation_data or (), images=images, datastores=mapping(datastore), progress=images
+        task, data, validation_data or (), images=images, datastores=mapping(datastore), progress=images
     )
     for problem in found.problems:
         print(problem)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from trainer.cli.application import app
 from trainer.cli.arguments import Datastores, Switch, a_task, mapping
 from trainer.errors import JobError, Problem
-from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.metrics.results import Analysis
@@ -30,7 +28,7 @@ def evaluate(
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
     iou_threshold: float = 0.5,
     box_score_threshold: float | None = None,
-    unknown_classes: str = "error",
+    unknown_classes: Literal["error", "missed", "ignored"] = "error",
     datastore: Datastores = None,
     skip_invalid: Switch = False,
     device: str | None = None,
@@ -78,25 +76,27 @@ def evaluate(
     model_output
         With --apply-thresholds: write the changed model here and leave the evaluated one as it is.
     """
-    of_models = {"--device": device, "--box-score-threshold": box_score_threshold}
-    _check(run_or_model, task, predictions, apply_thresholds, model_output, of_models)
-    from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
+    if apply_thresholds and run_or_model is None:
+        raise _unusable("--apply-thresholds", "needs a model to apply them to")
+    if model_output is not None and not apply_thresholds:
+        raise _unusable("--model-output", "needs --apply-thresholds")
+    from trainer.api import evaluate as run_evaluation
 
-    options = Options(
-        datastores=mapping(datastore),
-        iou_threshold=iou_threshold,
-        slice_by=tuple(slice_by or ()),
-        unknown_classes=unknown_classes,
-        skip_invalid=skip_invalid,
+    found = run_evaluation(
+        run_or_model,
+        data=data,
+        predictions=predictions,
+        task=task,
         output=output,
+        slice_by=slice_by or (),
+        iou_threshold=iou_threshold,
+        box_score_threshold=box_score_threshold,
+        unknown_classes=unknown_classes,
+        datastores=mapping(datastore),
+        skip_invalid=skip_invalid,
+        device=device,
         progress=True,
     )
-    if predictions is not None:
-        found = evaluate_answers(Task.parse(task or ""), predictions, data, options)
-    else:
-        assert run_or_model is not None, "it is checked"
-        threshold = 0.001 if box_score_threshold is None else box_score_threshold
-        found = evaluate_model(run_or_model, data, options, box_score_threshold=threshold, device=device)
     for remark in found.remarks:
         print(remark if remark.startswith("warning: ") else f"note: {remark}", file=sys.stderr)
     _show(found.analysis)
@@ -110,34 +110,8 @@ def evaluate(
         print(f"thresholds applied: {apply(run_or_model, best, model_output)}")
 
 
-def _check(
-    run_or_model: Path | None,
-    task: str | None,
-    predictions: Path | None,
-    apply_thresholds: bool,
-    model_output: Path | None,
-    of_models: Mapping[str, object],
-) -> None:
-    """`of_models`: flags that say how a model answers, by name."""
-    problems = []
-    if (run_or_model is None) == (predictions is None):
-        rule = "give either a run or model, or --predictions"
-        problems.append(Problem("evaluate", "", rule, "neither" if predictions is None else "both"))
-    if predictions is not None and task is None:
-        problems.append(Problem("--task", "", "must say what --predictions are for"))
-    if predictions is None and task is not None:
-        problems.append(Problem("--task", "", "goes with --predictions; a model knows its task"))
-    if predictions is not None:
-        rule = "says how a model answers; --predictions are answers already"
-        problems += [
-            Problem(flag, "", rule, str(value)) for flag, value in of_models.items() if value is not None
-        ]
-    if apply_thresholds and run_or_model is None:
-        problems.append(Problem("--apply-thresholds", "", "needs a model to apply them to"))
-    if model_output is not None and not apply_thresholds:
-        problems.append(Problem("--model-output", "", "goes with --apply-thresholds"))
-    if problems:
-        raise JobError("the evaluation cannot be run:", problems)
+def _unusable(flag: str, rule: str) -> JobError:
+    return JobError("the evaluation cannot be run:", [Problem(flag, "", rule)])
 
 
 _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Job(AzureOptions):
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod
-    def read(cls, path: Path, *, where: str = "", **changes: Any) -> Job:
+    def read(cls, path: str | PathLike[str], *, where: str = "", **changes: Any) -> Job:
         """Read a job file of Azure's command line, Python SDK, REST interface or SDK v1, or of a run.
 
         Args:
@@ -61,7 +62,7 @@ class Job(AzureOptions):
         Raises:
             JobError: the file cannot be read, or all problems of its keys or values.
         """
-        values, ignored_keys = job_file.read(path)
+        values, ignored_keys = job_file.read(Path(path))
         return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
     @classmethod
