@@ -84,7 +84,13 @@ def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture
             ["--predictions", "p", "--task", "x", "--data", "d", "--device", "cuda:7"],
             "--device: applies only to a model, not to --predictions, got cuda:7",
         ),
-        (["run", "--data", "d", "--task", "x"], "--task: applies only to --predictions; a model knows its task"),
+        (
+            ["run", "--data", "d", "--task", "x"],
+            "--task: applies only to --predictions; a model knows its task",
+        ),
+            ["run", "--data", "d", "--task", "x"],
+            "--task: applies only to --predictions; a model knows its task",
+        ),
         (["run", "--data", "d", "--model-output", "m"], "--model-output: needs --apply-thresholds"),
     ],
 )
