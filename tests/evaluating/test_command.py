@@ -88,9 +88,6 @@ def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture
             ["run", "--data", "d", "--task", "x"],
             "--task: applies only to --predictions; a model knows its task",
         ),
-            ["run", "--data", "d", "--task", "x"],
-            "--task: applies only to --predictions; a model knows its task",
-        ),
         (["run", "--data", "d", "--model-output", "m"], "--model-output: needs --apply-thresholds"),
     ],
 )
