@@ -8,14 +8,16 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& { echo $$python; exit; }; done; echo python3)
 # Number of parallel test processes; each uses one thread, so that they do not compete for cores.
 JOBS ?= 2
+# Tests that share what is slow to make run in one process; the slowest groups start first.
+IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test bench clean
+.PHONY: help venv demo lint test coverage bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the test and dev extras
 
@@ -29,7 +31,11 @@ lint: $(VENV)/.installed-dev ## check style, formatting, types and import layers
 	$(BIN)/lint-imports
 
 test: $(VENV)/.installed-dev ## run the whole test suite
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS)
+
+coverage: $(VENV)/.installed-dev ## run the whole test suite and report the lines of trainer/ and serving/ it misses
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS) \
+		--cov --cov-report=term --cov-report=html
 
 bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benchmarks, 15 minutes
 	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn
@@ -41,7 +47,7 @@ bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benc
 
 clean: ## remove .venv, the demo, builds and caches (keeps runs/)
 	rm -rf $(VENV) demo build dist *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # Stamp files: reinstall only when pyproject.toml changes.

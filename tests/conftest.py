@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
+_SLOW = ("tests/conformance/", "tests/sweep/execution/", "tests/training/", "tests/benchmarks/")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What one test process takes as a whole: a file, and of the conformance suite the tests of one model.
@@ -54,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if case is not None and "case" in case.params and "conformance" in group:
             group = str(case.params["case"])
         item.add_marker(pytest.mark.xdist_group(group))
+    # Groups are taken in this order. The longest come first, so that the processes end together.
+    items.sort(key=lambda item: not item.nodeid.startswith(_SLOW))
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +73,22 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
         path for path in sys.path if Path(path, "serving", "scorer.py").is_file() and path != str(ROOT)
     ]
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in carried])
+
+
+_TRIM_OVER_BYTES = 3 * 2**29
+
+
+@pytest.fixture(autouse=True)
+def _freed_memory_returned() -> Iterator[None]:
+    """After a test that took much memory, give back to the system what the C library keeps for reuse."""
+    yield
+    if sys.platform == "linux":
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if resident > _TRIM_OVER_BYTES:
+            gc.collect()
+            library = ctypes.CDLL(None)
+            if hasattr(library, "malloc_trim"):  # of GNU's library
+                library.malloc_trim(0)
 
 
 @pytest.fixture

@@ -384,6 +384,7 @@ def test_the_docs_tell_what_is_done() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("warm_processes")
 def test_a_whole_sweep_without_a_search_space(tmp_path: Path) -> None:
     data = make(Task.CLASSIFICATION, tmp_path / "data", images=20, seed=1)
     job = Job(

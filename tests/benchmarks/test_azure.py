@@ -19,6 +19,8 @@ from trainer.data.samples import make
 from trainer.runs import Durations, Result, Run
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:

@@ -21,6 +21,8 @@ from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Figures
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 
 @pytest.fixture(autouse=True)
 def _libraries_as_they_were() -> Iterator[None]:

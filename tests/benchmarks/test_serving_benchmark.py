@@ -13,6 +13,8 @@ import pytest
 from benchmarks import serving
 from benchmarks.measuring import Figures
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

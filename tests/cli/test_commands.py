@@ -23,6 +23,8 @@ from trainer.job.sweep import Limits
 from trainer.settings import Settings
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 HEAVY = ("torch", "torchvision", "lightning", "mlflow", "timm", "ultralytics")
 
@@ -78,18 +80,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.fresh_processes
 def test_help_answers_within_half_a_second() -> None:
     times = [float("inf")]
     for _ in range(15):
         if min(times) < 0.5:
             break  # on a busy machine even CPU time goes up and down
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert trainer("--help").returncode == 0
+        assert trainer("--help", COVERAGE_PROCESS_CONFIG="").returncode == 0  # not slowed by coverage
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5, times
 
 
+@pytest.mark.fresh_processes
 def test_help_lists_the_commands_and_imports_no_library_of_models() -> None:
     loaded, printed = libraries_loaded_by("--help")
     assert loaded == []
@@ -201,6 +205,7 @@ def test_fit_without_task_and_data_asks_for_both() -> None:
     assert "--data: must be given" in done.stderr
 
 
+@pytest.mark.fresh_processes
 def test_wrong_settings_are_all_reported_before_the_slow_imports() -> None:
     loaded, printed = libraries_loaded_by(
         "fit", "--task", "object-detection", "--model", "yolo11n", "--data", "none.jsonl",
@@ -362,6 +367,7 @@ def test_too_many_gpus_are_refused_with_what_is_there(digits: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.fresh_processes
 def test_faultless_data_are_summed_up_without_torch(digits: Path) -> None:
     loaded, printed = libraries_loaded_by(
         "validate",
@@ -470,6 +476,7 @@ def test_real_data_as_azure_users_hold_them_are_valid(shared_data: Path) -> None
     assert "6 images" in done.stdout
 
 
+@pytest.mark.fresh_processes
 def test_models_are_listed_for_all_tasks_or_one() -> None:
     loaded, printed = libraries_loaded_by("models")
     assert loaded == []
@@ -492,16 +499,18 @@ def test_models_are_listed_for_all_tasks_or_one() -> None:
     assert (wrong.returncode, wrong.stdout) == (1, "")
 
 
+@pytest.mark.fresh_processes
 def test_models_answers_within_a_second() -> None:
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert trainer("models").returncode == 0
+        assert trainer("models", COVERAGE_PROCESS_CONFIG="").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 1, times
 
 
+@pytest.mark.fresh_processes  # where weights are is read on import
 def test_models_tells_which_weights_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def here() -> dict[str, str]:
         lines = trainer("models").stdout.splitlines()

@@ -15,6 +15,8 @@ from tests.evaluating.conftest import write_lines
 from trainer import cli
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 BOX = {"topX": 0.1, "topY": 0.1, "bottomX": 0.5, "bottomY": 0.5}
 
 

@@ -26,6 +26,8 @@ from serving.service.launch import serve
 from trainer.errors import RunError
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 MakeImage = Callable[..., bytes]
 Encode = Callable[[bytes], str]
 

@@ -33,6 +33,8 @@ from serving.service.telemetry import AccessLog
 from trainer.errors import RunError
 from trainer.tasks import Task
 
+pytestmark = pytest.mark.usefixtures("warm_processes")
+
 MakeImage = Callable[..., bytes]
 Encode = Callable[[bytes], str]
 Packaged = Callable[..., Path]
@@ -638,6 +640,7 @@ def test_readiness_ends_before_the_service(packaged: Packaged, serve_app: ServeA
         assert client.get("/livez").status_code == 200
 
 
+@pytest.mark.fresh_processes
 def test_memory_does_not_grow_with_requests(
     packaged: Packaged, make_image: MakeImage, encode: Encode
 ) -> None:

@@ -195,7 +195,7 @@ def trained(family: Family, examples: TiledExamples, settings: Settings, steps: 
     dataset.at_epoch(0)
     generator = np.random.default_rng(0)
     for _ in range(steps):
-        items = [dataset[int(index)] for index in generator.integers(0, len(examples), 16)]
+        items = [dataset[int(index)] for index in generator.integers(0, len(examples), 8)]
         optimizer.zero_grad()
         torch.stack(list(family.losses(network, family.collate(items)).values())).sum().backward()
         optimizer.step()
