@@ -324,7 +324,7 @@ def test_a_misplaced_setting_is_refused_with_the_models_that_take_it(
         resolve(*model, {name: value})
     (problem,) = caught.value.problems
     assert problem.field == name
-    assert problem.rule == f"means nothing to {model[1]}; it is a setting of {takers}"
+    assert problem.rule == f"applies only to {takers}, not to {model[1]}"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_a_typo_gets_near_names_or_the_list_of_all(typo: Any, meant: str | None)
     with pytest.raises(JobError) as caught:
         resolve(*RESNET, {typo: 1})
     (problem,) = caught.value.problems
-    assert (problem.field, problem.rule) == (str(typo), "no setting has this name")
+    assert (problem.field, problem.rule) == (str(typo), "is not a setting")
     if meant:
         assert problem.hint.startswith("did you mean ")
         assert meant in problem.hint
@@ -378,7 +378,7 @@ def test_one_setting_by_two_names_is_refused_unless_they_agree() -> None:
         resolve(*RESNET, {"lr_scheduler": "step", "learning_rate_scheduler": "warmup_cosine"})
     (problem,) = caught.value.problems
     assert problem.field == "learning_rate_scheduler"
-    assert problem.rule == "is given twice, as lr_scheduler too"
+    assert problem.rule == "contradicts lr_scheduler, its other name"
     agreed = resolve(*RESNET, {"lr_scheduler": "step", "learning_rate_scheduler": "step"})
     assert agreed.learning_rate_scheduler == "step"
 
@@ -440,7 +440,7 @@ def test_defaults_in_words_name_the_models_that_differ() -> None:
     assert defaults.default_in_words("number_of_epochs") == "15; 30 for YOLO models, RT-DETRs and RF-DETRs"
     assert defaults.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
     assert defaults.default_in_words("early_stopping") == "true"
-    assert "0.002 for vitl16r224 with several labels" in defaults.default_in_words("learning_rate")
+    assert "0.002 for vitl16r224 (multilabel)" in defaults.default_in_words("learning_rate")
 
 
 def test_every_setting_has_a_heading_and_a_help_text() -> None:

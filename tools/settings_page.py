@@ -1,4 +1,4 @@
-"""The table of all settings in docs/settings.md: `python -m tools.settings_page > docs/settings.md`."""
+"""Generates docs/settings.md: `python -m tools.settings_page > docs/settings.md`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ _BOUNDS: dict[type, tuple[str, str]] = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: 
 _INTRODUCTION = """\
 # Settings
 
-Every hyperparameter, by what it is for. Each may stand in a job file under `training_parameters`, in Python
-in `Job.settings`, and on the command line as a flag (`--number-of-epochs`). This page is generated from
+All hyperparameters, grouped as in `trainer fit --help-all`. Set them in a job file under `training_parameters`, in
+Python in `Job.settings`, or on the command line as flags (`--number-of-epochs`). This page is generated from
 `trainer/settings.py` by `python -m tools.settings_page`.
 """
 
 _MODERN = """\
 ## The modern recipe
 
-With `--recipe modern` other defaults hold: today's ways of fine-tuning networks that start from published
-weights. Each may still be set. Of timm's other models, transformers and ConvNeXts have a `layer_decay` of
-0.75 and a `learning_rate` of 0.0003. A training from scratch wants more epochs, and for transformers no
-`layer_decay`.
+`--recipe modern` changes the defaults to current practice for fine-tuning networks from published weights. Every
+setting can still be set. Of timm's other models, transformers and ConvNeXts get a `layer_decay` of 0.75 and a
+`learning_rate` of 0.0003. Training from scratch needs more epochs and, for transformers, no `layer_decay`.
 """
-_UNCHANGED = "those of the reference"
+_UNCHANGED = "as in the reference recipe"
 
 
 def settings_table() -> str:
@@ -52,7 +51,7 @@ def settings_table() -> str:
 
 
 def _modern_table() -> str:
-    """The defaults of the modern recipe that are others than the reference's, for models that share them."""
+    """The defaults that the modern recipe changes, a row for the models that share them."""
     rows: dict[tuple[str, bool], list[str]] = {}
     for entry in catalog.MODELS.values():
         for task in entry.tasks:
@@ -74,7 +73,7 @@ def _modern_table() -> str:
 
 
 def _kind(info: FieldInfo) -> str:
-    """A field's values in words: `float ≥ 0, ≤ 1`."""
+    """The type and range of a field: `float ≥ 0, ≤ 1`."""
     annotation: Any = info.annotation
     if type(None) in get_args(annotation):
         (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))

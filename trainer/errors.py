@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each says the rule, what it got, where, and how to mend it."""
+"""The errors that a user can cause. Each states the rule, what it got, where, and the next step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 
 
 class TrainerError(Exception):
-    """Root of every error that a user, not a bug, causes; the commands print it without a traceback."""
+    """Root of all errors caused by a user rather than a bug; the commands print them without a traceback."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong with a user's input.
+    """One problem of a user's input.
 
-    `where` is `file:line`, a flag or a request's row; `field` the key inside it (`label[2].bottomX`, or ""
-    for the whole); `rule` what must hold; `got` what was found instead ("" when there is nothing to
-    show); `hint` the next step, if one is likely to help. A warning does not stop the work.
+    Attributes:
+        where: `file:line`, a flag, or a row of a request.
+        field: key inside it, such as `label[2].bottomX`; "" for the whole.
+        rule: what must hold.
+        got: what was found instead; "" if there is nothing to show.
+        hint: the next step, if one is likely to help.
+        warning: whether the input can be used despite the problem.
     """
 
     where: str
@@ -40,7 +44,7 @@ class Problem:
 
 
 class ProblemsError(TrainerError):
-    """Everything wrong with one input, reported at once.
+    """All problems of one input, reported at once.
 
     Attributes:
         problems: in the order of the input; at least one.
@@ -53,24 +57,24 @@ class ProblemsError(TrainerError):
 
 
 def problems_of(error: ValidationError, where: str = "") -> list[Problem]:
-    """pydantic's findings as Problems: one for each, with the field's dotted path.
+    """Convert a ValidationError of pydantic's: one Problem per error, with the field's dotted path.
 
     Args:
-        where: the origin of the values, such as a file.
+        where: origin of the values, such as a file.
     """
     return [problem_of(item, where) for item in error.errors()]
 
 
 def problem_of(item: Mapping[str, Any], where: str = "", field: str | None = None) -> Problem:
-    """One finding of pydantic's as a Problem.
+    """Convert one error of pydantic's.
 
     Args:
         item: an entry of `ValidationError.errors()`.
-        field: takes the place of the finding's own path.
+        field: replaces the error's own path.
     """
     field = ".".join(map(str, item["loc"])) if field is None else field
     message = str(item["msg"]).removeprefix("Value error, ")
-    # Our own validators put the value into their message; a missing field has none.
+    # Our own validators state the value in their message; a missing field has none.
     shows_value = item["type"] not in ("value_error", "missing")
     return Problem(
         where, field, message[:1].lower() + message[1:], repr(item["input"]) if shows_value else ""
@@ -80,7 +84,7 @@ def problem_of(item: Mapping[str, Any], where: str = "", field: str | None = Non
 def did_you_mean(
     name: str, known: Iterable[str], *, otherwise: str = "", most: int = 3, cutoff: float = 0.5
 ) -> str:
-    """A hint that names the known names closest to a mistyped one.
+    """A hint with the known names closest to a mistyped one.
 
     Args:
         otherwise: the hint if no name is close.
@@ -94,15 +98,15 @@ def did_you_mean(
 
 
 class DataError(ProblemsError):
-    """Training or validation data that break the data schema."""
+    """Training or validation data that violate the data schema."""
 
 
 class JobError(ProblemsError):
-    """A job file, a flag or a hyperparameter that is unknown, misplaced or out of range."""
+    """A key, flag or setting of a job that is unknown, misplaced or out of range."""
 
 
 class WeightsError(TrainerError):
-    """Weights that are missing, damaged, or made for another model."""
+    """Weights that are missing, damaged or made for another model."""
 
 
 class RunError(TrainerError):
@@ -110,27 +114,27 @@ class RunError(TrainerError):
 
 
 class TrainingError(TrainerError):
-    """A training that cannot go on, such as one whose loss diverged."""
+    """A training run that cannot continue, such as one whose loss diverged."""
 
 
 class BrokenOffError(TrainingError):
-    """A training that ended for what need not happen again, such as the death of a process."""
+    """A training run that ended for a reason that may not recur, such as the death of a process."""
 
 
 class NoMemoryError(BrokenOffError):
-    """A training whose batches were too much for the memory; it may succeed with its batches in parts."""
+    """A training run that ran out of memory; it may succeed with smaller micro-batches."""
 
 
 class TrackingError(TrainerError):
-    """A tracking server that does not answer, or does not take what it is sent."""
+    """A tracking server that does not answer or rejects what it is sent."""
 
 
 class RequestError(TrainerError):
-    """A scoring request that breaks the documented form.
+    """A scoring request that violates the documented form.
 
     Attributes:
-        row: index of the offending row in the request's data, None if the request as a whole is wrong.
-        status: HTTP status that says it, 400 to 499.
+        row: index of the wrong row in the request's data; None if the request as a whole is wrong.
+        status: HTTP status of the answer, 400 to 499.
     """
 
     def __init__(self, reason: str, *, row: int | None = None, status: int = 400) -> None:

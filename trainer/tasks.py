@@ -1,4 +1,4 @@
-"""The four tasks: their names, metric and default model. Everything that depends on a task asks here."""
+"""The four tasks: their names, metrics, default models and labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.errors import JobError, Problem
 
 
 class Task(StrEnum):
-    """A task, valued as the commands spell it (`object-detection`)."""
+    """A task; its value is its name on the command line, such as `object-detection`."""
 
     CLASSIFICATION = "image-classification"
     MULTILABEL = "image-classification-multilabel"
@@ -19,42 +19,45 @@ class Task(StrEnum):
 
     @property
     def job_name(self) -> str:
-        """Its name in an Azure job file (`image_object_detection`)."""
+        """The task's name in Azure's job files, such as `image_object_detection`."""
         return _FACTS[self].job_name
 
     @property
     def primary_metric(self) -> str:
-        """The metric that the best epoch has the highest value of, unless the job names another."""
+        """The default primary metric, which the best epoch maximises."""
         return _FACTS[self].primary_metrics[0]
 
     @property
     def primary_metrics(self) -> tuple[str, ...]:
-        """The metrics a job may name as primary, the default first."""
+        """The metrics that a job may choose as primary, the default first."""
         return _FACTS[self].primary_metrics
 
     @property
     def default_model(self) -> str:
+        """The model of jobs that name none."""
         return _FACTS[self].default_model
 
     @property
     def label_shape(self) -> str:
-        """What `label` holds in one JSON line, in words."""
+        """The content of `label` in a JSON line, in words."""
         return _FACTS[self].label_shape
 
     @property
     def is_classification(self) -> bool:
+        """Whether images have labels instead of labelled objects."""
         return self in (Task.CLASSIFICATION, Task.MULTILABEL)
 
     @property
     def has_boxes(self) -> bool:
+        """Whether images have objects with boxes."""
         return not self.is_classification
 
     @classmethod
     def parse(cls, text: str) -> Task:
-        """Read a task's name as the commands, job files, the REST form or the studio spell it.
+        """Read a task's name in any spelling: of the commands, job files, the REST form or the studio.
 
         Raises:
-            JobError: no task has that name.
+            JobError: no task has this name.
         """
         for task in cls:
             if _letters(text) in (_letters(task.value), _letters(task.job_name)):
@@ -64,7 +67,7 @@ class Task(StrEnum):
 
 
 def _letters(name: str) -> str:
-    """What image_object_detection, image-object-detection and ImageObjectDetection have in common."""
+    """Reduce image_object_detection, image-object-detection and ImageObjectDetection to the same letters."""
     return re.sub(r"[\W_]", "", name).lower()
 
 

@@ -216,7 +216,7 @@ def test_wrong_settings_are_all_reported_before_the_slow_imports() -> None:
     assert "error: the settings cannot be used:" in printed
     for said in (
         "learning_rate: input should be a finite number",
-        "min_size: means nothing to yolo11n; it is a setting of R-CNNs",
+        "min_size: applies only to R-CNNs, not to yolo11n; remove it",
         "number_of_epochs: input should be greater than 0, got 0",
         "optimizer: input should be 'sgd', 'adam' or 'adamw', got 'lion'",
         "advanced_settings: must be a JSON object",

@@ -337,9 +337,9 @@ def test_what_is_said_in_two_forms_must_be_the_same(tmp_path: Path) -> None:
     }
     problems = {problem.field: problem.rule for problem in problems_of(tmp_path, content)}
     assert problems == {
-        "taskType": "is given twice, as task too",
-        "training_data.uri": "is given twice, as path too",
-        "iterations": "is given twice, as limits.max_trials too",
+        "taskType": "contradicts task, its other name",
+        "training_data.uri": "contradicts path, its other name",
+        "iterations": "contradicts limits.max_trials, its other name",
     }
 
 
@@ -360,7 +360,7 @@ def test_an_unknown_key_is_shown_as_it_is_written(tmp_path: Path) -> None:
             "limitSettings": None,
         },
     )
-    with pytest.raises(JobError, match=r"learningRte: no setting has this name; did you mean learning_rate"):
+    with pytest.raises(JobError, match=r"learningRte: is not a setting; did you mean learning_rate"):
         job.resolve_settings()
 
 

@@ -217,7 +217,7 @@ def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
     [("objective", "latency"), ("max_latency_ms", 5.0), ("storage", "sqlite:///s.db"), ("study", "fridge")],
 )
 def test_what_is_of_sweeps_is_refused_for_a_single_training(name: str, value: Any) -> None:
-    with pytest.raises(JobError, match=f"{name} goes with a search_space or limits.max_trials over 1"):
+    with pytest.raises(JobError, match=f"{name} needs a search_space or limits.max_trials over 1"):
         Job.of("", task="object-detection", training_data=("a.jsonl",), **{name: value})
     limits = {"max_trials": 2}
     assert Job.of("", task="object-detection", training_data=("a.jsonl",), limits=limits, **{name: value})
@@ -273,10 +273,10 @@ def test_a_trials_values_take_the_place_of_the_jobs() -> None:
     assert (settings.min_size, settings.random_seed, settings.number_of_epochs) == (500, 1, 3)
     assert settings.learning_rate_scheduler == "warmup_cosine"
     assert trial.model_name == "fasterrcnn_resnet50_fpn"
-    # What means nothing to yolov5 is for the other models of the space.
+    # What does not apply to yolov5 is for the other models of the space.
     assert "min_size" not in job.for_trial({"model_name": "yolov5"}).settings
     # Without a proposed model there is no other to which it could mean something.
-    with pytest.raises(JobError, match="min_size: means nothing to yolov5"):
+    with pytest.raises(JobError, match="min_size: applies only to R-CNNs, not to yolov5"):
         job.model_copy(update={"model": "yolov5"}).for_trial({"learning_rate": 0.1}).resolve_settings()
     assert job.for_trial({}).model_name == "fasterrcnn_resnet50_fpn"
 

@@ -1,6 +1,7 @@
-"""The commands: arguments in, calls out, nothing else. What a command needs is imported when it runs.
+"""The commands: each turns its arguments into a call and prints the result.
 
 A command is a typed function in one of these modules; its signature and docstring are its flags and help.
+What it needs is imported when it runs, so that help is fast.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import os
 import sys
 
-# they bring the commands
+# These modules register the commands.
 from trainer.cli import catalog, data, evaluating, reporting, scoring, training  # noqa: F401
 from trainer.cli.application import app
 from trainer.errors import TrainerError
@@ -19,8 +20,8 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """The program `trainer`: exit 1 with the error's text for a user's mistake, 130 after Ctrl-C."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is reported to anybody
+    """Run the program `trainer`. It exits with 1 after a user's mistake and with 130 after Ctrl-C."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # libraries report nothing
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # class names may not fit a terminal's encoding
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         sys.exit(app())
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has seen enough; Python itself would complain once more.
+        # The reader of the output, such as `head`, has closed it; Python itself would complain on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except TrainerError as error:

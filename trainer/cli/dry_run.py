@@ -33,10 +33,10 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
         DataError: the data are checked and break the schema.
     """
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
-    content: dict[str, Any] = {"job": job.to_dict()}
-    is_automatic = automode.is_automatic(job)
     if not job.sweeps:
         job.resolve_settings(where)
+    content: dict[str, Any] = {"job": job.to_dict()}
+    is_automatic = automode.is_automatic(job)
     if is_automatic:
         prepare_search(automode.check(job, where), where)
     data = _read(job) if check_data else None

@@ -1,4 +1,4 @@
-"""A job: what to train on what, and the file forms it is read from."""
+"""Jobs, and the forms of the files that they are read from."""
 
 from trainer.job.job import Job
 

@@ -1,4 +1,4 @@
-"""Reads job files: Azure's YAML and JSON forms → the values of a Job."""
+"""Reads job files, YAML or JSON in any of Azure's forms, into the fields of a Job."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The values of a job file, as `trainer.job.job.make` takes them, and the keys that mean nothing here.
+    """Read a job file.
+
+    Returns:
+        The fields of a Job, whose values are still to be checked, and the keys that have no effect outside
+        Azure.
 
     Raises:
-        JobError: the file is missing, neither YAML nor JSON, or holds keys that are unknown or misplaced.
+        JobError: the file is missing, is neither YAML nor JSON, or has unknown or misplaced keys.
     """
     where = str(path)
     content = _load(path)
@@ -42,10 +46,10 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         if form.get(key) is not None and not isinstance(form[key], Mapping)
     ]
     if not problems:
-        problems = [*_unknown(where, form), *_bound(where, form)]
+        problems = [*_unknown_keys(where, form), *_pipeline_expressions(where, form)]
         if str(form.get("type") or "automl").lower() != "automl":
             problems.append(Problem(where, "type", "must be automl", repr(form["type"])))
-        problems += _check_local(where, form.get("local") or {})
+        problems += _malformed_mappings(where, form.get("local") or {})
     if problems:
         raise JobError("the job file cannot be used:", problems)
     ignored = {key for key in CLOUD_KEYS & form.keys() if form[key] not in _EMPTY}
@@ -53,50 +57,52 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would keep the last in silence."""
+    """Rejects duplicate keys, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         for key, _ in node.value:
             if keys.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"duplicate key {key.value!r}", key.start_mark
                 )
         return super().construct_mapping(node, deep)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"the key {name!r} stands twice")
+            raise ValueError(f"duplicate key {name!r}")
     return dict(pairs)
 
 
 def _load(path: Path) -> Mapping[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":  # YAML would take no tabs
-            content = json.loads(text, object_pairs_hook=_unique)
+        if path.suffix.lower() == ".json":  # YAML allows no tabs
+            content = json.loads(text, object_pairs_hook=_unique_keys)
         else:
             content = yaml.load(text, _UniqueKeys)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise JobError("the job file cannot be read", [Problem(str(path), "", str(error))]) from error
     if not isinstance(content, Mapping):
-        raise JobError("the job file cannot be read", [Problem(str(path), "", "must hold a YAML mapping")])
+        raise JobError("the job file cannot be read", [Problem(str(path), "", "must be a YAML mapping")])
     return content
 
 
 def _pipeline(where: str, content: Mapping[Any, Any]) -> Problem:
     steps = content.get("jobs")
     steps = steps if isinstance(steps, Mapping) else {}
-    own = [name for name, step in steps.items() if isinstance(step, Mapping) and step.get("type") == "automl"]
-    which = " or ".join(f"jobs.{name}" for name in own) or "its automl job"
-    hint = f"put {which} into a file of its own, with values in place of ${{{{…}}}}"
+    names = [
+        name for name, step in steps.items() if isinstance(step, Mapping) and step.get("type") == "automl"
+    ]
+    which = " or ".join(f"jobs.{name}" for name in names) or "its automl job"
+    hint = f"put {which} into a file of its own and replace each ${{{{…}}}} by its value"
     return Problem(where, "jobs" if steps else "type", "is a pipeline; this runs one automl job", hint=hint)
 
 
-def _unknown(where: str, form: Mapping[str, Any]) -> list[Problem]:
+def _unknown_keys(where: str, form: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for key in form:
         if key in NAMES or key == MODEL_NAME:
@@ -104,7 +110,7 @@ def _unknown(where: str, form: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem(where, key, "is a training parameter", hint=hint))
         elif key not in KEYS and key not in CLOUD_KEYS:
             hint = nearest(key, KEYS | CLOUD_KEYS)
-            problems.append(Problem(where, key, "no job file has this key", hint=hint))
+            problems.append(Problem(where, key, "is not a key of job files", hint=hint))
     sections: dict[str, tuple[Any, tuple[str, ...]]] = {
         "limits": (form.get("limits"), LIMITS),
         "sweep": (form.get("sweep"), SWEEP),
@@ -117,22 +123,20 @@ def _unknown(where: str, form: Mapping[str, Any]) -> list[Problem]:
         for entry in entries if isinstance(entries, list) else [entries]:
             if isinstance(entry, Mapping):
                 given = {name: value for name, value in entry.items() if name not in _CLOUD_DATA_KEYS}
-                problems += _strange(where, key, given, _DATA_KEYS)
+                problems += _unknown_in(where, key, given, _DATA_KEYS)
     for name, (section, known) in sections.items():
-        problems += _strange(where, name, section or {}, known)
+        problems += _unknown_in(where, name, section or {}, known)
     return problems
 
 
-def _strange(where: str, inside: str, section: Mapping[Any, Any], known: tuple[str, ...]) -> list[Problem]:
-    strange = [str(key) for key in section if key not in known]
+def _unknown_in(where: str, name: str, section: Mapping[Any, Any], known: tuple[str, ...]) -> list[Problem]:
+    keys = [str(key) for key in section if key not in known]
     listed = f"there are {', '.join(known)}"
-    return [
-        Problem(where, f"{inside}.{key}", "no such key", hint=nearest(key, known, listed)) for key in strange
-    ]
+    return [Problem(where, f"{name}.{key}", "is unknown", hint=nearest(key, known, listed)) for key in keys]
 
 
-def _bound(where: str, form: Mapping[str, Any]) -> Iterator[Problem]:
-    """Values that only a pipeline of Azure can fill in."""
+def _pipeline_expressions(where: str, form: Mapping[str, Any]) -> Iterator[Problem]:
+    """Values that only an Azure pipeline can fill in."""
 
     def walk(field: str, value: Any) -> Iterator[Problem]:
         if isinstance(value, Mapping):
@@ -143,14 +147,14 @@ def _bound(where: str, form: Mapping[str, Any]) -> Iterator[Problem]:
                 yield from walk(f"{field}[{index}]", item)
         elif isinstance(value, str) and "${{" in value:
             rule = "must be a value, not an expression that Azure fills in"
-            yield Problem(where, field, rule, repr(value), "write what it stands for")
+            yield Problem(where, field, rule, repr(value), "write its value")
 
     for key, value in form.items():
         if key not in CLOUD_KEYS:
             yield from walk(key, value)
 
 
-def _check_local(where: str, local: Mapping[str, Any]) -> list[Problem]:
+def _malformed_mappings(where: str, local: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for key, what in (("datastores", "directories or URLs"), ("data_assets", "files, folders or URLs")):
         places = local.get(key) or {}
@@ -160,7 +164,7 @@ def _check_local(where: str, local: Mapping[str, Any]) -> list[Problem]:
 
 
 def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str, Any]:
-    """The checked form as values of a Job. What it names is relative to the file."""
+    """The fields of a Job for a checked form. Its paths are relative to the file."""
     parameters = dict(form.get("training_parameters") or {})
     local = dict(form.get("local") or {})
     properties = dict(form.get("properties") or {})
@@ -187,7 +191,7 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         ignored.add("properties")
     run = parameters.get(RUN_ID)
     if isinstance(run, str) and run and (path.parent / run).exists():
-        parameters[RUN_ID] = anchored(run, path.parent)  # as everything that the file names
+        parameters[RUN_ID] = anchored(run, path.parent)  # like every other path in the file
     values["settings"] = parameters
     values.update({key: value for key, value in local.items() if value is not None})
     if isinstance(local.get("weights"), str):
@@ -203,7 +207,7 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
 
 
 def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str]:
-    """Paths of a data entry, or of a list of them (our own form)."""
+    """The paths of a data entry, or of a list of entries, which Azure does not know."""
     paths, problems = [], []
     for item in entry if isinstance(entry, list) else [entry]:
         path = item.get("path") if isinstance(item, Mapping) else item
@@ -225,7 +229,7 @@ def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str
 
 def _data_path(path: str, folder: Path) -> str:
     if path.startswith("azureml:") and "://" in path.removeprefix("azureml:"):
-        path = path.removeprefix("azureml:")  # so the SDK writes URLs
+        path = path.removeprefix("azureml:")  # the SDK writes URLs like this
     if path.startswith("file:") and not path.startswith("file://"):
-        path = path.removeprefix("file:")  # Azure's prefix of a path beside the job file
+        path = path.removeprefix("file:")  # Azure's prefix of a path relative to the job file
     return path if is_remote(path) else str(folder / path)

@@ -1,8 +1,8 @@
-"""The forms a job file comes in, rewritten as the YAML of Azure's command line, which trainer.job.file reads.
+"""Rewrites all forms of job files into the YAML form of Azure's command line, for trainer.job.file to read.
 
-These are: that YAML itself, its older versions, and what the Python SDK writes; the REST form and the whole
-body of a request; the arguments of AutoMLImageConfig (SDK v1). A key that no form has keeps its spelling, so
-that the error for it shows what the user wrote.
+The forms are that YAML itself, its older versions, and what the Python SDK writes; the REST form and the
+whole body of a request; and the arguments of AutoMLImageConfig (SDK v1). An unknown key keeps its spelling,
+so that its error shows what the user wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOUD_KEYS = frozenset(
         *("system_data", "location", "api_version", "depends_on", "created_by"),
     }
 )
-"""Keys of Azure job files that mean nothing on one's own machines."""
+"""Keys of Azure's job files that have no effect outside Azure."""
 
 KEYS = (AzureOptions.model_fields.keys() - LocalOptions.model_fields.keys()) | {
     *("$schema", "type", "display_name", "properties", "training_parameters", "local")
@@ -45,7 +45,7 @@ _V1 = {
     "experiment_timeout_minutes": "timeout_minutes",
     "experiment_timeout_hours": "timeout_minutes",
 }
-"""Keys of SDK v1, and the limits that some of them are."""
+"""Keys of SDK v1; those that are limits, with the limit's present name."""
 _ALIASES = {
     "task_type": "task",
     "job_type": "type",
@@ -68,11 +68,11 @@ _DURATION = re.compile(
 
 
 def to_yaml_form(content: Mapping[Any, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
-    """A job file's content under the keys of the command line's YAML, and what is wrong with it."""
+    """The content of a job file under the keys of the command line's YAML, and its problems."""
     problems: list[Problem] = []
     body, is_rest = _unwrapped(content)
     form = _renamed(body, KEYS | CLOUD_KEYS | _V1.keys(), _ALIASES, where, "", problems)
-    if is_rest:  # a body lists what is not set as null
+    if is_rest:  # a request's body lists unset keys as null
         form = {key: _without_nulls(value) for key, value in form.items() if value is not None}
     _fold_v1(form, where, problems)
     for key in ("training_data", "validation_data"):
@@ -100,13 +100,13 @@ def snake_case(name: str) -> str:
 
 
 def _unwrapped(content: Mapping[Any, Any]) -> tuple[dict[Any, Any], bool]:
-    """A request's body laid flat, and whether the content has the REST form."""
+    """Flatten a request's body; the second value is whether the content has the REST form."""
     outer = dict(content)
     inner = outer.get("properties")
     if isinstance(inner, Mapping) and _key_of(inner, "task_details") is not None:
         del outer["properties"]
         if str(outer.get("type", "")).lower().startswith("microsoft."):
-            del outer["type"]  # of the resource; the job's is job_type
+            del outer["type"]  # the type of the resource; the job's own is job_type
         outer |= inner
     details = _key_of(outer, "task_details")
     if details is not None and isinstance(outer[details], Mapping):
@@ -130,10 +130,10 @@ def _renamed(
     known: Collection[str],
     aliases: Mapping[str, str],
     where: str,
-    inside: str,
+    section: str,
     problems: list[Problem],
 ) -> dict[str, Any]:
-    """The mapping under known names, where its keys are other spellings of them."""
+    """Rename the keys that are other spellings of known names."""
     renamed: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key, value in content.items():
@@ -143,20 +143,22 @@ def _renamed(
         if name not in known:
             name = given
         if name in renamed and renamed[name] != value:
-            field = f"{inside}.{given}" if inside else given
-            problems.append(Problem(where, field, f"is given twice, as {origins[name]} too", repr(value)))
+            field = f"{section}.{given}" if section else given
+            problems.append(
+                Problem(where, field, f"contradicts {origins[name]}, its other name", repr(value))
+            )
         renamed[name], origins[name] = value, given
     return renamed
 
 
 def _fold_v1(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
-    """Move what AutoMLImageConfig takes to where the YAML has it."""
-    found = {key: form.pop(key) for key in _V1 if key in form}
-    if not found:
+    """Move the arguments of AutoMLImageConfig to their places in the YAML form."""
+    arguments = {key: form.pop(key) for key in _V1 if key in form}
+    if not arguments:
         return
     for name in [key for key in form if key in NAMES or key == MODEL_NAME]:  # its keyword arguments
         _put(form, "training_parameters", name, form.pop(name), where, name, problems)
-    for key, value in found.items():
+    for key, value in arguments.items():
         if value is None:
             continue
         if key == "arguments":
@@ -174,7 +176,7 @@ def _fold_v1(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
 
 
 def _minutes(hours: Any) -> int | None:
-    """A number of hours as minutes; None if it is no such number."""
+    """Convert hours to minutes; None if they are not a positive number."""
     try:
         minutes = float(hours) * 60
     except (TypeError, ValueError):
@@ -183,11 +185,11 @@ def _minutes(hours: Any) -> int | None:
 
 
 def _fold_arguments(form: dict[str, Any], value: Any, where: str, problems: list[Problem]) -> None:
-    """`["--learning_rate", 0.01, …]` → training parameters."""
+    """Read `["--learning_rate", 0.01, …]` as training parameters."""
     pairs = value if isinstance(value, list) else []
     names = [str(name) for name in pairs[::2]]
     if not pairs or len(pairs) % 2 or not all(name.startswith("--") for name in names):
-        rule = "must be a list of --name and value in turn"
+        rule = "must be a list that alternates --name and value"
         problems.append(Problem(where, "arguments", rule, repr(value)))
         return
     for name, item in zip(names, pairs[1::2], strict=True):
@@ -196,7 +198,7 @@ def _fold_arguments(form: dict[str, Any], value: Any, where: str, problems: list
 
 
 def _fold_sampling(form: dict[str, Any], value: Any, where: str, problems: list[Problem]) -> None:
-    """A sampling object with its space, which v1 kept in one → algorithm and search space."""
+    """Split v1's sampling object into algorithm and search space."""
     field = "hyperparameter_sampling"
     if isinstance(value, Mapping):
         known = (*SAMPLING, "parameter_space", "properties")
@@ -213,15 +215,15 @@ def _fold_sampling(form: dict[str, Any], value: Any, where: str, problems: list[
 
 
 def _fold_sweep(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
-    """The sweep under the YAML's keys; its own limits, which older files have, among the others."""
+    """Rename the sweep's keys and move its limits, which older files have there, to the job's."""
     if not isinstance(form.get("sweep"), Mapping):
         return
     sweep = _renamed(form["sweep"], (*SWEEP, "limits"), {}, where, "sweep", problems)
     inner = sweep.pop("limits", None)
     if isinstance(inner, Mapping):
-        # Of old, the limits beside `sweep` were the job's; how many trials a sweep may run stood in it.
+        # In older files the job's own limits concern the job, and those of `sweep` its trials.
         outer = form.get("limits") or {}
-        if isinstance(outer, Mapping):  # else the check of the sections says so
+        if isinstance(outer, Mapping):  # anything else is reported by the check of the sections
             form["limits"] = {**outer, **_limits(inner, where, problems)}
     elif inner is not None:
         problems.append(Problem(where, "sweep.limits", "must be a mapping", repr(inner)))
@@ -244,15 +246,15 @@ def _fold_sweep(form: dict[str, Any], where: str, problems: list[Problem]) -> No
 
 
 def _flat(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """An object of v1 without the map `properties`, whose keys it gets."""
+    """Move the entries of v1's nested map `properties` up into the object."""
     inner = content.get("properties") or {}
     if not isinstance(inner, Mapping):
-        return dict(content)  # the check of its keys says so
+        return dict(content)  # reported by the check of its keys
     return {key: value for key, value in content.items() if key != "properties"} | dict(inner)
 
 
 def _type(name: Any, ending: str) -> dict[str, Any]:
-    """{"type": "bandit"} for Bandit, BANDIT or BanditPolicy."""
+    """Read Bandit, BANDIT or BanditPolicy as {"type": "bandit"}."""
     if not isinstance(name, str):
         return {}
     plain = name.lower() if name.isupper() else snake_case(name)
@@ -266,8 +268,8 @@ def _limits(limits: Mapping[Any, Any], where: str, problems: list[Problem]) -> d
     if "timeout" not in renamed:
         return renamed
     given = renamed.pop("timeout")
-    found = _DURATION.fullmatch(str(given).strip().upper())
-    parts = {unit: float(value) for unit, value in found.groupdict("0").items()} if found else {}
+    match = _DURATION.fullmatch(str(given).strip().upper())
+    parts = {unit: float(value) for unit, value in match.groupdict("0").items()} if match else {}
     minutes = math.ceil(
         parts.get("days", 0) * 1440
         + parts.get("hours", 0) * 60
@@ -277,7 +279,7 @@ def _limits(limits: Mapping[Any, Any], where: str, problems: list[Problem]) -> d
     if minutes:
         renamed["timeout_minutes"] = minutes
     else:
-        rule = "must be a duration over zero such as PT60M or PT1H"
+        rule = "must be a duration longer than zero, such as PT60M or PT1H"
         problems.append(Problem(where, "limits.timeout", rule, repr(given)))
     return renamed
 
@@ -290,30 +292,30 @@ def _data(entry: Any, where: str, key: str, problems: list[Problem]) -> Any:
 
 
 def _spaces(spaces: Any, where: str, problems: list[Problem]) -> Any:
-    """The sub-spaces with their parameters under the settings' names, v1's nested ones side by side."""
+    """Rename the sub-spaces' parameters to the settings' names, and flatten v1's nested sub-spaces."""
     flat: list[Any] = []
     for space in spaces if isinstance(spaces, list) else [spaces]:
         if not isinstance(space, Mapping):
-            return spaces  # the check of the job says so
+            return spaces  # reported by the check of the job
         nested = _maps_of_choice(space.get("model"))
         rest = {key: value for key, value in space.items() if key != "model" or not nested}
         for own in nested or ({},):
-            together = _renamed(
+            merged = _renamed(
                 {**rest, **own}, NAMES.keys() | {MODEL_NAME}, {}, where, "search_space", problems
             )
-            flat.append({name: _expression(expression) for name, expression in together.items()})
+            flat.append({name: _expression(expression) for name, expression in merged.items()})
     return flat
 
 
 def _maps_of_choice(expression: Any) -> list[Mapping[Any, Any]]:
-    """The sub-spaces of v1's `"model": choice({…}, {…})`, written as a map or as ["choice", [[…]]]."""
+    """The sub-spaces in v1's `"model": choice({…}, {…})`, written as a map or as ["choice", [[…]]]."""
     values = _expression(expression)
     values = values.get("values") if isinstance(values, Mapping) else None
     return values if isinstance(values, list) and all(isinstance(v, Mapping) for v in values) else []
 
 
 def _expression(expression: Any) -> Any:
-    """An expression with keys in snake case; v1's ["uniform", [0.1, 1]] as text, a choice as a map."""
+    """Rewrite an expression: keys in snake case, v1's ["uniform", [0.1, 1]] as text, a choice as a map."""
     if isinstance(expression, Mapping):
         return {snake_case(str(key)): value for key, value in expression.items()}
     if not (isinstance(expression, list) and len(expression) == 2 and isinstance(expression[1], list)):
@@ -328,16 +330,16 @@ def _expression(expression: Any) -> Any:
 def _put(
     form: dict[str, Any], section: str, key: str, value: Any, where: str, field: str, problems: list[Problem]
 ) -> None:
-    """Set a key of a section unless it is there with another value."""
+    """Set a key of a section, or report that it has another value already."""
     into = form if not section else form.setdefault(section, {})
     if not isinstance(into, dict):
-        return  # the check of the sections says so
+        return  # reported by the check of the sections
     if key in into and into[key] != value:
         path = f"{section}.{key}" if section else key
-        problems.append(Problem(where, field, f"is given twice, as {path} too", repr(value)))
+        problems.append(Problem(where, field, f"contradicts {path}, its other name", repr(value)))
     into[key] = value
 
 
 def nearest(key: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A hint with the known key closest to a wrong one."""
+    """A hint that names the known key closest to a wrong one."""
     return did_you_mean(snake_case(key), known, otherwise=otherwise, most=1, cutoff=0.6)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from trainer.errors import JobError, Problem, problem_of
 from trainer.fields import Parsed, option
 from trainer.job import file as job_file
-from trainer.job.fields import AzureOptions, SweepOptions
+from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
@@ -83,96 +83,96 @@ class Job(AzureOptions):
             ) from error
 
     @model_validator(mode="after")
-    def _metric_of_the_task(self) -> Job:
+    def _metric_fits_the_task(self) -> Job:
         if self.primary_metric is not None and self.primary_metric not in self.task.primary_metrics:
             known = " or ".join(self.task.primary_metrics)
             raise ValueError(f"primary_metric of {self.task} must be {known}, got {self.primary_metric!r}")
         return self
 
     @model_validator(mode="after")
-    def _sweep_of_something(self) -> Job:
+    def _sweep_has_trials(self) -> Job:
         if self.sweep is not None and not self.sweeps:
             raise ValueError("sweep needs a search_space to search, or limits.max_trials over 1")
         return self
 
     @model_validator(mode="after")
-    def _sweeps_keys(self) -> Job:
-        """What a single training would ignore is refused."""
+    def _sweep_options_have_a_sweep(self) -> Job:
+        """Reject options that a single run would ignore."""
         given = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
         if given and not self.sweeps:
-            goes = "goes" if len(given) == 1 else "go"
-            raise ValueError(f"{', '.join(given)} {goes} with a search_space or limits.max_trials over 1")
+            need = "needs" if len(given) == 1 else "need"
+            raise ValueError(f"{', '.join(given)} {need} a search_space or limits.max_trials over 1")
         return self
 
     @model_validator(mode="after")
-    def _bound_of_an_objective(self) -> Job:
+    def _early_termination_has_one_objective(self) -> Job:
         if self.measures_latency and self.sweep is not None and self.sweep.early_termination is not None:
-            raise ValueError("early_termination goes by the primary metric alone: leave out the latency")
+            raise ValueError("early_termination uses only the primary metric; remove the latency objective")
         return self
 
     @property
     def model_name(self) -> str:
-        """The model of every training for which the search space names none."""
+        """The model of every trial for which the search space names none."""
         return self.model or self.task.default_model
 
     @property
     def sweeps(self) -> bool:
-        """Whether it asks for trials, rather than for one training with settings that are known."""
+        """Whether the job is a sweep, rather than a single run."""
         return self.limits.max_trials > 1 or bool(self.search_space)
 
     @property
     def measures_latency(self) -> bool:
-        """Whether a sweep has two objectives; what is bounded has to be measured."""
+        """Whether the sweep measures latency, as a second objective or to bound it."""
         return self.objective == "latency" or self.max_latency_ms is not None
 
     @property
     def metric(self) -> str:
+        """The primary metric."""
         return self.primary_metric or self.task.primary_metric
 
     @property
     def weights_choice(self) -> str:
-        """`weights`, else what checkpoint_run_id stands for, else TRAINER_WEIGHTS, else "pretrained"."""
+        """The weights to start from: `weights`, checkpoint_run_id, TRAINER_WEIGHTS or "pretrained"."""
         run = self.settings.get(RUN_ID)
         return choice_or_environment(self.weights or (of_run(run) if isinstance(run, str) and run else None))
 
     def resolve_settings(self, where: str = "") -> Settings:
-        """All hyperparameters of a single training, checked.
+        """Check and complete the settings of a single run.
 
         Args:
-            where: the file they stand in, for error messages.
+            where: the job's file, for error messages.
 
         Raises:
             JobError: see `trainer.models.defaults.resolve`.
         """
         values = dict(self.settings)
         if self.weights_choice == NONE:
-            # Layers that start from random values have nothing worth freezing, unless the user says so.
+            # Layers that start from random values are not worth freezing, unless the user asks for it.
             values.setdefault("layers_to_freeze", None)
         return resolve(self.task, self.model_name, values, where)
 
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
-        """The single training that a trial is.
+        """The single run of a trial.
 
         Args:
-            proposal: what the sampler chose: parameters by any of their names, and the model as "model_name".
-                It takes the place of the job's own values. Of these, settings that mean nothing to the
-                proposed model are left out: they are for the other models of the search space.
+            proposal: values from the sampler: settings by any of their names, and the model as "model_name".
+                They replace the job's own settings. If the model is among them, the job's settings that do
+                not apply to it are dropped: they are for other models of the search space.
         """
         chosen = {canonical(name): value for name, value in proposal.items()}
         proposed = chosen.pop(MODEL_NAME, None)
         model = str(proposed or self.model_name)
-        own = self.settings
+        settings = self.settings
         if proposed is not None:
             entry = catalog.find(model, self.task)
-            names = Settings.model_fields
-            own = {
+            settings = {
                 name: value
-                for name, value in own.items()
-                if canonical(name) not in names or takes(entry, canonical(name))
+                for name, value in settings.items()
+                if canonical(name) not in Settings.model_fields or takes(entry, canonical(name))
             }
         changes = {
             "model": model,
-            "settings": override(own, chosen),
+            "settings": override(settings, chosen),
             "limits": Limits(),
             "sweep": None,
             "search_space": (),
@@ -181,51 +181,46 @@ class Job(AzureOptions):
         return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
-        """The job in the job-file form, complete: every setting with the value that it has.
+        """The job as a job file with absolute paths and every setting.
 
-        A sweep's settings depend on its trials: there stand only those that the job fixes.
+        A sweep's file has only the settings that the job fixes; the others depend on the trial.
         """
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """What to_yaml writes."""
-        chosen = self._fixed_settings() if self.sweeps else self._resolved_settings()
-        from_run = self.weights is None and chosen.get(RUN_ID) is not None
-        if isinstance(chosen.get(RUN_ID), str) and of_run(chosen[RUN_ID]) == chosen[RUN_ID]:
-            chosen[RUN_ID] = anchored(chosen[RUN_ID], Path.cwd())
-        sweep = self.sweep.model_dump(mode="json", exclude_none=True) if self.sweep else None
-        return {
+        """The content of `to_yaml`."""
+        settings = self._fixed_settings() if self.sweeps else self._resolved_settings()
+        run = settings.get(RUN_ID)
+        if isinstance(run, str) and of_run(run) == run:
+            settings[RUN_ID] = anchored(run, Path.cwd())
+        content = {
             "type": "automl",
             "task": self.task.job_name,
-            **({"display_name": self.name} if self.name else {}),
-            **({"experiment_name": self.experiment_name} if self.experiment_name else {}),
+            "display_name": self.name or None,
+            "experiment_name": self.experiment_name,
             "primary_metric": self.metric,
             "training_data": data_entry(self.training_data),
-            **({"validation_data": data_entry(self.validation_data)} if self.validation_data else {}),
+            "validation_data": data_entry(self.validation_data) or None,
             "validation_data_size": self.validation_data_size,
-            **({"properties": {"node_count_per_trial": str(self.nodes)}} if self.nodes > 1 else {}),
+            "properties": {"node_count_per_trial": str(self.nodes)} if self.nodes > 1 else None,
             "limits": self.limits.model_dump(exclude_none=True),
-            **({"sweep": sweep} if sweep else {}),
-            **({"search_space": [dict(space) for space in self.search_space]} if self.search_space else {}),
-            "training_parameters": chosen,
-            "local": {
-                # Left to checkpoint_run_id, which a flag may then replace.
-                **({} if from_run else {"weights": anchored(self.weights_choice, Path.cwd())}),
-                "gpus": self.gpus,
-                "processes": self.processes,
-                "datastores": {name: anchored(at, Path.cwd()) for name, at in self.datastores.items()},
-                "data_assets": {name: anchored(at, Path.cwd()) for name, at in self.data_assets.items()},
-                "skip_invalid": self.skip_invalid,
-                **({"tracking_uri": without_password(self.tracking_uri)} if self.tracking_uri else {}),
-                **({"register_model": self.register_model} if self.register_model else {}),
-                **{
-                    name: value
-                    for name in SweepOptions.model_fields
-                    if (value := getattr(self, name)) is not None
-                },
-                **({"storage": without_password(self.storage)} if self.storage else {}),
-            },
+            "sweep": self.sweep.model_dump(mode="json", exclude_none=True) if self.sweep else None,
+            "search_space": [dict(space) for space in self.search_space] or None,
+            "training_parameters": settings,
+            # Without weights, a flag may replace checkpoint_run_id.
+            "local": self._local_options(writes_weights=self.weights is not None or run is None),
         }
+        return {key: value for key, value in content.items() if value is not None}
+
+    def _local_options(self, *, writes_weights: bool) -> dict[str, Any]:
+        """The section `local` of a job file."""
+        options = {name: getattr(self, name) for name in LocalOptions.model_fields}
+        options["weights"] = anchored(self.weights_choice, Path.cwd()) if writes_weights else None
+        for name in ("datastores", "data_assets"):
+            options[name] = {key: anchored(place, Path.cwd()) for key, place in options[name].items()}
+        for name in ("tracking_uri", "storage"):
+            options[name] = options[name] and without_password(options[name])
+        return {name: value for name, value in options.items() if value is not None}
 
     def _fixed_settings(self) -> dict[str, Any]:
         model = {MODEL_NAME: self.model} if self.model else {}
@@ -252,13 +247,13 @@ def _problem(item: Any, where: str) -> Problem:
 
 
 def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes in their place, whichever of its names a setting is given by."""
+    """Replace settings, whichever of its names a setting is given by."""
     changed = {canonical(name) for name in changes}
     return {name: value for name, value in settings.items() if canonical(name) not in changed} | dict(changes)
 
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A job file's values with changes in their place."""
+    """Replace a job file's values as `Job.read` describes."""
     merged = {**values, **changes}
     for name in ("limits", "datastores", "data_assets"):
         if changes.get(name) and values.get(name):

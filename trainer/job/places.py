@@ -1,4 +1,4 @@
-"""Where the data of a job lie: paths beside a file, URLs, and names registered with Azure."""
+"""Locations in a job: paths relative to a file, URLs, and names of data registered with Azure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 
 
 def anchored(choice: str, directory: Path) -> str:
-    """A local path made absolute; words such as "pretrained" and URLs stay as they are."""
+    """Make a local path absolute; words such as "pretrained" and URLs are returned unchanged."""
     if choice in (PRETRAINED, NONE) or is_address(choice) or is_remote(choice):
         return choice
     return abspath(directory / Path(choice).expanduser())
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is no path of this machine: a URL, or a name registered with Azure."""
+    """Whether a path is a URL or a name registered with Azure, rather than a path on this machine."""
     return "://" in path or path.startswith("azureml:") or _REGISTERED.fullmatch(path) is not None
 
 
@@ -32,14 +32,17 @@ _REGISTERED = re.compile(
 
 
 def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, ...]:
-    """The paths, with the place of the data in place of each registered name, by NAME:VERSION or NAME.
+    """Replace each registered name by its path.
+
+    Args:
+        assets: paths by NAME:VERSION or NAME.
 
     Raises:
-        ValueError: there are names that are not mapped.
+        ValueError: names without a path.
     """
-    found = [(path, _REGISTERED.fullmatch(path)) for path in paths]
+    matches = [(path, _REGISTERED.fullmatch(path)) for path in paths]
     places, missing = [], []
-    for path, name in found:
+    for path, name in matches:
         if name is None:
             places.append(path)
             continue
@@ -51,15 +54,15 @@ def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, .
     if missing:
         raise ValueError(
             f"registered data must be mapped to a path (mapped: {', '.join(assets) or 'none'}), got "
-            f"{', '.join(map(repr, missing))}; say where they lie: "
+            f"{', '.join(map(repr, missing))}; give their paths: "
             + " ".join(f"--data-asset {name}=PATH" for name in missing)
         )
     return tuple(places)
 
 
 def data_entry(paths: tuple[str, ...]) -> Any:
-    """Data as a job file has them: one entry, or a list of several (our own form)."""
-    # The file will lie elsewhere than the command was given.
+    """Paths as a job file lists them: one entry, or a list of several, which Azure does not know."""
+    # The job file is written to another directory than the paths are relative to.
     entries = [{"path": path if is_remote(path) else abspath(path), "type": "mltable"} for path in paths]
     return entries[0] if len(entries) == 1 else entries
 
@@ -69,7 +72,7 @@ _DATABRICKS = ("databricks", "databricks-uc", "uc")
 
 
 def tracking_place(uri: str, directory: Path) -> str:
-    """MLflow's address of a tracking store, a local path in it made absolute; "none" stays."""
+    """MLflow's address of a tracking store, with a local path made absolute; "none" is unchanged."""
     if uri.startswith(_SQLITE):
         path = uri.removeprefix(_SQLITE)
         return uri if path in ("", ":memory:") else _SQLITE + abspath(directory / path)
@@ -79,7 +82,7 @@ def tracking_place(uri: str, directory: Path) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The address of a server or database as it may be shown and stored."""
+    """Remove the password from the address of a server or database, so that it may be shown and stored."""
     if "?" in uri:
         uri = re.sub(r"(?<=[?&])password=[^&]*&?", "", uri).rstrip("?&")
     parts = urlsplit(uri)

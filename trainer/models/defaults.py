@@ -57,7 +57,7 @@ def default_in_words(name: str) -> str:
                 others.setdefault((value, multilabel_only), {})[entry.name] = None
     text = "{}" if isinstance(general, AdvancedSettings) else shown(general)
     for (value, multilabel_only), names in others.items():
-        suffix = " with several labels" if multilabel_only else ""
+        suffix = " (multilabel)" if multilabel_only else ""
         text += f"; {shown(value)} for {models_in_words(list(names))}{suffix}"
     return text
 
@@ -94,12 +94,14 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         name = NAMES.get(given)
         if name is None:
             hint = did_you_mean(given, NAMES, otherwise="`trainer fit --help-all` lists all")
-            problems.append(Problem(where, given, "no setting has this name", hint=hint))
+            problems.append(Problem(where, given, "is not a setting", hint=hint))
         elif not takes(entry, name):
-            rule = f"means nothing to {model}; it is a setting of {models_taking(name)}"
-            problems.append(Problem(where, given, rule))
+            rule = f"applies only to {models_taking(name)}, not to {model}"
+            problems.append(Problem(where, given, rule, hint="remove it"))
         elif name in chosen and chosen[name] != value:
-            problems.append(Problem(where, given, f"is given twice, as {origins[name]} too", repr(value)))
+            problems.append(
+                Problem(where, given, f"contradicts {origins[name]}, its other name", repr(value), "keep one")
+            )
         else:
             chosen[name], origins[name] = value, given
     is_modern = str(chosen.get("recipe", "")).lower() == "modern"
@@ -129,7 +131,7 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
 def _problem(item: Any, where: str) -> Problem:
     if item["type"] == "extra_forbidden":
         field = ".".join(map(str, item["loc"]))
-        rule = f"no such key; there are {', '.join(AdvancedSettings.model_fields)}"
+        rule = f"is not a key of advanced_settings; there are {', '.join(AdvancedSettings.model_fields)}"
         return Problem(where, field, rule, repr(item["input"]))
     problem = problem_of(item, where)
     return replace(problem, got=repr(item["input"])) if item["loc"] else problem
