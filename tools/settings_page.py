@@ -17,23 +17,24 @@ _BOUNDS: dict[type, tuple[str, str]] = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: 
 _INTRODUCTION = """\
 # Settings
 
-All hyperparameters, grouped as in `trainer fit --help-all`. Set them in a job file under `training_parameters`, in
-Python in `Job.settings`, or on the command line as flags (`--number-of-epochs`). This page is generated from
-`trainer/settings.py` by `python -m tools.settings_page`.
+All hyperparameters, grouped as in `trainer fit --help-all`. Set them in a job file under
+`training_parameters`, in Python in `Job.settings`, or on the command line as flags (`--number-of-epochs`).
+This page is generated from `trainer/settings.py` by `python -m tools.settings_page`.
 """
 
 _MODERN = """\
 ## The modern recipe
 
-`--recipe modern` changes the defaults to current practice for fine-tuning networks from published weights. Every
-setting can still be set. Of timm's other models, transformers and ConvNeXts get a `layer_decay` of 0.75 and a
-`learning_rate` of 0.0003. Training from scratch needs more epochs and, for transformers, no `layer_decay`.
+`--recipe modern` changes the defaults to current practice for fine-tuning networks from published weights.
+Every setting can still be set. Of timm's other models, transformers and ConvNeXts get a `layer_decay` of
+0.75 and a `learning_rate` of 0.0003. Training from scratch needs more epochs and, for transformers, no
+`layer_decay`.
 """
 _UNCHANGED = "as in the reference recipe"
 
 
 def settings_table() -> str:
-    """docs/settings.md as text: a table for each group, in the order of the help."""
+    """The content of docs/settings.md: a table for each group."""
     groups: dict[str, list[str]] = {}
     for name, info in Settings.model_fields.items():
         older = "".join(f"<br>`{alias}`" for alias in settings.aliases_of(name))
@@ -65,7 +66,7 @@ def _modern_table() -> str:
             )
             rows.setdefault((values, task is Task.MULTILABEL), []).append(entry.name)
     lines = [
-        f"| {defaults.models_in_words(names)}{' with several labels' if multilabel else ''} "
+        f"| {defaults.models_in_words(names)}{' (multilabel)' if multilabel else ''} "
         f"| {values or _UNCHANGED} |"
         for (values, multilabel), names in rows.items()
     ]
