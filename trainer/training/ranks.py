@@ -47,9 +47,6 @@ class OtherRanks:
     """The other processes of a run, as a context around its training.
 
     A failure of one of them leaves the context as a TrainingError that says which rank ended, and how.
-
-    Attributes:
-        devices: of this process; `start` chooses the port where the ranks meet.
     """
 
     _left = False
@@ -61,10 +58,13 @@ class OtherRanks:
         self._stderr: dict[int, IO[bytes]] = {}
         self._is_over = threading.Event()
 
-    def start(self, function: Callable[..., object], *arguments: Any) -> None:
+    def start(self, function: Callable[..., object], *arguments: Any) -> Devices:
         """Start this machine's other ranks, unless a launcher has.
 
         Each calls function(its Devices, what to call when it is ready, *arguments).
+
+        Returns:
+            This process's devices, with the port where the ranks meet.
 
         Raises:
             TrainingError: an argument cannot be pickled, a rank ended before it was ready, or this process is
@@ -76,11 +76,10 @@ class OtherRanks:
                 "its NCCL group cannot be left; do it in a new process, or on one device"
             )
         if self.devices.launcher or self.devices.local_ranks == 1:
-            return
-        if self.devices.nodes == 1:
-            self.devices = replace(self.devices, port=_free_port())
-        for local_rank in range(1, self.devices.local_ranks):
-            devices = replace(self.devices, local_rank=local_rank)
+            return self.devices
+        first = self.devices if self.devices.nodes > 1 else replace(self.devices, port=_free_port())
+        for local_rank in range(1, first.local_ranks):
+            devices = replace(first, local_rank=local_rank)
             self._start(devices, packed(function, devices, *arguments))
         for rank, process in self._processes.items():
             assert process.stdout is not None
@@ -88,6 +87,7 @@ class OtherRanks:
                 process.wait()
                 raise self._error(rank)
         threading.Thread(target=self._watch, daemon=True).start()
+        return first
 
     def _start(self, devices: Devices, orders: bytes) -> None:
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed in _end

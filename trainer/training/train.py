@@ -88,11 +88,12 @@ def train(
     ):
         if ready is not None:
             ready()
+            devices = plan.devices
         else:
             earlier = run if checkpoint else None
-            others.start(assist, replace(plan, earlier=earlier, seed=prepared.seed, progress=False))
+            devices = others.start(assist, replace(plan, earlier=earlier, seed=prepared.seed, progress=False))
         trainer = Trainer(
-            **others.devices.options(),
+            **devices.options(),
             max_epochs=settings.number_of_epochs,
             check_val_every_n_epoch=settings.evaluation_frequency,
             callbacks=_callbacks(plan, run, best, batches, tracker),
