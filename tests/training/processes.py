@@ -29,7 +29,7 @@ def job(data: SampleData, output: Path, model: str = "timm/test_vit", **values: 
     return Job(**{**places, **fixed, "settings": settings, **values})
 
 
-def figures(run: Run) -> list[dict[str, float]]:
+def metrics_of(run: Run) -> list[dict[str, float]]:
     return [
         {name: float(value or "nan") for name, value in row.items() if name != "seconds"} for row in rows(run)
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import trainer
-from tests.training.processes import ROOT, VIT, children, figures, job, start
+from tests.training.processes import ROOT, VIT, children, job, metrics_of, start
 from trainer.data.samples import SampleData
 from trainer.runs import Run
 from trainer.tasks import Task
@@ -24,9 +24,9 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 
 def assert_same(run: Run, other: Run, tolerance: float = 2e-4) -> None:
-    expected = figures(other)
-    assert len(figures(run)) == len(expected)
-    for row, wanted in zip(figures(run), expected, strict=True):
+    expected = metrics_of(other)
+    assert len(metrics_of(run)) == len(expected)
+    for row, wanted in zip(metrics_of(run), expected, strict=True):
         assert row == pytest.approx(wanted, abs=tolerance, nan_ok=True)
 
 

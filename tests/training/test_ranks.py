@@ -16,7 +16,7 @@ import torch
 from lightning import Callback, Trainer
 
 import trainer
-from tests.training.processes import VIT, children, figures, job, start
+from tests.training.processes import VIT, children, job, metrics_of, start
 from trainer.data.samples import SampleData
 from trainer.errors import TrainingError
 from trainer.tasks import Task
@@ -52,7 +52,7 @@ def test_two_ranks_of_a_detector_take_the_same_step_as_one(
             training_data=str(tmp_path / "train.jsonl"), settings={**settings, **sizes},
         )  # fmt: skip
         run = trainer.fit(wanted)
-        losses.append(figures(run)[0]["train_loss"])
+        losses.append(metrics_of(run)[0]["train_loss"])
         state = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
         learned = [state[name] for name in state if name.endswith((".weight", ".bias"))]
         weights.append(torch.cat([tensor.flatten() for tensor in learned]))

@@ -35,7 +35,7 @@ MODELS: list[tuple[Task, str, dict[str, Any]]] = [
 ]
 
 
-def figures(run: Run) -> list[dict[str, str]]:
+def metrics_of(run: Run) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows(run)]
 
 
@@ -67,7 +67,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
             callbacks=[half],
         )
     run = trainer.resume(tmp_path / "stopped", packages=False)
-    assert figures(run) == figures(whole)
+    assert metrics_of(run) == metrics_of(whole)
     assert run.predictions.read_text("utf-8") == whole.predictions.read_text("utf-8")
     assert run.read_result().best_epoch == whole.read_result().best_epoch
     assert "resuming from" in run.log.read_text("utf-8")
@@ -100,7 +100,7 @@ def test_killed_command_is_resumed(digits: dict[Task, SampleData], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "epoch 1/6" not in done.stdout
     assert "epoch 6/6" in done.stdout
-    assert figures(Run(tmp_path / "killed")) == figures(Run(tmp_path / "whole"))
+    assert metrics_of(Run(tmp_path / "killed")) == metrics_of(Run(tmp_path / "whole"))
 
 
 def test_run_without_checkpoint_starts_from_the_beginning(

@@ -78,7 +78,7 @@ def train(job: Job, *callbacks: Callback, packages: bool = False, **more: Any) -
     return fit(job, callbacks=callbacks, packages=packages, **more)
 
 
-def found(run: Path, uri: str | None = None) -> tuple[MlflowClient, MlflowRun]:
+def mlflow_run(run: Path, uri: str | None = None) -> tuple[MlflowClient, MlflowRun]:
     """The run in MLflow that a directory's note names."""
     note = json.loads((run / "mlflow.json").read_text("utf-8"))
     client = MlflowClient(uri or note["tracking_uri"] or f"sqlite:///{run.parent / 'mlflow.db'}")
@@ -166,7 +166,7 @@ def test_run_is_tracked_in_default_database(
 
     before = state()
     run = train(job("one", evaluation_frequency=2, number_of_epochs=3), packages=True)
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert client.get_experiment(tracked.info.experiment_id).name == "trainer-image-classification"
     assert tracked.info.run_name == "one"
     assert tracked.info.status == "FINISHED"
@@ -214,7 +214,7 @@ def test_runs_of_same_data_share_fingerprint_and_experiment(
     job: Callable[..., Job],
 ) -> None:
     first, second = (train(job(name, number_of_epochs=1)) for name in ("one", "two"))
-    (_, one), (_, two) = found(first.directory), found(second.directory)
+    (_, one), (_, two) = mlflow_run(first.directory), mlflow_run(second.directory)
     assert one.info.experiment_id == two.info.experiment_id
     assert one.info.run_id != two.info.run_id
     assert one.data.tags["data_fingerprint"] == two.data.tags["data_fingerprint"]
@@ -233,20 +233,20 @@ def test_commit_of_working_directory_is_a_tag(
     (tmp_path / "runs" / "one").mkdir(parents=True)
     with tracking.start(store, tmp_path / "runs" / "one", job("one"), {}, {}):
         pass
-    assert found(tmp_path / "runs" / "one")[1].data.tags["mlflow.source.git.commit"] == commit.strip()
+    assert mlflow_run(tmp_path / "runs" / "one")[1].data.tags["mlflow.source.git.commit"] == commit.strip()
 
 
 def test_failed_run_is_resumed_as_same_run(job: Callable[..., Job], tmp_path: Path) -> None:
     # Epoch 2 is in metrics.csv, but in no checkpoint: it is trained again.
     with pytest.raises(OSError, match="power"):
         train(job("one", number_of_epochs=3), At(2, stop(OSError("the power failed"))))
-    client, stopped = found(tmp_path / "runs" / "one")
+    client, stopped = mlflow_run(tmp_path / "runs" / "one")
     assert stopped.info.status == "FAILED"
     assert stopped.data.tags["failure"] == "OSError: the power failed"
     assert set(steps(client, stopped, "train_loss")) == {1}
 
     run = resume(tmp_path / "runs" / "one", {"number_of_epochs": 4, "early_stopping": False})
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.run_id == stopped.info.run_id
     assert tracked.info.status == "FINISHED"
     assert "failure" not in tracked.data.tags
@@ -259,7 +259,7 @@ def test_failed_run_is_resumed_as_same_run(job: Callable[..., Job], tmp_path: Pa
 def test_interrupted_run_has_status_killed(job: Callable[..., Job], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(job("one"), At(1, stop(KeyboardInterrupt())))
-    assert found(tmp_path / "runs" / "one")[1].info.status == "KILLED"
+    assert mlflow_run(tmp_path / "runs" / "one")[1].info.status == "KILLED"
 
 
 def test_untracked_run_is_tracked_in_full_once_resumed(job: Callable[..., Job], tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_untracked_run_is_tracked_in_full_once_resumed(job: Callable[..., Job], 
     # job.yaml has "none", too; a flag overrides it
     uri = f"sqlite:///{tmp_path}/elsewhere.db"
     resume(run.directory, {"number_of_epochs": 3}, tracking_uri=uri)
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert json.loads((run.directory / "mlflow.json").read_text("utf-8"))["tracking_uri"] == uri
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3}
 
@@ -283,18 +283,18 @@ def test_environment_variables_of_mlflow_apply(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "apples")
     client = MlflowClient(uri)
     run = train(job("one", number_of_epochs=1))
-    _, tracked = found(run.directory)
+    _, tracked = mlflow_run(run.directory)
     assert client.get_experiment(tracked.info.experiment_id).name == "apples"
     # the job overrides the environment
     run = train(job("two", number_of_epochs=1, experiment_name="pears"))
-    pears = client.get_experiment(found(run.directory)[1].info.experiment_id)
+    pears = client.get_experiment(mlflow_run(run.directory)[1].info.experiment_id)
     assert pears.name == "pears"
     # a run that was created before, as by `mlflow run`; a second training run becomes its child
     begun = client.create_run(pears.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", begun)
     run = train(job("three", number_of_epochs=1))
-    assert found(run.directory)[1].info.run_id == begun
-    below = found(train(job("four", number_of_epochs=1)).directory)[1]
+    assert mlflow_run(run.directory)[1].info.run_id == begun
+    below = mlflow_run(train(job("four", number_of_epochs=1)).directory)[1]
     assert below.data.tags["mlflow.parentRunId"] == begun
     assert below.info.experiment_id == pears.experiment_id
     assert not (tmp_path / "runs" / "mlflow.db").exists()
@@ -328,7 +328,7 @@ print(store.uri, sweep.run_id)
     uri, parent = done.stdout.split()
     assert uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
     run = train(one.model_copy(update={"tracking_uri": uri}), parent_run_id=parent)
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.data.tags["mlflow.parentRunId"] == parent
     above = client.get_run(parent)
     assert (above.info.status, above.info.run_name) == ("FINISHED", "sweep")
@@ -349,7 +349,7 @@ def test_server_serves_files_and_registered_model(
     run = train(
         job("one", tracking_uri=gate.uri, register_model="digits", experiment_name="사과"), packages=True
     )
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.status == "FINISHED"
     assert client.get_experiment(tracked.info.experiment_id).name == "사과"
     assert set(steps(client, tracked, "accuracy")) == {1, 2}
@@ -416,11 +416,11 @@ def test_outage_is_logged_once_and_resume_sends_the_rest(
     gate.close()
     gate.silent = False
     gate.open()
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.status == "RUNNING"
     assert 6 not in steps(client, tracked, "train_loss")
     resume(run.directory, {"number_of_epochs": 7})
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.status == "FINISHED"
     assert set(steps(client, tracked, "train_loss")) == {1, 2, 3, 4, 5, 6, 7}
 
@@ -431,7 +431,7 @@ def test_server_that_returns_before_the_end_has_all_metrics(job: Callable[..., J
         At(2, gate.close),
         At(4, gate.open),
     )
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.status == "FINISHED"
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3, 4}
     assert "did not accept" not in run.log.read_text("utf-8")
@@ -462,10 +462,10 @@ def test_silent_server_is_an_error_within_seconds(
 
 def test_resume_tracks_again_if_database_was_deleted(job: Callable[..., Job], tmp_path: Path) -> None:
     run = train(job("one"))
-    _, before = found(run.directory)
+    _, before = mlflow_run(run.directory)
     (tmp_path / "runs" / "mlflow.db").unlink()
     resume(run.directory, {"number_of_epochs": 3})
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.run_id != before.info.run_id
     assert set(steps(client, tracked, "accuracy")) == {1, 2, 3}
     assert f"has no run {before.info.run_id}" in run.log.read_text("utf-8")
@@ -473,7 +473,7 @@ def test_resume_tracks_again_if_database_was_deleted(job: Callable[..., Job], tm
 
 def test_only_rank_zero_tracks(job: Callable[..., Job]) -> None:
     run = train(job("one", processes=2))
-    client, tracked = found(run.directory)
+    client, tracked = mlflow_run(run.directory)
     assert tracked.info.status == "FINISHED"
     assert set(steps(client, tracked, "train_loss")) == {1, 2}
     assert len(client.search_runs([tracked.info.experiment_id])) == 1
@@ -530,7 +530,7 @@ def test_failed_registration_leaves_a_finished_run(
 
     with pytest.raises(TrackingError, match=r"the model is trained and is in .* could not be registered"):
         train(job("two", register_model="digits"), At(2, lose_files), packages=True)
-    _, tracked = found(tmp_path / "runs" / "two")
+    _, tracked = mlflow_run(tmp_path / "runs" / "two")
     assert tracked.info.status == "FINISHED"
     assert Run.open(tmp_path / "runs" / "two").read_result().epochs == 2
 
@@ -538,7 +538,7 @@ def test_failed_registration_leaves_a_finished_run(
 def test_passwords_are_not_written_to_files(job: Callable[..., Job], gate: Gate) -> None:
     uri = gate.uri.replace("http://", "http://me:secret@")
     run = train(job("one", tracking_uri=uri, number_of_epochs=1))
-    _, tracked = found(run.directory, gate.uri)
+    _, tracked = mlflow_run(run.directory, gate.uri)
     assert tracked.info.status == "FINISHED"
     for path in run.directory.glob("*.*"):
         assert "secret" not in path.read_text("utf-8"), path
@@ -579,7 +579,7 @@ def test_undefined_and_oddly_named_metrics_are_tracked(
     with tracking.start(store, tmp_path / "one", job("one"), {"long": "x" * 9000}, {}) as tracker:
         tracker.log(1, {"loss": math.nan, "map": -1.0, "precision (사과, 50 %)": 0.5})
         tracker.log(1, {f"figure_{number}": number for number in range(1500)})
-    _, tracked = found(tmp_path / "one")
+    _, tracked = mlflow_run(tmp_path / "one")
     metrics = tracked.data.metrics
     assert math.isnan(metrics["loss"])
     assert metrics["map"] == -1
@@ -592,11 +592,11 @@ def test_tracking_leaves_metrics_csv_unchanged(job: Callable[..., Job]) -> None:
     """Tracking does not change the run's own files."""
     with_it, without = train(job("one")), train(job("two", tracking_uri="none"))
 
-    def figures(run: Run) -> list[dict[str, str]]:
+    def metrics_of(run: Run) -> list[dict[str, str]]:
         with run.metrics.open(encoding="utf-8") as file:
             return [
                 {name: value for name, value in row.items() if name != "seconds"}
                 for row in csv.DictReader(file)
             ]
 
-    assert figures(with_it) == figures(without)
+    assert metrics_of(with_it) == metrics_of(without)
