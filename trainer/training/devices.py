@@ -76,11 +76,12 @@ class Devices:
 
     def __str__(self) -> str:
         """Such as `2 machines with 4 GPUs each`."""
-        one = "GPU" if self.gpus else "process" if self.local_ranks > 1 else "process on the CPU"
-        each = f"{self.local_ranks} {one}" + ("" if self.local_ranks == 1 else "s" if self.gpus else "es")
-        if not self.gpus and self.local_ranks > 1:
-            each += " on the CPU"
-        return each if self.nodes == 1 else f"{self.nodes} machines with {each} each"
+        count = self.local_ranks
+        if self.gpus:
+            local = "1 GPU" if count == 1 else f"{count} GPUs"
+        else:
+            local = "1 process on the CPU" if count == 1 else f"{count} processes on the CPU"
+        return local if self.nodes == 1 else f"{self.nodes} machines with {local} each"
 
     def options(self) -> dict[str, Any]:
         """Lightning's accelerator, devices, strategy, precision and cluster environment."""

@@ -29,7 +29,7 @@ _SHARED_SEED = 0
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: the job, and the arguments of `trainer.training.fit.fit` beside it.
+    """What is asked for: the job and the other arguments of `trainer.training.fit.fit`.
 
     Attributes:
         settings: the job's, resolved.

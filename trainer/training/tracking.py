@@ -441,7 +441,7 @@ def _read_note(directory: Path) -> dict[str, str | None]:
 
 def _write_note(directory: Path, store: Store, run: MlflowRun) -> None:
     note = {
-        # The default database needs no address, and is found where it was moved together with the directory.
+        # Without an address, the default database is found even after moving it together with the directory.
         "tracking_uri": None if store.uri == _default_database(directory) else store.shown,
         "experiment_id": run.info.experiment_id,
         "run_id": run.info.run_id,

@@ -47,7 +47,7 @@ class Trained:
     """What training came to.
 
     Attributes:
-        directory: of the run, as rank 0 told the others.
+        directory: of the run; rank 0 sends it to the others.
         epochs: how many the network has been trained for, those before a stop included.
         best: the best epoch and its metrics.
         timed_out: a time limit ended training.
