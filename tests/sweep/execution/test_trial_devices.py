@@ -100,7 +100,7 @@ def test_those_that_are_visible_are_divided(digits: SampleData, monkeypatch: pyt
 
 
 def test_the_cores_of_processes_are_divided(digits: SampleData, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr("trainer.sweep.execution.slots.available_cores", lambda: 16)
     assert make_slots(job(digits, None, processes=2), 2) == [Slot((), 4, 8)] * 2
 
 
@@ -231,7 +231,7 @@ def test_the_ranks_of_a_trial_are_one_trial(digits: SampleData, whole: list[floa
     assert "rank 1: epoch 2: cpu ran out of memory with batches of 8 images" in lacking.user_attrs["reason"]
     assert (rows[2]["batch_parts"], rows[2]["training_batch_size"], rows[2]["epochs"]) == ("2", "8", "3")
     log = (run / "trials" / "0002" / "trainer.log").read_text("utf-8")
-    assert "every batch is trained in 2 parts" in log
+    assert "splitting each batch into 2 micro-batches" in log
     assert "resuming from" in log
     assert losses(Run(run / "trials" / "0002")) == pytest.approx(whole, abs=2e-4)
 
