@@ -33,7 +33,7 @@ from benchmarks import data, measuring
 from benchmarks.measuring import Figures, need, number, say
 from benchmarks.reading_lines import write_lines
 from trainer.data.datasets import RecordExamples
-from trainer.data.images import decode_quickly
+from trainer.data.quick_decoding import decode_quickly
 from trainer.models import Family, create, specify
 from trainer.models.defaults import resolve
 from trainer.settings import Settings

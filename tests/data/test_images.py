@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from trainer.data.images import ImageError, decode, probe, verify
+from trainer.data.image_scan import scan
+from trainer.data.images import ImageError, decode, probe
 
 
 def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -46,7 +47,7 @@ def test_files_of_every_suffix(suffix: str, photo: Image.Image, tmp_path: Path) 
     photo.save(path)
     assert np.abs(decode(path).astype(int) - np.asarray(photo)).mean() < 12
     assert decode(str(path)).shape == (40, 60, 3)
-    assert probe(path) == verify(path) == (60, 40)
+    assert probe(path) == scan(path).size == (60, 40)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_exif_orientation(
     image = decode(data)
     assert image.shape == upright.shape
     assert np.abs(image.astype(int) - upright).mean() < 3
-    assert probe(data) == verify(data) == (upright.shape[1], upright.shape[0])
+    assert probe(data) == scan(data).size == (upright.shape[1], upright.shape[0])
 
 
 def test_orientation_outside_the_standard_is_ignored(photo: Image.Image) -> None:
@@ -168,7 +169,7 @@ def test_damaged_exif_is_ignored_quietly(photo: Image.Image) -> None:
         ):
             data = encoded(photo, "JPEG", exif=exif)
             assert decode(data).shape == (40, 60, 3)
-            assert probe(data) == verify(data) == (60, 40)
+            assert probe(data) == scan(data).size == (60, 40)
 
 
 def test_exif_behind_the_pixels_of_a_png(photo: Image.Image) -> None:
@@ -179,10 +180,10 @@ def test_exif_behind_the_pixels_of_a_png(photo: Image.Image) -> None:
     plain = encoded(photo, "PNG")
     data = plain[:-12] + chunk + plain[-12:]  # the last 12 bytes are the end chunk
     assert decode(data).shape == (60, 40, 3)
-    assert probe(data) == verify(data) == (40, 60)
+    assert probe(data) == scan(data).size == (40, 60)
 
 
-@pytest.mark.parametrize("read", [decode, verify])
+@pytest.mark.parametrize("read", [decode, scan])
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF"])
 def test_truncated(image_format: str, read: Any, photo: Image.Image) -> None:
     data = encoded(photo.resize((300, 200)), image_format)
@@ -190,7 +191,7 @@ def test_truncated(image_format: str, read: Any, photo: Image.Image) -> None:
         read(data[: len(data) // 2])
 
 
-@pytest.mark.parametrize("read", [decode, verify, probe])
+@pytest.mark.parametrize("read", [decode, scan, probe])
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -215,7 +216,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         decode(tmp_path)
 
 
-@pytest.mark.parametrize("read", [decode, verify, probe])
+@pytest.mark.parametrize("read", [decode, scan, probe])
 def test_too_many_pixels_is_seen_in_the_header(read: Any) -> None:
     with pytest.raises(ImageError, match=r"60 x 40 = 2,400, at most 2,399"):
         read(encoded(Image.new("L", (60, 40)), "PNG"), max_pixels=2399)
@@ -257,7 +258,7 @@ def test_damage_never_surfaces_as_anything_but_image_error(photo: Image.Image) -
                 data = good.copy()
                 places = generator.integers(0, len(data) if generator.random() < 0.5 else 120, 4)
                 data[places.clip(0, len(data) - 1)] = generator.integers(0, 256, 4)
-                for read in (decode, verify, probe):
+                for read in (decode, scan, probe):
                     with contextlib.suppress(ImageError):
                         read(data.tobytes())
 
@@ -270,9 +271,9 @@ def test_threads(photo: Image.Image) -> None:
     assert warnings.filters == filters
 
 
-def test_verify_agrees_with_pillow_on_real_photos(shared_data: Path) -> None:
+def test_scan_agrees_with_pillow_on_real_photos(shared_data: Path) -> None:
     for path in sorted((shared_data / "microcontrollers" / "images").iterdir())[:5]:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            assert verify(path) == probe(path) == upright.size
+            assert scan(path).size == probe(path) == upright.size
             assert decode(path).shape[:2] == upright.size[::-1]

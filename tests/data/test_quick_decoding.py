@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from trainer.data import images
-from trainer.data.images import ImageError, decode, decode_quickly
+from trainer.data.images import ImageError, decode
+from trainer.data.quick_decoding import decode_quickly
 
 
 @pytest.fixture(scope="module")

@@ -68,12 +68,12 @@ def test_everything_wrong_is_listed_at_once(write_lines: WriteLines) -> None:
     text = refusal(Task.CLASSIFICATION, [train], [validation])
     for part in (
         "the data have 6 errors",
-        f"{train}:2: image_url: must name an image that can be read, got '1.png': the image is truncated",
-        f"{train}:3: image_url: must name an image that can be read, got '2.png': the image file does",
+        f"{train}:2: image_url: must name a readable image, got '1.png': the image is truncated",
+        f"{train}:3: image_url: must name a readable image, got '2.png': the image file does",
         f"{train}:4: label: is missing",
         f"{train}:5: must be one JSON object",
         f"{validation}:1: label: must be one class name for image-classification",
-        "nothing is left to validate on",
+        "validation data: must hold at least one valid image",
     ):
         assert part in text
 
@@ -135,9 +135,9 @@ def test_skip_invalid_does_not_excuse_missing_files(write_lines: WriteLines, tmp
 @pytest.mark.parametrize("task", list(Task))
 def test_nothing_left_to_train_on(task: Task, write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a.png", "label": 1.5}])
-    assert "training data: nothing is left to train on" in refusal(task, [path], skip_invalid=True)
+    assert "training data: must hold at least one valid image" in refusal(task, [path], skip_invalid=True)
     empty = write_lines([], "empty.jsonl")
-    assert "training data: nothing is left to train on" in refusal(task, [empty])
+    assert "training data: must hold at least one valid image" in refusal(task, [empty])
 
 
 def test_backgrounds_alone_are_nothing_to_train_on(write_lines: WriteLines) -> None:
@@ -218,7 +218,8 @@ def test_a_folder_that_does_not_exist_is_said_once(check_images: bool, write_lin
         Image.new("RGB", (8, 6)).save(path.parent / f"{number}.png")
     text = refusal(Task.CLASSIFICATION, [path], check_images=check_images)
     assert (
-        f"{path}:5: image_url: must lie in a folder that exists, got {path.parent}/gone; on 40 lines" in text
+        f"{path}:5: image_url: must be in a folder that exists, got {path.parent}/gone; the first of 40"
+        in text
     )
     assert "the data have 1 error;" in text
     data = load(Task.CLASSIFICATION, [path], skip_invalid=True, check_images=check_images, progress=False)
@@ -233,9 +234,7 @@ def test_missing_files_in_small_and_large_folders(count: int, write_lines: Write
     (path.parent / "2.png").mkdir()
     text = refusal(Task.CLASSIFICATION, [path], check_images=False)
     assert "the data have 2 errors" in text
-    assert (
-        f"{path}:2: image_url: must name an image that can be read, got '1.png': the image file does" in text
-    )
+    assert f"{path}:2: image_url: must name a readable image, got '1.png': the image file does" in text
 
 
 def test_without_checking_images_only_existence_counts(write_lines: WriteLines) -> None:

@@ -53,7 +53,7 @@ THERE, NOWHERE = (0.6, 0.6, 0.9, 0.9), (0.6, 0.1, 0.8, 0.3)
 
 
 def run(task: Task, predictions: Sequence[Detections], targets: Sequence[Objects]) -> Analysis:
-    return analyse(task, CLASSES, predictions, targets, metric_type="voc", sources=Lines())
+    return analyse(task, CLASSES, predictions, targets, metric_type="voc", image_names=Lines())
 
 
 def errors(analysis: Analysis) -> dict[str, tuple[int, float]]:
@@ -230,7 +230,7 @@ def test_lists_name_images_by_file_and_line() -> None:
 
 def classified(task: Task, probs: Sequence[Sequence[float]], targets: Sequence[object]) -> Analysis:
     predictions = [Classification(np.array(row, np.float32)) for row in probs]
-    return analyse(task, ["a", "b", "c"], predictions, targets, sources=Lines())  # type: ignore[arg-type]
+    return analyse(task, ["a", "b", "c"], predictions, targets, image_names=Lines())  # type: ignore[arg-type]
 
 
 def test_classification_lists() -> None:

@@ -71,7 +71,7 @@ def test_overlap_with_a_crowd_is_the_part_of_the_mask_in_it() -> None:
 
 @pytest.mark.parametrize(("left", "top"), [(-1, 0), (0, -1), (7, 0), (0, 7)])
 def test_a_crop_beyond_its_image_is_refused(left: int, top: int) -> None:
-    with pytest.raises(ValueError, match="must lie in its image of 10 x 10"):
+    with pytest.raises(ValueError, match="must be inside its image of 10 x 10"):
         masks.from_crop(Mask(left, top, np.ones((4, 4), dtype=bool)), (10, 10))
 
 

@@ -97,8 +97,8 @@ def evaluate(
         device=device,
         progress=True,
     )
-    for remark in found.remarks:
-        print(remark if remark.startswith("warning: ") else f"note: {remark}", file=sys.stderr)
+    for note in found.notes:
+        print(note if note.startswith("warning: ") else f"note: {note}", file=sys.stderr)
     _show(found.analysis)
     if output is not None:
         print(f"\nwritten: {output}")

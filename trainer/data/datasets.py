@@ -1,4 +1,4 @@
-"""Records as decoded examples, and as the preprocessed items that validation scores."""
+"""Records as decoded examples for training, and as preprocessed items for validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 
 from trainer.annotations import Example, Examples, Image, Target
-from trainer.data.images import ImageError, decode, decode_quickly
+from trainer.data.images import ImageError, decode
+from trainer.data.quick_decoding import decode_quickly
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, local_path
 from trainer.errors import DataError, Problem
@@ -17,14 +18,15 @@ from trainer.models.family import Family
 
 
 class RecordExamples:
-    """Records as trainer.annotations.Examples; labels count in `classes`, a superset of their own.
+    """Records as trainer.annotations.Examples.
 
-    Decoded images are kept until they fill `cache_bytes`, in each process that asks for them; who gets one
-    must not write into it.
+    Each process caches the images it decodes; callers must not write into them.
 
     Args:
-        short_side: large JPEGs are decoded at a reduced scale that keeps so many pixels; None: all in full.
-        quickly: by `decode_quickly`, for training.
+        classes: names that labels are to index; a superset of the records' own.
+        short_side: decode large JPEGs at a reduced scale that keeps this many pixels; None decodes in full.
+        cache_bytes: size up to which decoded images are cached.
+        quickly: decode by `decode_quickly`, for training.
     """
 
     def __init__(
@@ -38,9 +40,9 @@ class RecordExamples:
         self.records = records if records.classes == classes else records.relabelled(classes)
         self.short_side = short_side
         self._decode = decode_quickly if quickly else decode
-        # Nothing makes room: with images asked for at random, the first are as good as any.
-        self._room = cache_bytes
-        self._cached: dict[int, Image] = {}
+        # Nothing is evicted: as images are drawn at random, the first are as good as any.
+        self._free_bytes = cache_bytes
+        self._cache: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -51,32 +53,28 @@ class RecordExamples:
         Raises:
             DataError: the image has become unreadable since the data were checked, or was not checked.
         """
-        if (cached := self._cached.get(index)) is not None:
+        if (cached := self._cache.get(index)) is not None:
             return Example(cached, self.records.target(index))
         try:
             image = self._decode(local_path(self.records.source(index)), short_side=self.short_side)
         except (ImageError, UrlError) as error:
             where, source = self.records.location(index), self.records.source(index)
-            problem = Problem(
-                where,
-                "image_url",
-                f"must be readable ({error})",
-                source,
-                "`trainer validate --images` checks all",
-            )
+            hint = "`trainer validate --images` checks every image"
+            problem = Problem(where, "image_url", f"must be readable ({error})", source, hint)
             raise DataError("an image cannot be read", [problem]) from error
-        if image.nbytes <= self._room:
-            self._room -= image.nbytes
-            self._cached[index] = image
+        if image.nbytes <= self._free_bytes:
+            self._free_bytes -= image.nbytes
+            self._cache[index] = image
         return Example(image, self.records.target(index))
 
     @property
     def targets(self) -> Sequence[Target]:
+        """The target of each image; needs no decoding."""
         return _Targets(self.records)
 
 
 class _Targets(Sequence[Target]):
-    """The truths of records, made as they are asked for."""
+    """The targets of records, created on access."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -96,15 +94,22 @@ class _Targets(Sequence[Target]):
 
 
 class ValidationDataset(Dataset[dict[str, Any]]):
-    """Preprocessed images without augmentation, and with tiling their tiles, each an item of its own.
+    """Preprocessed images without augmentation and, with tiling, each of their tiles as another item.
 
-    First come the whole images, then the tiles, image by image. An item holds the `index` of its image, the
-    `view` of it (trainer.models.tiling) and how many `views` it has, the `tensor` float32 [3, h, w] that the
-    network takes, and the `geometry` that maps predictions back onto the view. Where losses are wanted, a
-    whole image's item has the family's `validation_item` in place of the tensor.
+    The whole images come first, then the tiles, image by image. An item holds:
+
+    - `index` of its image,
+    - `view`: the part of the image it shows (trainer.models.tiling), and `views`: how many the image has,
+    - `tensor`: float32 [3, h, w], the network's input,
+    - `geometry`: maps predictions back onto the view.
+
+    With losses, the item of a whole image has the family's `validation_item` instead of `tensor`.
+
+    Args:
+        with_losses: losses are computed on the whole images.
 
     Attributes:
-        images: how many there are.
+        images: number of images.
     """
 
     def __init__(self, examples: Examples, family: Family, *, with_losses: bool = False) -> None:
@@ -120,7 +125,7 @@ class ValidationDataset(Dataset[dict[str, Any]]):
         return self.images * (1 + self._tiles)
 
     def items_of(self, images: Sequence[int]) -> Sequence[int]:
-        """The items of some images, in the order of all items."""
+        """The indices of the items of some images, in the order of all items."""
         tiles = [self.images + index * self._tiles + tile for index in images for tile in range(self._tiles)]
         return [*images, *tiles]
 
@@ -129,29 +134,29 @@ class ValidationDataset(Dataset[dict[str, Any]]):
             raise IndexError(item)
         target: Target | None = None
         if item < self.images:
-            index, number = item, 0
+            index, view = item, 0
             example = self._examples[index]
             image, target = example.image, example.target
         else:
             index, tile = divmod(item - self.images, self._tiles)
-            number = 1 + tile
+            view = 1 + tile
             image = self._image(index)
         views = tiling.views((image.shape[0], image.shape[1]), self._parameters)
-        tensor, geometry = self._family.preprocess(tiling.cut(image, views[number]))
-        made = {"index": index, "view": views[number], "views": len(views), "geometry": geometry}
+        tensor, geometry = self._family.preprocess(tiling.cut(image, views[view]))
+        shared = {"index": index, "view": views[view], "views": len(views), "geometry": geometry}
         if target is None or not self.with_losses:
-            return {**made, "tensor": tensor}
-        return {**made, "validation_item": self._family.validation_item(tensor, target, geometry)}
+            return {**shared, "tensor": tensor}
+        return {**shared, "validation_item": self._family.validation_item(tensor, target, geometry)}
 
     def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A batch: items to score, `plain` and `whole`; for the losses of the latter the family's `batch`."""
+        """Collate `plain` items, `whole` items with losses, and the family's `batch` of the latter."""
         plain = [item for item in items if "tensor" in item]
         whole = [item for item in items if "tensor" not in item]
         batch = self._family.collate([item.pop("validation_item") for item in whole]) if whole else None
         return {"plain": plain, "whole": whole, "batch": batch}
 
     def _image(self, index: int) -> Image:
-        """A decoded image, kept until another one's tiles are asked for."""
+        """Decode an image, and keep it until another one's tiles are requested."""
         if self._last is None or self._last[0] != index:
             self._last = index, self._examples[index].image
         return self._last[1]

@@ -1,4 +1,4 @@
-"""A hash that tells whether two trainings saw the same data."""
+"""A hash by which two training runs can be checked for the same data."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from trainer.data.training_data import Data
 
 
 def fingerprint(data: Data) -> str:
-    """32 hexadecimal digits: equal for the same records in the same order, on every machine.
+    """Hash data to 32 hexadecimal digits, equal for the same records in the same order on every machine.
 
-    It covers the class names, the image_urls as the files have them, the labels, boxes, crowd flags and
-    polygons, and which of the records are for validation; not the images' pixels, nor in which of several
-    files a record stands.
+    The hash covers class names, image_urls as written in the files, labels, boxes, crowd flags, polygons, and
+    which records are for validation. It does not cover pixels, nor which file a record comes from.
     """
     digest = hashlib.blake2b(digest_size=16)
     for records in (data.train, data.validation):
         for part in _parts(records):
-            digest.update(len(part).to_bytes(8, "little"))  # where a part ends counts as well
+            digest.update(
+                len(part).to_bytes(8, "little")
+            )  # so that moving bytes between parts changes the hash
             digest.update(part)
     return digest.hexdigest()
 
 
 def _parts(records: Records) -> Iterator[bytes]:
-    # The order in which folders were met, and those that no record is in, are no part of the data.
+    # The order in which folders were read, and folders without a record, are not part of the data.
     written = [folder.written for folder in records.folders]
     used = sorted({written[index] for index in np.unique(records.folder_index)})
     places = {folder: place for place, folder in enumerate(used)}

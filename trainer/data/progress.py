@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines in a log."""
+"""Shows the progress of long work: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ log = logging.getLogger(__name__)
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Yield the items and show how many of `total` are done, on standard error or in the log."""
+    """Yield the items and show progress on standard error if it is a terminal, else in the log.
+
+    Args:
+        description: what is being done, such as "checking images".
+        total: number of items.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as rich_track

@@ -1,7 +1,7 @@
-"""Small real data sets for every task, made without a network from scikit-learn's handwritten digits.
+"""Writes small real data sets for every task from scikit-learn's handwritten digits, without network access.
 
 The digits (8 x 8 grey, from the UCI "Optical Recognition of Handwritten Digits" set) are enlarged smoothly
-and written into scenes; boxes and polygons are taken from the pixels they cover.
+and placed on backgrounds; boxes and polygons follow from the pixels they cover.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from trainer.tasks import Task
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-_VALIDATION_SHARE = 0.2
+_VALIDATION_FRACTION = 0.2
 _ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2)
 _OUTLINE_SCALE = 4  # outlines follow pixel edges to 1/8 pixel
 
 
 class SampleData(NamedTuple):
-    """The two data files that were made."""
+    """The two data files written."""
 
     train: Path
     validation: Path
@@ -38,7 +38,13 @@ class SampleData(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """A task's scenes: the short side in pixels, how many digits, their height by the short side."""
+    """Ranges for a task's images.
+
+    Attributes:
+        side: short side in pixels.
+        digits: number of digits.
+        height: height of the digits as a fraction of the short side.
+    """
 
     side: tuple[int, int]
     digits: tuple[int, int]
@@ -54,8 +60,8 @@ _STYLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
-    """A digit in a scene: its class name and the pixels it covers, bool [H, W]."""
+class _Placed:
+    """A digit in an image: its class name and the pixels it covers, bool [H, W]."""
 
     name: str
     pixels: BoolArray
@@ -66,29 +72,34 @@ def make(
 ) -> SampleData:
     """Write train.jsonl, validation.jsonl and their images; the same seed gives the same files.
 
-    Four fifths of the images are for training; training and validation show different people's digits.
+    Four fifths of the images are for training. Training and validation images show different digits.
+
+    Args:
+        directory: a new or empty directory.
+        images: number of images, at least 2.
+        progress: show progress.
 
     Raises:
-        JobError: fewer than two images are asked for, or the directory holds something already.
+        JobError: there are fewer than two images, or the directory is not empty.
     """
     if images < 2:
         problem = Problem(
             "--images", "", "must be at least 2, one for each of training and validation", str(images)
         )
-        raise JobError("cannot make sample data", [problem])
+        raise JobError("the sample data cannot be written", [problem])
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         rule = "must be a new or empty folder"
-        raise JobError("cannot make sample data", [Problem("directory", "", rule, str(directory))])
+        raise JobError("the sample data cannot be written", [Problem("directory", "", rule, str(directory))])
     generator = np.random.default_rng(seed)
     training_digits, validation_digits = _digits(generator)
-    validation_count = max(1, round(images * _VALIDATION_SHARE))
+    validation_count = max(1, round(images * _VALIDATION_FRACTION))
     parts = [
         ("train", images - validation_count, training_digits),
         ("validation", validation_count, validation_digits),
     ]
     paths = []
     for part, count, digits in parts:
-        lines: Iterator[dict[str, Any]] = _write_scenes(task, directory, part, count, digits, generator)
+        lines: Iterator[dict[str, Any]] = _write_images(task, directory, part, count, digits, generator)
         if progress:
             lines = track(lines, f"{part} images", count)
         path = directory / f"{part}.jsonl"
@@ -100,7 +111,7 @@ def make(
 
 
 def _digits(generator: np.random.Generator) -> tuple[list[FloatArray], list[FloatArray]]:
-    """For each class its digits, float32 [k, 8, 8] in [0, 1]: those for training, those for validation."""
+    """The digits of each class, float32 [k, 8, 8] in [0, 1], for training and for validation."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
@@ -108,13 +119,13 @@ def _digits(generator: np.random.Generator) -> tuple[list[FloatArray], list[Floa
     for digit in range(len(CLASSES)):
         glyphs = (loaded.images[loaded.target == digit] / 16).astype(np.float32)
         glyphs = glyphs[generator.permutation(len(glyphs))]
-        held_out = round(len(glyphs) * _VALIDATION_SHARE)
+        held_out = round(len(glyphs) * _VALIDATION_FRACTION)
         validation.append(glyphs[:held_out])
         training.append(glyphs[held_out:])
     return training, validation
 
 
-def _write_scenes(
+def _write_images(
     task: Task,
     directory: Path,
     part: str,
@@ -122,9 +133,9 @@ def _write_scenes(
     digits: list[FloatArray],
     generator: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
-    """Write images and yield their JSON lines. The first digit of scene i runs through all classes."""
+    """Write images and yield their JSON lines. The images' first digits cycle through the classes."""
     for index in range(count):
-        image, drawn = _scene(_STYLES[task], index % len(CLASSES), digits, generator)
+        image, placed = _compose(_STYLES[task], index % len(CLASSES), digits, generator)
         suffix = ("jpg", "png")[index % 2]
         image_url = f"images/{part}/{index:05d}.{suffix}"
         Pillow.fromarray(image).save(directory / image_url, quality=92)
@@ -132,23 +143,23 @@ def _write_scenes(
         yield {
             "image_url": image_url,
             "image_details": {"format": suffix, "width": f"{width}px", "height": f"{height}px"},
-            "label": _label(task, drawn),
+            "label": _label(task, placed),
         }
 
 
-def _scene(
+def _compose(
     style: _Style, first: int, digits: list[FloatArray], generator: np.random.Generator
-) -> tuple[Image, list[_Drawn]]:
-    """A scene uint8 [H, W, 3] with digits that do not touch."""
+) -> tuple[Image, list[_Placed]]:
+    """Compose an image, uint8 [H, W, 3], of digits that do not touch."""
     side = int(generator.integers(*style.side, endpoint=True))
     aspect = generator.choice(_ASPECTS)
     height, width = (side, round(side * aspect)) if aspect >= 1 else (round(side / aspect), side)
     is_dark = generator.random() < 0.5
-    scene = _background(height, width, is_dark, generator)
+    canvas = _background(height, width, is_dark, generator)
     taken = np.zeros((height, width), dtype=np.bool_)
-    drawn: list[_Drawn] = []
+    placed: list[_Placed] = []
     wanted = int(generator.integers(*style.digits, endpoint=True))
-    while not drawn:
+    while not placed:
         for number in range(wanted):
             digit = first if number == 0 else int(generator.integers(len(CLASSES)))
             glyph = digits[digit][generator.integers(len(digits[digit]))]
@@ -158,12 +169,12 @@ def _scene(
                 continue
             window = np.s_[place[0] : place[0] + alpha.shape[0], place[1] : place[1] + alpha.shape[1]]
             taken[window] = True
-            scene[window] += alpha[..., None] * (_ink(is_dark, generator) - scene[window])
+            canvas[window] += alpha[..., None] * (_ink(is_dark, generator) - canvas[window])
             pixels = np.zeros((height, width), dtype=np.bool_)
             pixels[window] = alpha > 0.5
-            drawn.append(_Drawn(CLASSES[digit], pixels))
-    noise = generator.normal(0, 5, scene.shape)
-    return (scene + noise).round().clip(0, 255).astype(np.uint8), drawn
+            placed.append(_Placed(CLASSES[digit], pixels))
+    noise = generator.normal(0, 5, canvas.shape)
+    return (canvas + noise).round().clip(0, 255).astype(np.uint8), placed
 
 
 def _background(height: int, width: int, is_dark: bool, generator: np.random.Generator) -> FloatArray:
@@ -183,12 +194,12 @@ def _ink(on_dark: bool, generator: np.random.Generator) -> npt.NDArray[np.float6
 
 
 def _enlarged(glyph: FloatArray, height: int) -> FloatArray:
-    """A digit's opacity, float32 [height, w] in [0, 1], cropped to its ink and without stray specks."""
+    """A digit's opacity, float32 [height, w] in [0, 1], cropped to its ink, without stray specks."""
     padded = np.pad(glyph, 1)
     large = cv2.resize(padded, (height * 2, height * 2), interpolation=cv2.INTER_CUBIC)
     alpha = ((large - 0.35) / 0.3).clip(0, 1)
-    _, parts, facts, _ = cv2.connectedComponentsWithStats((alpha > 0.5).astype(np.uint8))
-    areas = facts[:, cv2.CC_STAT_AREA]
+    _, parts, stats, _ = cv2.connectedComponentsWithStats((alpha > 0.5).astype(np.uint8))
+    areas = stats[:, cv2.CC_STAT_AREA]
     ink = np.isin(parts, np.flatnonzero(areas >= 0.03 * areas[1:].sum())) & (parts > 0)
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     soft = cv2.dilate(ink.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)) * alpha
@@ -201,7 +212,7 @@ def _enlarged(glyph: FloatArray, height: int) -> FloatArray:
 def _free_place(
     taken: BoolArray, shape: tuple[int, ...], generator: np.random.Generator
 ) -> tuple[int, int] | None:
-    """(top, left) of a free window with a margin of 2 pixels; None if 50 attempts find none."""
+    """Find (top, left) of a free window with a margin of 2 pixels; None after 50 failed attempts."""
     height, width = shape
     for _ in range(50):
         if height >= taken.shape[0] - 4 or width >= taken.shape[1] - 4:
@@ -213,14 +224,14 @@ def _free_place(
     return None
 
 
-def _label(task: Task, drawn: list[_Drawn]) -> Any:
+def _label(task: Task, placed: list[_Placed]) -> Any:
     if task is Task.CLASSIFICATION:
-        return drawn[0].name
+        return placed[0].name
     if task is Task.MULTILABEL:
-        return sorted({digit.name for digit in drawn})
+        return sorted({digit.name for digit in placed})
     if task is Task.DETECTION:
-        return [{"label": digit.name, **_box(digit.pixels), "isCrowd": 0} for digit in drawn]
-    return [{"label": digit.name, "isCrowd": 0, "polygon": _polygon(digit.pixels)} for digit in drawn]
+        return [{"label": digit.name, **_box(digit.pixels), "isCrowd": 0} for digit in placed]
+    return [{"label": digit.name, "isCrowd": 0, "polygon": _polygon(digit.pixels)} for digit in placed]
 
 
 def _box(pixels: BoolArray) -> dict[str, float]:

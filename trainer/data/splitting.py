@@ -1,4 +1,4 @@
-"""Splits records into training and validation so that each class keeps its share in both."""
+"""Splits records into training and validation data with the same class distribution."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from trainer.tasks import Task
 _TRAINING, _VALIDATION = 0, 1
 
 
-def split(records: Records, task: Task, size: float, seed: int) -> tuple[IntArray, IntArray]:
-    """The indices of the training and of the validation records, int64, each in rising order.
+def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Split records into training and validation; the same arguments give the same split.
 
-    The same records, size and seed give the same split. Multi-class data keep each class's share exactly
-    but for rounding; the others as nearly as images with several classes let them, by iterative
-    stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011) of the object
-    counts, with images without any label as a class of their own. A class stays in training with at
-    least one image, if there is any other image to validate on.
+    Multi-class data keep each class's fraction up to rounding. Other data keep it as far as images with
+    several classes allow, by iterative stratification of the object counts (Sechidis et al., "On the
+    Stratification of Multi-Label Data", 2011), in which images without a label form a class of their own.
+    Each class keeps at least one training image, as long as another image is left to validate on.
 
     Args:
-        size: the share of validation, between 0 and 1; both sides get at least one image.
+        fraction: fraction of validation images, above 0 and below 1; both sides get at least one image.
+
+    Returns:
+        Indices of the training and of the validation records, int64, each in ascending order.
 
     Raises:
-        JobError: the size is not between 0 and 1.
+        JobError: the fraction is out of range.
         DataError: there are fewer than two images.
     """
-    if not 0 < size < 1:
+    if not 0 < fraction < 1:
         rule = "must be above 0 and below 1"
-        raise JobError("wrong validation size", [Problem("--validation-data-size", "", rule, str(size))])
+        problem = Problem("--validation-data-size", "", rule, str(fraction))
+        raise JobError("the data cannot be split", [problem])
     count = len(records)
     if count < 2:
         problem = Problem(
@@ -41,27 +44,30 @@ def split(records: Records, task: Task, size: float, seed: int) -> tuple[IntArra
             "",
             "at least two images are needed to split off validation data",
             str(count),
-            "add images, or name validation data with --validation-data",
+            "add images, or give validation data with --validation-data",
         )
         raise DataError("the data cannot be split", [problem])
     generator = np.random.default_rng(seed)
     if task is Task.CLASSIFICATION:
-        side = _split_classes(records.labels.astype(np.int64), size, generator)
+        side = _split_classes(records.labels.astype(np.int64), fraction, generator)
     else:
-        side = _split_label_sets(records, size, generator)
+        side = _split_label_sets(records, fraction, generator)
     if not side.any():
-        side[_dispensable(records)] = _VALIDATION
+        side[_most_replaceable(records)] = _VALIDATION
     return np.flatnonzero(side == _TRAINING), np.flatnonzero(side == _VALIDATION)
 
 
-def _split_classes(labels: IntArray, size: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
-    """The side of each image: every class gives its share, rounded to the right sum, and keeps one."""
+def _split_classes(labels: IntArray, fraction: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
+    """Assign a side to each image of multi-class data.
+
+    Each class gives its fraction, rounded so that the sum is right, but keeps at least one training image.
+    """
     counts = np.bincount(labels)
-    shares = counts * size
+    shares = counts * fraction
     quotas = np.minimum(np.floor(shares), np.maximum(counts - 1, 0)).astype(np.int64)
     room = np.maximum(counts - 1, 0) - quotas
-    missing = max(1, round(len(labels) * size)) - int(quotas.sum())
-    # Largest remainder first; ties in an order that the seed decides.
+    missing = max(1, round(len(labels) * fraction)) - int(quotas.sum())
+    # Largest remainder first; ties are broken at random.
     order = generator.permutation(len(counts))
     order = order[np.argsort(-(shares - quotas)[order], kind="stable")]
     for label in order[room[order] > 0][: max(0, missing)]:
@@ -74,12 +80,14 @@ def _split_classes(labels: IntArray, size: float, generator: np.random.Generator
     return side
 
 
-def _split_label_sets(records: Records, size: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
-    """The side of each image by iterative stratification."""
+def _split_label_sets(
+    records: Records, fraction: float, generator: np.random.Generator
+) -> npt.NDArray[np.int8]:
+    """Assign a side to each image by iterative stratification."""
     image, label, amount = _label_counts(records)
     images, classes = len(records), len(records.classes) + 1
     shuffled = generator.permutation(images)
-    # Pairs by class, in shuffled order of the images; and the pairs of each image.
+    # (image, class) pairs by class, in shuffled order of the images; and the pairs of each image.
     place = np.empty(images, dtype=np.int64)
     place[shuffled] = np.arange(images)
     by_class = image[np.lexsort((place[image], label))]
@@ -89,8 +97,8 @@ def _split_label_sets(records: Records, size: float, generator: np.random.Genera
     labels, amounts = label.tolist(), amount.tolist()
 
     total = np.bincount(label, weights=amount, minlength=classes)
-    wanted = [((1 - size) * total).tolist(), (size * total).tolist()]
-    wanted_images = [images * (1 - size), images * size]
+    wanted = [((1 - fraction) * total).tolist(), (fraction * total).tolist()]
+    wanted_images = [images * (1 - fraction), images * fraction]
     side = np.full(images, -1, dtype=np.int8).tolist()
     remaining = class_sizes.copy()
 
@@ -103,24 +111,26 @@ def _split_label_sets(records: Records, size: float, generator: np.random.Genera
 
     for index in np.unique(by_class[class_starts[:-1][class_sizes == 1]]).tolist():
         assign(index, _TRAINING)  # the only image of a class
-    left = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
-    while (left < np.iinfo(np.int64).max).any():
-        rarest = int(left.argmin())
+    candidates = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
+    while (candidates < np.iinfo(np.int64).max).any():
+        rarest = int(candidates.argmin())
         for index in by_class[class_starts[rarest] : class_starts[rarest + 1]].tolist():
             if side[index] < 0:
                 gap = wanted[_VALIDATION][rarest] - wanted[_TRAINING][rarest]
                 gap = gap or wanted_images[_VALIDATION] - wanted_images[_TRAINING]
                 assign(index, _VALIDATION if gap > 0 else _TRAINING)
-        left = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
+        candidates = np.where(remaining > 0, remaining, np.iinfo(np.int64).max)
     result = np.array(side, dtype=np.int8)
     _keep_in_training(result, by_class, class_starts)
     return result
 
 
 def _label_counts(records: Records) -> tuple[IntArray, IntArray, FloatArray]:
-    """(image, class, how many objects of it) for each class of each image, ordered by image.
+    """Count the objects of each class in each image.
 
-    Images without labels have the class len(records.classes).
+    Returns:
+        Image, class and count of each pair, ordered by image; images without labels have the class
+        len(records.classes).
     """
     per_image = np.diff(records.starts)
     classes = len(records.classes) + 1
@@ -134,15 +144,15 @@ def _label_counts(records: Records) -> tuple[IntArray, IntArray, FloatArray]:
 
 
 def _keep_in_training(side: npt.NDArray[np.int8], by_class: IntArray, class_starts: IntArray) -> None:
-    """Give each class that training lacks one of its images back, as long as validation keeps one."""
+    """Move an image of each class without training images to training, as long as validation keeps one."""
     for begin, end in itertools.pairwise(class_starts.tolist()):
         images = by_class[begin:end]
         if len(images) and (side[images] == _VALIDATION).all() and np.count_nonzero(side) > 1:
             side[images[0]] = _TRAINING
 
 
-def _dispensable(records: Records) -> int:
-    """The image whose rarest class has the most images: the one that training misses least."""
+def _most_replaceable(records: Records) -> int:
+    """The image that training can spare most easily: its rarest class has the most images."""
     image, label, _ = _label_counts(records)
     class_sizes = np.bincount(label)
     rarest = np.full(len(records), np.iinfo(np.int64).max)

@@ -1,29 +1,30 @@
-"""What `trainer validate` reports: every problem of the data, and what the data hold."""
+"""Checks data without training on them, as `trainer validate` and `trainer.validate` do."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.quality.consistency import check_consistency
+from trainer.data.quality.image_checks import check_images
+from trainer.data.reading.input_paths import Paths, as_list
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
-from trainer.data.training_data import across, check
 from trainer.errors import Problem
 from trainer.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the faultless lines hold.
+    """What the valid lines hold.
 
     Attributes:
-        images: how many.
-        objects: boxes or polygons; None for classification.
-        backgrounds: images without any label.
-        class_counts: class name → images that have it, for detection and segmentation objects of it.
+        images: number of images.
+        objects: number of boxes or polygons; None for classification.
+        backgrounds: number of images without a label.
+        class_counts: class name → number of its images, or for detection and segmentation of its objects.
     """
 
     images: int
@@ -41,12 +42,16 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Attributes:
-    problems: errors and warnings; those of lines in the order of the input.
-    errors: how many of the problems are errors.
-    summary, validation_summary: the latter None without validation data.
-    train, validation: the faultless lines.
+class ValidationReport:
+    """The result of checking data.
+
+    Attributes:
+        problems: errors and warnings, first those of single lines in the order of the input.
+        errors: number of problems that are errors.
+        summary: of the training data.
+        validation_summary: of the validation data; None without any.
+        train: the valid lines of the training data.
+        validation: the valid lines of the validation data; None without any.
     """
 
     problems: list[Problem]
@@ -58,41 +63,50 @@ class Report:
 
 
 def validate(
-    task: Task,
-    paths: Sequence[str | os.PathLike[str]],
-    validation_paths: Sequence[str | os.PathLike[str]] = (),
+    task: Task | str,
+    data: Paths,
+    validation_data: Paths = (),
     *,
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
     progress: bool = False,
-) -> Report:
-    """Check data against the schema without training.
+) -> ValidationReport:
+    """Check data against the data schema.
+
+    Invalid data raise no error: everything wrong with them is in the report.
 
     Args:
-        validation_paths: validation data, checked likewise, and against the others.
-        images: also fetch and decode every image; otherwise local files only have to exist.
+        task: what the data are for, such as "object-detection".
+        data: one or several .jsonl files or MLTable folders, local or by URL.
+        validation_data: likewise; also checked for images that are in the training data.
+        images: fetch and decode every image; otherwise local files only have to exist.
         datastores: Azure datastore name → local directory or URL with its content.
+        progress: show progress while images are decoded.
+
+    Raises:
+        JobError: there is no such task.
     """
-    parts = [
-        check(read(given, task, datastores=datastores), images=images, progress=progress)
-        for given in (paths, validation_paths)
-        if given
+    task = Task.parse(task)
+    results = [
+        check_images(read(paths, task, datastores=datastores), decode=images, progress=progress)
+        for paths in (as_list(data), as_list(validation_data))
+        if paths
     ]
-    train, validation = parts[0].records, parts[1].records if len(parts) > 1 else None
-    problems = [problem for part in parts for problem in part.problems]
-    if all(part.is_complete for part in parts):
-        problems += across(train, validation, task)
-    return Report(
+    train, validation = results[0].records, results[1].records if len(results) > 1 else None
+    problems = [problem for result in results for problem in result.problems]
+    if all(result.is_complete for result in results):
+        problems += check_consistency(train, validation, task)
+    return ValidationReport(
         problems=problems,
         errors=sum(not problem.warning for problem in problems),
-        summary=summarise(train),
-        validation_summary=None if validation is None else summarise(validation),
+        summary=_summarise(train),
+        validation_summary=None if validation is None else _summarise(validation),
         train=train,
         validation=validation,
     )
 
 
-def summarise(records: Records) -> Summary:
+def _summarise(records: Records) -> Summary:
     counts = np.bincount(records.labels, minlength=len(records.classes)).tolist()
     return Summary(
         images=len(records),

@@ -1,5 +1,5 @@
-"""`trainer evaluate`: any packaged model, or answers made anywhere, held against any data.
+"""Evaluates packaged models, or predictions made elsewhere, on any data.
 
-Average precision asks for all that a model can find, so models are run with a low score threshold here
-(`LOWEST_SCORE`), not with the one that they answer with; what they have at that one is told beside it.
+Average precision needs everything a model can detect. Models are therefore run with a low score threshold
+(`LOWEST_SCORE`) instead of the one they are served with; the metrics at that threshold are reported, too.
 """

@@ -1,9 +1,8 @@
-"""Answers made anywhere: JSON lines of the documented schema, each brought to its image of the data.
+"""Reads a file of predictions, JSON lines of the documented schema, and assigns them to the images of data.
 
-Lines either all name their image (`image_url`, or `filename`, as older endpoints have it), or none does, and
-they stand in the data's order. A name is that of the image whose image_url it is, or whose path; else of the
-one image with the same file name, and where several have it, of the one that shares most of the last parts of
-its path.
+Either all lines name their image, by `image_url` or, as in older endpoints, `filename`; or none does, and
+they are in the order of the data. A name is the image's image_url or path; else the image is the one with the
+same file name. If several have it, it is the one whose path ends like the name for most path parts.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from trainer.data.reading.urls import UrlError, is_url, local_path
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 
-_SHOWN = 20
+_MAX_SHOWN = 20
 _OVERSHOOT = 1e-6
 _SUM_TOLERANCE = 0.01
 
@@ -39,7 +38,7 @@ class _Sides(Struct, gc=False):
     bottomY: float  # noqa: N815
 
 
-class _Found(Struct, gc=False):
+class _Object(Struct, gc=False):
     box: _Sides
     label: str | int
     score: float
@@ -49,18 +48,19 @@ class _Found(Struct, gc=False):
 class _Answer(Struct, gc=False):
     image_url: str | None = None
     filename: str | None = None
-    boxes: list[_Found] | None = None
+    boxes: list[_Object] | None = None
     probs: list[float] | None = None
     labels: list[str | int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One answer for each image of the data, in the data's order.
+    """One answer for each image of the data, in the order of the data.
 
     Attributes:
-        classes: named in them, sorted.
-        is_by_name: they named their images.
+        task: what the answers are for.
+        classes: the classes they mention, sorted.
+        is_by_name: whether they name their images.
     """
 
     task: Task
@@ -72,46 +72,51 @@ class Answers:
         return len(self._answers)
 
     def subset(self, indices: Sequence[int]) -> Answers:
-        """Those of some images, in that order."""
+        """The answers for some images, in the given order."""
         return replace(self, _answers=tuple(self._answers[index] for index in indices))
 
     def classification(self, index: int, classes: Sequence[str]) -> Classification:
-        """An answer as probabilities of these classes; of one that it does not name 0."""
+        """An answer as probabilities of the given classes; 0 for classes it does not mention."""
         answer = self._answers[index]
-        named = dict(zip(map(str, answer.labels or ()), answer.probs or (), strict=True))
-        return Classification(np.array([named.get(name, 0.0) for name in classes]))
+        names = dict(zip(map(str, answer.labels or ()), answer.probs or (), strict=True))
+        return Classification(np.array([names.get(name, 0.0) for name in classes]))
 
     def detections(
         self, index: int, classes: Sequence[str], size: tuple[int, int]
     ) -> tuple[Detections, list[tuple[FloatArray, ...]]]:
-        """An answer as detections, without masks, and the polygons of each.
+        """An answer as detections.
 
         Args:
+            classes: names that labels are to index.
             size: (height, width) of the image.
+
+        Returns:
+            The detections without masks, and the polygons of each, float32 [points, 2] of normalised (x, y).
         """
-        found = self._answers[index].boxes or []
-        number = {name: label for label, name in enumerate(classes)}
+        detected = self._answers[index].boxes or []
+        position = {name: label for label, name in enumerate(classes)}
         boxes = np.array(
-            [[b.box.topX, b.box.topY, b.box.bottomX, b.box.bottomY] for b in found], np.float32
+            [[b.box.topX, b.box.topY, b.box.bottomX, b.box.bottomY] for b in detected], np.float32
         ).reshape(-1, 4)
-        labels = np.array([number[str(each.label)] for each in found], np.int64)
-        scores = np.array([each.score for each in found], np.float32)
+        labels = np.array([position[str(each.label)] for each in detected], np.int64)
+        scores = np.array([each.score for each in detected], np.float32)
         polygons = [
             tuple(np.array(segment, np.float32).reshape(-1, 2) for segment in each.polygon or ())
-            for each in found
+            for each in detected
         ]
         return Detections(boxes.clip(0, 1), labels, scores, size), polygons
 
 
 def read(path: Path, task: Task, records: Records) -> Answers:
-    """Read answers and bring each to its image.
+    """Read answers and assign each to its image.
 
     Raises:
-        DataError: a line breaks the schema, names no image, or one that another line named; or an image has
-            no answer.
+        DataError: the file cannot be read; a line breaks the schema or names no image, or one already named;
+        or
+            an image has no answer.
     """
     problems: list[Problem] = []
-    lines: list[int] = []
+    line_numbers: list[int] = []
     answers: list[_Answer] = []
     decoder = msgspec.json.Decoder(_Answer)
     try:
@@ -120,36 +125,36 @@ def read(path: Path, task: Task, records: Records) -> Answers:
         raise DataError(
             "the predictions cannot be read", [Problem(str(path), "", error.strerror or "")]
         ) from error
-    for number, text in enumerate(texts, start=1):
+    for position, text in enumerate(texts, start=1):
         if not text.strip():
             continue
-        where = f"{path}:{number}"
+        where = f"{path}:{position}"
         try:
             answer = decoder.decode(text)
         except (msgspec.MsgspecError, UnicodeError) as error:
-            hint = (
-                "a list of answers must be written as one answer a line" if text.strip()[:1] == b"[" else ""
-            )
+            hint = "write one answer per line instead of a list" if text.strip()[:1] == b"[" else ""
             rule = "must be an answer of the documented schema"
             problems.append(Problem(where, "", rule, str(error), hint))
             continue
-        problems += _faults(answer, task, where)
-        lines.append(number)
+        problems += _problems_in(answer, task, where)
+        line_numbers.append(position)
         answers.append(answer)
-    _raise(problems)
-    named = [answer.image_url or answer.filename for answer in answers]
-    is_by_name = any(named)
-    order = _by_name(path, lines, named, records) if is_by_name else _in_order(path, lines, records)
+    _raise_if_any(problems)
+    names = [answer.image_url or answer.filename for answer in answers]
+    is_by_name = any(names)
+    order = (
+        _by_name(path, line_numbers, names, records) if is_by_name else _in_order(path, line_numbers, records)
+    )
     classes = {str(each.label) for answer in answers for each in answer.boxes or ()}
     classes |= {str(name) for answer in answers for name in answer.labels or ()}
     return Answers(task, tuple(sorted(classes)), is_by_name, tuple(answers[entry] for entry in order))
 
 
 def image_sizes(records: Records) -> list[tuple[int, int]]:
-    """(height, width) of each image: as its file says, else as declared in the data.
+    """The (height, width) of each image, from its file or else as declared in the data.
 
     Raises:
-        DataError: neither is to be had.
+        DataError: the file cannot be read and the data do not declare the size.
     """
     sizes, problems = [], []
     for index in range(len(records)):
@@ -158,17 +163,17 @@ def image_sizes(records: Records) -> list[tuple[int, int]]:
             width, height = probe(local_path(records.source(index)))
         except (ImageError, UrlError) as error:
             if not (width and height):
-                rule = f"must name an image that can be read ({error}), or image_details its width and height"
+                rule = f"must name a readable image ({error}), or image_details must declare its size"
                 problems.append(Problem(records.location(index), "image_url", rule))
         sizes.append((height, width))
-    _raise(problems, "the images' sizes are needed to compare objects")
+    _raise_if_any(problems, "image sizes are needed to compare objects")
     return sizes
 
 
-def _faults(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
+def _problems_in(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
     if task.is_classification:
         if answer.probs is None or answer.labels is None:
-            yield Problem(where, "", f"must hold probs and labels for {task}", "neither of both or one")
+            yield Problem(where, "", f"must hold both probs and labels for {task}")
             return
         probs, labels = answer.probs, [str(label) for label in answer.labels]
         if len(probs) != len(labels):
@@ -182,46 +187,50 @@ def _faults(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
             yield Problem(where, "probs", "must sum to 1", f"{sum(probs):.4g}")
         return
     if answer.boxes is None:
-        yield Problem(where, "", f"must hold boxes for {task}, an empty list where nothing is found")
+        yield Problem(where, "", f"must hold boxes for {task}; an empty list if there are no objects")
         return
-    for number, found in enumerate(answer.boxes):
-        field = f"boxes[{number}]"
-        sides = (found.box.topX, found.box.topY, found.box.bottomX, found.box.bottomY)
+    for position, detected in enumerate(answer.boxes):
+        field = f"boxes[{position}]"
+        sides = (detected.box.topX, detected.box.topY, detected.box.bottomX, detected.box.bottomY)
         if not all(-_OVERSHOOT <= side <= 1 + _OVERSHOOT for side in sides):
             hint = "are they in pixels?" if max(sides) > 2 else ""
             yield Problem(where, f"{field}.box", "must be in [0, 1]", str(list(sides)), hint)
         elif sides[0] > sides[2] or sides[1] > sides[3]:
-            yield Problem(where, f"{field}.box", "top must not be beyond bottom", str(list(sides)))
-        if not 0 <= found.score <= 1:
-            yield Problem(where, f"{field}.score", "must be in [0, 1]", str(found.score))
+            yield Problem(
+                where, f"{field}.box", "topX and topY must not exceed bottomX and bottomY", str(list(sides))
+            )
+        if not 0 <= detected.score <= 1:
+            yield Problem(where, f"{field}.score", "must be in [0, 1]", str(detected.score))
         if task is Task.SEGMENTATION:
-            segments = found.polygon or []
+            segments = detected.polygon or []
             if not segments or any(len(points) < 6 or len(points) % 2 for points in segments):
                 rule = "must be a list of segments [x1, y1, x2, y2, …] of at least 3 points"
                 yield Problem(where, f"{field}.polygon", rule)
 
 
-def _in_order(path: Path, lines: Sequence[int], records: Records) -> Sequence[int]:
-    if len(lines) != len(records):
+def _in_order(path: Path, line_numbers: Sequence[int], records: Records) -> Sequence[int]:
+    if len(line_numbers) != len(records):
         rule = f"must hold one answer for each of the {len(records):,} images of the data"
-        hint = "lines with an image_url may come in any order, but each image must have one"
-        _raise([Problem(str(path), "", rule, f"{len(lines):,}", hint)])
-    return range(len(lines))
+        hint = "lines with an image_url may be in any order, but every image needs one"
+        _raise_if_any([Problem(str(path), "", rule, f"{len(line_numbers):,}", hint)])
+    return range(len(line_numbers))
 
 
-def _by_name(path: Path, lines: Sequence[int], named: Sequence[str | None], records: Records) -> list[int]:
-    """For each image of the data the entry that names it."""
+def _by_name(
+    path: Path, line_numbers: Sequence[int], names: Sequence[str | None], records: Records
+) -> list[int]:
+    """For each image of the data, the index of the answer that names it."""
     exact: dict[str, int] = {}
-    by_file: dict[str, list[int]] = defaultdict(list)
+    by_file_name: dict[str, list[int]] = defaultdict(list)
     parts = []
     for index in range(len(records)):
         exact.setdefault(records.image_url(index), index)
         exact.setdefault(records.source(index), index)
-        parts.append(_parts(records.source(index)))
-        by_file[parts[-1][-1]].append(index)
+        parts.append(_path_parts(records.source(index)))
+        by_file_name[parts[-1][-1]].append(index)
     problems: list[Problem] = []
-    taken: dict[int, int] = {}
-    for entry, (line, name) in enumerate(zip(lines, named, strict=True)):
+    entry_of: dict[int, int] = {}
+    for entry, (line, name) in enumerate(zip(line_numbers, names, strict=True)):
         where = f"{path}:{line}"
         if not name:
             problems.append(Problem(where, "image_url", "must be on each line if it is on one"))
@@ -229,49 +238,49 @@ def _by_name(path: Path, lines: Sequence[int], named: Sequence[str | None], reco
         if name in exact:
             index = exact[name]
         else:
-            own = _parts(name)
-            candidates = by_file.get(own[-1], [])
-            shared = [_shared(own, parts[candidate]) for candidate in candidates]
-            best = [c for c, count in zip(candidates, shared, strict=True) if count == max(shared)]
-            if len(best) != 1:
-                rule = "must name an image of the data" if not best else "must name one image of the data"
+            own_parts = _path_parts(name)
+            candidates = by_file_name.get(own_parts[-1], [])
+            common = [_common_suffix(own_parts, parts[candidate]) for candidate in candidates]
+            closest = [c for c, count in zip(candidates, common, strict=True) if count == max(common)]
+            if len(closest) != 1:
+                rule = "must name an image of the data" if not closest else "must name one image of the data"
                 got = (
-                    f"{name!r}, which {len(best)} have, as {records.location(best[0])}"
-                    if best
+                    f"{name!r}, which fits {len(closest)}, such as {records.location(closest[0])}"
+                    if closest
                     else repr(name)
                 )
                 problems.append(Problem(where, "image_url", rule, got))
                 continue
-            index = best[0]
-        if index in taken:
-            hint = f"{records.location(index)} has its answer on line {lines[taken[index]]} already"
-            problems.append(Problem(where, "image_url", "must be named by one answer only", repr(name), hint))
+            index = closest[0]
+        if index in entry_of:
+            hint = f"line {line_numbers[entry_of[index]]} already answers for {records.location(index)}"
+            problems.append(Problem(where, "image_url", "must be named by only one answer", repr(name), hint))
             continue
-        taken[index] = entry
-    missing = [index for index in range(len(records)) if index not in taken]
+        entry_of[index] = entry
+    missing = [index for index in range(len(records)) if index not in entry_of]
     if missing and not problems:
         rule = f"must have an answer in {path}"
         problems += [Problem(records.location(i), "", rule, hint=records.image_url(i)) for i in missing]
-    _raise(problems)
-    return [taken[index] for index in range(len(records))]
+    _raise_if_any(problems)
+    return [entry_of[index] for index in range(len(records))]
 
 
-def _parts(name: str) -> list[str]:
-    """The parts of a path or of a URL's path, the last one the file's name."""
+def _path_parts(name: str) -> list[str]:
+    """The parts of a path, or of a URL's path; the last is the file name."""
     path = unquote(urlsplit(name).path) if is_url(name) or "://" in name else name.replace("\\", "/")
     return [part for part in path.split("/") if part not in ("", ".")] or [""]
 
 
-def _shared(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many of their last parts are the same."""
+def _common_suffix(one: Sequence[str], other: Sequence[str]) -> int:
+    """The number of last parts that two paths have in common."""
     pairs = zip(reversed(one), reversed(other), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _raise(problems: Sequence[Problem], summary: str = "the predictions do not fit the data") -> None:
+def _raise_if_any(problems: Sequence[Problem], summary: str = "the predictions do not fit the data") -> None:
     if not problems:
         return
-    shown: list[Any] = list(problems[:_SHOWN])
-    if len(problems) > _SHOWN:
-        shown.append(Problem("", "", f"{len(problems) - _SHOWN:,} more are not shown"))
+    shown: list[Any] = list(problems[:_MAX_SHOWN])
+    if len(problems) > _MAX_SHOWN:
+        shown.append(Problem("", "", f"{len(problems) - _MAX_SHOWN:,} more are not shown"))
     raise DataError(summary, shown)

@@ -1,143 +1,151 @@
-"""The data of an evaluation: what is true of each image, in the classes of what is evaluated."""
+"""The images and targets of an evaluation, in the classes of what is evaluated."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-from trainer.annotations import Objects, Target
+from trainer.annotations import BoolArray, Objects, Target
+from trainer.data.quality.image_checks import check_images
 from trainer.data.reading.data_file import DataFile
-from trainer.data.reading.jsonl import read
+from trainer.data.reading.file_report import first_of
+from trainer.data.reading.input_paths import PathLike
+from trainer.data.reading.jsonl import ReadResult, read
 from trainer.data.reading.records import Records
-from trainer.data.training_data import Checked, check
+from trainer.data.training_data import errors_found
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 
 UNKNOWN_CLASSES = ("error", "missed", "ignored")
-"""What to do with classes of the data that a model does not know."""
-_SHOWN = 20
+"""What to do with classes of the data that the model does not know; see `for_classes`."""
+_MAX_SHOWN = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """Attributes:
-    records: the images that are evaluated.
-    files: `records.file_index` counts in these.
-    classes: labels count in these: the model's, and unknown ones that count as missed.
-    ignored: classes of the data that play no part.
+@dataclass(frozen=True)
+class EvaluationData:
+    """Images with their targets, in the classes of an evaluation.
+
+    Attributes:
+        records: the images to evaluate.
+        files: the data files; `records.file_index` points into them.
+        classes: names that labels index: those of the model, and unknown ones that count as missed.
+        ignored: classes of the data that are left out.
+        notes: remarks on the classes for the user, one line each.
     """
 
     records: Records
     files: tuple[DataFile, ...]
     classes: tuple[str, ...]
     ignored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def target(self, index: int) -> Target:
-        """What is true of an image."""
+        """The target of an image, its labels as indices into `classes`."""
         if not self.ignored:
             return self.records.target(index, self.classes)
-        everything = tuple(sorted({*self.classes, *self.records.classes}))
-        target = self.records.target(index, everything)
-        known = np.array([name in self.classes for name in everything])
+        all_classes, is_kept = self._with_ignored
+        target = self.records.target(index, all_classes)
         if isinstance(target, np.ndarray):
-            return np.asarray(target[known], dtype=np.bool_)
+            return np.asarray(target[is_kept], dtype=np.bool_)
         if not isinstance(target, Objects):
-            return self.classes.index(everything[target])
-        kept = known[target.labels]
-        labels = (np.cumsum(known) - 1)[target.labels[kept]]
+            return self.classes.index(all_classes[target])
+        kept = is_kept[target.labels]
+        labels = (np.cumsum(is_kept) - 1)[target.labels[kept]]
         polygons = target.polygons
         if polygons is not None:
-            polygons = tuple(each for each, is_kept in zip(polygons, kept, strict=True) if is_kept)
+            polygons = tuple(each for each, keep in zip(polygons, kept, strict=True) if keep)
         return Objects(target.boxes[kept], labels, target.crowd[kept], polygons)
+
+    @cached_property
+    def _with_ignored(self) -> tuple[tuple[str, ...], BoolArray]:
+        """All classes with the ignored ones, sorted, and which of them are kept, bool [C]."""
+        all_classes = tuple(sorted({*self.classes, *self.records.classes}))
+        return all_classes, np.array([name in self.classes for name in all_classes])
 
 
 def load(
     task: Task,
-    data: Sequence[str | os.PathLike[str]],
+    data: Sequence[PathLike],
     *,
     datastores: Mapping[str, str] | None = None,
     skip_invalid: bool = False,
     extra_keys: Sequence[str] = (),
     needs_images: bool = True,
-) -> tuple[Checked, tuple[DataFile, ...]]:
-    """Read data, whose problems are warnings only.
+) -> ReadResult:
+    """Read data; the problems that are left in the result are warnings or belong to skipped lines.
 
     Args:
-        skip_invalid: leave wrong lines out instead of refusing the data.
-        extra_keys: keys of the lines, none of the schema's, that nobody is to be warned of.
+        skip_invalid: leave out invalid lines instead of rejecting the data.
+        extra_keys: keys of the lines that are used although they are not in the schema: no warnings for them.
         needs_images: local image files must exist.
 
     Raises:
-        DataError: with everything that is wrong.
+        DataError: the data are invalid or empty.
     """
     result = read(data, task, datastores=datastores)
-    checked = Checked(result.records, result.problems, result.skipped, result.is_complete)
     if needs_images:
-        checked = check(result, images=False)
-    errors = [problem for problem in checked.problems if not problem.warning]
-    if errors and not (skip_invalid and checked.is_complete):
-        summary = f"the data have {len(errors):,} error{'s' if len(errors) > 1 else ''}"
-        if checked.is_complete:
-            summary += "; mend them, or leave the wrong lines out with --skip-invalid"
-        raise DataError(summary, errors[:_SHOWN])
-    if not len(checked.records):
+        result = check_images(result, decode=False)
+    errors = [problem for problem in result.problems if not problem.warning]
+    if errors and not (skip_invalid and result.is_complete):
+        raise DataError(errors_found(len(errors), result.is_complete), errors[:_MAX_SHOWN])
+    if not len(result.records):
         raise DataError("there is nothing to evaluate", [Problem(str(data[0]), "", "must hold an image")])
     extra = {key.split(".")[0] for key in extra_keys}
-    problems = [problem for problem in checked.problems if problem.field not in extra]
-    return Checked(checked.records, problems, checked.skipped, checked.is_complete), result.files
+    return replace(result, problems=[problem for problem in result.problems if problem.field not in extra])
 
 
-def make(
-    records: Records, files: tuple[DataFile, ...], known: Sequence[str], unknown_classes: str = "error"
-) -> tuple[Subject, list[str]]:
-    """Bring data and the classes that a model knows together, with what is to be said about it.
+def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str = "error") -> EvaluationData:
+    """Relate data to the classes that a model knows.
 
     Args:
-        unknown_classes: what to do with classes of the data that the model does not know: "error";
-            "missed": they count, and are never found; "ignored": their objects and labels are left out, and
-            in multi-class their images.
+        known: the model's classes.
+        unknown_classes: what to do with classes of the data that the model does not know. "error": raise an
+            error; "missed": count their objects and labels as missed; "ignored": leave them out, for
+            multi-class including the images.
 
     Raises:
-        DataError: there are unknown classes, and that is an error; or nothing is left.
+        DataError: there are unknown classes and that is an error, or no image is left.
     """
+    records, files = result.records, result.files
     unknown = [name for name in records.classes if name not in known]
-    unseen = [name for name in known if name not in records.classes]
-    remarks = []
-    if unseen:
-        remarks.append(f"the data have nothing of {_listed(unseen)}: figures of these classes are undefined")
+    absent = [name for name in known if name not in records.classes]
+    notes = []
+    if absent:
+        notes.append(f"the data have no {_names_text(absent)}: the metrics of these classes are undefined")
     if not unknown:
-        return Subject(records, files, tuple(known)), remarks
+        return EvaluationData(records, files, tuple(known), notes=tuple(notes))
     if unknown_classes == "error":
         raise DataError(
             "the data have classes that the model does not know; --unknown-classes missed counts them as "
-            "never found, --unknown-classes ignored leaves them out",
-            [_unknown(records, name, known) for name in unknown[:_SHOWN]],
+            "missed, --unknown-classes ignored leaves them out",
+            [_unknown_class(records, name, known) for name in unknown[:_MAX_SHOWN]],
         )
     if unknown_classes == "missed":
-        remarks.append(f"the model does not know {_listed(unknown)}: what there is of them counts as missed")
-        return Subject(records, files, tuple(sorted({*known, *unknown}))), remarks
-    remarks.append(f"the model does not know {_listed(unknown)}: they are left out")
-    if records.task is Task.CLASSIFICATION:
-        is_known = np.isin(np.array(records.classes), known)[records.labels]
-        records = records.subset(np.flatnonzero(is_known)).without_unused_classes()
-        if not len(records):
-            problem = Problem("", "", "some image must be of a class that the model knows", _listed(unknown))
-            raise DataError("nothing is left to evaluate", [problem])
-        return Subject(records, files, tuple(known)), remarks
-    return Subject(records, files, tuple(known), frozenset(unknown)), remarks
+        notes.append(f"the model does not know {_names_text(unknown)}: counted as missed")
+        classes = tuple(sorted({*known, *unknown}))
+        return EvaluationData(records, files, classes, notes=tuple(notes))
+    notes.append(f"the model does not know {_names_text(unknown)}: left out")
+    if records.task is not Task.CLASSIFICATION:
+        return EvaluationData(records, files, tuple(known), frozenset(unknown), tuple(notes))
+    is_known = np.isin(np.array(records.classes), known)[records.labels]
+    records = records.subset(np.flatnonzero(is_known)).without_unused_classes()
+    if not len(records):
+        rule = "must hold an image of a class that the model knows"
+        raise DataError("there is nothing to evaluate", [Problem("data", "", rule, _names_text(unknown))])
+    return EvaluationData(records, files, tuple(known), notes=tuple(notes))
 
 
-def _unknown(records: Records, name: str, known: Sequence[str]) -> Problem:
+def _unknown_class(records: Records, name: str, known: Sequence[str]) -> Problem:
     labels = np.flatnonzero(records.labels == records.classes.index(name))
-    first = int(np.searchsorted(records.starts, labels[0], side="right")) - 1
-    count = f"{len(labels):,} labels, here the first; " if len(labels) > 1 else ""
-    rule = "must be a class that the model knows"
-    return Problem(records.location(first), "label", rule, repr(name), f"{count}it knows {_listed(known)}")
+    image = int(np.searchsorted(records.starts, labels[0], side="right")) - 1
+    known_text = f"the model knows {_names_text(known)}"
+    hint = "; ".join(part for part in (first_of(len(labels), "such labels"), known_text) if part)
+    return Problem(records.location(image), "label", "must be a class that the model knows", repr(name), hint)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _names_text(names: Sequence[str]) -> str:
     shown = ", ".join(names[:8])
     return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

@@ -1,4 +1,4 @@
-"""What a packaged model predicts on the images of data, batch by batch."""
+"""Runs a packaged model on the images of records, batch by batch."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
     from trainer.models import Family, Spec
 
 LOWEST_SCORE = 0.001
-"""Of what is looked at for average precision, as is usual for COCO's."""
-_SHOWN = 20
+"""Score threshold under which objects are ignored in average precision, as is usual for COCO."""
+_MAX_SHOWN = 20
 
 
 class PackagedModel:
     """A trained model, ready to predict.
 
     Attributes:
-        spec: what it is.
+        spec: task, classes and parameters of the model.
     """
 
     def __init__(self, run_or_model: Path, device: str | None = None) -> None:
-        """Load it; `device`: torch's name of it, None takes the first GPU if there is one, else the CPU.
+        """Load the model.
+
+        Args:
+            device: in torch's notation; None takes the first GPU if there is one, else the CPU.
 
         Raises:
-            RunError, WeightsError: there is no whole model; or the device is not to be had.
+            RunError, WeightsError: the model is missing or incomplete, or the device is not available.
         """
         import torch
 
@@ -53,28 +56,29 @@ class PackagedModel:
     def predict(
         self, records: Records, parameters: ScoringParameters
     ) -> Iterator[tuple[Prediction, tuple[int, int]]]:
-        """The prediction for each image, in order, with the image's (height, width).
+        """Yield the prediction for each image, in order, with the image's (height, width).
 
         Raises:
-            DataError: images cannot be read; all others are predicted first, so that it names all.
+            DataError: images cannot be read; raised after all others are predicted, to name all of them.
         """
         import torch
 
         problems: list[Problem] = []
-        for batch in in_batches(_decoded(records, problems)):
+        for batch in in_batches(_decode_each(records, problems)):
             images = [image for _, image in batch]
             with torch.inference_mode():
-                found = self._family.predict(self._network, images, parameters)
-            for prediction, image in zip(found, images, strict=True):
+                predictions = self._family.predict(self._network, images, parameters)
+            for prediction, image in zip(predictions, images, strict=True):
                 yield prediction, (image.shape[0], image.shape[1])
         if problems:
-            raise DataError(f"{len(problems):,} images cannot be read", problems[:_SHOWN])
+            raise DataError(f"{len(problems):,} images cannot be read", problems[:_MAX_SHOWN])
 
 
-def _decoded(records: Records, problems: list[Problem]) -> Iterator[tuple[int, Image]]:
+def _decode_each(records: Records, problems: list[Problem]) -> Iterator[tuple[int, Image]]:
+    """Yield each readable image with its index; append a problem for each of the others."""
     for index in range(len(records)):
         try:
             yield index, decode(local_path(records.source(index)))
         except (ImageError, UrlError) as error:
-            rule = f"must name an image that can be read ({error})"
+            rule = f"must name a readable image ({error})"
             problems.append(Problem(records.location(index), "image_url", rule, records.image_url(index)))

@@ -1,4 +1,4 @@
-"""Parts of the data, by what a user wrote on each line, by image size and by object size."""
+"""Divides the data into slices: by a key of the lines, by image size and by object size."""
 
 from __future__ import annotations
 
@@ -20,31 +20,38 @@ OBJECT_SIZES = (
     ("medium", 32**2, 96**2),
     ("large (from 96² px)", 96**2, math.inf),
 )
-"""COCO's."""
-_SIDES = (512, 1024, 2048)
-_MOST_VALUES = 50
-_MOST_NUMBERS = 12
+"""Name, minimum area and (exclusive) maximum area in pixels of COCO's size classes."""
+_SIDE_LIMITS = (512, 1024, 2048)
+_MAX_VALUES = 50
+_MAX_NUMBERS = 12
 NO_VALUE = "(none)"
 
-Parts = dict[str, list[int]]
-"""For each value the indices of the images that have it, in the order in which they are told."""
+Partition = dict[str, list[int]]
+"""Value → indices of the images that have it, in the order in which the slices are reported."""
 
 
-def by_image_size(sizes: Sequence[tuple[int, int]]) -> Parts:
-    """By the longer side in pixels; `sizes` are (height, width)."""
+def by_image_size(sizes: Sequence[tuple[int, int]]) -> Partition:
+    """Divide images by their longer side in pixels; `sizes` are (height, width)."""
     names = ["up to 512 px", "513 to 1024 px", "1025 to 2048 px", "over 2048 px"]
-    which = np.searchsorted(_SIDES, [max(size) for size in sizes])
-    parts = {name: np.flatnonzero(which == number).tolist() for number, name in enumerate(names)}
-    return {name: indices for name, indices in parts.items() if indices}
+    size_class = np.searchsorted(_SIDE_LIMITS, [max(size) for size in sizes])
+    partition = {name: np.flatnonzero(size_class == number).tolist() for number, name in enumerate(names)}
+    return {name: indices for name, indices in partition.items() if indices}
 
 
-def by_key(records: Records, files: Sequence[DataFile], keys: Sequence[str]) -> dict[str, Parts]:
-    """For each key of the data's lines (`camera`, or `meta.camera` within an object) the parts by its value.
+def by_key(records: Records, files: Sequence[DataFile], keys: Sequence[str]) -> dict[str, Partition]:
+    """Divide records by the values of keys of the data's lines.
 
-    Numbers of more than 12 different values become four parts of about as many images each.
+    Numbers with more than 12 different values are divided into quarters of about equally many images.
+
+    Args:
+        keys: such as `camera`, or `meta.camera` within an object.
+
+    Returns:
+        The partition for each key.
 
     Raises:
-        DataError: no line has the key, or its values are too many or no texts, numbers or truth values.
+        DataError: no line has the key, its values are not strings, numbers or booleans, or there are too
+        many.
     """
     values: dict[str, list[Any]] = {key: [None] * len(records) for key in keys}
     for number, file in enumerate(files):
@@ -54,7 +61,7 @@ def by_key(records: Records, files: Sequence[DataFile], keys: Sequence[str]) -> 
             line = json.loads(texts[int(records.lines[index])])
             for key in keys:
                 values[key][index] = _value(line, key, records, index)
-    return {key: _parted(key, values[key], records) for key in keys}
+    return {key: _partition(key, values[key], records) for key in keys}
 
 
 def _value(line: Any, key: str, records: Records, index: int) -> Any:
@@ -62,40 +69,38 @@ def _value(line: Any, key: str, records: Records, index: int) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     if isinstance(value, (dict, list)):
-        rule = "must be a text, a number or a truth value to slice by"
-        raise DataError(
-            "the data cannot be sliced:", [Problem(records.location(index), key, rule, str(value)[:60])]
-        )
+        rule = "must be a string, a number or a boolean to slice by"
+        raise _slicing_error(records.location(index), key, rule, str(value)[:60])
     return value
 
 
-def _parted(key: str, values: Sequence[Any], records: Records) -> Parts:
+def _partition(key: str, values: Sequence[Any], records: Records) -> Partition:
     if all(value is None for value in values):
-        raise DataError(
-            "the data cannot be sliced:",
-            [Problem(records.files[0], key, "must be a key of the lines", hint="no line has it")],
-        )
+        raise _slicing_error(records.files[0], key, "must be a key of the lines", hint="no line has it")
     numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(numbers) == sum(value is not None for value in values) and len(set(numbers)) > _MOST_NUMBERS:
-        return _by_quarters(values, np.array(numbers, dtype=np.float64))
-    parts: Parts = defaultdict(list)
+    if len(numbers) == sum(value is not None for value in values) and len(set(numbers)) > _MAX_NUMBERS:
+        return _quarters(values, np.array(numbers, dtype=np.float64))
+    partition: Partition = defaultdict(list)
     for index, value in enumerate(values):
-        parts[NO_VALUE if value is None else value if isinstance(value, str) else json.dumps(value)].append(
-            index
-        )
-    if len(parts) > _MOST_VALUES:
-        rule = f"must have at most {_MOST_VALUES} different values to slice by"
-        raise DataError("the data cannot be sliced:", [Problem(records.files[0], key, rule, str(len(parts)))])
-    return dict(sorted(parts.items()))
+        name = NO_VALUE if value is None else value if isinstance(value, str) else json.dumps(value)
+        partition[name].append(index)
+    if len(partition) > _MAX_VALUES:
+        rule = f"must have at most {_MAX_VALUES} different values to slice by"
+        raise _slicing_error(records.files[0], key, rule, str(len(partition)))
+    return dict(sorted(partition.items()))
 
 
-def _by_quarters(values: Sequence[Any], numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Parts:
+def _quarters(values: Sequence[Any], numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Partition:
     bounds = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
     names = [f"{low:.6g} to {high:.6g}" for low, high in itertools.pairwise(bounds)]
-    parts: Parts = {name: [] for name in names}
+    partition: Partition = {name: [] for name in names}
     for index, value in enumerate(values):
         if value is None:
-            parts.setdefault(NO_VALUE, []).append(index)
+            partition.setdefault(NO_VALUE, []).append(index)
         else:
-            parts[names[int(np.searchsorted(bounds[1:-1], value))]].append(index)
-    return {name: indices for name, indices in parts.items() if indices}
+            partition[names[int(np.searchsorted(bounds[1:-1], value))]].append(index)
+    return {name: indices for name, indices in partition.items() if indices}
+
+
+def _slicing_error(where: str, field: str, rule: str, got: str = "", hint: str = "") -> DataError:
+    return DataError("the data cannot be sliced:", [Problem(where, field, rule, got, hint)])

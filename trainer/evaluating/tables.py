@@ -1,4 +1,4 @@
-"""An analysis as tables: rows of plain values, for CSV files and for the terminal."""
+"""Turns an analysis into tables, rows of plain values for CSV files and the terminal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _UNDEFINED = -1.0
 
 
 def tables(analysis: Analysis) -> dict[str, list[Row]]:
-    """Every table of an analysis by name, without the empty ones."""
-    made: dict[str, list[Row]] = {
+    """The non-empty tables of an analysis by name."""
+    result: dict[str, list[Row]] = {
         "figures": [{"figure": name, "value": value} for name, value in analysis.metrics.items()],
         "per_class": [{"class": name, **figures} for name, figures in analysis.per_class.items()],
         "image_level": [{"figure": name, "value": value} for name, value in analysis.image_level.items()],
         "errors": [each.model_dump() for each in analysis.errors],
         "thresholds": [
-            {"class": name, **each.model_dump(), **_served(analysis, name)}
+            {"class": name, **each.model_dump(), **_at_served_threshold(analysis, name)}
             for name, each in analysis.thresholds.items()
         ],
         "calibration": [analysis.calibration.model_dump()] if analysis.calibration else [],
@@ -41,10 +41,10 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
             for true, counts in zip(matrix.rows, matrix.counts, strict=True)
             for predicted, count in zip(matrix.columns, counts, strict=True)
         ],
-        "confused_pairs": [_flat(each) for each in analysis.confused_pairs],
-        "mistakes": [_flat(each) for each in analysis.mistakes],
-        "worst_images": [_flat(each) for each in analysis.worst_images],
-        "label_issues": [_flat(each) for each in analysis.label_issues],
+        "confused_pairs": [_flat_row(each) for each in analysis.confused_pairs],
+        "mistakes": [_flat_row(each) for each in analysis.mistakes],
+        "worst_images": [_flat_row(each) for each in analysis.worst_images],
+        "label_issues": [_flat_row(each) for each in analysis.label_issues],
         "slices": [
             {
                 "by": each.by,
@@ -68,14 +68,14 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
             for point, (x, y) in enumerate(zip(curve.x, curve.y, strict=True))
         ],
     }
-    return {name: rows for name, rows in made.items() if rows}
+    return {name: rows for name, rows in result.items() if rows}
 
 
 def write_tables(analysis: Analysis, directory: Path) -> list[Path]:
-    """Write each table as NAME.csv; what is undefined is empty in classification, and -1 else.
+    """Write each table as NAME.csv; undefined values are empty in classification, otherwise -1.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
     written = []
     for name, rows in tables(analysis).items():
@@ -91,25 +91,25 @@ def write_tables(analysis: Analysis, directory: Path) -> list[Path]:
     return written
 
 
-def shown(value: Any) -> str:
-    """A value as a reader of the terminal wants it; a dash for what is undefined."""
+def text_of(value: Any) -> str:
+    """A value for the terminal; a dash if it is undefined."""
     if value is None or (isinstance(value, float) and (math.isnan(value) or value == _UNDEFINED)):
         return "–"
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(shown(each) if isinstance(each, float) else str(each) for each in value)
+        return ", ".join(text_of(each) if isinstance(each, float) else str(each) for each in value)
     return str(value)
 
 
-def _served(analysis: Analysis, name: str) -> dict[str, float]:
-    """What a class has at the threshold that the model answers with."""
+def _at_served_threshold(analysis: Analysis, name: str) -> dict[str, float]:
+    """The metrics of a class at the threshold that the model is served with."""
     if name not in analysis.served:
         return {}
     return {f"served_{key}": value for key, value in analysis.served[name].model_dump().items()}
 
 
-def _flat(entry: BaseModel) -> dict[str, Any]:
+def _flat_row(entry: BaseModel) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for key, value in entry.model_dump().items():
         if key in ("box", "given_box"):
@@ -122,7 +122,7 @@ def _flat(entry: BaseModel) -> dict[str, Any]:
     return row
 
 
-def sample(rows: Sequence[Row], columns: Sequence[str], most: int) -> tuple[list[list[str]], int]:
-    """The first rows' cells under some columns, and how many more there are."""
-    cells = [[shown(row.get(column)) for column in columns] for row in rows[:most]]
-    return cells, max(0, len(rows) - most)
+def sample(rows: Sequence[Row], columns: Sequence[str], limit: int) -> tuple[list[list[str]], int]:
+    """The cells of the first rows in the given columns, and the number of rows left out."""
+    cells = [[text_of(row.get(column)) for column in columns] for row in rows[:limit]]
+    return cells, max(0, len(rows) - limit)

@@ -1,4 +1,4 @@
-"""The best score thresholds, written into a packaged model."""
+"""Writes score thresholds for each class into a packaged model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from trainer.errors import RunError
 
 
 def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | None = None) -> Path:
-    """Make a model answer with a score threshold for each class.
+    """Give a model a score threshold for each class.
 
-    Its `box_score_threshold` becomes the lowest of them, at which it searches; a request that sends another
-    one gets that one for all classes. Classes without a threshold here keep theirs. The model is written
-    anew, with the code that is installed here.
+    Its `box_score_threshold` becomes the lowest of them; a request's own box_score_threshold applies to all
+    classes instead. Classes not in `thresholds` keep theirs. The model is written again, with the code of the
+    installed version.
 
     Args:
-        output: directory for the changed model, the one that is changed then stays as it is; None: in place.
+        thresholds: class name → score in [0, 1].
+        output: directory for the new model; None changes the model in place.
 
     Returns:
         The changed model's directory.
 
     Raises:
-        RunError: there is no model, it is a classifier, there are no thresholds, or it cannot be written.
+        RunError: there is no model, it is a classifier, `thresholds` is empty, or the model cannot be
+        written.
     """
     import torch
 
@@ -34,29 +36,29 @@ def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | No
     spec = read_spec(directory / ARTIFACTS)
     if not spec.task.has_boxes:
         raise RunError(
-            f"{directory}: a model for {spec.task} answers with all probabilities and has no thresholds"
+            f"{directory}: a model for {spec.task} has no score thresholds; it returns all probabilities"
         )
     if not thresholds:
-        raise RunError(f"{directory}: no class has a threshold to apply, as none of its objects was found")
-    former = spec.class_score_thresholds
-    every = {
-        name: thresholds.get(name, former.get(name, spec.parameters.box_score_threshold))
+        raise RunError(f"{directory}: there is no threshold to apply, as no object was detected")
+    previous = spec.class_score_thresholds
+    merged = {
+        name: thresholds.get(name, previous.get(name, spec.parameters.box_score_threshold))
         for name in spec.classes
     }
-    changed = spec.model_copy(
+    new_spec = spec.model_copy(
         update={
-            "parameters": spec.parameters.model_copy(update={"box_score_threshold": min(every.values())}),
-            "class_score_thresholds": every,
+            "parameters": spec.parameters.model_copy(update={"box_score_threshold": min(merged.values())}),
+            "class_score_thresholds": merged,
         }
     )
     weights = torch.load(directory / ARTIFACTS / WEIGHTS_FILE, map_location="cpu", weights_only=True)
     if output is not None:
-        return write_model(output, changed, weights)
+        return write_model(output, new_spec, weights)
     try:
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-            made = write_model(Path(scratch) / "new", changed, weights)
+            written = write_model(Path(scratch) / "new", new_spec, weights)
             directory.rename(Path(scratch) / "old")
-            made.rename(directory)
+            written.rename(directory)
     except OSError as error:
         raise RunError(f"{directory}: cannot be changed: {error.strerror}") from error
     return directory

@@ -1,11 +1,11 @@
-"""How good predictions are: one evaluator for each task, computing the metrics under their usual names.
+"""Metrics under their usual names, with one evaluator for each task.
 
     evaluator = metrics.create(Task.DETECTION, classes)
-    for prediction, truth in zip(predictions, truths):
-        evaluator.update(prediction, truth)
+    for prediction, target in zip(predictions, targets):
+        evaluator.update(prediction, target)
     evaluator.compute()["mean_average_precision"]
 
-Nothing here needs torch.
+This package does not need torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from trainer.tasks import Task
 
 
 class Evaluator(Protocol):
-    """Collects the predictions of one evaluation, image by image, and computes its metrics.
+    """Collects the predictions of an evaluation, image by image, and computes its metrics.
 
-    Images may come in any order; only predictions of exactly one score can be ranked by it, in the order
-    in which they came.
+    The order of images does not matter, except that predictions of exactly equal score are ranked in the
+    order in which they were added.
     """
 
     def update(self, prediction: Prediction, target: Target) -> None:
@@ -29,36 +29,36 @@ class Evaluator(Protocol):
 
         Raises:
             TrainingError: the prediction is not finite.
-            TypeError, ValueError: prediction or truth have not the form of the task and its classes.
+            TypeError, ValueError: prediction or target do not fit the task and its classes.
         """
 
     def compute(self) -> dict[str, float]:
-        """All metrics of the images so far; may be called at any time and changes nothing."""
+        """Compute all metrics of the images added so far; may be called repeatedly."""
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """The report by class: for each class name its metrics."""
+        """Compute the metrics of each class: class name → metric → value."""
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove all images."""
 
 
 def create(
     task: Task, classes: Sequence[str], *, iou_threshold: float = 0.5, metric_type: str = "voc"
 ) -> Evaluator:
-    """The evaluator of a task.
+    """Create the evaluator for a task.
 
     Args:
-        classes: names; a label is an index into them.
-        iou_threshold: in [0.1, 1], the overlap from which on an object counts as found (VOC-style figures
-            of detection and segmentation).
-        metric_type: which figures detection and segmentation compute: none, coco, voc or coco_voc.
+        classes: names that labels index.
+        iou_threshold: minimum IoU for a match in VOC-style metrics of detection and segmentation, in [0.1,
+            1].
+        metric_type: metrics of detection and segmentation: none, coco, voc or coco_voc.
 
     Raises:
         ValueError: `iou_threshold` or `metric_type` is out of range, or a class is named twice.
     """
     if len(set(classes)) != len(classes):
         raise ValueError(f"class names must be unique, got {list(classes)}")
-    # Each evaluator brings its own libraries; a process loads only those of its task.
+    # Imported here, so that a process loads only the libraries for its task.
     if task is Task.CLASSIFICATION:
         from trainer.metrics.classification import MulticlassEvaluator
 

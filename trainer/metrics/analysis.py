@@ -1,4 +1,4 @@
-"""All figures and the whole error analysis of one evaluation: predictions and truths in, one tree out."""
+"""Computes all metrics and the whole error analysis of an evaluation from predictions and targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from trainer import metrics
 from trainer.annotations import Prediction, Target
 from trainer.metrics import coco, voc
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.image_names import Sources
+from trainer.metrics.image_names import ImageNames
+from trainer.metrics.matching import Matches, match_objects
 from trainer.metrics.results import Analysis, ConfusionMatrix
 from trainer.tasks import Task
 
@@ -24,39 +25,38 @@ def analyse(
     iou_threshold: float = 0.5,
     metric_type: str = "coco_voc",
     score_threshold: float | None = None,
-    sources: Sources | None = None,
+    image_names: ImageNames | None = None,
 ) -> Analysis:
-    """Everything about an evaluation.
+    """Analyse an evaluation.
 
     Args:
-        classes: names; a label is an index into them.
-        predictions: one an image, all that the model can make: average precision needs those of low scores.
-        truths: one an image, in the same order.
-        iou_threshold: in [0.1, 1], for detection and segmentation.
-        metric_type: which figures these have: coco, voc or coco_voc.
-        score_threshold: below which no predictions were made, to be told along.
-        sources: what the images are called; `Records` of the same images and order.
+        classes: names that labels index.
+        predictions: one per image, including objects of low scores, which average precision needs.
+        targets: one per image, in the same order.
+        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
+        metric_type: metrics of detection and segmentation: coco, voc or coco_voc.
+        score_threshold: lowest score of the predictions, for the record.
+        image_names: names of the images, such as `Records` of the same images in the same order.
 
     Raises:
         TrainingError: a prediction is not finite.
-        TypeError, ValueError: predictions or truths have not the form of the task and its classes, or are of
-            different number.
+        TypeError, ValueError: predictions or targets do not fit the task, its classes or each other.
     """
     if task.is_classification:
-        return analyse_classes(task, classes, predictions, targets, sources)
+        return analyse_classes(task, classes, predictions, targets, image_names)
     by_masks = task is Task.SEGMENTATION
-    scenes = [
+    images = [
         EvaluatedImage.create(prediction, target, classes, by_masks=by_masks)
         for prediction, target in zip(predictions, targets, strict=True)
     ]
-    return analyse_scenes(
+    return analyse_objects(
         task,
         classes,
-        scenes,
+        images,
         iou_threshold=iou_threshold,
         metric_type=metric_type,
         score_threshold=score_threshold,
-        sources=sources,
+        image_names=image_names,
     )
 
 
@@ -65,33 +65,32 @@ def analyse_classes(
     classes: Sequence[str],
     predictions: Iterable[Prediction],
     targets: Iterable[Target],
-    sources: Sources | None = None,
+    image_names: ImageNames | None = None,
 ) -> Analysis:
-    """`analyse` for multi-class and multi-label."""
+    """Analyse multi-class or multilabel predictions; see `analyse`."""
     from trainer.metrics import calibration, class_errors, curves
     from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 
     evaluator = metrics.create(task, classes)
     for prediction, target in zip(predictions, targets, strict=True):
         evaluator.update(prediction, target)
-    assert isinstance(evaluator, MulticlassEvaluator | MultilabelEvaluator), "they are the task's"
-    single = isinstance(evaluator, MulticlassEvaluator)
+    assert isinstance(evaluator, MulticlassEvaluator | MultilabelEvaluator), "the task is a classification"
+    is_multiclass = isinstance(evaluator, MulticlassEvaluator)
     probs, one_hot, predicted = evaluator.arrays()
     matrix = evaluator.confusion_matrix()
-    if single:
+    if is_multiclass:
         labels = one_hot.argmax(axis=1) if len(one_hot) else np.zeros(0, np.int64)
         matrices = [ConfusionMatrix(rows=list(classes), columns=list(classes), counts=matrix.tolist())]
-        found_calibration = calibration.of_classes(probs, labels)
-        issues = class_errors.label_issues(classes, labels, probs, sources)
+        calibrated = calibration.of_classes(probs, labels)
+        issues = class_errors.label_issues(classes, labels, probs, image_names)
     else:
+        sides = ["absent", "present"]
         matrices = [
-            ConfusionMatrix(
-                name=name, rows=["absent", "present"], columns=["absent", "present"], counts=counts.tolist()
-            )
+            ConfusionMatrix(name=name, rows=sides, columns=sides, counts=counts.tolist())
             for name, counts in zip(classes, matrix, strict=True)
         ]
-        found_calibration = calibration.of_labels(probs, one_hot)
-        issues = class_errors.multilabel_issues(classes, one_hot, probs, sources)
+        calibrated = calibration.of_labels(probs, one_hot)
+        issues = class_errors.multilabel_issues(classes, one_hot, probs, image_names)
     return Analysis(
         task=task,
         classes=list(classes),
@@ -100,84 +99,89 @@ def analyse_classes(
         per_class=evaluator.per_class(),
         curves=curves.all_curves(classes, one_hot, probs),
         confusion_matrices=matrices,
-        calibration=found_calibration,
+        calibration=calibrated,
         confused_pairs=class_errors.confused_pairs(classes, one_hot, predicted, probs),
-        mistakes=class_errors.mistakes(classes, one_hot, predicted, probs, sources, single=single),
-        worst_images=class_errors.worst_images(one_hot, predicted, probs, sources, single=single),
+        mistakes=class_errors.mistakes(
+            classes, one_hot, predicted, probs, image_names, is_multiclass=is_multiclass
+        ),
+        worst_images=class_errors.worst_images(
+            one_hot, predicted, probs, image_names, is_multiclass=is_multiclass
+        ),
         label_issues=issues,
     )
 
 
-def analyse_scenes(
+def analyse_objects(
     task: Task,
     classes: Sequence[str],
-    scenes: Sequence[EvaluatedImage],
+    images: Sequence[EvaluatedImage],
     *,
     iou_threshold: float = 0.5,
     metric_type: str = "coco_voc",
     score_threshold: float | None = None,
-    served: Mapping[str, float] | None = None,
-    sources: Sources | None = None,
+    served_thresholds: Mapping[str, float] | None = None,
+    image_names: ImageNames | None = None,
 ) -> Analysis:
-    """`analyse` for detection and segmentation, of images in the form of `trainer.metrics.evaluated_image`.
+    """Analyse detections or segmentations; see `analyse`.
 
     Args:
-        served: for each class the score threshold that the model answers with.
+        served_thresholds: class name → score threshold that the model is served with.
     """
-    from trainer.metrics import matching, object_errors, tide
+    from trainer.metrics import object_errors, tide
 
-    by_masks = task is Task.SEGMENTATION
-    matches = matching.match_objects(scenes, iou_threshold, by_masks=by_masks)
+    matches = match_objects(images, iou_threshold, by_masks=task is Task.SEGMENTATION)
     objects = np.bincount(matches.target_labels, minlength=len(classes))
-    by_class = voc.by_class(matches.scores, matches.labels, matches.outcomes, objects)
-    figures = voc.means(by_class) | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
-    lines, thresholds, counts = object_errors.curves(matches, classes)
-    at_images, lines["image_level"] = object_errors.image_level(matches)
+    by_class = _voc_by_class(matches, len(classes))
+    curves, thresholds, counts = object_errors.curves(matches, classes)
+    image_level, curves["image_level"] = object_errors.image_level(matches)
     return Analysis(
         task=task,
         classes=list(classes),
-        images=len(scenes),
+        images=len(images),
         objects=int(objects.sum()),
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        metrics=figures,
-        per_class={name: each._asdict() | counts[name] for name, each in zip(classes, by_class, strict=True)},
-        curves=lines,
+        metrics=voc.means(by_class) | _coco_metrics(task, classes, images, metric_type),
+        per_class={
+            name: values._asdict() | counts[name] for name, values in zip(classes, by_class, strict=True)
+        },
+        curves=curves,
         confusion_matrices=object_errors.confusion_matrices(matches, classes),
         confused_pairs=object_errors.confused_pairs(matches, classes, thresholds),
-        image_level=at_images,
+        image_level=image_level,
         errors=tide.split(matches, len(classes)),
         thresholds=thresholds,
-        served=object_errors.at_thresholds(matches, classes, served or {}),
-        mistakes=object_errors.mistakes(matches, classes, sources),
-        worst_images=object_errors.worst_images(matches, len(scenes), classes, thresholds, sources),
-        label_issues=object_errors.label_issues(matches, classes, sources),
+        served=object_errors.at_thresholds(matches, classes, served_thresholds or {}),
+        mistakes=object_errors.mistakes(matches, classes, image_names),
+        worst_images=object_errors.worst_images(matches, len(images), classes, thresholds, image_names),
+        label_issues=object_errors.label_issues(matches, classes, image_names),
     )
 
 
-def figures_of_scenes(
+def metrics_of_objects(
     task: Task,
     classes: Sequence[str],
-    scenes: Sequence[EvaluatedImage],
+    images: Sequence[EvaluatedImage],
     *,
     iou_threshold: float,
     metric_type: str,
 ) -> tuple[int, dict[str, float]]:
-    """How many objects there are, without crowds, and the figures alone; arguments as `analyse_scenes`."""
-    from trainer.metrics import matching
-
-    by_masks = task is Task.SEGMENTATION
-    matches = matching.match_objects(scenes, iou_threshold, by_masks=by_masks)
-    objects = np.bincount(matches.target_labels, minlength=len(classes))
-    figures = voc.means(voc.by_class(matches.scores, matches.labels, matches.outcomes, objects))
-    return int(objects.sum()), figures | _coco_figures(scenes, classes, metric_type, by_masks=by_masks)
+    """Compute the number of target objects, without crowds, and the metrics; see `analyse`."""
+    matches = match_objects(images, iou_threshold, by_masks=task is Task.SEGMENTATION)
+    values = voc.means(_voc_by_class(matches, len(classes)))
+    return len(matches.target_labels), values | _coco_metrics(task, classes, images, metric_type)
 
 
-def _coco_figures(
-    scenes: Sequence[EvaluatedImage], classes: Sequence[str], metric_type: str, *, by_masks: bool
+def _voc_by_class(matches: Matches, classes: int) -> list[voc.ClassMetrics]:
+    objects = np.bincount(matches.target_labels, minlength=classes)
+    return voc.by_class(matches.scores, matches.labels, matches.outcomes, objects)
+
+
+def _coco_metrics(
+    task: Task, classes: Sequence[str], images: Sequence[EvaluatedImage], metric_type: str
 ) -> dict[str, float]:
-    """COCO's figures where they are asked for, and what then is the mean average precision."""
+    """COCO's metrics if `metric_type` includes them; for coco alone, also the mean average precision."""
     if "coco" not in metric_type:
         return {}
-    figures = coco.figures(scenes, classes, by_masks=by_masks)
-    return figures | ({"mean_average_precision": figures["map_50"]} if metric_type == "coco" else {})
+    values = coco.compute(images, classes, by_masks=task is Task.SEGMENTATION)
+    return values | ({"mean_average_precision": values["map_50"]} if metric_type == "coco" else {})

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import BoolArray, IntArray
-from trainer.metrics.image_names import Sources, place
+from trainer.metrics.image_names import ImageNames, name_fields
 from trainer.metrics.results import ConfusedPair, LabelIssue, Mistake, WorstImage
 
 DoubleArray = npt.NDArray[np.float64]
@@ -55,20 +55,20 @@ def mistakes(
     targets: BoolArray,
     predicted: BoolArray,
     probs: DoubleArray,
-    sources: Sources | None,
+    image_names: ImageNames | None,
     *,
-    single: bool,
+    is_multiclass: bool,
 ) -> list[Mistake]:
     """The most confident mistakes. single: each image has one class, else each class is a decision."""
     found = []
-    if single:
+    if is_multiclass:
         rows = np.flatnonzero((targets != predicted).any(axis=1))
         taken_for, true = predicted[rows].argmax(axis=1), targets[rows].argmax(axis=1)
         scores = probs[rows, taken_for]
         for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
             found.append(
                 Mistake(
-                    **place(int(rows[entry]), sources),
+                    **name_fields(int(rows[entry]), image_names),
                     kind="classification",
                     predicted=classes[taken_for[entry]],
                     true=classes[true[entry]],
@@ -83,7 +83,7 @@ def mistakes(
         overlooked = bool(targets[rows[entry], labels[entry]])
         found.append(
             Mistake(
-                **place(int(rows[entry]), sources),
+                **name_fields(int(rows[entry]), image_names),
                 kind="overlooked" if overlooked else "superfluous",
                 predicted="" if overlooked else name,
                 true=name if overlooked else "",
@@ -94,13 +94,18 @@ def mistakes(
 
 
 def worst_images(
-    targets: BoolArray, predicted: BoolArray, probs: DoubleArray, sources: Sources | None, *, single: bool
+    targets: BoolArray,
+    predicted: BoolArray,
+    probs: DoubleArray,
+    image_names: ImageNames | None,
+    *,
+    is_multiclass: bool,
 ) -> list[WorstImage]:
     """The images of the highest loss among those with a mistake."""
     wrong_ones = np.flatnonzero((targets != predicted).any(axis=1))
-    likelihood = np.where(targets, probs, 1.0 if single else 1 - probs)[wrong_ones].clip(_TINY)
+    likelihood = np.where(targets, probs, 1.0 if is_multiclass else 1 - probs)[wrong_ones].clip(_TINY)
     losses = -np.log(likelihood)
-    loss = losses.sum(axis=1) if single else losses.mean(axis=1)
+    loss = losses.sum(axis=1) if is_multiclass else losses.mean(axis=1)
     found = []
     for entry in np.argsort(-loss, kind="stable")[:LISTED].tolist():
         row = int(wrong_ones[entry])
@@ -109,7 +114,7 @@ def worst_images(
         missed = int((targets[row] & ~predicted[row]).sum())
         found.append(
             WorstImage(
-                **place(row, sources),
+                **name_fields(row, image_names),
                 loss=float(loss[entry]),
                 right=right,
                 wrong=wrong,
@@ -121,7 +126,7 @@ def worst_images(
 
 
 def label_issues(
-    classes: Sequence[str], targets: IntArray, probs: DoubleArray, sources: Sources | None
+    classes: Sequence[str], targets: IntArray, probs: DoubleArray, image_names: ImageNames | None
 ) -> list[LabelIssue]:
     """Images whose label is likely wrong, by confident learning (Northcutt et al., JAIR 2021, section 3.1).
 
@@ -142,7 +147,7 @@ def label_issues(
     rows = rows[probs[rows, suggested[rows]] > 0.5]
     return [
         LabelIssue(
-            **place(row, sources),
+            **name_fields(row, image_names),
             kind="wrong class",
             given=classes[targets[row]],
             suggested=classes[suggested[row]],
@@ -153,7 +158,7 @@ def label_issues(
 
 
 def multilabel_issues(
-    classes: Sequence[str], targets: BoolArray, probs: DoubleArray, sources: Sources | None
+    classes: Sequence[str], targets: BoolArray, probs: DoubleArray, image_names: ImageNames | None
 ) -> list[LabelIssue]:
     """The same where each class is present or absent by itself: what is likely missing or superfluous.
 
@@ -172,7 +177,7 @@ def multilabel_issues(
         is_missing = bool(missing[row, labels[entry]])
         found.append(
             LabelIssue(
-                **place(row, sources),
+                **name_fields(row, image_names),
                 kind="missing" if is_missing else "superfluous",
                 given="" if is_missing else name,
                 suggested=name if is_missing else "",

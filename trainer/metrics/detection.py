@@ -1,9 +1,8 @@
-"""Metrics of object detection and instance segmentation: VOC-style figures and, on demand, COCO's."""
+"""Metrics of object detection and instance segmentation: VOC-style metrics and, optionally, COCO's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,20 +13,11 @@ from trainer.metrics.evaluated_image import EvaluatedImage
 METRIC_TYPES = ("none", "coco", "voc", "coco_voc")
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What VOC-style figures need of one image, ignored predictions left out."""
-
-    scores: FloatArray
-    labels: IntArray
-    outcomes: IntArray
-
-
 class DetectionEvaluator:
-    """Compares found with true objects, by their boxes or, for segmentation, by their masks.
+    """Compares predicted with target objects, by boxes or, for segmentation, by masks.
 
-    Figures that are undefined, such as the recall of a class without objects, are -1 and take no part in
-    means. Predictions of equal score keep the order in which they came.
+    Undefined metrics, such as the recall of a class without objects, are -1 and are left out of means.
+    Predictions of equal score are ranked in the order in which they were added.
     """
 
     def __init__(
@@ -38,10 +28,10 @@ class DetectionEvaluator:
         metric_type: str = "voc",
         by_masks: bool = False,
     ) -> None:
-        """Start with no images; see `trainer.metrics.create` for the arguments.
+        """Start without images; for the other arguments see `trainer.metrics.create`.
 
         Args:
-            by_masks: compare masks, not boxes.
+            by_masks: compare masks instead of boxes.
         """
         if not 0.1 <= iou_threshold <= 1:
             raise ValueError(f"iou_threshold must be in [0.1, 1], got {iou_threshold}")
@@ -54,61 +44,62 @@ class DetectionEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all images."""
-        self._matched: list[_Judged] = []
+        """Remove all images."""
+        # Of each image, for VOC-style metrics: scores, labels and outcomes of its predictions.
+        self._matched: list[tuple[FloatArray, IntArray, IntArray]] = []
         self._objects = np.zeros(len(self.classes), dtype=np.int64)
-        self._scenes: list[EvaluatedImage] = []
+        self._images: list[EvaluatedImage] = []
 
     def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
-        scene = EvaluatedImage.create(prediction, target, self.classes, by_masks=self.by_masks)
+        image = EvaluatedImage.create(prediction, target, self.classes, by_masks=self.by_masks)
         if self.metric_type == "none":
             return
-        overlaps = np.full((len(scene.scores), len(scene.crowd)), -1.0)
-        same = scene.labels[:, None] == scene.target_labels
-        if self.by_masks:
-            for label in np.intersect1d(scene.labels, scene.target_labels):
-                found = np.flatnonzero(scene.labels == label).tolist()
-                true = np.flatnonzero(scene.target_labels == label).tolist()
-                overlaps[np.ix_(found, true)] = masks.overlaps(
-                    [scene.masks[i] for i in found], [scene.target_masks[i] for i in true], scene.crowd[true]
-                )
-        else:
-            found_boxes = voc.box_overlaps(scene.boxes, scene.target_boxes, scene.crowd)
-            overlaps[same] = found_boxes[same]
-        outcomes = voc.match(scene.scores, overlaps, scene.crowd, self.iou_threshold)
-        kept = outcomes != voc.IGNORED
-        self._matched.append(_Judged(scene.scores[kept], scene.labels[kept], outcomes[kept]))
-        self._objects += np.bincount(scene.target_labels[~scene.crowd], minlength=len(self.classes))
+        outcomes = voc.match(image.scores, self._overlaps(image), image.crowd, self.iou_threshold)
+        counted = outcomes != voc.IGNORED
+        self._matched.append((image.scores[counted], image.labels[counted], outcomes[counted]))
+        self._objects += np.bincount(image.target_labels[~image.crowd], minlength=len(self.classes))
         if "coco" in self.metric_type:
-            self._scenes.append(scene)
+            self._images.append(image)
 
     def compute(self) -> dict[str, float]:
-        """mean_average_precision, precision and recall, and COCO's twelve figures for coco and coco_voc.
+        """Compute mean_average_precision, precision and recall; for coco and coco_voc also COCO's metrics.
 
         mean_average_precision is the mean over the classes of the VOC-style average precision at the IoU
-        threshold; for coco it is `map_50`. precision and recall are the means over the classes of the
-        highest recall reached and the precision there. With metric type none there are no figures.
+        threshold; for coco it is `map_50`. precision and recall are means over the classes of the highest
+        recall and the precision there. For metric type none there are no metrics.
         """
         if self.metric_type == "none":
             return {}
-        figures = voc.means(self._figures())
+        metrics = voc.means(self._by_class())
         if "coco" in self.metric_type:
-            figures |= coco.figures(self._scenes, self.classes, by_masks=self.by_masks)
+            metrics |= coco.compute(self._images, self.classes, by_masks=self.by_masks)
         if self.metric_type == "coco":
-            figures["mean_average_precision"] = figures["map_50"]
-        return figures
+            metrics["mean_average_precision"] = metrics["map_50"]
+        return metrics
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """For each class its VOC-style average_precision, precision and recall."""
+        """The VOC-style average_precision, precision and recall of each class."""
         if self.metric_type == "none":
             return {}
-        return {name: each._asdict() for name, each in zip(self.classes, self._figures(), strict=True)}
+        return {name: values._asdict() for name, values in zip(self.classes, self._by_class(), strict=True)}
 
-    def _figures(self) -> list[voc.Figures]:
-        none = _Judged(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        images = [none, *self._matched]
-        scores = np.concatenate([image.scores for image in images])
-        labels = np.concatenate([image.labels for image in images])
-        outcomes = np.concatenate([image.outcomes for image in images])
+    def _overlaps(self, image: EvaluatedImage) -> voc.DoubleArray:
+        """IoU of each prediction with each target [n, m]; -1 if their classes differ."""
+        overlaps = np.full((len(image.scores), len(image.crowd)), -1.0)
+        if not self.by_masks:
+            same_class = image.labels[:, None] == image.target_labels
+            overlaps[same_class] = image.overlaps(by_masks=False)[same_class]
+            return overlaps
+        for label in np.intersect1d(image.labels, image.target_labels):  # masks are costly to compare
+            rows = np.flatnonzero(image.labels == label).tolist()
+            columns = np.flatnonzero(image.target_labels == label).tolist()
+            overlaps[np.ix_(rows, columns)] = masks.overlaps(
+                [image.masks[i] for i in rows], [image.target_masks[i] for i in columns], image.crowd[columns]
+            )
+        return overlaps
+
+    def _by_class(self) -> list[voc.ClassMetrics]:
+        none = (np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        scores, labels, outcomes = map(np.concatenate, zip(none, *self._matched, strict=True))
         return voc.by_class(scores, labels, outcomes, self._objects)

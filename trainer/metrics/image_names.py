@@ -1,22 +1,26 @@
-"""How messages and lists name an image of the data."""
+"""How the entries of an analysis name their image."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 
-class Sources(Protocol):
-    """Where the images come from; `trainer.data.reading.records.Records` is one."""
+class ImageNames(Protocol):
+    """The names of images; `trainer.data.reading.records.Records` provides them."""
 
     def location(self, index: int) -> str:
-        """Where the image was named, such as `test.jsonl:17`."""
+        """File and line that name the image, such as `test.jsonl:17`."""
 
     def image_url(self, index: int) -> str:
-        """Its image_url as the data file has it."""
+        """The image_url as the data file has it."""
 
 
-def place(index: int, sources: Sources | None) -> dict[str, Any]:
+def name_fields(index: int, image_names: ImageNames | None) -> dict[str, Any]:
     """The fields by which an entry names its image."""
-    if sources is None:
+    if image_names is None:
         return {"image": index}
-    return {"image": index, "location": sources.location(index), "image_url": sources.image_url(index)}
+    return {
+        "image": index,
+        "location": image_names.location(index),
+        "image_url": image_names.image_url(index),
+    }

@@ -1,8 +1,8 @@
-"""Masks as run lengths in COCO's compressed form: small to keep, and quick to compare.
+"""Masks as run lengths in COCO's compressed form, which is small and quick to compare.
 
-Polygons become pixels by COCO's own rule (`rleFrPoly` of the COCO API): a corner at (0, 0) of the
-unit square is the image's outer corner, so that a polygon over the whole image covers each of its pixels,
-and about the pixels whose centre lies inside belong to it.
+Polygons are rasterised by COCO's rule (`rleFrPoly` of the COCO API): (0, 0) is the outer corner of the image,
+so a polygon around the whole image covers every pixel, and a mask holds about the pixels whose centres are
+inside.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from faster_coco_eval import mask as coco_masks
 from trainer.annotations import BoolArray, FloatArray, Mask
 
 Rle: TypeAlias = dict[str, Any]
-"""{"size": [height, width], "counts": bytes}, lengths of runs of 0 and 1 in turn, down each column."""
+"""{"size": [height, width], "counts": bytes}: lengths of alternating runs of 0 and 1, down each column."""
 
 
 def from_polygons(polygons: Sequence[FloatArray], size: tuple[int, int]) -> Rle:
-    """The union of one object's segments.
+    """Rasterise the union of one object's segments.
 
     Args:
-        polygons: each [points, 2] of (x, y) in [0, 1].
+        polygons: at least one, each [points, 2] of (x, y) in [0, 1].
         size: (height, width) of the image in pixels.
 
     Raises:
-        ValueError: a polygon has fewer than 3 points, or there is none.
+        ValueError: there is no polygon, or one has fewer than 3 points.
     """
     height, width = size
     if not polygons or any(len(polygon) < 3 for polygon in polygons):
@@ -40,29 +40,32 @@ def from_polygons(polygons: Sequence[FloatArray], size: tuple[int, int]) -> Rle:
 
 
 def from_crop(mask: Mask, size: tuple[int, int]) -> Rle:
-    """A cropped mask in its place in the image; work and memory are those of the crop, not of the image.
+    """Encode a cropped mask at its place in the image; time and memory depend on the crop only.
+
+    Args:
+        size: (height, width) of the image in pixels.
 
     Raises:
-        ValueError: the crop does not lie in the image.
+        ValueError: the crop is not inside the image.
     """
     height, width = size
     rows, columns = mask.pixels.shape
     if min(mask.left, mask.top) < 0 or mask.left + columns > width or mask.top + rows > height:
         raise ValueError(
-            f"a mask of {columns} x {rows} pixels at ({mask.left}, {mask.top}) must lie in its image "
+            f"a mask of {columns} x {rows} pixels at ({mask.left}, {mask.top}) must be inside its image "
             f"of {width} x {height}"
         )
-    # one row of background above and below, so that every run has both ends within its column
+    # A row of background above and below, so that every run starts and ends within its column.
     padded = np.zeros((columns, rows + 2), dtype=np.int8)
     padded[:, 1:-1] = mask.pixels.T
     column, row = np.nonzero(np.diff(padded, axis=1))
     edges = (mask.left + column.astype(np.int64)) * height + mask.top + row
-    # A run down to the bottom edge and one from the top edge of the next column are one run: its inner edges,
-    # an end and a start at one place, cancel out.
+    # A run that reaches the bottom edge and one that starts at the top of the next column are one run, so
+    # remove the end and the start between them, which coincide.
     inner = np.flatnonzero(edges[1:] == edges[:-1])
     edges = np.delete(edges, np.concatenate([inner, inner + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
-    if counts[-1] == 0:  # the last run of 1 reaches the image's end
+    if counts[-1] == 0:  # the last run of 1 ends with the image
         counts = counts[:-1]
     return _plain(
         coco_masks.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width), size
@@ -70,12 +73,12 @@ def from_crop(mask: Mask, size: tuple[int, int]) -> Rle:
 
 
 def areas(masks: Sequence[Rle]) -> npt.NDArray[np.float64]:
-    """Pixels of each mask [n]."""
+    """Number of pixels of each mask [n]."""
     return np.array(coco_masks.area(list(masks)) if masks else [], dtype=np.float64)
 
 
 def overlaps(masks: Sequence[Rle], targets: Sequence[Rle], crowd: BoolArray) -> npt.NDArray[np.float64]:
-    """IoU of each mask with each true one [n, m]; with a crowd the intersection over the mask's own area.
+    """IoU of each mask with each target [n, m]; for crowds, intersection over the mask's own area.
 
     Empty masks overlap nothing.
     """

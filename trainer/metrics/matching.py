@@ -1,17 +1,15 @@
-"""Every found and every true object of an evaluation in flat arrays, with what became of each.
+"""Matches predicted with target objects over a whole evaluation, and classifies the false positives.
 
-Matching is that of the VOC-style figures (`trainer.metrics.voc`). A false positive is of one of TIDE's
-kinds (Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020, section
-2.2), by its highest IoU with a true object of its own class, and with one of another; f is the IoU threshold,
-b is 0.1:
+Matching is that of the VOC-style metrics (trainer.metrics.voc). A false positive has one of TIDE's error
+kinds (Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020, section 2.2),
+by its highest IoU with a target of its own class and with one of another class. With f the IoU threshold and
+b = 0.1, tested in this order and ignoring crowds:
 
     localisation    own in [b, f)
     classification  other ≥ f
-    duplicate       own ≥ f, but the object is taken
+    duplicate       own ≥ f, but the target is already matched
     background      both < b
     both            else: other in [b, f)
-
-tested in this order, with crowds left aside.
 """
 
 from __future__ import annotations
@@ -36,35 +34,36 @@ CORRECT, NONE = -1, -1
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """N predictions (those against crowds left out) and M true objects (crowds left out), image by image.
+    """N predicted and M target objects, image by image, without crowds and predictions of crowds.
 
     Attributes:
-        image: int64 [N].
+        images: index of each prediction's image, int64 [N].
         labels: int64 [N].
         scores: [N].
         boxes: [N, 4].
-        sizes: [N], areas in pixels.
-        kinds: int64 [N], an index into KINDS, or RIGHT.
-        targets: int64 [N], the true object (0 … M − 1) that it found or is held against, or NONE.
-        overlaps: [N], its IoU with that one, or 0.
-        true_image: int64 [M].
-        true_labels: int64 [M].
-        true_boxes: [M, 4].
-        true_sizes: [M].
-        taken_by: int64 [M], the prediction (0 … N − 1) that found it, or NONE.
-        seen_as: int64 [M], the class it was taken for if classes play no part in matching, or NONE.
-        seen_score: [M], the score of that prediction, or −1.
+        areas: in pixels, [N].
+        kinds: error kind as an index into KINDS, or CORRECT, int64 [N].
+        matched_targets: index (0 … M − 1) of the target that each prediction is compared with, or NONE,
+            int64 [N].
+        overlaps: IoU with that target, or 0, [N].
+        target_images: index of each target's image, int64 [M].
+        target_labels: int64 [M].
+        target_boxes: [M, 4].
+        target_areas: in pixels, [M].
+        found_by: index (0 … N − 1) of the prediction that is the target's true positive, or NONE, int64 [M].
+        predicted_as: class of the prediction that matches if classes are ignored, or NONE, int64 [M].
+        predicted_score: score of that prediction, or −1, [M].
     """
 
-    image: IntArray
+    images: IntArray
     labels: IntArray
     scores: FloatArray
     boxes: FloatArray
-    sizes: DoubleArray
+    areas: DoubleArray
     kinds: IntArray
     matched_targets: IntArray
     overlaps: DoubleArray
-    target_image: IntArray
+    target_images: IntArray
     target_labels: IntArray
     target_boxes: FloatArray
     target_areas: DoubleArray
@@ -74,102 +73,108 @@ class Matches:
 
     @property
     def outcomes(self) -> IntArray:
-        """[N] of voc.TRUE_POSITIVE and voc.FALSE_POSITIVE."""
+        """voc.TRUE_POSITIVE or voc.FALSE_POSITIVE for each prediction, int64 [N]."""
         return np.where(self.kinds == CORRECT, voc.TRUE_POSITIVE, voc.FALSE_POSITIVE)
 
     @property
     def missed(self) -> npt.NDArray[np.bool_]:
-        """[M]: neither found nor the object of a localisation or classification error."""
-        excused = np.zeros(len(self.target_image), dtype=np.bool_)
-        excused[self.matched_targets[np.isin(self.kinds, (CLASSIFICATION, LOCALISATION))]] = True
-        return np.asarray((self.found_by == NONE) & ~excused)
+        """Targets that are neither found nor matched by a localisation or classification error, bool [M]."""
+        has_error = np.zeros(len(self.target_images), dtype=np.bool_)
+        has_error[self.matched_targets[np.isin(self.kinds, (CLASSIFICATION, LOCALISATION))]] = True
+        return np.asarray((self.found_by == NONE) & ~has_error)
 
 
-def match_objects(scenes: Sequence[EvaluatedImage], threshold: float, *, by_masks: bool) -> Matches:
-    """Judge all images' predictions.
+def match_objects(images: Sequence[EvaluatedImage], threshold: float, *, by_masks: bool) -> Matches:
+    """Match the objects of all images.
 
     Args:
-        threshold: of IoU, from which on an object counts as found.
-        by_masks: compare masks, not boxes.
+        threshold: minimum IoU for a match.
+        by_masks: compare masks instead of boxes.
     """
     parts = [_no_matches()]
-    predictions = objects = 0
-    for number, scene in enumerate(scenes):
-        part = _match_image(number, scene, threshold, predictions, objects, by_masks=by_masks)
-        predictions += len(part.image)
-        objects += len(part.target_image)
+    predictions = targets = 0
+    for index, image in enumerate(images):
+        part = _match_image(index, image, threshold, predictions, targets, by_masks=by_masks)
+        predictions += len(part.images)
+        targets += len(part.target_images)
         parts.append(part)
     names = [field.name for field in fields(Matches)]
     return Matches(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def _match_image(
-    number: int, scene: EvaluatedImage, threshold: float, predictions: int, objects: int, *, by_masks: bool
+    index: int,
+    image: EvaluatedImage,
+    threshold: float,
+    first_prediction: int,
+    first_target: int,
+    *,
+    by_masks: bool,
 ) -> Matches:
-    """One image; its predictions and objects are counted from `predictions` and `objects` on."""
-    overlaps = scene.overlaps(by_masks=by_masks)
-    same = scene.labels[:, None] == scene.target_labels
-    own = np.where(same, overlaps, -1.0)
-    outcomes = voc.match(scene.scores, own, scene.crowd, threshold)
-    freely = voc.match(scene.scores, overlaps, scene.crowd, threshold)
-    real = ~scene.crowd
-    sizes, target_areas = scene.sizes(by_masks=by_masks)
-    predicted_as = np.full(len(real), NONE, dtype=np.int64)
-    predicted_score = np.full(len(real), -1.0, dtype=np.float32)
-    if overlaps.size:
-        seeing = np.flatnonzero(freely == voc.TRUE_POSITIVE)
-        nearest = overlaps[seeing].argmax(axis=1)
-        predicted_as[nearest], predicted_score[nearest] = scene.labels[seeing], scene.scores[seeing]
+    """Match one image's objects; its predictions and targets are numbered from the given indices."""
+    overlaps = image.overlaps(by_masks=by_masks)
+    same_class = image.labels[:, None] == image.target_labels
+    own = np.where(same_class, overlaps, -1.0)
+    outcomes = voc.match(image.scores, own, image.crowd, threshold)
+    areas, target_areas = image.areas(by_masks=by_masks)
+    single = ~image.crowd
+    counted = outcomes != voc.IGNORED
 
-    kept = outcomes != voc.IGNORED
-    outcomes = outcomes[kept]
-    own, other = own[kept][:, real], np.where(same, -1.0, overlaps)[kept][:, real]
-    own_at, own_best = _highest(own)
-    other_at, other_best = _highest(other)
-    right = outcomes == voc.TRUE_POSITIVE
+    predicted_as = np.full(len(single), NONE, dtype=np.int64)
+    predicted_score = np.full(len(single), -1.0, dtype=np.float32)
+    if overlaps.size:
+        classless = voc.match(image.scores, overlaps, image.crowd, threshold)
+        matching = np.flatnonzero(classless == voc.TRUE_POSITIVE)
+        nearest = overlaps[matching].argmax(axis=1)
+        predicted_as[nearest], predicted_score[nearest] = image.labels[matching], image.scores[matching]
+
+    outcomes = outcomes[counted]
+    own_target, own_iou = _highest(own[counted][:, single])
+    other_target, other_iou = _highest(np.where(same_class, -1.0, overlaps)[counted][:, single])
+    correct = outcomes == voc.TRUE_POSITIVE
     kinds = np.full(len(outcomes), BOTH, dtype=np.int64)
-    kinds[(own_best < BACKGROUND_IOU) & (other_best < BACKGROUND_IOU)] = BACKGROUND
-    kinds[own_best >= threshold] = DUPLICATE
-    kinds[other_best >= threshold] = CLASSIFICATION
-    kinds[(own_best >= BACKGROUND_IOU) & (own_best < threshold)] = LOCALISATION
-    kinds[right] = CORRECT
-    by_other = np.isin(kinds, (CLASSIFICATION, BOTH))
-    matched_targets = np.where(by_other, other_at, own_at)
-    found = np.where(by_other, other_best, own_best)
+    kinds[(own_iou < BACKGROUND_IOU) & (other_iou < BACKGROUND_IOU)] = BACKGROUND
+    kinds[own_iou >= threshold] = DUPLICATE
+    kinds[other_iou >= threshold] = CLASSIFICATION
+    kinds[(own_iou >= BACKGROUND_IOU) & (own_iou < threshold)] = LOCALISATION
+    kinds[correct] = CORRECT
+    is_other = np.isin(kinds, (CLASSIFICATION, BOTH))
+    matched_targets = np.where(is_other, other_target, own_target)
     matched_targets[kinds == BACKGROUND] = NONE
-    found_by = np.full(int(real.sum()), NONE, dtype=np.int64)
-    found_by[matched_targets[right]] = predictions + np.flatnonzero(right)
+    found_by = np.full(int(single.sum()), NONE, dtype=np.int64)
+    found_by[matched_targets[correct]] = first_prediction + np.flatnonzero(correct)
     return Matches(
-        image=np.full(len(outcomes), number, dtype=np.int64),
-        labels=scene.labels[kept],
-        scores=scene.scores[kept],
-        boxes=scene.boxes[kept],
-        sizes=sizes[kept],
+        images=np.full(len(outcomes), index, dtype=np.int64),
+        labels=image.labels[counted],
+        scores=image.scores[counted],
+        boxes=image.boxes[counted],
+        areas=areas[counted],
         kinds=kinds,
-        matched_targets=np.where(matched_targets == NONE, NONE, matched_targets + objects),
-        overlaps=np.where(matched_targets == NONE, 0.0, found),
-        target_image=np.full(int(real.sum()), number, dtype=np.int64),
-        target_labels=scene.target_labels[real],
-        target_boxes=scene.target_boxes[real],
-        target_areas=target_areas[real],
+        matched_targets=np.where(matched_targets == NONE, NONE, matched_targets + first_target),
+        overlaps=np.where(matched_targets == NONE, 0.0, np.where(is_other, other_iou, own_iou)),
+        target_images=np.full(int(single.sum()), index, dtype=np.int64),
+        target_labels=image.target_labels[single],
+        target_boxes=image.target_boxes[single],
+        target_areas=target_areas[single],
         found_by=found_by,
-        predicted_as=predicted_as[real],
-        predicted_score=predicted_score[real],
+        predicted_as=predicted_as[single],
+        predicted_score=predicted_score[single],
     )
 
 
 def _highest(overlaps: DoubleArray) -> tuple[IntArray, DoubleArray]:
-    """For each row [n, m] where its highest value stands, and that value; NONE and −1 without columns."""
+    """For each row [n, m] the column of its highest value, and that value; NONE and −1 without columns."""
     if not overlaps.shape[1]:
         return np.full(len(overlaps), NONE, dtype=np.int64), np.full(len(overlaps), -1.0)
-    at = overlaps.argmax(axis=1)
-    return at, overlaps[np.arange(len(at)), at]
+    column = overlaps.argmax(axis=1)
+    return column, overlaps[np.arange(len(column)), column]
 
 
 def _no_matches() -> Matches:
-    none, number, boxes = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+    ints, floats, boxes = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
+    doubles = np.zeros(0)
     return Matches(
-        image=none, labels=none, scores=number, boxes=boxes, sizes=np.zeros(0), kinds=none,
-        matched_targets=none, overlaps=np.zeros(0), target_image=none, target_labels=none, target_boxes=boxes,
-        target_areas=np.zeros(0), found_by=none, predicted_as=none, predicted_score=number,
+        images=ints, labels=ints, scores=floats, boxes=boxes, areas=doubles, kinds=ints,
+        matched_targets=ints, overlaps=doubles, target_images=ints, target_labels=ints, target_boxes=boxes,
+        target_areas=doubles, found_by=ints, predicted_as=ints, predicted_score=floats,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
 from trainer.metrics.class_errors import LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
-from trainer.metrics.image_names import Sources, place
+from trainer.metrics.image_names import ImageNames, name_fields
 from trainer.metrics.matching import (
     BACKGROUND,
     CLASSIFICATION,
@@ -105,7 +105,7 @@ def of_size(matches: Matches, classes: int, smallest: float, largest: float) -> 
     themselves of another size.
     """
     asked = (matches.target_areas >= smallest) & (matches.target_areas < largest)
-    counted = (matches.sizes >= smallest) & (matches.sizes < largest)
+    counted = (matches.areas >= smallest) & (matches.areas < largest)
     right = matches.kinds == CORRECT
     counted[right] = asked[matches.matched_targets[right]]
     objects = np.bincount(matches.target_labels[asked], minlength=classes)
@@ -121,12 +121,12 @@ def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
     At a score an image is a true positive if it holds a true positive there, of whatever class, and a false
     positive if it holds only false ones.
     """
-    images = len(np.unique(matches.target_image))
-    count = int(max(matches.image.max(initial=-1), matches.target_image.max(initial=-1))) + 1
+    images = len(np.unique(matches.target_images))
+    count = int(max(matches.images.max(initial=-1), matches.target_images.max(initial=-1))) + 1
     right = matches.kinds == CORRECT
     true, false = (np.full(count, -np.inf) for _ in range(2))
-    np.maximum.at(true, matches.image[right], matches.scores[right])
-    np.maximum.at(false, matches.image[~right], matches.scores[~right])
+    np.maximum.at(true, matches.images[right], matches.scores[right])
+    np.maximum.at(false, matches.images[~right], matches.scores[~right])
     scores = np.unique(matches.scores.astype(np.float64))[::-1]
     hits = _at_least(true, scores)
     # a false positive up to the score of the image's first true one
@@ -173,7 +173,7 @@ def confused_pairs(
     for number, (of, taken_for) in enumerate(pairs.tolist()):
         rows = errors[which.ravel() == number]
         seen = len(np.unique(matches.matched_targets[rows]))
-        surest = matches.image[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
+        surest = matches.images[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
         found.append(
             ConfusedPair(
                 true=classes[of],
@@ -186,7 +186,7 @@ def confused_pairs(
     return sorted(found, key=lambda pair: -pair.count)[:LISTED]
 
 
-def mistakes(matches: Matches, classes: Sequence[str], sources: Sources | None) -> list[Mistake]:
+def mistakes(matches: Matches, classes: Sequence[str], image_names: ImageNames | None) -> list[Mistake]:
     """The false positives of the highest scores."""
     wrong = np.flatnonzero(matches.kinds != CORRECT)
     found = []
@@ -194,7 +194,7 @@ def mistakes(matches: Matches, classes: Sequence[str], sources: Sources | None) 
         target = int(matches.matched_targets[row])
         found.append(
             Mistake(
-                **place(int(matches.image[row]), sources),
+                **name_fields(int(matches.images[row]), image_names),
                 kind=KINDS[matches.kinds[row]],
                 predicted=classes[matches.labels[row]],
                 true="" if target == NONE else classes[matches.target_labels[target]],
@@ -211,19 +211,19 @@ def worst_images(
     images: int,
     classes: Sequence[str],
     thresholds: dict[str, Threshold],
-    sources: Sources | None,
+    image_names: ImageNames | None,
 ) -> list[WorstImage]:
     """The images with the lowest F1 at the classes' best thresholds, of equal ones those with most errors."""
     sure = matches.scores >= _of_each(matches, classes, thresholds)
-    right = np.bincount(matches.image[sure & (matches.kinds == CORRECT)], minlength=images)
-    wrong = np.bincount(matches.image[sure & (matches.kinds != CORRECT)], minlength=images)
-    missed = np.bincount(matches.target_image, minlength=images) - right
+    right = np.bincount(matches.images[sure & (matches.kinds == CORRECT)], minlength=images)
+    wrong = np.bincount(matches.images[sure & (matches.kinds != CORRECT)], minlength=images)
+    missed = np.bincount(matches.target_images, minlength=images) - right
     errors = wrong + missed
     f1 = 2 * right / np.maximum(2 * right + errors, 1)
     order = np.lexsort((np.arange(images), -errors, f1))
     return [
         WorstImage(
-            **place(image, sources),
+            **name_fields(image, image_names),
             right=int(right[image]),
             wrong=int(wrong[image]),
             missed=int(missed[image]),
@@ -233,7 +233,9 @@ def worst_images(
     ]
 
 
-def label_issues(matches: Matches, classes: Sequence[str], sources: Sources | None) -> list[LabelIssue]:
+def label_issues(
+    matches: Matches, classes: Sequence[str], image_names: ImageNames | None
+) -> list[LabelIssue]:
     """Where the model is sure of something that the labels do not say, the surest first.
 
     Of predictions with a score of at least 0.5, of which those of their class that are as sure are mostly
@@ -255,7 +257,7 @@ def label_issues(matches: Matches, classes: Sequence[str], sources: Sources | No
         name = classes[matches.labels[row]]
         found.append(
             LabelIssue(
-                **place(int(matches.image[row]), sources),
+                **name_fields(int(matches.images[row]), image_names),
                 kind=kinds[kind],
                 given="" if target == NONE else classes[matches.target_labels[target]],
                 suggested=name,
@@ -271,7 +273,7 @@ def label_issues(matches: Matches, classes: Sequence[str], sources: Sources | No
 
 def _mostly_right(matches: Matches, classes: int) -> BoolArray:
     """Of each prediction whether at least half of those of its class that are as sure are right [N]."""
-    trusted = np.zeros(len(matches.image), dtype=np.bool_)
+    trusted = np.zeros(len(matches.images), dtype=np.bool_)
     for label in range(classes):
         rows = np.flatnonzero(matches.labels == label)
         rows = rows[np.argsort(-matches.scores[rows], kind="stable")]

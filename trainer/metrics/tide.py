@@ -1,16 +1,18 @@
 """What each kind of error costs in mean average precision (TIDE: Bolya et al., ECCV 2020, section 2.3).
 
-The cost of a kind is the mean average precision after mending its errors alone, less what it is:
+The cost of a kind is the mean average precision after fixing only its errors, minus the actual one. Fixing
+means:
 
-- classification: the prediction gets the class of the object, localisation: it gets its box; either way it is
-  dropped if the object is found already, or by a mended error of a higher score;
+- classification: the prediction gets the target's class; localisation: it gets the target's box. In both
+cases it
+  is dropped if the target is already found, or by a fixed prediction of a higher score;
 - both, duplicate, background: the prediction is dropped;
-- missed: the object is not asked for;
-- false positives: all of them are dropped; false negatives: objects not found are not asked for.
+- missed: the target is dropped;
+- false positives: all of them are dropped; false negatives: all targets that are not found are dropped.
 
-Average precision is that of `trainer.metrics.voc`, so the costs are in the unit of mean_average_precision;
-TIDE's own program samples the curve at 101 points instead, and its matching is COCO's. Costs of single kinds
-do not add up to what is missing from 1, as mending one kind lets others matter more or less.
+Average precision is that of trainer.metrics.voc, so the costs are in the unit of mean_average_precision;
+TIDE's own program samples the curve at 101 points and matches as COCO does. Costs do not add up to what is
+missing from 1, since fixing one kind changes how much the others matter.
 """
 
 from __future__ import annotations
@@ -24,68 +26,71 @@ from trainer.metrics.results import ErrorKind
 
 
 def split(matches: Matches, classes: int) -> list[ErrorKind]:
-    """The six kinds, then false positives and false negatives, with what each costs."""
+    """Compute count and cost of the six kinds of errors, and of all false positives and false negatives."""
     objects = np.bincount(matches.target_labels, minlength=classes)
-    everything = np.ones(len(matches.image), dtype=np.bool_)
-    before = _mean_precision(matches, matches.labels, matches.outcomes, everything, objects)
+    all_kept = np.ones(len(matches.images), dtype=np.bool_)
+    actual = _mean_precision(matches, matches.labels, matches.outcomes, all_kept, objects)
 
-    def entry(kind: str, count: int, after: float) -> ErrorKind:
-        # without any object there is nothing to gain
-        cost = after - before if voc.UNDEFINED not in (before, after) else 0.0
+    def entry(kind: str, count: int, fixed: float) -> ErrorKind:
+        # Without any object there is nothing to gain.
+        cost = fixed - actual if voc.UNDEFINED not in (actual, fixed) else 0.0
         return ErrorKind(kind=kind, count=count, cost=cost)
 
-    found = []
+    entries = []
     for number, kind in enumerate(KINDS):
         of_kind = matches.kinds == number
         if number in (CLASSIFICATION, LOCALISATION):
-            labels, outcomes, kept = _mended(matches, of_kind)
+            labels, outcomes, kept = _fixed(matches, of_kind)
         else:
             labels, outcomes, kept = matches.labels, matches.outcomes, ~of_kind
-        after = _mean_precision(matches, labels, outcomes, kept, objects)
-        found.append(entry(kind, int(of_kind.sum()), after))
-    for kind, lost in (("missed", matches.missed), ("false negatives", matches.found_by == NONE)):
-        asked = objects - np.bincount(matches.target_labels[lost], minlength=classes)
-        after = _mean_precision(matches, matches.labels, matches.outcomes, everything, asked, of=objects)
-        found.append(entry(kind, int(lost.sum()), after))
-    right = matches.kinds == CORRECT
-    after = _mean_precision(matches, matches.labels, matches.outcomes, right, objects)
-    found.insert(-1, entry("false positives", int((~right).sum()), after))
-    return found
+        fixed = _mean_precision(matches, labels, outcomes, kept, objects)
+        entries.append(entry(kind, int(of_kind.sum()), fixed))
+    is_correct = matches.kinds == CORRECT
+    without_errors = _mean_precision(matches, matches.labels, matches.outcomes, is_correct, objects)
+    false_positives = entry("false positives", int((~is_correct).sum()), without_errors)
+    missed, false_negatives = (
+        entry(kind, int(dropped.sum()), _without_targets(matches, dropped, objects))
+        for kind, dropped in (("missed", matches.missed), ("false negatives", matches.found_by == NONE))
+    )
+    return [*entries, missed, false_positives, false_negatives]
 
 
-def _mended(matches: Matches, of_kind: BoolArray) -> tuple[IntArray, IntArray, BoolArray]:
-    """Labels, verdicts and which predictions are kept, after mending errors that have an object."""
+def _fixed(matches: Matches, of_kind: BoolArray) -> tuple[IntArray, IntArray, BoolArray]:
+    """Labels, outcomes and which predictions are kept after fixing errors that have a target."""
     labels, outcomes, kept = matches.labels.copy(), matches.outcomes, ~of_kind
-    wrong = np.flatnonzero(of_kind)
-    wrong = wrong[matches.found_by[matches.matched_targets[wrong]] == NONE]
-    wrong = wrong[np.argsort(-matches.scores[wrong], kind="stable")]
-    _, first = np.unique(matches.matched_targets[wrong], return_index=True)
-    mended = wrong[first]
-    labels[mended] = matches.target_labels[matches.matched_targets[mended]]
-    outcomes[mended] = voc.TRUE_POSITIVE
-    kept[mended] = True
+    errors = np.flatnonzero(of_kind)
+    errors = errors[matches.found_by[matches.matched_targets[errors]] == NONE]
+    errors = errors[np.argsort(-matches.scores[errors], kind="stable")]
+    _, first = np.unique(matches.matched_targets[errors], return_index=True)
+    fixed = errors[first]
+    labels[fixed] = matches.target_labels[matches.matched_targets[fixed]]
+    outcomes[fixed] = voc.TRUE_POSITIVE
+    kept[fixed] = True
     return labels, outcomes, kept
 
 
-def _mean_precision(
-    matches: Matches,
-    labels: IntArray,
-    outcomes: IntArray,
-    kept: BoolArray,
-    objects: IntArray,
-    of: IntArray | None = None,
-) -> float:
-    """The mean average precision over the classes.
+def _without_targets(matches: Matches, dropped: BoolArray, objects: IntArray) -> float:
+    """The mean average precision if some targets are dropped, bool [M].
 
-    of: objects [C] there were before some were struck off. A class of which all were struck off has a
-        precision of 1 if nothing is predicted to be of it, else 0.
+    A class that loses all its targets has an average precision of 1 if it is never predicted, else 0.
     """
-    values = []
-    for label, count in enumerate(objects.tolist()):
-        rows = np.flatnonzero(kept & (labels == label))
-        if not count and of is not None and of[label]:
-            values.append(float(not len(rows)))
-            continue
-        curve = voc.curve(matches.scores[rows], outcomes[rows], count)
-        values.append(voc.summarize(curve, count).average_precision)
+    remaining = objects - np.bincount(matches.target_labels[dropped], minlength=len(objects))
+    all_kept = np.ones(len(matches.images), dtype=np.bool_)
+    values = _precisions(matches, matches.labels, matches.outcomes, all_kept, remaining)
+    for label in np.flatnonzero((remaining == 0) & (objects > 0)).tolist():
+        values[label] = float(not (matches.labels == label).any())
     return voc.mean(values)
+
+
+def _mean_precision(
+    matches: Matches, labels: IntArray, outcomes: IntArray, kept: BoolArray, objects: IntArray
+) -> float:
+    return voc.mean(_precisions(matches, labels, outcomes, kept, objects))
+
+
+def _precisions(
+    matches: Matches, labels: IntArray, outcomes: IntArray, kept: BoolArray, objects: IntArray
+) -> list[float]:
+    """The average precision of each class; `objects` is the number of targets of each class, [C]."""
+    by_class = voc.by_class(matches.scores[kept], labels[kept], outcomes[kept], objects)
+    return [each.average_precision for each in by_class]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.quality.examined_images import look_at
-from trainer.data.validate import Report
+from trainer.data.quality.examined_images import examine
+from trainer.data.validate import ValidationReport
 from trainer.errors import RunError
 from trainer.report.embedded_images import EmbeddedImages
 from trainer.report.page import Page
@@ -13,7 +13,7 @@ from trainer.report.sections.data_overview import add_data_overview
 from trainer.report.sections.data_problems import add_data_problems
 
 
-def write_data_report(directory: Path, checked: Report) -> Path:
+def write_data_report(directory: Path, checked: ValidationReport) -> Path:
     """Write report.html into a directory, with its charts as SVG and its tables as CSV next to it.
 
     Raises:
@@ -21,7 +21,7 @@ def write_data_report(directory: Path, checked: Report) -> Path:
     """
     page = Page(f"Data for {checked.train.task}", ", ".join(checked.train.files))
     embedded = EmbeddedImages()
-    images = look_at(checked.train, checked.validation) if len(checked.train) else None
+    images = examine(checked.train, checked.validation) if len(checked.train) else None
     if images is not None:
         add_data_overview(page, images, embedded)
     add_data_problems(page, images, embedded, checked.problems)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from trainer.data.quality.examined_images import look_at
+from trainer.data.quality.examined_images import examine
 from trainer.data.training_data import Data
 from trainer.report.embedded_images import EmbeddedImages
 from trainer.report.evaluated_run import EvaluatedRun
@@ -70,7 +70,7 @@ def write_run_report(
         add_prediction_examples(page, evaluated, embedded)
         add_label_errors(page, evaluated, embedded)
     if data is not None:
-        images = look_at(data.train, data.validation)
+        images = examine(data.train, data.validation)
         add_data_overview(page, images, embedded)
         add_data_problems(page, images, embedded, data.warnings)
     if output is None:

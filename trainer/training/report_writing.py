@@ -115,18 +115,18 @@ def evaluate(run: Run, job: Job, data: Data) -> EvaluatedRun:
         rles = [masks.from_polygons(polygon, size) for polygon in polygons] if by_masks else None
         images.append(EvaluatedImage.create(prediction, target, classes, by_masks=by_masks, rles=rles))
     iou_threshold, metric_type = _validation_settings(run, job)
-    analysis = analysing.analyse_scenes(
-        task, classes, images, iou_threshold=iou_threshold, metric_type=metric_type, sources=records
+    analysis = analysing.analyse_objects(
+        task, classes, images, iou_threshold=iou_threshold, metric_type=metric_type, image_names=records
     )
     return EvaluatedRun(analysis, records, answers, sizes)
 
 
 def _sizes(data: Data) -> list[tuple[int, int]]:
     """(height, width) of the validation images, known from the check of the data if it decoded them all."""
-    looks = data.validation.looks
-    if looks is None or not np.all(looks.sizes):
+    scans = data.validation.scans
+    if scans is None or not np.all(scans.sizes):
         return answer_file.image_sizes(data.validation)
-    return [(int(height), int(width)) for width, height in looks.sizes]
+    return [(int(height), int(width)) for width, height in scans.sizes]
 
 
 def _validation_settings(run: Run, job: Job) -> tuple[float, str]:

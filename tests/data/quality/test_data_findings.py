@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from trainer.data.quality.data_findings import find
-from trainer.data.quality.examined_images import Finding, look_at
+from trainer.data.quality.data_findings import find_suspicious
+from trainer.data.quality.examined_images import examine
+from trainer.data.quality.finding import Finding
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
 from trainer.data.validate import validate
@@ -43,8 +44,8 @@ def records(path: Path, task: Task = Task.CLASSIFICATION) -> Records:
 def found(
     train: Path, validation: Path | None = None, task: Task = Task.CLASSIFICATION
 ) -> dict[str, Finding]:
-    images = look_at(records(train, task), None if validation is None else records(validation, task))
-    return {finding.kind: finding for finding in find(images)}
+    images = examine(records(train, task), None if validation is None else records(validation, task))
+    return {finding.kind: finding for finding in find_suspicious(images)}
 
 
 def box(left: float, top: float, right: float, bottom: float, label: str = "a") -> dict[str, Any]:
@@ -129,8 +130,8 @@ def test_imbalance_rare_and_absent_classes(tmp_path: Path) -> None:
     validation = write(
         tmp_path, "validation", [(picture(200), "a"), (picture(201), "b"), (picture(202), "d")]
     )
-    images = look_at(records(train), records(validation))
-    odd = {(each.kind, each.title): each for each in find(images)}
+    images = examine(records(train), records(validation))
+    odd = {(each.kind, each.title): each for each in find_suspicious(images)}
     titles = {kind: [title for of, title in odd if of == kind] for kind, _ in odd}
     assert titles["imbalance"] == ["'a' has 15 times as many training images as 'b': 30 and 2"]
     assert titles["rare-classes"] == ["1 class with fewer than 10 training images: b (2)"]
@@ -142,9 +143,9 @@ def test_imbalance_rare_and_absent_classes(tmp_path: Path) -> None:
 
 def test_more_images_than_the_limit_are_drawn_evenly_and_that_is_told(tmp_path: Path) -> None:
     train = write(tmp_path, "train", [(picture(n % 2), "ab"[n % 2]) for n in range(40)])
-    images = look_at(records(train), None, limit=10)
-    assert images.looked_at == 10
-    assert len({int(index) for index in np.flatnonzero(images.looks.sizes.any(axis=1))}) == 10
+    images = examine(records(train), None, limit=10)
+    assert images.scanned == 10
+    assert len({int(index) for index in np.flatnonzero(images.scans.sizes.any(axis=1))}) == 10
 
 
 def test_validation_data_are_checked_against_the_training_data(tmp_path: Path) -> None:

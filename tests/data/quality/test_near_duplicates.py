@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image as Pillow
 
-from trainer.data.images import look
+from trainer.data.image_scan import scan
 from trainer.data.quality import near_duplicates as likeness
-from trainer.data.quality.near_duplicates import LARGEST_DISTANCE, alike, groups
+from trainer.data.quality.near_duplicates import MAX_DISTANCE, find_similar, groups
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -30,7 +30,7 @@ def encoded(picture: Pillow.Image, kind: str = "PNG", **options: int) -> bytes:
 
 
 def hash_of(content: bytes) -> Hashes:
-    return np.array(look(content).hash, dtype=np.uint64)
+    return np.array(scan(content).hash, dtype=np.uint64)
 
 
 def distance(one: bytes, other: bytes) -> int:
@@ -45,13 +45,13 @@ def test_copies_of_another_size_quality_and_brightness_are_near(seed: int) -> No
     coarse = encoded(picture, "JPEG", quality=30)
     dark = encoded(picture.point(lambda value: round(value * 0.6)))
     for copy in (small, coarse, dark):
-        assert distance(original, copy) <= LARGEST_DISTANCE
+        assert distance(original, copy) <= MAX_DISTANCE
 
 
 def test_other_pictures_are_far() -> None:
     hashes = np.stack([hash_of(encoded(scene(seed))) for seed in range(40)])
     one, other = np.triu_indices(40, 1)
-    assert np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1).min() > 2 * LARGEST_DISTANCE
+    assert np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1).min() > 2 * MAX_DISTANCE
 
 
 def test_a_turned_camera_is_no_difference() -> None:
@@ -61,18 +61,18 @@ def test_a_turned_camera_is_no_difference() -> None:
     turned = io.BytesIO()
     picture.transpose(Pillow.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
     assert distance(encoded(picture), turned.getvalue()) <= 2  # rounding
-    assert look(turned.getvalue()).size == picture.size
+    assert scan(turned.getvalue()).size == picture.size
 
 
 def test_a_picture_without_contrast_is_like_nothing() -> None:
     blank = encoded(Pillow.new("RGB", (50, 40), (200, 10, 10)))
-    assert look(blank).hash == (0, 0)
-    assert not len(alike(np.stack([hash_of(blank)] * 3)).pairs)
+    assert scan(blank).hash == (0, 0)
+    assert not len(find_similar(np.stack([hash_of(blank)] * 3)).pairs)
 
 
 def brute_force(hashes: Hashes) -> set[tuple[int, int]]:
     one, other = np.triu_indices(len(hashes), 1)
-    near = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1) <= LARGEST_DISTANCE
+    near = np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1) <= MAX_DISTANCE
     return set(zip(one[near].tolist(), other[near].tolist(), strict=True))
 
 
@@ -88,7 +88,7 @@ def test_the_search_finds_every_near_pair() -> None:
         hashes[300 + place] = hashes[place]
         for bit in bits.tolist():
             hashes[300 + place, bit // 64] ^= np.uint64(1 << (bit % 64))
-    found = alike(hashes)
+    found = find_similar(hashes)
     assert found.is_complete
     assert set(map(tuple, found.pairs.tolist())) == brute_force(hashes)
     assert len(found.pairs) > 50
@@ -99,17 +99,17 @@ def test_a_hundred_thousand_images_take_seconds_and_so_do_as_many_copies() -> No
     hashes = np.random.default_rng(0).integers(1, 2**63, (100_000, 2), dtype=np.uint64)
     hashes[90_000:90_100] = hashes[:100]
     started = time.process_time()
-    assert len(alike(hashes).pairs) == 100
-    same = alike(np.full((100_000, 2), 7, dtype=np.uint64))
+    assert len(find_similar(hashes).pairs) == 100
+    same = find_similar(np.full((100_000, 2), 7, dtype=np.uint64))
     assert len(groups(same.pairs)) == 1
     assert time.process_time() - started < 20
 
 
 def test_a_search_that_finds_too_much_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likeness, "MOST_PAIRS", 50)
+    monkeypatch.setattr(likeness, "MAX_PAIRS", 50)
     # 300 hashes that differ in one bit or two from each other
     hashes = np.stack([np.array([1 << bit, 5], dtype=np.uint64) for bit in range(8, 56)])
-    assert not alike(hashes).is_complete
+    assert not find_similar(hashes).is_complete
 
 
 def test_groups_are_what_pairs_join() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from trainer.data.reading.jsonl import read
-from trainer.data.reading.line_errors import examine
+from trainer.data.reading.line_errors import examine_line
 from trainer.data.reading.schema import FAST_ERRORS, fast_reader
 from trainer.tasks import Task
 
@@ -37,8 +37,8 @@ def box(**changes: Any) -> dict[str, Any]:
 
 NOT_JSON = "train.jsonl:1: must be one JSON object, got"
 NOT_A_CLASS = "train.jsonl:1: label: must be a class name"
-PIXELS = 'must be a positive number of pixels, as 499 or "499px"'
-IN_PIXELS = "is it in pixels? then divide it by the image's"
+PIXELS = 'must be a positive number of pixels, such as 499 or "499px"'
+IN_PIXELS = "is it in pixels? divide it by the image's"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ IN_PIXELS = "is it in pixels? then divide it by the image's"
         ('{"image_url": "a", "label": "x"} {}', f"{NOT_JSON} extra data at column 34"),
         ({"label": "x"}, "train.jsonl:1: image_url: is missing"),
         ({"imageUrl": "a", "label": "x"},
-         "train.jsonl:1: image_url: is missing; is 'imageUrl' meant? keys are case-sensitive"),
+         "train.jsonl:1: image_url: is missing; did you mean 'imageUrl'? keys are case-sensitive"),
         ({"image_url": "a"}, "train.jsonl:1: label: is missing"),
         ({"image_url": 3, "label": "x"}, "train.jsonl:1: image_url: must be a string, got 3"),
         ({"image_url": "", "label": "x"}, "train.jsonl:1: image_url: must name an image file, got ''"),
@@ -73,7 +73,7 @@ IN_PIXELS = "is it in pixels? then divide it by the image's"
         ({"image_url": "a", "label": "x", "image_details": {"height": -5}},
          f"train.jsonl:1: image_details.height: {PIXELS}, got -5"),
         ('{"image_url": "\\ud800.jpg", "label": "x"}',
-         "train.jsonl:1: must be valid Unicode, got half of a surrogate pair, such as \\ud800"),
+         "train.jsonl:1: must be valid Unicode, got an unpaired surrogate, such as \\ud800"),
     ],
 )  # fmt: skip
 def test_multiclass_faults(line: object, expected: str, write_lines: WriteLines) -> None:
@@ -186,9 +186,9 @@ def test_all_faults_of_all_lines_in_order(write_lines: WriteLines) -> None:
 def test_unknown_keys_are_counted_not_repeated(write_lines: WriteLines) -> None:
     lines = [{"image_url": str(n), "label": [box(pose="left"), box(pose="x")], "id": n} for n in range(5)]
     path = write_lines([{"image_url": "first", "label": [BOX]}, *lines])
+    said = "is not a key of the data schema and is ignored; the first of 5 such lines"
     assert messages(path, DETECTION) == [
-        f"warning: train.jsonl:2: {key}: is no key of the data schema; it is ignored; on 5 lines, here first"
-        for key in ("id", "label[].pose")
+        f"warning: train.jsonl:2: {key}: {said}" for key in ("id", "label[].pose")
     ]
     assert len(read([path], DETECTION).records) == 6
 
@@ -368,7 +368,7 @@ def test_the_fast_and_the_careful_reader_agree(task: Task, write_lines: WriteLin
     taken = 0
     for line in lines:
         text = json.dumps(line).encode()
-        findings = examine(text, task)
+        findings = examine_line(text, task)
         try:
             read_fast = fast(text)
         except FAST_ERRORS:

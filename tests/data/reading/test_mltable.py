@@ -98,7 +98,7 @@ def test_invalid_lines_drop(table: Callable[[str], Path]) -> None:
     result = read([folder], Task.CLASSIFICATION)
     dropped, missing = result.problems
     assert dropped.warning
-    assert str(dropped).endswith("on 2 lines, here first")
+    assert str(dropped).endswith("the first of 2 such lines")
     assert not missing.warning, "a faulty record is not an invalid line"
     assert [entry.line for entry in result.skipped] == [1, 3, 4]
 

@@ -29,7 +29,7 @@ def resolve(image_url: str, base: str = "/data/set", **datastores: str) -> str:
     resolver = Resolver(base, datastores)
     index, name = resolver.resolve(image_url)
     folder = resolver.folders[index]
-    return folder.resolved + (unquote(name) if folder.quoted else name)
+    return folder.resolved + (unquote(name) if folder.is_quoted else name)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_an_unmapped_datastore_is_said_once(write_lines: Callable[..., Path]) ->
     result = read([path], Task.CLASSIFICATION)
     first, second = map(str, result.problems)
     assert "the datastore 'blob' must be mapped (mapped: none)" in first
-    assert "--datastore blob=DIR_OR_URL; on 6 lines, here first" in first
+    assert "--datastore blob=DIR_OR_URL; the first of 6 such lines" in first
     assert "--datastore other=DIR_OR_URL" in second
     assert len(result.skipped) == 7
 
@@ -259,7 +259,7 @@ def test_a_whole_set_over_http(server: _Server, tmp_path: Path) -> None:
     for data in (f"{server.url}/set/train.jsonl", f"{server.url}/set"):
         report = validate(Task.CLASSIFICATION, [data], images=True)
         assert report.errors == 2
-        assert "train.jsonl:3: image_url: must name an image that can be read" in str(report.problems[0])
+        assert "train.jsonl:3: image_url: must name a readable image" in str(report.problems[0])
         assert "404" in str(report.problems[1])
 
 

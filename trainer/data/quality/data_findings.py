@@ -1,4 +1,4 @@
-"""What is odd about data that are right by the schema: copies, leakage, imbalance; by file and line."""
+"""Suspicious facts about valid data, by file and line: leakage, duplicates, imbalance, image sizes."""
 
 from __future__ import annotations
 
@@ -8,93 +8,100 @@ import numpy as np
 
 from trainer.annotations import IntArray
 from trainer.data.quality import box_findings
-from trainer.data.quality.examined_images import Finding, Images, Place, counted, with_offsets
-from trainer.data.quality.near_duplicates import Alike, alike, groups
+from trainer.data.quality.examined_images import ExaminedImages, with_offsets
+from trainer.data.quality.finding import Finding, Place, counted
+from trainer.data.quality.near_duplicates import SimilarImages, find_similar, groups
 from trainer.data.reading.records import Records
 
-FEW_IMAGES, IMBALANCE = 10, 10.0
-SMALLEST_IMAGE = 32
+FEW_IMAGES = 10
+"""A class with fewer training images is rare."""
+IMBALANCE = 10.0
+"""Ratio of the training images of the most and the least frequent class from which it is reported."""
+MIN_IMAGE_SIDE = 32
+"""Images with a shorter side, in pixels, are reported."""
+_SAME_IMAGE_DISTANCE = 2
+"""Bits in which the hashes of two files of one image may differ."""
 
 
-def find(images: Images) -> list[Finding]:
-    """All that is odd, what is serious first."""
-    found: list[Finding] = []
-    copies = alike(images.looks.hashes)
-    found += _copies(images, copies)
-    found += _labelled_twice(images, copies)
-    found += _balance(images)
-    found += _image_sizes(images)
+def find_suspicious(images: ExaminedImages) -> list[Finding]:
+    """Find everything suspicious about the data, serious findings first."""
+    findings: list[Finding] = []
+    similar = find_similar(images.scans.hashes)
+    findings += _duplicates(images, similar)
+    findings += _contradictions(images, similar)
+    findings += _class_balance(images)
+    findings += _image_sizes(images)
     if images.train.task.has_boxes:
-        found += box_findings.find(images)
+        findings += box_findings.find_suspicious_boxes(images)
     else:
-        found += _backgrounds(images)
-    return sorted(found, key=lambda finding: not finding.serious)
+        findings += _backgrounds(images)
+    return sorted(findings, key=lambda finding: not finding.serious)
 
 
-def _copies(images: Images, copies: Alike) -> list[Finding]:
-    leaked: list[Place] = []
-    doubled: list[Place] = []
-    nearest: dict[int, tuple[int, int]] = {}
-    for (one, other), distance in zip(copies.pairs.tolist(), copies.distances.tolist(), strict=True):
+def _duplicates(images: ExaminedImages, similar: SimilarImages) -> list[Finding]:
+    """Validation images that are training images, too, and images that occur several times in one set."""
+    distances = dict(zip(map(tuple, similar.pairs.tolist()), similar.distances.tolist(), strict=True))
+    nearest_in_training: dict[int, int] = {}  # validation image → the most similar training image
+    for one, other in similar.pairs.tolist():  # the most similar pairs come first
         if images.in_validation(one) != images.in_validation(other):
-            nearest.setdefault(other, (one, distance))
-    exact = {
-        (one, other): distance
-        for (one, other), distance in zip(copies.pairs.tolist(), copies.distances.tolist(), strict=True)
-    }
-    for members in groups(copies.pairs):
-        first = members[0]
-        for index in members[1:]:
-            crosses = images.in_validation(index) and not images.in_validation(first)
-            other, distance = nearest.get(index, (first, -1)) if crosses else (first, -1)
-            distance = exact.get((other, index), distance)
-            said = "the same picture" if distance == 0 else "nearly the same picture"
-            detail = f"{said} as {images.where(other)}"
-            (leaked if crosses else doubled).append(Place(index, images.where(index), detail, other))
-    rest = "" if copies.is_complete else " There are so many that the search ended early."
-    found = []
-    if leaked:
+            nearest_in_training.setdefault(other, one)
+    leaks: list[Place] = []
+    duplicates: list[Place] = []
+    for first, *others in groups(similar.pairs):
+        for index in others:
+            is_leak = images.in_validation(index) and not images.in_validation(first)
+            other = nearest_in_training.get(index, first) if is_leak else first
+            is_exact = distances.get((other, index)) == 0
+            relation = "the same image as" if is_exact else "nearly the same image as"
+            place = Place(index, images.where(index), f"{relation} {images.where(other)}", other)
+            (leaks if is_leak else duplicates).append(place)
+    rest = "" if similar.is_complete else " There are so many that the search ended early."
+    findings = []
+    if leaks:
+        title = f"{counted(len(leaks), 'validation image')} also in the training data"
         why = (
-            "Figures on pictures that the model was trained on flatter it. Take them out of one of the sets, "
-            "and split pictures of one scene, patient or video together."
+            "Metrics on images that the model was trained on are too good. Remove them from one of the sets, "
+            "and keep images of one scene, patient or video in the same set."
         )
-        title = f"{counted(len(leaked), 'validation image')} in the training data as well"
-        found.append(Finding("leakage", title, why + rest, leaked, serious=True))
-    if doubled:
-        why = "Copies count several times in training, and split badly. Keep one of each unless meant so."
-        title = f"{counted(len(doubled), 'image')} like another one of the same set"
-        found.append(Finding("duplicates", title, why + rest, doubled))
-    return found
+        findings.append(Finding("leakage", title, why + rest, leaks, serious=True))
+    if duplicates:
+        title = f"{counted(len(duplicates), 'image')} like another of the same set"
+        why = (
+            "Duplicates count several times in training and may be split between training and validation. "
+            "Keep one of each unless they are intended."
+        )
+        findings.append(Finding("duplicates", title, why + rest, duplicates))
+    return findings
 
 
-def _labelled_twice(images: Images, copies: Alike) -> list[Finding]:
-    """Copies whose labels differ."""
+def _contradictions(images: ExaminedImages, similar: SimilarImages) -> list[Finding]:
+    """Duplicates with different labels."""
     places = []
-    for one, other in copies.pairs[copies.distances <= 2].tolist():
+    for one, other in similar.pairs[similar.distances <= _SAME_IMAGE_DISTANCE].tolist():
         first, second = _classes_of(images, one), _classes_of(images, other)
         if first != second:
-            detail = f"{_named(second)} here, {_named(first)} at {images.where(one)}"
+            detail = f"{_labels_text(second)} here, {_labels_text(first)} at {images.where(one)}"
             places.append(Place(other, images.where(other), detail, one))
     if not places:
         return []
-    title = f"{counted(len(places), 'copy', 'copies')} with other labels than the original"
-    why = "One of the two is wrong, and the model is taught both."
+    title = f"{counted(len(places), 'duplicate')} with other labels than the original"
+    why = "One of the two labels is wrong, and the model learns both."
     return [Finding("contradictions", title, why, _in_order(places), serious=True)]
 
 
-def _balance(images: Images) -> list[Finding]:
+def _class_balance(images: ExaminedImages) -> list[Finding]:
     train = images.train
     counts = images_by_class(train)
-    found = []
+    findings = []
     if len(counts) > 1 and counts.min() > 0 and counts.max() / counts.min() >= IMBALANCE:
         most, least = int(counts.argmax()), int(counts.argmin())
         title = (
             f"{train.classes[most]!r} has {counts[most] / counts[least]:.0f} times as many training images "
             f"as {train.classes[least]!r}: {counts[most]:,} and {counts[least]:,}"
         )
-        why = "Rare classes are learnt badly, and averages hide it: look at the per-class figures."
-        found.append(Finding("imbalance", title, why, []))
-    for part, others, name in _sides(images):
+        why = "Rare classes are learned badly, which averages hide: check the per-class metrics."
+        findings.append(Finding("imbalance", title, why, []))
+    for part, others, name in _parts_with_others(images):
         own, other = images_by_class(part), images_by_class(others)
         missing = [label for label, count in zip(part.classes, own, strict=True) if not count]
         missing += [
@@ -103,13 +110,13 @@ def _balance(images: Images) -> list[Finding]:
             if count and label not in part.classes
         ]
         if missing:
-            title = f"{name} data have no image of {_listed(sorted(set(missing)))}"
+            title = f"{name} data have no image of {_names_text(sorted(set(missing)))}"
             why = (
                 "These classes will never be predicted."
                 if name == "Training"
-                else "Nothing can be said about how well these classes are recognised."
+                else "How well the model recognises these classes cannot be measured."
             )
-            found.append(Finding("absent-classes", title, why, [], serious=name == "Training"))
+            findings.append(Finding("absent-classes", title, why, [], serious=name == "Training"))
     few = [
         f"{name} ({count})"
         for name, count in zip(train.classes, counts, strict=True)
@@ -117,32 +124,32 @@ def _balance(images: Images) -> list[Finding]:
     ]
     if few:
         title = f"{counted(len(few), 'class', 'classes')} with fewer than {FEW_IMAGES} training images"
-        title += f": {_listed(few)}"
-        found.append(Finding("rare-classes", title, "So few hardly teach a class.", []))
-    return found
+        title += f": {_names_text(few)}"
+        findings.append(Finding("rare-classes", title, "That is usually too few to learn a class.", []))
+    return findings
 
 
-def _image_sizes(images: Images) -> list[Finding]:
-    small = np.flatnonzero((images.sizes > 0).all(axis=1) & (images.sizes.min(axis=1) < SMALLEST_IMAGE))
-    blank = np.flatnonzero(images.looks.sizes.all(axis=1) & ~images.looks.hashes.any(axis=1))
-    found = []
+def _image_sizes(images: ExaminedImages) -> list[Finding]:
+    small = np.flatnonzero((images.sizes > 0).all(axis=1) & (images.sizes.min(axis=1) < MIN_IMAGE_SIDE))
+    blank = np.flatnonzero(images.scans.sizes.all(axis=1) & ~images.scans.hashes.any(axis=1))
+    findings = []
     if len(blank):
-        places = [Place(i, images.where(i), "without any contrast") for i in blank.tolist()]
+        places = [Place(i, images.where(i), "without contrast") for i in blank.tolist()]
         title = f"{counted(len(places), 'image')} of a single colour"
-        found.append(
-            Finding("blank-images", title, "Is the picture damaged, or a cover left on the lens?", places)
+        findings.append(
+            Finding("blank-images", title, "Is the image damaged, or was the lens covered?", places)
         )
     if len(small):
         places = [
             Place(i, images.where(i), f"{images.sizes[i][0]} x {images.sizes[i][1]} pixels")
             for i in small.tolist()
         ]
-        title = f"{counted(len(places), 'image')} with a side under {SMALLEST_IMAGE} pixels"
-        found.append(Finding("small-images", title, "Are these previews of larger pictures?", places))
-    return found
+        title = f"{counted(len(places), 'image')} with a side under {MIN_IMAGE_SIDE} pixels"
+        findings.append(Finding("small-images", title, "Are these thumbnails of larger images?", places))
+    return findings
 
 
-def _backgrounds(images: Images) -> list[Finding]:
+def _backgrounds(images: ExaminedImages) -> list[Finding]:
     places = [
         Place(offset + index, part.location(index), "no label")
         for part, offset in with_offsets(images)
@@ -151,34 +158,41 @@ def _backgrounds(images: Images) -> list[Finding]:
     if not places:
         return []
     title = f"{counted(len(places), 'image')} without any label"
-    return [Finding("unlabelled", title, "They teach that none of the classes is there. Is that so?", places)]
+    return [
+        Finding(
+            "unlabelled",
+            title,
+            "They teach the model that none of the classes is present. Is that right?",
+            places,
+        )
+    ]
 
 
-def _sides(images: Images) -> list[tuple[Records, Records, str]]:
+def _parts_with_others(images: ExaminedImages) -> list[tuple[Records, Records, str]]:
     if images.validation is None:
         return []
     return [(images.train, images.validation, "Training"), (images.validation, images.train, "Validation")]
 
 
 def images_by_class(records: Records) -> IntArray:
-    """int64 [C]: how many images have at least one label of each class."""
+    """Number of images with at least one label of each class, int64 [C]."""
     image_of = np.repeat(np.arange(len(records)), np.diff(records.starts))
     pairs = np.unique(image_of * max(1, len(records.classes)) + records.labels)
     return np.bincount(pairs % max(1, len(records.classes)), minlength=len(records.classes))
 
 
-def _classes_of(images: Images, index: int) -> list[str]:
+def _classes_of(images: ExaminedImages, index: int) -> list[str]:
     records, own = images.at(index)
     labels = records.labels[records.starts[own] : records.starts[own + 1]]
     names = sorted(records.classes[label] for label in labels.tolist())
     return sorted(set(names)) if records.task.has_boxes else names
 
 
-def _named(names: Sequence[str]) -> str:
-    return _listed(names) if names else "no label"
+def _labels_text(names: Sequence[str]) -> str:
+    return _names_text(names) if names else "no label"
 
 
-def _listed(names: Sequence[str], most: int = 8) -> str:
+def _names_text(names: Sequence[str], most: int = 8) -> str:
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 

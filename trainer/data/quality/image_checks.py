@@ -1,88 +1,101 @@
-"""Looks at the images of records: do they exist, can they be decoded, have they the declared shape."""
+"""Checks the images of records: they exist, can be decoded and have the declared shape."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import IntArray
-from trainer.data.images import ImageError, Look, look
+from trainer.cores import available_cores
+from trainer.data.image_scan import Scan, scan
+from trainer.data.images import ImageError
 from trainer.data.progress import track
-from trainer.data.reading.records import Looks, Records
+from trainer.data.reading.file_report import first_of
+from trainer.data.reading.jsonl import ReadResult
+from trainer.data.reading.records import Records, Scans
+from trainer.data.reading.skipped import Skipped
 from trainer.data.reading.urls import UrlError, is_url, local_path
 from trainer.errors import Problem
 
-_IMAGES_AT_ONCE = 4096
-_LISTED_FROM = 32  # a folder with as many images is listed once, which spares network drives many questions
+_IMAGES_PER_BLOCK = 4096
+_MIN_IMAGES_TO_LIST = 32
+"""Folders with this many images are listed once: on a network drive, checking each file is slow."""
 _SHAPE_TOLERANCE = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """Attributes:
-    problems: in the order of the records.
-    reasons: index of each record without a usable image → why.
-    looks: of the images, for each record; None if they were not decoded.
-    """
-
-    problems: list[Problem]
-    reasons: dict[int, str]
-    looks: Looks | None = None
-
-
-def inspect(records: Records, *, decode: bool, progress: bool) -> Inspection:
-    """Look at every image.
+def check_images(result: ReadResult, *, decode: bool, progress: bool = False) -> ReadResult:
+    """Check the images of records and leave out the records whose image cannot be used.
 
     Args:
-        decode: read each image to its end, fetching remote ones; otherwise local files only have to exist.
+        decode: read every image to its end, fetching remote ones; otherwise local files only have to exist.
+        progress: show progress while decoding.
+
+    Returns:
+        The result without these records, their lines added to `skipped` and the problems to `problems`. After
+        decoding, the records have `scans`.
     """
-    problems: list[tuple[int, Problem]] = []
-    reasons: dict[int, str] = {}
-    lost = _in_lost_folders(records)
-    for indices in lost:
+    records = result.records
+    problems: list[tuple[int, Problem]] = []  # with the index of the record
+    reasons: dict[int, str] = {}  # index of each record without a usable image → reason
+    missing = _in_missing_folders(records)
+    for indices in missing:
         first = int(indices[0])
         folder = os.path.dirname(records.source(first))
-        hint = f"on {len(indices):,} lines, here first" if len(indices) > 1 else ""
-        where, rule = records.location(first), "must lie in a folder that exists"
-        problems.append((first, Problem(where, "image_url", rule, folder, hint)))
+        where, rule = records.location(first), "must be in a folder that exists"
+        problems.append((first, Problem(where, "image_url", rule, folder, first_of(len(indices)))))
         reasons |= dict.fromkeys(indices.tolist(), str(Problem("", "image_url", rule, folder)))
 
-    rest = np.setdiff1d(np.arange(len(records)), np.concatenate([np.zeros(0, dtype=np.int64), *lost]))
-    looks = Looks.none(len(records))
-    states: Iterator[tuple[int, str | Look | None]]
-    states = _decoded(records, rest) if decode else _existing(records, rest)
+    rest = np.setdiff1d(np.arange(len(records)), np.concatenate([np.zeros(0, dtype=np.int64), *missing]))
+    scans = Scans.empty(len(records))
+    outcomes: Iterator[tuple[int, str | Scan | None]]
+    outcomes = _scan_each(records, rest) if decode else _find_each(records, rest)
     if decode and progress:
-        states = track(states, "checking images", len(rest))
-    for index, state in states:
-        if isinstance(state, str):
-            got = f"{records.image_url(index)!r}: {state} ({records.source(index)})"
-            where, rule = records.location(index), "must name an image that can be read"
-            problem = Problem(where, "image_url", rule, got)
+        outcomes = track(outcomes, "checking images", len(rest))
+    for index, outcome in outcomes:
+        if isinstance(outcome, str):
+            got = f"{records.image_url(index)!r}: {outcome} ({records.source(index)})"
+            problem = Problem(records.location(index), "image_url", "must name a readable image", got)
             problems.append((index, problem))
             reasons[index] = str(replace(problem, where=""))
-        elif state is not None:
-            looks.sizes[index], looks.hashes[index] = state
-    problems += _turned(records, looks.sizes.astype(np.int64))
+        elif outcome is not None:
+            scans.sizes[index], scans.hashes[index] = outcome
+    problems += _different_shapes(records, scans.sizes.astype(np.int64))
     in_order = [problem for _, problem in sorted(problems, key=lambda entry: entry[0])]
-    return Inspection(in_order, reasons, looks if decode else None)
+    if decode:
+        records = replace(records, scans=scans)
+    result = replace(result, records=records, problems=[*result.problems, *in_order])
+    return _without(result, reasons) if reasons else result
 
 
-def take_looks(records: Records, indices: IntArray) -> Looks:
-    """The looks of some records, fetched and decoded; zeros for all others and for those that cannot be."""
-    looks = Looks.none(len(records))
-    for index, state in _decoded(records, indices):
-        if isinstance(state, Look):
-            looks.sizes[index], looks.hashes[index] = state
-    return looks
+def scan_images(records: Records, indices: IntArray) -> Scans:
+    """Fetch and decode the images of some records; the others, and unreadable ones, stay zero."""
+    scans = Scans.empty(len(records))
+    for index, outcome in _scan_each(records, indices):
+        if isinstance(outcome, Scan):
+            scans.sizes[index], scans.hashes[index] = outcome
+    return scans
 
 
-def _in_lost_folders(records: Records) -> list[IntArray]:
-    """For each local folder that does not exist the records with images in it, int64 [k]."""
+def _without(result: ReadResult, reasons: dict[int, str]) -> ReadResult:
+    """The result without the records in `reasons` (index → reason), which become skipped lines."""
+    records = result.records
+    skipped = [
+        Skipped(result.files[records.file_index[index]], int(records.lines[index]), (reason,))
+        for index, reason in reasons.items()
+    ]
+    position = {file: index for index, file in enumerate(result.files)}
+    skipped = sorted([*result.skipped, *skipped], key=lambda entry: (position[entry.file], entry.line))
+    usable = np.setdiff1d(np.arange(len(records)), np.fromiter(reasons, dtype=np.int64))
+    return replace(result, records=records.subset(usable).without_unused_classes(), skipped=skipped)
+
+
+def _in_missing_folders(records: Records) -> list[IntArray]:
+    """The indices of the records in each local folder that does not exist, int64 [k] for each folder."""
     if not len(records):
         return []
     order = np.argsort(records.folder_index, kind="stable")
@@ -94,8 +107,8 @@ def _in_lost_folders(records: Records) -> list[IntArray]:
     ]
 
 
-def _existing(records: Records, indices: IntArray) -> Iterator[tuple[int, str | None]]:
-    """(index, what is wrong with the image's place or None)."""
+def _find_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str | None]]:
+    """Yield each index with what is wrong with its image file, or None."""
     counts = np.bincount(records.folder_index[indices], minlength=len(records.folders))
     listings: dict[int, frozenset[str]] = {}
     for index, folder in zip(indices.tolist(), records.folder_index[indices].tolist(), strict=True):
@@ -103,7 +116,7 @@ def _existing(records: Records, indices: IntArray) -> Iterator[tuple[int, str | 
         if is_url(source):
             yield index, None
             continue
-        if counts[folder] >= _LISTED_FROM:
+        if counts[folder] >= _MIN_IMAGES_TO_LIST:
             if folder not in listings:
                 listings[folder] = _file_names(os.path.dirname(source))
             if os.path.basename(source) in listings[folder]:
@@ -117,27 +130,30 @@ def _file_names(folder: str) -> frozenset[str]:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
     except OSError:
-        return frozenset()  # then each file is asked for
+        return frozenset()  # each file is then looked up by itself
 
 
-def _decoded(records: Records, indices: IntArray) -> Iterator[tuple[int, str | Look]]:
-    """(index, what is wrong with the image or its look)."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        for begin in range(0, len(indices), _IMAGES_AT_ONCE):
-            block = indices[begin : begin + _IMAGES_AT_ONCE].tolist()
-            yield from zip(block, pool.map(_looked_at, map(records.source, block)), strict=True)
+def _scan_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str | Scan]]:
+    """Yield each index with its image's scan, or with what is wrong with the image."""
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for start in range(0, len(indices), _IMAGES_PER_BLOCK):
+            block = indices[start : start + _IMAGES_PER_BLOCK].tolist()
+            yield from zip(block, pool.map(_scan_or_error, map(records.source, block)), strict=True)
 
 
-def _looked_at(source: str) -> str | Look:
+def _scan_or_error(source: str) -> str | Scan:
     try:
-        return look(local_path(source))
+        return scan(local_path(source))
     except (ImageError, UrlError) as error:
         return str(error)
 
 
-def _turned(records: Records, sizes: npt.NDArray[np.int64]) -> list[tuple[int, Problem]]:
-    """Warn where image_details declares another shape: boxes may be meant for the image before its turn."""
+def _different_shapes(records: Records, sizes: npt.NDArray[np.int64]) -> list[tuple[int, Problem]]:
+    """Warn where image_details declares another shape: the boxes may refer to the image before its rotation.
+
+    Args:
+        sizes: [n, 2], (width, height) as decoded; 0 where unknown.
+    """
     if not records.task.has_boxes or not len(records):
         return []
     declared = records.sizes.astype(np.int64)
@@ -148,14 +164,10 @@ def _turned(records: Records, sizes: npt.NDArray[np.int64]) -> list[tuple[int, P
     for file in np.unique(records.file_index[differs]).tolist():
         indices = np.flatnonzero(differs & (records.file_index == file))
         first = int(indices[0])
-        (width, height), (real_width, real_height) = declared[first].tolist(), sizes[first].tolist()
+        (width, height), (actual_width, actual_height) = declared[first].tolist(), sizes[first].tolist()
+        got = f"{width} x {height} for an image of {actual_width} x {actual_height}"
         hint = "coordinates must be fractions of the upright image (EXIF orientation applied)"
-        hint = f"{hint}; on {len(indices):,} lines, here first" if len(indices) > 1 else hint
-        rule, got = (
-            "should declare the shape of the image",
-            f"{width} x {height} for an image of {real_width} x {real_height}",
-        )
-        problems.append(
-            (first, Problem(records.location(first), "image_details", rule, got, hint, warning=True))
-        )
+        hint += f"; {first_of(len(indices))}" if len(indices) > 1 else ""
+        where, rule = records.location(first), "should declare the shape of the image"
+        problems.append((first, Problem(where, "image_details", rule, got, hint, warning=True)))
     return problems

@@ -1,13 +1,14 @@
-"""Images that look alike, found by their perceptual hashes among hundreds of thousands.
+"""Finds near-duplicates among hundreds of thousands of images by their perceptual hashes.
 
-The hash is `trainer.data.images.Look`'s; a library for it (imagehash) would bring SciPy and PyWavelets for
-what NumPy does in three lines, and has no search, which is what matters here. Copies of another size, format
-or brightness are found, and shots of one scene in a row; crops and mirrored copies are not.
+It finds copies of another size, format or brightness, and consecutive shots of one scene, but not crops and
+mirrored copies. The hash is that of trainer.data.image_scan; the library imagehash computes it, too, but
+would add SciPy and PyWavelets, and has no search.
 
-Two hashes of 128 bits that differ in at most 7 agree in at least one of their eight parts of 16 bits. So for
-each part the images are sorted by it, and compared with their neighbours of the same part: n log n instead
-of n² comparisons. Of more than 64 hashes that agree in a part each is compared with the 64 that follow; that
-loses pairs only where hundreds look alike anyway. Of images with equal hashes the first stands for all.
+Two hashes of 128 bits that differ in at most 7 bits agree in at least one of their eight parts of 16 bits. So
+the images are sorted by each part in turn and compared with their neighbours of the same part: n log n
+    instead
+of n² comparisons. If more than 64 hashes agree in a part, each is compared with the next 64; that loses pairs
+only among hundreds of similar images. Of images with equal hashes, only the first is compared with others.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ import numpy.typing as npt
 
 from trainer.annotations import IntArray
 
-LARGEST_DISTANCE = 7
-"""Bits of 128. Of unrelated photographs one pair in many millions comes as near."""
+MAX_DISTANCE = 7
+"""Differing bits, of 128. Of unrelated photographs, one pair in many millions is as close."""
 _NEIGHBOURS = 64
 _PARTS = 8
-MOST_PAIRS = 200_000
+MAX_PAIRS = 200_000
 
 
-class Alike(NamedTuple):
-    """Pairs of images.
+class SimilarImages(NamedTuple):
+    """Pairs of near-duplicates.
 
     Attributes:
-        pairs: int64 [p, 2], the smaller index first, the nearest pairs first. Of images with equal hashes the
-            first is paired with each of the others, and it alone with those that are less near.
-        distances: int64 [p], bits in which their hashes differ.
-        is_complete: False if the search ended early, with more than MOST_PAIRS.
+        pairs: int64 [p, 2], the smaller index first; the most similar pairs come first. Of images with equal
+            hashes, the first is paired with each of the others and, alone, with less similar ones.
+        distances: int64 [p], number of bits in which the hashes differ.
+        is_complete: False if the search ended early, after more than MAX_PAIRS.
     """
 
     pairs: IntArray
@@ -41,33 +42,33 @@ class Alike(NamedTuple):
     is_complete: bool = True
 
 
-def alike(hashes: npt.NDArray[np.uint64]) -> Alike:
-    """Pairs of hashes, uint64 [n, 2], at most LARGEST_DISTANCE bits apart; (0, 0) is like nothing."""
+def find_similar(hashes: npt.NDArray[np.uint64]) -> SimilarImages:
+    """Find the pairs of hashes, uint64 [n, 2], at most MAX_DISTANCE bits apart; (0, 0) matches nothing."""
     known = np.flatnonzero(hashes.any(axis=1))
-    kinds, first, kind = np.unique(hashes[known], axis=0, return_index=True, return_inverse=True)
-    again = np.setdiff1d(np.arange(len(known)), first)
-    found = [np.stack([known[first[kind.reshape(-1)[again]]], known[again]], axis=1)]
-    parts = np.ascontiguousarray(kinds).view(np.uint16)  # [kinds, 8]
+    distinct, first, inverse = np.unique(hashes[known], axis=0, return_index=True, return_inverse=True)
+    repeated = np.setdiff1d(np.arange(len(known)), first)
+    found = [np.stack([known[first[inverse.reshape(-1)[repeated]]], known[repeated]], axis=1)]
+    parts = np.ascontiguousarray(distinct).view(np.uint16)  # [n, 8]
     total = 0
     for part in range(_PARTS):
         order = np.argsort(parts[:, part], kind="stable")
         values = parts[order, part]
         for offset in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
             same = np.flatnonzero(values[offset:] == values[:-offset])
-            if not len(same) or total > MOST_PAIRS:
+            if not len(same) or total > MAX_PAIRS:
                 break
-            one, other = order[same], order[same + offset]
-            near = _distances(kinds[one], kinds[other]) <= LARGEST_DISTANCE
-            found.append(np.stack([known[first[one[near]]], known[first[other[near]]]], axis=1))
+            left, right = order[same], order[same + offset]
+            near = _distances(distinct[left], distinct[right]) <= MAX_DISTANCE
+            found.append(np.stack([known[first[left[near]]], known[first[right[near]]]], axis=1))
             total += int(near.sum())
     pairs = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
     distances = _distances(hashes[pairs[:, 0]], hashes[pairs[:, 1]])
     nearest = np.argsort(distances, kind="stable")
-    return Alike(pairs[nearest], distances[nearest], total <= MOST_PAIRS)
+    return SimilarImages(pairs[nearest], distances[nearest], total <= MAX_PAIRS)
 
 
 def groups(pairs: IntArray) -> list[list[int]]:
-    """Images that pairs join, directly or over others; each group and the groups in rising order."""
+    """Group images that pairs connect, directly or through others; each group in ascending order."""
     leader: dict[int, int] = {}
 
     def first_of(index: int) -> int:
@@ -76,8 +77,8 @@ def groups(pairs: IntArray) -> list[list[int]]:
             index = leader[index]
         return index
 
-    for one, other in pairs.tolist():
-        low, high = sorted((first_of(one), first_of(other)))
+    for left, right in pairs.tolist():
+        low, high = sorted((first_of(left), first_of(right)))
         leader[high] = low
     members: dict[int, list[int]] = {}
     for index in sorted(leader):
@@ -85,5 +86,5 @@ def groups(pairs: IntArray) -> list[list[int]]:
     return list(members.values())
 
 
-def _distances(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> IntArray:
-    return np.asarray(np.bitwise_count(one ^ other).sum(axis=1, dtype=np.int64))
+def _distances(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> IntArray:
+    return np.asarray(np.bitwise_count(left ^ right).sum(axis=1, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Data files and their lines."""
+"""A JSON lines file and how its lines are read."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class DataFile(NamedTuple):
     """One JSON lines file.
 
     Attributes:
-        name: as messages name it.
+        name: the name used in messages.
         path: absolute local path or URL.
         encoding: Python's name of its character encoding.
-        drop_invalid: lines that are no JSON are dropped and counted (an MLTable's invalid_lines: drop).
+        drop_invalid: drop and count lines that are not JSON (`invalid_lines: drop` of an MLTable).
     """
 
     name: str
@@ -35,16 +35,17 @@ class DataFile(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The folder, local or a URL, that relative image_urls start from."""
+        """The folder or URL that relative image_urls are resolved against."""
         return parent(self.path)
 
 
 def read_lines(file: DataFile) -> Iterator[list[bytes]]:
-    """The file's lines as UTF-8 (if its encoding is right) without their ends, some thousands at a time.
+    """Yield the file's lines in UTF-8, without line ends, some thousands at a time.
 
     Raises:
         OSError, UrlError: the file cannot be read.
-        UnicodeError: its content is not in `file.encoding`; never for UTF-8, which is checked line by line.
+        UnicodeError: the content is not in `file.encoding`. UTF-8 itself is not checked here, but line by
+        line.
     """
     rest = b""
     for chunk in _chunks(file):
@@ -56,7 +57,7 @@ def read_lines(file: DataFile) -> Iterator[list[bytes]]:
 
 
 def pick_lines(file: DataFile, numbers: Sequence[int]) -> dict[int, bytes]:
-    """The lines of these numbers, counted from 1, as read_lines gives them."""
+    """The lines with the given numbers, counted from 1, as read_lines yields them."""
     wanted = set(numbers)
     picked: dict[int, bytes] = {}
     count = 0
@@ -73,7 +74,7 @@ def _chunks(file: DataFile) -> Iterator[bytes]:
         if decoder is None:
             for mark, encoding in _BYTE_ORDER_MARKS:
                 if first.startswith(mark):
-                    raise UnicodeError(f"{encoding} (it begins with that encoding's byte order mark)")
+                    raise UnicodeError(f"{encoding} (the file starts with its byte order mark)")
             first = first.removeprefix(codecs.BOM_UTF8)
         chunk = first
         while chunk:

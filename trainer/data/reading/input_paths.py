@@ -1,10 +1,11 @@
-"""From the paths a user names to data files: .jsonl files as they are, MLTable folders by what they name."""
+"""Turns the paths that a user gives into data files: .jsonl files directly, MLTables by what they list."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from trainer.data.reading import mltable
@@ -12,11 +13,27 @@ from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.urls import UrlError, is_url, local_path, resolve_path
 from trainer.errors import Problem
 
+PathLike: TypeAlias = str | os.PathLike[str]
+Paths: TypeAlias = PathLike | Sequence[PathLike]
+"""One or several .jsonl files or MLTable folders, local or by URL."""
 
-def find(
-    paths: Sequence[str | os.PathLike[str]], datastores: Mapping[str, str]
+
+def as_list(paths: Paths) -> list[PathLike]:
+    """The paths as a list, also if a single one is given."""
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def find_files(
+    paths: Sequence[PathLike], datastores: Mapping[str, str]
 ) -> tuple[list[DataFile], list[Problem]]:
-    """The JSON lines files behind .jsonl files and MLTable folders, and what is wrong with those paths."""
+    """Find the JSON lines files behind .jsonl files and MLTable folders.
+
+    Args:
+        datastores: Azure datastore name → local directory or URL with its content.
+
+    Returns:
+        The files in the order of the paths, and what is wrong with the paths.
+    """
     files: list[DataFile] = []
     problems: list[Problem] = []
     for given in paths:
@@ -26,25 +43,24 @@ def find(
         except UrlError as error:
             problems.append(Problem(name, "", error.rule, error.got, error.hint))
             continue
-        found, wrong = (
-            mltable.read(name, path, datastores) if _is_mltable(path) else ([DataFile(name, path)], [])
-        )
-        problems += wrong
-        for file in found:
+        if _is_mltable(path):
+            listed, listing_problems = mltable.read(name, path, datastores)
+            problems += listing_problems
+        else:
+            listed = [DataFile(name, path)]
+        for file in listed:
             problem = _unusable(file)
-            if problem is not None:
-                problems.append(problem)
-            elif any(file.path == other.path for other in files):
-                problems.append(
-                    Problem(file.name, "", "must be given only once", hint="remove one of the two")
-                )
-            else:
+            if problem is None and any(file.path == other.path for other in files):
+                problem = Problem(file.name, "", "must be given only once", hint="remove one of the two")
+            if problem is None:
                 files.append(file)
+            else:
+                problems.append(problem)
     return files, problems
 
 
 def _is_mltable(path: str) -> bool:
-    """Whether a path stands for an MLTable: its folder, or the file MLTable in it."""
+    """Whether a path is an MLTable: its folder, or the file named MLTable in it."""
     if not is_url(path):
         return os.path.isdir(path) or os.path.basename(path) == "MLTable"
     name = PurePosixPath(urlsplit(path).path).name
@@ -52,7 +68,7 @@ def _is_mltable(path: str) -> bool:
 
 
 def _unusable(file: DataFile) -> Problem | None:
-    """Why a data file cannot be read at all."""
+    """Why a data file cannot be read at all; None if it can."""
     if is_url(file.path):
         try:
             local_path(file.path, refresh=True)
@@ -60,9 +76,8 @@ def _unusable(file: DataFile) -> Problem | None:
             return Problem(file.name, "", error.rule, error.got, error.hint)
         return None
     if not os.path.exists(file.path):
-        return Problem(
-            file.name, "", "must be a .jsonl file or an MLTable folder", "a path that does not exist"
-        )
+        got = "a path that does not exist"
+        return Problem(file.name, "", "must be a .jsonl file or an MLTable folder", got)
     if not os.path.isfile(file.path):
         return Problem(file.name, "", "must be a file", "something else, such as a pipe or a device")
     if not os.access(file.path, os.R_OK):

@@ -1,4 +1,4 @@
-"""MLTable folders: the file MLTable in them names JSON lines files and how to read them."""
+"""Reads MLTable folders, whose file MLTable lists JSON lines files and how to read them."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ _ENCODINGS = {
     "utf16": "utf-16",
     "utf32": "utf-32",
 }
-"""MLTable's own encoding names, which differ from Python's."""
+"""MLTable's encoding name → Python's."""
 
 
 def read(name: str, path: str, datastores: Mapping[str, str]) -> tuple[list[DataFile], list[Problem]]:
-    """The data files that an MLTable names, and what is wrong with it.
+    """Return the data files that an MLTable lists, and what is wrong with it.
 
     Args:
-        name: the folder, or the file MLTable in it, as the user named it.
-        path: the same as an absolute path or a URL.
-        datastores: as in urls.Resolver.
+        name: the folder, or the file MLTable in it, as the user gave it.
+        path: its absolute path or URL.
+        datastores: Azure datastore name → local directory or URL with its content.
     """
     if path.rsplit("/", 1)[-1] != "MLTable":
         name, path = os.path.join(name, "MLTable"), f"{path}/MLTable"
     if not is_url(path) and not os.path.isfile(path):
         there = sorted(glob.glob("*.jsonl", root_dir=os.path.dirname(path)))
-        hint = f"the folder has {', '.join(there[:3])}: name that file" if there else ""
-        return [], [Problem(name, "", "must exist in a folder given as data", "no such file", hint)]
+        hint = f"the folder holds {', '.join(there[:3])}: give that file instead" if there else ""
+        return [], [Problem(name, "", "must be in a folder given as data", "no such file", hint)]
     try:
         with open(local_path(path, refresh=True), encoding="utf-8-sig") as stream:
             content = yaml.safe_load(stream)
@@ -67,7 +67,7 @@ def read(name: str, path: str, datastores: Mapping[str, str]) -> tuple[list[Data
 
 
 class _Reader:
-    """Collects files and problems of one MLTable."""
+    """Collects the files and problems of one MLTable."""
 
     def __init__(self, name: str, path: str, datastores: Mapping[str, str]) -> None:
         self._name = name
@@ -78,7 +78,7 @@ class _Reader:
     def read(self, content: dict[str, Any]) -> tuple[list[DataFile], list[Problem]]:
         for key in content:
             if key not in _TOP_LEVEL_KEYS:
-                self._add(str(key), "is no key of an MLTable; ignored", warning=True)
+                self._add(str(key), "is not a key of an MLTable and is ignored", warning=True)
         encoding, drop_invalid = self._options(content.get("transformations"))
         files: list[DataFile] = []
         for index, entry in enumerate(content["paths"]):
@@ -92,7 +92,7 @@ class _Reader:
         self._problems.append(Problem(self._name, field, rule, str(got), hint, warning))
 
     def _options(self, transformations: object) -> tuple[str, bool]:
-        """(encoding, are invalid lines dropped) of read_json_lines; all else is refused."""
+        """Return (encoding, are invalid lines dropped) of read_json_lines; reject other transformations."""
         encoding, drop_invalid = "utf-8", False
         if not isinstance(transformations, list | None):
             self._add("transformations", "must be a list", repr(transformations))
@@ -105,13 +105,13 @@ class _Reader:
             elif kind == "convert_column_types":
                 self._convert_column_types(f"{field}.{kind}", options)
             else:
-                self._add(field, f"must be one of the supported: {_TRANSFORMATIONS}", repr(kind))
+                self._add(field, f"must be a supported transformation: {_TRANSFORMATIONS}", repr(kind))
         return encoding, drop_invalid
 
     def _read_json_lines(self, field: str, options: dict[str, Any]) -> tuple[str, bool]:
         for key in options:
             if key not in _READ_OPTIONS:
-                self._add(f"{field}.{key}", f"is no option; there are {', '.join(_READ_OPTIONS)}")
+                self._add(f"{field}.{key}", f"is not an option; the options are {', '.join(_READ_OPTIONS)}")
         invalid_lines = options.get("invalid_lines", "error")
         if invalid_lines not in ("error", "drop"):
             self._add(f"{field}.invalid_lines", "must be error or drop", repr(invalid_lines))
@@ -125,17 +125,17 @@ class _Reader:
         return codecs.lookup(encoding).name, invalid_lines == "drop"
 
     def _convert_column_types(self, field: str, options: object) -> None:
-        """Nothing to do: image_url is a path here anyway. Any other conversion would change the data."""
+        """Accept image_url as stream_info, which changes nothing here; reject conversions of the data."""
         for entry in options if isinstance(options, list) else [options]:
             columns = entry.get("columns") if isinstance(entry, dict) else None
             column_type = entry.get("column_type") if isinstance(entry, dict) else None
             if isinstance(column_type, dict):  # the long form: {stream_info: {…}}
                 column_type = next(iter(column_type), None)
             if columns not in ("image_url", ["image_url"]) or column_type != "stream_info":
-                self._add(field, f"must be one of the supported: {_TRANSFORMATIONS}", repr(entry))
+                self._add(field, f"must be a supported transformation: {_TRANSFORMATIONS}", repr(entry))
 
     def _expand(self, field: str, entry: object) -> list[str]:
-        """The absolute paths or URLs of the files that one entry of `paths` stands for, sorted."""
+        """The sorted absolute paths or URLs of the files that one entry of `paths` lists."""
         if not isinstance(entry, dict) or len(entry) != 1 or next(iter(entry)) not in _PATH_KEYS:
             self._add(field, "must be {file: …}, {pattern: …} or {folder: …}", repr(entry))
             return []
@@ -165,7 +165,7 @@ class _Reader:
 
 
 def _matching(folder: str, pattern: str) -> list[str]:
-    """The files in a folder, local or a URL, that a glob pattern matches, sorted."""
+    """The sorted files in a local or remote folder that match a glob pattern."""
     if not is_url(folder):
         found = glob.glob(pattern, root_dir=folder, recursive=True)
         return sorted(path for name in found if os.path.isfile(path := os.path.join(folder, name)))

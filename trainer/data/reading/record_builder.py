@@ -1,4 +1,4 @@
-"""Collects the lines of one data file into the columns of Records."""
+"""Builds Records from the lines of one data file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from trainer.data.reading.schema import SMALLEST_SIDE, Box, Outline
 from trainer.tasks import Task
 
 
-class Mixed(NamedTuple):
-    """Records whose class names break the habit of their file, and their kind: "integers" or "strings"."""
+class MixedClassNames(NamedTuple):
+    """The records whose class names are of the rarer type in their file, and that type's name in messages."""
 
     indices: IntArray
     kind: str
 
 
-class Columns:
-    """One data file's columns: Python lists while they are filled, packed into arrays now and then."""
+class RecordBuilder:
+    """Collects one file's records in Python lists, which `pack` moves into compact arrays."""
 
     def __init__(self, task: Task, file_name: str) -> None:
         self._task = task
@@ -30,58 +30,67 @@ class Columns:
         self._classes: dict[str | int, int] = {}  # keeps 1 and "1" apart until `finish`
         self._names: list[bytes] = []
         self._packed: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _DTYPES}
-        self._filling: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+        self._pending: dict[str, list[Any]] = {name: [] for name in _DTYPES}
         self._pending_names: list[bytes] = []
-        ways: dict[Task, Callable[[Any, bool], bool]] = {
-            Task.CLASSIFICATION: self._add_class,
-            Task.MULTILABEL: self._add_classes,
+        adders: dict[Task, Callable[[Any, bool], bool]] = {
+            Task.CLASSIFICATION: self._add_class_name,
+            Task.MULTILABEL: self._add_class_names,
             Task.DETECTION: self._add_boxes,
             Task.SEGMENTATION: self._add_outlines,
         }
-        self._add_label = ways[task]
-        self._label_counts = self._filling["label_counts"]
-        self._labels = self._filling["labels"]
-        self._crowd = self._filling["crowd"]
-        self._coordinates = self._filling["coordinates"]
+        self._add_label = adders[task]
+        self._label_counts = self._pending["label_counts"]
+        self._labels = self._pending["labels"]
+        self._crowd = self._pending["crowd"]
+        self._coordinates = self._pending["coordinates"]
 
     def add(
         self, line: int, folder: int, name: str, size: tuple[int, int], label: Any, *, checked: bool
     ) -> bool:
-        """Add a line with the label of its task's struct in `schema`.
+        """Add a line.
 
-        Returns False, and adds nothing, if the label needs the careful reader's look, unless it is `checked`.
+        Args:
+            line: its number, counted from 1.
+            folder: index of the folder in the resolver's `folders`.
+            name: the rest of the image_url.
+            size: declared (width, height); 0 where undeclared.
+            label: `label` of the task's struct in `schema`.
+            checked: the careful reader has found the line valid.
+
+        Returns:
+            False, without adding the line, if the careful reader must examine it first.
         """
         if not self._add_label(label, checked):
             return False
-        filling = self._filling
-        filling["lines"].append(line)
-        filling["folder_index"].append(folder)
-        filling["sizes"] += size
+        pending = self._pending
+        pending["lines"].append(line)
+        pending["folder_index"].append(folder)
+        pending["sizes"] += size
         self._pending_names.append(name.encode())
         return True
 
     def pack(self) -> None:
-        """Turn what was added since the last time into arrays."""
-        for name, values in self._filling.items():
+        """Move the lines added since the last call into arrays."""
+        for name, values in self._pending.items():
             self._packed[name].append(np.array(values, dtype=_DTYPES[name]))
             values.clear()
         self._packed["name_lengths"][-1] = np.array([len(n) for n in self._pending_names], dtype=np.int64)
         self._names.append(b"".join(self._pending_names))
         self._pending_names.clear()
 
-    def finish(self, folders: Sequence[Folder]) -> tuple[Records, Mixed]:
-        """Everything as Records, and those whose class names break the file's habit.
+    def finish(self, folders: Sequence[Folder]) -> tuple[Records, MixedClassNames]:
+        """Return all records, and which of them have class names of the wrong type.
 
-        A file's class names are all strings or all numbers; where both occur, the rarer kind breaks it.
+        Class names in a file must be all strings or all integers; where both occur, the rarer type is wrong.
         """
         self.pack()
         columns = {name: np.concatenate(parts) for name, parts in self._packed.items()}
         self._packed.clear()
         starts = _starts(columns["label_counts"])
-        mixed = self._mixed(columns["labels"], starts)
+        mixed = self._mixed_class_names(columns["labels"], starts)
         classes = tuple(sorted({str(name) for name in self._classes}))
         position = {name: index for index, name in enumerate(classes)}
-        final = np.array([position[str(name)] for name in self._classes], dtype=np.int32)
+        final_index = np.array([position[str(name)] for name in self._classes], dtype=np.int32)
         coordinates = columns["coordinates"].clip(0, 1)
         boxes, polygons = None, None
         if self._task is Task.DETECTION:
@@ -104,7 +113,7 @@ class Columns:
             name_starts=_starts(columns["name_lengths"]),
             sizes=columns["sizes"].reshape(-1, 2),
             starts=starts,
-            labels=final[columns["labels"]] if len(final) else columns["labels"],
+            labels=final_index[columns["labels"]] if len(final_index) else columns["labels"],
             boxes=boxes,
             crowd=columns["crowd"] if self._task.has_boxes else None,
             polygons=polygons,
@@ -112,7 +121,7 @@ class Columns:
         return records, mixed
 
     def _class_index(self, name: str | int) -> int:
-        """The class's index as long as the file is read; -1 for a name of spaces."""
+        """A class's temporary index while the file is read; -1 for a name of spaces."""
         index = self._classes.get(name)
         if index is None:
             if isinstance(name, str) and not name.strip():
@@ -120,7 +129,7 @@ class Columns:
             index = self._classes[name] = len(self._classes)
         return index
 
-    def _add_class(self, label: str | int, _checked: bool) -> bool:
+    def _add_class_name(self, label: str | int, _checked: bool) -> bool:
         index = self._class_index(label)
         if index < 0:
             return False
@@ -128,7 +137,7 @@ class Columns:
         self._label_counts.append(1)
         return True
 
-    def _add_classes(self, label: list[str | int], _checked: bool) -> bool:
+    def _add_class_names(self, label: list[str | int], _checked: bool) -> bool:
         indices = [self._class_index(name) for name in label]
         if -1 in indices:
             return False
@@ -155,27 +164,27 @@ class Columns:
 
     def _add_outlines(self, label: list[Outline], checked: bool) -> bool:
         indices = [self._class_index(outline.label) for outline in label]
-        if -1 in indices or not (checked or all(_is_sound(outline) for outline in label)):
+        if -1 in indices or not (checked or all(_is_well_formed(outline) for outline in label)):
             return False
         self._labels.extend(indices)
         for outline in label:
             self._crowd.append(outline.isCrowd)
-            self._filling["segment_counts"].append(len(outline.polygon))
+            self._pending["segment_counts"].append(len(outline.polygon))
             for segment in outline.polygon:
-                self._filling["segment_lengths"].append(len(segment) // 2)
+                self._pending["segment_lengths"].append(len(segment) // 2)
                 self._coordinates += segment
         self._label_counts.append(len(label))
         return True
 
-    def _mixed(self, labels: npt.NDArray[np.int32], starts: IntArray) -> Mixed:
+    def _mixed_class_names(self, labels: npt.NDArray[np.int32], starts: IntArray) -> MixedClassNames:
         is_number = np.array([isinstance(name, int) for name in self._classes], dtype=np.bool_)
         if is_number.all() or not is_number.any():
-            return Mixed(np.zeros(0, dtype=np.int64), "")
+            return MixedClassNames(np.zeros(0, dtype=np.int64), "")
         numbers = np.diff(np.concatenate([[0], np.cumsum(is_number[labels])])[starts])
         texts = np.diff(starts) - numbers
         if numbers.sum() <= texts.sum():
-            return Mixed(np.flatnonzero(numbers), "integers")
-        return Mixed(np.flatnonzero(texts), "strings")
+            return MixedClassNames(np.flatnonzero(numbers), "integers")
+        return MixedClassNames(np.flatnonzero(texts), "strings")
 
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -192,8 +201,8 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def _is_sound(outline: Outline) -> bool:
-    """Whether the segments hold whole points and span an area beyond doubt."""
+def _is_well_formed(outline: Outline) -> bool:
+    """Whether the segments hold whole points and certainly span an area."""
     polygon = outline.polygon
     if any(len(segment) % 2 for segment in polygon):
         return False
@@ -207,7 +216,7 @@ def _starts(lengths: npt.NDArray[np.integer]) -> IntArray:
 
 
 def _bounds(polygons: Polygons) -> FloatArray:
-    """The boxes around objects, float32 [m, 4]; each has at least one segment of at least three points."""
+    """Boxes around objects, float32 [m, 4] xyxy; each object has a segment of at least three points."""
     if len(polygons.object_starts) == 1:
         return np.zeros((0, 4), dtype=np.float32)
     first_points = polygons.segment_starts[polygons.object_starts[:-1]]

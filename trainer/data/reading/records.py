@@ -1,4 +1,4 @@
-"""Image records in memory: columns of NumPy, so that a million images with boxes fit in some 100 MB."""
+"""Image records as NumPy columns: a million images with boxes take about 100 MB."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ Int32Array = npt.NDArray[np.int32]
 
 
 class Folder(NamedTuple):
-    """A beginning that many image_urls share: as it is written, and the local path or URL it stands for.
+    """The part up to the last slash that many image_urls share.
 
-    `quoted` says that the rest of the image_url is percent-encoded, as in file:// URLs.
+    Attributes:
+        written: as the data file has it.
+        resolved: the local path or URL it stands for.
+        is_quoted: whether the rest of the image_url is percent-encoded, as in file:// URLs.
     """
 
     written: str
     resolved: str
-    quoted: bool = False
+    is_quoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Polygons:
-    """The segments of m objects. Object j has the segments from object_starts[j] up to object_starts[j + 1].
+    """The segments of m objects; object j has segments object_starts[j] to object_starts[j + 1] (exclusive).
 
     Attributes:
         object_starts: int64 [m + 1].
-        segment_starts: int64 [s + 1], where each of the s segments begins in `points`.
+        segment_starts: int64 [s + 1], start of each of the s segments in `points`.
         points: float32 [p, 2] of (x, y), normalised.
     """
 
@@ -46,46 +49,47 @@ class Polygons:
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """What n images turned out to be when they were decoded; zeros where one was not.
+class Scans:
+    """Sizes and hashes of n images, found by decoding them; zeros where an image was not decoded.
 
     Attributes:
-        sizes: int32 [n, 2], upright (width, height).
-        hashes: uint64 [n, 2], perceptual: trainer.data.images.Look.
+        sizes: int32 [n, 2], upright (width, height) in pixels.
+        hashes: uint64 [n, 2], perceptual hashes; see trainer.data.image_scan.
     """
 
     sizes: Int32Array
     hashes: npt.NDArray[np.uint64]
 
     @classmethod
-    def none(cls, count: int) -> Looks:
-        """Those of images that were not decoded."""
+    def empty(cls, count: int) -> Scans:
+        """Scans of `count` images of which none was decoded."""
         return cls(np.zeros((count, 2), np.int32), np.zeros((count, 2), np.uint64))
 
-    def subset(self, indices: IntArray) -> Looks:
-        return Looks(self.sizes[indices], self.hashes[indices])
+    def subset(self, indices: IntArray) -> Scans:
+        return Scans(self.sizes[indices], self.hashes[indices])
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """n images and what is true of them; immutable, cheap to pickle.
+    """n images with their m labels; immutable, cheap to pickle.
 
-    Record i is line `lines[i]` of `files[file_index[i]]`; its labels are those from starts[i] up to
-    starts[i + 1]; its image is folders[folder_index[i]] and names[name_starts[i]:name_starts[i + 1]].
+    Record i is line `lines[i]` of `files[file_index[i]]`; its labels are `labels[starts[i]:starts[i + 1]]`;
+    its image_url is `folders[folder_index[i]]` and `names[name_starts[i]:name_starts[i + 1]]`.
 
     Attributes:
         classes: sorted class names; labels are indices into them.
-        files: input files as messages name them.
+        files: names of the data files in messages.
         file_index: int32 [n].
-        lines: int32 [n], counted from 1.
+        lines: int32 [n], line numbers counted from 1.
         folders: see Folder.
         folder_index: int32 [n].
-        names: the rest of all image_urls, UTF-8, one after the other.
+        names: the rest of each image_url, UTF-8, concatenated.
         name_starts: int64 [n + 1].
-        sizes: int32 [n, 2], (width, height) as declared in image_details; 0 where they are not.
+        sizes: int32 [n, 2], (width, height) declared in image_details; 0 where undeclared.
         starts: int64 [n + 1].
         labels: int32 [m].
-        boxes: float32 [m, 4] normalised xyxy; of the polygons in segmentation; None for classification.
+        boxes: float32 [m, 4], normalised xyxy, in segmentation those around the polygons; None for
+            classification.
         crowd: bool [m]; None for classification.
         polygons: segmentation only.
         looks: of the images; None before they are decoded.
@@ -106,13 +110,13 @@ class Records:
     boxes: FloatArray | None = None
     crowd: BoolArray | None = None
     polygons: Polygons | None = None
-    looks: Looks | None = None
+    scans: Scans | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def location(self, index: int) -> str:
-        """Where the record was read, as messages say it: `train.jsonl:17`."""
+        """File and line of the record, as in messages: `train.jsonl:17`."""
         return f"{self.files[self.file_index[index]]}:{self.lines[index]}"
 
     def image_url(self, index: int) -> str:
@@ -126,19 +130,22 @@ class Records:
         return [self.image_url(index) for index in range(len(self))]
 
     def source(self, index: int) -> str:
-        """The absolute local path or the URL of the image; urls.local_path makes a file of either."""
+        """The absolute local path or URL of the image; see urls.local_path."""
         folder: Folder = self.folders[self.folder_index[index]]
         name = self._name(index)
-        return folder.resolved + (unquote(name) if folder.quoted else name)
+        return folder.resolved + (unquote(name) if folder.is_quoted else name)
 
     def target(self, index: int, classes: tuple[str, ...] | None = None) -> Target:
-        """What is true of the image, its labels counted in `classes` (the records' own if None).
+        """The target of an image.
+
+        Args:
+            classes: names that its labels are to index; the records' own if None.
 
         Raises:
             KeyError: `classes` lacks one of the records' own.
         """
-        begin, end = self.starts[index], self.starts[index + 1]
-        labels = self.labels[begin:end].astype(np.int64)
+        start, end = self.starts[index], self.starts[index + 1]
+        labels = self.labels[start:end].astype(np.int64)
         if classes is None or classes is self.classes:
             classes = self.classes
         else:
@@ -153,16 +160,16 @@ class Records:
         assert self.crowd is not None, "tasks with boxes have them"
         polygons = None
         if self.polygons is not None:
-            polygons = tuple(_segments(self.polygons, index) for index in range(begin, end))
-        return Objects(self.boxes[begin:end].copy(), labels, self.crowd[begin:end].copy(), polygons)
+            polygons = tuple(_segments(self.polygons, index) for index in range(start, end))
+        return Objects(self.boxes[start:end].copy(), labels, self.crowd[start:end].copy(), polygons)
 
     def relabelled(self, classes: tuple[str, ...]) -> Records:
-        """The same records with their labels counted in `classes`, which must hold all of their own."""
+        """The same records with labels that index `classes`, which must include all of their own."""
         labels = _relabelling(self.classes, classes)[self.labels].astype(np.int32)
         return dataclasses.replace(self, classes=classes, labels=labels)
 
     def without_unused_classes(self) -> Records:
-        """The same records with only the classes that at least one of them has."""
+        """The same records without the classes that none of them has."""
         used = np.bincount(self.labels, minlength=len(self.classes)) > 0
         classes = tuple(name for name, is_used in zip(self.classes, used, strict=True) if is_used)
         labels = (np.cumsum(used) - 1)[self.labels].astype(np.int32)
@@ -179,7 +186,7 @@ class Records:
             file_index=self.file_index[index],
             lines=self.lines[index],
             folder_index=self.folder_index[index],
-            names=b"".join([self.names[begin:end] for begin, end in bounds]),
+            names=b"".join([self.names[start:end] for start, end in bounds]),
             name_starts=name_starts,
             sizes=self.sizes[index],
             starts=starts,
@@ -187,18 +194,18 @@ class Records:
             boxes=None if self.boxes is None else self.boxes[objects],
             crowd=None if self.crowd is None else self.crowd[objects],
             polygons=None if self.polygons is None else _polygon_subset(self.polygons, objects),
-            looks=None if self.looks is None else self.looks.subset(index),
+            scans=None if self.scans is None else self.scans.subset(index),
         )
 
     def source_hashes(self) -> IntArray:
-        """int64 [n]: equal for equal sources, and but for accidents only then; valid in this process."""
-        folders = [(hash(folder.resolved), folder.quoted) for folder in self.folders]
+        """Hashes of the images' sources, int64 [n]; comparable within this process only."""
+        folders = [(hash(folder.resolved), folder.is_quoted) for folder in self.folders]
         hashes = np.empty(len(self), dtype=np.int64)
         starts, names = self.name_starts.tolist(), self.names
         for index, folder_index in enumerate(self.folder_index.tolist()):
-            folder, quoted = folders[folder_index]
+            folder, is_quoted = folders[folder_index]
             name = names[starts[index] : starts[index + 1]]
-            hashes[index] = hash((folder, unquote(name).encode() if quoted else name))
+            hashes[index] = hash((folder, unquote(name).encode() if is_quoted else name))
         return hashes
 
     def _name(self, index: int) -> str:
@@ -206,7 +213,7 @@ class Records:
 
 
 def concatenate(parts: Sequence[Records]) -> Records:
-    """One collection of several (at least one) of one task, in order; its classes are their sorted union."""
+    """Join records of one task, at least one part, in order; their classes become the sorted union."""
     if len(parts) == 1:
         return parts[0]
     classes = tuple(sorted({name for part in parts for name in part.classes}))
@@ -239,7 +246,7 @@ def concatenate(parts: Sequence[Records]) -> Records:
 
 
 def join_polygons(parts: Sequence[Polygons]) -> Polygons | None:
-    """The polygons of all parts, one after the other; None if there is no part."""
+    """The polygons of all parts in order; None if there is no part."""
     if not parts:
         return None
     return Polygons(
@@ -250,7 +257,7 @@ def join_polygons(parts: Sequence[Polygons]) -> Polygons | None:
 
 
 def join_starts(parts: Sequence[IntArray]) -> IntArray:
-    """Row starts [n_k + 1] of several ragged arrays → those of the arrays one after the other."""
+    """Join the row starts [n_k + 1] of several ragged arrays into those of the concatenated array."""
     lengths = np.concatenate([np.diff(part) for part in parts])
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
@@ -260,7 +267,7 @@ def _joined(parts: Sequence[npt.NDArray[np.integer]], dtype: type[np.int32]) -> 
 
 
 def _take(starts: IntArray, index: IntArray, elements: bool = True) -> tuple[IntArray, IntArray]:
-    """Rows `index` of a ragged array: their new starts, and their elements' indices in the old order."""
+    """Take rows of a ragged array: their new row starts, and the old indices of their elements."""
     lengths = starts[index + 1] - starts[index]
     taken = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
     if not elements:
@@ -275,13 +282,13 @@ def _polygon_subset(polygons: Polygons, objects: IntArray) -> Polygons:
 
 
 def _segments(polygons: Polygons, index: int) -> tuple[FloatArray, ...]:
-    begin, end = polygons.object_starts[index], polygons.object_starts[index + 1]
-    starts = polygons.segment_starts[begin : end + 1]
+    start, end = polygons.object_starts[index], polygons.object_starts[index + 1]
+    starts = polygons.segment_starts[start : end + 1]
     return tuple(polygons.points[a:b].copy() for a, b in itertools.pairwise(starts))
 
 
 @functools.lru_cache(maxsize=8)
 def _relabelling(own: tuple[str, ...], classes: tuple[str, ...]) -> IntArray:
-    """int64 [len(own)]: the index in `classes` of each own class."""
+    """The index in `classes` of each own class, int64 [len(own)]."""
     index = {name: position for position, name in enumerate(classes)}
     return np.array([index[name] for name in own], dtype=np.int64)

@@ -1,6 +1,6 @@
-"""The data schema of one line: a fast typed reader that takes well-formed lines only.
+"""The data schema of one line, and a fast typed reader that accepts only well-formed lines.
 
-Whatever it refuses goes to `faults.examine`, which finds out why.
+`line_errors.examine_line` finds out what is wrong with a line that it rejects.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from trainer.tasks import Task
 FORMATS = ("jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff")
 
 OVERSHOOT = 1e-6
-"""A coordinate this little outside [0, 1] comes from rounding and is clipped, not refused."""
+"""Coordinates up to this far outside [0, 1] come from rounding: they are clipped, not rejected."""
 
 SMALLEST_SIDE = 1e-7
-"""Boxes narrower than this may have no width left as float32; the careful reader decides."""
+"""Boxes narrower than this may have no width left in float32, so they are examined more closely."""
 
 ClassName: TypeAlias = Annotated[str, Meta(min_length=1)] | int
 Coordinate: TypeAlias = Annotated[float, Meta(ge=-OVERSHOOT, le=1 + OVERSHOOT)]
@@ -82,21 +82,22 @@ LINES: dict[Task, type[Line]] = {
 }
 
 FAST_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What the fast reader raises on a line it does not take."""
+"""What the fast reader raises for a line that it rejects."""
 
 
 def fast_reader(task: Task) -> Callable[[bytes], Any]:
+    """The function that parses one line of a task's data into its type in `LINES`."""
     return msgspec.json.Decoder(LINES[task]).decode
 
 
 def show(value: object) -> str:
-    """A JSON value in a message, shortened."""
+    """A JSON value for a message, at most 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def side_length(text: object) -> int | None:
-    """Pixels of a declared width or height: 499, "499" or "499px"; 0 if UNSET; None if it is wrong."""
+    """Pixels of a declared width or height: 499, "499" or "499px"; 0 if UNSET; None if it is invalid."""
     if text is UNSET:
         return 0
     if isinstance(text, str):

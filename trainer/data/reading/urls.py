@@ -33,7 +33,8 @@ class UrlError(TrainerError):
 
     Attributes:
         rule, got, hint: as in trainer.errors.Problem.
-        cause: what many URLs may share, such as one unmapped datastore; "" if the fault is the URL's own.
+        cause: a cause that many URLs may share, such as an unmapped datastore; "" if it concerns this URL
+            only.
     """
 
     def __init__(self, rule: str, got: str = "", hint: str = "", cause: str = "") -> None:
@@ -48,8 +49,8 @@ class Resolver:
     """Resolves the image_urls of one data file.
 
     Args:
-        base: absolute directory or URL of the data file's folder; relative image_urls start there.
-        datastores: Azure datastore name → local directory or URL that holds its content.
+        base: absolute directory or URL of the data file's folder, against which relative image_urls resolve.
+        datastores: Azure datastore name → local directory or URL with its content.
     """
 
     def __init__(self, base: str, datastores: Mapping[str, str]) -> None:
@@ -61,12 +62,12 @@ class Resolver:
     def resolve(self, image_url: str) -> tuple[int, str]:
         """Split an image_url into an index into `folders` and the rest.
 
-        A backslash separates folders as a slash does, except in URLs.
+        Backslashes separate folders like slashes, except in URLs.
 
         Raises:
-            UrlError: no file can have this name, or its datastore or protocol is unknown.
+            UrlError: the name cannot be a file's, or the datastore or protocol is unknown.
         """
-        # Nearly all image_urls of a file share a few folders, so that only the folder is looked at in full.
+        # Nearly all image_urls of a file share a few folders, so only new folders are resolved in full.
         cut = image_url.rfind("/") + 1
         if "\\" in image_url and not is_url(image_url):
             cut = max(cut, image_url.rfind("\\") + 1)
@@ -83,10 +84,13 @@ class Resolver:
 
 
 def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tuple[str, bool]:
-    """An image_url's beginning up to its last slash → (absolute path or URL, is the rest percent-encoded).
+    """Resolve an image_url's part up to its last slash.
+
+    Returns:
+        Absolute path or URL, and whether the rest of the image_url is percent-encoded.
 
     Raises:
-        UrlError: its datastore is not mapped, its protocol not supported, or it is a Windows path elsewhere.
+        UrlError: the datastore is not mapped, the protocol not supported, or it is a Windows path elsewhere.
     """
     if match := _DATASTORE.match(written):
         name, old_name, rest = match.group("name", "old_name", "rest")
@@ -103,7 +107,7 @@ def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tu
         return written, False
     if _WINDOWS_DRIVE.match(written) and os.name != "nt":
         raise UrlError(
-            "must be a path of this machine",
+            "must be a path on this machine",
             repr(written),
             "use paths relative to the data file",
             written[:2],
@@ -112,10 +116,10 @@ def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tu
 
 
 def resolve_path(path: str, datastores: Mapping[str, str]) -> str:
-    """A path or any URL that a user may name, datastore URLs included → absolute local path or URL.
+    """Turn a path or URL given by a user, datastore URLs included, into an absolute local path or URL.
 
     Raises:
-        UrlError: as resolve_folder.
+        UrlError: the datastore is not mapped, the protocol not supported, or it is a Windows path elsewhere.
     """
     if not is_url(path):
         return os.path.abspath(path)
@@ -125,6 +129,7 @@ def resolve_path(path: str, datastores: Mapping[str, str]) -> str:
 
 
 def is_url(text: str) -> bool:
+    """Whether a text starts with a protocol, such as `https://`."""
     return _URL.match(text) is not None
 
 
@@ -134,34 +139,36 @@ def parent(path: str) -> str:
 
 
 def require_protocol(protocol: str) -> None:
-    """Make sure that files of this protocol can be read.
+    """Check that files of this protocol can be read.
 
     Raises:
-        UrlError: fsspec does not know it, or lacks the package that reads it.
+        UrlError: fsspec does not know the protocol, or the package that implements it is missing.
     """
     import fsspec
 
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        rule, hint = "must have a protocol that can be read here", str(error)
+        rule, hint = "must have a supported protocol", str(error)
         if protocol in _AZURE_STORAGE:
-            hint = "it needs adlfs, which is not installed; pip install 'image-trainer[azure]'"
+            hint = "install adlfs, which reads it: pip install 'image-trainer[azure]'"
         elif protocol in _OLD_AZURE_STORAGE:
-            hint = "write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH"
+            hint = "use abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/PATH instead"
         raise UrlError(rule, f"{protocol}://", hint, protocol) from None
 
 
 def local_path(source: str, *, refresh: bool = False) -> Path:
-    """A local file with the content of `source`, a local path or a URL; remote content is fetched only once.
+    """Return a local file with the content of a local path or URL.
 
-    `refresh` fetches it once more: data files change under their name, images hardly do.
+    Remote content is fetched once and cached under the SHA-256 of its URL, in the directory that the
+    environment variable TRAINER_CACHE names, by default ~/.cache/image-trainer. Safe to call from many
+    threads and processes.
 
-    Remote files are kept in the directory that the environment variable TRAINER_CACHE names, by default
-    ~/.cache/image-trainer, under the SHA-256 of their URL. Safe to call from many threads and processes.
+    Args:
+        refresh: fetch the content again, for data files, which may change.
 
     Raises:
-        UrlError: the URL cannot be fetched, in three attempts if the cause may pass.
+        UrlError: the URL cannot be fetched; temporary failures are tried three times.
     """
     if not is_url(source):
         return Path(source)
@@ -174,6 +181,7 @@ def local_path(source: str, *, refresh: bool = False) -> Path:
 
 
 def cache_directory() -> Path:
+    """The directory that fetched files are cached in."""
     named = os.environ.get("TRAINER_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "image-trainer"
 
@@ -191,7 +199,7 @@ def _fetch(url: str, target: Path) -> None:
             os.replace(temporary, target)
             return
         except Exception as error:
-            if attempt == _ATTEMPTS or not _may_pass(error):
+            if attempt == _ATTEMPTS or not _may_be_temporary(error):
                 raise UrlError("must be a URL that can be fetched", f"{url} ({_reason(error)})") from error
             time.sleep(0.5 * 2**attempt)
         finally:
@@ -203,12 +211,12 @@ def _reason(error: Exception) -> str:
     if isinstance(status, int):
         return f"HTTP status {status}"
     if isinstance(error, FileNotFoundError):
-        return "no such file; HTTP status 404 if it is a web address"
+        return "no such file; for a web address, HTTP status 404"
     return f"{type(error).__name__}: {error}"
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed."""
+def _may_be_temporary(error: Exception) -> bool:
+    """Whether the failure may be temporary."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status >= 500 or status in _CLIENT_ERRORS_WORTH_A_RETRY
@@ -223,7 +231,7 @@ def _datastore_root(name: str, datastores: Mapping[str, str]) -> str:
         mapped = ", ".join(sorted(datastores)) or "none"
         raise UrlError(
             f"the datastore {name!r} must be mapped (mapped: {mapped})",
-            hint=f"say where its content lies with --datastore {name}=DIR_OR_URL",
+            hint=f"give the location of its content with --datastore {name}=DIR_OR_URL",
             cause=f"datastore {name}",
         )
     if is_url(root) and not root.lower().startswith("file://"):
@@ -241,7 +249,7 @@ def _datastore_root(name: str, datastores: Mapping[str, str]) -> str:
 
 
 def _join(base: str, rest: str) -> str:
-    """base / rest, `.` and `..` resolved, ending in a slash. An absolute `rest` stands alone."""
+    """Join base and rest, resolve `.` and `..`, and end in a slash. An absolute `rest` replaces `base`."""
     if is_url(base) and not rest.startswith("/"):
         scheme, remainder = base.split("://", 1)
         host, _, path = remainder.partition("/")
@@ -250,7 +258,7 @@ def _join(base: str, rest: str) -> str:
     joined = os.path.join(base, rest)
     normal = os.path.normpath(joined)
     if ".." in rest and not os.path.isdir(normal):
-        normal = os.path.realpath(joined)  # `..` behind a symbolic link leaves the link's target
+        normal = os.path.realpath(joined)  # `..` after a symbolic link leaves the link's target
     return _with_slash(normal)
 
 

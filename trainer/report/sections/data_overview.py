@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.annotations import IntArray
 from trainer.data.quality.data_findings import images_by_class
-from trainer.data.quality.examined_images import Images, object_sizes
+from trainer.data.quality.examined_images import ExaminedImages, object_sizes
 from trainer.data.reading.records import Records
 from trainer.report.charts.bar_chart import bar_chart, histogram
 from trainer.report.charts.chart import Chart
@@ -23,13 +23,13 @@ _SMALL, _LARGE = 32, 96
 """COCO's limits: smaller and larger objects by the square root of their area, in pixels."""
 
 
-def add_data_overview(page: Page, images: Images, embedded: EmbeddedImages) -> None:
+def add_data_overview(page: Page, images: ExaminedImages, embedded: EmbeddedImages) -> None:
     """Add statistics of training and validation data, and examples of training images."""
     page.add("Data", _headline(images), *_charts(images))
     page.add("Labelled examples", *_examples(images.train, embedded))
 
 
-def _headline(images: Images) -> Html:
+def _headline(images: ExaminedImages) -> Html:
     validation = images.validation
     classes = {name for part in images.parts for name in part.classes}
     sizes = _known_sizes(images)
@@ -52,13 +52,13 @@ def _headline(images: Images) -> Html:
     )
 
 
-def _known_sizes(images: Images) -> IntArray:
+def _known_sizes(images: ExaminedImages) -> IntArray:
     """Return (width, height) in pixels of the images whose size is known, int64 [n, 2]."""
     known: IntArray = images.sizes[(images.sizes > 0).all(axis=1)]
     return known
 
 
-def _charts(images: Images) -> list[object]:
+def _charts(images: ExaminedImages) -> list[object]:
     blocks: list[object] = [_class_chart(images)]
     sizes = _known_sizes(images).astype(float)
     if len(sizes):
@@ -71,17 +71,17 @@ def _charts(images: Images) -> list[object]:
         ]  # fmt: skip
     if images.train.task.has_boxes:
         blocks += _object_charts(images)
-    if 0 < images.looked_at < len(images):
+    if 0 < images.scanned < len(images):
         blocks.append(
             note(
-                f"Image sizes and near-duplicates are based on a sample of {images.looked_at:,} of the "
+                f"Image sizes and near-duplicates are based on a sample of {images.scanned:,} of the "
                 f"{len(images):,} images."
             )
         )
     return blocks
 
 
-def _class_chart(images: Images) -> Chart:
+def _class_chart(images: ExaminedImages) -> Chart:
     counted = "objects" if images.train.task.has_boxes else "images"
     names = sorted({name for part in images.parts for name in part.classes})
     series = [
@@ -106,7 +106,7 @@ def _count_by_class(records: Records, names: Sequence[str]) -> list[float]:
     return [count_of.get(name, 0) for name in names]
 
 
-def _object_charts(images: Images) -> list[Chart]:
+def _object_charts(images: ExaminedImages) -> list[Chart]:
     relative, absolute, per_image = [], [], []
     offset = 0
     for part in images.parts:

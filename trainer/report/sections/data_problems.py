@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.data.quality.data_findings import find
-from trainer.data.quality.examined_images import LOOKED_AT, Finding, Images, Place
+from trainer.data.quality.data_findings import find_suspicious
+from trainer.data.quality.examined_images import MAX_SCANNED, ExaminedImages
+from trainer.data.quality.finding import Finding, Place
 from trainer.errors import Problem
 from trainer.report.embedded_images import EmbeddedImages, card, gallery
 from trainer.report.markup import Html, element, joined, note, paragraph, source_location
@@ -19,7 +20,7 @@ _LISTED_PROBLEMS = 500
 
 
 def add_data_problems(
-    page: Page, images: Images | None, embedded: EmbeddedImages, problems: Sequence[Problem] = ()
+    page: Page, images: ExaminedImages | None, embedded: EmbeddedImages, problems: Sequence[Problem] = ()
 ) -> None:
     """Add the section of findings and schema violations.
 
@@ -33,22 +34,22 @@ def add_data_problems(
     page.add("Data problems", *found, *_schema_blocks(problems))
 
 
-def _finding_blocks(images: Images, embedded: EmbeddedImages) -> list[object]:
-    findings = find(images)
+def _finding_blocks(images: ExaminedImages, embedded: EmbeddedImages) -> list[object]:
+    findings = find_suspicious(images)
     blocks: list[object] = []
     if not findings:
         blocks.append(paragraph("No duplicates, leakage, suspicious boxes or class imbalance found."))
     for finding in findings:
         blocks += _blocks_of(finding, images, embedded)
-    looked_at = images.looked_at
-    if looked_at < len(images):
-        searched = f"Duplicates and blank images were searched for in {looked_at:,} of {len(images):,} images"
-        reason = f"; at most {LOOKED_AT:,} are decoded for this" if looked_at else ": none has been decoded"
+    scanned = images.scanned
+    if scanned < len(images):
+        searched = f"Duplicates and blank images were searched for in {scanned:,} of {len(images):,} images"
+        reason = f"; at most {MAX_SCANNED:,} are decoded for this" if scanned else ": none has been decoded"
         blocks.append(note(f"{searched}{reason}."))
     return blocks
 
 
-def _blocks_of(finding: Finding, images: Images, embedded: EmbeddedImages) -> list[object]:
+def _blocks_of(finding: Finding, images: ExaminedImages, embedded: EmbeddedImages) -> list[object]:
     css_class = "bad" if finding.serious else "warn"
     bullet = element("span", "● ", class_=css_class, aria_hidden="true")
     are_pairs = any(place.other is not None for place in finding.places)
@@ -68,7 +69,7 @@ def _blocks_of(finding: Finding, images: Images, embedded: EmbeddedImages) -> li
     return blocks
 
 
-def _card(images: Images, place: Place, embedded: EmbeddedImages) -> Html | None:
+def _card(images: ExaminedImages, place: Place, embedded: EmbeddedImages) -> Html | None:
     """Show the image of a finding, or a pair of images of which both can be shown."""
     is_pair = place.other is not None
     panes = []
