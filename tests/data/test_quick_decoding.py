@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data import images
+from trainer.data import quick_decoding
 from trainer.data.images import ImageError, decode
 from trainer.data.quick_decoding import decode_quickly
 
@@ -38,7 +38,7 @@ def test_the_pixels_are_those_of_decode(
     options: dict[str, Any], short_side: int | None, photo: Image.Image, tmp_path: Path
 ) -> None:
     photo.save(tmp_path / "1.jpg", **options)
-    quick = images._by_opencv(tmp_path / "1.jpg", short_side)
+    quick = quick_decoding._decode_by_opencv(tmp_path / "1.jpg", short_side)
     assert quick is not None
     exact = decode(tmp_path / "1.jpg", short_side=short_side)
     assert quick.shape == exact.shape
@@ -66,7 +66,7 @@ def test_what_is_no_jpeg_of_three_colours_is_left_to_pillow(
 ) -> None:
     path = tmp_path / f"1.{suffix}"
     photo.convert(mode).save(path)
-    assert images._by_opencv(path, None) is None
+    assert quick_decoding._decode_by_opencv(path, None) is None
     np.testing.assert_array_equal(decode_quickly(path), decode(path))
 
 
@@ -110,6 +110,6 @@ def test_damage_within_a_file_gives_an_image_or_an_error_of_decode(
 
 def test_too_many_pixels(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo.save(tmp_path / "1.jpg")
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(quick_decoding, "MAX_PIXELS", 1000)
     with pytest.raises(ImageError, match="too many pixels"):
         decode_quickly(tmp_path / "1.jpg")

@@ -355,7 +355,7 @@ def test_what_does_not_fit_is_refused() -> None:
     segmentation = metrics.create(Task.SEGMENTATION, CLASSES)
     with pytest.raises(ValueError, match="each of 1 predicted objects must have a mask"):
         segmentation.update(found, true)
-    with pytest.raises(ValueError, match="each of 1 true objects must have polygons"):
+    with pytest.raises(ValueError, match="each of 1 target objects must have polygons"):
         segmentation.update(detections([(0, 0.9, cells)], masks=True), true)
     detection = metrics.create(Task.DETECTION, CLASSES)
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\], got 4 to 4"):

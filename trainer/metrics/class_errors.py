@@ -1,6 +1,6 @@
-"""What goes wrong in classification: confused pairs, confident mistakes, worst images, likely label errors.
+"""Errors in classification: confused pairs, confident mistakes, worst images and likely label errors.
 
-Arrays are truths bool [n, C], predicted bool [n, C] and probs [n, C]; an image is its row.
+Arrays have a row for each image: targets bool [n, C], predicted bool [n, C] and probs [n, C].
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from trainer.metrics.results import ConfusedPair, LabelIssue, Mistake, WorstImag
 
 DoubleArray = npt.NDArray[np.float64]
 
-LISTED = 100
-"""Entries of each list at most."""
-_EXAMPLES = 12
+MAX_LISTED = 100
+"""Maximum number of entries of each list."""
+_MAX_EXAMPLES = 12
 _TINY = 1e-12
 
 
 def confused_pairs(
     classes: Sequence[str], targets: BoolArray, predicted: BoolArray, probs: DoubleArray
 ) -> list[ConfusedPair]:
-    """Pairs by how often the first was taken for the second, the most frequent first.
+    """List pairs of classes by how often the first was taken for the second, the most frequent first.
 
-    In multi-label, an image counts for a pair if it shows the first class, which was overlooked, and not the
-    second, which was named.
+    For multilabel, an image counts for a pair if the first class is present but not predicted, and the second
+    predicted but not present.
     """
-    overlooked, superfluous = targets & ~predicted, predicted & ~targets
-    counts = overlooked.T.astype(np.int64) @ superfluous.astype(np.int64)
+    missed, superfluous = targets & ~predicted, predicted & ~targets
+    counts = missed.T.astype(np.int64) @ superfluous.astype(np.int64)
     pairs = np.argwhere(counts)
-    by_count = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:LISTED]
-    found = []
-    for true, taken_for in pairs[by_count].tolist():
-        rows = np.flatnonzero(overlooked[:, true] & superfluous[:, taken_for])
-        surest = rows[np.argsort(-probs[rows, taken_for], kind="stable")]
-        found.append(
+    by_count = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:MAX_LISTED]
+    entries = []
+    for true, other_class in pairs[by_count].tolist():
+        rows = np.flatnonzero(missed[:, true] & superfluous[:, other_class])
+        most_confident = rows[np.argsort(-probs[rows, other_class], kind="stable")]
+        entries.append(
             ConfusedPair(
                 true=classes[true],
-                predicted=classes[taken_for],
+                predicted=classes[other_class],
                 count=len(rows),
                 share=float(len(rows) / targets[:, true].sum()),
-                images=surest[:_EXAMPLES].tolist(),
+                images=most_confident[:_MAX_EXAMPLES].tolist(),
             )
         )
-    return found
+    return entries
 
 
 def mistakes(
@@ -59,38 +59,38 @@ def mistakes(
     *,
     is_multiclass: bool,
 ) -> list[Mistake]:
-    """The most confident mistakes. single: each image has one class, else each class is a decision."""
-    found = []
+    """List the most confident mistakes: per image for multi-class, per image and class for multilabel."""
+    entries = []
     if is_multiclass:
         rows = np.flatnonzero((targets != predicted).any(axis=1))
-        taken_for, true = predicted[rows].argmax(axis=1), targets[rows].argmax(axis=1)
-        scores = probs[rows, taken_for]
-        for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
-            found.append(
+        other_class, true = predicted[rows].argmax(axis=1), targets[rows].argmax(axis=1)
+        scores = probs[rows, other_class]
+        for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
+            entries.append(
                 Mistake(
                     **name_fields(int(rows[entry]), image_names),
                     kind="classification",
-                    predicted=classes[taken_for[entry]],
+                    predicted=classes[other_class[entry]],
                     true=classes[true[entry]],
                     score=float(scores[entry]),
                 )
             )
-        return found
+        return entries
     rows, labels = np.nonzero(targets != predicted)
     scores = np.where(targets[rows, labels], 1 - probs[rows, labels], probs[rows, labels])
-    for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
+    for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
         name = classes[labels[entry]]
-        overlooked = bool(targets[rows[entry], labels[entry]])
-        found.append(
+        missed = bool(targets[rows[entry], labels[entry]])
+        entries.append(
             Mistake(
                 **name_fields(int(rows[entry]), image_names),
-                kind="overlooked" if overlooked else "superfluous",
-                predicted="" if overlooked else name,
-                true=name if overlooked else "",
+                kind="overlooked" if missed else "superfluous",
+                predicted="" if missed else name,
+                true=name if missed else "",
                 score=float(scores[entry]),
             )
         )
-    return found
+    return entries
 
 
 def worst_images(
@@ -101,18 +101,18 @@ def worst_images(
     *,
     is_multiclass: bool,
 ) -> list[WorstImage]:
-    """The images of the highest loss among those with a mistake."""
-    wrong_ones = np.flatnonzero((targets != predicted).any(axis=1))
-    likelihood = np.where(targets, probs, 1.0 if is_multiclass else 1 - probs)[wrong_ones].clip(_TINY)
+    """List the images with a mistake by loss, the highest first."""
+    rows_with_mistake = np.flatnonzero((targets != predicted).any(axis=1))
+    likelihood = np.where(targets, probs, 1.0 if is_multiclass else 1 - probs)[rows_with_mistake].clip(_TINY)
     losses = -np.log(likelihood)
     loss = losses.sum(axis=1) if is_multiclass else losses.mean(axis=1)
-    found = []
-    for entry in np.argsort(-loss, kind="stable")[:LISTED].tolist():
-        row = int(wrong_ones[entry])
+    entries = []
+    for entry in np.argsort(-loss, kind="stable")[:MAX_LISTED].tolist():
+        row = int(rows_with_mistake[entry])
         right = int((targets[row] & predicted[row]).sum())
         wrong = int((predicted[row] & ~targets[row]).sum())
         missed = int((targets[row] & ~predicted[row]).sum())
-        found.append(
+        entries.append(
             WorstImage(
                 **name_fields(row, image_names),
                 loss=float(loss[entry]),
@@ -122,26 +122,26 @@ def worst_images(
                 f1=2 * right / (2 * right + wrong + missed),
             )
         )
-    return found
+    return entries
 
 
 def label_issues(
     classes: Sequence[str], targets: IntArray, probs: DoubleArray, image_names: ImageNames | None
 ) -> list[LabelIssue]:
-    """Images whose label is likely wrong, by confident learning (Northcutt et al., JAIR 2021, section 3.1).
+    """List likely label errors by confident learning (Northcutt et al., JAIR 2021, section 3.1).
 
-    A class counts as seen in an image if its probability is at least the mean of those that images labelled
-    so have; the most probable of these is suggested where it is not the label and its probability is over
-    one half, lest the guesses of a poor model be taken for more. Sorted by the probability of the suggestion
-    less that of the label; the score is the suggestion's probability.
+    A class is seen in an image if its probability is at least its mean probability in the images labelled
+    with it. The most probable seen class is suggested if it differs from the label and its probability is
+    above 0.5, which ignores the guesses of poor models. Entries are sorted by the probability of the
+    suggestion minus that of the label; their score is the suggestion's probability.
 
     Args:
-        truths: class indices [n].
+        targets: class indices [n].
     """
     one_hot = np.equal.outer(targets, np.arange(len(classes)))
-    seen = probs >= _own_confidence(one_hot, probs)
-    suggested = np.where(seen, probs, -1.0).argmax(axis=1)
-    rows = np.flatnonzero(seen.any(axis=1) & (suggested != targets))
+    is_seen = probs >= _class_confidence(one_hot, probs)
+    suggested = np.where(is_seen, probs, -1.0).argmax(axis=1)
+    rows = np.flatnonzero(is_seen.any(axis=1) & (suggested != targets))
     margin = probs[rows, suggested[rows]] - probs[rows, targets[rows]]
     rows = rows[np.argsort(-margin, kind="stable")]
     rows = rows[probs[rows, suggested[rows]] > 0.5]
@@ -153,29 +153,29 @@ def label_issues(
             suggested=classes[suggested[row]],
             score=float(probs[row, suggested[row]]),
         )
-        for row in rows[:LISTED].tolist()
+        for row in rows[:MAX_LISTED].tolist()
     ]
 
 
 def multilabel_issues(
     classes: Sequence[str], targets: BoolArray, probs: DoubleArray, image_names: ImageNames | None
 ) -> list[LabelIssue]:
-    """The same where each class is present or absent by itself: what is likely missing or superfluous.
+    """List labels that are likely missing or superfluous, by confident learning applied to each class.
 
-    A class counts as seen (as not seen) if its probability is at least (at most) the mean of those of the
-    images that have it (that have it not), and over (under) one half.
+    A class is likely present (absent) if its probability is at least (at most) its mean in the images with
+    (without) it, and above (below) 0.5.
     """
-    present = _own_confidence(targets, probs)
-    absent = 1 - _own_confidence(~targets, 1 - probs)
+    present = _class_confidence(targets, probs)
+    absent = 1 - _class_confidence(~targets, 1 - probs)
     missing = ~targets & (probs >= present) & (probs > 0.5)
     superfluous = targets & (probs <= absent) & (probs < 0.5)
     rows, labels = np.nonzero(missing | superfluous)
     scores = np.where(missing[rows, labels], probs[rows, labels], 1 - probs[rows, labels])
-    found = []
-    for entry in np.argsort(-scores, kind="stable")[:LISTED].tolist():
+    entries = []
+    for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
         row, name = int(rows[entry]), classes[labels[entry]]
         is_missing = bool(missing[row, labels[entry]])
-        found.append(
+        entries.append(
             LabelIssue(
                 **name_fields(row, image_names),
                 kind="missing" if is_missing else "superfluous",
@@ -184,11 +184,11 @@ def multilabel_issues(
                 score=float(scores[entry]),
             )
         )
-    return found
+    return entries
 
 
-def _own_confidence(targets: BoolArray, probs: DoubleArray) -> DoubleArray:
-    """[C]: the mean probability of each class in the images that have it; ∞ where none has."""
+def _class_confidence(targets: BoolArray, probs: DoubleArray) -> DoubleArray:
+    """The mean probability of each class in its images, [C]; ∞ if it has none."""
     support = targets.sum(axis=0)
     sums = np.where(targets, probs, 0).sum(axis=0)
     confidence: DoubleArray = np.divide(sums, support, out=np.full(len(support), np.inf), where=support > 0)

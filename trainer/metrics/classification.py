@@ -1,16 +1,21 @@
-"""Metrics of multi-class and multi-label classification, as scikit-learn defines them.
+"""Metrics of multi-class and multilabel classification, as scikit-learn defines them.
 
-What is undefined: AUC of a class without positive or without negative images, and average precision of a
-class without positive images, take no part in macro and weighted averages; where nothing is left, or there
-are no images at all, the figure is NaN. Precision, recall, F1 and Jaccard index are 0 where their
-denominator is (scikit-learn's `zero_division=0`), multi-class over the classes that are true or predicted
-somewhere, multi-label over all. Predictions are 64-bit floats from here on.
+Undefined values: AUC of a class without positive or without negative images, and average precision of a class
+without positive images, are left out of macro and weighted averages; if no class is left, or there are no
+images, the metric is NaN. Precision, recall, F1 and Jaccard index are 0 if their denominator is
+(scikit-learn's `zero_division=0`). They are averaged over the classes that are true or predicted in some
+image for multi-class, over all classes for multilabel. All computations are in float64.
+
+Counts, confusion matrices and Jaccard indices are computed here, since scikit-learn rejects empty input and
+takes multilabel data with a single class for binary data.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,152 +26,153 @@ from trainer.errors import TrainingError
 DoubleArray = npt.NDArray[np.float64]
 
 THRESHOLD = 0.5
-"""A multi-label prediction names the classes with at least this probability."""
+"""A multilabel prediction names the classes with at least this probability."""
 
 _AVERAGES = ("macro", "micro", "weighted")
 
 
-class MulticlassEvaluator:
-    """One class an image; a truth is its index.
-
-    The predicted class is the most probable one, of equally probable ones the first.
-    """
+class _ClassificationEvaluator(ABC):
+    """Collects probabilities and targets of images."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self.classes = tuple(classes)
         self._probs: list[npt.NDArray[np.floating]] = []
-        self._targets: list[int] = []
+        self._targets: list[Any] = []
 
     def update(self, prediction: Prediction, target: Target) -> None:
         """Add one image; see `trainer.metrics.Evaluator.update`."""
         probs = _checked(prediction, self.classes)
-        if isinstance(target, bool) or not isinstance(target, int | np.integer):
-            raise TypeError(f"a multi-class truth must be a class index, got {target!r}")
-        if not 0 <= target < len(self.classes):
-            raise ValueError(f"truth must be in [0, {len(self.classes) - 1}], got {target}")
-        # half a percent is what bfloat16 rounding can do
-        if abs(float(probs.sum(dtype=np.float64)) - 1) > 0.01:
-            raise ValueError(f"probabilities must sum to 1, got {probs.sum()}")
+        self._targets.append(self._checked_target(target, probs))
         self._probs.append(probs)
-        self._targets.append(int(target))
 
     def reset(self) -> None:
-        """Forget all images."""
+        """Remove all images."""
         self._probs.clear()
         self._targets.clear()
 
-    def compute(self) -> dict[str, float]:
-        """accuracy, {AUC, average_precision_score, f1_score, precision_score, recall_score}_{macro, micro,
-        weighted} and log_loss (mean cross entropy, in nats)."""
-        probs, targets = self._arrays()
-        predicted = probs.argmax(axis=1) if len(targets) else targets
-        figures = {"accuracy": float(np.mean(predicted == targets)) if len(targets) else math.nan}
-        figures |= _ranking_figures(_one_hot(targets, len(self.classes)), probs)
-        figures |= _decision_figures(targets, predicted)
-        figures["log_loss"] = math.nan
-        if len(targets):
-            likelihood = _clipped(
-                (probs / probs.sum(axis=1, keepdims=True))[np.arange(len(targets)), targets]
-            )
-            figures["log_loss"] = float(-np.log(likelihood).mean())
-        return figures
+    @abstractmethod
+    def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
+        """The probabilities, which classes are true, and which are predicted; [n, C] each."""
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """For each class: precision, recall, f1-score, support (images of it), auc and average_precision."""
-        probs, targets = self._arrays()
-        labels = np.arange(len(self.classes))
-        return _report(
-            self.classes, _one_hot(targets, len(labels)), probs, probs.argmax(1)[:, None] == labels
-        )
+        """For each class: precision, recall, f1-score, support (its images), auc and average_precision."""
+        probs, targets, predicted = self.arrays()
+        hits = (targets & predicted).sum(axis=0)
+        report = {}
+        for label, name in enumerate(self.classes):
+            predictions, support = int(predicted[:, label].sum()), int(targets[:, label].sum())
+            report[name] = {
+                "precision": _ratio(hits[label], predictions),
+                "recall": _ratio(hits[label], support),
+                "f1-score": _ratio(2 * hits[label], predictions + support),
+                "support": float(support),
+                "auc": _auc(targets[:, label], probs[:, label]),
+                "average_precision": _average_precision(targets[:, label], probs[:, label]),
+            }
+        return report
+
+    @abstractmethod
+    def _checked_target(self, target: Target, probs: npt.NDArray[np.floating]) -> Any: ...
+
+    def _stacked_probs(self) -> DoubleArray:
+        return np.array(self._probs, dtype=np.float64).reshape(-1, len(self.classes))
+
+
+class MulticlassEvaluator(_ClassificationEvaluator):
+    """Evaluates images of one class each; a target is its index.
+
+    The predicted class is the most probable one; of equally probable ones, the first.
+    """
+
+    def compute(self) -> dict[str, float]:
+        """Compute accuracy, {AUC, average_precision_score, f1_score, precision_score,
+        recall_score}_{macro, micro, weighted} and log_loss (mean cross entropy in nats)."""
+        probs, labels = self._stacked_probs(), self._labels()
+        predicted = probs.argmax(axis=1) if len(labels) else labels
+        metrics = {"accuracy": float(np.mean(predicted == labels)) if len(labels) else math.nan}
+        metrics |= _ranking_metrics(self._one_hot(labels), probs)
+        metrics |= _decision_metrics(labels, predicted)
+        metrics["log_loss"] = math.nan
+        if len(labels):
+            scaled = probs / probs.sum(axis=1, keepdims=True)
+            likelihood = _clipped(scaled[np.arange(len(labels)), labels])
+            metrics["log_loss"] = float(-np.log(likelihood).mean())
+        return metrics
 
     def confusion_matrix(self) -> IntArray:
-        """int64 [C, C]: how many images of the row's class were predicted to be of the column's."""
-        probs, targets = self._arrays()
+        """Number of images of the row's class that were predicted as the column's, int64 [C, C]."""
         matrix = np.zeros((len(self.classes),) * 2, dtype=np.int64)
-        np.add.at(matrix, (targets, probs.argmax(axis=1)), 1)
+        np.add.at(matrix, (self._labels(), self._stacked_probs().argmax(axis=1)), 1)
         return matrix
 
     def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
-        """[n, C] each: the probabilities, and which class is true and which is predicted."""
-        probs, targets = self._arrays()
-        predicted = probs.argmax(axis=1) if len(targets) else targets
-        return probs, _one_hot(targets, len(self.classes)), _one_hot(predicted, len(self.classes))
+        """The probabilities, which class is true, and which is predicted; [n, C] each."""
+        probs, labels = self._stacked_probs(), self._labels()
+        return probs, self._one_hot(labels), self._one_hot(probs.argmax(axis=1))
 
-    def _arrays(self) -> tuple[DoubleArray, IntArray]:
-        return _stack(self._probs, len(self.classes)), np.array(self._targets, dtype=np.int64)
+    def _checked_target(self, target: Target, probs: npt.NDArray[np.floating]) -> int:
+        if isinstance(target, bool) or not isinstance(target, int | np.integer):
+            raise TypeError(f"a multi-class target must be a class index, got {target!r}")
+        if not 0 <= target < len(self.classes):
+            raise ValueError(f"target must be in [0, {len(self.classes) - 1}], got {target}")
+        # Rounding to bfloat16 can add up to half a percent.
+        if abs(float(probs.sum(dtype=np.float64)) - 1) > 0.01:
+            raise ValueError(f"probabilities must sum to 1, got {probs.sum()}")
+        return int(target)
+
+    def _labels(self) -> IntArray:
+        return np.array(self._targets, dtype=np.int64)
+
+    def _one_hot(self, labels: IntArray) -> BoolArray:
+        return np.equal.outer(labels, np.arange(len(self.classes)))
 
 
-class MultilabelEvaluator:
-    """Any number of classes an image; a truth is bool [C]."""
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        self._probs: list[npt.NDArray[np.floating]] = []
-        self._targets: list[BoolArray] = []
-
-    def update(self, prediction: Prediction, target: Target) -> None:
-        """Add one image; see `trainer.metrics.Evaluator.update`."""
-        probs = _checked(prediction, self.classes)
-        if not isinstance(target, np.ndarray):
-            raise TypeError(f"a multi-label truth must be a bool array, got {type(target).__name__}")
-        if target.shape != (len(self.classes),):
-            raise ValueError(f"truth must have shape ({len(self.classes)},), got {target.shape}")
-        self._probs.append(probs)
-        self._targets.append(target.astype(np.bool_))
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._probs.clear()
-        self._targets.clear()
+class MultilabelEvaluator(_ClassificationEvaluator):
+    """Evaluates images of any number of classes; a target is bool [C]."""
 
     def compute(self) -> dict[str, float]:
-        """What multi-class computes, and iou and iou_{micro, macro, weighted}.
+        """Compute the metrics of multi-class, and iou and iou_{micro, macro, weighted}.
 
-        accuracy is the share of images whose set of classes is exactly right; log_loss the binary cross
-        entropy, in nats, averaged over images and classes; iou the Jaccard index of true and predicted set
-        (1 if both are empty) averaged over images. `iou_classwise` is a method, as it has a value a class.
+        accuracy is the fraction of images whose set of classes is exactly right; log_loss the binary cross
+        entropy in nats, averaged over images and classes; iou the Jaccard index of true and predicted set (1
+        if both are empty), averaged over images. `iou_classwise` is a method, as it has a value per class.
         """
-        probs, targets = self._arrays()
-        predicted = probs >= THRESHOLD
-        images = len(targets)
-        figures = {"accuracy": float((predicted == targets).all(axis=1).mean()) if images else math.nan}
-        figures |= _ranking_figures(targets, probs)
-        figures |= _decision_figures(targets, predicted)
-        figures["log_loss"] = figures["iou"] = math.nan
-        if images:
-            likelihood = _clipped(np.where(targets, probs, 1 - probs))
-            figures["log_loss"] = float(-np.log(likelihood).mean())
-            union = (targets | predicted).sum(axis=1)
-            both = (targets & predicted).sum(axis=1)
-            figures["iou"] = float(np.where(union > 0, both / np.maximum(union, 1), 1.0).mean())
+        probs, targets, predicted = self.arrays()
+        metrics = {"accuracy": float((predicted == targets).all(axis=1).mean()) if len(probs) else math.nan}
+        metrics |= _ranking_metrics(targets, probs)
+        metrics |= _decision_metrics(targets, predicted)
+        if not len(probs):
+            names = ("log_loss", "iou", "iou_micro", "iou_macro", "iou_weighted")
+            return metrics | dict.fromkeys(names, math.nan)
+        likelihood = _clipped(np.where(targets, probs, 1 - probs))
+        metrics["log_loss"] = float(-np.log(likelihood).mean())
+        union = (targets | predicted).sum(axis=1)
+        intersection = (targets & predicted).sum(axis=1)
+        metrics["iou"] = float(np.where(union > 0, intersection / np.maximum(union, 1), 1.0).mean())
         intersection, union, support = self._counts()
         by_class = intersection / np.maximum(union, 1)
-        figures["iou_micro"] = _ratio(intersection.sum(), union.sum()) if images else math.nan
-        figures["iou_macro"] = float(by_class.mean()) if images else math.nan
-        figures["iou_weighted"] = (
-            _ratio(float((by_class * support).sum()), support.sum()) if images else math.nan
-        )
-        return figures
+        metrics["iou_micro"] = _ratio(intersection.sum(), union.sum())
+        metrics["iou_macro"] = float(by_class.mean())
+        metrics["iou_weighted"] = _ratio(float((by_class * support).sum()), support.sum())
+        return metrics
 
     def iou_classwise(self) -> dict[str, float]:
-        """The Jaccard index of each class over all images, 0 if it is neither true nor predicted in any."""
+        """The Jaccard index of each class over all images; 0 if it is neither true nor predicted in any."""
         intersection, union, _ = self._counts()
         by_class = intersection / np.maximum(union, 1)
         return {name: float(iou) for name, iou in zip(self.classes, by_class, strict=True)}
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """For each class: precision, recall, f1-score, support, auc, average_precision and iou."""
-        probs, targets = self._arrays()
-        report = _report(self.classes, targets, probs, probs >= THRESHOLD)
+        """For each class what multi-class reports, and iou."""
+        report = super().per_class()
         for name, iou in self.iou_classwise().items():
             report[name]["iou"] = iou
         return report
 
     def confusion_matrix(self) -> IntArray:
-        """int64 [C, 2, 2]: for each class [[true negatives, false positives], [false negatives, true
-        positives]]."""
-        probs, targets = self._arrays()
-        predicted = probs >= THRESHOLD
+        """For each class [[true negatives, false positives], [false negatives, true positives]], int64
+        [C, 2, 2]."""
+        _, targets, predicted = self.arrays()
         counts = [
             (~targets & ~predicted).sum(axis=0),
             (~targets & predicted).sum(axis=0),
@@ -176,17 +182,22 @@ class MultilabelEvaluator:
         return np.array(counts, dtype=np.int64).T.reshape(-1, 2, 2)
 
     def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
-        """[n, C] each: the probabilities, and which classes are true and which are predicted."""
-        probs, targets = self._arrays()
+        """The probabilities, which classes are true, and which are predicted; [n, C] each."""
+        probs = self._stacked_probs()
+        targets = np.array(self._targets, dtype=np.bool_).reshape(-1, len(self.classes))
         return probs, targets, probs >= THRESHOLD
 
+    def _checked_target(self, target: Target, probs: npt.NDArray[np.floating]) -> BoolArray:
+        if not isinstance(target, np.ndarray):
+            raise TypeError(f"a multilabel target must be a bool array, got {type(target).__name__}")
+        if target.shape != (len(self.classes),):
+            raise ValueError(f"target must have shape ({len(self.classes)},), got {target.shape}")
+        return target.astype(np.bool_)
+
     def _counts(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Images of each class that are true and predicted, true or predicted, and true; [C] each."""
         matrix = self.confusion_matrix()
         return matrix[:, 1, 1], matrix.sum(axis=(1, 2)) - matrix[:, 0, 0], matrix[:, 1].sum(axis=1)
-
-    def _arrays(self) -> tuple[DoubleArray, BoolArray]:
-        targets = np.array(self._targets, dtype=np.bool_).reshape(-1, len(self.classes))
-        return _stack(self._probs, len(self.classes)), targets
 
 
 def _checked(prediction: Prediction, classes: Sequence[str]) -> npt.NDArray[np.floating]:
@@ -205,16 +216,8 @@ def _checked(prediction: Prediction, classes: Sequence[str]) -> npt.NDArray[np.f
     return probs
 
 
-def _stack(probs: Sequence[npt.NDArray[np.floating]], classes: int) -> DoubleArray:
-    return np.array(probs, dtype=np.float64).reshape(-1, classes)
-
-
-def _one_hot(targets: IntArray, classes: int) -> BoolArray:
-    return np.equal.outer(targets, np.arange(classes))
-
-
 def _clipped(likelihood: DoubleArray) -> DoubleArray:
-    epsilon = np.finfo(np.float64).eps  # as scikit-learn's log_loss does for 64-bit floats
+    epsilon = np.finfo(np.float64).eps  # as in scikit-learn's log_loss
     return likelihood.clip(epsilon, 1 - epsilon)
 
 
@@ -223,67 +226,47 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _auc(target: BoolArray, score: DoubleArray) -> float:
-    """Area under the ROC curve of one class: truth bool [n], score [n]. NaN if undefined."""
-    from sklearn import metrics as sk  # half a second, which a training's first step need not wait for
+    """Area under the ROC curve of one class: target bool [n], score [n]. NaN if undefined."""
+    from sklearn import metrics as sk  # takes half a second, which would delay the first training step
 
     return float(sk.roc_auc_score(target, score)) if target.any() and not target.all() else math.nan
 
 
 def _average_precision(target: BoolArray, score: DoubleArray) -> float:
-    """Step-wise area under the precision-recall curve: truth bool [n], score [n]. NaN if undefined."""
+    """Step-wise area under the precision-recall curve: target bool [n], score [n]. NaN if undefined."""
     from sklearn import metrics as sk
 
     return float(sk.average_precision_score(target, score)) if target.any() else math.nan
 
 
-def _ranking_figures(targets: BoolArray, probs: DoubleArray) -> dict[str, float]:
-    """What depends on the order of the probabilities alone; truths bool [n, C], probs [n, C]."""
+def _ranking_metrics(targets: BoolArray, probs: DoubleArray) -> dict[str, float]:
+    """The metrics that depend only on the order of the probabilities; targets bool [n, C], probs [n, C]."""
     support = targets.sum(axis=0)
-    figures = {}
+    metrics = {}
     for name, measure in (("AUC", _auc), ("average_precision_score", _average_precision)):
-        by_class = np.array(
-            [measure(targets[:, label], probs[:, label]) for label in range(targets.shape[1])]
-        )
+        columns = zip(targets.T, probs.T, strict=True)
+        by_class = np.array([measure(target, score) for target, score in columns])
         defined = ~np.isnan(by_class)
-        figures[f"{name}_macro"] = float(by_class[defined].mean()) if defined.any() else math.nan
-        figures[f"{name}_micro"] = measure(targets.ravel(), probs.ravel())
-        figures[f"{name}_weighted"] = (
+        metrics[f"{name}_macro"] = float(by_class[defined].mean()) if defined.any() else math.nan
+        metrics[f"{name}_micro"] = measure(targets.ravel(), probs.ravel())
+        metrics[f"{name}_weighted"] = (
             float(np.average(by_class[defined], weights=support[defined])) if defined.any() else math.nan
         )
-    return figures
+    return metrics
 
 
-def _decision_figures(targets: IntArray | BoolArray, predicted: IntArray | BoolArray) -> dict[str, float]:
-    """F1, precision and recall of decided classes: both int [n] (multi-class) or bool [n, C]."""
+def _decision_metrics(targets: IntArray | BoolArray, predicted: IntArray | BoolArray) -> dict[str, float]:
+    """F1, precision and recall; both int [n] for multi-class, bool [n, C] for multilabel."""
     from sklearn import metrics as sk
 
-    figures = {}
+    metrics = {}
     for average in _AVERAGES:
         precision = recall = f1 = math.nan
         if len(targets):
             precision, recall, f1, _ = sk.precision_recall_fscore_support(
                 targets, predicted, average=average, zero_division=0
             )
-        figures[f"f1_score_{average}"] = float(f1)
-        figures[f"precision_score_{average}"] = float(precision)
-        figures[f"recall_score_{average}"] = float(recall)
-    return figures
-
-
-def _report(
-    classes: Sequence[str], targets: BoolArray, probs: DoubleArray, predicted: BoolArray
-) -> dict[str, dict[str, float]]:
-    """truths, probs and predicted are [n, C]."""
-    report = {}
-    hits = (targets & predicted).sum(axis=0)
-    for label, name in enumerate(classes):
-        found, support = int(predicted[:, label].sum()), int(targets[:, label].sum())
-        report[name] = {
-            "precision": _ratio(hits[label], found),
-            "recall": _ratio(hits[label], support),
-            "f1-score": _ratio(2 * hits[label], found + support),
-            "support": float(support),
-            "auc": _auc(targets[:, label], probs[:, label]),
-            "average_precision": _average_precision(targets[:, label], probs[:, label]),
-        }
-    return report
+        metrics[f"f1_score_{average}"] = float(f1)
+        metrics[f"precision_score_{average}"] = float(precision)
+        metrics[f"recall_score_{average}"] = float(recall)
+    return metrics

@@ -29,8 +29,8 @@ NAMES = (
 )
 """In the order of the COCO API's summary, with torchmetrics' names.
 
-Mean average precision over IoU .50 to .95, at .50, at .75, and for small, medium and large objects; mean
-average recall for at most 1, 10 and 100 detections per class and image, and for small, medium and large objects.
+Mean average precision over IoU .50 to .95, at .50, at .75, and for small, medium and large objects. Mean
+average recall for at most 1, 10 and 100 detections per class and image, then by object size.
 """
 
 

@@ -1,9 +1,12 @@
 """Curves of classifiers: ROC, precision-recall, cumulative gains, lift and calibration.
 
-Of single classes they are scikit-learn's (`roc_curve`, `precision_recall_curve`, `calibration_curve`): one
-point for each distinct score. `micro` is the curve of all decisions about all classes together; `macro` and
-`weighted` average the classes' curves at fixed x, alike or by their number of positives. Classes for which a
-curve is undefined, for want of positives (or, for ROC, of negatives), have none and take no part.
+The curves of single classes equal scikit-learn's (`roc_curve`, `precision_recall_curve`,
+`calibration_curve`), with one point for each distinct score. They are computed here, since gains and lift
+need the counts behind them, and the report the sizes of the bins, neither of which scikit-learn returns.
+
+`micro` is the curve of all classes' decisions together. `macro` and `weighted` average the classes' curves at
+fixed x, equally or by their number of positives. Classes without positives (for ROC, also without negatives)
+have no curve and are left out.
 """
 
 from __future__ import annotations
@@ -20,14 +23,14 @@ from trainer.metrics.results import Curve
 DoubleArray = npt.NDArray[np.float64]
 
 BINS = 10
-"""Of a calibration curve, of equal width."""
+"""Number of bins of equal width of a calibration curve."""
 _GRID = np.linspace(0, 1, 201)
-_FINEST = 1 / 500
-_POINTS = 20_000
+_MIN_STEP = 1 / 500
+_MAX_POINTS = 20_000
 
 
 class Line(NamedTuple):
-    """Points [n], x rising, with the score from which on each counts (NaN: none)."""
+    """Points [n] with ascending x, and the score threshold that leads to each (NaN: none)."""
 
     x: DoubleArray
     y: DoubleArray
@@ -35,32 +38,32 @@ class Line(NamedTuple):
 
 
 def roc(target: BoolArray, score: DoubleArray) -> Line | None:
-    """False positive rate → true positive rate, from (0, 0) to (1, 1); truth bool [n], score [n]."""
+    """False positive rate → true positive rate, from (0, 0) to (1, 1); target bool [n], score [n]."""
     positives, negatives = int(target.sum()), int((~target).sum())
     if not positives or not negatives:
         return None
-    thresholds, hits, taken = _cumulated(target, score)
+    thresholds, hits, taken = _cumulative_counts(target, score)
     return _from_origin((taken - hits) / negatives, hits / positives, thresholds, 0.0)
 
 
 def precision_recall(target: BoolArray, score: DoubleArray) -> Line | None:
-    """Recall → precision, from (0, 1) on."""
+    """Recall → precision, starting at (0, 1)."""
     if not target.any():
         return None
-    thresholds, hits, taken = _cumulated(target, score)
+    thresholds, hits, taken = _cumulative_counts(target, score)
     return _from_origin(hits / target.sum(), hits / taken, thresholds, 1.0)
 
 
 def cumulative_gains(target: BoolArray, score: DoubleArray) -> Line | None:
-    """Share of the images with the highest scores → share of the positives that is among them."""
+    """Fraction of images with the highest scores → fraction of the positives among them."""
     if not target.any():
         return None
-    thresholds, hits, taken = _cumulated(target, score)
+    thresholds, hits, taken = _cumulative_counts(target, score)
     return _from_origin(taken / len(target), hits / target.sum(), thresholds, 0.0)
 
 
 def lift(target: BoolArray, score: DoubleArray) -> Line | None:
-    """Share of the images with the highest scores → how many times more positives than by chance."""
+    """Fraction of images with the highest scores → how many times more positives than by chance."""
     gains = cumulative_gains(target, score)
     if gains is None:
         return None
@@ -69,34 +72,33 @@ def lift(target: BoolArray, score: DoubleArray) -> Line | None:
 
 
 def calibration(target: BoolArray, score: DoubleArray, bins: int = BINS) -> tuple[Line, IntArray]:
-    """Mean score → share of positives of the bins that hold any, and how many each holds."""
-    index, counts = in_bins(score, bins)
+    """Mean score → fraction of positives in each non-empty bin, and the bins' sizes."""
+    bin_index, counts = in_bins(score, bins)
     filled = counts > 0
-    x = np.bincount(index, weights=score, minlength=bins)[filled] / counts[filled]
-    y = np.bincount(index, weights=target, minlength=bins)[filled] / counts[filled]
+    x = np.bincount(bin_index, weights=score, minlength=bins)[filled] / counts[filled]
+    y = np.bincount(bin_index, weights=target, minlength=bins)[filled] / counts[filled]
     return Line(x, y, np.full(len(x), np.nan)), counts[filled]
 
 
 def in_bins(score: DoubleArray, bins: int) -> tuple[IntArray, IntArray]:
-    """The bin of each score, of equal width and closed above (the first also below); and the bins' sizes."""
-    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], score)
-    return index, np.bincount(index, minlength=bins)
+    """The bin of each score and the bins' sizes; bins have equal width and include their upper bound."""
+    bin_index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], score)
+    return bin_index, np.bincount(bin_index, minlength=bins)
 
 
 def all_curves(classes: Sequence[str], targets: BoolArray, probs: DoubleArray) -> dict[str, list[Curve]]:
-    """Every kind of curve: those of the classes, then micro, macro and weighted.
+    """Compute every kind of curve: those of the classes, then micro, macro and weighted.
 
-    The more classes, the coarser: points less than a 500th apart are left out, and more of them with more
-    than 40 classes.
+    Points less than 1/500 apart are left out; with more than 40 classes, curves become coarser.
 
     Args:
-        truths: bool [n, C].
+        targets: bool [n, C].
         probs: [n, C] in [0, 1].
     """
     if not len(targets):
         return {}
-    step = max(_FINEST, len(classes) / _POINTS)
-    found = {
+    step = max(_MIN_STEP, len(classes) / _MAX_POINTS)
+    curves = {
         kind: _curves(classes, targets, probs, line, kind, step)
         for kind, line in (
             ("roc", roc),
@@ -105,25 +107,25 @@ def all_curves(classes: Sequence[str], targets: BoolArray, probs: DoubleArray) -
             ("lift", lift),
         )
     }
-    found["calibration"] = _calibrations(classes, targets, probs)
-    return found
+    curves["calibration"] = _calibrations(classes, targets, probs)
+    return curves
 
 
 def thinned(line: Line, step: float) -> Line:
-    """The line without the points that are nearer than `step` to the last one kept, but for its end."""
+    """Remove the points closer than `step` to the last one kept, except the end."""
     if len(line.x) < 3:
         return line
     x, y = line.x.tolist(), line.y.tolist()
-    kept = [0]
+    kept_points = [0]
     for point in range(1, len(x) - 1):
-        if max(abs(x[point] - x[kept[-1]]), abs(y[point] - y[kept[-1]])) >= step:
-            kept.append(point)
-    kept.append(len(x) - 1)
-    return Line(*(values[kept] for values in line))
+        if max(abs(x[point] - x[kept_points[-1]]), abs(y[point] - y[kept_points[-1]])) >= step:
+            kept_points.append(point)
+    kept_points.append(len(x) - 1)
+    return Line(*(values[kept_points] for values in line))
 
 
 def as_curve(name: str, line: Line) -> Curve:
-    """A line of a class as it is written down."""
+    """Convert a class's line into a Curve."""
     return Curve(name=name, x=line.x.tolist(), y=line.y.tolist(), scores=line.scores.tolist())
 
 
@@ -137,19 +139,19 @@ def _curves(
 ) -> list[Curve]:
     lines = [line(targets[:, label], probs[:, label]) for label in range(len(classes))]
     curves = [
-        as_curve(name, thinned(each, step))
-        for name, each in zip(classes, lines, strict=True)
-        if each is not None
+        as_curve(name, thinned(class_line, step))
+        for name, class_line in zip(classes, lines, strict=True)
+        if class_line is not None
     ]
-    together = line(targets.ravel(), probs.ravel())
-    if together is None:
+    micro_line = line(targets.ravel(), probs.ravel())
+    if micro_line is None:
         return curves
-    thin = thinned(together, step)
-    curves.append(Curve(name="micro", x=thin.x.tolist(), y=thin.y.tolist()))
-    defined = [label for label, each in enumerate(lines) if each is not None]
+    thinned_line = thinned(micro_line, step)
+    curves.append(Curve(name="micro", x=thinned_line.x.tolist(), y=thinned_line.y.tolist()))
+    defined = [label for label, class_line in enumerate(lines) if class_line is not None]
     if not defined:
         return curves
-    sampled = np.array([_sampled(each, kind) for each in lines if each is not None])
+    sampled = np.array([_sampled(class_line, kind) for class_line in lines if class_line is not None])
     grid = _GRID[1:] if kind == "lift" else _GRID
     weights = targets.sum(axis=0)[defined]
     curves.append(Curve(name="macro", x=grid.tolist(), y=sampled.mean(axis=0).tolist()))
@@ -159,16 +161,16 @@ def _curves(
 
 
 def _sampled(line: Line, kind: str) -> DoubleArray:
-    """The line at the grid's x."""
+    """Sample a line at the grid's x."""
     x, y, _ = line
     if kind == "precision_recall":
-        # the first point that reaches the recall: precision between two points is not on a straight line
+        # The first point that reaches the recall; precision does not run straight between points.
         result: DoubleArray = y[np.searchsorted(x, _GRID, side="left").clip(max=len(x) - 1)]
         return result
-    if kind == "lift":  # the straight lines are those of the gains
+    if kind == "lift":  # gains, not lift, run straight between points
         gains = np.interp(_GRID[1:], np.r_[0, x], np.r_[0, y * x])
         return np.asarray(gains / _GRID[1:])
-    last = np.r_[x[1:] != x[:-1], True]  # of a vertical step its upper end
+    last = np.r_[x[1:] != x[:-1], True]  # the upper end of a vertical step
     return np.interp(_GRID, x[last], y[last])
 
 
@@ -177,13 +179,15 @@ def _calibrations(classes: Sequence[str], targets: BoolArray, probs: DoubleArray
     sums = np.zeros((3, BINS))
     for label, name in enumerate(classes):
         curves.append(_calibration(name, targets[:, label], probs[:, label]))
-        index, counts = in_bins(probs[:, label], BINS)
+        bin_index, counts = in_bins(probs[:, label], BINS)
         filled = counts > 0
         for row, values in enumerate((probs[:, label], targets[:, label])):
-            sums[row, filled] += np.bincount(index, weights=values, minlength=BINS)[filled] / counts[filled]
+            sums[row, filled] += (
+                np.bincount(bin_index, weights=values, minlength=BINS)[filled] / counts[filled]
+            )
         sums[2] += filled
     curves.append(_calibration("micro", targets.ravel(), probs.ravel()))
-    some = sums[2] > 0  # macro: each class that has something in a bin counts alike there
+    some = sums[2] > 0  # macro: in each bin, all classes with scores in it count equally
     x, y = sums[0, some] / sums[2, some], sums[1, some] / sums[2, some]
     curves.append(Curve(name="macro", x=x.tolist(), y=y.tolist()))
     return curves
@@ -194,8 +198,8 @@ def _calibration(name: str, target: BoolArray, score: DoubleArray) -> Curve:
     return Curve(name=name, x=line.x.tolist(), y=line.y.tolist(), counts=counts.tolist())
 
 
-def _cumulated(target: BoolArray, score: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
-    """The distinct scores, falling; how many positives, and how many at all, have at least each."""
+def _cumulative_counts(target: BoolArray, score: DoubleArray) -> tuple[DoubleArray, DoubleArray, DoubleArray]:
+    """Distinct scores in descending order, and how many positives and images reach each of them."""
     order = np.argsort(-score, kind="stable")
     ordered = score[order]
     last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])

@@ -1,4 +1,4 @@
-"""What goes wrong in detection and segmentation, beside what TIDE counts: lists, matrices and thresholds."""
+"""Curves, thresholds and lists of errors for detection and segmentation; TIDE's errors are in `tide`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
-from trainer.metrics.class_errors import LISTED
+from trainer.metrics.class_errors import MAX_LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
 from trainer.metrics.image_names import ImageNames, name_fields
 from trainer.metrics.matching import (
@@ -33,23 +33,24 @@ from trainer.metrics.results import (
 )
 
 MISSED = "Missed"
-USUAL_THRESHOLD = 0.5
-"""Where a class has no best one; and from which on a prediction is sure enough to speak against a label."""
+DEFAULT_THRESHOLD = 0.5
+"""Score threshold of classes without a best one, and of predictions that may question a label."""
 _STEP = 1 / 500
-_EXAMPLES = 12
+_MAX_EXAMPLES = 12
 
 
 def curves(
     matches: Matches, classes: Sequence[str]
 ) -> tuple[dict[str, list[Curve]], dict[str, Threshold], dict[str, dict[str, float]]]:
-    """For each class with objects its curves precision_recall and f1 and its best threshold.
+    """Compute curves and thresholds of each class.
 
-    And for every class how many `objects` and `predictions` it has.
-
-    The best threshold lies midway between the lowest score that is to be kept and the next one below, so that
-    it bears small changes of scores; of several best ones it is the highest.
+    Returns:
+        Curves precision_recall and f1 of each class with objects and predictions; the threshold of highest F1
+        of each such class; and the number of `objects` and `predictions` of every class. The threshold is
+        midway between the lowest score to keep and the next lower one, so that small changes of scores do not
+        matter; of several best thresholds, it is the highest.
     """
-    lines: dict[str, list[Curve]] = {"precision_recall": [], "f1": []}
+    curves_by_kind: dict[str, list[Curve]] = {"precision_recall": [], "f1": []}
     thresholds, counts = {}, {}
     for label, name in enumerate(classes):
         rows = np.flatnonzero(matches.labels == label)
@@ -59,13 +60,13 @@ def curves(
             continue
         scores = np.sort(matches.scores[rows].astype(np.float64))[::-1]
         precision, recall = voc.curve(matches.scores[rows], matches.outcomes[rows], objects)
-        last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])  # of equal scores
+        last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])  # last of equal scores
         scores, precision, recall = scores[last], precision[last], recall[last]
         f1 = 2 * recall * objects / (objects + last + 1)
         line = Line(np.r_[0.0, recall], np.r_[precision[0], precision], np.r_[np.nan, scores])
-        lines["precision_recall"].append(as_curve(name, thinned(line, _STEP)))
+        curves_by_kind["precision_recall"].append(as_curve(name, thinned(line, _STEP)))
         thin = thinned(Line(scores[::-1], f1[::-1], scores[::-1]), _STEP)
-        lines["f1"].append(Curve(name=name, x=thin.x.tolist(), y=thin.y.tolist()))
+        curves_by_kind["f1"].append(Curve(name=name, x=thin.x.tolist(), y=thin.y.tolist()))
         best = int(f1.argmax())
         if f1[best] > 0:
             below = scores[best + 1] if best + 1 < len(scores) else scores[best]
@@ -75,51 +76,50 @@ def curves(
                 precision=float(precision[best]),
                 recall=float(recall[best]),
             )
-    return lines, thresholds, counts
+    return curves_by_kind, thresholds, counts
 
 
 def at_thresholds(
     matches: Matches, classes: Sequence[str], thresholds: Mapping[str, float]
 ) -> dict[str, Threshold]:
-    """What each class has at a threshold given for it."""
-    found = {}
+    """Compute the metrics of classes at given thresholds."""
+    entries = {}
     for label, name in enumerate(classes):
         if name not in thresholds:
             continue
         rows = (matches.labels == label) & (matches.scores >= thresholds[name])
         objects, predictions = int((matches.target_labels == label).sum()), int(rows.sum())
         right = int((matches.kinds[rows] == CORRECT).sum())
-        found[name] = Threshold(
+        entries[name] = Threshold(
             score=thresholds[name],
             f1=2 * right / (objects + predictions) if objects else voc.UNDEFINED,
             precision=right / predictions if predictions else voc.UNDEFINED,
             recall=right / objects if objects else voc.UNDEFINED,
         )
-    return found
+    return entries
 
 
 def of_size(matches: Matches, classes: int, smallest: float, largest: float) -> tuple[int, dict[str, float]]:
-    """How many objects have from `smallest` up to (less than) `largest` pixels, and the figures on these.
+    """Count the objects of an area in [smallest, largest) pixels, and compute the metrics on them.
 
-    As COCO has it, predictions that found an object of another size are left out, and wrong ones that are
-    themselves of another size.
+    As in COCO, true positives on objects of another size and false positives of another size are left out.
     """
-    asked = (matches.target_areas >= smallest) & (matches.target_areas < largest)
+    inside = (matches.target_areas >= smallest) & (matches.target_areas < largest)
     counted = (matches.areas >= smallest) & (matches.areas < largest)
     right = matches.kinds == CORRECT
-    counted[right] = asked[matches.matched_targets[right]]
-    objects = np.bincount(matches.target_labels[asked], minlength=classes)
+    counted[right] = inside[matches.matched_targets[right]]
+    objects = np.bincount(matches.target_labels[inside], minlength=classes)
     by_class = voc.by_class(
         matches.scores[counted], matches.labels[counted], matches.outcomes[counted], objects
     )
-    return int(asked.sum()), voc.means(by_class)
+    return int(inside.sum()), voc.means(by_class)
 
 
 def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
-    """Whether an image holds any object: average_precision, precision, recall, and the curve of the two.
+    """Evaluate whether images hold any object: average_precision, precision and recall, and their curve.
 
-    At a score an image is a true positive if it holds a true positive there, of whatever class, and a false
-    positive if it holds only false ones.
+    At a score threshold, an image is a true positive if it has a true positive of any class, and a false
+    positive if it has only false positives.
     """
     images = len(np.unique(matches.target_images))
     count = int(max(matches.images.max(initial=-1), matches.target_images.max(initial=-1))) + 1
@@ -129,7 +129,7 @@ def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
     np.maximum.at(false, matches.images[~right], matches.scores[~right])
     scores = np.unique(matches.scores.astype(np.float64))[::-1]
     hits = _at_least(true, scores)
-    # a false positive up to the score of the image's first true one
+    # An image is a false positive down to the score of its first true positive.
     wrong = _at_least(false, scores) - _at_least(np.minimum(true, false), scores)
     recall = hits / images if images else np.full(len(hits), np.nan)
     with np.errstate(invalid="ignore"):
@@ -142,13 +142,13 @@ def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
 
 
 def confusion_matrices(matches: Matches, classes: Sequence[str]) -> list[ConfusionMatrix]:
-    """True against predicted classes of objects, matched without regard to class, at 0.0, 0.1 … 0.9."""
+    """Confusion matrices of objects matched regardless of class, at score thresholds 0.0, 0.1 … 0.9."""
     matrices = []
     for tenth in range(10):
         threshold = tenth / 10
         counts = np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
-        seen = (matches.predicted_as != NONE) & (matches.predicted_score >= threshold)
-        np.add.at(counts, (matches.target_labels, np.where(seen, matches.predicted_as, len(classes))), 1)
+        is_seen = (matches.predicted_as != NONE) & (matches.predicted_score >= threshold)
+        np.add.at(counts, (matches.target_labels, np.where(is_seen, matches.predicted_as, len(classes))), 1)
         matrices.append(
             ConfusionMatrix(
                 rows=list(classes),
@@ -163,36 +163,38 @@ def confusion_matrices(matches: Matches, classes: Sequence[str]) -> list[Confusi
 def confused_pairs(
     matches: Matches, classes: Sequence[str], thresholds: dict[str, Threshold]
 ) -> list[ConfusedPair]:
-    """Classes taken for another by predictions of at least their class's best threshold, or 0.5 if lower."""
-    sure = matches.scores >= _of_each(matches, classes, thresholds).clip(max=USUAL_THRESHOLD)
-    errors = np.flatnonzero(sure & (matches.kinds == CLASSIFICATION))
+    """Find classes taken for another, by predictions of at least min(best threshold of their class, 0.5)."""
+    is_confident = matches.scores >= _best_thresholds(matches, classes, thresholds).clip(
+        max=DEFAULT_THRESHOLD
+    )
+    errors = np.flatnonzero(is_confident & (matches.kinds == CLASSIFICATION))
     true, predicted = matches.target_labels[matches.matched_targets[errors]], matches.labels[errors]
     pairs, which = np.unique(np.stack([true, predicted], axis=1), axis=0, return_inverse=True)
     objects = np.bincount(matches.target_labels, minlength=len(classes))
-    found = []
+    entries = []
     for number, (of, taken_for) in enumerate(pairs.tolist()):
         rows = errors[which.ravel() == number]
-        seen = len(np.unique(matches.matched_targets[rows]))
-        surest = matches.images[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
-        found.append(
+        is_seen = len(np.unique(matches.matched_targets[rows]))
+        most_confident = matches.images[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
+        entries.append(
             ConfusedPair(
                 true=classes[of],
                 predicted=classes[taken_for],
-                count=seen,
-                share=float(seen / objects[of]),
-                images=list(dict.fromkeys(surest))[:_EXAMPLES],
+                count=is_seen,
+                share=float(is_seen / objects[of]),
+                images=list(dict.fromkeys(most_confident))[:_MAX_EXAMPLES],
             )
         )
-    return sorted(found, key=lambda pair: -pair.count)[:LISTED]
+    return sorted(entries, key=lambda pair: -pair.count)[:MAX_LISTED]
 
 
 def mistakes(matches: Matches, classes: Sequence[str], image_names: ImageNames | None) -> list[Mistake]:
-    """The false positives of the highest scores."""
+    """List the false positives of the highest scores."""
     wrong = np.flatnonzero(matches.kinds != CORRECT)
-    found = []
-    for row in wrong[np.argsort(-matches.scores[wrong], kind="stable")][:LISTED].tolist():
+    entries = []
+    for row in wrong[np.argsort(-matches.scores[wrong], kind="stable")][:MAX_LISTED].tolist():
         target = int(matches.matched_targets[row])
-        found.append(
+        entries.append(
             Mistake(
                 **name_fields(int(matches.images[row]), image_names),
                 kind=KINDS[matches.kinds[row]],
@@ -203,7 +205,7 @@ def mistakes(matches: Matches, classes: Sequence[str], image_names: ImageNames |
                 overlap=float(matches.overlaps[row]),
             )
         )
-    return found
+    return entries
 
 
 def worst_images(
@@ -213,10 +215,10 @@ def worst_images(
     thresholds: dict[str, Threshold],
     image_names: ImageNames | None,
 ) -> list[WorstImage]:
-    """The images with the lowest F1 at the classes' best thresholds, of equal ones those with most errors."""
-    sure = matches.scores >= _of_each(matches, classes, thresholds)
-    right = np.bincount(matches.images[sure & (matches.kinds == CORRECT)], minlength=images)
-    wrong = np.bincount(matches.images[sure & (matches.kinds != CORRECT)], minlength=images)
+    """List the images of lowest F1 at the classes' best thresholds; of ties, those with most errors first."""
+    is_confident = matches.scores >= _best_thresholds(matches, classes, thresholds)
+    right = np.bincount(matches.images[is_confident & (matches.kinds == CORRECT)], minlength=images)
+    wrong = np.bincount(matches.images[is_confident & (matches.kinds != CORRECT)], minlength=images)
     missed = np.bincount(matches.target_images, minlength=images) - right
     errors = wrong + missed
     f1 = 2 * right / np.maximum(2 * right + errors, 1)
@@ -229,33 +231,33 @@ def worst_images(
             missed=int(missed[image]),
             f1=float(f1[image]),
         )
-        for image in order[errors[order] > 0][:LISTED].tolist()
+        for image in order[errors[order] > 0][:MAX_LISTED].tolist()
     ]
 
 
 def label_issues(
     matches: Matches, classes: Sequence[str], image_names: ImageNames | None
 ) -> list[LabelIssue]:
-    """Where the model is sure of something that the labels do not say, the surest first.
+    """List likely label errors, the most confident first.
 
-    Of predictions with a score of at least 0.5, of which those of their class that are as sure are mostly
-    right: those on an object of another class, which nothing found under its own ("wrong class"); those where
-    nothing is labelled ("missing"); and those beside an object of their class that nothing found ("badly
-    placed").
+    They come from predictions with a score of at least 0.5 for which at least half of the predictions of the
+    class with at least this score are correct. They are on an object of another class that no prediction of
+    its own class matches ("wrong class"), where nothing is labelled ("missing"), or near an unmatched object
+    of their class ("badly placed").
     """
     kinds = {CLASSIFICATION: "wrong class", BACKGROUND: "missing", LOCALISATION: "badly placed"}
-    sure = (matches.scores >= USUAL_THRESHOLD) & _mostly_right(matches, len(classes))
-    rows = np.flatnonzero(sure & np.isin(matches.kinds, list(kinds)))
-    found: list[LabelIssue] = []
-    told = set()
+    is_confident = (matches.scores >= DEFAULT_THRESHOLD) & _is_class_reliable(matches, len(classes))
+    rows = np.flatnonzero(is_confident & np.isin(matches.kinds, list(kinds)))
+    entries: list[LabelIssue] = []
+    reported = set()
     for row in rows[np.argsort(-matches.scores[rows], kind="stable")].tolist():
         target = int(matches.matched_targets[row])
-        if target != NONE and (matches.found_by[target] != NONE or target in told):
+        if target != NONE and (matches.found_by[target] != NONE or target in reported):
             continue
-        told.add(target)
+        reported.add(target)
         kind = int(matches.kinds[row])
         name = classes[matches.labels[row]]
-        found.append(
+        entries.append(
             LabelIssue(
                 **name_fields(int(matches.images[row]), image_names),
                 kind=kinds[kind],
@@ -266,13 +268,13 @@ def label_issues(
                 given_box=None if target == NONE else _box(matches.target_boxes[target]),
             )
         )
-        if len(found) == LISTED:
+        if len(entries) == MAX_LISTED:
             break
-    return found
+    return entries
 
 
-def _mostly_right(matches: Matches, classes: int) -> BoolArray:
-    """Of each prediction whether at least half of those of its class that are as sure are right [N]."""
+def _is_class_reliable(matches: Matches, classes: int) -> BoolArray:
+    """Whether at least half of a class's predictions with at least the same score are correct, bool [N]."""
     trusted = np.zeros(len(matches.images), dtype=np.bool_)
     for label in range(classes):
         rows = np.flatnonzero(matches.labels == label)
@@ -282,14 +284,16 @@ def _mostly_right(matches: Matches, classes: int) -> BoolArray:
     return trusted
 
 
-def _of_each(matches: Matches, classes: Sequence[str], thresholds: dict[str, Threshold]) -> FloatArray:
-    """For each prediction the best threshold of its class [N]."""
-    values = [thresholds[name].score if name in thresholds else USUAL_THRESHOLD for name in classes]
+def _best_thresholds(
+    matches: Matches, classes: Sequence[str], thresholds: dict[str, Threshold]
+) -> FloatArray:
+    """The best threshold of each prediction's class [N]."""
+    values = [thresholds[name].score if name in thresholds else DEFAULT_THRESHOLD for name in classes]
     return np.array(values, dtype=np.float32)[matches.labels]
 
 
 def _at_least(values: DoubleArray, scores: DoubleArray) -> DoubleArray:
-    """For each of falling scores [k] how many of the values are at least it."""
+    """The number of values that reach each of the scores [k]."""
     ordered = np.sort(values)
     return (len(ordered) - np.searchsorted(ordered, scores, side="left")).astype(np.float64)
 

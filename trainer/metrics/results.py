@@ -1,12 +1,11 @@
-"""What an evaluation found, as one tree that is written to `metrics.json` and read by the report.
+"""The result of an evaluation: one tree, written to `metrics.json` and read by the report.
 
-    analysis = analyse(task, classes, predictions, truths, sources=records)   # trainer.metrics.analysis
+    analysis = analyse(task, classes, predictions, targets, image_names=records)   # trainer.metrics.analysis
     path.write_text(analysis.to_json())
     Analysis.read(path).metrics["mean_average_precision"]
 
-Numbers that are undefined are NaN in classification (null in JSON) and -1 in detection and segmentation.
-An image is named by its index in the data, the place where it was read (`test.jsonl:17`) and its image_url;
-boxes are normalised xyxy.
+Undefined numbers are NaN in classification (null in JSON) and -1 in detection and segmentation. Images are
+named by their index in the data, file and line (`test.jsonl:17`) and image_url. Boxes are normalised xyxy.
 """
 
 from __future__ import annotations
@@ -28,15 +27,14 @@ class _Part(BaseModel):
 
 
 class Curve(_Part):
-    """A line through points, x rising.
+    """A line through points with ascending x.
 
     Attributes:
-        name: of the class, or the average: micro, macro or weighted.
-        x: of each point.
-        y: of each point.
-        scores: the score threshold that leads to each point, for ROC and precision-recall curves of single
-            classes; else empty.
-        counts: how many predictions each point of a calibration curve stands for; else empty.
+        name: the class, or the average: micro, macro or weighted.
+        x: coordinate of each point.
+        y: coordinate of each point.
+        scores: score threshold that leads to each point, for curves of single classes except calibration.
+        counts: number of predictions behind each point of a calibration curve; else empty.
     """
 
     name: str
@@ -47,14 +45,14 @@ class Curve(_Part):
 
 
 class ConfusionMatrix(_Part):
-    """How often each row's (true) class was taken for each column's.
+    """How often the class of each row was predicted as that of each column.
 
     Attributes:
-        name: the class, for multi-label, where each class has a matrix of two rows and columns; else empty.
+        name: the class for multilabel, where each class has a matrix of two rows and columns; else empty.
         rows: names of the true classes.
-        columns: names of the predicted ones; in detection and segmentation the last is "Missed".
-        counts: of images, or in detection and segmentation of true objects; rows of columns.
-        score_threshold: predictions below it were not looked at; None in classification.
+        columns: names of the predicted classes; in detection and segmentation, the last is "Missed".
+        counts: number of images, or in detection and segmentation of target objects, row by row.
+        score_threshold: minimum score of the predictions; None in classification.
     """
 
     name: str = ""
@@ -65,14 +63,15 @@ class ConfusionMatrix(_Part):
 
 
 class Calibration(_Part):
-    """Whether probabilities mean what they say.
+    """How well probabilities match the frequency of correct predictions.
 
     Attributes:
-        error: the expected calibration error (ECE) over `bins` bins of equal width.
-        temperature: what the logits are best divided by: over 1 where the network is too sure of itself.
-        log_loss: mean negative log likelihood, in nats, as it is.
-        log_loss_scaled: the same at that temperature.
-        error_scaled: the ECE at that temperature.
+        bins: number of bins of equal width.
+        error: expected calibration error (ECE).
+        temperature: best divisor of the logits; above 1 if the network is overconfident.
+        log_loss: mean negative log-likelihood in nats.
+        log_loss_scaled: log_loss at that temperature.
+        error_scaled: ECE at that temperature.
     """
 
     bins: int
@@ -87,9 +86,11 @@ class ConfusedPair(_Part):
     """A class that was taken for another.
 
     Attributes:
-        count: images, or objects.
-        share: of all that are truly of the class.
-        images: indices of some of them, the most confident mistake first.
+        true: the true class.
+        predicted: the class it was taken for.
+        count: number of images or objects.
+        share: their fraction of all images or objects of the true class.
+        images: indices of some of the images, the most confident mistake first.
     """
 
     true: str
@@ -103,10 +104,10 @@ class ErrorKind(_Part):
     """One of TIDE's kinds of errors of a detector (see `trainer.metrics.tide`).
 
     Attributes:
-        kind: classification, localisation, both, duplicate, background or missed; and, over all of them,
-            false positives and false negatives.
-        count: predictions, or, for missed and false negatives, objects.
-        cost: by how much mean_average_precision would rise if errors of this kind alone were mended.
+        kind: classification, localisation, both, duplicate, background or missed; or the totals, false
+            positives and false negatives.
+        count: number of predictions, or for missed and false negatives of objects.
+        cost: gain in mean_average_precision if only the errors of this kind were fixed.
     """
 
     kind: str
@@ -115,7 +116,7 @@ class ErrorKind(_Part):
 
 
 class Threshold(_Part):
-    """A score threshold of a class, and what the class has there; -1 is undefined."""
+    """A score threshold of a class, and its metrics there; -1 if undefined."""
 
     score: float
     f1: float
@@ -130,16 +131,16 @@ class _OfImage(_Part):
 
 
 class Mistake(_OfImage):
-    """A prediction that is wrong.
+    """A wrong prediction.
 
     Attributes:
-        kind: "classification" for classifiers; one of TIDE's kinds else. For multi-label "superfluous" (named
-            but not in the image) or "overlooked".
-        predicted: the class that was predicted; empty where a class was overlooked.
-        true: the class that is true; empty where there is none.
-        score: of the prediction, in [0, 1]; the lower the probability of what is overlooked, the higher.
-        box: the predicted object.
-        overlap: its IoU with the true object that it was held against.
+        kind: "classification" for multi-class; "superfluous" (predicted but not present) or "overlooked" for
+            multilabel; one of TIDE's kinds for detection and segmentation.
+        predicted: the predicted class; empty if a class was overlooked.
+        true: the true class; empty if there is none.
+        score: score of the prediction in [0, 1]; for an overlooked class, 1 minus its probability.
+        box: box of the predicted object.
+        overlap: its IoU with the target that it is compared with.
     """
 
     kind: str
@@ -151,14 +152,14 @@ class Mistake(_OfImage):
 
 
 class WorstImage(_OfImage):
-    """An image with much that is wrong.
+    """An image with many or grave mistakes.
 
     Attributes:
-        loss: of the image in nats, for classification.
-        right: objects found (detection and segmentation, at each class's best threshold), or classes.
-        wrong: predictions that are wrong.
-        missed: objects, or for multi-label classes, that were not found.
-        f1: of the image, from the three numbers.
+        loss: the image's loss in nats, for classification.
+        right: number of correct predictions, in detection and segmentation at each class's best threshold.
+        wrong: number of wrong predictions.
+        missed: number of objects or classes that were not predicted.
+        f1: F1 of these three numbers.
     """
 
     loss: float | None = None
@@ -169,16 +170,16 @@ class WorstImage(_OfImage):
 
 
 class LabelIssue(_OfImage):
-    """A label that is likely wrong: the model is sure of something else. Worth a look, no more than that.
+    """A label that is likely wrong, as the model confidently predicts something else: worth checking.
 
     Attributes:
-        kind: "wrong class", "missing" (nothing is labelled there) or "superfluous" (labelled, but likely not
-            there); for objects also "badly placed".
-        given: the label in the data; empty if something is missing.
-        suggested: what the model sees; empty if something is superfluous.
-        score: how sure the model is, in [0, 1]; the list is sorted by it.
-        box: where the model sees an object.
-        given_box: where the data have it.
+        kind: "wrong class", "missing" (not labelled) or "superfluous" (labelled but likely not present); for
+            objects also "badly placed".
+        given: the label in the data; empty if it is missing.
+        suggested: the model's label; empty if the label is superfluous.
+        score: the model's confidence in [0, 1].
+        box: box of the model's object.
+        given_box: box of the object in the data.
     """
 
     kind: str
@@ -190,14 +191,14 @@ class LabelIssue(_OfImage):
 
 
 class Slice(_Part):
-    """The figures on a part of the data.
+    """The metrics on a part of the data.
 
     Attributes:
-        by: what the data were parted by: a JSON key, "object size" or "image size".
-        value: of this part.
-        images: in it.
-        objects: in it, without crowds; None in classification.
-        metrics: the same as those of the whole.
+        by: what the data are sliced by: a JSON key, "object size" or "image size".
+        value: its value in this slice.
+        images: number of images.
+        objects: number of target objects, without crowds; None in classification.
+        metrics: the metrics as for the whole data; `figures` in JSON.
     """
 
     by: str
@@ -208,27 +209,26 @@ class Slice(_Part):
 
 
 class Analysis(_Part):
-    """Everything about one evaluation; what does not apply to the task is empty or None.
+    """The whole result of an evaluation; parts that do not apply to the task are empty or None.
 
     Attributes:
-        images: how many were evaluated.
-        objects: how many true ones, without crowds; None in classification.
-        iou_threshold: from which on an object counts as found; None in classification.
-        score_threshold: predictions below were not made, so that curves end there; None in classification.
+        images: number of images.
+        objects: number of target objects, without crowds; None in classification.
+        iou_threshold: minimum IoU for a match; None in classification.
+        score_threshold: minimum score of the predictions, where curves end; None in classification.
         metrics: by the reference's names; `figures` in JSON.
-        per_class: for each class its figures by name.
+        per_class: class name → metric → value.
         curves: by kind. Classification: roc (false positive rate → true positive rate), precision_recall
-            (recall → precision), cumulative_gains (share of images → share of positives), lift (share of
-            images → times better than chance), calibration (mean probability → share of positives).
+            (recall → precision), cumulative_gains (fraction of images → fraction of positives), lift
+            (fraction of images → ratio to chance), calibration (mean probability → fraction of positives).
             Detection and segmentation: precision_recall, f1 (score threshold → F1) and image_level (recall →
             precision).
-        confusion_matrices: one for multi-class; one a class for multi-label; in detection and segmentation
+        confusion_matrices: one for multi-class; one per class for multilabel; in detection and segmentation
             one for each score threshold 0.0, 0.1 … 0.9.
         image_level: precision, recall and average_precision of "is any object in the image".
-        errors: TIDE's split.
-        thresholds: for each class the score threshold at which its F1 is highest; classes without objects, or
-            of which none is found, have none.
-        served: for each class the threshold that the model answers with, where a model was evaluated.
+        errors: TIDE's kinds of errors and their cost.
+        thresholds: score threshold of highest F1 of each class; classes without a match have none.
+        served: for each class, the threshold that the model is served with, if a model was evaluated.
         mistakes: the most confident first.
         worst_images: the worst first.
         label_issues: the likeliest first.
@@ -257,7 +257,7 @@ class Analysis(_Part):
     slices: list[Slice] = []
 
     def to_json(self) -> str:
-        """As JSON text (strict: what is undefined is null)."""
+        """Convert to strict JSON, with null for NaN."""
         return self.model_dump_json(indent=1)
 
     @classmethod
@@ -265,11 +265,11 @@ class Analysis(_Part):
         """Read what `to_json` wrote.
 
         Raises:
-            RunError: the file is missing, or is something else.
+            RunError: the file is missing or is not an evaluation of this version.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            raise RunError(f"{path}: is no evaluation of this version: {error}") from error
+            raise RunError(f"{path}: is not an evaluation of this version: {error}") from error

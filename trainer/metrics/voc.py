@@ -22,8 +22,7 @@ FALSE_POSITIVE, TRUE_POSITIVE, IGNORED = 0, 1, 2
 
 
 class Curve(NamedTuple):
-    """Precision and recall of one class after each of its predictions, in descending order of scores; both
-    [n].
+    """Precision and recall of one class after each prediction, in descending order of scores; both [n].
 
     Recall is NaN throughout if the class has no objects.
     """

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from trainer.annotations import Objects
-from trainer.data.reading.jsonl import read, write_skipped
+from trainer.data.reading.jsonl import read
+from trainer.data.reading.skipped import write_skipped
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL = Task.CLASSIFICATION, Task.MULTILABEL
@@ -160,7 +161,7 @@ def test_integers_as_coordinates(write_lines: WriteLines) -> None:
 def test_keys_of_another_task_beside_the_right_ones(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [{**BOX, **TRIANGLE}]}])
     assert messages(path, DETECTION) == [
-        "warning: train.jsonl:1: label[].polygon: is no key of the data schema; it is ignored"
+        "warning: train.jsonl:1: label[].polygon: is not a key of the data schema and is ignored"
     ]
     assert len(read([path], DETECTION).records) == len(read([path], SEGMENTATION).records) == 1
 

@@ -146,15 +146,15 @@ def test_detection_faults(label: object, expected: list[str], write_lines: Write
 @pytest.mark.parametrize(
     ("polygon", "expected"),
     [
-        ([], "label[0].polygon: must be a list of segments [x1, y1, x2, y2, …], at least one, got []"),
-        ([0.1, 0.1, 0.5, 0.1, 0.3, 0.4], "put it into a list of its own: [[x1, y1, …]]"),
+        ([], "label[0].polygon: must be a list of at least one segment [x1, y1, x2, y2, …], got []"),
+        ([0.1, 0.1, 0.5, 0.1, 0.3, 0.4], "wrap it in another list: [[x1, y1, …]]"),
         ([[0.1, 0.1, 0.5, 0.1]], "label[0].polygon[0]: must have at least 3 points (6 numbers), got 2"),
         ([TRIANGLE["polygon"][0], []], "label[0].polygon[1]: must have at least 3 points"),
         ([[0.1, 0.1, 0.5, 0.1, 0.3, 0.4, 0.5]], "label[0].polygon[0]: must hold pairs x, y, got 7 numbers"),
         ([[0.1, 0.1, 0.5, 0.1, 300, 0.4]], "label[0].polygon[0][4]: must be in [0, 1], got 300; is it"),
         ([[0.1, 0.1, 0.1, 0.5, 0.1, 0.3]], "label[0].polygon: must enclose an area"),
-        ({"counts": [1, 2], "size": [3, 4]}, "label[0].polygon: must be a list of segments"),
-        ("x", "label[0].polygon: must be a list of segments"),
+        ({"counts": [1, 2], "size": [3, 4]}, "label[0].polygon: must be a list of at least one segment"),
+        ("x", "label[0].polygon: must be a list of at least one segment"),
     ],
 )  # fmt: skip
 def test_segmentation_faults(polygon: object, expected: str, write_lines: WriteLines) -> None:
@@ -200,7 +200,7 @@ def test_duplicate_images(write_lines: WriteLines) -> None:
     found = messages(path, DETECTION)
     assert [message.split(": ")[0] for message in found] == ["train.jsonl:3", "train.jsonl:4"]
     assert "must be unique" in found[0]
-    assert "it is at train.jsonl:1 already; all labels of an image stand on one line" in found[0]
+    assert "the image is already at train.jsonl:1; put all labels of an image on one line" in found[0]
     assert read([path], DETECTION).records.image_urls == ["images/a.jpg", "images/b.jpg", "IMAGES/a.jpg"]
 
 
@@ -218,7 +218,7 @@ def test_mixed_label_types(labels: tuple[object, ...], bad_lines: list[int], wri
     path = write_lines([{"image_url": str(n), "label": label} for n, label in enumerate(labels)])
     (message,) = messages(path, CLASSIFICATION)
     assert message.startswith(
-        f"train.jsonl:{bad_lines[0]}: label: class names must be strings throughout a file"
+        f"train.jsonl:{bad_lines[0]}: label: class names in a file must be all strings or all integers"
     )
     assert [entry.line for entry in read([path], CLASSIFICATION).skipped] == bad_lines
 
@@ -252,7 +252,7 @@ def test_odd_but_harmless_things_are_warnings(write_lines: WriteLines) -> None:
         ),
         (
             b'{\n  "image_url": "a",\n  "label": "x"\n}\n',
-            ":1: must be JSON lines: one object a line, got an object",
+            ":1: must be JSON lines: one object per line, got an object",
         ),
         ('{"image_url": "a", "label": "x"}'.encode("utf-16"), ": must be encoded in utf-8, got UTF-16"),
     ],

@@ -143,12 +143,18 @@ def test_wrong_content_for_the_encoding(table: Callable[[str], Path]) -> None:
         ("paths:\n- file: no.jsonl", "no.jsonl: must be a .jsonl file or an MLTable folder"),
         ("paths:\n- pattern: ./*.csv", "paths[0].pattern: must match at least one JSON lines file"),
         ("paths:\n- file: azureml://datastores/x/paths/t.jsonl", "--datastore x=DIR_OR_URL"),
-        (AZURE + "  - take: 5\n", "transformations[2]: must be one of the supported: read_json_lines and"),
+        (
+            AZURE + "  - take: 5\n",
+            "transformations[2]: must be a supported transformation: read_json_lines and",
+        ),
         (AZURE.replace("read_json_lines", "read_delimited"), "got 'read_delimited'"),
-        (AZURE.replace("image_url", "label"), "transformations[1].convert_column_types: must be one of"),
+        (
+            AZURE.replace("image_url", "label"),
+            "transformations[1].convert_column_types: must be a supported transformation",
+        ),
         (AZURE.replace("invalid_lines: error", "invalid_lines: keep"), "must be error or drop, got 'keep'"),
         (AZURE.replace("utf8", "klingon"), "must be a known encoding"),
-        (AZURE.replace("encoding:", "encodings:"), "encodings: is no option"),
+        (AZURE.replace("encoding:", "encodings:"), "encodings: is not an option"),
     ],
 )
 def test_faults(content: str, expected: str, table: Callable[[str], Path]) -> None:
@@ -161,4 +167,4 @@ def test_a_folder_without_mltable_names_its_files(table: Callable[[str], Path]) 
     folder = table("")
     (folder / "MLTable").unlink()
     (problem,) = read([folder], Task.CLASSIFICATION).problems
-    assert "the folder has train.jsonl: name that file" in str(problem)
+    assert "the folder holds train.jsonl: give that file instead" in str(problem)

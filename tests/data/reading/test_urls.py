@@ -105,9 +105,9 @@ def test_links_and_parents(tmp_path: Path) -> None:
         ("..", "must name an image file"),
         ("a\0.jpg", "must name an image file"),
         ("azureml://jobs/x/a.jpg", "must have the form azureml://…/datastores/NAME/paths/PATH"),
-        ("nonsense://x/a.jpg", "must have a protocol that can be read here, got nonsense://"),
-        ("C:\\data\\a.jpg", "must be a path of this machine"),
-        (f"{LONG}/a.jpg", "say where its content lies with --datastore blob=DIR_OR_URL"),
+        ("nonsense://x/a.jpg", "must have a supported protocol, got nonsense://"),
+        ("C:\\data\\a.jpg", "must be a path on this machine"),
+        (f"{LONG}/a.jpg", "give the location of its content with --datastore blob=DIR_OR_URL"),
     ],
 )
 def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
@@ -126,7 +126,7 @@ def test_azures_storage_needs_an_extra(protocol: str) -> None:
 
 
 def test_an_old_protocol_of_azures_storage_is_written_anew() -> None:
-    with pytest.raises(UrlError, match="write abfss://CONTAINER@ACCOUNT"):
+    with pytest.raises(UrlError, match="use abfss://CONTAINER@ACCOUNT"):
         resolve("wasbs://container@account.blob.core.windows.net/a.jpg")
 
 
