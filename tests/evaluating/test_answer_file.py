@@ -79,14 +79,14 @@ def test_by_name_in_any_order(names: list[str], data: Path, tmp_path: Path) -> N
     [
         ([NOTHING, RIGHT], "answers.jsonl: must hold one answer for each of the 3 images of the data, got 2"),
         ([named("1.jpg")] * 3, "answers.jsonl:1: image_url: must name one image of the data, got '1.jpg', w"),
-        ([named("left/2.jpg")] * 2, "answers.jsonl:2: image_url: must be named by one answer only"),
+        ([named("left/2.jpg")] * 2, "answers.jsonl:2: image_url: must be named by only one answer"),
         ([named("left/2.jpg")], "test.jsonl:1: must have an answer in"),
         ([named("3.jpg")], "answers.jsonl:1: image_url: must name an image of the data, got '3.jpg'"),
         ([named("2.jpg"), RIGHT], "answers.jsonl:2: image_url: must be on each line if it is on one"),
-        ([[NOTHING]], "a list of answers must be written as one answer a line"),
+        ([[NOTHING]], "write one answer per line instead of a list"),
         ([NOTHING, {"probs": [1], "labels": ["can"]}], "answers.jsonl:2: must hold boxes for object-det"),
         ([{"boxes": [detected(bottomX=50)]}], r"boxes\[0\].box: must be in \[0, 1\].*are they in pixels\?"),
-        ([{"boxes": [detected(topX=0.7)]}], "top must not be beyond bottom"),
+        ([{"boxes": [detected(topX=0.7)]}], "topX and topY must not exceed bottomX and bottomY"),
         ([{"boxes": [detected(score=97)]}], r"boxes\[0\].score: must be in \[0, 1\], got 97"),
         ([{"boxes": [{"label": "can"}]}], r"must be an answer of the documented schema.*boxes\[0\]"),
     ],
@@ -112,7 +112,7 @@ def test_classifiers_may_name_their_classes_in_any_order(tmp_path: Path) -> None
             "answers.jsonl:2: probs: must have as many entries as labels",
         ),
         ({"probs": [0.5, 0.5], "labels": ["x", "x"]}, "answers.jsonl:2: labels: must name each class once"),
-        (NOTHING, "answers.jsonl:2: must hold probs and labels"),
+        (NOTHING, "answers.jsonl:2: must hold both probs and labels"),
     ):
         with pytest.raises(DataError, match=message):
             evaluated(data, [answers[0], answer], tmp_path, Task.CLASSIFICATION)

@@ -1,0 +1,1 @@
+"""Data files to records, images and datasets, with checks on the way."""

@@ -20,9 +20,8 @@ MIN_FRACTION = 0.25
 A network that learns to find smaller parts would do harm: their IoU with the whole object is below the
 default of `tile_predictions_nms_threshold`, so both would be predicted.
 """
-_MIN_THICKNESS = (
-    1e-6  # of a tile's width or height; thinner pieces are remains of an edge on the tile's border
-)
+_MIN_THICKNESS = 1e-6
+"""Fraction of a tile's width or height; thinner pieces of polygons are remains of an edge on its border."""
 
 
 class TiledExamples:

@@ -1,11 +1,9 @@
 """What each kind of error costs in mean average precision (TIDE: Bolya et al., ECCV 2020, section 2.3).
 
-The cost of a kind is the mean average precision after fixing only its errors, minus the actual one. Fixing
-means:
+The cost of a kind is the mean average precision after fixing only its errors, minus the actual one. Fixes:
 
-- classification: the prediction gets the target's class; localisation: it gets the target's box. In both
-cases it
-  is dropped if the target is already found, or by a fixed prediction of a higher score;
+- classification, localisation: the prediction gets the target's class or box; it is dropped if the target is
+  already found, or found by a fixed prediction of a higher score;
 - both, duplicate, background: the prediction is dropped;
 - missed: the target is dropped;
 - false positives: all of them are dropped; false negatives: all targets that are not found are dropped.

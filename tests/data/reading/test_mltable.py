@@ -145,12 +145,12 @@ def test_wrong_content_for_the_encoding(table: Callable[[str], Path]) -> None:
         ("paths:\n- file: azureml://datastores/x/paths/t.jsonl", "--datastore x=DIR_OR_URL"),
         (
             AZURE + "  - take: 5\n",
-            "transformations[2]: must be a supported transformation: read_json_lines and",
+            "transformations[2]: must be a supported transformation: read_json_lines",
         ),
         (AZURE.replace("read_json_lines", "read_delimited"), "got 'read_delimited'"),
         (
             AZURE.replace("image_url", "label"),
-            "transformations[1].convert_column_types: must be a supported transformation",
+            "convert_column_types: must be a supported transformation",
         ),
         (AZURE.replace("invalid_lines: error", "invalid_lines: keep"), "must be error or drop, got 'keep'"),
         (AZURE.replace("utf8", "klingon"), "must be a known encoding"),

@@ -5,9 +5,8 @@ mirrored copies. The hash is that of trainer.data.image_scan; the library imageh
 would add SciPy and PyWavelets, and has no search.
 
 Two hashes of 128 bits that differ in at most 7 bits agree in at least one of their eight parts of 16 bits. So
-the images are sorted by each part in turn and compared with their neighbours of the same part: n log n
-    instead
-of n² comparisons. If more than 64 hashes agree in a part, each is compared with the next 64; that loses pairs
+the images are sorted by each part in turn and compared with their neighbours of the same part: n log n, not
+n² comparisons. If more than 64 hashes agree in a part, each is compared with the next 64; that loses pairs
 only among hundreds of similar images. Of images with equal hashes, only the first is compared with others.
 """
 

@@ -53,9 +53,8 @@ def read(
 ) -> ReadResult:
     """Read .jsonl files and MLTable folders, local or by URL, as one set of images.
 
-    Coordinates up to 1e-6 outside [0, 1], which come from rounding, are clipped. Class names given as
-    integers
-    become strings. Invalid data raise no error: what is wrong with them is in the result.
+    Coordinates up to 1e-6 outside [0, 1], which come from rounding, are clipped. Integer class names become
+    strings. Invalid data raise no error: what is wrong with them is in the result.
 
     Args:
         datastores: Azure datastore name → local directory or URL with its content.
