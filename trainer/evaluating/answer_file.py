@@ -111,8 +111,8 @@ def read(path: Path, task: Task, records: Records) -> Answers:
     """Read answers and assign each to its image.
 
     Raises:
-        DataError: the file cannot be read; a line breaks the schema or names no image or a repeated one; an image
-            has no answer.
+        DataError: the file cannot be read; a line breaks the schema, or names no image or a repeated one; an
+            image has no answer.
     """
     problems: list[Problem] = []
     line_numbers: list[int] = []

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
-from trainer.annotations import BoolArray, Objects, Target
+from trainer.annotations import Target
 from trainer.data.quality.image_checks import check_images
 from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.file_report import first_of
@@ -24,7 +23,7 @@ UNKNOWN_CLASSES = ("error", "missed", "ignored")
 _MAX_SHOWN = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationData:
     """Images with their targets, in the classes of an evaluation.
 
@@ -32,38 +31,17 @@ class EvaluationData:
         records: the images to evaluate.
         files: the data files; `records.file_index` points into them.
         classes: names that labels index: those of the model, and unknown ones that count as missed.
-        ignored: classes of the data that are left out.
         notes: remarks on the classes for the user, one line each.
     """
 
     records: Records
     files: tuple[DataFile, ...]
     classes: tuple[str, ...]
-    ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     def target(self, index: int) -> Target:
         """The target of an image, its labels as indices into `classes`."""
-        if not self.ignored:
-            return self.records.target(index, self.classes)
-        all_classes, is_kept = self._with_ignored
-        target = self.records.target(index, all_classes)
-        if isinstance(target, np.ndarray):
-            return np.asarray(target[is_kept], dtype=np.bool_)
-        if not isinstance(target, Objects):
-            return self.classes.index(all_classes[target])
-        kept = is_kept[target.labels]
-        labels = (np.cumsum(is_kept) - 1)[target.labels[kept]]
-        polygons = target.polygons
-        if polygons is not None:
-            polygons = tuple(each for each, keep in zip(polygons, kept, strict=True) if keep)
-        return Objects(target.boxes[kept], labels, target.crowd[kept], polygons)
-
-    @cached_property
-    def _with_ignored(self) -> tuple[tuple[str, ...], BoolArray]:
-        """All classes with the ignored ones, sorted, and which of them are kept, bool [C]."""
-        all_classes = tuple(sorted({*self.classes, *self.records.classes}))
-        return all_classes, np.array([name in self.classes for name in all_classes])
+        return self.records.target(index, self.classes)
 
 
 def load(
@@ -116,7 +94,7 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
     if absent:
         notes.append(f"the data have no {_names_text(absent)}: the metrics of these classes are undefined")
     if not unknown:
-        return EvaluationData(records, files, tuple(known), notes=tuple(notes))
+        return EvaluationData(records, files, tuple(known), tuple(notes))
     if unknown_classes == "error":
         raise DataError(
             "the data have classes that the model does not know; --unknown-classes missed counts them as "
@@ -126,16 +104,16 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
     if unknown_classes == "missed":
         notes.append(f"the model does not know {_names_text(unknown)}: counted as missed")
         classes = tuple(sorted({*known, *unknown}))
-        return EvaluationData(records, files, classes, notes=tuple(notes))
+        return EvaluationData(records, files, classes, tuple(notes))
     notes.append(f"the model does not know {_names_text(unknown)}: left out")
-    if records.task is not Task.CLASSIFICATION:
-        return EvaluationData(records, files, tuple(known), frozenset(unknown), tuple(notes))
-    is_known = np.isin(np.array(records.classes), known)[records.labels]
-    records = records.subset(np.flatnonzero(is_known)).without_unused_classes()
+    if records.task is Task.CLASSIFICATION:
+        is_known = np.isin(np.array(records.classes), known)[records.labels]
+        records = records.subset(np.flatnonzero(is_known))
+    records = records.with_only(known)
     if not len(records):
         rule = "must hold an image of a class that the model knows"
         raise DataError("there is nothing to evaluate", [Problem("data", "", rule, _names_text(unknown))])
-    return EvaluationData(records, files, tuple(known), notes=tuple(notes))
+    return EvaluationData(records, files, tuple(known), tuple(notes))
 
 
 def _unknown_class(records: Records, name: str, known: Sequence[str]) -> Problem:

@@ -6,6 +6,7 @@ Arrays have a row for each image: targets bool [n, C], predicted bool [n, C] and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,12 @@ _MAX_EXAMPLES = 12
 _TINY = 1e-12
 
 
+def highest(scores: npt.NDArray[Any]) -> list[int]:
+    """Indices of the highest scores [n] in descending order, at most MAX_LISTED."""
+    order: list[int] = np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist()
+    return order
+
+
 def confused_pairs(
     classes: Sequence[str], targets: BoolArray, predicted: BoolArray, probs: DoubleArray
 ) -> list[ConfusedPair]:
@@ -33,9 +40,8 @@ def confused_pairs(
     missed, superfluous = targets & ~predicted, predicted & ~targets
     counts = missed.T.astype(np.int64) @ superfluous.astype(np.int64)
     pairs = np.argwhere(counts)
-    by_count = np.argsort(-counts[tuple(pairs.T)], kind="stable")[:MAX_LISTED]
     entries = []
-    for true, other_class in pairs[by_count].tolist():
+    for true, other_class in pairs[highest(counts[tuple(pairs.T)])].tolist():
         rows = np.flatnonzero(missed[:, true] & superfluous[:, other_class])
         most_confident = rows[np.argsort(-probs[rows, other_class], kind="stable")]
         entries.append(
@@ -60,37 +66,33 @@ def mistakes(
     is_multiclass: bool,
 ) -> list[Mistake]:
     """List the most confident mistakes: per image for multi-class, per image and class for multilabel."""
-    entries = []
     if is_multiclass:
         rows = np.flatnonzero((targets != predicted).any(axis=1))
         other_class, true = predicted[rows].argmax(axis=1), targets[rows].argmax(axis=1)
         scores = probs[rows, other_class]
-        for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
-            entries.append(
-                Mistake(
-                    **name_fields(int(rows[entry]), image_names),
-                    kind="classification",
-                    predicted=classes[other_class[entry]],
-                    true=classes[true[entry]],
-                    score=float(scores[entry]),
-                )
-            )
-        return entries
-    rows, labels = np.nonzero(targets != predicted)
-    scores = np.where(targets[rows, labels], 1 - probs[rows, labels], probs[rows, labels])
-    for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
-        name = classes[labels[entry]]
-        missed = bool(targets[rows[entry], labels[entry]])
-        entries.append(
+        return [
             Mistake(
                 **name_fields(int(rows[entry]), image_names),
-                kind="overlooked" if missed else "superfluous",
-                predicted="" if missed else name,
-                true=name if missed else "",
+                kind="classification",
+                predicted=classes[other_class[entry]],
+                true=classes[true[entry]],
                 score=float(scores[entry]),
             )
+            for entry in highest(scores)
+        ]
+    rows, labels = np.nonzero(targets != predicted)
+    missed = targets[rows, labels]
+    scores = np.where(missed, 1 - probs[rows, labels], probs[rows, labels])
+    return [
+        Mistake(
+            **name_fields(int(rows[entry]), image_names),
+            kind="overlooked" if missed[entry] else "superfluous",
+            predicted="" if missed[entry] else classes[labels[entry]],
+            true=classes[labels[entry]] if missed[entry] else "",
+            score=float(scores[entry]),
         )
-    return entries
+        for entry in highest(scores)
+    ]
 
 
 def worst_images(
@@ -107,7 +109,7 @@ def worst_images(
     losses = -np.log(likelihood)
     loss = losses.sum(axis=1) if is_multiclass else losses.mean(axis=1)
     entries = []
-    for entry in np.argsort(-loss, kind="stable")[:MAX_LISTED].tolist():
+    for entry in highest(loss):
         row = int(rows_with_mistake[entry])
         right = int((targets[row] & predicted[row]).sum())
         wrong = int((predicted[row] & ~targets[row]).sum())
@@ -171,20 +173,17 @@ def multilabel_issues(
     superfluous = targets & (probs <= absent) & (probs < 0.5)
     rows, labels = np.nonzero(missing | superfluous)
     scores = np.where(missing[rows, labels], probs[rows, labels], 1 - probs[rows, labels])
-    entries = []
-    for entry in np.argsort(-scores, kind="stable")[:MAX_LISTED].tolist():
-        row, name = int(rows[entry]), classes[labels[entry]]
-        is_missing = bool(missing[row, labels[entry]])
-        entries.append(
-            LabelIssue(
-                **name_fields(row, image_names),
-                kind="missing" if is_missing else "superfluous",
-                given="" if is_missing else name,
-                suggested=name if is_missing else "",
-                score=float(scores[entry]),
-            )
+    is_missing = missing[rows, labels]
+    return [
+        LabelIssue(
+            **name_fields(int(rows[entry]), image_names),
+            kind="missing" if is_missing[entry] else "superfluous",
+            given="" if is_missing[entry] else classes[labels[entry]],
+            suggested=classes[labels[entry]] if is_missing[entry] else "",
+            score=float(scores[entry]),
         )
-    return entries
+        for entry in highest(scores)
+    ]
 
 
 def _class_confidence(targets: BoolArray, probs: DoubleArray) -> DoubleArray:

@@ -7,7 +7,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -175,6 +175,13 @@ class Records:
         labels = (np.cumsum(used) - 1)[self.labels].astype(np.int32)
         return dataclasses.replace(self, classes=classes, labels=labels)
 
+    def with_only(self, classes: Sequence[str]) -> Records:
+        """The same images without the labels of classes other than the given ones."""
+        is_kept = np.isin(np.array(self.classes), classes)[self.labels]
+        objects = np.flatnonzero(is_kept)
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_kept)])[self.starts]
+        return dataclasses.replace(self, starts=starts, **self._objects(objects)).without_unused_classes()
+
     def subset(self, indices: Sequence[int] | IntArray) -> Records:
         """The records at `indices`, in that order, with the same classes."""
         index = np.asarray(indices, dtype=np.int64)
@@ -190,11 +197,8 @@ class Records:
             name_starts=name_starts,
             sizes=self.sizes[index],
             starts=starts,
-            labels=self.labels[objects],
-            boxes=None if self.boxes is None else self.boxes[objects],
-            crowd=None if self.crowd is None else self.crowd[objects],
-            polygons=None if self.polygons is None else _polygon_subset(self.polygons, objects),
             scans=None if self.scans is None else self.scans.subset(index),
+            **self._objects(objects),
         )
 
     def source_hashes(self) -> IntArray:
@@ -207,6 +211,15 @@ class Records:
             name = names[starts[index] : starts[index + 1]]
             hashes[index] = hash((folder, unquote(name).encode() if is_quoted else name))
         return hashes
+
+    def _objects(self, indices: IntArray) -> dict[str, Any]:
+        """The columns of some objects."""
+        return {
+            "labels": self.labels[indices],
+            "boxes": None if self.boxes is None else self.boxes[indices],
+            "crowd": None if self.crowd is None else self.crowd[indices],
+            "polygons": None if self.polygons is None else _polygon_subset(self.polygons, indices),
+        }
 
     def _name(self, index: int) -> str:
         return self.names[self.name_starts[index] : self.name_starts[index + 1]].decode()
