@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import FloatArray, IntArray
-from trainer.data.reading.records import Folder, Polygons, Records
+from trainer.data.reading.records import Folder, Polygons, Records, starts_of
 from trainer.data.reading.schema import SMALLEST_SIDE, Box, Outline
 from trainer.tasks import Task
 
@@ -86,7 +86,7 @@ class RecordBuilder:
         self.pack()
         columns = {name: np.concatenate(parts) for name, parts in self._packed.items()}
         self._packed.clear()
-        starts = _starts(columns["label_counts"])
+        starts = starts_of(columns["label_counts"])
         mixed = self._mixed_class_names(columns["labels"], starts)
         classes = tuple(sorted({str(name) for name in self._classes}))
         position = {name: index for index, name in enumerate(classes)}
@@ -96,9 +96,9 @@ class RecordBuilder:
         if self._task is Task.DETECTION:
             boxes = coordinates.reshape(-1, 4)
         elif self._task is Task.SEGMENTATION:
-            segment_starts = _starts(columns["segment_lengths"])
+            segment_starts = starts_of(columns["segment_lengths"])
             polygons = Polygons(
-                _starts(columns["segment_counts"]), segment_starts, coordinates.reshape(-1, 2)
+                starts_of(columns["segment_counts"]), segment_starts, coordinates.reshape(-1, 2)
             )
             boxes = _bounds(polygons)
         records = Records(
@@ -110,7 +110,7 @@ class RecordBuilder:
             folders=tuple(folders),
             folder_index=columns["folder_index"],
             names=b"".join(self._names),
-            name_starts=_starts(columns["name_lengths"]),
+            name_starts=starts_of(columns["name_lengths"]),
             sizes=columns["sizes"].reshape(-1, 2),
             starts=starts,
             labels=final_index[columns["labels"]] if len(final_index) else columns["labels"],
@@ -209,10 +209,6 @@ def _is_well_formed(outline: Outline) -> bool:
     width = max(max(s[::2]) for s in polygon) - min(min(s[::2]) for s in polygon)
     height = max(max(s[1::2]) for s in polygon) - min(min(s[1::2]) for s in polygon)
     return width >= SMALLEST_SIDE and height >= SMALLEST_SIDE
-
-
-def _starts(lengths: npt.NDArray[np.integer]) -> IntArray:
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
 def _bounds(polygons: Polygons) -> FloatArray:

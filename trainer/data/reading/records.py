@@ -179,7 +179,7 @@ class Records:
         """The same images without the labels of classes other than the given ones."""
         is_kept = np.isin(np.array(self.classes), classes)[self.labels]
         objects = np.flatnonzero(is_kept)
-        starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_kept)])[self.starts]
+        starts = starts_of(is_kept)[self.starts]
         return dataclasses.replace(self, starts=starts, **self._objects(objects)).without_unused_classes()
 
     def subset(self, indices: Sequence[int] | IntArray) -> Records:
@@ -271,7 +271,11 @@ def join_polygons(parts: Sequence[Polygons]) -> Polygons | None:
 
 def join_starts(parts: Sequence[IntArray]) -> IntArray:
     """Join the row starts [n_k + 1] of several ragged arrays into those of the concatenated array."""
-    lengths = np.concatenate([np.diff(part) for part in parts])
+    return starts_of(np.concatenate([np.diff(part) for part in parts]))
+
+
+def starts_of(lengths: npt.NDArray[np.number | np.bool_]) -> IntArray:
+    """The row starts [n + 1] of a ragged array with rows of the given lengths [n]."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
@@ -282,7 +286,7 @@ def _joined(parts: Sequence[npt.NDArray[np.integer]], dtype: type[np.int32]) -> 
 def _take(starts: IntArray, index: IntArray, elements: bool = True) -> tuple[IntArray, IntArray]:
     """Take rows of a ragged array: their new row starts, and the old indices of their elements."""
     lengths = starts[index + 1] - starts[index]
-    taken = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
+    taken = starts_of(lengths)
     if not elements:
         return taken, taken
     return taken, np.arange(taken[-1]) + np.repeat(starts[index] - taken[:-1], lengths)
