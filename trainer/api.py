@@ -17,8 +17,8 @@ from trainer.runs import Run as Run
 from trainer.tasks import Task as Task
 
 if TYPE_CHECKING:
-    from trainer.data.validate import Report
-    from trainer.evaluating.evaluate import Evaluated
+    from trainer.data.validate import ValidationReport
+    from trainer.evaluating.evaluate import Evaluation
 
 __version__ = version("image-trainer")
 
@@ -26,7 +26,7 @@ Data = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def evaluate(
-    run_or_model: str | PathLike[str] | None = None,
+    run_or_model: Run | str | PathLike[str] | None = None,
     *,
     data: Data,
     predictions: str | PathLike[str] | None = None,
@@ -40,14 +40,14 @@ def evaluate(
     skip_invalid: bool = False,
     device: str | None = None,
     progress: bool = False,
-) -> Evaluated:
+) -> Evaluation:
     """Evaluate a trained model, or predictions made anywhere, on any data.
 
         evaluation = trainer.evaluate("runs/one", data="test.jsonl")
-        evaluation.analysis.metrics["mean_average_precision"]
+        evaluation.metrics["mean_average_precision"]
 
     Args:
-        run_or_model: directory of a run or of an MLflow model; None: evaluate `predictions`.
+        run_or_model: a run, its directory, or the directory of an MLflow model; None: evaluate `predictions`.
         data: `.jsonl` files and MLTable folders with the targets, local or by URL.
         predictions: JSON lines of the documented schema, one per image.
         task: what the predictions are for. A model knows its own task.
@@ -74,18 +74,21 @@ def evaluate(
     from trainer.evaluating.packaged_model import LOWEST_SCORE
 
     options = Options(
-        datastores=datastores,
         iou_threshold=iou_threshold,
         slice_by=slice_by,
         unknown_classes=unknown_classes,
         skip_invalid=skip_invalid,
+        datastores=datastores,
         output=None if output is None else Path(output),
-        progress=progress,
     )
     if run_or_model is not None:
-        threshold = LOWEST_SCORE if box_score_threshold is None else box_score_threshold
         return evaluate_model(
-            Path(run_or_model), _paths(data), options, box_score_threshold=threshold, device=device
+            run_or_model.directory if isinstance(run_or_model, Run) else Path(run_or_model),
+            _paths(data),
+            options,
+            box_score_threshold=LOWEST_SCORE if box_score_threshold is None else box_score_threshold,
+            device=device,
+            progress=progress,
         )
     assert predictions is not None, "_check_evaluation requires them"
     assert task is not None, "_check_evaluation requires it"
@@ -100,7 +103,7 @@ def validate(
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
     progress: bool = False,
-) -> Report:
+) -> ValidationReport:
     """Check data against the schema, without training.
 
         report = trainer.validate("object-detection", "train.jsonl")

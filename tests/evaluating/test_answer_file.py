@@ -9,7 +9,7 @@ import pytest
 
 from tests.evaluating.conftest import write_lines
 from trainer.errors import DataError
-from trainer.evaluating.evaluate import evaluate_answers
+from trainer.evaluating.evaluate import Options, evaluate_answers
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
@@ -37,8 +37,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def evaluated(data: Path, answers: list[Any], tmp_path: Path, task: Task = Task.DETECTION) -> Analysis:
-    path = write_lines(tmp_path / "answers.jsonl", answers)
-    return evaluate_answers(task, path, [data], datastores={"d": str(tmp_path)}).analysis
+    options = Options(datastores={"d": str(tmp_path)})
+    return evaluate_answers(task, write_lines(tmp_path / "answers.jsonl", answers), [data], options).analysis
 
 
 RIGHT: dict[str, Any] = {"boxes": [detected()]}

@@ -13,7 +13,7 @@ import pytest
 from tests.evaluating.conftest import CLASSES, SIZES, write_lines
 from trainer import metrics
 from trainer.errors import DataError, JobError, RunError
-from trainer.evaluating.evaluate import evaluate, evaluate_answers
+from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
 from trainer.evaluating.evaluation_data import load
 from trainer.evaluating.packaged_model import PackagedModel
 from trainer.metrics.results import Analysis
@@ -32,7 +32,9 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
     task: Task, packaged: Packaged, targets: Truths, tmp_path: Path
 ) -> None:
     data = targets(task)
-    found = evaluate(packaged(task), [data], output=tmp_path, slice_by=["camera"], device="cpu")
+    found = evaluate_model(
+        packaged(task), [data], Options(output=tmp_path, slice_by=["camera"]), device="cpu"
+    )
     analysis = found.analysis
     assert analysis.images == len(SIZES)
     primary = analysis.metrics[task.primary_metric]
@@ -71,9 +73,9 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
 
 def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, targets: Truths) -> None:
     data = targets(Task.DETECTION)
-    scores = [m.score for m in evaluate(packaged(Task.DETECTION), [data]).analysis.mistakes]
+    scores = [m.score for m in evaluate_model(packaged(Task.DETECTION), [data]).analysis.mistakes]
     middle = sorted(scores)[len(scores) // 2]
-    analysis = evaluate(packaged(Task.DETECTION), [data], box_score_threshold=middle).analysis
+    analysis = evaluate_model(packaged(Task.DETECTION), [data], box_score_threshold=middle).analysis
     assert analysis.score_threshold == middle
     assert min(m.score for m in analysis.mistakes) >= middle - 1e-6
     # the model answers from 0.0 on; that is told whatever was looked at
@@ -83,7 +85,7 @@ def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, targe
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.DETECTION])
 def test_slices(task: Task, packaged: Packaged, targets: Truths, tmp_path: Path) -> None:
     data = targets(task)
-    found = evaluate(packaged(task), [data], slice_by=["camera", "meta.lux"])
+    found = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"]))
     assert not any("is not a key of the data schema" in remark for remark in found.notes)
     whole = found.analysis
     parts = {(part.by, part.value): part for part in whole.slices}
@@ -97,8 +99,8 @@ def test_slices(task: Task, packaged: Packaged, targets: Truths, tmp_path: Path)
     lines = [line for line in lines_of(data) if line["camera"] == "right"]
     for line in lines:
         line["image_url"] = str(data.parent / line["image_url"])
-    alone = evaluate(
-        packaged(task), [write_lines(tmp_path / "right.jsonl", lines)], unknown_classes="error"
+    alone = evaluate_model(
+        packaged(task), [write_lines(tmp_path / "right.jsonl", lines)], Options(unknown_classes="error")
     ).analysis
     assert parts["camera", "right"].metrics == pytest.approx(alone.metrics, nan_ok=True)
     if task is Task.DETECTION:
@@ -119,16 +121,16 @@ def test_numbers_of_many_values_become_four_parts(
     lines = [line | {"image_url": f"{number}.png", "lux": number} for number in range(20)]
     del lines[0]["lux"]
     data = write_lines(tmp_path / "data.jsonl", lines)
-    analysis = evaluate(packaged(Task.CLASSIFICATION), [data], slice_by=["lux"]).analysis
+    analysis = evaluate_model(packaged(Task.CLASSIFICATION), [data], Options(slice_by=["lux"])).analysis
     parts = {part.value: part.images for part in analysis.slices if part.by == "lux"}
     assert parts == {"1 to 5.5": 5, "5.5 to 10": 5, "10 to 14.5": 4, "14.5 to 19": 5, "(none)": 1}
 
 
 def test_a_key_that_no_line_has_is_refused(packaged: Packaged, targets: Truths) -> None:
     with pytest.raises(DataError, match="lamp: must be a key of the lines; no line has it"):
-        evaluate(packaged(Task.DETECTION), [targets(Task.DETECTION)], slice_by=["lamp"])
+        evaluate_model(packaged(Task.DETECTION), [targets(Task.DETECTION)], Options(slice_by=["lamp"]))
     with pytest.raises(DataError, match=r"test.jsonl:1: meta: must be a string, a number or a boolean"):
-        evaluate(packaged(Task.DETECTION), [targets(Task.DETECTION)], slice_by=["meta"])
+        evaluate_model(packaged(Task.DETECTION), [targets(Task.DETECTION)], Options(slice_by=["meta"]))
 
 
 @pytest.fixture
@@ -160,14 +162,14 @@ def test_classes_that_the_model_does_not_know(
         r"unknown.jsonl:2: label: must be a class that the model knows, got 'bottle'; 2 labels, here the"
     )
     with pytest.raises(DataError, match=message):
-        evaluate(packaged(task), [data])
-    missed = evaluate(packaged(task), [data], unknown_classes="missed")
+        evaluate_model(packaged(task), [data])
+    missed = evaluate_model(packaged(task), [data], Options(unknown_classes="missed"))
     assert any("does not know bottle: counted as missed" in remark for remark in missed.notes)
     # keys of the user's own that nothing is asked about are warned of
     assert any("camera: is not a key of the data schema" in remark for remark in missed.notes)
     assert missed.analysis.classes == sorted([*CLASSES, "bottle"])
     assert missed.analysis.per_class["bottle"]["recall"] == 0
-    ignored = evaluate(packaged(task), [data], unknown_classes="ignored")
+    ignored = evaluate_model(packaged(task), [data], Options(unknown_classes="ignored"))
     assert ignored.analysis.classes == list(CLASSES)
     assert ignored.analysis.images == (4 if task is Task.CLASSIFICATION else 6)
     if task.has_boxes:
@@ -180,7 +182,7 @@ def test_classes_that_the_data_do_not_have_are_told(
     lines = lines_of(targets(Task.DETECTION))[:1]
     lines[0]["image_url"] = str(targets(Task.DETECTION).parent / lines[0]["image_url"])
     lines[0]["label"] = lines[0]["label"][:1]
-    found = evaluate(packaged(Task.DETECTION), [write_lines(tmp_path / "one.jsonl", lines)])
+    found = evaluate_model(packaged(Task.DETECTION), [write_lines(tmp_path / "one.jsonl", lines)])
     assert "metrics of these classes are undefined" in found.notes[0]
     absent = [name for name in CLASSES if name != lines[0]["label"][0]["label"]]
     assert all(found.analysis.per_class[name]["average_precision"] == -1 for name in absent)
@@ -194,15 +196,14 @@ def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, targets: Trut
     broken.write_bytes(b"no picture")
     lines[2]["image_url"] = str(broken)
     with pytest.raises(DataError, match=r"data.jsonl:3: image_url: must name a readable image"):
-        evaluate(packaged(Task.CLASSIFICATION), [write_lines(tmp_path / "data.jsonl", lines)])
+        evaluate_model(packaged(Task.CLASSIFICATION), [write_lines(tmp_path / "data.jsonl", lines)])
 
 
 def test_options_out_of_range_are_refused_at_once(tmp_path: Path) -> None:
+    wrong = Options(iou_threshold=0.05, unknown_classes="perhaps")
     with pytest.raises(JobError) as caught:
-        evaluate(
-            tmp_path, ["none.jsonl"], iou_threshold=0.05, unknown_classes="perhaps", box_score_threshold=2
-        )
+        evaluate_model(tmp_path, ["none.jsonl"], wrong, box_score_threshold=2)
     flags = [problem.where for problem in caught.value.problems]
     assert flags == ["--iou-threshold", "--box-score-threshold", "--unknown-classes"]
     with pytest.raises(RunError, match="--device cuda:99: cannot be used"):
-        evaluate(tmp_path, ["none.jsonl"], device="cuda:99")
+        evaluate_model(tmp_path, ["none.jsonl"], device="cuda:99")

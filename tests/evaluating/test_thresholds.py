@@ -18,7 +18,7 @@ from tests.evaluating.conftest import CLASSES, image_file
 from trainer.data.images import decode
 from trainer.errors import RunError
 from trainer.evaluating import thresholds
-from trainer.evaluating.evaluate import evaluate
+from trainer.evaluating.evaluate import evaluate_model
 from trainer.tasks import Task
 
 Boxes = list[dict[str, Any]]
@@ -91,9 +91,9 @@ def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_best_thresholds_of_an_evaluation(model: Path, targets: Callable[[Task], Path]) -> None:
-    found = evaluate(model, [targets(Task.DETECTION)], device="cpu").analysis
+    found = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
     thresholds.apply(model, {name: best.score for name, best in found.thresholds.items()})
-    again = evaluate(model, [targets(Task.DETECTION)], device="cpu").analysis
+    again = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
     # what is looked at stays the same, and the model now answers with the best of it
     assert again.metrics == found.metrics
     for name, best in found.thresholds.items():

@@ -1,15 +1,15 @@
-"""Checks data without training on them, as `trainer validate` and `trainer.validate` do."""
+"""Checks data without training on them, as `trainer validate` does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer.data.quality.consistency import check_consistency
 from trainer.data.quality.image_checks import check_images
-from trainer.data.reading.input_paths import Paths, as_list
+from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
 from trainer.errors import Problem
@@ -63,9 +63,9 @@ class ValidationReport:
 
 
 def validate(
-    task: Task | str,
-    data: Paths,
-    validation_data: Paths = (),
+    task: Task,
+    data: Sequence[PathLike],
+    validation_data: Sequence[PathLike] = (),
     *,
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
@@ -76,20 +76,15 @@ def validate(
     Invalid data raise no error: everything wrong with them is in the report.
 
     Args:
-        task: what the data are for, such as "object-detection".
-        data: one or several .jsonl files or MLTable folders, local or by URL.
+        data: .jsonl files and MLTable folders, local or by URL.
         validation_data: likewise; also checked for images that are in the training data.
         images: fetch and decode every image; otherwise local files only have to exist.
         datastores: Azure datastore name → local directory or URL with its content.
         progress: show progress while images are decoded.
-
-    Raises:
-        JobError: there is no such task.
     """
-    task = Task.parse(task)
     results = [
         check_images(read(paths, task, datastores=datastores), decode=images, progress=progress)
-        for paths in (as_list(data), as_list(validation_data))
+        for paths in (data, validation_data)
         if paths
     ]
     train, validation = results[0].records, results[1].records if len(results) > 1 else None

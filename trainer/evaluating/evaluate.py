@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.annotations import Classification, Detections, Prediction
 from trainer.data.progress import track
-from trainer.data.reading.input_paths import PathLike, Paths, as_list
+from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Records
 from trainer.errors import JobError, Problem, RunError
@@ -26,12 +26,32 @@ from trainer.metrics import masks
 from trainer.metrics.analysis import analyse_classes, analyse_objects
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis
-from trainer.runs import Run
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 _METRIC_TYPE = "coco_voc"
 _MAX_SHOWN_WARNINGS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
+        slice_by: keys of the data's lines; metrics are also computed for each of their values.
+        unknown_classes: see `evaluation_data.for_classes`.
+        skip_invalid: leave out invalid lines instead of rejecting the data.
+        datastores: Azure datastore name → local directory or URL with its content.
+        output: directory to write metrics.json, the tables and a model's predictions.jsonl to.
+    """
+
+    iou_threshold: float = 0.5
+    slice_by: Sequence[str] = ()
+    unknown_classes: str = "error"
+    skip_invalid: bool = False
+    datastores: Mapping[str, str] | None = None
+    output: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,59 +68,47 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The metrics by name; NaN, or -1 for detection and segmentation, if undefined."""
+        """The metrics by name; if undefined, NaN, or -1 for detection and segmentation."""
         return self.analysis.metrics
 
 
-def evaluate(
-    run_or_model: Run | PathLike,
-    data: Paths,
+def evaluate_model(
+    run_or_model: Path,
+    data: Sequence[PathLike],
+    options: Options | None = None,
     *,
-    iou_threshold: float = 0.5,
     box_score_threshold: float = LOWEST_SCORE,
-    slice_by: Sequence[str] = (),
-    unknown_classes: str = "error",
-    skip_invalid: bool = False,
-    datastores: Mapping[str, str] | None = None,
-    output: PathLike | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a run's model, or a packaged model.
 
     Args:
-        run_or_model: a run, its directory, or an MLflow model directory.
-        data: one or several .jsonl files or MLTable folders, local or by URL.
-        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
-        box_score_threshold: objects with lower scores are ignored. Average precision needs them all, so the
-            default is low; the model's own threshold gives the metrics of its training run.
-        slice_by: keys of the data's lines; metrics are also computed for each of their values.
-        unknown_classes: what to do with classes of the data that the model does not know: "error"; "missed"
-            counts them as missed; "ignored" leaves them out.
-        skip_invalid: leave out invalid lines instead of rejecting the data.
-        datastores: Azure datastore name → local directory or URL with its content.
-        output: directory to write metrics.json, a CSV file for each table, and predictions.jsonl to.
-        device: in torch's notation, such as "cuda:1"; None takes the first GPU if there is one, else the CPU.
+        run_or_model: directory of a run or of an MLflow model.
+        data: .jsonl files and MLTable folders, local or by URL.
+        box_score_threshold: objects with lower scores are ignored. Average precision needs them all; the
+            model's own threshold gives the metrics of its training run.
+        device: in torch's notation; None takes the first GPU if there is one, else the CPU.
         progress: show progress.
 
     Raises:
         RunError, WeightsError: the model is missing or incomplete, or the output cannot be written.
         DataError: the data are invalid, do not fit the model, or have unreadable images.
-        JobError: an argument is out of range.
+        JobError: an option is out of range.
     """
-    _check_arguments(iou_threshold, box_score_threshold, unknown_classes)
-    directory = run_or_model.directory if isinstance(run_or_model, Run) else Path(run_or_model)
-    model = PackagedModel(directory, device)
+    options = options or Options()
+    _check_options(options, box_score_threshold)
+    model = PackagedModel(run_or_model, device)
     spec = model.spec
     result = evaluation_data.load(
         spec.task,
-        as_list(data),
-        datastores=datastores,
-        skip_invalid=skip_invalid,
-        extra_keys=slice_by,
+        data,
+        datastores=options.datastores,
+        skip_invalid=options.skip_invalid,
+        extra_keys=options.slice_by,
     )
-    subject = evaluation_data.for_classes(result, spec.classes, unknown_classes)
-    partitions = slices.by_key(subject.records, subject.files, slice_by)
+    subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes)
+    partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
     )
@@ -110,7 +118,7 @@ def evaluate(
     results: list[Classification | EvaluatedImage] = []
     sizes: list[tuple[int, int]] = []
     with ExitStack() as stack:
-        answers = stack.enter_context(_open_answers(Path(output))) if output is not None else None
+        answers = stack.enter_context(_open_answers(options.output)) if options.output else None
         predictions = model.predict(subject.records, parameters)
         if progress:
             predictions = track(predictions, "evaluating images", len(subject.records))
@@ -126,8 +134,7 @@ def evaluate(
         results,
         sizes,
         partitions,
-        iou_threshold=iou_threshold,
-        output=output,
+        options,
         notes=[*subject.notes, *_data_notes(result)],
         score_threshold=box_score_threshold if spec.task.has_boxes else None,
         served_thresholds=served_thresholds if spec.task.has_boxes else {},
@@ -135,52 +142,42 @@ def evaluate(
 
 
 def evaluate_answers(
-    task: Task | str,
-    predictions: PathLike,
-    data: Paths,
-    *,
-    iou_threshold: float = 0.5,
-    slice_by: Sequence[str] = (),
-    unknown_classes: str = "error",
-    skip_invalid: bool = False,
-    datastores: Mapping[str, str] | None = None,
-    output: PathLike | None = None,
+    task: Task, predictions: Path, data: Sequence[PathLike], options: Options | None = None
 ) -> Evaluation:
     """Evaluate predictions made elsewhere.
 
-    Masks are the areas of the answers' polygons, by COCO's rule. `evaluate` compares a model's masks
+    Masks are the areas of the answers' polygons, by COCO's rule. `evaluate_model` compares a model's masks
     themselves; as polygons have no holes and a limited number of points, its metrics may differ slightly from
     those of the model's answers.
 
     Args:
-        task: what the predictions are for.
         predictions: JSON lines of the documented schema; see trainer.evaluating.answer_file.
-        data, iou_threshold, slice_by, unknown_classes, skip_invalid, datastores, output: as in `evaluate`.
+        data: .jsonl files and MLTable folders, local or by URL.
 
     Raises:
         RunError: the output cannot be written.
         DataError: the data or the predictions are invalid, or do not fit each other.
-        JobError: an argument is out of range.
+        JobError: an option is out of range.
     """
-    _check_arguments(iou_threshold, LOWEST_SCORE, unknown_classes)
-    task, path = Task.parse(task), Path(predictions)
+    options = options or Options()
+    _check_options(options, LOWEST_SCORE)
     result = evaluation_data.load(
         task,
-        as_list(data),
-        datastores=datastores,
-        skip_invalid=skip_invalid,
-        extra_keys=slice_by,
+        data,
+        datastores=options.datastores,
+        skip_invalid=options.skip_invalid,
+        extra_keys=options.slice_by,
         needs_images=False,  # their sizes may be declared in the data
     )
     records = result.records
-    answers = answer_file.read(path, task, records)
+    answers = answer_file.read(predictions, task, records)
     if not answers.is_by_name and result.skipped:
         rule = "must name their images (image_url), since invalid lines of the data are skipped"
-        raise JobError("the predictions cannot be used:", [Problem(str(path), "", rule)])
+        raise JobError("the predictions cannot be used:", [Problem(str(predictions), "", rule)])
     # Answers name all classes of a classifier, but only those classes of a detector that it detected.
     known = answers.classes if task.is_classification else sorted({*answers.classes, *records.classes})
-    subject = evaluation_data.for_classes(result, known, unknown_classes)
-    partitions = slices.by_key(subject.records, subject.files, slice_by)
+    subject = evaluation_data.for_classes(result, known, options.unknown_classes)
+    partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     if len(subject.records) < len(records):
         answers = answers.subset(_indices_in(records, subject.records))
     results: list[Classification | EvaluatedImage] = []
@@ -202,21 +199,20 @@ def evaluate_answers(
         results,
         sizes,
         partitions,
-        iou_threshold=iou_threshold,
-        output=output,
+        options,
         notes=[*subject.notes, *_data_notes(result)],
     )
 
 
-def _check_arguments(iou_threshold: float, box_score_threshold: float, unknown_classes: str) -> None:
+def _check_options(options: Options, box_score_threshold: float) -> None:
     problems = []
-    if not 0.1 <= iou_threshold <= 1:
-        problems.append(Problem("--iou-threshold", "", "must be in [0.1, 1]", str(iou_threshold)))
+    if not 0.1 <= options.iou_threshold <= 1:
+        problems.append(Problem("--iou-threshold", "", "must be in [0.1, 1]", str(options.iou_threshold)))
     if not 0 <= box_score_threshold <= 1:
         problems.append(Problem("--box-score-threshold", "", "must be in [0, 1]", str(box_score_threshold)))
-    if unknown_classes not in UNKNOWN_CLASSES:
+    if options.unknown_classes not in UNKNOWN_CLASSES:
         rule = f"must be one of {', '.join(UNKNOWN_CLASSES)}"
-        problems.append(Problem("--unknown-classes", "", rule, repr(unknown_classes)))
+        problems.append(Problem("--unknown-classes", "", rule, repr(options.unknown_classes)))
     if problems:
         raise JobError("the evaluation cannot be run:", problems)
 
@@ -260,14 +256,13 @@ def _analyse(
     results: Sequence[Classification | EvaluatedImage],
     sizes: Sequence[tuple[int, int]],
     partitions: dict[str, slices.Partition],
+    options: Options,
     *,
-    iou_threshold: float,
-    output: PathLike | None,
     notes: list[str],
     score_threshold: float | None = None,
     served_thresholds: Mapping[str, float] | None = None,
 ) -> Evaluation:
-    """Compute metrics, errors and slices, and write them to `output`.
+    """Compute metrics, errors and slices, and write them to `options.output`.
 
     Args:
         sizes: (height, width) of each image if known, else empty.
@@ -287,18 +282,18 @@ def _analyse(
             task,
             classes,
             images,
-            iou_threshold=iou_threshold,
+            iou_threshold=options.iou_threshold,
             metric_type=_METRIC_TYPE,
             score_threshold=score_threshold,
             served_thresholds=served_thresholds,
             image_names=subject.records,
         )
         sliced = slice_metrics.of_objects(
-            task, classes, images, partitions, iou_threshold=iou_threshold, metric_type=_METRIC_TYPE
+            task, classes, images, partitions, iou_threshold=options.iou_threshold, metric_type=_METRIC_TYPE
         )
     analysis = analysis.model_copy(update={"slices": sliced})
-    if output is not None:
-        _write(analysis, Path(output))
+    if options.output is not None:
+        _write(analysis, options.output)
     return Evaluation(analysis, notes)
 
 

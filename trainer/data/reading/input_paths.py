@@ -14,13 +14,6 @@ from trainer.data.reading.urls import UrlError, is_url, local_path, resolve_path
 from trainer.errors import Problem
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Paths: TypeAlias = PathLike | Sequence[PathLike]
-"""One or several .jsonl files or MLTable folders, local or by URL."""
-
-
-def as_list(paths: Paths) -> list[PathLike]:
-    """The paths as a list, also if a single one is given."""
-    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
 
 
 def find_files(
