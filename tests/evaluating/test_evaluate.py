@@ -50,7 +50,7 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
 
     # the evaluator of the training says the same
     model = PackagedModel(packaged(task), "cpu")
-    checked, _ = load(task, [data])
+    checked = load(task, [data])
     parameters = model.spec.parameters.model_copy(update={"box_score_threshold": 0.001})
     evaluator = metrics.create(task, CLASSES, metric_type="coco_voc")
     for index, (prediction, _) in enumerate(model.predict(checked.records, parameters)):
@@ -159,7 +159,7 @@ def test_classes_that_the_model_does_not_know(
 ) -> None:
     data = with_unknown(task)
     message = (
-        r"unknown.jsonl:2: label: must be a class that the model knows, got 'bottle'; 2 labels, here the"
+        r"unknown.jsonl:2: label: must be a class that the model knows, got 'bottle'; the first of 2 such"
     )
     with pytest.raises(DataError, match=message):
         evaluate_model(packaged(task), [data])

@@ -102,7 +102,7 @@ def test_the_best_thresholds_of_an_evaluation(model: Path, targets: Callable[[Ta
 
 
 def test_what_has_no_thresholds_is_refused(packaged: Callable[..., Path], model: Path) -> None:
-    with pytest.raises(RunError, match="answers with all probabilities and has no thresholds"):
+    with pytest.raises(RunError, match="has no score thresholds"):
         thresholds.apply(packaged(Task.CLASSIFICATION), {"can": 0.5})
     with pytest.raises(RunError, match="no class has a threshold to apply"):
         thresholds.apply(model, {})
