@@ -297,7 +297,7 @@ def test_it_is_written_and_read_as_strict_json(task: Task, tmp_path: Path) -> No
     again = Analysis.read(path)
     assert again.to_json() == analysis.to_json()
     path.write_text("{}")
-    with pytest.raises(RunError, match="is no evaluation"):
+    with pytest.raises(RunError, match="is not an evaluation"):
         Analysis.read(path)
     with pytest.raises(RunError, match="cannot be read"):
         Analysis.read(tmp_path / "missing.json")
