@@ -1,4 +1,4 @@
-"""Predictions → the documented JSON objects. The only place that knows the schemas of the answers."""
+"""Turns predictions into the documented JSON objects; no other module knows their schemas."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from trainer.annotations import Classification, Detections, Prediction
 from trainer.errors import RunError
 
 Answer: TypeAlias = dict[str, Any]
-"""`{"probs", "labels"}` of a classifier; `{"boxes": [{"box", "label", "score"[, "polygon"]}]}` else.
+"""`{"probs", "labels"}` of a classifier, or `{"boxes": [{"box", "label", "score"[, "polygon"]}]}`.
 
-Explained answers have `visualizations` and `attributions` beside these; the latter are NumPy arrays.
+Explained answers also have `visualizations` and `attributions`; the latter are NumPy arrays.
 """
 
 
 def to_answer(prediction: Prediction, classes: Sequence[str], max_polygon_points: int) -> Answer:
-    """One image's prediction as its JSON object: plain Python values, every number finite.
+    """Turn one image's prediction into plain Python values, with finite numbers only.
 
-    Classes stand in their sorted order, boxes by falling score, coordinates in [0, 1].
+    Classes are sorted, boxes are in descending order of score, coordinates are in [0, 1].
 
     Raises:
-        RunError: the network yields numbers that are not finite; its weights are damaged.
+        RunError: the network returned numbers that are not finite.
     """
     if isinstance(prediction, Classification):
         _check_finite(prediction.probs)
@@ -32,18 +32,18 @@ def to_answer(prediction: Prediction, classes: Sequence[str], max_polygon_points
 
 
 def encode(value: Any) -> bytes:
-    """Answers, or what holds them, as JSON in UTF-8; arrays become nested lists.
+    """Encode answers, or a structure of them, as JSON in UTF-8; arrays become nested lists.
 
-    Every number must be finite: answers are.
+    All numbers must be finite, as they are in answers.
     """
-    # Not among what a packaged model needs: MLflow's servers write JSON their own way.
+    # Imported here because packaged models do not need it: MLflow's servers write JSON themselves.
     import orjson
 
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def to_lists(answer: Answer) -> Answer:
-    """The answer in plain Python values alone: arrays as nested lists."""
+    """The answer in plain Python values, with arrays as nested lists."""
     if "attributions" not in answer:
         return answer
     found = answer["attributions"]
@@ -76,6 +76,6 @@ def _boxes(found: Detections, classes: Sequence[str], max_polygon_points: int) -
 def _check_finite(*arrays: np.ndarray[Any, Any]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise RunError(
-            "the model's network yields numbers that are not finite; its weights are damaged, or its "
-            "training diverged: package another checkpoint"
+            "the network returned numbers that are not finite: its weights are damaged, or its training "
+            "diverged; package another checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Finds the packaged model that a user means: a run's directory, or the model's own."""
+"""Finds the packaged model in a run directory or a model directory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ARTIFACTS = "artifacts"
 
 
 def find_model(run_or_model: Path) -> Path:
-    """The MLflow model directory: the path itself if it holds an MLmodel file, else `model/` in it.
+    """The MLflow model directory: the path itself if it contains an MLmodel file, otherwise its `model/`.
 
     Raises:
-        RunError: there is neither, or it is no model that this project packaged.
+        RunError: neither is a model directory, or the model was not packaged by this project.
     """
     for directory in (run_or_model, run_or_model / "model"):
         if (directory / "MLmodel").is_file():
@@ -21,16 +21,16 @@ def find_model(run_or_model: Path) -> Path:
                 return directory
             raise RunError(
                 f"{directory}: is an MLflow model, but lacks {ARTIFACTS}/spec.json; "
-                "only models written by `trainer fit` can be used here, `mlflow models serve` takes others"
+                "only models packaged by `trainer fit` can be used here; use `mlflow models serve` for others"
             )
     if not run_or_model.exists():
-        raise RunError(f"{run_or_model}: does not exist; give a run's directory or an MLflow model's")
+        raise RunError(f"{run_or_model}: does not exist; name a run directory or an MLflow model directory")
     raise RunError(
-        f"{run_or_model}: holds no model, looked for MLmodel and model/MLmodel in it; give the directory "
-        "that `trainer fit` printed. A run that has not finished has no model yet"
+        f"{run_or_model}: contains no model, looked for MLmodel and model/MLmodel; name the directory that "
+        "`trainer fit` printed. A run that has not finished has no model yet"
     )
 
 
 def find_artifacts(run_or_model: Path) -> Path:
-    """The directory with `spec.json` and `weights.pt` of the model that `find_model` finds."""
+    """The directory with `spec.json` and `weights.pt` in the model directory; errors as for `find_model`."""
     return find_model(run_or_model) / ARTIFACTS

@@ -28,29 +28,29 @@ ANSWER_COLUMNS = {
 
 
 class ImageModel(PythonModel):
-    """Scores a table with one column, `image`; loads its network when MLflow loads the model."""
+    """Scores a table with the column `image`. MLflow loads the network together with the model."""
 
     scorer: Scorer | None = None
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the artifacts that serving.package wrote."""
+        """Load the artifacts written by serving.package."""
         self.scorer = Scorer.load(Path(context.artifacts["spec"]).parent)
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Score every row.
+        """Score every row of a table.
 
         Args:
-            model_input: each row's `image` is base64 text, bytes, or the explainability form.
-            params: the scoring parameters in the model's signature.
+            model_input: `image` of each row is base64 text, bytes, or the explainability form.
+            params: scoring parameters, as in the model's signature.
 
         Returns:
-            One row an image, in order: columns `probs` and `labels`, or `boxes`; `visualizations` and
-            `attributions` where a row asks to be explained.
+            One row per image, in order, with the columns `probs` and `labels`, or `boxes`; also
+            `visualizations` and `attributions` if a row requests them.
 
         Raises:
-            MlflowException: a row or a parameter is wrong; says which, and HTTP servers answer 400.
+            MlflowException: names the wrong row or parameter; MLflow's servers answer 400.
         """
         assert self.scorer is not None, "MLflow calls load_context first"
         task = self.scorer.spec.task
@@ -63,26 +63,28 @@ class ImageModel(PythonModel):
 
 
 def _table(answers: Sequence[Answer], columns: Sequence[str]) -> pd.DataFrame:
-    """A row an answer, in order; with explanations, a column for each kind that any row asked for."""
-    asked = [name for name in ("visualizations", "attributions") if any(name in each for each in answers)]
-    table = _Answers if asked else pd.DataFrame
-    return table([to_lists(each) for each in answers], columns=[*columns, *asked])
+    """One row per answer, with a column for each kind of explanation that any row requested."""
+    explanations = [
+        name for name in ("visualizations", "attributions") if any(name in each for each in answers)
+    ]
+    table = _Answers if explanations else pd.DataFrame
+    return table([to_lists(each) for each in answers], columns=[*columns, *explanations])
 
 
 class _Answers(pd.DataFrame):
-    """A table whose records, which are what MLflow's servers answer, lack what is missing in their row.
+    """A table whose records omit missing values; MLflow's servers answer with its records.
 
-    Rows that asked for no explanation are answered as if no other row had.
+    So a row without an explanation is answered as if no other row had requested one.
     """
 
     def to_dict(self, orient: Any = "dict", **more: Any) -> Any:
-        found = super().to_dict(orient, **more)
+        records = super().to_dict(orient, **more)
         if orient != "records":
-            return found
+            return records
         missing = self.isna()
         return [
             {name: value for name, value in record.items() if not missing.at[row, name]}
-            for row, record in zip(self.index, found, strict=True)
+            for row, record in zip(self.index, records, strict=True)
         ]
 
 
@@ -90,7 +92,7 @@ def _values(table: pd.DataFrame) -> list[Any]:
     if COLUMN not in table.columns:
         raise RequestError(f"the table must have the column {COLUMN!r}, got {shown(list(table.columns))}")
     values = table[COLUMN].tolist()
-    # MLflow makes a single row of the dictionary {"image": [first, second]}.
+    # MLflow turns the dictionary {"image": [first, second]} into a single row.
     if len(values) == 1 and isinstance(values[0], (list, np.ndarray)) and len(values[0]) > 1:
         return list(values[0])
     return values

@@ -1,4 +1,4 @@
-"""A packaged network, ready to score: image files in, documented answers out."""
+"""Scores images with a packaged network: image files in, documented answers out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SPEC_FILE = "spec.json"
 WEIGHTS_FILE = "weights.pt"
 
-# What is decoded at once is bounded in both, whatever a request holds.
+# Bounds on the images that are decoded at a time, whatever the size of a request.
 _BATCH_IMAGES = 8
 _BATCH_PIXELS = 32_000_000
 
@@ -34,14 +34,14 @@ Key = TypeVar("Key")
 
 
 class Scorer:
-    """One network with its spec. Safe to call from several threads: they take turns.
+    """One network with its spec. Thread-safe: calls take turns.
 
     Attributes:
         spec: what the network is, its classes and default parameters.
     """
 
     def __init__(self, family: Family, network: nn.Module) -> None:
-        """`network` is in eval mode, on the device that it is to run on."""
+        """`network` is in eval mode and on its device."""
         self.spec = family.spec
         self._family = family
         self._network = network
@@ -54,63 +54,63 @@ class Scorer:
         """Load `spec.json` and `weights.pt` from the artifacts of a packaged model.
 
         Args:
-            device: torch's name of it; None takes the first GPU if there is one, else the CPU.
+            device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
 
         Raises:
-            RunError: a file is missing, or the spec is not one.
-            WeightsError: the weights are damaged or belong to another network.
+            RunError: the spec is missing, damaged or of a newer format.
+            WeightsError: the weights are missing, damaged or belong to another network.
         """
         return cls(*load_network(directory, device))
 
     def parameters(self, given: Mapping[str, Any]) -> ScoringParameters:
-        """A request's parameters over the model's own.
+        """A request's parameters, with the model's defaults for those that it does not set.
 
         Raises:
-            RequestError: one of them is unknown to the task, of a wrong type or out of its range.
+            RequestError: a parameter does not apply to the task, is of a wrong type or out of range.
         """
         return parse_parameters(given, self.spec.task, self.spec.parameters)
 
     def explanation(self, given: Mapping[str, Any]) -> ExplanationRequest | None:
-        """A row's `xai_parameters`, checked against the network; None if they ask for nothing.
+        """Parse a row's `xai_parameters` and check them against the network; None if they request nothing.
 
         Raises:
-            RequestError: one of them is wrong, or the network cannot be explained so.
+            RequestError: a parameter is wrong, or the method cannot explain the network.
         """
-        asked = parse_explanation(given, self.spec.task)
-        if asked is not None:
-            self._explainer.check(asked)
-        return asked
+        request = parse_explanation(given, self.spec.task)
+        if request is not None:
+            self._explainer.check(request)
+        return request
 
     def check(self, rows: Sequence[ImageRow]) -> None:
-        """Refuse rows that ask for what this network cannot be explained by, before any work is done.
+        """Reject rows whose explanation method does not suit the network, before any work is done.
 
         Raises:
-            RequestError: names the first such row, and the methods that can be used.
+            RequestError: names the first such row, and the methods that suit.
         """
         for index, row in enumerate(rows):
             if row.explanation is not None:
                 self._explainer.check(row.explanation, index)
 
     def score(self, rows: Sequence[ImageRow], parameters: Mapping[str, Any]) -> list[Answer]:
-        """One answer a row, in order, with explanations where a row asks for them.
+        """Score rows in order, with explanations where a row requests one.
 
         Raises:
-            RequestError: a parameter is wrong, or a row holds no image that can be decoded, or asks for
-                an explanation that the network does not allow.
-            RunError: the network yields numbers that are not finite.
+            RequestError: a parameter is wrong, a row is not an image that can be decoded, or its explanation
+                method does not suit the network.
+            RunError: the network returned numbers that are not finite.
         """
         checked = self.parameters(parameters)
         self.check(rows)
         answers: list[Answer] = []
         for batch in in_batches(_decoded(rows)):
-            found = self.score_images([image for _, image in batch], checked)
-            for (index, image), answer in zip(batch, found, strict=True):
-                asked = rows[index].explanation
-                answers.append(answer if asked is None else self.explain(image, answer, asked, index))
+            scored = self.score_images([image for _, image in batch], checked)
+            for (index, image), answer in zip(batch, scored, strict=True):
+                request = rows[index].explanation
+                answers.append(answer if request is None else self.explain(image, answer, request, index))
         return answers
 
     def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
-        """Score decoded images as one batch; one answer each, in order."""
+        """Score decoded images as one batch; returns one answer per image, in order."""
         points = parameters.max_number_of_polygon_points
         return [
             to_answer(prediction, self.spec.classes, points)
@@ -118,29 +118,29 @@ class Scorer:
         ]
 
     def explain(
-        self, image: Image, answer: Answer, asked: ExplanationRequest, row: int | None = None
+        self, image: Image, answer: Answer, request: ExplanationRequest, row: int | None = None
     ) -> Answer:
-        """The answer to an image with what was asked of its explanation added.
+        """Add the requested explanation to the answer to an image.
 
-        Takes seconds on a CPU. Others may score meanwhile: it holds no lock of theirs, and works on modules
-        of its own that share the network's weights. Explanations take turns.
+        This takes seconds on a CPU. Other threads can score meanwhile: explanations use their own lock and
+        their own modules, which share the network's weights. Explanations take turns.
 
         Returns:
-            A new answer: `visualizations`, a base64 PNG (multi-class) or a list of them (a class or a box
-            each), and `attributions`, a float32 array or a list of them (`serving.answers.encode` writes it).
+            A new answer with `visualizations`, a base64 PNG (multi-class) or a list of them (one per class or
+            box), and `attributions`, a float32 array or a list of them, as requested.
 
         Raises:
-            RequestError: names the row; the network cannot be explained by that method, or so many classes.
+            RequestError: names the row; the method cannot explain the network, or too many classes qualify.
             RunError: the network's gradients are not finite.
         """
-        return {**answer, **self._explainer.explain(image, answer, asked, row)}
+        return {**answer, **self._explainer.explain(image, answer, request, row)}
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
-        """A decoded image as the network takes it, without tiles: float32 [3, h, w] on the CPU."""
+        """Preprocess a decoded image, without tiles: float32 [3, h, w] on the CPU."""
         return self._family.preprocess(image)
 
     def infer(self, tensors: Sequence[Tensor], parameters: ScoringParameters) -> Sequence[Any]:
-        """Preprocessed images through the network at once; one raw output each. One thread at a time."""
+        """Run the network on preprocessed images; one raw output each. Not thread-safe."""
         import torch
 
         with torch.inference_mode():
@@ -148,22 +148,22 @@ class Scorer:
             return self._family.infer(self._network, on_device, parameters)
 
     def encoded(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> bytes:
-        """One image's raw output → its answer as JSON.
+        """Turn an image's raw output into its answer as JSON.
 
         Raises:
-            RunError: the network yields numbers that are not finite.
+            RunError: the network returned numbers that are not finite.
         """
         prediction = self._family.postprocess(output, geometry, parameters)
         prediction = self._family.above_class_thresholds(prediction, parameters)
         return encode(to_answer(prediction, self.spec.classes, parameters.max_number_of_polygon_points))
 
     def replica(self) -> Scorer:
-        """Another scorer that shares this one's weights, so that both can be used at the same time."""
+        """A scorer with its own modules and the same weights; both can be used at the same time."""
         shared = {id(tensor): tensor for tensor in self._network.state_dict(keep_vars=True).values()}
         return Scorer(create(self.spec), copy.deepcopy(self._network, shared))
 
     def speed_up(self) -> None:
-        """Lay the weights out in memory as convolutions on a CPU are fastest; answers stay what they were."""
+        """Use the memory layout in which convolutions on a CPU are fastest; answers do not change."""
         import torch
 
         if self.device.type == "cpu":
@@ -177,7 +177,7 @@ class Scorer:
 
 
 def load_network(directory: Path, device: str | None = None) -> tuple[Family, nn.Module]:
-    """A packaged model's family and its network in eval mode, with arguments and errors of `Scorer.load`."""
+    """A packaged model's family and its network in eval mode; arguments and errors as for `Scorer.load`."""
     import torch
 
     family = create(read_spec(directory))
@@ -188,10 +188,10 @@ def load_network(directory: Path, device: str | None = None) -> tuple[Family, nn
 
 
 def read_spec(directory: Path) -> Spec:
-    """The spec among a packaged model's artifacts.
+    """Read the spec among a packaged model's artifacts.
 
     Raises:
-        RunError: there is none, or it is damaged.
+        RunError: the spec is missing, damaged or of a newer format.
     """
     path = directory / SPEC_FILE
     try:
@@ -199,17 +199,17 @@ def read_spec(directory: Path) -> Spec:
     except FileNotFoundError:
         raise RunError(f"{path}: does not exist; the model is incomplete, package it again") from None
     except ValueError as error:
-        raise RunError(f"{path}: is not a model's spec: {error}") from error
+        raise RunError(f"{path}: is not a model's spec that this version can read: {error}") from error
 
 
 def _read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
-    """The state dict in a file, checked against the network that it is for."""
+    """Read a state dict and check it against its network."""
     import pickle
 
     import torch
 
     try:
-        # Weights only: a pickle could run code.
+        # A pickle could run code; weights_only prevents that.
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: does not exist; the model is incomplete, package it again") from None
@@ -220,7 +220,7 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     if expected != found:
         differing = sorted(expected.items() ^ found.items())
         raise WeightsError(
-            f"{path}: belongs to another network than {SPEC_FILE} beside it describes; "
+            f"{path}: belongs to another network than the one in {SPEC_FILE} next to it; "
             f"they differ in {len({name for name, _ in differing})} tensors, first {differing[0][0]}"
         )
     return weights
@@ -235,7 +235,7 @@ def _decoded(rows: Sequence[ImageRow]) -> Iterator[tuple[int, Image]]:
 
 
 def in_batches(images: Iterable[tuple[Key, Image]]) -> Iterator[list[tuple[Key, Image]]]:
-    """Images, each with what it is called, in batches whose memory is bounded; in order."""
+    """Group images with their keys into batches of bounded memory, in order."""
     batch: list[tuple[Key, Image]] = []
     pixels = 0
     for key, image in images:

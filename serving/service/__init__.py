@@ -1,1 +1,1 @@
-"""`trainer serve`: HTTP in front of a scorer: requests admitted, batched, answered, counted; and the page."""
+"""`trainer serve`: an HTTP service around a scorer, with batching, load limits, metrics and a page."""

@@ -1,4 +1,4 @@
-"""How much the service takes on at a time: what is more is refused at once, so that memory does not grow."""
+"""Limits how much unanswered work the service accepts, so that its memory does not grow under load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.errors import RequestError
 
 
 class BusyError(RequestError):
-    """The service has enough to do; `retry_after` (seconds) says when it has not."""
+    """The service is at its limit; `retry_after` is the time in seconds after which to try again."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
         super().__init__(f"{reason}; try again in {retry_after} s", status=429)
@@ -19,12 +19,12 @@ class BusyError(RequestError):
 
 
 class Admission:
-    """Counts the images and bytes of the requests that are being read, waiting or worked on.
+    """Counts the images and bytes of all unanswered requests. Thread-safe.
 
-    A request takes a `Ticket` and gives it back when it is answered. Safe to use from several threads.
+    A request holds a `Ticket` until it is answered.
 
     Attributes:
-        changed: is called whenever the counts have changed.
+        changed: called whenever the counts change.
     """
 
     def __init__(self, max_images: int, max_bytes: int) -> None:
@@ -32,24 +32,24 @@ class Admission:
         self.max_bytes = max_bytes
         self.images = 0
         self.bytes = 0
-        self._rate = 0.0  # images a second, a running mean
+        self._rate = 0.0  # images per second, a running mean
         self._counted, self._since = 0, time.monotonic()
         self._lock = threading.Lock()
         self.changed: Callable[[], None] = lambda: None
 
     def enter(self) -> Ticket:
-        """A ticket for a request of which nothing is known yet.
+        """Return a ticket for a request that has not been read yet.
 
         Raises:
-            BusyError: the queue is full, so that reading the request would be in vain.
+            BusyError: the queue is full, so there is no point in reading the request.
         """
         with self._lock:
             if self.images >= self.max_images:
-                raise self._busy(f"{self.images} images are waiting, as many as are let in")
+                raise self._busy(f"{self.images} images are waiting, which is the limit")
         return Ticket(self)
 
     def done(self, images: int) -> None:
-        """So many images were answered: what `Retry-After` is reckoned from."""
+        """Count answered images; `Retry-After` is estimated from their rate."""
         with self._lock:
             self._counted += images
             seconds = time.monotonic() - self._since
@@ -58,23 +58,27 @@ class Admission:
                 self._rate = rate if self._rate == 0 else 0.7 * self._rate + 0.3 * rate
                 self._counted, self._since = 0, time.monotonic()
 
-    def take(self, images: int, size: int, mine: tuple[int, int]) -> None:
-        """Count more images and bytes for a request that has `mine` already."""
+    def take(self, images: int, size: int, own: tuple[int, int]) -> None:
+        """Count more images and bytes of a request that holds (images, bytes) `own` already.
+
+        Raises:
+            BusyError: they exceed a limit.
+        """
         with self._lock:
-            # A request that finds nobody before it is let in whatever its size; other limits bound it.
-            alone = self.images == mine[0] and self.bytes == mine[1]
-            if images and self.images + images > self.max_images and not alone:
+            # The only request is accepted whatever its size, which other limits bound.
+            is_only = self.images == own[0] and self.bytes == own[1]
+            if images and self.images + images > self.max_images and not is_only:
                 raise self._busy(
-                    f"{self.images} images are waiting and this request holds {images} more, "
-                    f"over the {self.max_images} that are let in"
+                    f"{self.images} images are waiting and this request has {images} more, "
+                    f"over the limit of {self.max_images}"
                 )
-            if size and self.bytes + size > self.max_bytes and not alone:
+            if size and self.bytes + size > self.max_bytes and not is_only:
                 raise self._busy(f"requests of {self.bytes / 1e6:.0f} MB are waiting")
             self.images += images
             self.bytes += size
         self.changed()
 
-    def give_back(self, images: int, size: int) -> None:
+    def release(self, images: int, size: int) -> None:
         with self._lock:
             self.images -= images
             self.bytes -= size
@@ -86,7 +90,7 @@ class Admission:
 
 
 class Ticket:
-    """One request's share of the queue. A context: what it took is given back at its end."""
+    """What one request occupies in the queue; a context manager that releases it at the end."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -97,16 +101,16 @@ class Ticket:
         """Count the request's images.
 
         Raises:
-            BusyError: there is no room for them now.
+            BusyError: they exceed the limit.
         """
         self._admission.take(count, 0, (self.images, self.bytes))
         self.images += count
 
     def take_bytes(self, count: int) -> None:
-        """Count bytes of the request, before or as they are read.
+        """Count bytes of the request, before or while they are read.
 
         Raises:
-            BusyError: there is no room for them now.
+            BusyError: they exceed the limit.
         """
         self._admission.take(0, count, (self.images, self.bytes))
         self.bytes += count
@@ -115,5 +119,5 @@ class Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission.give_back(self.images, self.bytes)
+        self._admission.release(self.images, self.bytes)
         self.images = self.bytes = 0

@@ -1,11 +1,11 @@
 """Dynamic batching: images that wait at the same time go through the network together.
 
-Images are decoded and preprocessed by other threads, which put them into the queue one by one. Each lane is
-a thread with a copy of the network's modules that shares its weights; an idle lane takes the oldest image and
-with it those that may share its batch: equal parameters and equal tensor sizes, so that no image is padded to
-fit another, and an answer depends on its batch by no more than the rounding of floats. It waits for a fuller
-batch only while images are being decoded, and never longer than `max_wait` after the oldest came. On a CPU a
-lane computes in one thread while others are busy too, and in all of them when it is alone.
+Other threads decode and preprocess images and put them into the queue one by one. Each lane is a thread with
+a copy of the network's modules that shares the weights. An idle lane takes the oldest image and the images
+that may share its batch: those with the same parameters and tensor size. So no image is padded to fit
+another, and batching changes only floating-point rounding. A lane waits for a fuller batch only while images
+are being decoded, and at most `max_wait` after the oldest arrived. On a CPU, a lane computes in one thread
+while others are busy, and in all threads when it is the only one.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from trainer.scoring import ScoringParameters
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What a core's caches hold of a network's activations: YOLO11n at 640 x 640 takes 15 % less time an image in
-# batches of 2 to 4 than of 8, ResNet-18 at 224 x 224 no more from 4 on (measured on a Xeon with 2 MB of L2).
+# Pixels per batch whose activations fit a core's caches. Per image, YOLO11n at 640 × 640 takes 15 % less time
+# in batches of 2 to 4 than of 8, and ResNet-18 at 224 × 224 is no faster above 4 (Xeon with 2 MB of L2).
 _CPU_PIXELS = 1_600_000
 
 _logger = logging.getLogger(__name__)
 
 
 class Answered(NamedTuple):
-    """An image's answer as JSON, and the size of the batch that the image was in."""
+    """An image's answer as JSON, and the size of its batch."""
 
     content: bytes
     batch: int
@@ -45,8 +45,8 @@ class Item:
     """An image on its way through the network.
 
     Attributes:
-        answer: gets the answer, or the error, in the event loop that it belongs to.
-        release: is called there when the image's memory is free again, whether its answer was awaited or not.
+        answer: gets the answer or the error, in its event loop.
+        release: called in that loop once the image's memory is free, whether or not the answer was awaited.
     """
 
     tensor: Tensor
@@ -58,18 +58,18 @@ class Item:
 
     @property
     def key(self) -> Hashable:
-        """Images with equal keys may share a batch."""
+        """Images with the same key may share a batch."""
         return self.parameters, tuple(self.tensor.shape)
 
 
 def largest_batch(tensor: Tensor, max_batch: int, *, on_cpu: bool) -> int:
-    """How many images of a tensor's size go through the network at once, at most."""
+    """The maximum batch size for images of a tensor's size."""
     height, width = tensor.shape[-2:]
     return max(1, min(max_batch, _CPU_PIXELS // (height * width))) if on_cpu else max_batch
 
 
 class Batcher:
-    """The queue in front of the network, and the lanes behind it."""
+    """The queue in front of the network, and its lanes."""
 
     def __init__(
         self,
@@ -82,10 +82,11 @@ class Batcher:
     ) -> None:
         """
         Args:
-            lanes: a scorer for each lane, none of them used elsewhere.
-            max_wait: seconds that a batch waits for images which are being decoded.
-            threads: that PyTorch may use in all lanes together; 0 on a GPU.
-            observe: is told of each batch: images, seconds that its oldest waited, seconds in the network.
+            lanes: a scorer for each lane, used by nothing else.
+            max_wait: maximum time in seconds that a batch waits for images being decoded.
+            threads: number of PyTorch threads of all lanes together; 0 on a GPU.
+            observe: called for each batch with its images, the seconds that the oldest waited, and the
+                seconds in the network.
         """
         self._max_batch = max_batch
         self._max_wait = max_wait
@@ -109,19 +110,19 @@ class Batcher:
         return all(lane.is_alive() for lane in self._lanes)
 
     def expect(self) -> None:
-        """An image is being prepared: it will be `put`, or taken back by `forget`."""
+        """Announce an image that is being prepared; `put` or `forget` follows."""
         with self._changed:
             self._expected += 1
 
     def forget(self) -> None:
-        """An image that was expected does not come."""
+        """Withdraw an image announced by `expect`."""
         with self._changed:
             self._expected -= 1
             if self._expected == 0:
                 self._changed.notify_all()
 
     def put(self, item: Item) -> None:
-        """Queue an image that was expected."""
+        """Queue an image announced by `expect`."""
         with self._changed:
             self._expected -= 1
             self._queues.setdefault(item.key, deque()).append(item)
@@ -137,7 +138,7 @@ class Batcher:
             lane.join()
 
     def _take(self) -> list[Item]:
-        """The next batch; empty when the batcher is closed. The lane that takes it counts as busy."""
+        """Wait for the next batch; empty when the batcher is closed. The calling lane then counts as busy."""
         with self._changed:
             while True:
                 if not self._queues:
@@ -160,7 +161,7 @@ class Batcher:
                 return batch
 
     def _share(self) -> int:
-        """How many of those waiting a lane takes: what is left for idle lanes need not wait for this one."""
+        """The number of images that a lane takes, so that idle lanes get the same number."""
         idle = max(1, len(self._lanes) - self._busy)
         return max(1, -(-(self._waiting + self._expected) // idle))
 
@@ -171,27 +172,27 @@ class Batcher:
         while batch := self._take():
             try:
                 if self._threads:
-                    # Of this thread alone; setting it costs more than asking.
-                    alone = self._busy == 1 and self._waiting + self._expected == 0
-                    wanted = self._threads if alone else max(1, self._threads // lanes)
-                    if wanted != threads:
-                        torch.set_num_threads(wanted)
-                        threads = wanted
+                    # This sets the number for this thread only; setting it costs more than comparing.
+                    is_only = self._busy == 1 and self._waiting + self._expected == 0
+                    needed = self._threads if is_only else max(1, self._threads // lanes)
+                    if needed != threads:
+                        torch.set_num_threads(needed)
+                        threads = needed
                 self._score(scorer, batch)
             except Exception:
-                _logger.exception("a lane failed beyond an image's own errors; it goes on")
+                _logger.exception("unexpected error in a batching lane; the lane continues")
             finally:
                 with self._changed:
                     self._busy -= 1
 
     def _score(self, scorer: Scorer, batch: list[Item]) -> None:
-        began = time.monotonic()
-        wanted = [item for item in batch if not item.answer.cancelled()]
-        given_up = [(item.answer, None, item.release) for item in batch if item.answer.cancelled()]
-        deliver([*given_up, *self._results(scorer, wanted)])
-        if wanted:
-            oldest = min(item.since for item in wanted)
-            self._observe(len(wanted), began - oldest, time.monotonic() - began)
+        start = time.monotonic()
+        live = [item for item in batch if not item.answer.cancelled()]
+        cancelled = [(item.answer, None, item.release) for item in batch if item.answer.cancelled()]
+        deliver([*cancelled, *self._results(scorer, live)])
+        if live:
+            oldest = min(item.since for item in live)
+            self._observe(len(live), start - oldest, time.monotonic() - start)
 
     def _results(self, scorer: Scorer, batch: list[Item]) -> list[Settled]:
         if not batch:
@@ -199,10 +200,10 @@ class Batcher:
         parameters = batch[0].parameters
         try:
             outputs = scorer.infer([item.tensor for item in batch], parameters)
-        except Exception as error:  # noqa: BLE001 (goes to the requests that it concerns)
+        except Exception as error:  # noqa: BLE001 (passed to the requests)
             if len(batch) > 1:
-                # One image's fault, or too little memory for so many: each for itself.
-                _logger.warning("a batch of %d failed (%s); each image is tried alone", len(batch), error)
+                # Caused by one image, or by too little memory for the batch: try each image alone.
+                _logger.warning("a batch of %d failed (%s); trying each image alone", len(batch), error)
                 return [result for item in batch for result in self._results(scorer, [item])]
             return [(batch[0].answer, error, batch[0].release)]
         results: list[Settled] = []
@@ -210,24 +211,24 @@ class Batcher:
             result: Answered | Exception
             try:
                 result = Answered(scorer.encoded(output, item.geometry, parameters), len(batch))
-            except Exception as error:  # noqa: BLE001 (goes to the request that it concerns)
+            except Exception as error:  # noqa: BLE001 (passed to the request)
                 result = error
             results.append((item.answer, result, item.release))
         return results
 
 
 Settled = tuple["asyncio.Future[Any]", Any, Callable[[], None] | None]
-"""A future, its result or exception (None where it was given up), and what to call afterwards."""
+"""A future, its result or exception (None if it was cancelled), and a function to call afterwards."""
 
 
 def deliver(results: Sequence[Settled]) -> None:
-    """Settle futures of one event loop from another thread; given-up ones are left alone."""
+    """Settle futures of one event loop from another thread; cancelled futures are ignored."""
     if not results:
         return
     try:
         results[0][0].get_loop().call_soon_threadsafe(_settle, results)
     except RuntimeError:  # the loop is closed
-        _logger.warning("%d answers came after the service had stopped", len(results))
+        _logger.warning("dropped %d answers because the service has stopped", len(results))
 
 
 def _settle(results: Sequence[Settled]) -> None:

@@ -1,4 +1,4 @@
-"""`trainer serve`: the service's processes, from the socket to the end of the last request."""
+"""Runs the processes of `trainer serve`, from opening the socket to answering the last request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What a worker process needs to know."""
+    """What a worker process needs."""
 
     artifacts: Path
     options: Options
@@ -55,23 +55,23 @@ def serve(
     access_log: bool = True,
     announce: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Serve a run's or a model directory's model until the process is told to stop (Ctrl-C, SIGTERM).
+    """Serve the model of a run or model directory until SIGTERM or Ctrl-C.
 
-    It then takes no new connections and answers what it has accepted, for `options.shutdown_timeout_s` at
-    most.
+    The service then closes its socket and finishes the requests that it has accepted, within
+    `options.shutdown_timeout_s`.
 
     Args:
-        port: 0 takes any free one.
-        workers: processes, each with the model and the options' limits for itself.
-        auth_key_file: one or two keys, a line each; None lets everybody in.
-        device: torch's name of it; None takes the first GPU if there is one, else the CPU.
-        options: limits and sizes; None for the defaults, with the machine's cores shared by the workers.
-        access_log: write a JSON line for each request to stdout.
-        announce: is called with the service's URL once it answers requests.
+        port: 0 takes any free port.
+        workers: number of processes; each loads the model, and the options' limits apply to each.
+        auth_key_file: file with one or two keys, one per line; None answers everybody.
+        device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
+        options: limits and sizes; None takes the defaults and divides the cores among the workers.
+        access_log: write a JSON line per request to stdout.
+        announce: called with the service's URL once it answers requests.
 
     Raises:
-        RunError: there is no model, a key file is wrong, the device does not exist, or the address cannot be
-            listened on.
+        RunError: there is no model, a key file is wrong, the device does not exist, or the address is
+            not available.
         WeightsError: the model's weights are damaged.
     """
     if workers < 1:
@@ -80,8 +80,8 @@ def serve(
     keys = Keys.read(auth_key_file) if auth_key_file is not None else None
     if options is None:
         options = Options(cores=max(1, available_cores() // workers))
-    # Threads that spin while they wait for each other take the cores from those that decode. PyTorch's
-    # library reads it when it is loaded.
+    # OpenMP threads that spin while they wait would take the cores from those that decode. PyTorch reads the
+    # variable when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     work = _Work(artifacts, options, keys, access_log, device)
     with _bound_socket(host, port) as listener:
@@ -103,7 +103,7 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
     from serving.service.telemetry import AccessLog
 
     class Server(uvicorn.Server):
-        """Says when it answers requests, and that it is stopping."""
+        """Reports when it answers requests and when it starts to stop."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -118,7 +118,7 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         scorer, work.options, keys=work.keys, access_log=AccessLog() if work.access_log else None
     )
     service: Service = app.state.service
-    _ = service.pipeline.batcher  # its threads start before the first request comes
+    _ = service.pipeline.batcher  # start its threads before the first request
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -126,19 +126,19 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         access_log=False,
         log_level="warning",
         server_header=False,
-        # Longer than the proxies before it keep theirs, or they would find it closed as they send.
+        # Longer than proxies keep idle connections; otherwise they would send into closed ones.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(work.options.shutdown_timeout_s)),
     )
-    # uvicorn raises the signal that ended it once more: to have been told to stop is no failure.
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    # After it has stopped, uvicorn raises the signal again; being told to stop is not a failure.
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         with suppress(KeyboardInterrupt):
             Server(config).run(sockets=[listener])
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
     if not service.closed:
-        # Python would wait for its threads to the end.
+        # A normal exit would wait for the service's threads.
         sys.stdout.flush()
         os._exit(0)
 
@@ -152,21 +152,21 @@ def _checked_device(device: str | None) -> str | None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"--device {device}: cannot be used: {reason}; cpu always can") from None
+        raise RunError(f"--device {device}: cannot be used: {reason}; use another device, or cpu") from None
     return device
 
 
 def _work_main(work: _Work, listener: socket.socket, ready: Any) -> None:
-    """A worker process's main."""
+    """Main function of a worker process."""
     try:
         _run(work, listener, lambda: ready.send(None))
     except TrainerError as error:
-        print(error, file=sys.stderr)  # noqa: T201 (the command's own message, from another process)
+        print(error, file=sys.stderr)  # noqa: T201 (the command's error message)
         sys.exit(_FAILED)
 
 
 class _Supervisor:
-    """Starts the worker processes, replaces those that die, and ends them all."""
+    """Starts the worker processes, replaces those that die, and stops them all."""
 
     def __init__(self, work: _Work, listener: socket.socket, workers: int) -> None:
         self._work = work
@@ -176,7 +176,7 @@ class _Supervisor:
         self._stopped = threading.Event()
 
     def run(self, ready: Callable[[], None]) -> None:
-        """Until SIGTERM or Ctrl-C."""
+        """Run until SIGTERM or Ctrl-C."""
         listening: list[multiprocessing.connection.Connection] = []
         workers: list[SpawnProcess] = []
         with _multiprocess_metrics(), self._signals():
@@ -209,7 +209,7 @@ class _Supervisor:
                     pipe.recv()
                 except EOFError:
                     raise RunError(
-                        "a worker process ended before it was ready; what it said stands above"
+                        "a worker process ended before it was ready; see its message above"
                     ) from None
                 waiting.remove(pipe)
         return not self._stopped.is_set()
@@ -222,12 +222,12 @@ class _Supervisor:
                 if worker.is_alive():
                     continue
                 _logger.error(
-                    "worker process %s ended with status %s; another is started", worker.pid, worker.exitcode
+                    "worker process %s ended with status %s; starting another", worker.pid, worker.exitcode
                 )
                 if worker.pid is not None:
                     mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
                 workers[index], _ = self._start()
-                self._stopped.wait(1)  # not as fast as a machine without memory can kill them
+                self._stopped.wait(1)  # do not restart as fast as an out-of-memory killer can kill
 
     def _end(self, workers: list[SpawnProcess]) -> None:
         for worker in workers:
@@ -242,34 +242,34 @@ class _Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        # Ctrl-C reaches the workers, too, by the terminal: both ways must end the same.
+        # The terminal sends Ctrl-C to the workers, too; both signals must have the same effect.
         numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda *_: self._stopped.set()) for number in numbers}
+        previous = {number: signal.signal(number, lambda *_: self._stopped.set()) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
 
 @contextmanager
 def _multiprocess_metrics() -> Iterator[None]:
-    """A directory in which the workers' metrics are added up."""
-    before = os.environ.get(_MULTIPROCESS)
+    """Provide a directory through which the workers' metrics are combined."""
+    previous = os.environ.get(_MULTIPROCESS)
     directory = tempfile.mkdtemp(prefix="trainer-metrics-")
     os.environ[_MULTIPROCESS] = directory
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             del os.environ[_MULTIPROCESS]
         else:
-            os.environ[_MULTIPROCESS] = before
+            os.environ[_MULTIPROCESS] = previous
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:
-    """Taken before the model is loaded, so that a wrong port shows at once."""
+    """Bind the address before the model is loaded, so that a wrong port is reported at once."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -278,6 +278,6 @@ def _bound_socket(host: str, port: int) -> socket.socket:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(
-            f"{host}:{port}: cannot be listened on: {reason}; choose another --port or --host"
+            f"{host}:{port}: cannot listen there: {reason}; choose another --port or --host"
         ) from None
     return listener

@@ -1,9 +1,9 @@
-"""From a request's body to its answers: reading, decoding and preprocessing beside the network.
+"""From a request's body to its answers: parsing, decoding and preprocessing in parallel with the network.
 
-A pool of threads reads requests and prepares their images, one image a job, and puts each into the batcher's
-queue. How many images are on their way at a time is bounded, for each request and for all together; the rest
-of a request waits as bytes. What does not go with batches of single views, tiles and explanations, has a
-thread and a copy of the network's modules of its own, so that it holds up nobody.
+A pool of threads parses requests and prepares their images, one image per job, for the batcher's queue. The
+number of images in progress is bounded, per request and in total; the rest of a request waits as bytes. Tiled
+images and explanations do not fit into batches of single views: they have a slow lane, a thread with its own
+copy of the network's modules, so that they delay no other request.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from trainer.data.images import ImageError, TooManyPixelsError, decode
 from trainer.errors import RequestError
 from trainer.scoring import ScoringParameters
 
-# Larger images are decoded one at a time: each may take a gigabyte while it is.
+# Larger images are decoded one at a time: decoding one may take a gigabyte.
 _LARGE_PIXELS = 16_000_000
-_SLOW_IMAGES = 4  # waiting for the slow lane as tensors; the others wait as bytes
+_SLOW_IMAGES = 4  # waiting for the slow lane as tensors; more wait as bytes
 
 Observe = Callable[[int, float, float], None]
 
 
 class Scored(NamedTuple):
-    """A request's answers, in order, and the size of the largest batch that one of its images was in."""
+    """A request's answers, in order, and the size of the largest batch among its images."""
 
     answers: list[bytes]
     batch: int
@@ -44,16 +44,16 @@ class Scored(NamedTuple):
 class _Opened(NamedTuple):
     payload: Payload
     parameters: ScoringParameters
-    first_is_under_way: bool
+    is_first_started: bool
 
 
 class Pipeline:
-    """One model's threads. Made in the event loop's thread; `close` ends them."""
+    """The threads that score for one model. Created in the event loop's thread and ended by `close`."""
 
     def __init__(self, scorer: Scorer, options: Options, observe: Observe = lambda *_: None) -> None:
         on_cpu = scorer.device.type == "cpu"
         cores = options.cores
-        # Lanes of one thread each waste nothing on waiting for each other; a GPU is kept busy by two.
+        # Lanes of one thread each do not wait for one another; two keep a GPU busy.
         lanes = min(4, cores) if on_cpu else 2
         decoders = max(2, cores) if on_cpu else max(4, cores)
         self._options = options
@@ -73,17 +73,17 @@ class Pipeline:
         self._slots = asyncio.Semaphore(2 * self._window)
         self._slow_slots = asyncio.Semaphore(_SLOW_IMAGES)
 
-    async def score(self, read: Callable[[], Payload], ticket: Ticket) -> Scored:
+    async def score(self, parse: Callable[[], Payload], ticket: Ticket) -> Scored:
         """Answer a request.
 
         Args:
-            read: makes the payload from the request's body; is called in another thread.
-            ticket: of the request; takes its images.
+            parse: returns the request's payload; called in another thread.
+            ticket: the request's; takes its images.
 
         Raises:
-            RequestError: the request, a parameter or a row is wrong, or there is no room for its images. Of
-                several wrong rows the first is named.
-            RunError: the network yields numbers that are not finite.
+            RequestError: the request, a parameter or a row is wrong, or there is no room for its images;
+                names the first wrong row.
+            RunError: the network returned numbers that are not finite.
         """
         loop = asyncio.get_running_loop()
         opened: asyncio.Future[_Opened] = loop.create_future()
@@ -92,9 +92,9 @@ class Pipeline:
         try:
             await self._slots.acquire()
             self.batcher.expect()
-            self._pool.submit(self._open, read, ticket, opened, pending[0])
-            payload, parameters, under_way = await opened
-            if not under_way:
+            self._pool.submit(self._open, parse, ticket, opened, pending[0])
+            payload, parameters, is_started = await opened
+            if not is_started:
                 pending.clear()
             for index in range(len(pending), len(payload.rows)):
                 while len(pending) >= self._window:
@@ -107,13 +107,13 @@ class Pipeline:
             opened.cancel()
             for future in pending:
                 future.cancel()
-                # An error that nobody waits for any more is none.
+                # Retrieve the error, which nothing awaits any more, so that asyncio does not log it.
                 if future.done() and not future.cancelled():
                     future.exception()
         return Scored([each.content for each in answered], max(each.batch for each in answered))
 
     def close(self, timeout: float) -> bool:
-        """End the threads when they have done what they are at; False if that takes over `timeout` s."""
+        """End the threads after their current work; False if that takes longer than `timeout` seconds."""
 
         def end() -> None:
             for pool in (self._slow_pool, self._pool):
@@ -138,33 +138,33 @@ class Pipeline:
 
     def _open(
         self,
-        read: Callable[[], Payload],
+        parse: Callable[[], Payload],
         ticket: Ticket,
         opened: asyncio.Future[_Opened],
         first: asyncio.Future[Answered],
     ) -> None:
-        """Read a request and prepare its first image, which most often is its only one."""
+        """Parse a request and prepare its first image, which is usually the only one."""
         try:
             if opened.cancelled():
-                raise RequestError("given up while it waited")  # nobody reads this
-            payload = read()
+                raise RequestError("cancelled while it waited")  # never shown
+            payload = parse()
             limit = self._options.max_rows
             if len(payload.rows) > limit:
                 raise RequestError(
-                    f"the request holds {len(payload.rows)} images, at most {limit} are scored in one; "
+                    f"the request has {len(payload.rows)} images, over the limit of {limit}; "
                     "send several requests",
                     status=413,
                 )
             parameters = self._scorer.parameters(payload.parameters)
             self._scorer.check(payload.rows)
             ticket.take_images(len(payload.rows))
-        except Exception as error:  # noqa: BLE001 (goes to the request)
+        except Exception as error:  # noqa: BLE001 (passed to the request)
             self.batcher.forget()
             deliver([(opened, error, self._slots.release)])
             return
-        under_way = not _is_slow(payload.rows[0], parameters)
-        result = _Opened(payload, parameters, under_way)
-        if under_way:
+        is_started = not _is_slow(payload.rows[0], parameters)
+        result = _Opened(payload, parameters, is_started)
+        if is_started:
             deliver([(opened, result, None)])
             self._prepare(0, payload.rows[0], parameters, first)
         else:
@@ -174,12 +174,12 @@ class Pipeline:
     def _prepare(
         self, index: int, row: ImageRow, parameters: ScoringParameters, answer: asyncio.Future[Answered]
     ) -> None:
-        """Decode and preprocess an image, and queue it."""
+        """Decode, preprocess and queue an image."""
         try:
             if answer.cancelled():
-                raise RequestError("given up while it waited")  # nobody reads this
+                raise RequestError("cancelled while it waited")  # never shown
             tensor, geometry = self._scorer.preprocess(self._decoded(index, row))
-        except Exception as error:  # noqa: BLE001 (goes to the request)
+        except Exception as error:  # noqa: BLE001 (passed to the request)
             self.batcher.forget()
             deliver([(answer, error, self._slots.release)])
             return
@@ -206,7 +206,7 @@ class Pipeline:
                 if row.explanation is not None:
                     scored = self._slow_scorer.explain(image, scored, row.explanation, index)
                 result = Answered(encode(scored), 1)
-            except Exception as error:  # noqa: BLE001 (goes to the request)
+            except Exception as error:  # noqa: BLE001 (passed to the request)
                 result = error
         deliver([(answer, result, self._slow_slots.release)])
 
@@ -216,17 +216,17 @@ class Pipeline:
 
 
 def _is_slow(row: ImageRow, parameters: ScoringParameters) -> bool:
-    """Whether a row goes its own way: it is to be explained, or its tiles are a batch already."""
+    """Whether a row needs the slow lane: for its explanation, or because its tiles are a batch already."""
     return row.explanation is not None or parameters.tile_grid_size is not None
 
 
 def _one_thread() -> None:
-    """Preprocessing is small; PyTorch's threads would only stand in the lanes' way."""
+    """Limit PyTorch to one thread: preprocessing is light, and more threads would slow down the lanes."""
     import torch
 
     torch.set_num_threads(1)
 
 
 def joined(answers: Sequence[bytes]) -> bytes:
-    """Answers as one JSON list."""
+    """Join answers into a JSON list."""
     return b"[" + b", ".join(answers) + b"]"

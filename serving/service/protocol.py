@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with limits on headers and on how long they may take, and errors in JSON."""
+"""uvicorn's HTTP protocol with limits on the size and duration of headers, and with errors in JSON."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. uvicorn's own takes headers of any size, however slowly they come."""
+    """One connection. uvicorn's own protocol accepts headers of any size, however slowly they arrive."""
 
     _clock: TimerHandle | None = None
     _header_bytes = 0
     _in_headers = True
-    _refusal: tuple[int, str, str] | None = None
+    _rejection: tuple[int, str, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,11 +33,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refusal is not None:
+        if self._rejection is not None:
             return
         if self._in_headers:
             self._header_bytes += len(data)
-            # An offer to go on in HTTP/2, as Java's client makes it: the parser would stop before the body.
+            # Decline an upgrade to HTTP/2, as Java's client offers: the parser would stop before the body.
             end = data.find(b"\r\n\r\n")
             if offer := _UPGRADE.search(data, 0, end if end >= 0 else len(data)):
                 data = data[: offer.start()] + b"\r\nx-declined:" + data[offer.end() :]
@@ -45,14 +45,14 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._start_clock()
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(*_TOO_LARGE)
+            self._reject(*_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
         self._header_bytes = 0
         self._stop_clock()
         if sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
-            self._refusal = _TOO_LARGE  # which the parser's error below is answered with
+            self._rejection = _TOO_LARGE  # sent in answer to the parser's error below
             raise ValueError(_TOO_LARGE[2])
         super().on_headers_complete()
 
@@ -71,18 +71,18 @@ class BoundedProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         self._clock = None
         if self._in_headers and (self.cycle is None or self.cycle.response_complete):
-            self._refuse(408, "timeout", f"no whole header came within {HEADER_TIMEOUT_S:.0f} s")
+            self._reject(408, "timeout", f"the headers were not complete within {HEADER_TIMEOUT_S:.0f} s")
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        self._refusal = (status, code, message)
+    def _reject(self, status: int, code: str, message: str) -> None:
+        self._rejection = (status, code, message)
         self.send_400_response("")
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP request, or is refused before the app sees it, and close the connection."""
+        """Answer a request that is not HTTP or that is rejected early, and close the connection."""
         if self.transport.is_closing():
             return
-        status, code, message = self._refusal or (400, "bad_request", "this is no valid HTTP request")
-        self._refusal = (status, code, message)
+        status, code, message = self._rejection or (400, "bad_request", "not a valid HTTP request")
+        self._rejection = (status, code, message)
         error: dict[str, Any] = {"error": {"code": code, "message": message, "row": None}}
         body = json.dumps(error).encode("ascii")
         head = b"content-type: application/json\r\nconnection: close\r\n"

@@ -1,7 +1,7 @@
-"""What the service tells of itself: Prometheus metrics, and one JSON line a request.
+"""Prometheus metrics, and an access log with a JSON line per request.
 
-With several worker processes the metrics are those of all of them together: each writes its own into files
-under PROMETHEUS_MULTIPROC_DIR, which must be set before prometheus_client is imported, and whichever is asked
+Several worker processes report their combined metrics: each writes its own into files in
+PROMETHEUS_MULTIPROC_DIR, which must be set before prometheus_client is imported, and the process that answers
 adds them up.
 """
 
@@ -31,7 +31,7 @@ MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Metrics:
-    """The service's Prometheus metrics. One for each process that has several workers; else one an app."""
+    """The service's Prometheus metrics."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -40,51 +40,51 @@ class Metrics:
             "trainer_requests", "Requests answered.", ("path", "status"), registry=registry
         )
         self.errors = Counter(
-            "trainer_errors", "Requests answered with an error, by its kind.", ("kind",), registry=registry
+            "trainer_errors", "Requests answered with an error, by kind.", ("kind",), registry=registry
         )
         self.seconds = Histogram(
             "trainer_request_seconds",
-            "From a request's header to its answer.",
+            "Time from a request's headers to its answer.",
             ("path",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.images = Counter("trainer_images", "Images scored.", registry=registry)
         self.batch = Histogram(
-            "trainer_batch_images", "Images that the network saw at once.", buckets=_IMAGES, registry=registry
+            "trainer_batch_images", "Images per batch.", buckets=_IMAGES, registry=registry
         )
         self.waited = Histogram(
             "trainer_batch_wait_seconds",
-            "How long a batch's oldest image waited for the network.",
+            "Time that a batch's oldest image waited for the network.",
             buckets=_SECONDS,
             registry=registry,
         )
         self.network = Histogram(
-            "trainer_batch_seconds", "A batch in the network.", buckets=_SECONDS, registry=registry
+            "trainer_batch_seconds", "Time of a batch in the network.", buckets=_SECONDS, registry=registry
         )
         mode: Any = "livesum"
         self.queue_images = Gauge(
             "trainer_queue_images",
-            "Images accepted and not answered yet.",
+            "Images accepted but not answered yet.",
             registry=registry,
             multiprocess_mode=mode,
         )
         self.queue_bytes = Gauge(
             "trainer_queue_bytes",
-            "Bytes of requests that are being read or not answered yet.",
+            "Bytes of requests that are being received or not answered yet.",
             registry=registry,
             multiprocess_mode=mode,
         )
         admission.changed = self.refresh
 
     def saw_batch(self, images: int, waited: float, seconds: float) -> None:
-        """A batch went through the network. Called by the lanes."""
+        """Count a batch. Called by the lanes."""
         self.batch.observe(images)
         self.waited.observe(waited)
         self.network.observe(seconds)
 
     def saw_request(self, path: str, status: int, seconds: float, kind: str | None, rows: int) -> None:
-        """A request was answered; `kind` is the code of its error."""
+        """Count an answered request; `kind` is the code of its error."""
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
         if kind is not None:
@@ -93,7 +93,7 @@ class Metrics:
             self.images.inc(rows)
 
     def refresh(self) -> None:
-        """Bring the queue's depth up to date."""
+        """Update the queue's gauges."""
         self.queue_images.set(self._admission.images)
         self.queue_bytes.set(self._admission.bytes)
 
@@ -107,7 +107,7 @@ class Metrics:
 
 
 class AccessLog:
-    """A JSON line for each request, written at once."""
+    """Writes a JSON line per request, unbuffered."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
@@ -119,4 +119,4 @@ class AccessLog:
             self._stream.write(json.dumps({"time": now, **fields}) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # nobody reads the log any more; requests are answered all the same
+            pass  # the log's reader is gone; keep answering requests

@@ -235,7 +235,7 @@ def test_a_busy_service_is_asked_again_when_it_says_so(open_page: OpenPage, find
         times=1,
     )
     visit.page.set_input_files("#file", photo)
-    visit.page.get_by_text("Asking again in 1 s").wait_for()
+    visit.page.get_by_text("Retrying in 1 s").wait_for()
     visit.page.locator("#request-section").wait_for()
     assert len(objects(visit)) == 2
     assert posts(visit) == 2
@@ -257,7 +257,7 @@ def test_a_service_with_keys_asks_for_one(open_page: OpenPage, segmenter: Scorer
     with serving(segmenter, keys=Keys(("right", "second"))) as (url, _):
         visit = open_page(url)
         visit.page.set_input_files("#file", photo)
-        field = visit.page.get_by_label("Key of this service")
+        field = visit.page.get_by_label("API key")
         for key in ("wrong", "right"):
             field.wait_for()
             assert visit.page.evaluate("document.activeElement.id") == "key"

@@ -348,10 +348,10 @@ def test_a_taken_port_is_told_before_the_model_loads(packaged: Callable[..., Pat
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            RunError, match=f"127.0.0.1:{port}: cannot be listened on: .*choose another --port"
+            RunError, match=f"127.0.0.1:{port}: cannot listen there: .*choose another --port"
         ):
             serve(packaged(Task.CLASSIFICATION), port=port)
-    with pytest.raises(RunError, match="cannot be listened on"):
+    with pytest.raises(RunError, match="cannot listen there"):
         serve(packaged(Task.CLASSIFICATION), port=99_999)
     with pytest.raises(RunError, match="does not exist"):
         serve(packaged(Task.CLASSIFICATION) / "nothing")

@@ -363,13 +363,13 @@ def test_a_full_queue_is_told_and_not_grown(
             first = pool.submit(client.post, "/score", json=body(row, row))
             assert gate.reached.acquire(timeout=30)
             busy = client.post("/score", json=body(row, row))
-            check_error(busy, 429, "busy", "this request holds 2 more, over the 3")
+            check_error(busy, 429, "busy", "this request has 2 more, over the limit of 3")
             assert 1 <= int(busy.headers["Retry-After"]) <= 60
             check_error(client.post("/score", content=b" " * 1_000_000), 429, "busy", "MB are waiting")
             second = pool.submit(client.post, "/score", json=body(row))
             while metric(client, "trainer_queue_images") < 3:
                 time.sleep(0.01)
-            check_error(client.post("/score", json=body(row)), 429, "busy", "as many as are let in")
+            check_error(client.post("/score", json=body(row)), 429, "busy", "which is the limit")
             gate.opened.set()
             assert first.result().status_code == second.result().status_code == 200
         assert client.post("/score", json=body(row)).status_code == 200
@@ -414,7 +414,7 @@ def test_nobody_works_for_a_client_that_is_gone(
 
 def test_too_many_rows_are_refused(packaged: Packaged, serve_app: ServeApp) -> None:
     with serve_app(scorer_of(packaged), Options(max_rows=3)) as client:
-        check_error(client.post("/score", json=body(*["AAAA"] * 4)), 413, "too_large", "at most 3 are scored")
+        check_error(client.post("/score", json=body(*["AAAA"] * 4)), 413, "too_large", "over the limit of 3")
 
 
 def _talk(client: httpx.Client, *parts: bytes, pause: float = 0.0) -> bytes:

@@ -1,4 +1,4 @@
-"""`GET /` of `trainer serve`: one page to try the model with, that asks for nothing but `/score`."""
+"""The page at `GET /` of `trainer serve`: a form to try the model, which sends requests to `/score` only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter, Response
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from serving.explain import methods
 from serving.payload import MAX_REQUEST_BYTES
@@ -19,21 +21,21 @@ from trainer.models import Spec
 from trainer.tasks import Task
 
 LOWEST_THRESHOLD = 0.05
-"""Boxes are asked for once, down to this score, and the page's slider chooses among them."""
+"""The page requests boxes down to this score once; its slider then filters them."""
 _LABEL_THRESHOLD = 0.5
-"""From this probability on a label of several is taken to be there, as the explanations' default says."""
+"""Probability from which a multilabel class counts as present, the same as the explanations' default."""
 
 _SCRIPTS = ("drawing.js", "request.js", "results.js", "page.js", "events.js")
 
 
-def page_router(spec: Spec, *, key_required: bool = False) -> APIRouter:
+def page_route(spec: Spec, *, key_required: bool = False) -> Route:
     """The route of the page for one model.
 
-    The page is put together once, everything inlined, and may load nothing else: its Content-Security-Policy
-    allows its own style and script by their hashes, and requests to the server that it came from.
+    The page is assembled once with everything inlined. Its Content-Security-Policy allows only its own style
+    and script, by their hashes, and requests to its own server.
 
     Args:
-        key_required: `/score` wants a bearer key; the page itself is served without.
+        key_required: `/score` requires a bearer key; the page itself does not.
     """
     style = _static("style.css")
     script = '"use strict";\n' + "\n".join(map(_static, _SCRIPTS))
@@ -52,26 +54,24 @@ def page_router(spec: Spec, *, key_required: bool = False) -> APIRouter:
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",
-        # Another model may be served at this address tomorrow.
+        # This address may serve another model tomorrow.
         "Cache-Control": "no-cache",
     }
     encoded = content.encode("utf-8")
-    router = APIRouter()
 
-    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def page() -> Response:
+    async def page(_: Request) -> Response:
         return Response(encoded, media_type="text/html", headers=headers)
 
-    return router
+    return Route("/", page)
 
 
 def facts(spec: Spec, key_required: bool) -> dict[str, Any]:
-    """What the page's script knows of the model; see `MODEL` in page.js."""
+    """What the page's script knows about the model; see `MODEL` in page.js."""
     finds_objects = not spec.task.is_classification
     default = lowest = None
     if finds_objects:
         default = spec.parameters.box_score_threshold
-        # Two decimals, as the slider's steps have.
+        # Two decimals, like the slider's steps.
         lowest = math.floor(100 * min(LOWEST_THRESHOLD, default)) / 100
     elif spec.task is Task.MULTILABEL:
         default, lowest = _LABEL_THRESHOLD, 0.0
@@ -95,7 +95,7 @@ def _static(name: str) -> str:
 
 
 def _as_script_data(value: Any) -> str:
-    """JSON that may stand in a script element: labels are anyone's text, and `</script>` would end it."""
+    """JSON that is safe in a script element: labels are arbitrary text, and `</script>` would end it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 

@@ -1,6 +1,6 @@
-// Boxes, polygons and labels on the picture, as trainer/report draws them for `trainer predict --draw`.
+// Draws boxes, polygons and labels on the image, as trainer/drawing does for `trainer predict --draw`.
 
-/** How a class looks: its colour as "rgb(…)", its ink, and its line's dashes in multiples of the line. */
+/** A class's style: its colour as "rgb(…)", its text colour, and its dashes in multiples of the line width. */
 function lookOf(label) {
   const { palette, dashes } = MODEL.style;
   const index = CLASS_INDEX.get(label) ?? 0;
@@ -12,12 +12,12 @@ function lookOf(label) {
   };
 }
 
-/** Black or white, whichever reads better (relative luminance by ITU-R BT.709). */
+/** Black or white, whichever is more legible (relative luminance by ITU-R BT.709). */
 function inkOn(red, green, blue) {
   return 0.2126 * red + 0.7152 * green + 0.0722 * blue > MODEL.style.dark_ink_above ? "#000" : "#fff";
 }
 
-/** Sizes in pixels for a picture of this size: of the text, the line, and the space around the text. */
+/** Text size, line width and padding in pixels for an image of this size. */
 function sizesFor(width, height) {
   const style = MODEL.style;
   const text = Math.max(style.smallest_text, Math.round(Math.max(width, height) / style.picture_by_text));
@@ -29,10 +29,10 @@ function sizesFor(width, height) {
 }
 
 /**
- * Draw objects onto a canvas that lies over the picture.
+ * Draw objects onto a canvas on top of the image.
  *
- * width and height are the picture's in CSS pixels; objects come by falling score, `highlighted` is one of
- * them or null. The surest is drawn last, so that it lies on top.
+ * width and height are the image's in CSS pixels; objects are in descending order of score; `highlighted` is one
+ * of them or null. The object with the highest score is drawn last, on top.
  */
 function drawObjects(canvas, width, height, objects, highlighted) {
   const ratio = window.devicePixelRatio || 1;
@@ -51,11 +51,11 @@ function drawObjects(canvas, width, height, objects, highlighted) {
   }
   const crowded = objects.length > MODEL.style.crowd;
   const labelled = highlighted ? ordered.slice(-1) : ordered;
-  // The surest find their places first, and are drawn last.
+  // Labels of objects with high scores are placed first and drawn last.
   const chips = [];
   for (const object of [...labelled].reverse()) {
     const chip = placeLabel(context, object, width, height, sizes, chips);
-    // In a crowd, labels larger than their objects would hide what they name.
+    // In a crowd, labels larger than their objects would hide them.
     const { left, top, right, bottom } = pixelsOf(object.box, width, height);
     const hides = crowded && object !== highlighted && chip.width * chip.height > (right - left) * (bottom - top);
     if (!hides) chips.push(chip);
@@ -79,7 +79,7 @@ function drawOutline(context, object, width, height, sizes) {
     context.globalAlpha = alpha;
     strokeOf(context, color, dash, sizes.line);
   }
-  // Where there are polygons the box only frames them.
+  // With polygons, the box is only a frame.
   const line = segments.length ? Math.max(1, Math.floor(sizes.line / 2)) : sizes.line;
   context.beginPath();
   context.rect(
@@ -91,7 +91,7 @@ function drawOutline(context, object, width, height, sizes) {
   strokeOf(context, color, dash, line);
 }
 
-/** The current path in the class's colour, with a dark edge that shows it on bright grounds. */
+/** Stroke the current path in the class's colour, with a dark edge for bright backgrounds. */
 function strokeOf(context, color, dash, line) {
   context.lineJoin = "round";
   context.setLineDash([]);
@@ -110,8 +110,8 @@ function pixelsOf(box, width, height) {
 }
 
 /**
- * Where an object's label stands: above its box, else inside at its top, else below it; the first of these
- * that lies in the picture and on no other label.
+ * The position of an object's label: above its box, inside at its top, or below it; the first of these that is
+ * in the image and overlaps no other label.
  */
 function placeLabel(context, object, width, height, sizes, taken) {
   const box = pixelsOf(object.box, width, height);
@@ -146,7 +146,7 @@ function drawLabel(context, chip, sizes) {
   context.fillText(chip.text, chip.x + sizes.padding, chip.y + chip.height / 2 + sizes.text * 0.05);
 }
 
-/** The label, shortened to the room there is, set apart from the score's direction of writing. */
+/** The label, shortened to fit, and isolated from the score's writing direction. */
 function fitted(context, label, tail, room) {
   const told = (text) => `\u2068${text}\u2069${tail}`;
   if (context.measureText(told(label)).width <= room) return told(label);
@@ -162,7 +162,7 @@ function fitted(context, label, tail, room) {
   return told(`${characters.slice(0, low).join("")}…`);
 }
 
-/** The object that a point of the picture (in CSS pixels) lies on: the smallest box around it, or null. */
+/** The object at a point of the image (in CSS pixels): the smallest box around it, or null. */
 function objectAt(objects, x, y, width, height) {
   const area = ({ box }) => (box.bottomX - box.topX) * (box.bottomY - box.topY);
   const around = objects.filter(({ box }) => {
@@ -172,7 +172,7 @@ function objectAt(objects, x, y, width, height) {
   return around.reduce((best, object) => (best && area(best) <= area(object) ? best : object), null);
 }
 
-/** A sample of a class's line, for legends. */
+/** A sample of a class's line for legends. */
 function swatchOf(label) {
   const { color, dash } = lookOf(label);
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");

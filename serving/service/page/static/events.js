@@ -1,11 +1,11 @@
-// What users do: choose, drop, paste, move, switch, point.
+// The user's actions: choose, drop, paste, move, switch, point.
 
 function start() {
   $("model-name").textContent = MODEL.name;
   $("model-facts").textContent = `${MODEL.task_title}, ${counted(MODEL.classes.length, "class", "classes")}`;
   document.title = `${MODEL.name} – try the model`;
   if (MODEL.default_threshold !== null) $("threshold").min = MODEL.lowest_threshold;
-  if (MODEL.multilabel) $("threshold-label").textContent = "Threshold of a label";
+  if (MODEL.multilabel) $("threshold-label").textContent = "Label threshold";
   listKnown($("known"), MODEL.classes);
   for (const method of MODEL.methods) $("method").append(element("option", { textContent: method }));
   $("method").hidden = $("method-label").hidden = !MODEL.methods.length;
@@ -23,7 +23,7 @@ function listenForImages() {
   $("another").addEventListener("click", choose);
   $("file").addEventListener("change", () => {
     const files = [...$("file").files];
-    // So that the same file can be chosen again, changed meanwhile.
+    // So that the same file can be chosen again after a change.
     $("file").value = "";
     if (files.length) openFiles(files);
   });
@@ -45,7 +45,7 @@ function listenForImages() {
     const [file] = event.clipboardData.files;
     if (!file) return;
     event.preventDefault();
-    // What is pasted is no file yet that a shell command could read.
+    // A pasted image is not a file that a shell command could read.
     file.pasted = true;
     open(file);
   });
@@ -53,7 +53,7 @@ function listenForImages() {
 
 function listenToFilters() {
   const moved = () => {
-    // The maps stay; the request shown is again the one that gives what is drawn.
+    // The maps stay, but the request shown is again the one for what is drawn.
     if (FINDS_OBJECTS) state.explanation = null;
     update();
   };
@@ -144,7 +144,7 @@ function listenToRequests() {
       await copyText(text);
       $("copied").textContent = "Copied.";
     } catch {
-      $("copied").textContent = "This browser does not let pages copy: select the text.";
+      $("copied").textContent = "This browser does not allow copying; select the text.";
     }
   };
   $("copy").addEventListener("click", () => copy($("curl").textContent));

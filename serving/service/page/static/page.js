@@ -1,35 +1,35 @@
-// What happens on the page: an image comes in, the service is asked, the answer is shown and filtered.
+// The page's logic: takes an image, sends it to the service, shows and filters the answer.
 
 const MODEL = JSON.parse(document.getElementById("model").textContent);
 const CLASS_INDEX = new Map(MODEL.classes.map((label, index) => [label, index]));
 const FINDS_OBJECTS = MODEL.finds_objects;
 const SHOWN_CLASSES = 5;
 const MANY_CLASSES = 12;
-const PATIENCE = 3; // times that a busy service is asked again
+const PATIENCE = 3; // retries while the service is busy
 const $ = (id) => document.getElementById(id);
 
 const state = {
   file: null,
-  base64: null, // of the file, once it is read
-  answer: null, // the service's, to the lowest threshold
-  explanation: null, // {parameters, request, answer}: what the maps on the page came from
+  base64: null, // the file's content, once read
+  answer: null, // the service's answer at the lowest threshold
+  explanation: null, // {parameters, request, answer} of the maps on the page
   threshold: MODEL.default_threshold,
-  hidden: new Set(), // labels that are switched off
-  pinned: null, // objects that stand out: chosen, and under the pointer
+  hidden: new Set(), // labels switched off by the user
+  pinned: null, // highlighted objects: selected, and under the pointer
   hovered: null,
   allClasses: false,
   key: "",
-  controller: null, // of the request under way
+  controller: null, // aborts the current request
 };
 
-// --- an image comes in -------------------------------------------------------------------------------
+// --- taking an image ---------------------------------------------------------------------------------
 
 function openFiles(files) {
   if (files.length) {
     open(files[0]);
     return;
   }
-  showFailure(new Failure("There was no file in that", "Drop an image file, or save the picture to a file first."));
+  showFailure(new Failure("No file found", "Drop an image file, or save the image to a file first."));
 }
 
 async function open(file) {
@@ -47,10 +47,10 @@ async function open(file) {
   const answered = await ask();
   if (state.file !== file || !answered || shown) return;
   $("drop").hidden = true;
-  fileFacts("this browser cannot show this kind of file, the answer is beside");
+  fileFacts("this browser cannot show this file type, but the service can score it");
 }
 
-/** Show a file's picture; false if it is none that this browser knows. Browsers turn it upright by its EXIF. */
+/** Show a file's image, upright by its EXIF; false if this browser does not know its format. */
 async function showPicture(file) {
   const image = $("image");
   if (image.src) URL.revokeObjectURL(image.src);
@@ -76,7 +76,7 @@ function fileFacts(note = "") {
   $("file-facts").replaceChildren(nameOf(state.file.name), ` ${[size, note].filter(Boolean).map((part) => `· ${part}`).join(" ")}`);
 }
 
-/** The picture as large as the window allows; small ones are enlarged, so that labels can be read. */
+/** Size the image to the window; small images are enlarged so that labels stay readable. */
 function fit() {
   const { naturalWidth: width, naturalHeight: height } = $("image");
   if ($("picture").hidden || !width) return;
@@ -89,14 +89,14 @@ function fit() {
   draw();
 }
 
-// --- the service is asked ----------------------------------------------------------------------------
+// --- sending requests --------------------------------------------------------------------------------
 
 function stop() {
   state.controller?.abort();
   state.controller = null;
 }
 
-/** Ask for the answer, or with `explanation`, the documented xai_parameters, for it and its explanation. */
+/** Request the answer; with `explanation`, the documented xai_parameters, also its explanation. */
 async function ask(explanation = null) {
   stop();
   const controller = new AbortController();
@@ -113,7 +113,7 @@ async function ask(explanation = null) {
   say(`${doing}.`);
   const timer = setInterval(tick, 1000);
   setBusy(true, explanation);
-  // A plain request takes the lowest threshold, so that the slider needs no other; explaining costs by object.
+  // A plain request uses the lowest threshold, which serves every slider position; explaining costs time per object.
   const request = parametersAt(explanation ? state.threshold : MODEL.lowest_threshold);
   try {
     state.base64 ??= await readBase64(state.file);
@@ -138,7 +138,7 @@ async function ask(explanation = null) {
     return false;
   } finally {
     clearInterval(timer);
-    // A newer request keeps the page busy.
+    // A newer request is still running.
     if (state.controller === controller || state.controller === null) {
       state.controller = null;
       setBusy(false, explanation);
@@ -146,7 +146,7 @@ async function ask(explanation = null) {
   }
 }
 
-/** As `score`; a service that says it is busy is asked again when it says so. */
+/** Like `score`, but retry while the service is busy, at the time that it names. */
 async function askPatiently(request, explanation, signal, timer, told) {
   for (let left = PATIENCE; ; left--) {
     try {
@@ -155,11 +155,11 @@ async function askPatiently(request, explanation, signal, timer, told) {
       if (!(error instanceof Failure) || error.retryAfter === null || left === 0) throw error;
       clearInterval(timer);
       for (let seconds = Math.min(60, Math.ceil(error.retryAfter)); seconds > 0; seconds--) {
-        told.textContent = `The service is busy. Asking again in ${seconds} s…`;
+        told.textContent = `The service is busy. Retrying in ${seconds} s…`;
         await new Promise((resolve) => setTimeout(resolve, 1000));
         signal.throwIfAborted();
       }
-      told.textContent = "Asking again…";
+      told.textContent = "Retrying…";
     }
   }
 }
@@ -174,11 +174,11 @@ function setBusy(busy, explanation) {
   $("explain").hidden = busy;
   $("cancel").hidden = !(busy && explanation);
   if (document.activeElement !== document.body) return;
-  // What had the focus may just have gone.
+  // The focused element may just have disappeared.
   if (explanation) $(busy ? "cancel" : "explain").focus({ preventScroll: true });
 }
 
-// --- the answer is shown -----------------------------------------------------------------------------
+// --- showing the answer ------------------------------------------------------------------------------
 
 function showAnswer() {
   $("status").classList.remove("waiting");
@@ -206,7 +206,7 @@ function hideAnswer() {
   hideFailure();
 }
 
-/** Everything that follows from the threshold and from which classes are shown. */
+/** Update everything that depends on the threshold and on the classes shown. */
 function update() {
   if (!state.answer) return;
   if (MODEL.default_threshold !== null) showThreshold();
@@ -219,7 +219,7 @@ function showThreshold() {
   $("threshold").value = state.threshold;
   $("threshold-value").textContent = shownThreshold();
   const own = Number(MODEL.default_threshold.toFixed(3));
-  $("threshold-reset").textContent = `Back to ${own}, the model's own`;
+  $("threshold-reset").textContent = `Reset to ${own}, the model's default`;
   $("threshold-reset").hidden = state.threshold === MODEL.default_threshold;
 }
 
@@ -256,7 +256,7 @@ function draw() {
   const visible = visibleObjects();
   const highlighted = state.hovered ?? state.pinned;
   showRows($("objects"), state.answer.boxes, visible, highlighted);
-  // Some files are scored that browsers cannot show.
+  // The service scores some formats that browsers cannot show.
   if ($("picture").hidden) return;
   const { clientWidth: width, clientHeight: height } = $("image");
   drawObjects($("overlay"), width, height, visible, highlighted);
@@ -276,7 +276,7 @@ function updateProbabilities() {
   $("all-probabilities").hidden = labels.length <= SHOWN_CLASSES || Boolean(wanted);
   $("all-probabilities").setAttribute("aria-expanded", String(state.allClasses));
   $("all-probabilities").textContent = state.allClasses
-    ? `Show the best ${SHOWN_CLASSES}`
+    ? `Show the top ${SHOWN_CLASSES}`
     : `Show all ${counted(labels.length, "class", "classes")}`;
   const above = ranked.filter(({ prob }) => prob >= state.threshold).length;
   const best = [nameOf(ranked[0].label), ` ${ranked[0].prob.toFixed(3)}`];
@@ -293,20 +293,20 @@ function showExplanation() {
     const score = element("span", { className: "count", textContent: ` ${value.toFixed(FINDS_OBJECTS ? 2 : 3)}` });
     return element("span", {}, swatchOf(label), " ", nameOf(label), score);
   });
-  showMaps($("maps-list"), pictures, captions, (index) => `What speaks for ${titles[index]?.label ?? "the answer"}`);
+  showMaps($("maps-list"), pictures, captions, (index) => `Evidence for ${titles[index]?.label ?? "the answer"}`);
   $("maps").hidden = pictures.length === 0;
-  let told = "The service explains nothing of this model.";
-  if (pictures.length) told = `${counted(pictures.length, "picture")} of what speaks for the answer.`;
+  let told = "The service cannot explain this model.";
+  if (pictures.length) told = `${counted(pictures.length, "heat map")} of the evidence for the answer.`;
   else if (answer.visualizations) told = "Nothing is at or above the threshold, so there is nothing to explain.";
   $("explain-status").textContent = told;
   say(told);
-  // Only then is it known how high they are.
+  // Their height is only known once they are decoded.
   const decoded = [...$("maps-list").querySelectorAll("img")].map((image) => image.decode());
   Promise.allSettled(decoded).then(() => $("maps").scrollIntoView({ block: "nearest" }));
   showRequest();
 }
 
-/** What each of an explanation's pictures is about, in their order. */
+/** The class or object that each image of an explanation is about, in order. */
 function explainedLabels(answer) {
   if (FINDS_OBJECTS) return answer.boxes;
   const all = answer.labels.map((label, index) => ({ label, score: answer.probs[index] }));
@@ -317,7 +317,7 @@ function explainedLabels(answer) {
   return [all.reduce((best, each) => (each.score > best.score ? each : best))];
 }
 
-/** The request that gives what is shown, and its answer: of the explanation if there is one. */
+/** Show the request for what is on the page, and its answer; the explanation's if there is one. */
 function showRequest() {
   const explained = state.explanation;
   const parameters = explained ? explained.request : parametersAt(state.threshold);
@@ -332,12 +332,12 @@ function shownAnswer() {
   return FINDS_OBJECTS ? { ...state.answer, boxes: aboveThreshold() } : state.answer;
 }
 
-// --- failures, and what is said to those who do not see -----------------------------------------------
+// --- errors and screen readers ------------------------------------------------------------------------
 
 function showFailure(failure, again = null) {
   const known = failure instanceof Failure;
   if (!known) console.error(failure);
-  $("alert-title").textContent = known ? failure.title : "This page failed";
+  $("alert-title").textContent = known ? failure.title : "This page has an error";
   $("alert-detail").textContent = known ? failure.detail : String(failure);
   $("retry").hidden = !(known && failure.retry && again);
   $("retry").onclick = again;
@@ -358,7 +358,7 @@ function hideFailure() {
 
 let saying = 0;
 
-/** Tell screen readers, once what is told has come to rest: not each step of a slider. */
+/** Announce a text to screen readers once it has settled, not at each step of a slider. */
 function say(text) {
   clearTimeout(saying);
   saying = setTimeout(() => {

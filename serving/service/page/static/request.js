@@ -1,6 +1,6 @@
-// The request to the service: its JSON, the same as a curl command, and what can go wrong with it.
+// Requests to the service: their JSON, the equivalent curl command, and their errors.
 
-/** Something that went wrong, told to the user. */
+/** An error for the user. */
 class Failure extends Error {
   constructor(title, detail, { retry = false, retryAfter = null, status = 0 } = {}) {
     super(title);
@@ -25,7 +25,7 @@ function requestAround(parameters, explanation) {
   return JSON.stringify(request).split(PLACE_OF_IMAGE);
 }
 
-/** A command for a POSIX shell that sends the request for the file of this name. */
+/** A POSIX shell command that sends the request for a file with this name. */
 function curlCommand(fileName, parameters, explanation, keyNeeded) {
   const [before, after] = requestAround(parameters, explanation);
   const lines = [
@@ -49,21 +49,21 @@ function readBase64(file) {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
     reader.onerror = () =>
-      reject(new Failure("The file cannot be read", "It was moved or changed since it was chosen: choose it again."));
-    // An empty file gives "data:", without a comma: then nothing is what is sent.
+      reject(new Failure("The file cannot be read", "It was moved or changed after you chose it; choose it again."));
+    // An empty file gives "data:" without a comma; then send an empty text.
     if (file.size === 0) resolve("");
     else reader.readAsDataURL(file);
   });
 }
 
 /**
- * Ask the service for one image; the answer of its row. Throws a Failure, or an AbortError when stopped.
+ * Send one image to the service; returns its answer. Throws a Failure, or an AbortError when cancelled.
  */
 async function score(base64, parameters, explanation, key, signal) {
   const [before, after] = requestAround(parameters, explanation);
   if (before.length + base64.length + after.length > MODEL.max_request_bytes) {
     const limit = Math.floor(MODEL.max_request_bytes / 1e6);
-    throw new Failure("The image is too large", `A request may hold ${limit} MB, base64 included. Send a smaller image.`);
+    throw new Failure("The image is too large", `A request can be at most ${limit} MB, base64 included. Send a smaller image.`);
   }
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
@@ -74,7 +74,7 @@ async function score(base64, parameters, explanation, key, signal) {
     text = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failure("The service does not answer", "Is it still running, and is this machine still connected?", {
+    throw new Failure("The service does not answer", "Check that it is running and that this machine is online.", {
       retry: true,
     });
   }
@@ -91,14 +91,14 @@ function parsed(text) {
   }
 }
 
-/** What an answer other than 200 means for the one who looks at the page. */
+/** The error to show for a response other than 200. */
 function failureOf(response, answer) {
   const status = response.status;
-  // Of one row there is no need to say which.
+  // The page sends one row, so its number says nothing.
   const told = (answer?.error?.message ?? "").replace(/^row 0: /, "");
   const detail = told ? told[0].toUpperCase() + told.slice(1) : `HTTP status ${status}`;
   const more = { status };
-  if (status === 401 || status === 403) return new Failure("This service needs a key", detail, more);
+  if (status === 401 || status === 403) return new Failure("This service requires a key", detail, more);
   if (status === 429 || status === 503) {
     const seconds = Number(response.headers.get("Retry-After"));
     return new Failure("The service is busy", detail, { ...more, retry: true, retryAfter: seconds > 0 ? seconds : 2 });
@@ -107,6 +107,6 @@ function failureOf(response, answer) {
   if (status === 413) return new Failure("The image is too large", detail, more);
   if (status === 422) return new Failure("This file cannot be scored", detail, more);
   if (status >= 500) return new Failure("The service failed", detail, { ...more, retry: true });
-  if (response.ok) return new Failure("This is no answer of the service", "Something else answers at its address.", more);
-  return new Failure("The service refused the request", detail, more);
+  if (response.ok) return new Failure("Unexpected response", "Something other than the service answers at this address.", more);
+  return new Failure("The service rejected the request", detail, more);
 }

@@ -1,4 +1,4 @@
-// What the answer looks like beside the picture: lists, bars, heat maps and JSON. Nothing here keeps state.
+// Renders the answer next to the image: lists, bars, heat maps and JSON. Stateless.
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -6,7 +6,7 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-/** Text in any script: it may run from right to left without turning what stands around it. */
+/** Text in any script; right-to-left text does not affect its surroundings. */
 function nameOf(label) {
   return element("bdi", { className: "name", textContent: label });
 }
@@ -15,12 +15,12 @@ function counted(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
 
-/** The classes that the model can find, each with its look where objects are drawn with it. */
+/** List the model's classes, each with the style of its objects if it finds objects. */
 function listKnown(list, labels) {
   list.replaceChildren(...labels.map((label) => element("li", {}, swatchOf(label), nameOf(label))));
 }
 
-/** A checkbox for each class that was found; `hidden` holds the labels that are switched off. */
+/** Show a checkbox for each class found; `hidden` has the labels that are switched off. */
 function showClasses(list, objects, hidden) {
   const counts = new Map();
   for (const { label } of objects) counts.set(label, (counts.get(label) ?? 0) + 1);
@@ -34,7 +34,7 @@ function showClasses(list, objects, hidden) {
   );
 }
 
-/** How many objects of each class are at or above the threshold. */
+/** Show the number of objects of each class at or above the threshold. */
 function countClasses(list, objects) {
   for (const row of list.children) {
     const label = row.firstChild.value;
@@ -42,7 +42,7 @@ function countClasses(list, objects) {
   }
 }
 
-/** One option for each object, in order; which of them show is `showRows`'s matter. */
+/** Create an option for each object, in order; `showRows` decides which are visible. */
 function listObjects(list, objects) {
   list.replaceChildren(
     ...objects.map((object, index) => {
@@ -65,7 +65,7 @@ function showRows(list, objects, visible, selected) {
   else list.removeAttribute("aria-activedescendant");
 }
 
-/** Bars by falling probability. `likely` says which are set in bold. */
+/** Show bars in descending order of probability; those for which `likely` is true in bold. */
 function showProbabilities(list, ranked, likely) {
   list.replaceChildren(
     ...ranked.map(({ label, prob }) => {
@@ -80,12 +80,12 @@ function showProbabilities(list, ranked, likely) {
   );
 }
 
-/** The pictures of an explanation, PNG in base64, each under its caption (a node). */
+/** Show the images of an explanation, base64 PNGs, each under its caption (a node). */
 function showMaps(list, pictures, captions, altOf) {
   list.replaceChildren(
     ...pictures.map((picture, index) => {
       const image = element("img", { src: `data:image/png;base64,${picture}`, alt: altOf(index) });
-      // In a narrow window the row of panels is scrolled, not shrunk.
+      // In a narrow window the row of panels scrolls instead of shrinking.
       const panels = element("div", { className: "panels", tabIndex: 0 }, image);
       return element("figure", {}, element("figcaption", {}, captions[index] ?? ""), panels);
     }),
@@ -94,7 +94,7 @@ function showMaps(list, pictures, captions, altOf) {
 
 const LONGEST_TEXT = 120;
 
-/** JSON to read: numbers that belong together stand in one line, long texts are cut. */
+/** Format JSON for reading: arrays of numbers on one line, long texts cut. */
 function readable(value, indent = "") {
   if (typeof value === "string" && value.length > LONGEST_TEXT) {
     return `${JSON.stringify(value.slice(0, 40))}… ${counted(value.length, "character")}`;
@@ -111,7 +111,7 @@ function readable(value, indent = "") {
   return `${open}\n${lines.join(",\n")}\n${indent}${close}`;
 }
 
-/** Copy a text also where the page's address is not a secure one, and browsers offer no clipboard. */
+/** Copy a text, also on pages without a secure address, where browsers have no clipboard API. */
 async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) {
     await navigator.clipboard.writeText(text);
