@@ -347,9 +347,7 @@ def test_serve_tells_its_url_and_stops_at_ctrl_c(
 def test_a_taken_port_is_told_before_the_model_loads(packaged: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(
-            RunError, match=f"127.0.0.1:{port}: cannot listen there: .*choose another --port"
-        ):
+        with pytest.raises(RunError, match=f"127.0.0.1:{port}: cannot listen there: .*choose another --port"):
             serve(packaged(Task.CLASSIFICATION), port=port)
     with pytest.raises(RunError, match="cannot listen there"):
         serve(packaged(Task.CLASSIFICATION), port=99_999)
