@@ -13,7 +13,7 @@ IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test coverage bench clean
+.PHONY: help venv demo lint test coverage docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -36,6 +36,10 @@ test: $(VENV)/.installed-dev ## run the whole test suite
 coverage: $(VENV)/.installed-dev ## run the whole test suite and report the lines of trainer/ and serving/ it misses
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS) \
 		--cov --cov-report=term --cov-report=html
+
+docs: $(VENV)/.installed-dev ## write the pages of docs/ that are generated from the code
+	$(BIN)/python -m tools.settings_page > docs/settings.md
+	$(BIN)/python -m tools.automode_page > docs/automode.md
 
 bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benchmarks, 15 minutes
 	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn

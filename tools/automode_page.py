@@ -1,13 +1,10 @@
-"""docs/automode.md: `python -m tools.automode_page > docs/automode.md`."""
+"""Generates docs/automode.md; `make docs` runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainer.automode import budgets as trainings
-from trainer.automode import candidates
-from trainer.automode import design as sub_spaces
-from trainer.automode import image_sizes as sizes
+from trainer.automode import budgets, candidates, design, image_sizes
 from trainer.automode.candidates import GROUPS, MANY_IMAGES, Group
 from trainer.models import catalog
 from trainer.tasks import Task
@@ -17,61 +14,60 @@ _IMAGES = (100, 1000, 10_000, 100_000)
 _INTRODUCTION = """\
 # AutoMode
 
-A job with `limits.max_trials` over 1 and without `search_space` leaves models and settings to the trainer:
+If a job sets `limits.max_trials` over 1 and has no `search_space`, the trainer chooses models and settings:
 
     trainer fit --task object-detection --data train.jsonl --max-trials 10 --timeout-minutes 240
 
-The first candidates for boxes and masks on a GPU are RF-DETRs: `pip install '.[rfdetr]'` first, or they are
-left out.
+The strongest candidates for boxes and masks on a GPU are RF-DETRs. Install their library first with
+`pip install '.[rfdetr]'`, or they are left out.
 
-What is tried depends on the data (how many images and classes, how large images and objects are), on the GPU
-that a trial has, and on the time. The log says what was chosen and why; the run's `search_space.yaml` keeps
-it, and its `job.yaml` holds the search space as if it had been written there, so that `--resume` and workers
-on other machines go on with the same. To see it beforehand, and train nothing:
+The choice depends on the data (number of images and classes, size of images and objects), on the hardware of
+each trial, and on the time. The log lists what was chosen and why. The run's `search_space.yaml` keeps this
+list, and its `job.yaml` holds the search space as if you had written it, so `--resume` and workers on other
+machines search the same space. To see the choice without training:
 
     trainer fit --task object-detection --data train.jsonl --max-trials 10 --dry-run --check-data
 
-This page is generated from the code by `python -m tools.automode_page`.
+This page is generated from the code by `make docs`.
 
 ## The order of trials
 
 1. Each model with its usual settings, strongest first: the first model of each row of the tables below, then
-   the second of each, and so on, as many as there are trials.
+   the second of each, and so on, up to the number of trials.
 2. Then settings proposed by TPE (`bayesian`) from all results so far.
 
-A weak trial is given up early, by successive halving: after a quarter of its evaluations and after a half it
-is compared with all that have come as far, and goes on if it is among the better half, rounded up. All
-trials have about {evaluations} evaluations, whatever their epochs. In a job file the policy is called:
+Weak trials are pruned early, by successive halving: after a quarter and after half of its evaluations, a
+trial is compared with all that have reached the same point, and continues if it is in the better half,
+rounded up. All trials have about {evaluations} evaluations, whatever their epochs. In a job file the policy
+is written as:
 
     sweep:
       early_termination:
         type: successive_halving
-        min_resource: 3      # evaluations up to the first comparison; the second is after 6, then 12 …
-        reduction_factor: 2  # of so many trials one goes on
+        min_resource: 3      # evaluations before the first comparison; the next are after 6, 12 …
+        reduction_factor: 2  # one of this many trials continues
 
-It is this trainer's own, not one of Azure's; any job with a sweep may use it. With a second objective
-(`--objective latency`, `--max-latency-ms`) no trial is given up, and small models are tried beside the
-others.
+The policy is this trainer's own, not Azure's; any job with a sweep can use it. With a second objective
+(`--objective latency`, `--max-latency-ms`) no trial is pruned, and small models are tried as well.
 
-## What stays with you
+## What you can decide
 
-- Settings that the job fixes, the model, and weights stay as they are: the search is over the rest. A model
-  that does not take a setting's value is left out.
-- `sweep.sampling_algorithm` takes the place of TPE. A `sweep` without `early_termination` means that no trial
-  is given up; with one, that is the policy. By a `grid` three learning rates are tried with all choices, in
-  the grid's own order.
-- With a directory of published weights only models whose files are there are tried; with weights of an
-  earlier run or a file, only its model. Models whose library is not installed are left out.
-- YOLO models and RT-DETRs are of ultralytics, under AGPL-3.0. Where that does not suit, name another model,
-  or uninstall ultralytics.
+- Settings that the job fixes, its model and its weights stay as they are; AutoMode searches the rest. A model
+  that does not accept one of these values is left out.
+- `sweep.sampling_algorithm` replaces TPE. With a `sweep` that has no `early_termination`, no trial is pruned;
+  with one, that policy is used. A `grid` combines three learning rates with all choices, in its own order.
+- With a directory of published weights, only models whose files are there are tried; with weights of an
+  earlier run or a single file, only that model. Models whose library is not installed are left out.
+- YOLO models and RT-DETRs belong to ultralytics, which is under AGPL-3.0. If that does not suit you, name
+  another model or uninstall ultralytics.
 """
 
 _MODELS = """\
 ## Models
 
-The models of a row are searched together, in one sub-space. Models after the semicolon come first with
-{many:,} training images or more, and last with fewer. From scratch (`weights: none`) on the CPU, the row for
-the CPU holds.
+The models of a row are searched together, in one sub-space. Models after the semicolon come first with at
+least {many:,} training images, and last with fewer. Training from scratch (`weights: none`) on the CPU uses
+the rows for the CPU.
 
 | task | where | models | settings start from |
 |---|---|---|---|
@@ -85,13 +81,13 @@ _SEARCHED = """\
 | `learning_rate` | all | from the recipe's / {rate} to × {rate}, logarithmically |
 | `weight_decay` | all | from the recipe's / {decay} to × {decay}, logarithmically |
 | `model_name` | of the row | each |
-| `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next if images have the pixels |
+| `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next if images are that large |
 | `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
 | `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
-| `mixup_alpha` | classifiers by the modern recipe, for one label | 0.2 and 0 |
-| `layer_decay` | transformers and ConvNeXts by the modern recipe | 0.75, 0.65 and 0.85 |
+| `mixup_alpha` | classifiers with the modern recipe, not multilabel | 0.2 and 0 |
+| `layer_decay` | transformers and ConvNeXts with the modern recipe | 0.75, 0.65 and 0.85 |
 | `large_scale_jitter` | R-CNNs | off and on |
-| `model_size` | yolov5, where the job names it | small, medium and, on a GPU, large |
+| `model_size` | yolov5, if the job names it | small, medium and, on a GPU, large |
 | `weighted_loss` | classifiers, if a class is over {some} times as frequent as another | 0 and 1 |
 | `balanced_sampling` | detectors, if a class is over {very} times as frequent as another | off and on |
 """
@@ -99,83 +95,69 @@ _SEARCHED = """\
 _FIXED = """\
 ## What follows from data, memory and time
 
-**Epochs** go down as images go up, so that ten times as many images are 6.3 times as much training; from
-scratch there are {scratch} times as many:
+**Epochs** decrease with the number of images: ten times as many images mean 6.3 times as much training. From
+scratch there are {scratch} times as many epochs:
 
 {epochs}
 
-**Batches.** A step of the optimizer sees so many images:
+**Batches.** The number of images in an optimizer step:
 
 {batches}
 
-With few images it is halved until an epoch has {steps} steps. What is too much for a GPU, by an estimate, is
-accumulated over several batches; a model that needs more than the GPU has is left out.
+With few images it is halved until an epoch has {steps} steps. If a step is estimated not to fit in the GPU's
+memory, its gradients are accumulated over several batches; a model that does not fit at all is left out.
 
 **Image size** is raised until three quarters of the objects have a side, √(width · height), of {seen} pixels:
 
 {sizes}
 
-Images are enlarged to {enlarged} times their size at most. If a quarter of the objects has fewer than {tiny}
-pixels even then, and the images have more pixels, they are tiled. Classifiers see crops of 224 pixels; CNNs
-of 160 on the CPU, and of 128 where the images' short side has {small_images} or fewer. RF-DETRs see their
-published size. `box_detections_per_image` is raised where images hold more objects.
+Images are enlarged to at most {enlarged} times their size. If a quarter of the objects has fewer than {tiny}
+pixels even then, and the images have more detail, they are tiled. Classifiers see crops of 224 pixels; CNNs
+see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. RF-DETRs
+keep the size that they were published for. `box_detections_per_image` is raised if images hold more objects.
 
-**Time.** Each trial has `timeout_minutes` × (trials at a time) / `max_trials` / {mean}, as those given
-up leave time to others; without a limit {longest_gpu} hours on a GPU, and {longest_cpu} on the CPU. What
-a training takes is estimated from the bandwidth of the GPU's memory, or from the CPU's cores, within a factor
-of two or three. If it is too long, tiles and the choice of a larger size go first, then image size, then
-epochs; a model with half of its epochs or fewer is not tried. The time limit itself holds in any case: at its
-end trials stop at their next evaluation.
+**Time.** Each trial gets `timeout_minutes` × (trials at a time) / `max_trials` / {mean}, as pruned trials
+leave time for others. Without a limit it gets {longest_gpu} hours on a GPU and {longest_cpu} on the CPU.
+The time of a trial is estimated from the bandwidth of the GPU's memory, or from the CPU's cores, within a
+factor of two or three. If it is too long, tiles and the choice of a larger size are dropped first, then the image size is
+reduced, then epochs; a model that would get at most half of its epochs is not tried. The time limit itself
+holds in any case: when it is over, running trials stop at their next evaluation.
 """
 
 
 def page() -> str:
-    """docs/automode.md as text."""
+    """The text of docs/automode.md."""
     cards = list(catalog.CARDS.values())
+    introduction = _INTRODUCTION.format(evaluations=design.EVALUATIONS)
+    models = _MODELS.format(many=MANY_IMAGES) + "\n".join(_model_rows()) + "\n"
+    searched = _SEARCHED.format(
+        rate=design.RATE_FACTOR,
+        decay=design.DECAY_FACTOR,
+        some=design.IMBALANCED,
+        very=design.VERY_IMBALANCED,
+    )
     words = [card.words for card in cards]
     epochs = [
-        [f"{images:,}", *(str(trainings.usual_epochs(card, images)) for card in cards)] for images in _IMAGES
-    ]
-    places = (("gpu", "a GPU"), ("cpu", "the CPU"))
-    # Squares first.
-    searched_sides = {c.size_setting: c.searched_sides for c in reversed(cards) if c.searched_sides}
-    of_sizes = [
-        [
-            name,
-            where,
-            str(sizes.USUAL[kind][name]),
-            str(sizes.LARGEST[kind][name]),
-            ", ".join(map(str, all_of_it)),
-        ]
-        for name, all_of_it in searched_sides.items()
-        for kind, where in places
+        [f"{images:,}", *(str(budgets.usual_epochs(card, images)) for card in cards)] for images in _IMAGES
     ]
     fixed = _FIXED.format(
-        scratch=trainings.FROM_SCRATCH,
+        scratch=budgets.FROM_SCRATCH_FACTOR,
         epochs=_table(["images", *words], epochs),
         batches=_table(words, [[str(card.step_images) for card in cards]]),
-        sizes=_table(["setting", "on", "usual", "at most", "one of"], of_sizes),
-        steps=trainings.STEPS_AN_EPOCH,
-        seen=sizes.SEEN,
-        tiny=sizes.TINY,
-        enlarged=sizes.MOST_ENLARGED,
-        small_images=sizes.SMALL_IMAGES,
-        mean=trainings.MEAN_TRIAL,
-        longest_gpu=round(trainings.LONGEST["gpu"] / 3600),
-        longest_cpu=round(trainings.LONGEST["cpu"] / 3600),
+        sizes=_table(["setting", "on", "usual", "at most", "one of"], list(_size_rows())),
+        steps=budgets.MIN_STEPS_PER_EPOCH,
+        seen=image_sizes.MIN_OBJECT_PIXELS,
+        tiny=image_sizes.TILED_BELOW_PIXELS,
+        enlarged=image_sizes.MAX_ENLARGEMENT,
+        small_images=image_sizes.SMALL_IMAGES,
+        mean=budgets.MEAN_TRIAL_FRACTION,
+        longest_gpu=round(budgets.MAX_TRIAL_SECONDS["gpu"] / 3600),
+        longest_cpu=round(budgets.MAX_TRIAL_SECONDS["cpu"] / 3600),
     )
-    searched = _SEARCHED.format(
-        rate=sub_spaces.AROUND_RATE,
-        decay=sub_spaces.AROUND_DECAY,
-        some=sub_spaces.IMBALANCED,
-        very=sub_spaces.VERY_IMBALANCED,
-    )
-    introduction = _INTRODUCTION.format(evaluations=sub_spaces.EVALUATIONS)
-    models = _MODELS.format(many=MANY_IMAGES) + "\n".join(_rows()) + "\n"
     return "\n".join([introduction, models, searched, fixed])
 
 
-def _rows() -> Iterator[str]:
+def _model_rows() -> Iterator[str]:
     for task, tables in GROUPS.items():
         if task is Task.MULTILABEL:
             continue
@@ -185,6 +167,15 @@ def _rows() -> Iterator[str]:
                 modern = candidates.has_recipes(catalog.find(group.models[0], task))
                 recipe = f"the {group.recipe} recipe" if modern else "their authors' recipe"
                 yield f"| {name} | {where} | {_models(group)} | {recipe} |"
+
+
+def _size_rows() -> Iterator[list[str]]:
+    cards = reversed(catalog.CARDS.values())  # image_size before min_size
+    searched = {card.size_setting: card.searched_sides for card in cards if card.searched_sides}
+    for name, sides in searched.items():
+        for device, words in (("gpu", "a GPU"), ("cpu", "the CPU")):
+            usual, largest = image_sizes.USUAL[device][name], image_sizes.LARGEST[device][name]
+            yield [name, words, str(usual), str(largest), ", ".join(map(str, sides))]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

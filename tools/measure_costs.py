@@ -1,12 +1,15 @@
-"""Prints the figures of costs.py: `python -m tools.measure_costs MODEL …` trains a step with each model.
+"""Measures trainer/automode/costs.json: `python -m tools.measure_costs [MODEL …]`, by default all its models.
 
-It counts what does not depend on the machine: multiplications, and what a step keeps for its way back.
+It trains one step with each model and counts what does not depend on the machine: multiply-adds of the
+forward pass, and memory of the activations kept for the backward pass.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.annotations import Example, Objects, Target
-from trainer.automode.costs import Cost, side_of
+from trainer.automode.costs import FILE, MEASURED, StepCost, side_of
+from trainer.files import write_atomically
 from trainer.models import catalog, create, specify
 from trainer.models.defaults import resolve
 from trainer.tasks import Task
@@ -30,7 +34,7 @@ _BOXES = np.array(
 
 
 class _Noise:
-    """Examples of noise, with four objects each."""
+    """Noise images with four objects each."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -53,20 +57,20 @@ class _Noise:
         return [Objects(_BOXES, labels, crowd, polygons)] * _IMAGES
 
 
-def measure(model: str, task: Task) -> Cost:
-    """The cost of an image in a training step at the model's default size, in bfloat16."""
+def measure(model: str, task: Task) -> StepCost:
+    """Measure one image in a training step at the model's default size, in bfloat16."""
     settings = resolve(task, model, {"number_of_workers": 0})
     family = create(specify(task, model, settings, ("a", "b"), pretrained=False))
     network = family.build().train()
     items = SeededItems(family.training_dataset(_Noise(task), settings, 0), 0)
     batch = family.collate([items[Draw(0, index)] for index in range(_IMAGES)])
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    activations: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in parameters:
+            activations[storage.data_ptr()] = storage
         return tensor
 
     with (
@@ -75,19 +79,24 @@ def measure(model: str, task: Task) -> Cost:
         torch.autocast("cpu", torch.bfloat16),
     ):
         family.losses(network, batch)
-    return Cost(
+    activation_bytes = sum(storage.nbytes() for storage in activations.values())
+    return StepCost(
         side=side_of(catalog.find(model, task), settings.model_dump()),
-        multiplications=round(counter.get_total_flops() / 2 / _IMAGES / 1e9, 2),
-        kept=round(sum(storage.nbytes() for storage in kept.values()) / _IMAGES / 2**20),
+        forward_gmacs=round(counter.get_total_flops() / 2 / _IMAGES / 1e9, 2),
+        activations_mib=round(activation_bytes / _IMAGES / 2**20),
     )
 
 
 def main(models: Sequence[str]) -> None:
-    for model in models:
+    """Measure models and write the file, in which other models keep their costs."""
+    costs = dict(MEASURED)
+    for model in models or list(MEASURED):
         entry = catalog.MODELS.get(model)
-        cost = measure(model, entry.tasks[0] if entry else Task.CLASSIFICATION)
-        sys.stdout.write(f'    "{model}": Cost({cost.side}, {cost.multiplications}, {cost.kept}),\n')
+        costs[model] = measure(model, entry.tasks[0] if entry else Task.CLASSIFICATION)
+        sys.stdout.write(f"{model}: {costs[model]}\n")
         sys.stdout.flush()
+    rows = [f"  {json.dumps(model)}: {json.dumps(asdict(cost))}" for model, cost in costs.items()]
+    write_atomically(FILE, "{\n" + ",\n".join(rows) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generates docs/settings.md: `python -m tools.settings_page > docs/settings.md`."""
+"""Generates docs/settings.md; `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INTRODUCTION = """\
 
 All hyperparameters, grouped as in `trainer fit --help-all`. Set them in a job file under
 `training_parameters`, in Python in `Job.settings`, or on the command line as flags (`--number-of-epochs`).
-This page is generated from `trainer/settings.py` by `python -m tools.settings_page`.
+This page is generated from `trainer/settings.py` by `make docs`.
 """
 
 _MODERN = """\

@@ -21,9 +21,7 @@ def chosen(
     task: str = "object-detection", images: int = 400, on_gpu: bool = True, **values: Any
 ) -> tuple[list[Group], list[str]]:
     values = {"training_data": "a", "limits": {"max_trials": 5}, "weights": "pretrained", **values}
-    reasons: list[str] = []
-    job = Job.of("", task=task, **values)
-    return candidates.groups(job, images, on_gpu=on_gpu, reasons=reasons), reasons
+    return candidates.choose_groups(Job.of("", task=task, **values), images, on_gpu=on_gpu)
 
 
 def models(*arguments: Any, **values: Any) -> list[str]:
@@ -127,8 +125,8 @@ def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> Non
         chosen(weights=str(tmp_path))
     (tmp_path / "yolo11x.pt").touch()
     groups, reasons = chosen(weights=str(tmp_path))
-    assert groups == candidates.of_model(catalog.MODELS["yolo11x"])
-    assert f"{tmp_path} holds the weights of yolo11x alone" in reasons
+    assert groups == candidates.groups_of_model(catalog.MODELS["yolo11x"])
+    assert f"{tmp_path} only has the weights of yolo11x" in reasons
     for file in ("yolo11m.pt", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"):
         (tmp_path / file).touch()
     assert models(weights=str(tmp_path)) == ["yolo11m", "fasterrcnn_resnet50_fpn_v2"]

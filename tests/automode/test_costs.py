@@ -9,15 +9,16 @@ import pytest
 
 from trainer.automode import costs
 from trainer.automode.candidates import GROUPS
-from trainer.automode.costs import COSTS, Cost
-from trainer.automode.data_statistics import Facts, Machine
+from trainer.automode.costs import MEASURED, StepCost
+from trainer.automode.data_statistics import DataStatistics
+from trainer.automode.hardware import Hardware
 from trainer.models import catalog
 from trainer.models.published import VERSIONS
 from trainer.tasks import Task
 
-FACTS = Facts(images=1000, classes=3, width=1000, height=1000)
-GPU = Machine(gpus=1, memory=24, bandwidth=1000, cores=16)
-CPU = Machine(gpus=0, memory=0, bandwidth=0, cores=2)
+FACTS = DataStatistics(images=1000, classes=3, width=1000, height=1000)
+GPU = Hardware(gpus=1, memory=24, bandwidth=1000, cores=16)
+CPU = Hardware(gpus=0, memory=0, bandwidth=0, cores=2)
 
 
 def test_the_cost_of_every_candidate_is_known() -> None:
@@ -28,7 +29,7 @@ def test_the_cost_of_every_candidate_is_known() -> None:
         for group in groups
         for name in (*group.models, *group.larger)
     }
-    assert tried <= COSTS.keys()
+    assert tried <= MEASURED.keys()
 
 
 @pytest.mark.parametrize("model", ["resnet18", "yolo11n"])
@@ -39,25 +40,27 @@ def test_the_figures_are_those_that_are_counted(model: str) -> None:
     library = "timm" if entry.family == "classifiers" else "ultralytics"
     if version(library) != VERSIONS[library]:
         pytest.skip(f"counted with {library} {VERSIONS[library]}")
-    counted, known = measure(model, entry.tasks[0]), COSTS[model]
+    counted, known = measure(model, entry.tasks[0]), MEASURED[model]
     assert counted.side == known.side
-    assert counted.multiplications == pytest.approx(known.multiplications, rel=0.02)
-    assert counted.kept == pytest.approx(known.kept, rel=0.05)
+    assert counted.forward_gmacs == pytest.approx(known.forward_gmacs, rel=0.02)
+    assert counted.activations_mib == pytest.approx(known.activations_mib, rel=0.05)
 
 
 def test_twice_the_side_costs_four_times_as_much() -> None:
     entry = catalog.MODELS["yolo11n"]
-    known = COSTS["yolo11n"]
-    assert costs.cost(entry) == known
-    assert costs.cost(entry, 1280) == Cost(1280, 4 * known.multiplications, 4 * known.kept)
+    known = MEASURED["yolo11n"]
+    assert costs.step_cost(entry) == known
+    assert costs.step_cost(entry, 1280) == StepCost(1280, 4 * known.forward_gmacs, 4 * known.activations_mib)
 
 
 def test_other_models_cost_as_those_of_their_family() -> None:
-    large, medium = catalog.MODELS["yolo11x"], COSTS["yolo11m"]
-    assert costs.cost(large).kept > 2 * medium.kept
-    assert costs.cost(catalog.MODELS["yolov5"]).kept == pytest.approx(medium.kept, rel=0.5)
+    large, medium = catalog.MODELS["yolo11x"], MEASURED["yolo11m"]
+    assert costs.step_cost(large).activations_mib > 2 * medium.activations_mib
+    assert costs.step_cost(catalog.MODELS["yolov5"]).activations_mib == pytest.approx(
+        medium.activations_mib, rel=0.5
+    )
     unknown = catalog.find("timm/anything", Task.CLASSIFICATION)
-    assert costs.cost(unknown) == COSTS["resnet50"]
+    assert costs.step_cost(unknown) == MEASURED["resnet50"]
 
 
 def test_memory() -> None:
@@ -71,7 +74,7 @@ def test_memory() -> None:
 
 def test_time() -> None:
     def epoch(
-        model: str, machine: Machine = GPU, facts: Facts = FACTS, side: int = 640, views: int = 1
+        model: str, machine: Hardware = GPU, facts: DataStatistics = FACTS, side: int = 640, views: int = 1
     ) -> float:
         entry = catalog.MODELS[model]
         return costs.epoch_seconds(entry, side, 8, facts, machine, views)

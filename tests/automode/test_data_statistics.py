@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.automode.data_statistics import Facts, Machine, machine, measure
+from trainer.automode.data_statistics import DataStatistics, measure_data
+from trainer.automode.hardware import Hardware, trial_hardware
 from trainer.data.training_data import Data, load
 from trainer.job.job import Job
 from trainer.sweep.execution.slots import Slot
@@ -51,7 +52,7 @@ def test_objects_are_measured_by_their_images_long_side(tmp_path: Path) -> None:
             ((50, 50), 1, []),  # not looked at
         ],
     )
-    facts = measure(data)
+    facts = measure_data(data)
     # sides 0.1, 0.2, 0.1, 0.1, 0.1; widths 400, 200, 600 and heights 200, 400, 300
     assert (facts.images, facts.classes) == (4, 2)
     assert (facts.width, facts.height, facts.long_side, facts.short_side) == (400, 300, 400, 300)
@@ -66,7 +67,7 @@ def test_objects_are_measured_by_their_images_long_side(tmp_path: Path) -> None:
 def test_quartiles_of_objects(tmp_path: Path) -> None:
     boxes = [box(0, 0, side, side) for side in (0.1, 0.2, 0.3, 0.4, 0.5)]
     crowds = [box(0, 0, 1, 1, isCrowd=True)] * 5
-    facts = measure(read(tmp_path, Task.DETECTION, [((100, 100), 1, boxes + crowds)] * 2))
+    facts = measure_data(read(tmp_path, Task.DETECTION, [((100, 100), 1, boxes + crowds)] * 2))
     assert facts.object_side == pytest.approx(0.3)
     assert facts.small_object_side == pytest.approx(0.2)
     assert facts.most_objects == 5
@@ -75,35 +76,35 @@ def test_quartiles_of_objects(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_classes_are_counted(tmp_path: Path) -> None:
     labels = ["a"] * 5 + ["b"] * 2
-    facts = measure(read(tmp_path, Task.CLASSIFICATION, [((40, 30), 1, label) for label in labels]))
-    assert facts == Facts(images=7, classes=2, width=40, height=30, imbalance=2.5)
+    facts = measure_data(read(tmp_path, Task.CLASSIFICATION, [((40, 30), 1, label) for label in labels]))
+    assert facts == DataStatistics(images=7, classes=2, width=40, height=30, imbalance=2.5)
     assert facts.in_words(Task.CLASSIFICATION) == "7 training images of 40 × 30 pixels, 2 classes"
     several = [["a", "b"], ["a"], ["a"]]
     folder = tmp_path / "several"
     folder.mkdir()
-    facts = measure(read(folder, Task.MULTILABEL, [((40, 30), 1, label) for label in several]))
+    facts = measure_data(read(folder, Task.MULTILABEL, [((40, 30), 1, label) for label in several]))
     assert (facts.imbalance, facts.most_objects) == (3.0, 0)
 
 
 def test_only_a_sample_of_many_images_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = read(tmp_path, Task.CLASSIFICATION, [((10 + n, 10), 1, "ab"[n % 2]) for n in range(20)])
     opened: list[object] = []
-    monkeypatch.setattr("trainer.automode.data_statistics._SAMPLE", 3)
+    monkeypatch.setattr("trainer.automode.data_statistics._SAMPLE_SIZE", 3)
     monkeypatch.setattr(
         "trainer.automode.data_statistics.probe", lambda path: (opened.append(path), (7, 5))[1]
     )
-    facts = measure(data)
+    facts = measure_data(data)
     assert (facts.images, facts.width, facts.height) == (20, 7, 5)
     assert sorted(Path(str(path)).stem for path in opened) == ["0", "19", "9"]
 
 
 def test_what_a_trial_has_of_the_cpu() -> None:
     job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = machine(job, [Slot((), 3, 3), Slot((), 3, 3)])
-    assert found == Machine(gpus=0, memory=0.0, bandwidth=0.0, cores=3)
+    found = trial_hardware(job, [Slot((), 3, 3), Slot((), 3, 3)])
+    assert found == Hardware(gpus=0, memory=0.0, bandwidth=0.0, cores=3)
     assert found.in_words() == "trials on the CPU, each on 3 cores: small models"
     ranks = job.model_copy(update={"processes": 2})
-    assert machine(ranks, [Slot((), 3, 3)]).cores == 6
+    assert trial_hardware(ranks, [Slot((), 3, 3)]).cores == 6
 
 
 def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +116,9 @@ def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> 
     known = [Properties(24, 10_501_000, 384), Properties(16, 5_001_000, 256)]
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: known[index])
     job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = machine(job, [Slot(("0",), 4, 4), Slot(("1",), 4, 4)])
+    found = trial_hardware(job, [Slot(("0",), 4, 4), Slot(("1",), 4, 4)])
     assert (found.gpus, found.memory, found.cores) == (1, 16.0, 4)
     assert found.bandwidth == pytest.approx(320, rel=0.01)
-    together = machine(job, [Slot(("0", "1"), 8, 8)])
+    together = trial_hardware(job, [Slot(("0", "1"), 8, 8)])
     assert together.in_words() == "trials on 2 GPUs of 16 GiB each"
-    assert np.isclose(machine(job, [Slot(("0",), 8, 8)]).bandwidth, 1008, rtol=0.01)
+    assert np.isclose(trial_hardware(job, [Slot(("0",), 8, 8)]).bandwidth, 1008, rtol=0.01)

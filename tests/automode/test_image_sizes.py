@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.automode.data_statistics import Facts
-from trainer.automode.image_sizes import Size, size
+from trainer.automode.data_statistics import DataStatistics
+from trainer.automode.image_sizes import ImageSize, choose_size
 from trainer.models import catalog
 from trainer.models.defaults import resolve
 from trainer.sweep.space.distributions import Choice
@@ -19,15 +19,15 @@ def seen(
     small: float = 0.0,
     *,
     on_gpu: bool = True,
-    modesty: int = 0,
+    reduction: int = 0,
     **own: object,
-) -> Size:
+) -> ImageSize:
     """How a model sees such images, of whose objects a quarter is smaller than a part of the long side."""
     task = catalog.MODELS[model].tasks[0] if model in catalog.MODELS else Task.CLASSIFICATION
     entry = catalog.find(model, task)
     resolved = resolve(task, model, own)
-    facts = Facts(100, 3, width, height, small_object_side=small)
-    return size(entry, facts, resolved, own, on_gpu=on_gpu, modesty=modesty)
+    facts = DataStatistics(100, 3, width, height, small_object_side=small)
+    return choose_size(entry, facts, resolved, own, on_gpu=on_gpu, reduction=reduction)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_the_cpu_sees_less() -> None:
 
 
 def test_with_little_time_images_are_seen_smaller() -> None:
-    single = seen("yolo11n", 6000, 4000, 0.006, modesty=1)
+    single = seen("yolo11n", 6000, 4000, 0.006, reduction=1)
     assert single.settings == {"image_size": 1280}
     assert single.views == 1
-    usual = seen("yolo11n", 6000, 4000, 0.006, modesty=2)
-    assert (usual.settings, usual.reason) == ({"image_size": 640}, "image_size 640, for want of time")
+    usual = seen("yolo11n", 6000, 4000, 0.006, reduction=2)
+    assert (usual.settings, usual.reason) == ({"image_size": 640}, "image_size 640 to save time")
 
 
 def test_crops() -> None:

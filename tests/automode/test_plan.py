@@ -15,7 +15,8 @@ import trainer
 from tools import automode_page as auto_docs
 from trainer import cli
 from trainer.automode import plan as auto
-from trainer.automode.data_statistics import Facts, Machine
+from trainer.automode.data_statistics import DataStatistics
+from trainer.automode.hardware import Hardware
 from trainer.automode.plan import Plan
 from trainer.data.samples import make
 from trainer.errors import JobError
@@ -26,9 +27,9 @@ from trainer.sweep.first_trials import FirstTrials, optuna_parameters
 from trainer.sweep.search import Search, prepare_search
 from trainer.tasks import Task
 
-USUAL = Facts(400, 4, 1920, 1080, most_objects=20, object_side=0.3, small_object_side=0.2)
-CPU = Machine(gpus=0, memory=0, bandwidth=0, cores=8)
-GPU = Machine(gpus=1, memory=24, bandwidth=1000, cores=8)
+USUAL = DataStatistics(400, 4, 1920, 1080, most_objects=20, object_side=0.3, small_object_side=0.2)
+CPU = Hardware(gpus=0, memory=0, bandwidth=0, cores=8)
+GPU = Hardware(gpus=1, memory=24, bandwidth=1000, cores=8)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,9 @@ def automatic(task: str = "object-detection", **values: Any) -> Job:
     return Job.of("", **{**known, "task": task, **values})
 
 
-def plan(job: Job | None = None, facts: Facts = USUAL, machine: Machine = GPU, concurrent: int = 1) -> Plan:
+def plan(
+    job: Job | None = None, facts: DataStatistics = USUAL, machine: Hardware = GPU, concurrent: int = 1
+) -> Plan:
     return auto.plan(job or automatic(), facts, machine, concurrent)
 
 
@@ -72,18 +75,18 @@ def settings_of(of: Plan, made: Search, number: int) -> dict[str, Any]:
 
 
 DATA = {
-    "tiny": Facts(20, 2, 100, 80, most_objects=3, object_side=0.5, small_object_side=0.4),
+    "tiny": DataStatistics(20, 2, 100, 80, most_objects=3, object_side=0.5, small_object_side=0.4),
     "usual": USUAL,
-    "many, with small objects": Facts(
+    "many, with small objects": DataStatistics(
         120_000, 80, 4000, 6000, 30.0, most_objects=700, object_side=0.01, small_object_side=0.005
     ),
 }
 MACHINES = {
-    "one core": Machine(0, 0, 0, 1),
+    "one core": Hardware(0, 0, 0, 1),
     "CPU": CPU,
-    "4 GiB": Machine(1, 4, 100, 2),
+    "4 GiB": Hardware(1, 4, 100, 2),
     "24 GiB": GPU,
-    "4 x 140 GiB": Machine(4, 140, 4800, 64),
+    "4 x 140 GiB": Hardware(4, 140, 4800, 64),
 }
 JOBS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -97,7 +100,7 @@ JOBS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("values", JOBS.values(), ids=JOBS)
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
 @pytest.mark.parametrize("task", Task)
-def test_every_plan_can_be_run(task: Task, machine: Machine, values: dict[str, Any]) -> None:
+def test_every_plan_can_be_run(task: Task, machine: Hardware, values: dict[str, Any]) -> None:
     """Every space passes the check that a job file's passes, and the first trials lie in it."""
     for facts in DATA.values():
         chosen = plan(automatic(task, **values), facts, machine)
@@ -127,16 +130,16 @@ def test_first_trials_are_the_models_usual_settings_in_turns() -> None:
 
 def test_classes_that_are_rare_may_weigh_more() -> None:
     for imbalance, searched in ((1.9, False), (2.1, True)):
-        facts = Facts(400, 4, 500, 400, imbalance)
+        facts = DataStatistics(400, 4, 500, 400, imbalance)
         space = sub_space(plan(automatic("image-classification"), facts), "seresnext")
         assert ("weighted_loss" in space) is searched
-    assert "balanced_sampling" in sub_space(plan(facts=Facts(400, 4, 500, 400, 6.0)), "yolo26s")
+    assert "balanced_sampling" in sub_space(plan(facts=DataStatistics(400, 4, 500, 400, 6.0)), "yolo26s")
 
 
 def test_epochs_and_batches_go_with_the_number_of_images() -> None:
     def of_classes(images: int, **values: Any) -> dict[str, Any]:
         job = automatic("image-classification", **values)
-        return sub_space(plan(job, Facts(images, 4, 500, 400)), "resnet50")
+        return sub_space(plan(job, DataStatistics(images, 4, 500, 400)), "resnet50")
 
     few, some, many = (of_classes(images) for images in (100, 3200, 100_000))
     # 40, 40 · 32^-0.2, 40 · 1000^-0.2
@@ -166,12 +169,12 @@ def test_time_decides_on_epochs_and_models() -> None:
         )
     # Trials beside each other have more time each.
     assert len(tried(within(12, concurrent=4))) > len(tried(tighter))
-    assert "40 minutes for 10 trials: up to 7 minutes for a trial" in tight.first_trials.reasons
+    assert "40 minutes for 10 trials: up to 7 minutes per trial" in tight.first_trials.reasons
     # Where none is given up, none leaves time to others.
     to_their_end = plan(automatic(limits={"max_trials": 10, "timeout_minutes": 40}, objective="latency"))
-    assert "40 minutes for 10 trials: up to 4 minutes for a trial" in to_their_end.first_trials.reasons
+    assert "40 minutes for 10 trials: up to 4 minutes per trial" in to_their_end.first_trials.reasons
     # However short it is, something is tried.
-    large = Facts(1_000_000, 4, 4000, 3000)
+    large = DataStatistics(1_000_000, 4, 4000, 3000)
     shortest = plan(automatic(limits={"max_trials": 100, "timeout_minutes": 1}), large, CPU)
     (space,) = shortest.job.search_space
     assert space["number_of_epochs"] == 1
@@ -179,7 +182,7 @@ def test_time_decides_on_epochs_and_models() -> None:
 
 
 def test_memory_decides_on_batches_and_models() -> None:
-    small, large = plan(machine=Machine(1, 5, 300, 8)), plan(machine=Machine(1, 80, 2000, 8))
+    small, large = plan(machine=Hardware(1, 5, 300, 8)), plan(machine=Hardware(1, 80, 2000, 8))
     assert tried(small) < tried(large)
     assert any("needs more than the 5 GiB of the GPU" in reason for reason in small.first_trials.reasons)
     less, more = (sub_space(each, "yolo26s") for each in (small, large))
@@ -188,7 +191,7 @@ def test_memory_decides_on_batches_and_models() -> None:
     whole = more["training_batch_size"] * more.get("gradient_accumulation_step", 1)
     assert less["training_batch_size"] * less["gradient_accumulation_step"] == whole
     # Several GPUs share it.
-    several = sub_space(plan(machine=Machine(4, 80, 2000, 8)), "yolo26s")
+    several = sub_space(plan(machine=Hardware(4, 80, 2000, 8)), "yolo26s")
     assert 4 * several["training_batch_size"] == whole
 
 
@@ -196,11 +199,11 @@ def test_on_the_cpu_models_and_images_are_small() -> None:
     chosen = plan(machine=CPU)
     assert tried(chosen) == {"yolo11n", "yolo26n", "fasterrcnn_resnet18_fpn"}
     assert sub_space(chosen, "yolo11n")["image_size"] == 320
-    assert "up to 60 minutes for a trial, as the job has no time limit" in chosen.first_trials.reasons
+    assert "up to 60 minutes per trial, as the job has no time limit" in chosen.first_trials.reasons
 
 
 def test_small_objects_change_the_size() -> None:
-    facts = Facts(400, 4, 1920, 1080, most_objects=150, object_side=0.05, small_object_side=0.031)
+    facts = DataStatistics(400, 4, 1920, 1080, most_objects=150, object_side=0.05, small_object_side=0.031)
     chosen = plan(facts=facts)
     assert sub_space(chosen, "yolo26s")["image_size"]["values"] == [800, 960]
     (said,) = (
@@ -378,7 +381,7 @@ def test_a_dry_run_with_the_data_shows_the_plan(tmp_path: Path, capsys: pytest.C
 
 def test_the_docs_tell_what_is_done() -> None:
     page = Path(__file__).resolve().parents[2] / "docs/automode.md"
-    due = "it is due: python -m tools.automode_page > docs/automode.md"
+    due = "it is due: make docs"
     assert page.read_text("utf-8") == auto_docs.page(), due
 
 

@@ -10,7 +10,7 @@ from trainer.settings import Settings
 
 def test_the_page_is_up_to_date() -> None:
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
-    assert page == settings_table(), "run: python -m tools.settings_page > docs/settings.md"
+    assert page == settings_table(), "it is due: make docs"
 
 
 def test_the_table_has_a_row_for_every_setting() -> None:

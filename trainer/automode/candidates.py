@@ -1,9 +1,9 @@
-"""The models that AutoMode tries, by task and by what they are to train on."""
+"""The models that AutoMode tries, by task, hardware and weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from trainer.settings import Settings, canonical
 from trainer.tasks import Task
 
 MANY_IMAGES = 1000
-"""From so many training images on the larger models of a group come first, below they come last."""
+"""With at least this many training images, the larger models of a group come first, otherwise last."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Group:
     """Models that are searched together, in one sub-space.
 
     Attributes:
-        models: by name, the strongest first.
-        recipe: from which their settings start.
+        models: names, the strongest first.
+        recipe: the recipe that their settings start from.
         larger: more models; see MANY_IMAGES.
-        from_scratch: they learn enough without published weights.
+        from_scratch: whether they learn enough without published weights.
     """
 
     models: tuple[str, ...]
@@ -89,45 +89,51 @@ GROUPS: Mapping[Task, Mapping[str, tuple[Group, ...]]] = {
 }
 
 
-def groups(job: Job, images: int, *, on_gpu: bool, reasons: list[str]) -> list[Group]:
-    """What to try for a job, the strongest group first.
+def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], list[str]]:
+    """Choose the groups to try for a job.
 
     Args:
-        images: for training.
-        reasons: gets in words what the choice came from.
+        images: number of training images.
+
+    Returns:
+        The groups, the strongest first, and sentences on the choice.
 
     Raises:
-        JobError: no model takes the job's settings, or there are no weights for any.
+        JobError: no model accepts the job's settings, or there are no weights for any.
     """
-    scratch = job.weights_choice == NONE
-    if (model := job.model or _model_of_weights(job.weights_choice, job)) is not None:
-        chosen = of_model(catalog.find(model, job.task))
+    reasons: list[str] = []
+    from_scratch = job.weights_choice == NONE
+    model = job.model or _model_of_weights(job)
+    if model is not None:
+        groups = groups_of_model(catalog.find(model, job.task))
     else:
-        tables = GROUPS[job.task]
-        chosen = list(tables[CPU if not on_gpu else SCRATCH if scratch else GPU])
+        table = GROUPS[job.task]
+        groups = list(table[CPU if not on_gpu else SCRATCH if from_scratch else GPU])
         if job.measures_latency and on_gpu:
-            chosen += tables[CPU]
-            reasons.append("the time for an answer counts, too: small models are tried beside the others")
-        chosen = [_ordered(group, images) for group in chosen if group.from_scratch or not scratch]
-        chosen = _published(job, _installed(chosen, job.task, reasons), reasons)
-    if (recipe := _recipe(job)) is not None:
-        chosen = [replace(group, recipe=recipe) for group in chosen]
-    return _usable(job, _without_doubles(chosen), reasons)
+            groups += table[CPU]
+            reasons.append("latency counts as well: small models are tried, too")
+        groups = [_ordered(group, images) for group in groups if group.from_scratch or not from_scratch]
+        groups = _with_library(groups, job.task, reasons)
+        groups = _with_weights(groups, job, reasons)
+    recipe = _recipe(job)
+    if recipe is not None:
+        groups = [replace(group, recipe=recipe) for group in groups]
+    return _accepting_settings(_without_duplicates(groups), job, reasons), reasons
 
 
-def of_model(entry: ModelEntry) -> list[Group]:
-    """What to search of one model: today's recipe and, where it is another, the reference's."""
-    kinds = ("modern", "reference") if has_recipes(entry) else ("reference",)
-    return [Group((entry.name,), kind) for kind in kinds]
+def groups_of_model(entry: ModelEntry) -> list[Group]:
+    """A group for each recipe of one model."""
+    recipes = ("modern", "reference") if has_recipes(entry) else ("reference",)
+    return [Group((entry.name,), recipe) for recipe in recipes]
 
 
 def has_recipes(entry: ModelEntry) -> bool:
-    """Whether the modern recipe is another one than the reference's."""
+    """Whether the model's modern recipe differs from the reference recipe."""
     return bool(entry.modern_for(entry.tasks[0]))
 
 
 def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
-    """The job's settings without those that mean nothing to a model."""
+    """The job's settings without those that do not apply to a model."""
     return {
         name: value
         for name, value in job.settings.items()
@@ -136,127 +142,133 @@ def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
 
 
 def _recipe(job: Job) -> str | None:
-    """The recipe that the job names, or the one with the optimizer that it names."""
-    given = {canonical(name): str(value).lower() for name, value in job.settings.items()}
-    if "recipe" not in given and "optimizer" in given:
-        return "reference" if given["optimizer"] == "sgd" else "modern"
-    return given.get("recipe")
+    """The recipe that the job names, or the one that uses the optimizer that it names."""
+    values = {canonical(name): str(value).lower() for name, value in job.settings.items()}
+    if "recipe" not in values and "optimizer" in values:
+        return "reference" if values["optimizer"] == "sgd" else "modern"
+    return values.get("recipe")
 
 
 def _ordered(group: Group, images: int) -> Group:
-    parts = (group.larger, group.models) if images >= MANY_IMAGES else (group.models, group.larger)
-    return replace(group, models=(*parts[0], *parts[1]), larger=())
+    has_many = images >= MANY_IMAGES
+    models = group.larger + group.models if has_many else group.models + group.larger
+    return replace(group, models=models, larger=())
 
 
-def _only(chosen: Sequence[Group], kept: set[str]) -> list[Group]:
-    """The groups with those of their models that are kept; a group of none is left out."""
-    parts = [replace(group, models=tuple(name for name in group.models if name in kept)) for group in chosen]
+def _restricted(groups: Sequence[Group], names: Collection[str]) -> list[Group]:
+    """The groups with only the named models, without groups that have none."""
+    parts = [replace(group, models=tuple(name for name in group.models if name in names)) for group in groups]
     return [group for group in parts if group.models]
 
 
-def _without_doubles(chosen: Sequence[Group]) -> list[Group]:
+def _without_duplicates(groups: Sequence[Group]) -> list[Group]:
     seen: set[tuple[str, str]] = set()
     parts = []
-    for group in chosen:
-        names = tuple(name for name in group.models if (name, group.recipe) not in seen)
-        seen |= {(name, group.recipe) for name in names}
-        parts.append(replace(group, models=names))
+    for group in groups:
+        models = tuple(name for name in group.models if (name, group.recipe) not in seen)
+        seen |= {(name, group.recipe) for name in models}
+        parts.append(replace(group, models=models))
     return [group for group in parts if group.models]
 
 
-def _entries(chosen: Sequence[Group], task: Task) -> Iterator[ModelEntry]:
-    for name in dict.fromkeys(name for group in chosen for name in group.models):
-        yield catalog.find(name, task)
+def _entries(groups: Sequence[Group], task: Task) -> list[ModelEntry]:
+    names = dict.fromkeys(name for group in groups for name in group.models)
+    return [catalog.find(name, task) for name in names]
 
 
-def _installed(chosen: Sequence[Group], task: Task, reasons: list[str]) -> list[Group]:
-    entries = list(_entries(chosen, task))
+def _with_library(groups: Sequence[Group], task: Task, reasons: list[str]) -> list[Group]:
+    """The groups with only the models whose library is installed."""
+    entries = _entries(groups, task)
     libraries = {entry.card.library for entry in entries}
     missing = {library for library in libraries if find_spec(library) is None}
     for library in sorted(missing):
         names = [entry.name for entry in entries if entry.card.library == library]
         reasons.append(f"{library} is not installed: without {', '.join(names)}")
-    return _only(chosen, {entry.name for entry in entries if entry.card.library not in missing})
+    return _restricted(groups, [entry.name for entry in entries if entry.card.library not in missing])
 
 
-def _model_of_weights(choice: str, job: Job) -> str | None:
-    """The model that the weights are of, where they are an earlier run's or one file; None: of several."""
+def _model_of_weights(job: Job) -> str | None:
+    """The model of the job's weights if they are an earlier run's or one file; None if any model will do."""
+    choice = job.weights_choice
     if choice in (PRETRAINED, NONE):
         return None
     path = Path(choice).expanduser()
-    for place in ("model/artifacts", "artifacts", "."):
+    for artifacts in ("model/artifacts", "artifacts", "."):
         with suppress(OSError, ValueError, KeyError):
-            return str(json.loads((path / place / "spec.json").read_text("utf-8"))["model"])
+            return str(json.loads((path / artifacts / "spec.json").read_text("utf-8"))["model"])
     if is_address(choice) or path.is_file() or (path / "checkpoints").is_dir():
         return job.model_name
     return None
 
 
-def _published(job: Job, chosen: list[Group], reasons: list[str]) -> list[Group]:
-    """Of a directory of published weights, the models whose files are there.
+def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Group]:
+    """The groups with only the models whose weights are in the job's directory of published weights.
+
+    If there are none, other models of the task whose weights are there.
 
     Raises:
-        JobError: there is none.
+        JobError: the directory has no weights of a model for the task.
     """
-    directory = Path(job.weights_choice).expanduser()
     if job.weights_choice in (PRETRAINED, NONE):
-        return chosen
-    here = {entry.name for entry in _entries(chosen, job.task) if _is_in(directory, entry)}
-    if here:
-        reasons.append(f"{directory} holds the weights of {', '.join(sorted(here))}")
-        return _only(chosen, here)
-    others = [entry for entry in catalog.models_for(job.task) if _is_in(directory, entry)]
+        return groups
+    directory = Path(job.weights_choice).expanduser()
+    names = {entry.name for entry in _entries(groups, job.task) if _has_weights(directory, entry)}
+    if names:
+        reasons.append(f"{directory} has the weights of {', '.join(sorted(names))}")
+        return _restricted(groups, names)
+    others = [entry for entry in catalog.models_for(job.task) if _has_weights(directory, entry)]
     if not others:
-        names = ", ".join(entry.name for entry in _entries(chosen, job.task))
-        hint = f"`trainer weights --model NAME` says what to put there, for {names} or another model"
+        candidates = ", ".join(entry.name for entry in _entries(groups, job.task))
+        hint = f"`trainer weights --model NAME` lists the files, for {candidates} or another model"
         rule = f"must hold the published weights of a model for {job.task}"
         raise JobError("the sweep cannot be run:", [Problem("--weights", "", rule, str(directory), hint)])
-    reasons.append(f"{directory} holds the weights of {', '.join(entry.name for entry in others)} alone")
-    return [group for entry in others for group in of_model(entry)]
+    reasons.append(f"{directory} only has the weights of {', '.join(entry.name for entry in others)}")
+    return [group for entry in others for group in groups_of_model(entry)]
 
 
-def _is_in(directory: Path, entry: ModelEntry) -> bool:
+def _has_weights(directory: Path, entry: ModelEntry) -> bool:
     if entry.name in FACTS:
         files: tuple[str, ...] = FACTS[entry.name].files
     elif entry.name.startswith(catalog.TIMM):
         name = entry.library_name
         files = (f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth")
-    else:  # it comes in several sizes
+    else:  # the model comes in several sizes, each with facts of its own
         files = tuple(f for name in FACTS if name.split(" ")[0] == entry.name for f in FACTS[name].files)
     return any((directory / file).is_file() for file in files)
 
 
-def _check_size(job: Job, entry: ModelEntry) -> None:
-    """
+def _check_image_size(job: Job, entry: ModelEntry) -> None:
+    """Reject an image_size that a model of few sizes may not accept; only its library knows which.
+
     Raises:
-        JobError: a model that takes few image sizes may not take the job's; which ones, its library knows.
+        JobError: the job's image_size is not the model's usual one, and the job does not name the model.
     """
-    given = {canonical(name): value for name, value in job.settings.items()}.get("image_size")
+    size = {canonical(name): value for name, value in job.settings.items()}.get("image_size")
     usual = default_settings(job.task, entry.name)["image_size"]
     takes_few_sizes = takes(entry, "image_size") and not entry.card.searched_sides
-    if takes_few_sizes and job.model is None and given not in (None, usual):
-        problem = Problem("", "image_size", f"must be {usual}, unless --model names it", repr(given))
+    if takes_few_sizes and job.model is None and size not in (None, usual):
+        problem = Problem("", "image_size", f"must be {usual}, unless --model names the model", repr(size))
         raise JobError("the settings cannot be used:", [problem])
 
 
-def _usable(job: Job, chosen: list[Group], reasons: list[str]) -> list[Group]:
-    """Without the models that do not take the job's settings.
+def _accepting_settings(groups: Sequence[Group], job: Job, reasons: list[str]) -> list[Group]:
+    """The groups with only the models that accept the job's settings.
 
     Raises:
-        JobError: none does; says why the first does not.
+        JobError: no model accepts them; the problems are those of the first model.
     """
-    refusals: dict[str, JobError] = {}
-    names = [entry.name for entry in _entries(chosen, job.task)]
-    for entry in _entries(chosen, job.task):
-        try:
-            resolve(job.task, entry.name, own_settings(job, entry))
-            _check_size(job, entry)
-        except JobError as error:
-            refusals[entry.name] = error
-    if len(refusals) == len(names):
-        if refusals:
-            raise refusals[names[0]]
+    entries = _entries(groups, job.task)
+    if not entries:
         rule = f"finds no model for {job.task} whose library is installed"
         raise JobError("the sweep cannot be run:", [Problem("", "", rule, hint="name one by --model")])
-    reasons += [f"without {name}: {error.problems[0]}" for name, error in refusals.items()]
-    return _only(chosen, set(names) - refusals.keys())
+    errors: dict[str, JobError] = {}
+    for entry in entries:
+        try:
+            resolve(job.task, entry.name, own_settings(job, entry))
+            _check_image_size(job, entry)
+        except JobError as error:
+            errors[entry.name] = error
+    if len(errors) == len(entries):
+        raise errors[entries[0].name]
+    reasons += [f"without {name}: {error.problems[0]}" for name, error in errors.items()]
+    return _restricted(groups, {entry.name for entry in entries} - errors.keys())

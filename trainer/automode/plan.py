@@ -1,23 +1,26 @@
-"""AutoMode: which models and settings a sweep tries when its job leaves them open. docs/automode.md tells.
+"""AutoMode: chooses models and settings for a sweep whose job leaves them open; see docs/automode.md.
 
-The job becomes one with a search space, so that whoever goes on with the sweep, here or on another machine,
-searches the same. Beside it stand the trials to begin with.
+The job becomes one with a search space, so that the sweep searches the same space when it is resumed or
+joined from another machine.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from trainer.automode import candidates
-from trainer.automode.data_statistics import Facts, Machine
+from trainer.automode.candidates import choose_groups
+from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.design import design
+from trainer.automode.hardware import Hardware
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.job.sweep import SamplingAlgorithm, Sweep
 from trainer.sweep.first_trials import FirstTrials
 from trainer.sweep.space.search_space import SUB_SPACE, SearchSpace
 
-_TYPICAL = Facts(images=500, classes=5, width=1280, height=960, most_objects=10, small_object_side=0.1)
+_TYPICAL_DATA = DataStatistics(
+    images=500, classes=5, width=1280, height=960, most_objects=10, small_object_side=0.1
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Plan:
     """What a sweep is to try.
 
     Attributes:
-        job: with the search space.
+        job: the job with a search space and a complete `sweep`.
     """
 
     job: Job
@@ -33,68 +36,72 @@ class Plan:
 
 
 def is_automatic(job: Job) -> bool:
-    """Whether the job leaves models and settings to the sweep."""
+    """Whether the job leaves models and settings to AutoMode."""
     return job.sweeps and not job.search_space
 
 
-def plan(job: Job, facts: Facts, machine: Machine, concurrent: int = 1) -> Plan:
-    """Choose what to try.
+def plan(job: Job, data: DataStatistics, hardware: Hardware, concurrent: int = 1) -> Plan:
+    """Choose what to try; whatever the job fixes stays.
 
     Args:
-        job: what it fixes stays as it is.
-        machine: what each trial has.
+        hardware: that of each trial.
         concurrent: trials at a time.
 
     Raises:
-        JobError: no model takes the job's settings, or there are no weights for any.
+        JobError: no model accepts the job's settings, or there are no weights for any.
     """
-    reasons = [facts.in_words(job.task), machine.in_words()]
-    groups = candidates.groups(job, facts.images, on_gpu=machine.gpus > 0, reasons=reasons)
-    parts = design(job, facts, machine, concurrent, groups, reasons)
+    groups, group_reasons = choose_groups(job, data.images, on_gpu=hardware.gpus > 0)
+    parts, design_reasons = design(job, data, hardware, concurrent, groups)
     changes = {
         "search_space": tuple(SearchSpace(tuple(part.sub_space for part in parts)).to_content()),
-        "sweep": _sweep(job, min(part.evaluations for part in parts)),
+        "sweep": _complete_sweep(job, min(part.evaluations for part in parts)),
     }
-    # In turns: the best of each sub-space, then the second of each.
-    turns = [
-        {SUB_SPACE: index, **part.first[turn]}
-        for turn in range(max(len(part.first) for part in parts))
+    # Round robin: the best model of each sub-space, then the second of each.
+    first_trials = [
+        {SUB_SPACE: index, **part.first_trials[turn]}
+        for turn in range(max(len(part.first_trials) for part in parts))
         for index, part in enumerate(parts)
-        if turn < len(part.first)
+        if turn < len(part.first_trials)
     ]
-    by_grid = job.sweep is not None and job.sweep.sampling_algorithm.type == "grid"
-    first_trials = FirstTrials(() if by_grid else tuple(turns), tuple(reasons))
-    return Plan(job.model_copy(update=changes), first_trials)
+    if job.sweep is not None and job.sweep.sampling_algorithm.type == "grid":
+        first_trials = []  # the grid has its own order
+    reasons = [data.in_words(job.task), hardware.in_words(), *group_reasons, *design_reasons]
+    return Plan(
+        job.model_copy(update=changes), FirstTrials(tuple(first_trials), tuple(dict.fromkeys(reasons)))
+    )
 
 
 def check(job: Job, where: str = "") -> Job:
-    """The job as it might become, to find out before the data are read what is wrong with it.
+    """Plan for typical data on a CPU, to report the job's problems before the data are read.
 
     Args:
-        where: the file that the job stands in, for errors.
+        where: the job's file, for errors.
+
+    Returns:
+        A job as the real plan may make it.
 
     Raises:
         JobError: as `plan`.
     """
     try:
-        return plan(job, _TYPICAL, Machine(0, 0.0, 0.0, 8)).job
+        return plan(job, _TYPICAL_DATA, Hardware(0, 0.0, 0.0, 8)).job
     except JobError as error:
         problems = [replace(problem, where=problem.where or where) for problem in error.problems]
         raise JobError(error.summary, problems) from error
 
 
-def _sweep(job: Job, evaluations: int) -> Sweep:
-    """What the job says of the sweep; what it leaves open is TPE and, without latency, successive halving.
+def _complete_sweep(job: Job, evaluations: int) -> Sweep:
+    """The job's sampling and early termination; by default TPE and, without latency, successive halving.
 
     Args:
-        evaluations: that each trial has at least.
+        evaluations: the fewest that a trial has.
     """
-    given = job.sweep
+    own = job.sweep
     algorithm, policy = SamplingAlgorithm(type="bayesian"), None
-    if given is not None and "sampling_algorithm" in given.model_fields_set:
-        algorithm = given.sampling_algorithm
-    if given is not None:
-        policy = given.early_termination
+    if own is not None and "sampling_algorithm" in own.model_fields_set:
+        algorithm = own.sampling_algorithm
+    if own is not None:
+        policy = own.early_termination
     elif evaluations > 1 and not job.measures_latency:
         policy = {
             "type": "successive_halving",

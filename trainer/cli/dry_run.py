@@ -76,11 +76,12 @@ def _read(job: Job) -> Data:
 
 
 def _plan(job: Job, data: Data) -> Plan:
-    from trainer.automode.data_statistics import machine, measure
+    from trainer.automode.data_statistics import measure_data
+    from trainer.automode.hardware import trial_hardware
     from trainer.sweep.execution.slots import make_slots
 
     slots = make_slots(job, job.limits.max_concurrent_trials)
-    return automode.plan(job, measure(data), machine(job, slots), len(slots))
+    return automode.plan(job, measure_data(data), trial_hardware(job, slots), len(slots))
 
 
 def _preview_trials(job: Job, search: Search, first_trials: FirstTrials) -> list[dict[str, Any]]:
