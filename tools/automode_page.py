@@ -119,9 +119,9 @@ keep the size that they were published for. `box_detections_per_image` is raised
 **Time.** Each trial gets `timeout_minutes` × (trials at a time) / `max_trials` / {mean}, as pruned trials
 leave time for others. Without a limit it gets {longest_gpu} hours on a GPU and {longest_cpu} on the CPU.
 The time of a trial is estimated from the bandwidth of the GPU's memory, or from the CPU's cores, within a
-factor of two or three. If it is too long, tiles and the choice of a larger size are dropped first, then the image size is
-reduced, then epochs; a model that would get at most half of its epochs is not tried. The time limit itself
-holds in any case: when it is over, running trials stop at their next evaluation.
+factor of two or three. If it is too long, tiles and the choice of a larger size are dropped first, then the
+image size is reduced, then epochs; a model that would get at most half of its epochs is not tried. The time
+limit itself holds in any case: when it is over, running trials stop at their next evaluation.
 """
 
 

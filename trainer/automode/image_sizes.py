@@ -115,7 +115,7 @@ def _first_at_least(sides: Sequence[int], least: float) -> int:
 
 
 def _tile_grid(data: DataStatistics, long_side: float) -> str | None:
-    """The tiles that enlarge small objects enough; None if they are large enough, or there is no more detail."""
+    """The tiles that enlarge small objects enough; None if that is not needed or shows no more detail."""
     pixels = data.small_object_side * long_side
     if not 0 < pixels < TILED_BELOW_PIXELS or data.long_side < MAX_ENLARGEMENT * long_side:
         return None
