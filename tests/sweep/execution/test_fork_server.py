@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.sweep.execution.fork_server import TrialProcess, WarmProcess
+from trainer.sweep.execution.fork_client import ForkServer, TrialProcess
 from trainer.sweep.execution.messages import outcome_path
 
 pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -20,19 +20,19 @@ Start = Callable[[str], TrialProcess]
 
 
 @pytest.fixture
-def warm(tmp_path: Path) -> Iterator[WarmProcess]:
-    made = WarmProcess({"OMP_NUM_THREADS": "1"}, tmp_path / "warm.out", modules=())
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    made = ForkServer({"OMP_NUM_THREADS": "1"}, tmp_path / "fork_server.out", modules=())
     yield made
     made.close()
 
 
 @pytest.fixture
-def start(warm: WarmProcess, tmp_path: Path) -> Start:
+def start(server: ForkServer, tmp_path: Path) -> Start:
     def started(name: str) -> TrialProcess:
         order = tmp_path / f"{name}.json"
         if not order.exists():
             os.mkfifo(order)
-        return warm.start(order, order.with_suffix(".out"), {})
+        return server.start(order, order.with_suffix(".out"), {})
 
     return started
 
@@ -64,24 +64,24 @@ def begun(trial: TrialProcess) -> int:
 def test_what_a_library_prints_on_import_is_no_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "talkative.py").write_text("print('welcome')", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    warm = WarmProcess({}, tmp_path / "warm.out", modules=("talkative",))
+    server = ForkServer({}, tmp_path / "fork_server.out", modules=("talkative",))
     order = tmp_path / "order.json"
     order.write_text("no order", encoding="utf-8")
-    assert warm.start(order, tmp_path / "order.out", {}).wait(60) == 1
-    warm.close()
-    assert (tmp_path / "warm.out").read_text("utf-8") == "welcome\n"
+    assert server.start(order, tmp_path / "order.out", {}).wait(60) == 1
+    server.close()
+    assert (tmp_path / "fork_server.out").read_text("utf-8") == "welcome\n"
 
 
 def test_a_workers_rank_is_not_its_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torchrun = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    warm = WarmProcess({}, tmp_path / "warm.out", modules=())
+    server = ForkServer({}, tmp_path / "fork_server.out", modules=())
     order = tmp_path / "order.json"
     values = {"job": str(tmp_path / "no.yaml"), "directory": str(tmp_path / "run"), "storage": "none"}
     order.write_text(json.dumps({**values, "study": "s", "trial_id": 0}), encoding="utf-8")
-    warm.start(order, tmp_path / "order.out", {}).wait(60)
-    warm.close()
+    server.start(order, tmp_path / "order.out", {}).wait(60)
+    server.close()
     assert json.loads(outcome_path(order).read_text("utf-8"))["state"] == "failed"
 
 
@@ -122,19 +122,19 @@ def test_what_has_spoken_to_a_gpus_driver_is_not_forked(
     """CUDA would fail in the child; so the trial's process begins anew, under the same number."""
     (tmp_path / "asks_for_gpus.py").write_text("import torch\n\ntorch.cuda.is_available()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    warm = WarmProcess({}, tmp_path / "warm.out", modules=("asks_for_gpus",))
+    server = ForkServer({}, tmp_path / "fork_server.out", modules=("asks_for_gpus",))
     order = tmp_path / "order.json"
     os.mkfifo(order)
-    trial = warm.start(order, order.with_suffix(".out"), {})
+    trial = server.start(order, order.with_suffix(".out"), {})
     command = Path(f"/proc/{begun(trial)}/cmdline")
     wait_for(lambda: b"trainer.sweep.execution.trial\0" in command.read_bytes())
     assert trial.poll() is None
-    warm.close()
+    server.close()
     wait_for(lambda: not is_alive(begun(trial)))
 
 
-def test_trials_end_with_it(warm: WarmProcess, start: Start, tmp_path: Path) -> None:
+def test_trials_end_with_it(server: ForkServer, start: Start, tmp_path: Path) -> None:
     pid = begun(start("first"))
-    warm.close()
+    server.close()
     wait_for(lambda: not is_alive(pid))
-    assert not (tmp_path / "warm.out").exists()  # it had nothing to say
+    assert not (tmp_path / "fork_server.out").exists()  # it had nothing to say

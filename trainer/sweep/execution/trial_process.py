@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from trainer.sweep.execution.fork_server import TrialProcess, WarmProcess
+from trainer.sweep.execution.fork_client import ForkServer, TrialProcess
 from trainer.sweep.execution.messages import Order, Outcome, outcome_path, write_privately
 from trainer.training.memory import NO_MEMORY
 
@@ -17,7 +17,7 @@ _SECONDS_TO_EXIT = 60
 
 
 def run_trial(
-    server: WarmProcess,
+    server: ForkServer,
     order: Order,
     path: Path,
     environment: Mapping[str, str],

@@ -18,7 +18,7 @@ from optuna.trial import Trial
 from trainer.errors import TrainerError
 from trainer.job.job import Job
 from trainer.sweep.attempts import MICRO_BATCHES, trial_number
-from trainer.sweep.execution.fork_server import WarmProcess
+from trainer.sweep.execution.fork_client import ForkServer
 from trainer.sweep.execution.messages import Order, Outcome
 from trainer.sweep.execution.slots import Slot
 from trainer.sweep.execution.storage import HEARTBEAT_SECONDS
@@ -66,7 +66,7 @@ class Worker:
         self._slot_threads: list[Thread] = []
         self._heartbeat: Thread | None = None
         self._errors: list[BaseException] = []
-        self._server = WarmProcess(slots[0].thread_variables(), directory / "warm.out")
+        self._server = ForkServer(slots[0].thread_variables(), directory / "fork_server.out")
 
     def start(self) -> None:
         """Start the threads; `wait` waits for their end."""
