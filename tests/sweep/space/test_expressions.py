@@ -161,10 +161,10 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
         # names
         (
             {"type": "unifrom", "min_value": 0},
-            "no expression has this type, got 'unifrom'; did you mean uniform",
+            "must be the type of an expression, got 'unifrom'; did you mean uniform",
         ),
-        ("chioce('a', 'b')", "no expression has this type, got 'chioce'; did you mean choice?"),
-        ("gamma(1, 2)", "no expression has this type, got 'gamma'; there are choice, randint, uniform"),
+        ("chioce('a', 'b')", "must be the type of an expression, got 'chioce'; did you mean choice?"),
+        ("gamma(1, 2)", "must be the type of an expression, got 'gamma'; there are choice, randint, uniform"),
         (
             {"min_value": 0, "max_value": 1},
             "needs the key type, got {'min_value': 0, 'max_value': 1}; there are",
@@ -185,7 +185,7 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
         ("uniform(**{})", "cannot be read as an expression"),
         ("uniform(0, min_value=1)", "cannot be read as an expression"),
         ("choice(" + "(" * 500 + ")" * 500 + ")", "cannot be read as an expression"),
-        ("choice(yolo11n-seg)", "must be a value, got 'yolo11n - seg'; text stands in quotes"),
+        ("choice(yolo11n-seg)", "must be a value, got 'yolo11n - seg'; put text in quotes"),
         ("choice(__import__('os').getcwd())", "must be a value, got \"__import__('os').getcwd()\""),
         (["sgd", "adam"], "must be one value or an expression, got ['sgd', 'adam']; for a choice among them"),
         (math.inf, "must be a finite number, got inf"),

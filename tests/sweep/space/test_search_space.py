@@ -137,7 +137,7 @@ def test_all_problems_are_told_at_once_with_their_places() -> None:
         "  job.yml: search_space[0].learning_rate: min_value must not be over max_value, got 1 and 0",
         "  job.yml: search_space[0].optimizer: a choice needs at least one value",
         "  job.yml: search_space[1]: must map hyperparameters to expressions or values, got []",
-        "  job.yml: search_space[2].weight_decay: no expression has this type, got 'chioce'; "
+        "  job.yml: search_space[2].weight_decay: must be the type of an expression, got 'chioce'; "
         "did you mean choice?",
     ]
 

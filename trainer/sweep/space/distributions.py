@@ -1,7 +1,7 @@
-"""What a hyperparameter may be in a sweep: one small class for each expression of Azure's search spaces.
+"""The distributions of hyperparameters: one small class for each expression of Azure's search spaces.
 
 The definitions are those of Azure's hyperdrive (learn.microsoft.com, parameter_expressions), which are
-hyperopt's. Optuna is imported only when one of its own distributions is asked for.
+hyperopt's. Optuna is imported only when one of its own distributions is needed.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 Scalar = str | int | float | bool | None
-"""A value that a setting can have in a job file and that every storage of Optuna keeps as it is."""
+"""A value that a setting can have in a job file and that all of Optuna's storages preserve."""
 
 TAIL = 1e-6
-"""How much of a normal distribution is left out at each end: it is drawn from mu ± 4.75 sigma."""
+"""Probability of a normal distribution that is cut off at each end; the rest is mu ± 4.75 sigma."""
 
 
 class Distribution(ABC):
-    """The values that one hyperparameter may have, and how likely each is.
+    """The values that one hyperparameter can have, and their probabilities.
 
     Attributes:
-        keys: those of the YAML form beside `type`, in the order of the string form; fields of the same names.
+        keys: keys of the YAML form besides `type`, in the order of the string form; fields have these names.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def type_name(cls) -> str:
-        """What `type` is in the YAML form: `quniform`."""
+        """The `type` in the YAML form, such as quniform."""
         return cls.__name__.lower()
 
     @abstractmethod
     def suggest(self, trial: BaseTrial, name: str) -> Any:
-        """The value of a trial, from the study's sampler; of a finished trial the one it had."""
+        """Draw a trial's value from the study's sampler; a finished trial gives the value that it had."""
 
     @abstractmethod
     def to_optuna(self) -> BaseDistribution:
-        """What `suggest` has Optuna draw from; the hyperparameter's value may be another."""
+        """The distribution that Optuna draws from, from which `suggest` computes the value."""
 
     @abstractmethod
     def contains(self, value: object) -> bool:
@@ -54,7 +54,7 @@ class Distribution(ABC):
     @property
     @abstractmethod
     def bounds(self) -> tuple[Scalar, ...]:
-        """The least and the greatest value; of a choice all values."""
+        """The least and the greatest value; for a choice all values."""
 
     def inside(self) -> Iterator[Scalar]:
         """Some values between the bounds."""
@@ -67,10 +67,10 @@ class Distribution(ABC):
 
 @dataclass(frozen=True)
 class Choice(Distribution):
-    """One of some values, each as likely. `1`, `1.0`, `"1"` and `true` are four values.
+    """One of several values, all equally likely. `1`, `1.0`, `"1"` and `true` are four values.
 
     Attributes:
-        values: at least one, none of them twice.
+        values: at least one, without duplicates.
     """
 
     keys = ("values",)
@@ -79,7 +79,7 @@ class Choice(Distribution):
 
     @property
     def options(self) -> tuple[Scalar, ...]:
-        """What Optuna chooses from. It takes 1, 1.0 and True for the same; such values go by their text."""
+        """The choices given to Optuna. It takes 1, 1.0 and True for equal; such values are given as text."""
         return self.values if len(set(self.values)) == len(self.values) else tuple(map(repr, self.values))
 
     def suggest(self, trial: BaseTrial, name: str) -> Scalar:
@@ -103,7 +103,7 @@ class Choice(Distribution):
 
 @dataclass(frozen=True)
 class RandInt(Distribution):
-    """A whole number in [0, upper), each as likely.
+    """A whole number in [0, upper), all equally likely.
 
     Attributes:
         upper: at least 1.
@@ -130,7 +130,7 @@ class RandInt(Distribution):
 
 
 class Drawn(Distribution):
-    """A number made of another, which Optuna draws from an interval."""
+    """A number computed from another one, which Optuna draws from an interval."""
 
     @property
     @abstractmethod
@@ -144,7 +144,7 @@ class Drawn(Distribution):
 
     @abstractmethod
     def value(self, drawn: float) -> float:
-        """The hyperparameter for a drawn number; it never falls where the drawn number rises."""
+        """The hyperparameter's value for a drawn number; a non-decreasing function."""
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
         return self.value(trial.suggest_float(name, *self.interval, log=self.log))
@@ -169,7 +169,7 @@ class Drawn(Distribution):
 
 
 class Quantized(Drawn):
-    """round(x / q) · q of the numbers x of another distribution; whole numbers if q is one."""
+    """round(x / q) · q for the numbers x of another distribution; whole numbers if q is whole."""
 
     q: float
 
@@ -184,7 +184,7 @@ class Quantized(Drawn):
 
 @dataclass(frozen=True)
 class Uniform(Drawn):
-    """Any number from min_value to max_value, each as likely."""
+    """Any number from min_value to max_value, all equally likely."""
 
     keys: ClassVar[tuple[str, ...]] = ("min_value", "max_value")
 
@@ -201,7 +201,7 @@ class Uniform(Drawn):
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
-    """Any number from min_value to max_value, both over 0, each order of magnitude as likely."""
+    """Any number from min_value to max_value, both over 0, with a uniformly distributed logarithm."""
 
     @property
     def log(self) -> bool:
@@ -210,7 +210,7 @@ class LogUniform(Uniform):
 
 @dataclass(frozen=True)
 class QUniform(Quantized, Uniform):
-    """round(uniform(min_value, max_value) / q) · q: the outermost values may lie q/2 beyond the bounds."""
+    """round(uniform(min_value, max_value) / q) · q: the extreme values may exceed the bounds by q/2."""
 
     keys = (*Uniform.keys, "q")
 
@@ -228,12 +228,12 @@ class QLogUniform(Quantized, LogUniform):
 
 @dataclass(frozen=True)
 class Normal(Drawn):
-    """Normally distributed numbers. Optuna, which has no such distribution, draws the quantile.
+    """Normally distributed numbers. Optuna has no such distribution and draws the quantile.
 
     Attributes:
         mu: the mean.
         sigma: the standard deviation, over 0.
-        quantiles: the interval of quantiles to draw, within (0, 1); narrower for a setting with a range.
+        quantiles: the interval of quantiles to draw, within (0, 1); narrower for a setting with limits.
     """
 
     keys: ClassVar[tuple[str, ...]] = ("mu", "sigma")
@@ -252,7 +252,7 @@ class Normal(Drawn):
 
 @dataclass(frozen=True)
 class LogNormal(Normal):
-    """exp(normal(mu, sigma)): mu and sigma are those of the logarithm."""
+    """exp(normal(mu, sigma)): mu and sigma describe the logarithm."""
 
     def value(self, drawn: float) -> float:
         return math.exp(Normal.value(self, drawn))
@@ -284,10 +284,10 @@ TYPES: Mapping[str, type[Distribution]] = {
         *(Normal, QNormal, LogNormal, QLogNormal),
     )
 }
-"""By the name in the YAML form."""
+"""The classes by their type in the YAML form."""
 
 
 def _quantized(value: float, q: float) -> float:
-    """round(value / q) · q, an int if q is whole, without the last digits that are not the decimal's own."""
+    """round(value / q) · q, an int if q is whole, without binary rounding errors in the last digits."""
     steps = round(value / q)
     return steps * int(q) if float(q).is_integer() else float(Decimal(steps) * Decimal(str(q)))

@@ -1,9 +1,8 @@
-"""Reading one hyperparameter of a search space: Azure's YAML form, its string form, or a fixed value."""
+"""Reads one hyperparameter of a search space: in Azure's YAML form, its string form, or as a fixed value."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 import re
 import warnings
@@ -11,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, did_you_mean
 from trainer.sweep.space.distributions import TYPES, Choice, Distribution, Scalar
 
-MOST_VALUES = 10_000
-"""As many values as a choice may have."""
+MAX_VALUES = 10_000
+"""Most values of a choice."""
 
 _CALL = re.compile(r"\s*[A-Za-z_]\w*\s*\(.*\)\s*", re.DOTALL)
 _START = re.compile(rf"\s*({'|'.join(TYPES)})\s*\(", re.IGNORECASE)
@@ -25,26 +24,26 @@ _EXAMPLE = "write it as choice('a', 'b') or uniform(0.001, 0.01)"
 
 
 class _UnreadableError(ValueError):
-    """Rules that an expression breaks; where it stands, `read` adds."""
+    """An expression that breaks rules; `read` adds the location to its problems."""
 
-    def __init__(self, *faults: Problem) -> None:
-        super().__init__(*faults)
-        self.faults = faults
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
 
 def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distribution | Scalar:
-    """A hyperparameter's distribution, or its value if that is fixed.
+    """Read a hyperparameter's distribution, or its value if it is fixed.
 
     Args:
         value: `{type: uniform, min_value: 0.1, max_value: 0.2}`, `"uniform(0.1, 0.2)"` or a scalar. The
             bounds of loguniform and qloguniform are plain values in the first form, unless min_value is
-            below 0, as the SDK's examples write exponents; in the second they are exponents of `logbase`, as
-            in old jobs. Types may be spelled as the SDK's classes (`QUniform`).
-        where: the file it stands in, for errors.
-        field: its place there, such as `search_space[0].learning_rate`.
+            negative, as the SDK's examples write exponents; in the second they are exponents of `logbase`,
+            as in old jobs. Types may be spelled like the SDK's classes (`QUniform`).
+        where: the file, for errors.
+        field: the field in the file, such as `search_space[0].learning_rate`.
 
     Raises:
-        JobError: all that is wrong with it.
+        JobError: everything that is wrong with the value.
     """
     try:
         if isinstance(value, Mapping):
@@ -53,15 +52,15 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
             return _of_text(value, logbase)
         return _scalar(value)
     except _UnreadableError as error:
-        problems = [replace(fault, where=where, field=field) for fault in error.faults]
+        problems = [replace(problem, where=where, field=field) for problem in error.problems]
         raise JobError("the search space cannot be used:", problems) from error
 
 
 def log_base(value: Any, where: str = "") -> float:
-    """The base that the sampling algorithm's `logbase` names; None: e.
+    """The base that the sampling algorithm's `logbase` names; e if it is None.
 
     Raises:
-        JobError: it is neither "e" nor a number over 0 other than 1.
+        JobError: `value` is neither "e" nor a number over 0 other than 1.
     """
     number = math.e if value in (None, "e") else as_number(value)
     if number is None or number <= 0 or number == 1:
@@ -72,7 +71,7 @@ def log_base(value: Any, where: str = "") -> float:
 
 
 def as_number(value: Any) -> int | float | None:
-    """A finite number, also one that YAML takes for text (1e-4, for want of a point); None for all else."""
+    """A finite number, also one that YAML reads as text (1e-4, which has no point); None for all else."""
     if isinstance(value, str) and not _NO_NUMBER.search(value):
         try:
             value = float(value)
@@ -81,78 +80,75 @@ def as_number(value: Any) -> int | float | None:
         value = int(value) if value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    # beyond a float's range there are whole numbers, but none that a setting takes
+    # Whole numbers can exceed the range of floats, but no setting accepts those.
     return value if abs(value) < 1e300 else None
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """A hint with the most similar of the known names, or with all if none is similar."""
-    known = list(known)
-    close = difflib.get_close_matches(name.lower(), known, n=2)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+def _similar(name: str, known: Iterable[str]) -> str:
+    return did_you_mean(name, known, otherwise=f"there are {', '.join(known)}", most=2)
 
 
-def _fault(rule: str, got: Any = "", hint: str = "") -> _UnreadableError:
+def _unreadable(rule: str, got: Any = "", hint: str = "") -> _UnreadableError:
     return _UnreadableError(Problem("", "", rule, repr(got) if got != "" else "", hint))
 
 
 def _scalar(value: Any) -> Scalar:
     if isinstance(value, (list, tuple, set, range)):
         hint = "for a choice among them write {type: choice, values: [...]}"
-        raise _fault("must be one value or an expression", value, hint)
+        raise _unreadable("must be one value or an expression", value, hint)
     if value is not None and not isinstance(value, (str, int, float)):
-        raise _fault("must be text, a number or a boolean", value)
+        raise _unreadable("must be text, a number or a boolean", value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise _fault("must be a finite number", value)
+        raise _unreadable("must be a finite number", value)
     return value
 
 
 def _of_mapping(content: Mapping[Any, Any], logbase: float) -> Distribution:
     if "type" not in content:
-        raise _fault("needs the key type", dict(content), f"there are {', '.join(TYPES)}")
+        raise _unreadable("needs the key type", dict(content), f"there are {', '.join(TYPES)}")
     cls = _type(str(content["type"]))
-    given = {key: content[key] for key in content if key != "type"}
-    lowest = as_number(given.get("min_value"))
-    if _is_logarithmic(cls) and lowest is not None and lowest < 0:  # no plain value
-        given = _with_powers(given, logbase)
-    return _build(cls, given)
+    parameters = {key: content[key] for key in content if key != "type"}
+    lowest = as_number(parameters.get("min_value"))
+    if _is_logarithmic(cls) and lowest is not None and lowest < 0:  # not a plain value
+        parameters = _with_powers(parameters, logbase)
+    return _build(cls, parameters)
 
 
 def _of_text(text: str, logbase: float) -> Distribution:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's, of what would be odd in a program
+            warnings.simplefilter("ignore")  # Python warns about code that would be suspicious in a program
             call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _fault("cannot be read as an expression", text, _EXAMPLE) from error
+        raise _unreadable("cannot be read as an expression", text, _EXAMPLE) from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise _fault("cannot be read as an expression", text, _EXAMPLE)
+        raise _unreadable("cannot be read as an expression", text, _EXAMPLE)
     cls = _type(call.func.id)
     values = [_literal(argument) for argument in call.args]
     if cls is Choice and values:
         values = [values[0] if len(values) == 1 and isinstance(values[0], list) else values]
     if len(values) > len(cls.keys):
-        raise _fault(f"{cls.type_name()} takes {', '.join(cls.keys)} and no more", text)
-    given = dict(zip(cls.keys, values, strict=False))
+        raise _unreadable(f"{cls.type_name()} takes {', '.join(cls.keys)} and no more", text)
+    parameters = dict(zip(cls.keys, values, strict=False))
     for keyword in call.keywords:
-        if keyword.arg is None or keyword.arg in given:
-            raise _fault("cannot be read as an expression", text, _EXAMPLE)
-        given[keyword.arg] = _literal(keyword.value)
+        if keyword.arg is None or keyword.arg in parameters:
+            raise _unreadable("cannot be read as an expression", text, _EXAMPLE)
+        parameters[keyword.arg] = _literal(keyword.value)
     if cls is Choice:
-        given.setdefault("values", [])
+        parameters.setdefault("values", [])
     if _is_logarithmic(cls):
-        given = _with_powers(given, logbase)
-    return _build(cls, given)
+        parameters = _with_powers(parameters, logbase)
+    return _build(cls, parameters)
 
 
-def _with_powers(given: Mapping[Any, Any], base: float) -> dict[Any, Any]:
-    """The bounds that are exponents as plain values."""
-    bounds = given.keys() & {"min_value", "max_value"}
-    return {**given, **{key: _power(base, given[key], key) for key in sorted(bounds)}}
+def _with_powers(parameters: Mapping[Any, Any], base: float) -> dict[Any, Any]:
+    """The parameters with their bounds, which are exponents, as plain values."""
+    bounds = parameters.keys() & {"min_value", "max_value"}
+    return {**parameters, **{key: _power(base, parameters[key], key) for key in sorted(bounds)}}
 
 
 def _literal(node: ast.expr) -> Any:
-    """What a part of an expression stands for; a name without quotes is text."""
+    """The value of a part of an expression; a name without quotes is text."""
     match node:
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
@@ -166,29 +162,29 @@ def _literal(node: ast.expr) -> Any:
             return [_literal(part) for part in parts]
         case ast.Call(func=ast.Name(id="range"), args=parts, keywords=[]):
             try:
-                return list(range(*map(_literal, parts))[: MOST_VALUES + 1])
+                return list(range(*map(_literal, parts))[: MAX_VALUES + 1])
             except (TypeError, ValueError) as error:
-                raise _fault("cannot be read as a range", ast.unparse(node), str(error)) from error
-    raise _fault("must be a value", ast.unparse(node), "text stands in quotes")
+                raise _unreadable("cannot be read as a range", ast.unparse(node), str(error)) from error
+    raise _unreadable("must be a value", ast.unparse(node), "put text in quotes")
 
 
 def _power(base: float, exponent: Any, key: str) -> Any:
     number = as_number(exponent)
     if number is None:
-        return exponent  # which _build refuses
+        return exponent  # _build rejects it
     try:
         power = math.exp(number) if base == math.e else math.pow(base, number)
     except OverflowError:
         power = math.inf
     if not 0 < power < math.inf:
-        raise _fault(f"{key} must be an exponent that {base:g} can be raised to", exponent)
+        raise _unreadable(f"{key} must be an exponent that {base:g} can be raised to", exponent)
     return power
 
 
 def _type(name: str) -> type[Distribution]:
     cls = TYPES.get(name.lower())
     if cls is None:
-        raise _fault("no expression has this type", name, near(name, TYPES))
+        raise _unreadable("must be the type of an expression", name, _similar(name, TYPES))
     return cls
 
 
@@ -196,33 +192,35 @@ def _is_logarithmic(cls: type[Distribution]) -> bool:
     return "loguniform" in cls.type_name()
 
 
-def _build(cls: type[Distribution], given: Mapping[Any, Any]) -> Distribution:
+def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distribution:
     name = cls.type_name()
-    faults = [
-        Problem("", "", f"{name} has no key {key}", hint=near(str(key), cls.keys))
-        for key in given
+    problems = [
+        Problem("", "", f"{name} has no key {key}", hint=_similar(str(key), cls.keys))
+        for key in parameters
         if key not in cls.keys
     ]
     values: dict[str, Any] = {}
     for key in cls.keys:
         try:
-            if given.get(key) is None:
-                raise _fault(f"{name} needs {key}")
-            values[key] = _options(given[key]) if key == "values" else _parameter(cls, key, given[key])
+            if parameters.get(key) is None:
+                raise _unreadable(f"{name} needs {key}")
+            values[key] = (
+                _options(parameters[key]) if key == "values" else _parameter(cls, key, parameters[key])
+            )
         except _UnreadableError as error:
-            faults += error.faults
-    if not faults and "min_value" in values and values["min_value"] > values["max_value"]:
-        got = f"{given['min_value']} and {given['max_value']}"
-        faults.append(Problem("", "", "min_value must not be over max_value", got))
-    if faults:
-        raise _UnreadableError(*faults)
+            problems += error.problems
+    if not problems and "min_value" in values and values["min_value"] > values["max_value"]:
+        got = f"{parameters['min_value']} and {parameters['max_value']}"
+        problems.append(Problem("", "", "min_value must not be over max_value", got))
+    if problems:
+        raise _UnreadableError(*problems)
     made = cls(**values)
     try:
         reach = () if cls is Choice else made.bounds
     except OverflowError:
         reach = (None,)
     if not all(as_number(bound) is not None for bound in reach):
-        raise _fault("must not reach beyond the numbers there are", dict(given))
+        raise _unreadable("must not reach beyond the numbers there are", dict(parameters))
     return made
 
 
@@ -230,27 +228,27 @@ def _parameter(cls: type[Distribution], key: str, value: Any) -> int | float:
     """A bound, mean, deviation, step or limit."""
     number = as_number(value)
     if number is None:
-        raise _fault(f"{key} must be a number", value)
+        raise _unreadable(f"{key} must be a number", value)
     if key == "upper" and (number < 1 or number != int(number)):
-        raise _fault("upper must be a whole number of at least 1", value)
+        raise _unreadable("upper must be a whole number of at least 1", value)
     if key in ("q", "sigma") and number <= 0:
-        raise _fault(f"{key} must be over 0", value)
+        raise _unreadable(f"{key} must be over 0", value)
     if key == "min_value" and _is_logarithmic(cls) and number <= 0:
-        raise _fault("min_value must be over 0", value)
+        raise _unreadable("min_value must be over 0", value)
     return int(number) if key == "upper" else number
 
 
 def _options(values: Any) -> tuple[Scalar, ...]:
     if not isinstance(values, (list, tuple, range)):
-        raise _fault("values must be a list", values)
+        raise _unreadable("values must be a list", values)
     if not values:
-        raise _fault("a choice needs at least one value")
-    if len(values) > MOST_VALUES:
-        raise _fault(f"a choice must have at most {MOST_VALUES} values", len(values))
+        raise _unreadable("a choice needs at least one value")
+    if len(values) > MAX_VALUES:
+        raise _unreadable(f"a choice must have at most {MAX_VALUES} values", len(values))
     options = tuple(map(_scalar, values))
     seen: set[tuple[type, Scalar]] = set()
     for option in options:
         if (type(option), option) in seen:
-            raise _fault("a choice must not have a value twice", option)
+            raise _unreadable("a choice must not have a value twice", option)
         seen.add((type(option), option))
     return options

@@ -1,0 +1,47 @@
+"""Optuna's own conformance suites, run on our samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
+)
+
+from trainer.sweep.sampling import BayesianSampler, RandomSampler, SobolSampler
+from trainer.sweep.space.search_space import SearchSpace
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+    pytest.mark.filterwarnings("ignore:Argument `multivariate`"),
+]
+
+
+class TestRandomSampler(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: RandomSampler(0)
+
+
+class TestSobolSampler(BasicSamplerTestCase):
+    """Without a search space, which the suite cannot give, all parameters are drawn independently."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: SobolSampler(SearchSpace(()), 0)
+
+
+class TestBayesianSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: BayesianSampler(0, startup_trials=0, is_conditional=False)
+
+
+class TestConditionalBayesianSampler(BasicSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: BayesianSampler(0, startup_trials=2, is_conditional=True)
