@@ -171,7 +171,7 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
         ),
         (
             {"type": "uniform", "min": 0, "max_value": 1},
-            "uniform has no key min; there are min_value, max_value\nuniform needs min_value",
+            "uniform has no key min; did you mean min_value?\nuniform needs min_value",
         ),
         ("uniform(low=0, max_value=1)", "uniform has no key low; there are min_value, max_value"),
         # what cannot be read
