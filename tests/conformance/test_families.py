@@ -95,7 +95,7 @@ def test_predictions_keep_their_promises(overfitted: tuple[Case, nn.Module, floa
         update={"box_score_threshold": 0.001, "tile_grid_size": grid}
     )
     with torch.inference_mode():
-        predictions = case.family.predict(network, case.examples.images, low)
+        predictions = case.family.predict(network, case.examples.images[: 2 if grid else 4], low)
     for prediction in predictions:
         if isinstance(prediction, Classification):
             assert prediction.probs.shape == (len(CLASSES),)
