@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
 
 from benchmarks import measuring
-from benchmarks.measuring import Figures, need
+from benchmarks.measuring import Measurements, need
 from trainer import metrics
 from trainer.annotations import Detections, Objects
 from trainer.metrics.coco import NAMES
@@ -68,8 +68,8 @@ def ours(pairs: list[Pair], classes: int) -> dict[str, float]:
     evaluator = metrics.create(Task.DETECTION, names, metric_type="coco_voc")
     for prediction, truth in pairs:
         evaluator.update(prediction, truth)
-    figures = evaluator.compute()
-    return {name: figures[name] for name in NAMES}
+    measurements = evaluator.compute()
+    return {name: measurements[name] for name in NAMES}
 
 
 def theirs(pairs: list[Pair], classes: int) -> dict[str, float]:
@@ -115,13 +115,13 @@ def _pixels(boxes: Any, factor: Any) -> Any:
     return pixels
 
 
-def timed(work: Callable[[], dict[str, float]]) -> Figures:
+def timed(work: Callable[[], dict[str, float]]) -> Measurements:
     """What it returns, and the seconds of wall and of processor time that it took."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figures = work()
-    return {**figures, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        measurements = work()
+    return {**measurements, "wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from PIL import Image as PILImage
 from scipy.stats import spearmanr
 
 from benchmarks import measuring
-from benchmarks.measuring import Figures, need, say
+from benchmarks.measuring import Measurements, need, say
 from serving.explain import methods
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest
@@ -110,11 +110,11 @@ def _photograph() -> np.ndarray:
 
 def _contenders(
     family: Any, network: torch.nn.Module, subject: Subject, steps: int, maps: dict[str, np.ndarray]
-) -> dict[str, Callable[[], Figures]]:
+) -> dict[str, Callable[[], Measurements]]:
     """Each explains the image once, leaves its map in `maps` and returns the seconds."""
 
-    def timed(name: str, explain: Callable[[], np.ndarray]) -> Callable[[], Figures]:
-        def measure() -> Figures:
+    def timed(name: str, explain: Callable[[], np.ndarray]) -> Callable[[], Measurements]:
+        def measure() -> Measurements:
             began = time.perf_counter()
             maps[name] = explain()
             return {"seconds": time.perf_counter() - began}
@@ -165,14 +165,14 @@ def _theirs(
     return explain
 
 
-def _warmed_up(measure: Callable[[], Figures]) -> None:
+def _warmed_up(measure: Callable[[], Measurements]) -> None:
     try:
         measure()
     except measuring.Absent as error:
         say(str(error))
 
 
-def _print(found: dict[str, list[Figures]], absent: dict[str, str], maps: dict[str, np.ndarray]) -> None:
+def _print(found: dict[str, list[Measurements]], absent: dict[str, str], maps: dict[str, np.ndarray]) -> None:
     rows = []
     for kind in KINDS:
         ours = OURS.format(kind)

@@ -30,7 +30,7 @@ import torch
 from torch.utils.data._utils import worker
 
 from benchmarks import data, measuring
-from benchmarks.measuring import Figures, need, number, say
+from benchmarks.measuring import Measurements, need, number, say
 from benchmarks.reading_lines import write_lines
 from trainer.data.datasets import RecordExamples
 from trainer.data.quick_decoding import decode_quickly
@@ -64,15 +64,15 @@ def lines(arguments: Any) -> None:
     rows = [
         [
             {"ours": "ours: read and validated", "json": "json of Python"}.get(how, f"{how}, parsed alone"),
-            number(count / measuring.median(figures, "cpu_seconds")),
+            number(count / measuring.median(measurements, "cpu_seconds")),
             measuring.spread(
-                measuring.ratios(found.get("ours", []), figures, "cpu_seconds", less_is_better=True)
+                measuring.ratios(found.get("ours", []), measurements, "cpu_seconds", less_is_better=True)
             ),
-            number(measuring.median(figures, "resident") / count),
-            number(figures[0]["pickled"] / count) if how == "ours" else "–",
-            number(measuring.median(figures, "peak_mb")),
+            number(measuring.median(measurements, "resident") / count),
+            number(measurements[0]["pickled"] / count) if how == "ours" else "–",
+            number(measuring.median(measurements, "peak_mb")),
         ]
-        for how, figures in found.items()
+        for how, measurements in found.items()
     ] + [[how, reason, "–", "–", "–", "–"] for how, reason in absent.items()]
     print(f"\n### Lines\n\n{count:,} lines with three boxes each, {number(megabytes)} MB.\n")
     headers = (
@@ -98,7 +98,7 @@ def lines(arguments: Any) -> None:
     )
 
 
-def rate(make: Callable[[int], object], count: int) -> Figures:
+def rate(make: Callable[[int], object], count: int) -> Measurements:
     """Items a second of the processor's time, in this thread."""
     gc.collect()  # what was imported before would be gone through at some item
     began = time.thread_time()
@@ -218,7 +218,7 @@ def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -
             dataset = family.training_dataset(for_training(family, settings, whole), settings, 0)  # noqa: B023
             return finished(family, SeededItems(dataset, 0))  # noqa: B023
 
-        def ours() -> Figures:
+        def ours() -> Measurements:
             """A first and a second epoch: the second finds in memory what the first has left there."""
             warmed = items()  # of its own, since it leaves images in memory
             for index in range(min(count, WARM_UP)):
@@ -227,7 +227,7 @@ def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -
             first, second = (rate(lambda index: made(Draw(epoch, index)), count) for epoch in (0, 1))  # noqa: B023
             return {**first, "second": second["per_second"]}
 
-        def peer() -> Figures:
+        def peer() -> Measurements:
             warmed = items_of(folder, task, size)  # noqa: B023
             for index in range(min(count, WARM_UP)):
                 warmed(index)
@@ -356,23 +356,23 @@ def loader(arguments: Any, scratch: Path) -> None:
         settings = settings.model_copy(update=changed)
         reduced = for_training(family, settings, whole)
 
-        def ours() -> Figures:
+        def ours() -> Measurements:
             return streamed(Batches(family, reduced, whole, settings, 0).train_dataloader, count)  # noqa: B023
 
-        def peer() -> Figures:
+        def peer() -> Measurements:
             return streamed(timm_loader(folder, task, size, workers), count)  # noqa: B023
 
         found, absent = measuring.alternate({"ours": ours, "timm": peer}, arguments.rounds)
         own, of_peer = found["ours"], found.get("timm", [])
         row: list[Any] = [workers]
-        for name, figures in (("ours", own), ("timm", of_peer)):
-            if not figures:
+        for name, measurements in (("ours", own), ("timm", of_peer)):
+            if not measurements:
                 row += [absent[name], "–", "–"]
                 continue
-            speeds = [each["per_second"] for each in figures]
+            speeds = [each["per_second"] for each in measurements]
             median = float(np.median(speeds))
             row += [
-                measuring.spread([each["first"] for each in figures]), measuring.spread(speeds),
+                measuring.spread([each["first"] for each in measurements]), measuring.spread(speeds),
                 number(median / alone.setdefault(name, median)),
             ]  # fmt: skip
         ratios = measuring.ratios(own, of_peer, "per_second")
@@ -388,7 +388,7 @@ def loader(arguments: Any, scratch: Path) -> None:
     print(measuring.table(headers, rows))
 
 
-def streamed(make: Callable[[], Iterable[Any]], count: int) -> Figures:
+def streamed(make: Callable[[], Iterable[Any]], count: int) -> Measurements:
     """Seconds to a new loader's first batch; `count` images a second of its second epoch."""
     began = time.perf_counter()
     stream = make()

@@ -27,7 +27,7 @@ import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-Figures = dict[str, float]
+Measurements = dict[str, float]
 NOT_MEASURED = "not measured yet"
 
 
@@ -50,7 +50,7 @@ def run(
     timeout: float = 3600,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
-) -> tuple[str, Figures]:
+) -> tuple[str, Measurements]:
     """Run a command to its end; its standard output, and `wall_seconds` and `peak_mb`.
 
     `peak_mb` is the largest sum of the proportional set sizes of the process and its descendants, sampled
@@ -82,7 +82,7 @@ def run(
     return text, {"wall_seconds": seconds, "peak_mb": peak.bytes / 1e6}
 
 
-def run_python(module: str, options: Mapping[str, Any], **others: Any) -> Figures:
+def run_python(module: str, options: Mapping[str, Any], **others: Any) -> Measurements:
     """Run `python -m MODULE OPTIONS-AS-JSON`, whose last line of output is JSON; its figures and `run`'s.
 
     Raises:
@@ -131,15 +131,15 @@ def _memory(process: psutil.Process) -> int:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], Figures]], rounds: int
-) -> tuple[dict[str, list[Figures]], dict[str, str]]:
+    contenders: Mapping[str, Callable[[], Measurements]], rounds: int
+) -> tuple[dict[str, list[Measurements]], dict[str, str]]:
     """Measure each contender once a round, the order turned by one each round.
 
     Returns:
         The figures of each round by contender, and of those that could not be measured the reason.
     """
     names = list(contenders)
-    found: dict[str, list[Figures]] = {name: [] for name in names}
+    found: dict[str, list[Measurements]] = {name: [] for name in names}
     absent: dict[str, str] = {}
     for number in range(rounds):
         turn = number % len(names)
@@ -155,11 +155,11 @@ def alternate(
                 say(str(error))
                 last = (str(error).strip() or type(error).__name__).splitlines()[-1]
                 absent[name] = f"failed in round {number + 1}: {last[:120]}"
-    return {name: figures for name, figures in found.items() if name not in absent}, absent
+    return {name: measurements for name, measurements in found.items() if name not in absent}, absent
 
 
-def median(found: Sequence[Figures], name: str) -> float:
-    return statistics.median(figures[name] for figures in found)
+def median(found: Sequence[Measurements], name: str) -> float:
+    return statistics.median(measurements[name] for measurements in found)
 
 
 def spread(values: Sequence[float]) -> str:
@@ -171,7 +171,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def ratios(
-    ours: Sequence[Figures], peers: Sequence[Figures], name: str, *, less_is_better: bool = False
+    ours: Sequence[Measurements], peers: Sequence[Measurements], name: str, *, less_is_better: bool = False
 ) -> list[float]:
     """Round by round how many times better ours is than the peer's; noise that a round shares cancels."""
     pairs = [(a[name], b[name]) for a, b in zip(ours, peers, strict=False)]

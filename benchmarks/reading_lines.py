@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.measuring import Absent, Figures, need
+from benchmarks.measuring import Absent, Measurements, need
 from trainer.data.reading.jsonl import read
 from trainer.tasks import Task
 
@@ -56,16 +56,20 @@ def parse(how: str, path: Path, directory: Path) -> Any:
     return [json.loads(line) for line in path.open("rb")]
 
 
-def measure(how: str, path: str) -> Figures:
+def measure(how: str, path: str) -> Measurements:
     """Time and memory that reading takes of this process."""
     memory = psutil.Process().memory_info
     before, cpu = memory().rss, time.process_time()
     kept = parse(how, Path(path), Path(path).parent)
     seconds = time.process_time() - cpu
-    figures = {"cpu_seconds": seconds, "resident": float(memory().rss - before), "records": float(len(kept))}
+    measurements = {
+        "cpu_seconds": seconds,
+        "resident": float(memory().rss - before),
+        "records": float(len(kept)),
+    }
     if how == "ours":
-        figures["pickled"] = float(len(pickle.dumps(kept, protocol=5)))
-    return figures
+        measurements["pickled"] = float(len(pickle.dumps(kept, protocol=5)))
+    return measurements
 
 
 if __name__ == "__main__":

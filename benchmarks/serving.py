@@ -334,11 +334,13 @@ def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
     found, absent = measuring.alternate(contenders, arguments.rounds)
     rows = []
     for contender in arguments.contenders:
-        figures = found.get(contender, [])
-        rates = [each["rate"] for each in figures]
+        measurements = found.get(contender, [])
+        rates = [each["rate"] for each in measurements]
         row = [contender, measuring.spread(rates) if rates else absent[contender]]
         for key in ("p50", "p95", "p99", "cpu"):
-            row.append(number(measuring.median(figures, key)) if figures and key in figures[0] else "")
+            row.append(
+                number(measuring.median(measurements, key)) if measurements and key in measurements[0] else ""
+            )
         rows.append(row)
     headers = (name, "images/s", "p50 ms", "p95 ms", "p99 ms", "server's CPU ms an image")
     print(f"\n{measuring.table(headers, rows)}\n", flush=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
 
 from benchmarks import data, measuring
-from benchmarks.measuring import Figures, need, number
+from benchmarks.measuring import Measurements, need, number
 from trainer.tasks import Task
 
 TRAINER = (sys.executable, "-m", "trainer")
@@ -32,18 +32,20 @@ _LOAD_TIMM = (
 )
 
 
-def command(*arguments: object) -> Figures:
+def command(*arguments: object) -> Measurements:
     _, costs = measuring.run([str(argument) for argument in arguments])
     return {"seconds": costs["wall_seconds"], "peak_mb": costs["peak_mb"]}
 
 
-def command_of(module: str, *arguments: object) -> Figures:
+def command_of(module: str, *arguments: object) -> Measurements:
     """A command of a package that may be absent."""
     need(module)
     return command(sys.executable, *arguments)
 
 
-def first_step(module: str, task: Task, model: str, scratch: Path, device: str, runs: list[int]) -> Figures:
+def first_step(
+    module: str, task: Task, model: str, scratch: Path, device: str, runs: list[int]
+) -> Measurements:
     runs.append(0)
     folder = scratch / task.value
     options = {
@@ -55,7 +57,7 @@ def first_step(module: str, task: Task, model: str, scratch: Path, device: str, 
     return {"seconds": found["first_step_seconds"], "peak_mb": found["peak_mb"]}
 
 
-Row = tuple[Callable[[], Figures], dict[str, Callable[[], Figures]]]
+Row = tuple[Callable[[], Measurements], dict[str, Callable[[], Measurements]]]
 """Ours, and peers by name."""
 
 
@@ -132,12 +134,12 @@ HEADERS = ("what", "ours, s", "peak MB", "peer", "peer, s", "peer / ours")
 
 
 def lines(
-    what: str, ours: Callable[[], Figures], peers: dict[str, Callable[[], Figures]], rounds: int
+    what: str, ours: Callable[[], Measurements], peers: dict[str, Callable[[], Measurements]], rounds: int
 ) -> list[list[str]]:
     found, absent = measuring.alternate({what: ours, **peers}, rounds)
     if what not in found:
         return [[what, absent[what], "–", "–", "–", "–"]]
-    counted = {name: figures[1:] or figures for name, figures in found.items()}
+    counted = {name: measurements[1:] or measurements for name, measurements in found.items()}
     own = counted.pop(what)
     start = [
         what,

@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
 
 from benchmarks import data, measuring
-from benchmarks.measuring import Figures, number, say
+from benchmarks.measuring import Measurements, number, say
 from trainer.tasks import Task
 
 
@@ -102,7 +102,7 @@ def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
     train, validation = data.make(work.task, scratch / work.name, work.images, work.photo)
     runs = iter(range(1000))
 
-    def contender(module: str) -> Figures:
+    def contender(module: str) -> Measurements:
         options = {
             "task": work.task.value, "model": work.model, "train": str(train), "validation": str(validation),
             "folder": str(scratch / work.name / f"run-{next(runs)}"), "epochs": arguments.epochs,
@@ -124,7 +124,7 @@ def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
     size += ", ours compiled" if arguments.compile else ""
     if not ours:
         return [[size, PEERS[work.peer], absent["ours"], *["–"] * 8]]
-    speeds = [figures["images_per_second"] for figures in ours]
+    speeds = [measurements["images_per_second"] for measurements in ours]
     ceilings = measuring.ratios(ours, found.get("ceiling", []), "images_per_second")
     of_ceiling = measuring.spread(ceilings) if ceilings else absent.get("ceiling", "–")
     if arguments.device == "cuda" and work.peer != "torchvision_loop":
@@ -140,7 +140,7 @@ def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
         size,
         PEERS[work.peer],
         own[0],
-        measuring.spread([figures["images_per_second"] for figures in peers]),
+        measuring.spread([measurements["images_per_second"] for measurements in peers]),
         measuring.spread(ratios),
         measuring.verdict(ratios, work.goal),
         of_ceiling,

@@ -11,7 +11,7 @@ import torch
 from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, autocast, main
 from benchmarks.contenders.ours import settings
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 from trainer.data.datasets import RecordExamples
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
@@ -21,14 +21,14 @@ from trainer.training.memory import reused
 _SECONDS = 5.0
 
 
-def measure(options: Options) -> Figures:
+def measure(options: Options) -> Measurements:
     """Images a second of a plain loop without loader, logging, clipping, averaging or schedule."""
     # On a CPU freed memory is used again, as in a training of ours.
     with reused() if options.device == "cpu" else nullcontext():
         return _loop(options)
 
 
-def _loop(options: Options) -> Figures:
+def _loop(options: Options) -> Measurements:
     torch.manual_seed(options.seed)
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -58,7 +58,7 @@ def _loop(options: Options) -> Figures:
         step()
         clock.step(len(batch["images"]))
     clock.stop()
-    return clock.figures()
+    return clock.measurements()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from benchmarks import data
-from benchmarks.measuring import Absent, Figures
+from benchmarks.measuring import Absent, Measurements
 from trainer import metrics
 from trainer.annotations import Prediction
 from trainer.tasks import Task
@@ -55,7 +55,7 @@ class Options:
         return data.all_classes(self.of_task, Path(self.train), Path(self.validation))
 
 
-def main(train: Callable[[Options], Figures]) -> None:
+def main(train: Callable[[Options], Measurements]) -> None:
     """Run a contender with the options on the command line."""
     given = json.loads(sys.argv[1])
     options = Options(**{field.name: given[field.name] for field in fields(Options) if field.name in given})
@@ -90,7 +90,7 @@ class Clock:
         self._synchronise()
         self.epochs.append((self._images, time.perf_counter() - self._began))
 
-    def figures(self) -> Figures:
+    def measurements(self) -> Measurements:
         counted = self.epochs[1:][: self.counted] or self.epochs
         return {
             "images_per_second": statistics.median(images / seconds for images, seconds in counted),
@@ -99,7 +99,7 @@ class Clock:
             **self._gpu(),
         }
 
-    def _gpu(self) -> Figures:
+    def _gpu(self) -> Measurements:
         return {"gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6} if self.device == "cuda" else {}
 
     def _synchronise(self) -> None:

@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 
 import trainer as product
 from benchmarks.contenders.common import Clock, Options, main
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 from trainer.models import catalog
 from trainer.training.fit import fit
 
@@ -58,7 +58,7 @@ def settings(options: Options) -> dict[str, Any]:
     }
 
 
-def train(options: Options) -> Figures:
+def train(options: Options) -> Measurements:
     clock = Clock(options.device, options.counted)
     timing = _Timing(clock)
     job = product.Job(
@@ -75,10 +75,10 @@ def train(options: Options) -> Figures:
     began = time.perf_counter()
     # As `trainer fit` shows it, on what is no terminal.
     run = fit(job, progress=True, callbacks=[timing], packages=False)
-    figures = {**clock.figures(), "fit_seconds": time.perf_counter() - began}
+    measurements = {**clock.measurements(), "fit_seconds": time.perf_counter() - began}
     if options.score:
-        return {**figures, "metric": run.read_result().value}
-    return figures
+        return {**measurements, "metric": run.read_result().value}
+    return measurements
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, autocast, main, score
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 from trainer.annotations import Classification, Prediction
 from trainer.data.reading.records import Records
 from trainer.models import catalog
@@ -45,7 +45,7 @@ class Images(Dataset[Any]):
         return self.transform(image.convert("RGB")), target
 
 
-def train(options: Options) -> Figures:
+def train(options: Options) -> Measurements:
     torch.manual_seed(options.seed)
     task, classes = options.of_task, options.classes
     name = catalog.find(options.model, task).library_name
@@ -92,7 +92,7 @@ def train(options: Options) -> Figures:
         clock.stop()
         if options.score:
             best = max(best, score(options, _predictions(network, validation, options)))
-    return {**clock.figures(), **({"metric": best} if options.score else {})}
+    return {**clock.measurements(), **({"metric": best} if options.score else {})}
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, autocast, main, score
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 from trainer.annotations import Detections, Mask, Objects, Prediction
 from trainer.data.reading.records import Records
 from trainer.tasks import Task
@@ -87,7 +87,7 @@ def _collate(items: list[Any]) -> tuple[Any, ...]:
     return tuple(zip(*items, strict=True))
 
 
-def train(options: Options) -> Figures:
+def train(options: Options) -> Measurements:
     torch.manual_seed(options.seed)
     task, classes = options.of_task, options.classes
     # A training that is only timed has no augmentation, as ours.
@@ -122,7 +122,7 @@ def train(options: Options) -> Figures:
         clock.stop()
         if options.score:
             best = max(best, score(options, _predictions(network, options)))
-    return {**clock.figures(), **({"metric": best} if options.score else {})}
+    return {**clock.measurements(), **({"metric": best} if options.score else {})}
 
 
 @torch.inference_mode()

@@ -14,12 +14,12 @@ import torch
 
 from benchmarks import data
 from benchmarks.contenders.common import Clock, Options, main, score
-from benchmarks.measuring import Figures, need
+from benchmarks.measuring import Measurements, need
 from trainer.annotations import Detections, Mask, Prediction
 from trainer.tasks import Task
 
 
-def train(options: Options) -> Figures:
+def train(options: Options) -> Measurements:
     need("ultralytics")
     from ultralytics import YOLO
     from ultralytics.utils import SETTINGS
@@ -52,12 +52,12 @@ def train(options: Options) -> Figures:
     )  # fmt: skip
     # The last batch of an epoch may be smaller.
     clock.epochs = [(images, seconds) for _, seconds in clock.epochs]
-    figures = clock.figures()
+    measurements = clock.measurements()
     if options.score:
-        figures["metric"] = score(
+        measurements["metric"] = score(
             options, _predictions(YOLO(folder / "run" / "weights" / "best.pt"), options)
         )
-    return figures
+    return measurements
 
 
 def _predictions(model: Any, options: Options) -> Iterator[Prediction]:

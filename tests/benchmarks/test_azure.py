@@ -62,10 +62,10 @@ def azure_run(client: MlflowClient, name: str, *, status: str = "FINISHED") -> s
     experiment = client.create_experiment(name)
     parent = client.create_run(experiment, start_time=1_000_000)
     children = []
-    for figures in ([0.2, 0.3, 0.25], [0.5, 0.875, 0.75]):
+    for measurements in ([0.2, 0.3, 0.25], [0.5, 0.875, 0.75]):
         tags = {azure.PARENT_TAG: parent.info.run_id}
         child = client.create_run(experiment, start_time=1_000_000, tags=tags)
-        for step, value in enumerate(figures):
+        for step, value in enumerate(measurements):
             client.log_metric(child.info.run_id, "accuracy", value, step=step)
             client.log_metric(child.info.run_id, "AUC_macro", value / 2, step=step)
         client.log_metric(child.info.run_id, "gpu_utilisation", 40.0)

@@ -9,14 +9,14 @@ import pytest
 
 from benchmarks import measuring
 from benchmarks.contenders import common
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 
 
 def test_contenders_alternate_and_the_order_turns() -> None:
     asked: list[str] = []
 
-    def contender(name: str) -> Callable[[], Figures]:
-        def measure() -> Figures:
+    def contender(name: str) -> Callable[[], Measurements]:
+        def measure() -> Measurements:
             asked.append(name)
             return {"speed": float(len(asked))}
 
@@ -24,16 +24,16 @@ def test_contenders_alternate_and_the_order_turns() -> None:
 
     found, absent = measuring.alternate({name: contender(name) for name in "abc"}, 3)
     assert asked == list("abcbcacab")
-    assert [figures["speed"] for figures in found["a"]] == [1, 6, 8]
+    assert [measurements["speed"] for measurements in found["a"]] == [1, 6, 8]
     assert absent == {}
 
 
 def test_peers_that_are_absent_or_fail_are_named_and_the_others_measured() -> None:
-    def is_absent() -> Figures:
+    def is_absent() -> Measurements:
         measuring.need("no_such_module_at_all", "such-a-package")
         return {}
 
-    def fails() -> Figures:
+    def fails() -> Measurements:
         measuring.run([sys.executable, "-c", "raise SystemExit('no luck')"])
         return {}
 
@@ -89,7 +89,7 @@ def test_the_clock_counts_epochs_after_the_first_and_leaves_out_what_lies_betwee
     now = 100.0
     monkeypatch.setattr(common.time, "perf_counter", lambda: now)
 
-    def trained(clock: common.Clock) -> Figures:
+    def trained(clock: common.Clock) -> Measurements:
         nonlocal now
         for seconds in (9.0, 2.0, 4.0, 1.0):
             clock.start()
@@ -98,10 +98,10 @@ def test_the_clock_counts_epochs_after_the_first_and_leaves_out_what_lies_betwee
                 clock.step(images)
             clock.stop()
             now += 50.0  # an evaluation
-        return clock.figures()
+        return clock.measurements()
 
-    figures = trained(common.Clock("cpu"))
-    assert figures["epoch_seconds"] == pytest.approx(2)
-    assert figures["images_per_second"] == pytest.approx(20)
-    assert 0 < figures["first_step_seconds"] < 24 * 3600
+    measurements = trained(common.Clock("cpu"))
+    assert measurements["epoch_seconds"] == pytest.approx(2)
+    assert measurements["images_per_second"] == pytest.approx(20)
+    assert 0 < measurements["first_step_seconds"] < 24 * 3600
     assert trained(common.Clock("cpu", counted=2))["epoch_seconds"] == pytest.approx(3)

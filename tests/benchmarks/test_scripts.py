@@ -18,7 +18,7 @@ import torch
 from benchmarks import accuracy, data, measuring, training
 from benchmarks.contenders import ceiling, timm_loop, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
-from benchmarks.measuring import ROOT, Figures
+from benchmarks.measuring import ROOT, Measurements
 from trainer.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -74,11 +74,11 @@ def test_training_of_the_other_rows(
 ) -> None:
     """In this process: starting one for each contender is what test_training shows."""
 
-    def run_here(module: str, options: dict[str, object], environment: dict[str, str]) -> Figures:
+    def run_here(module: str, options: dict[str, object], environment: dict[str, str]) -> Measurements:
         contender = import_module(module)
         train = contender.measure if contender is ceiling else contender.train
-        figures: Figures = train(Options(**options))  # type: ignore[arg-type]
-        return {"peak_mb": 0.0, **figures}
+        measurements: Measurements = train(Options(**options))  # type: ignore[arg-type]
+        return {"peak_mb": 0.0, **measurements}
 
     monkeypatch.setattr(measuring, "run_python", run_here)
     monkeypatch.setattr(ceiling, "_SECONDS", 0.2)
@@ -110,9 +110,9 @@ def test_peers_train_and_are_scored_by_our_ruler(
         task.value, model, str(train), str(validation), str(tmp_path / "run"),
         epochs=1, batch=2, image_size=64, workers=0, threads=1, score=True,
     )  # fmt: skip
-    figures = contender.train(options)  # type: ignore[attr-defined]
-    assert figures["images_per_second"] > 0
-    assert -1 <= figures["metric"] <= 1
+    measurements = contender.train(options)  # type: ignore[attr-defined]
+    assert measurements["images_per_second"] > 0
+    assert -1 <= measurements["metric"] <= 1
 
 
 def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

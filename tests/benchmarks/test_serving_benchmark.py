@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import serving
-from benchmarks.measuring import Figures
+from benchmarks.measuring import Measurements
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -41,7 +41,7 @@ def test_the_script_measures_and_prints_a_table(tmp_path: Path) -> None:
 def test_a_server_that_does_not_start_is_named_and_the_others_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def measure(arguments: argparse.Namespace, contender: str, model: Path) -> Figures:
+    def measure(arguments: argparse.Namespace, contender: str, model: Path) -> Measurements:
         if contender == "mlflow":
             with serving.running(contender, tmp_path / "no model", "cpu"):
                 raise AssertionError("nothing was to be served")
