@@ -1,24 +1,25 @@
-"""How good models become at equal cost: ours against the trainers that users would pick instead.
+"""Compares the quality of models at equal training cost with alternative trainers.
 
-    python benchmarks/accuracy.py --data-root ../shared/data              # goes on where it was stopped
-    python benchmarks/accuracy.py --data-root ../shared/data --table      # the table of what is there so far
+    python benchmarks/accuracy.py --data-root ../shared/data              # resumes if it was interrupted
+    python benchmarks/accuracy.py --data-root ../shared/data --table      # prints the results so far
 
-The same network from scratch, the same data, epochs, batch and image size, three seeds; else each trainer's
-own defaults, and ours with `--recipe modern`, too. One ruler for all: trainer.metrics on each trainer's
-answers for the validation images, of the best epoch: timm's and torchvision's loops and ours by that ruler,
-ultralytics' by its own. Every training's figure is written to the results file as it comes, with the commit
-that it is of, so that the script may be stopped at any time; one training is lost. What the file has is not
-trained again: after a change of the code give another `--results`. Without a data root, data sets of
-`trainer sample-data` stand in.
+All trainers train the same network from scratch on the same data, with the same epochs, batch size and
+image size, and three seeds; other settings are each trainer's defaults, and ours also with `--recipe
+modern`. All are measured by trainer.metrics on their predictions for the validation images at the best
+epoch. Ours and the loops of timm and torchvision choose the best epoch by this metric, ultralytics by its
+own fitness.
 
-The spread is the standard deviation over seeds; a mean of ours that is lower by more than both spreads' root
-mean square misses the goal, one of the modern recipe if it is not higher.
+Each metric is written to the results file as soon as it is known, with its commit, so interrupting the script
+loses one run at most. Runs in the results file are not repeated: after a change of the code, pass another
+`--results`. Without a data root, data sets made by `trainer sample-data` are used.
+
+The spread is the standard deviation over seeds. Ours misses the goal if its mean is lower than the peer's by
+more than the root mean square of both spreads, the modern recipe if its mean is not higher.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -27,16 +28,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 from benchmarks import data, measuring
 from benchmarks.measuring import Absent, number, say
+from trainer.cores import available_cores
+from trainer.files import write_atomically
 from trainer.tasks import Task
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: a set under the data root, and what is trained on it."""
+    """One comparison: a data set in the data root and the model that is trained on it."""
 
     name: str
     data: str
@@ -47,7 +50,7 @@ class Case:
     batch: int
     epochs: int
     learning_rate: float | None = None
-    """given to ours and the peer; None: the trainers' own"""
+    """Learning rate of ours and the peer; None for each trainer's default."""
     device: str = "cpu"
 
 
@@ -66,7 +69,7 @@ NAMES = {"ultralytics_trainer": "ultralytics", "timm_loop": "timm", "torchvision
 
 
 class Results:
-    """Figures by case, contender and seed, each with its commit, in a JSON file that is always whole."""
+    """Metrics by case, contender and seed, each with its commit, in a JSON file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -74,12 +77,10 @@ class Results:
 
     def add(self, key: str, value: float, commit: str) -> None:
         self.found[key] = {"value": value, "commit": commit}
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.found, indent=1) + "\n")
-        partial.replace(self.file)
+        write_atomically(self.file, json.dumps(self.found, indent=1) + "\n")
 
     def value(self, key: str) -> float | None:
-        """None: not measured yet. Files of earlier versions hold figures without a commit."""
+        """Return a metric, or None if it is not measured yet. Older files have metrics without a commit."""
         entry = self.found.get(key)
         return entry["value"] if isinstance(entry, dict) else entry
 
@@ -88,7 +89,7 @@ class Results:
         return [value for key in keys if (value := self.value(key)) is not None]
 
     def commits(self, prefixes: Iterable[str]) -> list[str]:
-        """That the figures of these cases are of, in the order in which they came."""
+        """Return the commits of the metrics of these cases, in the order of measurement."""
         starts = tuple(prefixes)
         entries = [value for key, value in self.found.items() if key.startswith(starts)]
         named = (entry["commit"] if isinstance(entry, dict) else "" for entry in entries)
@@ -111,7 +112,7 @@ def train(case: Case, contender: str, seed: int, scratch: Path, arguments: Any) 
             "batch": case.batch, "image_size": case.image_size, "workers": arguments.workers,
             "threads": arguments.threads, "device": case.device, "seed": seed, "score": True,
             "recipe": "modern" if contender == "ours, modern" else "reference",
-            # The modern recipe has its own optimizer, to which a rate of SGD means nothing.
+            # SGD's learning rate does not suit the optimizer of the modern recipe.
             "learning_rate": None if contender == "ours, modern" else case.learning_rate,
         }  # fmt: skip
         module = "ours" if contender.startswith("ours") else contender
@@ -123,7 +124,7 @@ def train(case: Case, contender: str, seed: int, scratch: Path, arguments: Any) 
 
 
 def judgement(ours: list[float], peers: list[float], *, better: bool = False) -> str:
-    """Whether our mean is not below the peer's by more than the spread or, if that is asked, above it."""
+    """Format whether our mean is at least the peer's minus the spread or, with `better`, above the peer's."""
     if len(ours) < 2 or len(peers) < 2:
         return "–"
     spread = ((statistics.stdev(ours) ** 2 + statistics.stdev(peers) ** 2) / 2) ** 0.5
@@ -158,29 +159,30 @@ def row(case: Case, results: Results, seeds: int, made: str) -> list[str]:
 
 def main() -> None:
     parser = measuring.arguments(__doc__, rounds=3, device=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     default = Path(__file__).with_name("accuracy.json")
     parser.add_argument(
-        "--data-root", type=Path, help="folder with fridge_multiclass/train.jsonl and the like"
+        "--data-root", type=Path, help="directory of data sets, such as fridge_multiclass/train.jsonl"
     )
     parser.add_argument(
-        "--results", type=Path, default=default, help="[default: accuracy.json beside the script]"
+        "--results",
+        type=Path,
+        default=default,
+        help="results file [default: accuracy.json next to the script]",
     )
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
-    parser.add_argument(
-        "--table", action="store_true", help="train nothing, print what the results file holds"
-    )
+    parser.add_argument("--table", action="store_true", help="print the results so far without training")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=min(cores, 8))
     parser.add_argument(
-        "--images", type=int, default=200, help="of stand-ins for data sets that are not there"
+        "--images", type=int, default=200, help="size of data sets made by `trainer sample-data`"
     )
     arguments = parser.parse_args()
     cases = [case for case in CASES if not arguments.only or case.name in arguments.only]
     if arguments.device == "cpu":
         cases = [case for case in cases if case.device == "cpu"]
         if not cases:
-            parser.error(f"{', '.join(arguments.only)}: a CPU would take days; give --device cuda")
+            parser.error(f"{', '.join(arguments.only)}: a CPU would take days; use --device cuda")
     else:
         cases = [replace(case, device="cuda") for case in cases]
     if arguments.tiny and arguments.results == default:
@@ -190,8 +192,8 @@ def main() -> None:
     for case in cases if arguments.data_root else ():
         if not (arguments.data_root / case.data / "train.jsonl").is_file():
             raise SystemExit(
-                f"{arguments.data_root / case.data / 'train.jsonl'}: is missing; leave --data-root "
-                "out for data sets of `trainer sample-data`"
+                f"{arguments.data_root / case.data / 'train.jsonl'}: is missing; without --data-root, "
+                "data sets made by `trainer sample-data` are used"
             )
     if arguments.tiny:
         arguments.rounds, arguments.workers, arguments.images = 1, 0, 10
@@ -205,19 +207,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in (
             () if arguments.table else range(arguments.rounds)
-        ):  # whole rounds of all, one after another
+        ):  # one round of all cases after the other
             for case in cases:
                 for contender in ("ours", case.peer, "ours, modern"):
                     key = f"{key_of(case, made + contender)} seed {seed}"
                     if key in results.found or contender in absent:
                         continue
                     say(key)
-                    commit = measuring.commit()  # before a training of hours
+                    commit = measuring.commit()  # before training, which takes hours
                     try:
                         results.add(key, train(case, contender, seed, Path(scratch), arguments), commit)
                     except Absent as error:
                         absent[contender] = str(error)
-                    except RuntimeError as error:  # is tried again when the script is run again
+                    except RuntimeError as error:  # retried when the script runs again
                         say(str(error))
                     value = results.value(key)
                     say("  absent" if value is None else f"  {value:.3f}")
@@ -227,7 +229,7 @@ def main() -> None:
         )
     )
     headers = (
-        "training",
+        "workload",
         "metric",
         "peer",
         "peer's mean",

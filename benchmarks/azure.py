@@ -1,19 +1,20 @@
-"""A job file against Azure AutoML itself: a finished run there beside the same job trained here.
+"""Compares a finished run of Azure AutoML with the same job file trained here.
 
     python benchmarks/azure.py --config job.yml --azure-run RUN_ID \\
         --tracking-uri azureml://REGION.api.azureml.ms/mlflow/v1.0/subscriptions/… \\
         [--endpoint https://NAME.REGION.inference.ml.azure.com/score --key-file key.txt] \\
         [--price-per-hour 3.06]
 
-The run is read through MLflow; an azureml:// address needs `pip install azureml-mlflow azure-identity` and
-who is logged in (`az login`). RUN_ID is the job's name in the studio; of a sweep the best trial counts for
-the figures, the whole job for time, and all trials, each on a machine of its own, for cost. What follows `--`
-goes to `trainer fit` as it is:
+The run is read through MLflow; an azureml:// URL needs `pip install azureml-mlflow azure-identity` and a
+login (`az login`). RUN_ID is the job's name in the studio. For a sweep, metrics are those of the best
+trial, time is that of the whole job, and cost is that of all trials, each on a machine of its own. Flags
+after `--` are passed to `trainer fit`:
 
     … --price-per-hour 3.06 -- --data-asset fridge-items=data/fridge --weights /models
 
-With an endpoint the validation images are sent to it and to `trainer serve` of the new model, by turns, one
-at a time. The key is read from a file, so that no shell history keeps it, and is never printed.
+With an endpoint, the validation images are sent to it and to `trainer serve` of the new model in turn, one
+at a time. The key is read from a file, so that it does not end up in the shell history, and is never
+printed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import httpx
@@ -58,11 +59,11 @@ class Side:
     """One side of the comparison.
 
     Attributes:
-        metrics: the best epoch's, by the names of the reference.
-        epochs: how many were trained, None where that is not known.
-        seconds: of the whole job.
-        best_seconds: of the trial that the metrics are of.
-        machine_seconds: that are paid for: trials beside each other run on a machine each.
+        metrics: of the best epoch, by the reference's names.
+        seconds: duration of the whole job.
+        best_seconds: duration of the trial that the metrics are from.
+        machine_seconds: machine time that is paid for; parallel trials on Azure run on a machine each.
+        epochs: number of trained epochs; None if unknown.
     """
 
     metrics: Mapping[str, float]
@@ -73,10 +74,10 @@ class Side:
 
 
 def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
-    """A finished run of Azure AutoML for Images, at the epoch at which its primary metric was best.
+    """Read a finished run of Azure AutoML for Images at the epoch with its best primary metric.
 
     Raises:
-        SystemExit: it cannot be read, has not ended, or has no such metric; says what to do.
+        SystemExit: the run cannot be read, has not finished, or has no such metric; says what to do.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -104,7 +105,7 @@ def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
         )
     steps = history[primary_metric]
     at = max(steps, key=lambda step: (steps[step], -step))
-    # Figures that were logged once, at the end, are of the best epoch.
+    # Metrics that were logged once, at the end, are those of the best epoch.
     metrics = {name: values.get(at, values[max(values)]) for name, values in history.items()}
     seconds = _seconds(run)
     trials = [_seconds(child) for child in _children(client, run)]
@@ -113,18 +114,18 @@ def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
 
 
 def _children(client: Any, run: Any) -> list[Any]:
-    """A job's trials."""
+    """Return the trials of a job."""
     query = f"tags.`{PARENT_TAG}` = '{run.info.run_id}'"
     return list(client.search_runs([run.info.experiment_id], query, max_results=1000))
 
 
 def _seconds(run: Any) -> float:
-    """How long a run took; 0 if it never ended."""
+    """Return the duration of a run; 0 if it never ended."""
     return (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else 0.0
 
 
 def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
-    """The run that holds the figures: the best child of an AutoML job, else the run itself."""
+    """Return the run that has the metrics: the best child of an AutoML job, else the run itself."""
     if BEST_CHILD_TAG in run.data.tags:
         return client.get_run(run.data.tags[BEST_CHILD_TAG])
     if primary_metric in run.data.metrics:
@@ -134,18 +135,19 @@ def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
 
 
 def train(config: Path, output: Path, flags: Sequence[str]) -> Run:
-    """`trainer fit` with the job file; a run that is there already, and has finished, is taken as it is."""
+    """Run `trainer fit` with the job file; an unfinished run is resumed, and a finished one used as it is."""
     if not (output / "result.json").is_file():
         resumes = (output / "checkpoints" / "last.ckpt").is_file()
         what = ["--resume", output] if resumes else ["--config", config, "--output", output, *flags]
         command = [sys.executable, "-m", "trainer", "fit", *map(str, what)]
         environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT)}
         if subprocess.run(command, env=environment, stdout=sys.stderr, check=False).returncode:
-            raise SystemExit("the training failed; mend what it says, and start this again")
+            raise SystemExit("training failed; fix the error above and run this again")
     return Run.open(output, ("job.yaml", "result.json"))
 
 
 def read_ours(run: Run) -> Side:
+    """Read a finished run of ours."""
     result = run.read_result()
     total = best = result.durations.total  # its trials share this machine
     if result.best_trial is not None:
@@ -162,7 +164,7 @@ def _trained_epochs(run: Run) -> int | None:
 
 
 def requests_of(job: Job, count: int) -> list[bytes]:
-    """Bodies as clients of an Azure endpoint send them, one image each, of the validation data."""
+    """Make request bodies as clients of an Azure endpoint send them, each with one validation image."""
     data = read(job.validation_data or job.training_data, job.task, datastores=job.datastores).records
     bodies = []
     for index in range(min(count, len(data))):
@@ -173,7 +175,7 @@ def requests_of(job: Job, count: int) -> list[bytes]:
 
 
 class Endpoint:
-    """A scoring address that speaks the documented contract."""
+    """A scoring URL that implements the documented contract; measures latencies."""
 
     def __init__(self, url: str, key: str = "") -> None:
         self.url = url
@@ -190,9 +192,10 @@ class Endpoint:
         self.client.close()
 
     def ask(self, body: bytes) -> None:
-        """
+        """Send a request and record its latency.
+
         Raises:
-            SystemExit: no answer, or not one to the request.
+            SystemExit: there is no answer, or it is not the documented one.
         """
         began = time.perf_counter()
         try:
@@ -201,7 +204,7 @@ class Endpoint:
             raise SystemExit(f"{self.url}: does not answer: {error}") from None
         seconds = time.perf_counter() - began
         if answer.status_code in (401, 403):
-            raise SystemExit(f"{self.url}: refuses the key ({answer.status_code}); is it in --key-file?")
+            raise SystemExit(f"{self.url}: rejects the key ({answer.status_code}); is it in --key-file?")
         if answer.is_error:
             raise SystemExit(f"{self.url}: {answer.status_code}: {answer.text[:300]}")
         found = answer.json()
@@ -209,18 +212,19 @@ class Endpoint:
             raise SystemExit(f"{self.url}: not the documented answer: {answer.text[:200]}")
         self.milliseconds.append(1000 * seconds)
 
-    def percentile(self, share: float) -> float:
+    def percentile(self, fraction: float) -> float:
+        """Return the latency that this fraction of requests does not exceed, in milliseconds."""
         ordered = sorted(self.milliseconds)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
 @contextmanager
 def served(run: Run, *flags: str) -> Iterator[str]:
-    """`trainer serve` of a run on a free port; its scoring address."""
+    """Run `trainer serve` for a run on a free port and yield its scoring URL."""
     command = [sys.executable, "-m", "trainer", "serve", str(run.directory), "--port", "0", *flags]
     environment = {**os.environ, "PYTHONPATH": str(measuring.ROOT), "PYTHONUNBUFFERED": "1"}
     with (
-        # Files, since the service writes a line for each request: a pipe that nobody reads would fill up.
+        # Files, as the service logs every request: a pipe that nobody reads would fill up.
         tempfile.NamedTemporaryFile("w+") as output,
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdout=output, stderr=errors, text=True, env=environment) as server,
@@ -232,9 +236,10 @@ def served(run: Run, *flags: str) -> Iterator[str]:
 
 
 def _address_when_ready(server: subprocess.Popen[str], output: Path, errors: IO[str]) -> str:
-    """
+    """Wait until the server responds and return its scoring URL.
+
     Raises:
-        SystemExit: it has ended, or has not answered after three minutes; with what it said.
+        SystemExit: the server has ended or has not responded after three minutes; has its output.
     """
     until = time.monotonic() + _READY_SECONDS
     while time.monotonic() < until and server.poll() is None:
@@ -251,7 +256,7 @@ def _address_when_ready(server: subprocess.Popen[str], output: Path, errors: IO[
 
 
 def compare_latency(job: Job, run: Run, endpoint: str, key: str, count: int) -> tuple[Endpoint, Endpoint]:
-    """Both endpoints' latencies over the same images, by turns; the first request of each is not counted."""
+    """Measure both endpoints in turn with the same images; the first request to each is not counted."""
     bodies = requests_of(job, count)
     with served(run) as url, Endpoint(endpoint, key) as azure, Endpoint(url) as ours:
         for each in (azure, ours):
@@ -260,13 +265,13 @@ def compare_latency(job: Job, run: Run, endpoint: str, key: str, count: int) -> 
         for body in bodies:
             azure.ask(body)
             ours.ask(body)
-    return azure, ours  # with what they measured
+    return azure, ours
 
 
 def rows(
     azure: Side, ours: Side, primary_metric: str, prices: tuple[float | None, float | None]
 ) -> list[list[str]]:
-    """The metrics that both have, the primary one first; then epochs, time and cost."""
+    """Tabulate the metrics that both have, the primary one first; then epochs, time and cost."""
     shared = [primary_metric, *sorted((azure.metrics.keys() & ours.metrics.keys()) - {primary_metric})]
     table = [
         [
@@ -290,7 +295,7 @@ def rows(
         ]
         factor = f"× {number(costs[0] / costs[1])}" if costs[1] else "–"
         table.append(
-            [f"cost at {prices[0]:g} and {prices[1]:g} an hour", *(f"{cost:.4f}" for cost in costs), factor]
+            [f"cost at {prices[0]:g} and {prices[1]:g} per hour", *(f"{cost:.4f}" for cost in costs), factor]
         )
     return table
 
@@ -304,15 +309,17 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the job file that was run on Azure")
     parser.add_argument("--azure-run", required=True, metavar="RUN_ID")
     parser.add_argument(
-        "--tracking-uri", required=True, metavar="URI", help="the workspace's, or any MLflow server's"
+        "--tracking-uri", required=True, metavar="URI", help="of the workspace, or of any MLflow server"
     )
-    parser.add_argument("--output", type=Path, help="the run here; one that has finished is taken as it is")
-    parser.add_argument("--endpoint", metavar="URL", help="of the model deployed on Azure, .../score")
-    parser.add_argument("--key-file", type=Path, metavar="F", help="holds the endpoint's key")
-    parser.add_argument("--requests", type=int, default=50, help="images sent to each endpoint [default: 50]")
-    parser.add_argument("--price-per-hour", type=float, metavar="P", help="of Azure's machine")
+    parser.add_argument("--output", type=Path, help="directory of our run; a finished run is used as it is")
     parser.add_argument(
-        "--own-price-per-hour", type=float, metavar="P", help="of this machine [default: the same]"
+        "--endpoint", metavar="URL", help="scoring URL of the model deployed on Azure, .../score"
+    )
+    parser.add_argument("--key-file", type=Path, metavar="F", help="file with the endpoint's key")
+    parser.add_argument("--requests", type=int, default=50, help="images sent to each endpoint [default: 50]")
+    parser.add_argument("--price-per-hour", type=float, metavar="P", help="price of Azure's machine")
+    parser.add_argument(
+        "--own-price-per-hour", type=float, metavar="P", help="price of this machine [default: the same]"
     )
     arguments = parser.parse_args(own)
     try:
@@ -331,9 +338,9 @@ def main() -> None:
         if arguments.endpoint:
             job = Job.read(run.job)
             latencies = compare_latency(job, run, arguments.endpoint, key, arguments.requests)
-            for share in (0.5, 0.95, 0.99):
-                pair = [each.percentile(share) for each in latencies]
-                name = f"latency, {share:.0%} of requests within, ms"
+            for fraction in (0.5, 0.95, 0.99):
+                pair = [each.percentile(fraction) for each in latencies]
+                name = f"latency, {fraction:.0%} of requests, ms"
                 table.append([name, *map(number, pair), f"× {number(pair[0] / pair[1])}"])
             means = [statistics.mean(each.milliseconds) for each in latencies]
             table.append(["latency, mean, ms", *map(number, means), f"× {number(means[0] / means[1])}"])
@@ -341,11 +348,11 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     print(measuring.heading("Against Azure AutoML", "torch", "lightning", "mlflow"))
     print(
-        f"Azure's run {arguments.azure_run}; ours {run.directory}. × says how many times less ours takes. "
-        "Without a sweep here, ours of the best trial is the whole run, packaging too."
+        f"Azure's run {arguments.azure_run}; ours {run.directory}. × N means that ours takes 1/N as much. "
+        "If ours is no sweep, its best trial is the whole run, including packaging."
     )
     if arguments.endpoint:
-        print("Latencies of Azure's endpoint include the network's way there; ours is asked on this machine.")
+        print("Latencies of Azure's endpoint include the network; ours runs on this machine.")
     print()
     print(measuring.table(("", "Azure", "ours", "difference"), table))
 

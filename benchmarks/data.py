@@ -1,4 +1,4 @@
-"""Data sets for the benchmarks: photo-like images written on the spot; sets in the forms of the peers."""
+"""Writes data sets of photo-like images for the benchmarks, also in the peers' formats."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ CLASSES = ("can", "carton", "milk_bottle", "water_bottle")
 def make(
     task: Task, folder: Path, images: int, size: tuple[int, int] = (640, 480), seed: int = 0
 ) -> tuple[Path, Path]:
-    """Write train.jsonl and validation.jsonl (a quarter as many) with JPEGs of (width, height).
+    """Write train.jsonl and validation.jsonl (a quarter as many images) with JPEGs of `size` (width, height).
 
-    The pictures are smoothed noise with bright blobs where the objects are, of about a photo's bytes a pixel.
+    The images are smoothed noise with bright blobs as objects, with about as many bytes per pixel as photos.
     """
     generator = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -71,17 +71,18 @@ def _write(
 
 
 def records(file: Path, task: Task, classes: tuple[str, ...] | None = None) -> Records:
-    """The records of a JSONL file; `classes`, a superset of their own, for their labels to count in."""
+    """Read a JSONL file; its labels index `classes`, a superset of the file's own, if they are given."""
     found = read([file], task).records
     return found if classes is None or found.classes == classes else found.relabelled(classes)
 
 
 def all_classes(task: Task, *files: Path) -> tuple[str, ...]:
+    """Return the sorted names of all classes in several files."""
     return tuple(sorted({name for file in files for name in records(file, task).classes}))
 
 
 def as_yolo(train: Path, validation: Path, task: Task, folder: Path) -> Path:
-    """The same data as ultralytics reads them: links to the images, a label file each, data.yaml."""
+    """Write the same data in ultralytics' format: links to the images, their label files, and data.yaml."""
     classes = all_classes(task, train, validation)
     for name, file in (("train", train), ("val", validation)):
         found = records(file, task, classes)
@@ -93,27 +94,27 @@ def as_yolo(train: Path, validation: Path, task: Task, folder: Path) -> Path:
             link = images / f"{index:06d}{source.suffix}"
             if not link.exists():
                 os.symlink(source.resolve(), link)
-            truth = found.target(index)
-            assert isinstance(truth, Objects)
-            (labels / f"{index:06d}.txt").write_text("".join(f"{line}\n" for line in _yolo_lines(truth)))
+            target = found.target(index)
+            assert isinstance(target, Objects)
+            (labels / f"{index:06d}.txt").write_text("".join(f"{line}\n" for line in _yolo_lines(target)))
     config = folder / "data.yaml"
     names = "".join(f"  {index}: {name}\n" for index, name in enumerate(classes))
     config.write_text(f"path: {folder.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}")
     return config
 
 
-def _yolo_lines(truth: Objects) -> Iterator[str]:
-    for index in np.flatnonzero(~truth.crowd):
-        if truth.polygons is not None:
-            points = max(truth.polygons[index], key=len).ravel()
+def _yolo_lines(target: Objects) -> Iterator[str]:
+    for index in np.flatnonzero(~target.crowd):
+        if target.polygons is not None:
+            points = max(target.polygons[index], key=len).ravel()
         else:
-            x1, y1, x2, y2 = truth.boxes[index]
+            x1, y1, x2, y2 = target.boxes[index]
             points = np.array([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
-        yield " ".join([str(truth.labels[index]), *(f"{value:.6f}" for value in points)])
+        yield " ".join([str(target.labels[index]), *(f"{value:.6f}" for value in points)])
 
 
 def real_or_made(root: Path | None, name: str, task: Task, folder: Path, images: int) -> tuple[Path, Path]:
-    """A set under `root`, else one of `trainer sample-data`."""
+    """Return the files of a data set in `root`, or of one made by `trainer sample-data` if there is none."""
     if root is not None and (root / name / "train.jsonl").is_file():
         return root / name / "train.jsonl", root / name / "validation.jsonl"
     from trainer.data import samples

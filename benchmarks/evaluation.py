@@ -1,11 +1,11 @@
-"""How long COCO's figures take here and with pycocotools, on the same random detections.
+"""Compares the time to compute COCO's metrics with pycocotools, on the same random detections.
 
     python benchmarks/evaluation.py                      # 5,000 images with 100 detections each
     python benchmarks/evaluation.py --images 500         # a quick look
 
-Both start from the same arrays, an image at a time, and end with the twelve figures, which must agree to
-1e-6; ours computes the VOC-style figures along. CPU time counts all threads and bears other work on the
-machine better than wall time.
+Both start from the same arrays, one image at a time, and end with the twelve metrics, which must agree to
+1e-6; ours also computes the VOC-style metrics. CPU time includes all threads and is less sensitive than
+wall time to other load on the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 from benchmarks import measuring
 from benchmarks.measuring import Measurements, need
@@ -36,7 +36,7 @@ GOAL = 5.0
 
 
 def random_pairs(images: int, detections: int, classes: int, seed: int = 0) -> list[Pair]:
-    """Images with about seven objects, of which most are found, and for the rest false detections."""
+    """Make images with about seven objects, most of which are detected, and otherwise false detections."""
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(images):
@@ -66,8 +66,8 @@ def _boxes(rng: np.random.Generator, count: int) -> Any:
 def ours(pairs: list[Pair], classes: int) -> dict[str, float]:
     names = [str(label) for label in range(classes)]
     evaluator = metrics.create(Task.DETECTION, names, metric_type="coco_voc")
-    for prediction, truth in pairs:
-        evaluator.update(prediction, truth)
+    for prediction, target in pairs:
+        evaluator.update(prediction, target)
     measurements = evaluator.compute()
     return {name: measurements[name] for name in NAMES}
 
@@ -78,15 +78,15 @@ def theirs(pairs: list[Pair], classes: int) -> dict[str, float]:
     from pycocotools.cocoeval import COCOeval
 
     factor = np.array([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=np.float64)
-    truths: list[dict[str, Any]] = []
+    targets: list[dict[str, Any]] = []
     found = []
-    for number, (prediction, truth) in enumerate(pairs, start=1):
+    for number, (prediction, target) in enumerate(pairs, start=1):
         for box, label, crowd in zip(
-            _pixels(truth.boxes, factor).tolist(), truth.labels.tolist(), truth.crowd.tolist(), strict=True
+            _pixels(target.boxes, factor).tolist(), target.labels.tolist(), target.crowd.tolist(), strict=True
         ):
-            truths.append(
+            targets.append(
                 {
-                    "id": len(truths) + 1, "image_id": number, "category_id": label + 1, "bbox": box,
+                    "id": len(targets) + 1, "image_id": number, "category_id": label + 1, "bbox": box,
                     "area": box[2] * box[3], "iscrowd": int(crowd),
                 }
             )  # fmt: skip
@@ -99,7 +99,7 @@ def theirs(pairs: list[Pair], classes: int) -> dict[str, float]:
     coco.dataset = {
         "images": [{"id": n, "height": HEIGHT, "width": WIDTH} for n in range(1, len(pairs) + 1)],
         "categories": [{"id": label + 1, "name": str(label)} for label in range(classes)],
-        "annotations": truths,
+        "annotations": targets,
     }
     coco.createIndex()
     evaluation = COCOeval(coco, coco.loadRes(np.concatenate(found)), "bbox")
@@ -116,7 +116,7 @@ def _pixels(boxes: Any, factor: Any) -> Any:
 
 
 def timed(work: Callable[[], dict[str, float]]) -> Measurements:
-    """What it returns, and the seconds of wall and of processor time that it took."""
+    """Run and time `work`; return its metrics and the seconds of wall and CPU time."""
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -127,7 +127,7 @@ def timed(work: Callable[[], dict[str, float]]) -> Measurements:
 def main() -> None:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--images", type=int, default=5000, help="[default: 5000]")
-    parser.add_argument("--detections", type=int, default=100, help="an image [default: 100]")
+    parser.add_argument("--detections", type=int, default=100, help="detections per image [default: 100]")
     parser.add_argument("--classes", type=int, default=80, help="[default: 80]")
     options = parser.parse_args()
     if options.tiny:
@@ -148,8 +148,8 @@ def main() -> None:
         (abs(a[name] - b[name]) for a, b in zip(own, peers, strict=False) for name in NAMES), default=0.0
     )
     if off > 1e-6:
-        sys.exit(f"the figures differ by {off:.2g}: {own[0]} and {peers[0]}")
-    agreement = f"figures equal to {max(off, 1e-16):.0e}" if peers else "figures compared with nobody's"
+        sys.exit(f"the metrics differ by {off:.2g}: {own[0]} and {peers[0]}")
+    agreement = f"metrics equal to {max(off, 1e-16):.0e}" if peers else "metrics not compared"
     print(
         f"{options.images:,} images with {options.detections} detections each, {options.classes} classes; "
         f"{agreement}, map {own[0]['map']:.3f}.\n"

@@ -1,15 +1,15 @@
-"""XRAI here against the `saliency` package: the same network, image and steps, in alternation.
+"""Compares XRAI with the `saliency` package: the same network, image and steps, in alternation.
 
     python benchmarks/explanations.py                # ResNet-18, 50 steps; 3 minutes on two cores
     python benchmarks/explanations.py --threads 1
     python benchmarks/explanations.py --model resnet50 --rounds 5 photo.jpg
 
-The network is untrained; the image is a photograph that scikit-image brings along, or the one that is named.
-`saliency` gets gradients as cheaply as PyTorch gives them: of the input alone, none of the weights. It is
-measured as its users call it, a step at a time, which is its default, and with eight steps at once.
-The goal: at most half the time that `saliency` takes by default. A rank correlation is that with our map.
-Other work on the machine slows `saliency` down more than ours, whose two streams do not wait for each other:
-with several threads only figures of a quiet machine are worth anything.
+The network is untrained; the image is a photograph included in scikit-image, or a given file. `saliency`
+gets gradients at PyTorch's lowest cost: only those of the input, not of the weights. It is measured with
+one step at a time, which is its default, and with eight steps at once. The goal is at most half the time
+that `saliency` takes by default. The rank correlation is that of both maps. Other load on the machine slows
+`saliency` down more than ours, whose two streams do not wait for each other: with several threads, measure
+on a quiet machine only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 import numpy as np
 import torch
@@ -55,9 +55,9 @@ def main() -> int:
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--threads", type=int, help="of PyTorch [default: its own]")
+    parser.add_argument("--threads", type=int, help="PyTorch threads [default: PyTorch's own]")
     parser.add_argument(
-        "--channels-last", action="store_true", help="lay saliency's network out so, as few of its users do"
+        "--channels-last", action="store_true", help="use this memory layout for saliency's network, too"
     )
     options = parser.parse_args()
     if options.threads:
@@ -100,7 +100,7 @@ def _family(model: str) -> Any:
 
 
 def _photograph() -> np.ndarray:
-    """A cat of 640 x 480 pixels."""
+    """Return a photograph of a cat, 640 x 480 pixels."""
     from skimage import data
 
     return np.array(
@@ -111,7 +111,7 @@ def _photograph() -> np.ndarray:
 def _contenders(
     family: Any, network: torch.nn.Module, subject: Subject, steps: int, maps: dict[str, np.ndarray]
 ) -> dict[str, Callable[[], Measurements]]:
-    """Each explains the image once, leaves its map in `maps` and returns the seconds."""
+    """Make functions that explain the image once, store the map in `maps` and return the seconds."""
 
     def timed(name: str, explain: Callable[[], np.ndarray]) -> Callable[[], Measurements]:
         def measure() -> Measurements:
@@ -193,9 +193,9 @@ def _print(found: dict[str, list[Measurements]], absent: dict[str, str], maps: d
                     f"{spearmanr(maps[ours].ravel(), maps[peer].ravel()).statistic:.3f}",
                 ]
             )
-    print(measuring.table(["xrai", "seconds an image", "ours / saliency", "goal", "rank correlation"], rows))
+    print(measuring.table(["xrai", "seconds per image", "ours / saliency", "goal", "rank correlation"], rows))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\npeak resident memory of the process: {peak:.0f} MiB")
+    print(f"\nPeak resident memory of the process: {peak:.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How fast data come in: lines read and validated, images decoded and augmented, batches out of the loader.
+"""Compares the speed of the input pipeline: reading lines, decoding and augmenting images, loading batches.
 
-    python benchmarks/input_pipeline.py                      # everything, some minutes
+    python benchmarks/input_pipeline.py                      # everything; takes some minutes
     python benchmarks/input_pipeline.py --only lines --lines 1000000
 
-Lines and images are counted on one core, by the processor's time, so that other work on the machine disturbs
-little. Peers: for lines plain parsers, which check nothing; for images each library's own training dataset;
-for the loader timm's.
+Lines and images are measured on one core by CPU time, which is little affected by other load on the
+machine. The peers are, for lines, plain parsers that check nothing; for images, each library's own training
+dataset; for the loader, timm's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 os.environ.setdefault("YOLO_OFFLINE", "true")
 
 import cv2
@@ -32,6 +32,7 @@ from torch.utils.data._utils import worker
 from benchmarks import data, measuring
 from benchmarks.measuring import Measurements, need, number, say
 from benchmarks.reading_lines import write_lines
+from trainer.cores import available_cores
 from trainer.data.datasets import RecordExamples
 from trainer.data.quick_decoding import decode_quickly
 from trainer.models import Family, create, specify
@@ -41,9 +42,9 @@ from trainer.tasks import Task
 from trainer.training.loading import Batches, Draw, SeededItems
 
 SECONDS_GOAL, BYTES_GOAL = 10.0, 1_000_000_000
-"""For a million lines with three boxes each, on one core: time, and memory of the whole process."""
+"""Goals for a million lines with three boxes each, on one core: time, and memory of the whole process."""
 WARM_UP = 8
-"""Items that are not counted: an operation takes long the first time, and each item draws some of them."""
+"""Number of items that are not counted: an operation is slow the first time, and items use some at random."""
 
 
 def lines(arguments: Any) -> None:
@@ -79,8 +80,8 @@ def lines(arguments: Any) -> None:
         "reader",
         "lines/s on one core",
         "its time / ours",
-        "bytes a record kept",
-        "pickled",
+        "bytes kept per record",
+        "bytes pickled",
         "peak MB",
     )
     print(measuring.table(headers, rows))
@@ -89,7 +90,7 @@ def lines(arguments: Any) -> None:
         raise SystemExit("the reader failed")
     times = 1e6 / count
     met = measuring.median(ours, "cpu_seconds") * times <= SECONDS_GOAL
-    # The process itself takes its share once.
+    # The process itself needs memory only once.
     kept, peak = measuring.median(ours, "resident"), measuring.median(ours, "peak_mb") * 1e6
     met = met and peak + kept * max(0.0, times - 1) <= BYTES_GOAL
     print(
@@ -99,8 +100,8 @@ def lines(arguments: Any) -> None:
 
 
 def rate(make: Callable[[int], object], count: int) -> Measurements:
-    """Items a second of the processor's time, in this thread."""
-    gc.collect()  # what was imported before would be gone through at some item
+    """Return items per second of this thread's CPU time."""
+    gc.collect()  # else a collection of all that was imported would be timed with some item
     began = time.thread_time()
     for index in range(count):
         make(index)
@@ -110,7 +111,7 @@ def rate(make: Callable[[int], object], count: int) -> Measurements:
 def examples(
     task: Task, model: str, size: int, folder: Path
 ) -> tuple[Family, Settings, RecordExamples, RecordExamples]:
-    """A family, settings, and its training examples decoded in full and as a training decodes them."""
+    """Return family, settings, and training examples decoded at full scale and as in training."""
     by_family = (
         {"training_crop_size": size, "validation_crop_size": size}
         if not task.has_boxes
@@ -125,7 +126,7 @@ def examples(
 
 
 def for_training(family: Family, settings: Settings, whole: RecordExamples) -> RecordExamples:
-    """The same examples as a training decodes and keeps them, none of them decoded yet."""
+    """Return the same examples as they are decoded and cached in training, none of them decoded yet."""
     cache = 0 if family.images_at_hand(settings) else settings.image_cache_megabytes * 2**20
     records = whole.records
     return RecordExamples(records, records.classes, family.short_side(settings), cache, quickly=True)
@@ -138,7 +139,7 @@ def timm_items(folder: Path, task: Task, size: int) -> Callable[[int], object]:
     from benchmarks.contenders.timm_loop import Images
 
     images = Images(data.records(folder / "train.jsonl", task))
-    # As its own loop has it: bytes, which are normalised on the device.
+    # As in its own loop: uint8 images, which are normalised on the device.
     images.transform = create_transform(
         size, is_training=True, hflip=0.5, color_jitter=0.4, color_jitter_prob=0.5, use_prefetcher=True
     )
@@ -169,7 +170,7 @@ def torchvision_items(folder: Path, task: Task, size: int) -> Callable[[int], ob
 
     def item(index: int) -> object:
         picture, target = images[index]
-        return network.transform([picture], [target])  # which torchvision does in the network
+        return network.transform([picture], [target])  # torchvision does this in the network
 
     return item
 
@@ -186,7 +187,7 @@ PEERS = {
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """As in a loader's worker, which is where items are made."""
+    """Use one thread and look like a loader worker, where items are made."""
     threads, of_opencv, info = torch.get_num_threads(), cv2.getNumThreads(), worker._worker_info
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -201,11 +202,11 @@ def one_core() -> Iterator[None]:
 
 @one_core()
 def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -> None:
-    """Decoding and augmentation, image by image on one core."""
+    """Measure decoding and augmentation, image by image on one core."""
     if arguments.tiny:
         photo = (96, 80)
     rows = []
-    # Mosaic takes four images for one; a few large ones are enough.
+    # Mosaic combines four images; a few large ones are enough.
     count = 2 if arguments.tiny else 40 if photo[0] < 1000 else 8
     for name, (items_of, task, model, full_size) in PEERS.items():
         size = 64 if arguments.tiny else full_size
@@ -219,8 +220,8 @@ def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -
             return finished(family, SeededItems(dataset, 0))  # noqa: B023
 
         def ours() -> Measurements:
-            """A first and a second epoch: the second finds in memory what the first has left there."""
-            warmed = items()  # of its own, since it leaves images in memory
+            """Measure two epochs: the second finds the images that the first has cached."""
+            warmed = items()  # a separate dataset, since it caches images
             for index in range(min(count, WARM_UP)):
                 warmed(Draw(0, index))
             made = items()
@@ -248,19 +249,19 @@ def images(arguments: Any, scratch: Path, photo: tuple[int, int] = (640, 480)) -
             measuring.spread(later),
         ])  # fmt: skip
     print(
-        f"\n### Decoding and augmentation, photos of {photo[0]} × {photo[1]}\n\nImages a second on one "
-        "core, by the processor's time. In a later epoch ours finds as many images decoded as\n"
-        "image_cache_megabytes has room for, here all.\n"
+        f"\n### Decoding and augmentation, photos of {photo[0]} × {photo[1]}\n\nImages per second on one "
+        "core, by CPU time. From its second epoch ours finds as many images decoded as\n"
+        "image_cache_megabytes has room for, here all of them.\n"
     )
     headers = (
-        "training images of", "peer", "peer", "ours, first epoch", "ours / peer", "goal", "ours, later",
-        "later / peer",
+        "workload", "peer", "peer", "ours, first epoch", "ours / peer", "goal", "ours, later epochs",
+        "ours, later / peer",
     )  # fmt: skip
     print(measuring.table(headers, rows))
 
 
 def finished(family: Family, items: Any) -> Callable[[Draw], object]:
-    """An item with what the network itself does to an image where the peer's dataset does it: R-CNNs'."""
+    """Make items, for R-CNNs with the network's transform, which the peer's dataset applies, too."""
     if family.spec.family != "rcnn":
         return lambda draw: items[draw]
     transform = family.build().transform
@@ -268,7 +269,7 @@ def finished(family: Family, items: Any) -> Callable[[Draw], object]:
 
 
 def reduced_scale(arguments: Any, scratch: Path) -> None:
-    """What decoding at a reduced scale saves, and how far the network's input then differs."""
+    """Measure the time that decoding at a reduced scale saves and how much it changes the network's input."""
     photos = ((640, 480),) if arguments.tiny else ((2000, 1500), (4000, 3000))
     rows = []
     for photo in photos:
@@ -304,24 +305,24 @@ def reduced_scale(arguments: Any, scratch: Path) -> None:
                 measuring.spread(differences),
             ])  # fmt: skip
     print(
-        "\n### JPEGs at a reduced scale\n\nFor training alone; validation and serving decode in full. The "
-        "difference is the mean over pixels of what the network would be given without augmentation, of 255, "
-        "between the image\ndecoded in full and reduced.\n"
+        "\n### JPEGs at a reduced scale\n\nUsed only in training; validation and serving decode at full "
+        "scale. The difference is that of the network's input, without augmentation, between the image "
+        "decoded at full\nand at reduced scale: a mean over pixels, of 255.\n"
     )
     print(
         measuring.table(
-            ("training of", "scale", "in full, ms", "reduced, ms", "times as fast", "difference"), rows
+            ("workload", "scale", "full scale, ms", "reduced scale, ms", "speed-up", "difference"), rows
         )
     )
 
 
 def difference(family: Any, image: Any, other: Any) -> float:
-    """The mean over the values that the network is given of the two."""
+    """Return the mean absolute difference of the network's input for two images."""
     return float((family.preprocess(image)[0] - family.preprocess(other)[0]).abs().mean())
 
 
 def timm_loader(folder: Path, task: Task, size: int, workers: int) -> Callable[[], Iterable[Any]]:
-    """Makes timm's loader of bytes; what it puts around that to normalise them counts as the network's."""
+    """Make timm's loader of uint8 images, without its wrapper that normalises them on the device."""
     need("timm")
     from timm.data import create_loader
 
@@ -341,8 +342,8 @@ def timm_loader(folder: Path, task: Task, size: int, workers: int) -> Callable[[
 
 
 def loader(arguments: Any, scratch: Path) -> None:
-    """The first batch, and images a second by the number of workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Measure the time to the first batch, and images per second by the number of workers."""
+    cores = available_cores()
     photo, count, size = ((96, 80), 16, 64) if arguments.tiny else ((640, 480), 160, 224)
     task = Task.CLASSIFICATION
     folder = scratch / "loader"
@@ -379,17 +380,18 @@ def loader(arguments: Any, scratch: Path) -> None:
         rows.append([*row, measuring.spread(ratios), measuring.verdict(ratios, 1.0)])
     print(
         f"\n### The loader\n\nresnet50 at {size} px from {photo[0]} × {photo[1]}, batches of 16, "
-        f"{cores} cores, no image kept; timm's loader by create_loader, up to bytes, as ours gives them.\n"
+        f"{cores} cores, no image cached; timm's loader from create_loader, up to bytes, which is what ours "
+        "yields.\n"
     )
     headers = (
-        "workers", "first batch, s", "images/s", "times as many as without", "timm's first batch, s",
-        "timm's images/s", "timm's times", "ours / timm", "goal",
+        "workers", "first batch, s", "images/s", "speed-up over 0 workers", "timm's first batch, s",
+        "timm's images/s", "timm's speed-up", "ours / timm", "goal",
     )  # fmt: skip
     print(measuring.table(headers, rows))
 
 
 def streamed(make: Callable[[], Iterable[Any]], count: int) -> Measurements:
-    """Seconds to a new loader's first batch; `count` images a second of its second epoch."""
+    """Return the seconds to a new loader's first batch, and images per second in its second epoch."""
     began = time.perf_counter()
     stream = make()
     batches = iter(stream)

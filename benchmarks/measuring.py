@@ -1,7 +1,7 @@
-"""What the benchmarks share: contenders in alternation, medians and ratios, machine facts, Markdown tables.
+"""Measures contenders in alternation and prints medians, ratios and machine facts as Markdown.
 
-A contender is a function that measures once and returns figures by name. It mostly starts a process of its
-own (`run`), so that one library's imports, threads and caches do not help or hinder the next.
+A contender is a function that measures once and returns measurements by name. Most contenders start a
+process of their own (`run`), so that one library's imports, threads and caches do not affect the next.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from typing import Any
 import numpy as np
 import psutil
 
+from trainer.cores import available_cores
+
 ROOT = Path(__file__).resolve().parent.parent
 Measurements = dict[str, float]
 NOT_MEASURED = "not measured yet"
 
 
 class Absent(Exception):  # noqa: N818 (it is a fact, not a fault)
-    """A peer that is not installed; its row says so."""
+    """A peer is not installed; its row in the table says so."""
 
 
 def need(module: str, install: str | None = None) -> None:
-    """
+    """Check that a peer is installed.
+
     Raises:
-        Absent: the module cannot be imported here.
+        Absent: the module cannot be imported.
     """
     if find_spec(module) is None:
         raise Absent(f"not installed: pip install {install or module}")
@@ -51,13 +54,13 @@ def run(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
 ) -> tuple[str, Measurements]:
-    """Run a command to its end; its standard output, and `wall_seconds` and `peak_mb`.
+    """Run a command and return its standard output, `wall_seconds` and `peak_mb`.
 
-    `peak_mb` is the largest sum of the proportional set sizes of the process and its descendants, sampled
-    at least once a second: memory that forked workers share counts once.
+    `peak_mb` is the peak of the summed proportional set sizes of the process and its descendants, sampled at
+    least once per second: memory that forked workers share counts once.
 
     Raises:
-        RuntimeError: it failed; with the end of what it said.
+        RuntimeError: the command failed; has the end of its output.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
@@ -83,10 +86,10 @@ def run(
 
 
 def run_python(module: str, options: Mapping[str, Any], **others: Any) -> Measurements:
-    """Run `python -m MODULE OPTIONS-AS-JSON`, whose last line of output is JSON; its figures and `run`'s.
+    """Run `python -m MODULE OPTIONS-AS-JSON`; return the measurements in its last line and those of `run`.
 
     Raises:
-        Absent: the module says so, on its last line as {"absent": "…"}.
+        Absent: the last line is {"absent": "…"}.
     """
     text, costs = run([sys.executable, "-m", module, json.dumps(options)], **others)
     answer = json.loads(text.strip().splitlines()[-1])
@@ -110,7 +113,7 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        pause = 0.05  # short commands are seen, and long ones hardly disturbed
+        pause = 0.05  # short enough for short commands; grows, so as not to disturb long ones
         while True:
             try:
                 family = [self._process, *self._process.children(recursive=True)]
@@ -133,10 +136,10 @@ def _memory(process: psutil.Process) -> int:
 def alternate(
     contenders: Mapping[str, Callable[[], Measurements]], rounds: int
 ) -> tuple[dict[str, list[Measurements]], dict[str, str]]:
-    """Measure each contender once a round, the order turned by one each round.
+    """Measure each contender once per round; each round starts with the next contender.
 
     Returns:
-        The figures of each round by contender, and of those that could not be measured the reason.
+        The measurements of each contender by round, and the reasons why others could not be measured.
     """
     names = list(contenders)
     found: dict[str, list[Measurements]] = {name: [] for name in names}
@@ -159,11 +162,12 @@ def alternate(
 
 
 def median(found: Sequence[Measurements], name: str) -> float:
+    """Return the median of a measurement over the rounds."""
     return statistics.median(measurements[name] for measurements in found)
 
 
 def spread(values: Sequence[float]) -> str:
-    """The median, with the smallest and the largest value; a dash for none."""
+    """Format the median with the smallest and the largest value; a dash if there are no values."""
     if not values:
         return "–"
     middle = statistics.median(values)
@@ -173,28 +177,28 @@ def spread(values: Sequence[float]) -> str:
 def ratios(
     ours: Sequence[Measurements], peers: Sequence[Measurements], name: str, *, less_is_better: bool = False
 ) -> list[float]:
-    """Round by round how many times better ours is than the peer's; noise that a round shares cancels."""
+    """Return how many times better ours is than the peer's, by round; noise shared by a round cancels out."""
     pairs = [(a[name], b[name]) for a, b in zip(ours, peers, strict=False)]
     better = [(b, a) if less_is_better else (a, b) for a, b in pairs]
     return [figure / by for figure, by in better if by]
 
 
 def verdict(values: Sequence[float], goal: float | None) -> str:
-    """A goal for a ratio's median, and whether it is met."""
+    """Format a goal for the median of ratios and whether it is met."""
     if goal is None or not values:
         return "–"
     return f"≥ {goal:g}: " + ("met" if statistics.median(values) >= goal else "**missed**")
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """Format a number with three significant digits and without an exponent."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return np.format_float_positional(value, precision=3, unique=False, fractional=False, trim="-")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
+    """Format a Markdown table with the first column left-aligned and the others right-aligned."""
     cells = [[str(cell).replace("|", r"\|") for cell in row] for row in [headers, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     lines = [
@@ -211,14 +215,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def heading(title: str, *packages: str) -> str:
-    """A section's title, then in a line the date, the machine, the versions and the command."""
+    """Format a section's title, followed by a line with date, machine, versions and command."""
     at = commit()
     facts = f"{date.today().isoformat()}{at and f', commit {at}'}; {machine()}; {versions(*packages)}"
     return f"## {title}\n\n{facts}; `{command()}`\n"
 
 
 def commit() -> str:
-    """Such as "0123abc" or "0123abc-dirty" where this lies in a git repository, else nothing."""
+    """Return the git commit, such as "0123abc" or "0123abc-dirty"; empty outside a git repository."""
     asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude", "*"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -227,25 +231,26 @@ def commit() -> str:
 
 
 def command() -> str:
+    """Return the command line of this script."""
     script = Path(sys.argv[0]).resolve()
     shown = script.relative_to(ROOT) if script.is_relative_to(ROOT) else Path(script.name)
     return " ".join(["python", str(shown), *sys.argv[1:]])
 
 
 def machine() -> str:
-    """In general words: cores that may be used, architecture, GPUs."""
+    """Describe the machine: usable cores, architecture, memory, system, GPUs and load."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory = psutil.virtual_memory().total / 2**30
     return (
-        f"{cores} cores of {platform.machine()}, {memory:.0f} GiB, {platform.system()}, "
+        f"{available_cores()} cores of {platform.machine()}, {memory:.0f} GiB, {platform.system()}, "
         f"{', '.join(gpus) or 'no GPU'}, load {os.getloadavg()[0]:.1f} at the start"
     )
 
 
 def versions(*packages: str) -> str:
+    """List the versions of Python and packages."""
     found = [f"Python {platform.python_version()}"]
     for name in packages:
         try:
@@ -256,25 +261,26 @@ def versions(*packages: str) -> str:
 
 
 def hide_gpus(device: str) -> None:
-    """If `device` is "cpu", keep GPUs from what is started after this: some libraries take one unasked."""
+    """If `device` is "cpu", hide GPUs from processes started later: some libraries use one unasked."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def say(text: str) -> None:
-    """Progress, on standard error: standard output is the tables."""
+    """Print progress to standard error; standard output is for the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
 def arguments(
     description: str | None, *, rounds: int | None = 3, device: bool = False, tiny: bool = True
 ) -> argparse.ArgumentParser:
-    """The flags that benchmarks share; `--tiny` is for smoke tests and measures nothing worth knowing.
+    """Make a parser with the flags that benchmarks share.
 
     Args:
-        rounds: how often to measure by default; None: the script measures once.
-        device: it has a GPU set.
-        tiny: it can be smoke-tested.
+        description: of the script.
+        rounds: default number of rounds; None for a script that measures once.
+        device: whether the script supports GPUs.
+        tiny: whether the script can run as a smoke test, whose measurements mean nothing.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -285,6 +291,6 @@ def arguments(
         parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
     if tiny:
         parser.add_argument(
-            "--tiny", action="store_true", help="a smoke test: sizes at which figures mean nothing"
+            "--tiny", action="store_true", help="smoke test with sizes at which measurements mean nothing"
         )
     return parser

@@ -1,4 +1,4 @@
-"""One reader over a file of JSON lines, for input_pipeline.py: a process that imports no more."""
+"""Measures one reader of JSON lines in a process that imports nothing else; run by input_pipeline.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = ("can", "carton", "milk_bottle", "water_bottle")
 
 
 def write_lines(path: Path, lines: int) -> None:
-    """Detection lines with three boxes each, as an export of Azure's labelling writes them."""
+    """Write detection lines with three boxes each, in the format of an export from Azure's labelling."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as stream:
         for index in range(lines):
@@ -39,10 +39,10 @@ def write_lines(path: Path, lines: int) -> None:
 
 
 def parse(how: str, path: Path, directory: Path) -> Any:
-    """What a reader makes of a file's lines, all of it kept."""
+    """Read a file's lines with one of the readers and return all results."""
     if how == "ours":
         result = read([path], Task.DETECTION, datastores={"store": str(directory)})
-        assert not result.problems, "the file is faultless"
+        assert not result.problems, "the file is valid"
         return result.records
     if how == "msgspec":
         import msgspec
@@ -57,7 +57,7 @@ def parse(how: str, path: Path, directory: Path) -> Any:
 
 
 def measure(how: str, path: str) -> Measurements:
-    """Time and memory that reading takes of this process."""
+    """Measure the CPU time and memory that reading takes in this process."""
     memory = psutil.Process().memory_info
     before, cpu = memory().rss, time.process_time()
     kept = parse(how, Path(path), Path(path).parent)

@@ -1,21 +1,21 @@
-"""How many images a second the service answers, beside its ceiling, MLflow's own server and LitServe.
+"""Compares the throughput and latency of the service with a ceiling, MLflow's own server and LitServe.
 
     python benchmarks/serving.py                       # about 15 minutes
-    python benchmarks/serving.py --memory              # and how its memory grows, about 10 more
+    python benchmarks/serving.py --memory              # also measures memory growth; about 10 minutes more
 
-All of it runs on this machine, one server at a time, in rounds that alternate between the contenders, with
-untrained networks of four classes and 640 x 480 JPEGs. The clients are one process with a connection each,
-which sends the next request when it has the answer to the last.
+Everything runs on this machine, one server at a time, in rounds that alternate between the contenders, with
+untrained networks of four classes and 640 x 480 JPEGs. The clients share one process and have a connection
+each, on which they send the next request after the answer to the last.
 
 ceiling   decoding, preprocessing and the batched network in one process with the service's threads, without
-          HTTP, JSON or base64: the fastest of several ways, with the weights laid out as the service does
+          HTTP, JSON or base64: the fastest of several ways, with the same memory layout as the service
 serve     trainer serve, POST /score
 serve (i) the same, POST /invocations
 mlflow    mlflow models serve, POST /invocations
 litserve  LitServe around the same network with batches as large as the service's
 
 Goals: serve reaches 0.85 of the ceiling and 1.3 of mlflow; its memory after 10,000 requests is within 5 % of
-that after 1,000. Figures of a machine that does other things as well mean little.
+that after 1,000. Measurements on a machine with other load mean little.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-# This script bears the name of the package that it measures.
+# This script has the name of the package that it measures.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks import measuring  # noqa: E402
@@ -59,7 +59,7 @@ MAX_BATCH = 8
 
 
 def pictures(count: int, width: int, height: int) -> list[bytes]:
-    """JPEGs with about as much detail as photographs have."""
+    """Make JPEGs with about as much detail as photographs."""
     generator = np.random.default_rng(0)
     files = []
     for _ in range(count):
@@ -74,7 +74,7 @@ def pictures(count: int, width: int, height: int) -> list[bytes]:
 
 
 def package(model: str, directory: Path, network_size: int | None) -> Path:
-    """A packaged untrained model."""
+    """Package an untrained model and return its directory."""
     from importlib import import_module
 
     from serving.package import write_model
@@ -104,11 +104,11 @@ def package(model: str, directory: Path, network_size: int | None) -> Path:
     return write_model(directory / model, spec, create(spec).build())
 
 
-# What is measured.
+# Contenders and load
 
 
 def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> float:
-    """Images a second without a server, in this process."""
+    """Return images per second without a server, in this process."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
@@ -134,7 +134,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> flo
             by.encoded(output, geometry, parameters)
 
     def together(size: int) -> float:
-        """The network in all cores, the next batch being decoded meanwhile."""
+        """Run the network on all cores while the next batch is decoded."""
         torch.set_num_threads(cores)
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             done, ahead = 0, [pool.submit(prepared, file) for file in batch(0, size)]
@@ -147,7 +147,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> flo
         return done / spent
 
     def apart(size: int) -> float:
-        """A core does all of a batch by itself."""
+        """Process each batch on one core."""
         until = time.perf_counter() + seconds
 
         def work(own: Scorer) -> int:
@@ -170,7 +170,7 @@ def ceiling(model: Path, files: list[bytes], seconds: float, device: str) -> flo
 
 
 def litserve(model: Path, port: int, device: str) -> None:
-    """Serve the same network by LitServe, in batches as large as ours; on a CPU by a worker for each core."""
+    """Serve the same network with LitServe, in batches as large as ours; on a CPU with a worker per core."""
     import litserve as ls
 
     from benchmarks.contenders.litserve_api import API
@@ -188,7 +188,7 @@ def litserve(model: Path, port: int, device: str) -> None:
 
 
 def load(url: str, bodies: list[bytes], clients: int, warm_up: float, seconds: float) -> dict[str, Any]:
-    """Send requests for a while; images a second, and latencies in ms."""
+    """Send requests for a while and return images per second and latencies in ms."""
     host, _, rest = url.removeprefix("http://").partition(":")
     port, _, path = rest.partition("/")
     requests = [
@@ -224,7 +224,7 @@ def load(url: str, bodies: list[bytes], clients: int, warm_up: float, seconds: f
     return {"rate": len(latencies) / seconds, "p50": p50, "p95": p95, "p99": p99}
 
 
-# How it is run.
+# Running the contenders
 
 
 def free_port() -> int:
@@ -235,7 +235,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(contender: str, model: Path, device: str) -> Iterator[tuple[str, psutil.Process]]:
-    """A contender's server: the URL to post to, and its process."""
+    """Run a contender's server and yield the URL to post to and its process."""
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     if contender.startswith("serve"):
@@ -288,7 +288,7 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Any) -> None:
 
 
 def processor_seconds(process: psutil.Process) -> float:
-    """CPU time of a process and its children."""
+    """Return the CPU time of a process and its children."""
     family = [process, *process.children(recursive=True)]
     return float(sum(sum(each.cpu_times()[:2]) for each in family))
 
@@ -298,7 +298,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def child(arguments: argparse.Namespace, role: str, **more: Any) -> Any:
-    """This script in another role, in a process of its own; what it printed."""
+    """Run this script in another role in a process of its own and return what it printed."""
     command = [sys.executable, str(HERE), "--role", role, "--image-size", arguments.image_size]
     command += ["--device", arguments.device]
     for name, value in more.items():
@@ -329,7 +329,7 @@ def measure(arguments: argparse.Namespace, contender: str, model: Path) -> dict[
 
 
 def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
-    """Measure a model in alternating rounds and print its table; whether no goal was missed."""
+    """Measure a model in alternating rounds, print its table and return whether all goals are met."""
     contenders = {each: partial(measure, arguments, each, model) for each in arguments.contenders}
     found, absent = measuring.alternate(contenders, arguments.rounds)
     rows = []
@@ -342,7 +342,7 @@ def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
                 number(measuring.median(measurements, key)) if measurements and key in measurements[0] else ""
             )
         rows.append(row)
-    headers = (name, "images/s", "p50 ms", "p95 ms", "p99 ms", "server's CPU ms an image")
+    headers = (name, "images/s", "p50 ms", "p95 ms", "p99 ms", "server's CPU ms per image")
     print(f"\n{measuring.table(headers, rows)}\n", flush=True)
     met = True
     for other, goal in (("ceiling", CEILING_GOAL), ("mlflow", MLFLOW_GOAL), ("litserve", None)):
@@ -357,7 +357,7 @@ def compare(arguments: argparse.Namespace, name: str, model: Path) -> bool:
 
 
 def memory(arguments: argparse.Namespace, name: str, model: Path) -> bool:
-    """Resident memory after a tenth of the requests and after all of them."""
+    """Measure resident memory after a tenth of the requests and after all; return whether it is stable."""
     total = arguments.memory_requests
     bodies = request_bodies(arguments, "score")
     with running("serve", model, arguments.device) as (url, process):
@@ -380,9 +380,9 @@ def _send(url: str, bodies: list[bytes], count: int, clients: int) -> None:
 
     host, path = url.removeprefix("http://").split("/")
 
-    def some(share: int) -> None:
+    def send(count: int) -> None:
         connection = http.client.HTTPConnection(host, timeout=300)
-        for turn in range(share):
+        for turn in range(count):
             headers = {"Content-Type": "application/json"}
             connection.request("POST", f"/{path}", bodies[turn % len(bodies)], headers)
             answer = connection.getresponse()
@@ -391,9 +391,9 @@ def _send(url: str, bodies: list[bytes], count: int, clients: int) -> None:
                 raise RuntimeError(f"{url} answered {answer.status}")
         connection.close()
 
-    shares = [count // clients + (number < count % clients) for number in range(clients)]
+    counts = [count // clients + (number < count % clients) for number in range(clients)]
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(some, shares))
+        list(pool.map(send, counts))
 
 
 def request_bodies(arguments: argparse.Namespace, path: str) -> list[bytes]:
@@ -411,12 +411,12 @@ def main() -> int:
     parser = measuring.arguments(__doc__, rounds=5, device=True, tiny=False)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
-    parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement")
-    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before each")
+    parser.add_argument("--seconds", type=float, default=12.0, help="duration of each measurement")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before each measurement")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--image-size", default="640x480")
-    parser.add_argument("--network-size", type=int, help="side that the network sees")
-    parser.add_argument("--memory", action="store_true", help="also run for memory")
+    parser.add_argument("--network-size", type=int, help="side of the network's input, in pixels")
+    parser.add_argument("--memory", action="store_true", help="also measure memory growth")
     parser.add_argument("--memory-requests", type=int, default=10_000)
     for hidden in ("--role", "--url", "--model-directory", "--port"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -453,7 +453,7 @@ def main() -> int:
                 except RuntimeError as error:
                     met = False
                     print(f"\n- {name}: memory not measured: {error}")
-    print(f"\ngoals that were asked for: {'met' if met else 'missed, or not all measured'}")
+    print(f"\ngoals of the selected contenders: {'met' if met else 'missed, or not all measured'}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""How long the first answer takes: of the commands, of a training's first step, of a model that is loaded.
+"""Compares start-up times: of commands, to the first training step, and of loading a model.
 
     python benchmarks/startup.py
 
-Wall time of whole processes, in alternation with what users would start instead. The first run of each fills
+Measures the wall time of whole processes, in alternation with the alternatives. The first run of each fills
 the file cache and is not counted.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 from benchmarks import data, measuring
 from benchmarks.measuring import Measurements, need, number
@@ -38,7 +38,7 @@ def command(*arguments: object) -> Measurements:
 
 
 def command_of(module: str, *arguments: object) -> Measurements:
-    """A command of a package that may be absent."""
+    """Measure a command of a package that may be absent."""
     need(module)
     return command(sys.executable, *arguments)
 
@@ -58,7 +58,7 @@ def first_step(
 
 
 Row = tuple[Callable[[], Measurements], dict[str, Callable[[], Measurements]]]
-"""Ours, and peers by name."""
+"""Measures ours, and the peers by name."""
 
 
 def commands(scratch: Path) -> dict[str, Row]:
@@ -80,7 +80,7 @@ def commands(scratch: Path) -> dict[str, Row]:
 
 
 def trainings(scratch: Path, model: str, device: str) -> dict[str, Row]:
-    """To the first step, of a classifier and of a detector, and loading the packaged classifier."""
+    """Make rows for the first step of a classifier and a detector and for loading the packaged classifier."""
     for task in (Task.CLASSIFICATION, Task.DETECTION):
         data.make(task, scratch / task.value, 16, (160, 120))
     options = {
@@ -124,13 +124,13 @@ def main() -> None:
         rows, failed = commands(scratch), ""
         try:
             rows |= trainings(scratch, model, arguments.device)
-        except RuntimeError as error:  # the commands are measured all the same
-            failed = f"\n\nTraining and loading are not measured: {str(error).splitlines()[-1]}"
+        except RuntimeError as error:  # still measure the commands
+            failed = f"\n\nTraining and loading were not measured: {str(error).splitlines()[-1]}"
         found = [line for what, row in rows.items() for line in lines(what, *row, rounds)]
     print(measuring.table(HEADERS, found) + failed)
 
 
-HEADERS = ("what", "ours, s", "peak MB", "peer", "peer, s", "peer / ours")
+HEADERS = ("operation", "ours, s", "peak MB", "peer", "peer, s", "peer / ours")
 
 
 def lines(

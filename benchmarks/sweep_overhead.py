@@ -1,9 +1,9 @@
-"""What a sweep costs beside the training itself, for each trial.
+"""Measures the time that a sweep adds to each trial's training.
 
     python benchmarks/sweep_overhead.py [--trials 4] [--concurrent 1] [--keep DIRECTORY]
 
-The goal: under 5 % of a trial of 5 minutes, that is under 15 seconds a trial, with a sweep of few trials, of
-which each bears its share of what is done once: reading the data and packaging the best model.
+The goal is under 5 % of a trial of 5 minutes, which is under 15 seconds per trial, in a sweep of few trials
+that share the one-time costs of reading the data and packaging the best model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 import optuna
 import yaml
@@ -33,7 +33,7 @@ GOAL_SECONDS = 0.05 * 300
 
 
 def write_job(directory: Path, trials: int, concurrent: int, tiny: bool = False) -> Path:
-    """A sweep over a small classifier, whose trainings are short so that the rest is seen."""
+    """Write the job of a sweep over a small classifier with short training runs, so that overhead shows."""
     data = make(Task.CLASSIFICATION, directory / "data", images=20 if tiny else 100, seed=1)
     job = {
         "type": "automl",
@@ -65,7 +65,7 @@ def write_job(directory: Path, trials: int, concurrent: int, tiny: bool = False)
 
 
 def parts(run: Path) -> Iterator[dict[str, float]]:
-    """Of each trial, seconds by what they were spent on, from what it left behind."""
+    """Yield each trial's seconds by part, from the timestamps of its files."""
     study = optuna.load_study(study_name=run.name, storage=open_storage(f"sqlite:///{run / 'study.db'}"))
     for trial in study.get_trials():
         directory = Path(trial.user_attrs["directory"])
@@ -89,7 +89,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__, rounds=None)
     parser.add_argument("--trials", type=int, default=4, help="[default: 4]")
     parser.add_argument("--concurrent", type=int, default=1, help="[default: 1]")
-    parser.add_argument("--keep", type=Path, help="where the run is to stay; must not exist")
+    parser.add_argument("--keep", type=Path, help="new directory in which to keep the run")
     options = parser.parse_args()
     print(measuring.heading("Sweeps", "torch", "lightning", "optuna", "mlflow"), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +117,7 @@ def main() -> None:
     processor = (used.ru_utime + used.ru_stime) / count
     rows.append(["CPU time of everything, training too", f"{processor:.1f}", "–"])
     print(f"{count} trials, {options.concurrent} at a time, in {wall:.0f} s.\n")
-    print(measuring.table(("of a trial", "mean seconds", "of 300 s"), rows))
+    print(measuring.table(("part of a trial", "mean seconds", "of 300 s"), rows))
     met = overhead < GOAL_SECONDS
     print(
         f"\nGoal, under 5 % of a trial of 5 minutes, {GOAL_SECONDS:.0f} s: {'met' if met else '**missed**'}."

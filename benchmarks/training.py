@@ -1,35 +1,35 @@
-"""How fast training is: ours against the trainers that users would pick instead, and against a ceiling.
+"""Compares the speed of training with alternative trainers and with a ceiling.
 
-    python benchmarks/training.py                      # the quick set on a CPU: small networks and images
+    python benchmarks/training.py                      # quick, on a CPU: small networks and images
     python benchmarks/training.py --device cuda        # full sizes, on one GPU
     python benchmarks/training.py --only resnet50 --rounds 5
 
-Each contender trains the same network from scratch on the same JPEGs, with the same batch, image size,
+Each contender trains the same network from scratch on the same JPEGs, with the same batch size, image size,
 threads, loader workers and precision (float32 on a CPU, mixed on a GPU), in a process of its own, in
-alternation. An epoch's time runs from its first request for data to its last step, evaluation apart. The
-ceiling is our network, loss and SGD on one batch that already lies in memory: no loader, no clipping, no
-logging. Of a YOLO's training the epochs with mosaic are counted, of others all but the first.
+alternation. An epoch is timed from its first request for data to its last step, without evaluation. The
+ceiling is our network, loss and SGD on one batch that is already in memory: no loader, no clipping, no
+logging. For YOLO the epochs with mosaic are counted, for other models all epochs but the first.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before benchmarks/, whose files hide packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ would shadow packages
 
 from benchmarks import data, measuring
 from benchmarks.measuring import Measurements, number, say
+from trainer.cores import available_cores
 from trainer.tasks import Task
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of the table: sizes on a CPU; `cuda` says what differs on a GPU."""
+    """One row of the table, with its sizes on a CPU; `cuda` has those on a GPU."""
 
     name: str
     task: Task
@@ -40,7 +40,7 @@ class Workload:
     batch: int
     image_size: int
     cuda: tuple[int, int, int]
-    """images, batch and image size on a GPU"""
+    """Images, batch size and image size on a GPU."""
     cuda_goal: float = 1.2
     photo: tuple[int, int] = (640, 480)
 
@@ -91,7 +91,7 @@ PEERS = {"timm_loop": "timm", "ultralytics_trainer": "ultralytics", "torchvision
 
 
 def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
-    """A workload's row."""
+    """Measure a workload and return its rows of the table."""
     if arguments.device == "cuda":
         images, batch, image_size = work.cuda
         work = replace(work, images=images, batch=batch, image_size=image_size, goal=work.cuda_goal)
@@ -109,7 +109,7 @@ def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
             "batch": work.batch, "image_size": work.image_size, "workers": arguments.workers,
             "threads": arguments.threads, "device": arguments.device, "compile": arguments.compile,
         }  # fmt: skip
-        if work.peer == "ultralytics_trainer":  # whose mosaic ends halfway in a short training, as ours does
+        if work.peer == "ultralytics_trainer":  # mosaic ends halfway through a short run, as in ours
             options |= {"epochs": 2 * arguments.epochs, "counted": arguments.epochs - 1}
         environment = {"OMP_NUM_THREADS": str(arguments.threads)}
         return measuring.run_python(f"benchmarks.contenders.{module}", options, environment=environment)
@@ -152,39 +152,49 @@ def measure(work: Workload, scratch: Path, arguments: Any) -> list[list[str]]:
 
 
 HEADERS = (
-    "training", "peer", "ours, images/s", "peer, images/s", "ours / peer", "goal", "ours / ceiling",
-    "epoch, s", "peer's epoch, s", "peak MB", "peer's peak MB",
+    "workload", "peer", "ours, images/s", "peer, images/s", "ours / peer", "goal", "ours / ceiling",
+    "seconds per epoch", "peer's seconds per epoch", "peak MB", "peer's peak MB",
 )  # fmt: skip
 
 
-_DIFFERENCES = """What differs by the libraries:
+_DIFFERENCES = """The libraries differ as follows:
 
-- Ours keeps decoded images within image_cache_megabytes, here all, so that counted epochs find them decoded.
-- Ours scales a detecting YOLO's images by a resize instead of a warp, and changes a classifier's colours by
-  OpenCV.
-- Ours clips gradients; the loops of timm's and torchvision's parts do not.
-- On a CPU ultralytics loads in its own process, whatever workers it is told.
-- The peaks of ours and of ultralytics include an evaluation at the end.
+- Ours caches decoded images up to image_cache_megabytes, here all, so counted epochs find them decoded.
+- Ours scales the images of a detecting YOLO with a resize instead of a warp, and changes a classifier's
+  colours with OpenCV.
+- Ours clips gradients; the loops built from timm and torchvision do not.
+- On a CPU, ultralytics loads data in its own process, whatever the number of workers.
+- The peak memory of ours and of ultralytics includes an evaluation at the end.
 
-And by choice, to compare like with like: R-CNNs are timed without augmentation on both sides; ultralytics'
-trainer gets all threads (by itself it takes one fewer than there are cores), SGD, a step for each batch as
-ours, no evaluation but at its end, no deterministic kernels, and an end of its mosaic where ours ends."""
+For a like-for-like comparison: R-CNNs are timed without augmentation on both sides; ultralytics' trainer
+gets all threads (by default it uses one fewer than there are cores), SGD, one optimizer step per batch like
+ours, no evaluation except at its end, no deterministic kernels, and the same end of mosaic as ours."""
 
 
 def main() -> None:
     parser = measuring.arguments(__doc__, rounds=2, device=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser.add_argument("--only", nargs="+", choices=[work.name for work in QUICK], help="some of the rows")
-    parser.add_argument("--epochs", type=int, default=3, help="the first is not counted [default: 3]")
+    cores = available_cores()
     parser.add_argument(
-        "--threads", type=int, default=cores, help="of PyTorch [default: the cores there are]"
+        "--only", nargs="+", choices=[work.name for work in QUICK], help="rows to measure [default: all]"
     )
     parser.add_argument(
-        "--workers", type=int, default=min(cores, 8), help="of the loader [default: the cores, up to 8]"
+        "--epochs",
+        type=int,
+        default=3,
+        help="epochs to train, the first of which is not counted [default: 3]",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=cores, help="PyTorch threads [default: number of cores]"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(cores, 8),
+        help="loader workers [default: number of cores, up to 8]",
     )
     parser.add_argument(
         "--compile", action="store_true",
-        help="train ours by torch.compile, in whose first epoch, which is not counted, it compiles",
+        help="train ours with torch.compile, which compiles in the first epoch",
     )  # fmt: skip
     arguments = parser.parse_args()
     if arguments.tiny:

@@ -1,6 +1,7 @@
-"""One training by each contender: `python -m benchmarks.contenders.NAME OPTIONS-AS-JSON`.
+"""One training script for each contender: `python -m benchmarks.contenders.NAME OPTIONS-AS-JSON`.
 
-The last line printed is JSON: `images_per_second` of each epoch but the first, where loaders start and
-kernels are chosen (median), `epoch_seconds` likewise, `first_step_seconds` since the process began, and with
-the option `score` the `metric` of the best epoch on the validation data, measured by trainer.metrics for all.
+The last line printed is JSON: the medians `images_per_second` and `epoch_seconds` over all epochs but the
+first, in which loaders start and kernels are chosen; `first_step_seconds` since the process started; and,
+with the option `score`, the best epoch's `metric` on the validation data, computed by trainer.metrics for
+all contenders.
 """

@@ -1,4 +1,4 @@
-"""What ours could reach: its network, losses and optimizer on one batch that lies in memory already."""
+"""The ceiling of ours: its network, losses and optimizer on one batch that is already in memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SECONDS = 5.0
 
 
 def measure(options: Options) -> Measurements:
-    """Images a second of a plain loop without loader, logging, clipping, averaging or schedule."""
-    # On a CPU freed memory is used again, as in a training of ours.
+    """Measure a plain loop without loader, logging, clipping, weight averaging or schedule."""
+    # On a CPU freed memory is reused, as in our training.
     with reused() if options.device == "cpu" else nullcontext():
         return _loop(options)
 

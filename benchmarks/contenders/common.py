@@ -1,4 +1,4 @@
-"""Options, clock and ruler of all contenders."""
+"""Options, clock and metric that all contenders share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.tasks import Task
 
 @dataclass
 class Options:
-    """What all are given alike. R-CNNs resize the short side to image_size, in pixels."""
+    """Options of all contenders. R-CNNs resize the shorter side to image_size pixels."""
 
     task: str
     model: str
@@ -33,7 +33,7 @@ class Options:
     folder: str
     epochs: int = 3
     counted: int | None = None
-    """epochs that are timed, after the first; None: all others"""
+    """Number of epochs to time, after the first; None for all."""
     batch: int = 16
     image_size: int = 224
     workers: int = 2
@@ -44,7 +44,7 @@ class Options:
     recipe: str = "reference"
     learning_rate: float | None = None
     compile: bool = False
-    """ours alone"""
+    """Only for ours."""
 
     @property
     def of_task(self) -> Task:
@@ -67,7 +67,7 @@ def main(train: Callable[[Options], Measurements]) -> None:
 
 
 class Clock:
-    """Times epochs of training from their first request for data to the last step's end, evaluation apart."""
+    """Times training epochs from the first request for data to the end of the last step; no evaluation."""
 
     def __init__(self, device: str, counted: int | None = None) -> None:
         self.device = device
@@ -108,7 +108,7 @@ class Clock:
 
 
 def score(options: Options, predictions: Iterable[Prediction]) -> float:
-    """The task's primary metric for predictions on the validation images, in the data's order."""
+    """Compute the primary metric of predictions for the validation images, in the order of the data."""
     task = options.of_task
     evaluator = metrics.create(task, options.classes)
     found = data.records(Path(options.validation), task, options.classes)
@@ -118,5 +118,5 @@ def score(options: Options, predictions: Iterable[Prediction]) -> float:
 
 
 def autocast(options: Options) -> Any:
-    """bfloat16 on a GPU, as ours trains there; float32 on a CPU."""
+    """Use bfloat16 on a GPU, as ours does, and float32 on a CPU."""
     return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.device == "cuda")

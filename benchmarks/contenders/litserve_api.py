@@ -1,4 +1,4 @@
-"""The same network behind LitServe. In a module of its own: LitServe's worker processes import it."""
+"""The same network behind LitServe; a module of its own, because LitServe's worker processes import it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class API(ls.LitAPI):
         self.scorer = Scorer.load(self.artifacts, device)
         self.scorer.speed_up()
 
-    # LitServe would take an annotation for the form of the request's body.
+    # LitServe would read an annotation as the schema of the request's body.
     def decode_request(self, request):  # type: ignore[no-untyped-def]
         return decode(base64.b64decode(request["image"]))
 
     def predict(self, x: Any) -> Any:
         parameters = self.scorer.spec.parameters
-        if not isinstance(x, list):  # LitServe batches by one
+        if not isinstance(x, list):  # LitServe does not batch
             return self.scorer.score_images([x], parameters)[0]
         return self.scorer.score_images(x, parameters)
 

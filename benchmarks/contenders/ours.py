@@ -1,4 +1,4 @@
-"""`trainer fit`."""
+"""Our trainer, as run by `trainer fit`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Timing(Callback):
 
 
 def settings(options: Options) -> dict[str, Any]:
-    """Image size under the names that each family has for it, and what else differs from the defaults."""
+    """Return the settings that differ from the defaults, with the image size by each family's name for it."""
     size = options.image_size
     family = catalog.find(options.model, options.of_task).family
     sizes: dict[str, Any] = {
@@ -37,8 +37,8 @@ def settings(options: Options) -> dict[str, Any]:
         "rcnn": {"min_size": size, "max_size": 2 * size},
     }.get(family, {"image_size": size})
     boxes = options.of_task.has_boxes
-    # Crops and expansions make batches of a sixth more pixels than torchvision's loop has; it does without
-    # its flips where only time counts.
+    # Crops and expansions make batches a sixth larger than those of torchvision's loop. For timing, both
+    # train without augmentation.
     plain = family == "rcnn" and not options.score
     return {
         **sizes,
@@ -50,7 +50,7 @@ def settings(options: Options) -> dict[str, Any]:
         "validation_batch_size": options.batch,
         "number_of_workers": options.workers,
         "early_stopping": False,
-        # A training that is only timed is evaluated once, at its end.
+        # Evaluate a run that is only timed once, at its end.
         "evaluation_frequency": 1 if options.score else options.epochs,
         "random_seed": options.seed,
         "recipe": options.recipe,
@@ -73,7 +73,7 @@ def train(options: Options) -> Measurements:
         tracking_uri="none",
     )
     began = time.perf_counter()
-    # As `trainer fit` shows it, on what is no terminal.
+    # Progress as shown by `trainer fit` if the output is not a terminal.
     run = fit(job, progress=True, callbacks=[timing], packages=False)
     measurements = {**clock.measurements(), "fit_seconds": time.perf_counter() - began}
     if options.score:

@@ -1,4 +1,4 @@
-"""A training loop of timm's public components, as its train.py puts them together."""
+"""A training loop built from timm's public components, as in its train.py."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.tasks import Task
 
 
 class Images(Dataset[Any]):
-    """(transformed image, class index or, for several labels, 0 and 1 for each class, as float32).
+    """Pairs of a transformed image and its class index or, for multilabel, float32 [C] of 0 and 1.
 
     create_loader sets the transform.
     """
@@ -40,8 +40,8 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         image = ImageOps.exif_transpose(Image.open(self.found.source(index)))
-        truth = self.found.target(index)
-        target = torch.from_numpy(truth).float() if isinstance(truth, np.ndarray) else truth
+        labels = self.found.target(index)
+        target = torch.from_numpy(labels).float() if isinstance(labels, np.ndarray) else labels
         return self.transform(image.convert("RGB")), target
 
 

@@ -1,4 +1,4 @@
-"""A plain loop around torchvision's detectors, as its reference scripts train them: flip, SGD, warm-up."""
+"""A plain loop around torchvision's detectors, as in its reference scripts: flip, SGD, warm-up."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from trainer.data.reading.records import Records
 from trainer.tasks import Task
 
 _FALLS = (16 / 26, 22 / 26)
-"""Parts of the training after which the reference scripts divide the learning rate by ten."""
+"""Fractions of the steps after which the reference scripts divide the learning rate by ten."""
 
 
 class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
-    """(float image [3, H, W], target), both at the image's own size; the network resizes.
+    """Pairs of a float image [3, H, W] and its target, both at the image's own size; the network resizes.
 
-    `flips`: half of the images are mirrored, which is the reference scripts' augmentation.
+    With `flips`, half of the images are mirrored, which is the reference scripts' augmentation.
     """
 
     def __init__(self, found: Records, *, flips: bool) -> None:
@@ -47,16 +47,16 @@ class Images(Dataset[tuple[Tensor, dict[str, Any]]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         image = ImageOps.exif_transpose(Image.open(self.found.source(index))).convert("RGB")
-        truth = self.found.target(index)
-        assert isinstance(truth, Objects)
+        objects = self.found.target(index)
+        assert isinstance(objects, Objects)
         size = (image.height, image.width)
-        boxes = torch.from_numpy(truth.boxes) * torch.tensor([size[1], size[0]] * 2)
+        boxes = torch.from_numpy(objects.boxes) * torch.tensor([size[1], size[0]] * 2)
         target: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=size),  # type: ignore[call-overload]
-            "labels": torch.from_numpy(truth.labels + 1),
+            "labels": torch.from_numpy(objects.labels + 1),
         }
-        if truth.polygons is not None:
-            masks = [_filled(polygons, size) for polygons in truth.polygons]
+        if objects.polygons is not None:
+            masks = [_filled(polygons, size) for polygons in objects.polygons]
             target["masks"] = tv_tensors.Mask(np.stack(masks) if masks else np.zeros((0, *size), np.uint8))
         made: tuple[Tensor, dict[str, Any]] = self.transform(image, target)
         return made
@@ -69,7 +69,7 @@ def _filled(polygons: Any, size: tuple[int, int]) -> Any:
 
 
 def build(options: Options) -> Any:
-    """torchvision's network of that name, from scratch."""
+    """Build torchvision's network of this name with random weights."""
     backbone = resnet_fpn_backbone(
         backbone_name=options.model.split("_")[1],
         weights=None,
@@ -90,7 +90,7 @@ def _collate(items: list[Any]) -> tuple[Any, ...]:
 def train(options: Options) -> Measurements:
     torch.manual_seed(options.seed)
     task, classes = options.of_task, options.classes
-    # A training that is only timed has no augmentation, as ours.
+    # A run that is only timed has no augmentation, like ours.
     images = Images(data.records(Path(options.train), task, classes), flips=options.score)
     loader = DataLoader(
         images, options.batch, shuffle=True, num_workers=options.workers, collate_fn=_collate,

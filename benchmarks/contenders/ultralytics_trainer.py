@@ -1,4 +1,4 @@
-"""ultralytics' own trainer, the one behind `yolo detect train`, with its defaults but for what is given."""
+"""ultralytics' own trainer, which is behind `yolo detect train`, with its defaults for all other options."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def train(options: Options) -> Measurements:
     from ultralytics import YOLO
     from ultralytics.utils import SETTINGS
 
-    dict.__setitem__(SETTINGS, "mlflow", False)  # not into the user's file, as SETTINGS itself would
+    dict.__setitem__(SETTINGS, "mlflow", False)  # bypasses SETTINGS' own setter, which writes the user's file
     folder = Path(options.folder)
     config = data.as_yolo(Path(options.train), Path(options.validation), options.of_task, folder / "data")
     clock = Clock(options.device, options.counted)
     model = YOLO(f"{options.model}.yaml")
 
     images = len(data.records(Path(options.train), options.of_task))
-    # On a CPU it would leave one core out.
+    # On a CPU it would leave one core unused.
     model.add_callback("on_train_start", lambda _: torch.set_num_threads(options.threads))
     model.add_callback("on_train_epoch_start", lambda _: clock.start())
     model.add_callback("on_train_batch_end", lambda _: clock.step(options.batch))
     model.add_callback("on_train_epoch_end", lambda _: clock.stop())
     timed = {} if options.score else {
-        # As many steps of the optimizer as ours, whose batches are not accumulated to 64 images; and without
-        # evaluation but at the end.
+        # One optimizer step per batch, like ours, instead of accumulating 64 images, and no evaluation
+        # except at the end.
         "nbs": options.batch, "val": False,
         "optimizer": "SGD", "lr0": 0.01, "deterministic": False,
-        # Mosaic ends when ours does, halfway in a short training.
+        # Mosaic ends when ours does, halfway through a short run.
         "close_mosaic": options.epochs - max(options.epochs - 10, options.epochs // 2),
     }  # fmt: skip
     model.train(
@@ -61,7 +61,7 @@ def train(options: Options) -> Measurements:
 
 
 def _predictions(model: Any, options: Options) -> Iterator[Prediction]:
-    """The best epoch's answers by ultralytics' own prediction, thresholds as ours."""
+    """Yield the best epoch's predictions with ultralytics' own predict and our thresholds."""
     found = data.records(Path(options.validation), options.of_task, options.classes)
     for index in range(len(found)):
         (result,) = model.predict(

@@ -58,7 +58,7 @@ def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def azure_run(client: MlflowClient, name: str, *, status: str = "FINISHED") -> str:
-    """A job with two trials, whose best child has figures of three epochs."""
+    """A job with two trials, whose best child has metrics of three epochs."""
     experiment = client.create_experiment(name)
     parent = client.create_run(experiment, start_time=1_000_000)
     children = []
@@ -108,8 +108,8 @@ def test_side_by_side(
     assert rows["best trial, s"]["Azure"] == "1,500"
     assert rows["whole job, s"]["Azure"] == "1,800"
     assert rows["whole job, s"]["ours"] == rows["best trial, s"]["ours"], "no sweep"
-    assert rows["cost at 3 and 1 an hour"]["Azure"] == "2.5000", "each trial has a machine"
-    assert rows["cost at 3 and 1 an hour"]["ours"] == f"{result.durations.total / 3600:.4f}"
+    assert rows["cost at 3 and 1 per hour"]["Azure"] == "2.5000", "each trial has a machine"
+    assert rows["cost at 3 and 1 per hour"]["ours"] == f"{result.durations.total / 3600:.4f}"
 
     # The finished run is taken as it is; its own server stands for Azure's endpoint.
     with azure.served(Run(output), "--auth-key-file", str(key)) as url:
@@ -117,7 +117,7 @@ def test_side_by_side(
         told = capfd.readouterr()
         with (
             azure.Endpoint(url, "another") as closed,
-            pytest.raises(SystemExit, match=r"refuses the key \(401"),
+            pytest.raises(SystemExit, match=r"rejects the key \(401"),
         ):
             closed.ask(b"{}")
     rows = {row[""]: row for row in table(told.out)}

@@ -1,4 +1,4 @@
-"""Every script, at sizes at which its figures mean nothing."""
+"""Runs every script at sizes at which its measurements mean nothing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def table(text: str) -> list[dict[str, str]]:
 
 def test_training(tmp_path: Path) -> None:
     (row,) = table(run("training.py", "--only", "resnet50", folder=tmp_path))
-    assert row["training"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
+    assert row["workload"].startswith("timm/test_resnet, 64 px, batch 2, 4 images")
     assert row["peer"] == "timm"
     check_training(row)
     assert float(row["peak MB"].replace(",", "")) > 100
@@ -155,7 +155,7 @@ def test_evaluation(tmp_path: Path) -> None:
 def test_sweep_overhead(tmp_path: Path) -> None:
     text = run("sweep_overhead.py", "--trials", 1, folder=tmp_path)
     assert "Goal, under 5 % of a trial of 5 minutes, 15 s: " in text
-    rows = {row["of a trial"]: row["mean seconds"].strip("*") for row in table(text)}
+    rows = {row["part of a trial"]: row["mean seconds"].strip("*") for row in table(text)}
     assert float(rows["process start and imports"]) > 0
     rest = float(rows["the rest: start, end and waiting, shared by 1"])
     assert 0 < rest < float(rows["**all but training**"]), "no part is counted twice"
@@ -177,7 +177,7 @@ def test_input_pipeline(tmp_path: Path) -> None:
 def test_startup(tmp_path: Path) -> None:
     rows = table(run("startup.py", folder=tmp_path))
     assert {"trainer --help", "trainer fit --help", "trainer validate, 10 lines"} <= {
-        row["what"] for row in rows
+        row["operation"] for row in rows
     }
     peers = {row["peer"]: row["peer / ours"] for row in rows}
     for peer in (
