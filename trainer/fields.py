@@ -1,10 +1,11 @@
-"""How models declare fields that become flags, help texts and documentation."""
+"""How pydantic models declare fields from which flags, help and documentation derive."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 Value = TypeVar("Value")
 Accepted = TypeVar("Accepted")
@@ -50,3 +51,8 @@ def option(
     """
     extra: dict[str, Any] = {"group": group, "aliases": list(aliases), "flag": flag, "form": form}
     return Field(default, description=description, json_schema_extra=extra, **more)
+
+
+def details(info: FieldInfo) -> dict[str, Any]:
+    """What `option` states about a field beyond pydantic's own attributes: group, aliases, flag and form."""
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}

@@ -19,9 +19,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 
-from trainer.fields import option
+from trainer.fields import details, option
 from trainer.scoring import ScoringParameters
 
 
@@ -363,12 +362,12 @@ _SCORING_ALIASES = {
 
 def group_of(name: str) -> str:
     """The heading under which help and docs show a setting."""
-    return str(_extra(name).get("group", _INHERITED_GROUP))
+    return str(details(Settings.model_fields[name]).get("group", _INHERITED_GROUP))
 
 
 def aliases_of(name: str) -> tuple[str, ...]:
     """Older names of a setting."""
-    return _SCORING_ALIASES.get(name) or tuple(_extra(name).get("aliases", ()))
+    return _SCORING_ALIASES.get(name) or tuple(details(Settings.model_fields[name]).get("aliases", ()))
 
 
 def canonical(name: str) -> str:
@@ -379,11 +378,6 @@ def canonical(name: str) -> str:
 def shown(value: Any) -> str:
     """A value as job files write it."""
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
-def _extra(name: str) -> dict[str, Any]:
-    info: FieldInfo = Settings.model_fields[name]
-    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
 
 
 NAMES = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from trainer.cli.flags import flag, flags_of, given, whole_number
 from trainer.errors import JobError, Problem
+from trainer.fields import details
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
 from trainer.tasks import Task
@@ -41,14 +41,14 @@ LimitsFlags: Any = flags_of(Limits, group="Sweep")
 
 
 def job_values(job: Any, limits: Any) -> dict[str, Any]:
-    """The fields of a job that flags set.
+    """The fields of a job from its flags.
 
     Args:
         job: JobFlags or None.
         limits: LimitsFlags or None.
 
     Raises:
-        JobError: a flag has not the form NAME=VALUE.
+        JobError: a flag is not of the form NAME=VALUE.
     """
     values = given(job)
     for name in ("datastores", "data_assets"):
@@ -58,7 +58,7 @@ def job_values(job: Any, limits: Any) -> dict[str, Any]:
 
 
 def mapping(pairs: list[str] | None, field: str = "datastores") -> dict[str, str]:
-    """Texts of the form NAME=VALUE as a mapping.
+    """Read texts of the form NAME=VALUE.
 
     Args:
         field: the field of Job that takes it.
@@ -66,19 +66,17 @@ def mapping(pairs: list[str] | None, field: str = "datastores") -> dict[str, str
     Raises:
         JobError: a text has another form.
     """
-    extra = Job.model_fields[field].json_schema_extra
-    assert isinstance(extra, Mapping)
+    form = details(Job.model_fields[field])["form"]
     mapping = {}
     for pair in pairs or ():
         name, separator, target = pair.partition("=")
         if not (name and separator and target):
-            problem = Problem(f"{extra['flag']}", "", f"must be {extra['form']}", pair)
-            raise JobError("the job cannot be run:", [problem])
+            problem = Problem(flag_of(field), "", f"must be {form}", pair)
+            raise JobError("the flag cannot be used:", [problem])
         mapping[name] = target
     return mapping
 
 
 def flag_of(field: str) -> str:
     """The flag of a job's field."""
-    extra = Job.model_fields[field].json_schema_extra
-    return str((isinstance(extra, Mapping) and extra.get("flag")) or flag(field))
+    return details(Job.model_fields[field]).get("flag") or flag(field)

@@ -1,4 +1,4 @@
-"""`trainer evaluate`: how good a model is, or answers made anywhere, and what goes wrong."""
+"""`trainer evaluate`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from trainer.cli.arguments import Datastores, Switch, a_task, mapping
 from trainer.errors import JobError, Problem
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trainer.metrics.results import Analysis
 
 
@@ -82,7 +84,7 @@ def evaluate(
         raise _unusable("--model-output", "needs --apply-thresholds")
     from trainer.api import evaluate as run_evaluation
 
-    found = run_evaluation(
+    evaluation = run_evaluation(
         run_or_model,
         data=data,
         predictions=predictions,
@@ -97,16 +99,16 @@ def evaluate(
         device=device,
         progress=True,
     )
-    for note in found.notes:
+    for note in evaluation.notes:
         print(note if note.startswith("warning: ") else f"note: {note}", file=sys.stderr)
-    _show(found.analysis)
+    _show(evaluation.analysis)
     if output is not None:
         print(f"\nwritten: {output}")
     if apply_thresholds:
         from trainer.evaluating.thresholds import apply
 
-        assert run_or_model is not None, "it is checked"
-        best = {name: each.score for name, each in found.analysis.thresholds.items()}
+        assert run_or_model is not None, "checked above"
+        best = {name: threshold.score for name, threshold in evaluation.analysis.thresholds.items()}
         print(f"thresholds applied: {apply(run_or_model, best, model_output)}")
 
 
@@ -120,23 +122,23 @@ _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("worst_images", "worst images", ("location", "loss", "right", "wrong", "missed", "f1")),
     ("confused_pairs", "confused pairs", ("true", "predicted", "count", "share")),
     ("calibration", "calibration", ("error", "temperature", "log_loss", "error_scaled", "log_loss_scaled")),
-    ("errors", "kinds of errors, and what each costs in mean_average_precision", ("kind", "count", "cost")),
+    ("errors", "kinds of errors and their cost in mean_average_precision", ("kind", "count", "cost")),
     (
         "thresholds",
-        "best score thresholds (and what the model has at those it answers with)",
+        "best score thresholds, and those that the model answers with",
         ("class", "score", "f1", "precision", "recall", "served_score", "served_f1"),
     ),
 )
-_FEW, _MANY = 10, 40
+_FEW_ROWS, _MANY_ROWS = 10, 40
 
 
 def _show(analysis: Analysis) -> None:
-    """Print the tables, the shortest view of each; the figures come last, where a terminal ends."""
+    """Print the first rows of each table; the metrics of the whole come last, where a terminal ends."""
     from rich.console import Console
 
     from trainer.evaluating.tables import Row, sample, tables
 
-    made = tables(analysis)
+    rows_of = tables(analysis)
     console = Console(width=None if sys.stdout.isatty() else 160)
 
     def show(title: str, rows: list[Row], columns: tuple[str, ...], most: int) -> None:
@@ -145,43 +147,47 @@ def _show(analysis: Analysis) -> None:
         _print(console, title, columns, cells, more)
 
     for name, title, columns in _TABLES:
-        if name in made:
-            show(title, made[name], columns, _FEW if name not in ("errors", "thresholds") else _MANY)
+        if name in rows_of:
+            most = _MANY_ROWS if name in ("errors", "thresholds") else _FEW_ROWS
+            show(title, rows_of[name], columns, most)
     _show_confusion(console, analysis)
-    if "slices" in made:
-        figures = [name for name in analysis.metrics if name in _OF_SLICES]
-        show("slices", made["slices"], ("by", "value", "images", "objects", *figures), _MANY)
-    show("figures of each class", made.get("per_class", []), tuple(made.get("per_class", [{}])[0]), _MANY)
-    if "image_level" in made:
-        show("is any object in the image", made["image_level"], ("figure", "value"), _MANY)
-    show(f"figures on {analysis.images:,} images", made["figures"], ("figure", "value"), _MANY)
+    if "slices" in rows_of:
+        metrics = [name for name in analysis.metrics if name in _SLICE_METRICS]
+        show("slices", rows_of["slices"], ("by", "value", "images", "objects", *metrics), _MANY_ROWS)
+    show(
+        "metrics of each class",
+        rows_of.get("per_class", []),
+        tuple(rows_of.get("per_class", [{}])[0]),
+        _MANY_ROWS,
+    )
+    if "image_level" in rows_of:
+        show("whether an image has any object", rows_of["image_level"], ("figure", "value"), _MANY_ROWS)
+    show(f"metrics on {analysis.images:,} images", rows_of["figures"], ("figure", "value"), _MANY_ROWS)
 
 
-_OF_SLICES = (
+_SLICE_METRICS = (
     "accuracy", "AUC_macro", "f1_score_macro", "log_loss", "iou", "mean_average_precision", "precision",
     "recall", "map", "map_50",
 )  # fmt: skip
-_WIDEST_MATRIX = 12
+_MAX_MATRIX_CLASSES = 12
 
 
-def _show_confusion(console: object, analysis: Analysis) -> None:
-    """The confusion matrix, of detectors that at the score of 0.5, where it fits on a terminal."""
-    matrices = [each for each in analysis.confusion_matrices if each.score_threshold in (None, 0.5)]
-    if len(matrices) != 1 or len(matrices[0].columns) > _WIDEST_MATRIX:
+def _show_confusion(console: Console, analysis: Analysis) -> None:
+    """Print the confusion matrix, of a detector at a score of 0.5, if it fits on a terminal."""
+    matrices = [matrix for matrix in analysis.confusion_matrices if matrix.score_threshold in (None, 0.5)]
+    if len(matrices) != 1 or len(matrices[0].columns) > _MAX_MATRIX_CLASSES:
         return
     (matrix,) = matrices
-    title = "true classes (rows) and what they were taken for"
-    title += "" if matrix.score_threshold is None else f", from a score of {matrix.score_threshold} on"
+    title = "true classes (rows) and predicted classes (columns)"
+    title += "" if matrix.score_threshold is None else f" at scores of at least {matrix.score_threshold}"
     rows = [[name, *map(str, counts)] for name, counts in zip(matrix.rows, matrix.counts, strict=True)]
     _print(console, title, ("", *matrix.columns), rows, 0)
 
 
-def _print(console: object, title: str, columns: tuple[str, ...], rows: list[list[str]], more: int) -> None:
-    from rich.console import Console
+def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[list[str]], more: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    assert isinstance(console, Console)
     if not rows:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)

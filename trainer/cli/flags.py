@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from trainer.fields import details
 from trainer.settings import shown
 
 _HEADINGS = (
@@ -53,7 +54,7 @@ def flags_of(
         if name in leave_out:
             continue
         info = model.model_fields[name]
-        extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+        extra = details(info)
         kind = _kind(info.annotation)
         parameter = Parameter(
             name=[str(extra.get("flag") or flag(name)), *map(flag, aliases(name))],
