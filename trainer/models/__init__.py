@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import JobError, Problem
 from trainer.models.card import FamilyCard
 from trainer.models.catalog import CARDS, find
-from trainer.models.family import Family
 from trainer.models.spec import Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
+    from trainer.models.family import Family
     from trainer.settings import Settings
 
 __all__ = ["Family", "Spec", "create", "specify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the interface when it is used: it needs NumPy, and the commands' help does not."""
+    if name != "Family":
+        raise AttributeError(f"module 'trainer.models' has no attribute {name!r}")
+    return import_module("trainer.models.family").Family
 
 
 def _family_class(card: FamilyCard) -> type[Family]:
