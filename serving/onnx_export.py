@@ -1,7 +1,7 @@
-"""`trainer export`: a packaged model as one ONNX file that needs nothing beside it.
+"""Exports a packaged model as a self-contained ONNX file for `trainer export`.
 
-Classifiers answer with probabilities; all detectors with the same outputs, thresholds and NMS inside. What
-the file takes and gives stands in the file itself, as JSON under METADATA_KEY in its metadata.
+Classifiers return probabilities; all detectors return the same outputs, with thresholds and NMS in the graph.
+The file describes its inputs and outputs itself, as JSON under METADATA_KEY in its metadata.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ INPUT = "images"
 
 _PACKAGES = ("onnx", "onnxscript")
 _REFUSED = "the model cannot be exported:"
-_LEAST_OPSET = 18  # torch writes no older operators
-_EXAMPLE_SIZE = (320, 448)  # of images whose size varies: no level of a feature pyramid is one cell wide
+_MIN_OPSET = 18  # the oldest that torch writes
+_EXAMPLE_SIZE = (320, 448)  # for images of varying size: every level of a feature pyramid has several cells
 
 _OUTPUTS = {
     "probs": "float32 [N, C]: each class's probability, in the order of `classes`",
     "boxes": "float32 [n, 4]: left, top, right, bottom in pixels of the resized image",
-    "scores": "float32 [n], falling",
+    "scores": "float32 [n], in descending order",
     "labels": "int64 [n]: index into `classes`",
     "masks": "bool [n, height, width]: each object's pixels in the resized image",
 }
@@ -57,19 +57,19 @@ log = logging.getLogger("trainer")
 def export(
     run_or_model: Path, output: Path, *, opset: int | None = None, normalize: bool | None = None
 ) -> dict[str, Any]:
-    """Write a packaged model as an ONNX file; a network of over 2 GB gets its weights in a file beside it.
+    """Write a packaged model as an ONNX file; weights of over 2 GB go into a second file next to it.
 
     Args:
-        output: the file; an existing one is replaced.
-        opset: version of ONNX's operators; None takes what torch knows best.
-        normalize: the file takes images as uint8 in [0, 255] and normalises them itself, else as float32,
-            normalised; None takes the model's own `enable_onnx_normalization`.
+        output: the file; an existing file is replaced.
+        opset: version of ONNX's operators; None takes torch's default.
+        normalize: the file takes uint8 images in [0, 255] and normalises them itself; if False, it takes
+            normalised float32 images; None takes the model's `enable_onnx_normalization`.
 
     Returns:
-        What the file says of itself.
+        The file's description.
 
     Raises:
-        JobError: a package is not installed, or the opset cannot be had.
+        JobError: a package is not installed, or the opset is not supported.
         RunError: there is no model, its network cannot be exported, or the file cannot be written.
         WeightsError: its weights are damaged.
     """
@@ -78,7 +78,7 @@ def export(
     if normalize is None:
         normalize = family.spec.enable_onnx_normalization
     if family.spec.parameters.tile_grid_size is not None and family.spec.task.has_boxes:
-        log.warning("the file scores an image as a whole: tile_grid_size is not a part of it")
+        log.warning("the file scores images as a whole; tile_grid_size is not exported")
     program = to_onnx(family, network, normalize=normalize, opset=opset)
     try:
         _write(program, output.absolute())
@@ -88,10 +88,10 @@ def export(
 
 
 def describe(family: Family, *, normalize: bool) -> dict[str, Any]:
-    """What an exported file says of itself: task, classes, thresholds, how to prepare images, its outputs.
+    """The description of an exported file: task, classes, thresholds, image preparation, outputs.
 
-    `input.normalization` is None where the file does it; else pixels are to be made
-    (pixel / `scale` − `mean`) / `std`. `input.size` is None where it goes with the image.
+    `input.normalization` is None if the file normalises images itself; otherwise the input must be
+    (pixel / `scale` − `mean`) / `std`. `input.size` is None if it depends on the image.
     """
     spec, preparation = family.spec, family.preparation()
     outputs = ["probs"] if spec.task.is_classification else ["boxes", "scores", "labels"]
@@ -118,10 +118,10 @@ def describe(family: Family, *, normalize: bool) -> dict[str, Any]:
 
 
 def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int | None = None) -> ONNXProgram:
-    """A network, in eval mode and on the CPU, as an ONNX program with its description in the metadata.
+    """Export a network, in eval mode and on the CPU, as an ONNX program with its description.
 
     Raises:
-        JobError: the opset cannot be had.
+        JobError: the opset is not supported.
         RunError: the network cannot be exported.
     """
     import torch
@@ -130,7 +130,7 @@ def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int |
     description = describe(family, normalize=normalize)
     graph = _graph(family, network, normalize=normalize).eval()
     height, width = description["input"]["size"] or _EXAMPLE_SIZE
-    count = 2 if family.spec.task.is_classification else 1  # torch takes 1 for a constant
+    count = 2 if family.spec.task.is_classification else 1  # torch would export a 1 as a constant
     dtype = torch.uint8 if normalize else torch.float32
     example = torch.zeros(count, 3, height, width, dtype=dtype)
     varying: dict[int, str] = {0: "batch"} if family.spec.task.is_classification else {}
@@ -138,7 +138,7 @@ def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int |
         varying |= {2: "height", 3: "width"}
     try:
         with _quiet(), torch.no_grad():
-            graph(example)  # networks compute some constants when they run for the first time
+            graph(example)  # some networks compute constants in their first run
             program = torch.onnx.export(
                 graph,
                 (example,),
@@ -155,7 +155,7 @@ def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int |
         raise RunError(
             f"{family.spec.model}: torch {torch.__version__} cannot export this network to ONNX: {cause}"
         ) from error
-    assert program is not None, "the exporter of dynamo returns its program"
+    assert program is not None, "torch's dynamo exporter returns a program"
     _finish(program, description, opset)
     return program
 
@@ -164,7 +164,7 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
     import torch
 
     class Graph(torch.nn.Module):
-        """Images as the file takes them → its outputs, as a tuple."""
+        """Images, as the file takes them, to its outputs, as a tuple."""
 
         mean: Tensor
         std: Tensor
@@ -178,10 +178,10 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
             for name in ("mean", "std"):
                 value = torch.tensor(getattr(preparation, name))[:, None, None]
                 self.register_buffer(name, value, persistent=False)
-            needed = family.spec.class_score_thresholds
-            self.by_class = bool(needed)
-            own = family.spec.parameters.box_score_threshold
-            lowest = torch.tensor([needed.get(name, own) for name in family.spec.classes])
+            thresholds = family.spec.class_score_thresholds
+            self.by_class = bool(thresholds)
+            default = family.spec.parameters.box_score_threshold
+            lowest = torch.tensor([thresholds.get(name, default) for name in family.spec.classes])
             self.register_buffer("lowest", lowest, persistent=False)
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -191,15 +191,15 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
                     images = (images - self.mean) / self.std
             outputs = family.graph(self.network, images, family.spec.parameters)
             if self.by_class:
-                kept = outputs["scores"] >= self.lowest[outputs["labels"]]
-                outputs = {name: output[kept] for name, output in outputs.items()}
+                is_kept = outputs["scores"] >= self.lowest[outputs["labels"]]
+                outputs = {name: output[is_kept] for name, output in outputs.items()}
             return tuple(outputs.values())
 
     return Graph()
 
 
 def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: bool) -> Any:
-    """aten::sort.stable, which torch does not translate; TopK keeps the order of equals."""
+    """Translate aten::sort.stable, which torch cannot; TopK keeps the order of equal values."""
     import onnxscript
 
     op: Any = onnxscript.opset18
@@ -208,12 +208,12 @@ def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: b
 
 
 def _finish(program: ONNXProgram, description: dict[str, Any], opset: int | None) -> None:
-    """Metadata in; out with the names of symbols and with the source paths of this machine."""
+    """Add the metadata; remove symbol names and the source paths of this machine."""
     model = program.model
     got = model.opset_imports[""]
     if opset is not None and got != opset:
-        rule = "must be one that torch and onnx can write this network in"
-        problem = Problem("--opset", "", rule, str(opset), f"{got} is")
+        rule = "is not supported for this network by torch and onnx"
+        problem = Problem("--opset", "", rule, str(opset), f"use {got}")
         raise JobError(_REFUSED, [problem])
     model.metadata_props.clear()
     model.metadata_props[METADATA_KEY] = json.dumps(description, ensure_ascii=False)
@@ -229,7 +229,7 @@ def _finish(program: ONNXProgram, description: dict[str, Any], opset: int | None
 
 def _write(program: ONNXProgram, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, so that the renaming stays on one disk.
+    # In the same directory, so that the move stays on one disk.
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
         program.save(str(Path(scratch, output.name)))
         for file in sorted(Path(scratch).iterdir()):
@@ -242,15 +242,15 @@ def _check(opset: int | None) -> None:
         for name in _PACKAGES
         if find_spec(name) is None
     ]
-    if opset is not None and opset < _LEAST_OPSET:
-        problems.append(Problem("--opset", "", f"must be at least {_LEAST_OPSET}", str(opset)))
+    if opset is not None and opset < _MIN_OPSET:
+        problems.append(Problem("--opset", "", f"must be at least {_MIN_OPSET}", str(opset)))
     if problems:
         raise JobError(_REFUSED, problems)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch and the libraries of networks tell of their own code while they are traced."""
+    """Silence what torch and model libraries print about their own code during tracing."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""`trainer predict`: scores image files with a packaged model, and draws what it found."""
+"""Scores image files with a packaged model for `trainer predict`, and draws the answers."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def predict_files(
     parameters: Mapping[str, Any] | None = None,
     explain: Mapping[str, Any] | None = None,
 ) -> Iterator[Answer]:
-    """Score files, in order; each answer is `{"image_url": path, …the documented answer}`.
+    """Score files in order; each answer is `{"image_url": path, …the documented answer}`.
 
     Args:
-        images: files, glob patterns, and directories, in which every file with an image's suffix is taken.
-        output: file to write the answers to, one JSON object a line.
-        draw: directory to write each image to with its answer drawn, under the image's name.
-        parameters: scoring parameters over the model's own.
-        explain: `xai_parameters` to explain each answer by, None for none. The pictures go beside the
-            drawings where there are any, else into the answers.
+        images: files, glob patterns, and directories, whose files with an image's suffix are scored.
+        output: file for the answers, one JSON object per line.
+        draw: directory for the images with their answers drawn, under the images' names.
+        parameters: scoring parameters that override the model's defaults.
+        explain: `xai_parameters` for an explanation of each answer; None for no explanations. Their pictures
+            are written next to the drawings if `draw` is set, otherwise into the answers.
 
     Raises:
         RunError: there is no model, or the output cannot be written.
-        DataError: a path leads to no image (before anything is scored), or, once all others are scored and
-            written, the images that cannot be decoded.
-        RequestError: a parameter is unknown to the model's task, or out of its range, or the model cannot
-            be explained so.
+        DataError: before scoring, the paths that lead to no image; after all others are scored and written,
+            the images that cannot be decoded.
+        RequestError: a parameter does not apply to the model's task or is out of range, or the explanation
+            method does not suit the model.
     """
     files = find_images(images)
     scorer = Scorer.load(find_artifacts(run_or_model))
     checked = scorer.parameters(parameters or {})
-    asked = None if explain is None else scorer.explanation(explain)
+    request = None if explain is None else scorer.explanation(explain)
     problems: list[Problem] = []
     names: set[str] = set()
     with ExitStack() as stack:
@@ -58,9 +58,9 @@ def predict_files(
         for batch in in_batches(_decoded(files, problems)):
             answers = scorer.score_images([image for _, image in batch], checked)
             for (file, image), answer in zip(batch, answers, strict=True):
-                found = answer if asked is None else to_lists(scorer.explain(image, answer, asked))
-                pictures = found.pop("visualizations", []) if draw is not None else []
-                line = {"image_url": file.as_posix(), **found}
+                explained = answer if request is None else to_lists(scorer.explain(image, answer, request))
+                pictures = explained.pop("visualizations", []) if draw is not None else []
+                line = {"image_url": file.as_posix(), **explained}
                 if lines is not None:
                     lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
                 if draw is not None:
@@ -74,19 +74,19 @@ def predict_files(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The image files that paths lead to, each once, in order; directories and globs sorted by name.
+    """List the image files that paths lead to, each once and in order; directories and globs sorted by name.
 
     Raises:
-        DataError: those that lead to none.
+        DataError: names the paths that lead to no image.
     """
-    found: dict[Path, None] = {}
+    images: dict[Path, None] = {}
     problems = []
     known = suffixes()
     for path in paths:
         if path.is_dir():
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
             files = [file for file in inside if file.is_file()]
-            rule = f"must hold an image, of the kinds {', '.join(sorted(known))}"
+            rule = f"must contain an image file ({', '.join(sorted(known))})"
         elif path.is_file():
             files, rule = [path], ""
         else:
@@ -94,16 +94,18 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             files = [Path(match) for match in sorted(matches)]
             files = [file for file in files if file.is_file()]
             rule = "must be a file, a directory or a glob pattern that matches a file"
-        found.update(dict.fromkeys(files))
+        images.update(dict.fromkeys(files))
         if not files:
             problems.append(Problem(str(path), "", rule))
-    if problems or not found:
-        raise DataError("there is nothing to score", problems or [Problem("", "", "name at least one image")])
-    return list(found)
+    if problems or not images:
+        raise DataError(
+            "there are no images to score:", problems or [Problem("", "", "name at least one image")]
+        )
+    return list(images)
 
 
 def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Image]]:
-    """The files' images; what cannot be decoded goes to `problems`."""
+    """Decode the files; those that cannot be decoded are added to `problems`."""
     for file in files:
         try:
             yield file, decode(file)
@@ -112,7 +114,7 @@ def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[P
 
 
 def _write_pictures(drawing: Path, pictures: str | Sequence[str]) -> None:
-    """Write base64 PNGs beside a drawing: `NAME-explained.png`, numbered where there can be several."""
+    """Write base64 PNGs next to a drawing: `NAME-explained.png`, numbered if there can be several."""
     if isinstance(pictures, str):
         named = {"": pictures}
     else:
@@ -125,7 +127,7 @@ def _write_pictures(drawing: Path, pictures: str | Sequence[str]) -> None:
 def _opened(output: Path) -> TextIO:
     _make_directory(output.parent)
     try:
-        # A file name need not be Unicode: its odd bytes become JSON's own escapes.
+        # A file name may contain bytes that are not Unicode: they become JSON escapes.
         return open(output, "w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{output}: cannot be written: {error.strerror}") from error
@@ -135,13 +137,13 @@ def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be made: {error.strerror}") from error
+        raise RunError(f"{directory}: cannot be created: {error.strerror}") from error
 
 
 def _free_name(file: Path, taken: set[str]) -> str:
-    """A name for the drawing of a file that no other file's drawing has."""
+    """A unique name for the drawing of a file."""
     name, number = f"{file.stem}.jpg", 1
-    # Some file systems tell no upper from lower case.
+    # Some file systems do not distinguish upper and lower case.
     while name.lower() in taken:
         number += 1
         name = f"{file.stem}-{number}.jpg"

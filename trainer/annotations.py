@@ -1,7 +1,7 @@
-"""What is known (truth) or predicted about an image, as plain NumPy; coordinates are normalised.
+"""Targets and predictions of images as plain NumPy arrays, with normalised coordinates.
 
-Boxes are xyxy: left, top, right, bottom, each a fraction of the image's width or height in [0, 1].
-`C` is the number of classes, `n` of objects; a label is an index into the sorted class names.
+Boxes are xyxy: left, top, right, bottom, as fractions of the image's width or height in [0, 1]. `C` is the
+number of classes and `n` the number of objects. A label is an index into the sorted class names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Mask(NamedTuple):
-    """One object's pixels, cropped: bool [h, w], with (left, top), its place in the image in pixels."""
+    """One object's mask, cropped: bool [h, w], and its position (left, top) in the image in pixels."""
 
     left: int
     top: int
@@ -30,14 +30,14 @@ class Mask(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """The true objects of one image.
+    """The target objects of one image.
 
     Attributes:
         boxes: float32 [n, 4].
         labels: int64 [n].
-        crowd: bool [n]; a crowd is neither missed nor wrongly found.
-        polygons: for each object its segments, each float32 [points, 2] of (x, y); None where the data
-            hold boxes alone.
+        crowd: bool [n]; metrics ignore crowds, whether or not they are detected.
+        polygons: the segments of each object, each float32 [points, 2] of (x, y); None if the data have only
+            boxes.
     """
 
     boxes: FloatArray
@@ -47,26 +47,26 @@ class Objects:
 
 
 Target: TypeAlias = int | BoolArray | Objects
-"""A class index; bool [C], which classes are in the image; or the objects in it."""
+"""A class index, the classes present in the image (bool [C]), or its objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """probs: float32 [C]; they sum to 1 for multi-class, each stands alone for multi-label."""
+    """probs: float32 [C]; for multi-class they sum to 1, for multilabel each is independent."""
 
     probs: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Found objects, by falling score.
+    """Detected objects, in descending order of score.
 
     Attributes:
         boxes: float32 [n, 4], within [0, 1].
         labels: int64 [n].
         scores: float32 [n] in [0, 1].
         image_size: (height, width) of the image in pixels.
-        masks: one for each object at the image's resolution, or None for a detector without masks.
+        masks: one per object at the image's resolution; None for a detector without masks.
     """
 
     boxes: FloatArray
@@ -81,14 +81,14 @@ Prediction: TypeAlias = Classification | Detections
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One decoded image with what is true of it."""
+    """One decoded image with its target."""
 
     image: Image
     target: Target
 
 
 class Examples(Protocol):
-    """Random access to examples; decoding happens at the access, the truth alone costs no decoding."""
+    """Random access to examples. Access to an example decodes its image; `targets` decodes nothing."""
 
     def __len__(self) -> int: ...
 
