@@ -157,7 +157,7 @@ def test_every_models_defaults_resolve(entry: ModelEntry) -> None:
         ("box_iou_thresh", "validation_iou_threshold", 0.75, MASK),
     ],
 )
-def test_older_jobs_names_mean_the_same(old: str, name: str, value: Any, model: tuple[Task, str]) -> None:
+def test_older_names_set_the_same_setting(old: str, name: str, value: Any, model: tuple[Task, str]) -> None:
     resolved = resolve(*model, {old: value})
     assert getattr(resolved, name) == value
     assert resolved == resolve(*model, {name: value})
@@ -232,12 +232,12 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
 }
 
 
-def test_the_table_of_ranges_leaves_no_setting_out() -> None:
+def test_table_of_ranges_is_complete() -> None:
     assert RANGES.keys() == Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_values_inside_the_range_are_taken_and_outside_refused(name: str) -> None:
+def test_values_outside_the_range_are_rejected(name: str) -> None:
     model, inside, outside = RANGES[name]
     for value in inside:
         resolve(*model, {name: value})
@@ -251,7 +251,7 @@ def test_values_inside_the_range_are_taken_and_outside_refused(name: str) -> Non
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf", "-Infinity"])
 @pytest.mark.parametrize("name", ["learning_rate", "momentum", "gradient_clip_value", "number_of_epochs"])
-def test_nan_and_infinity_are_no_values(name: str, value: Any) -> None:
+def test_nan_and_infinity_are_rejected(name: str, value: Any) -> None:
     with pytest.raises(JobError) as caught:
         resolve(*RESNET, {name: value})
     assert caught.value.problems[0].field == name
@@ -291,7 +291,7 @@ def test_the_rest_form_of_metric_types_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", ["number_of_epochs", "learning_rate", "weighted_loss", "optimizer", "seed"])
-def test_a_boolean_is_no_number(name: str) -> None:
+def test_booleans_are_rejected_for_numbers(name: str) -> None:
     with pytest.raises(JobError, match="must not be a boolean, got True"):
         resolve(*RESNET, {name: True})
 
@@ -317,7 +317,7 @@ def test_a_boolean_is_no_number(name: str) -> None:
         (MASK, "valid_crop_size", 224, "classifiers"),
     ],
 )
-def test_a_misplaced_setting_is_refused_with_the_models_that_take_it(
+def test_inapplicable_setting_is_rejected_with_the_models_that_support_it(
     model: tuple[Task, str], name: str, value: Any, takers: str
 ) -> None:
     with pytest.raises(JobError) as caught:
@@ -339,7 +339,7 @@ def test_a_misplaced_setting_is_refused_with_the_models_that_take_it(
         (3, None),
     ],
 )
-def test_a_typo_gets_near_names_or_the_list_of_all(typo: Any, meant: str | None) -> None:
+def test_unknown_setting_gets_close_names_as_a_hint(typo: Any, meant: str | None) -> None:
     with pytest.raises(JobError) as caught:
         resolve(*RESNET, {typo: 1})
     (problem,) = caught.value.problems
@@ -351,7 +351,7 @@ def test_a_typo_gets_near_names_or_the_list_of_all(typo: Any, meant: str | None)
         assert "trainer fit --help-all" in problem.hint
 
 
-def test_everything_wrong_is_reported_at_once_with_its_place() -> None:
+def test_problems_are_reported_at_once_with_their_place() -> None:
     wrong = {
         "learning_rte": 0.1,
         "min_size": 600,
@@ -373,7 +373,7 @@ def test_everything_wrong_is_reported_at_once_with_its_place() -> None:
     assert "apply_mosaic_for_yolo" in str(caught.value)  # the keys that there are
 
 
-def test_one_setting_by_two_names_is_refused_unless_they_agree() -> None:
+def test_contradicting_names_of_a_setting_are_rejected() -> None:
     with pytest.raises(JobError) as caught:
         resolve(*RESNET, {"lr_scheduler": "step", "learning_rate_scheduler": "warmup_cosine"})
     (problem,) = caught.value.problems
@@ -395,19 +395,19 @@ def test_one_setting_by_two_names_is_refused_unless_they_agree() -> None:
         (RESNET, {"gradient_clip_value": 1, "gradient_clip_norm": 1}, "cannot be combined"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
+def test_contradicting_settings_are_rejected(
     model: tuple[Task, str], values: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(JobError, match=said):
         resolve(*model, values)
 
 
-def test_a_vit_may_have_another_crop_if_both_have_it() -> None:
+def test_vit_takes_another_crop_if_both_crops_are_equal() -> None:
     resolved = resolve(*VIT, {"training_crop_size": 448, "validation_crop_size": 448})
     assert resolved.validation_resize_size == 512  # keeps the relation to the crop
 
 
-def test_a_resnet_may_train_on_another_crop_than_it_validates_on() -> None:
+def test_resnet_takes_different_crops() -> None:
     assert resolve(*RESNET, {"training_crop_size": 192}).validation_crop_size == 224
 
 
@@ -429,7 +429,7 @@ def test_advanced_settings_are_a_json_string_or_a_mapping() -> None:
         resolve(*YOLOV5, {"advanced_settings": "{apply_mosaic_for_yolo: false}"})
 
 
-def test_an_unknown_model_or_task_mismatch_is_a_users_error() -> None:
+def test_unknown_model_or_wrong_task_is_a_job_error() -> None:
     with pytest.raises(JobError, match="did you mean resnet18"):
         resolve(CLASSIFICATION, "resnet-18", {})
     with pytest.raises(JobError, match="not for object-detection"):

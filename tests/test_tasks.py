@@ -29,12 +29,12 @@ from trainer.tasks import Task
         ("Image instance segmentation", Task.SEGMENTATION),
     ],
 )
-def test_commands_and_job_files_spell_a_task_in_their_own_way(spelled: str, task: Task) -> None:
+def test_parse_reads_every_spelling_of_a_task(spelled: str, task: Task) -> None:
     assert Task.parse(spelled) is task
 
 
 @pytest.mark.parametrize("spelled", ["", "detection", "image_classification_multi", "forecasting", "이미지"])
-def test_an_unknown_task_is_refused_with_the_known_ones(spelled: str) -> None:
+def test_unknown_task_is_rejected_with_the_known_ones(spelled: str) -> None:
     with pytest.raises(JobError) as caught:
         Task.parse(spelled)
     assert repr(spelled) in str(caught.value)
@@ -57,7 +57,7 @@ def test_metrics_and_default_models_are_those_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("task", Task)
-def test_a_default_model_is_one_of_the_tasks_own(task: Task) -> None:
+def test_default_model_fits_the_task(task: Task) -> None:
     assert catalog.find(task.default_model, task).name == task.default_model
     assert task.is_classification is not task.has_boxes
     assert task.label_shape

@@ -101,7 +101,7 @@ def test_help_lists_the_commands_and_imports_no_library_of_models() -> None:
         assert f" {command} " in printed
 
 
-def test_complete_help_of_fit_shows_every_setting_with_names_default_and_models() -> None:
+def test_help_all_shows_every_flag_with_names_default_and_models() -> None:
     done = trainer("fit", "--help-all")
     assert done.returncode == 0
     text = " ".join(done.stdout.replace("│", " ").split())
@@ -125,7 +125,7 @@ def test_complete_help_of_fit_shows_every_setting_with_names_default_and_models(
     assert "--empty-data" not in text
 
 
-def test_short_help_of_fit_fits_two_screens() -> None:
+def test_help_of_fit_fits_two_screens() -> None:
     done = trainer("fit", "--help", COLUMNS="100")
     lines = done.stdout.splitlines()
     assert len(lines) <= 80
@@ -141,13 +141,13 @@ def test_short_help_of_fit_fits_two_screens() -> None:
 
 
 @pytest.mark.parametrize("command", ["validate", "predict", "serve", "sample-data", "models", "weights"])
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_has_help(command: str) -> None:
     done = trainer(command, "--help")
     assert done.returncode == 0
     assert f"trainer {command}" in done.stdout
 
 
-def test_help_has_each_commands_own_words_on_the_task_and_the_names_of_all() -> None:
+def test_help_names_the_tasks_after_each_commands_own_words() -> None:
     for command, words in (
         ("fit", "The task to train for."),
         ("evaluate", "Task of the --predictions."),
@@ -161,7 +161,7 @@ def test_help_has_each_commands_own_words_on_the_task_and_the_names_of_all() -> 
     "command",
     ["fit", "validate", "evaluate", "report", "predict", "serve", "export", "worker", "sample-data"],
 )
-def test_the_examples_of_help_are_all_indented(command: str) -> None:
+def test_examples_in_help_are_indented(command: str) -> None:
     lines = trainer(command, "--help").stdout.splitlines()
     examples = [line for line in lines if line.lstrip().startswith(f"trainer {command} ")]
     assert examples
@@ -190,7 +190,7 @@ def test_version_is_that_of_the_distribution() -> None:
         (("sample-data", "object-detection"), "DIRECTORY"),
     ],
 )
-def test_a_wrong_command_line_is_refused_and_named(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_arguments_are_rejected_and_named(arguments: tuple[str, ...], said: str) -> None:
     done = trainer(*arguments)
     assert done.returncode not in (0, None)
     assert said in done.stdout + done.stderr
@@ -254,7 +254,7 @@ def test_wrong_settings_are_all_reported_before_the_slow_imports() -> None:
         (("--config", "없는 파일.yml"), "없는 파일.yml"),
     ],
 )
-def test_a_wrong_flag_of_fit_is_an_error_without_a_traceback(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_flag_of_fit_is_an_error_without_a_traceback(arguments: tuple[str, ...], said: str) -> None:
     done = trainer("fit", "--data", "train.jsonl", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
@@ -345,7 +345,7 @@ def test_flags_override_the_job_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize("task", Task)
-def test_a_shipped_job_file_takes_the_readers_data(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
+def test_config_takes_other_data(monkeypatch: pytest.MonkeyPatch, task: Task) -> None:
     job = job_of(monkeypatch, "--config", CONFIGS / f"{task}.yml", "--data", "mine.jsonl")
     assert (job.task, job.training_data) == (task, ("mine.jsonl",))
     assert job.resolve_settings().number_of_epochs == 15
@@ -357,7 +357,7 @@ def test_every_setting_has_a_flag() -> None:
     assert [field.name for field in fields(Hyperparameters)] == list(Settings.model_fields)
 
 
-def test_too_many_gpus_are_refused_with_what_is_there(digits: Path, tmp_path: Path) -> None:
+def test_too_many_gpus_are_rejected_with_the_number_available(digits: Path, tmp_path: Path) -> None:
     done = trainer(
         "fit", "--task", "object-detection", "--data", digits / "train.jsonl", "--gpus", 999,
         "--weights", "none", "--output", tmp_path / "run",
@@ -368,7 +368,7 @@ def test_too_many_gpus_are_refused_with_what_is_there(digits: Path, tmp_path: Pa
 
 
 @pytest.mark.fresh_processes
-def test_faultless_data_are_summed_up_without_torch(digits: Path) -> None:
+def test_validate_summarises_valid_data_without_torch(digits: Path) -> None:
     loaded, printed = libraries_loaded_by(
         "validate",
         digits / "train.jsonl",
@@ -384,7 +384,7 @@ def test_faultless_data_are_summed_up_without_torch(digits: Path) -> None:
     assert done.stdout.startswith("8 images, ")
 
 
-def test_every_problem_of_the_data_is_printed(digits: Path, tmp_path: Path) -> None:
+def test_validate_prints_every_problem(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(digits / "images")
     box = {"label": "one", "topX": 0.1, "topY": 0.1, "bottomX": 0.5, "bottomY": 0.5}
     images = [f"images/train/{i:05}.jpg" for i in range(5)]
@@ -409,7 +409,7 @@ def test_every_problem_of_the_data_is_printed(digits: Path, tmp_path: Path) -> N
     assert "1 images" in done.stdout
 
 
-def test_class_names_beyond_the_terminals_encoding_are_told_as_escapes(tmp_path: Path) -> None:
+def test_class_names_outside_the_terminals_encoding_are_escaped(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "wrong.jsonl", {"image_url": "a.png", "label": ["사과 🍌"]})
     done = subprocess.run(
         [sys.executable, "-m", "trainer", "validate", str(path), "--task", "image-classification"],
@@ -419,7 +419,7 @@ def test_class_names_beyond_the_terminals_encoding_are_told_as_escapes(tmp_path:
     assert "\\uc0ac\\uacfc \\U0001f34c" in done.stdout
 
 
-def test_a_reader_who_has_seen_enough_causes_no_traceback(tmp_path: Path) -> None:
+def test_closed_output_causes_no_traceback(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "wrong.jsonl", *["{not json"] * 5000)
     command = [sys.executable, "-m", "trainer", "validate", str(path), "--task", "object-detection"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reading:
@@ -431,7 +431,7 @@ def test_a_reader_who_has_seen_enough_causes_no_traceback(tmp_path: Path) -> Non
         assert reading.wait(60) == 1
 
 
-def test_a_warning_alone_is_no_failure(digits: Path, tmp_path: Path) -> None:
+def test_validate_succeeds_with_warnings(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(digits / "images")
     line = {"image_url": "images/train/00000.jpg", "label": [], "colour": "red"}
     path = write_lines(tmp_path / "train.jsonl", line)
@@ -448,13 +448,13 @@ def test_a_warning_alone_is_no_failure(digits: Path, tmp_path: Path) -> None:
         ("missing.jsonl", "--task", "object-detection", "--datastore", "blob"),
     ],
 )
-def test_validate_fails_for_input_that_is_not_there(arguments: tuple[str, ...]) -> None:
+def test_validate_fails_for_missing_input(arguments: tuple[str, ...]) -> None:
     done = trainer("validate", *arguments)
     assert done.returncode == 1
     assert arguments[-1] in done.stdout + done.stderr or arguments[0] in done.stdout
 
 
-def test_datastores_are_mapped_for_validate_too(digits: Path, tmp_path: Path) -> None:
+def test_validate_maps_datastores(digits: Path, tmp_path: Path) -> None:
     url = "azureml://subscriptions/1/datastores/blob/paths/images/train/00000.jpg"
     path = write_lines(tmp_path / "train.jsonl", {"image_url": url, "label": []})
     unmapped = trainer("validate", path, "--task", "object-detection")
@@ -511,7 +511,7 @@ def test_models_answers_within_a_second() -> None:
 
 
 @pytest.mark.fresh_processes  # where weights are is read on import
-def test_models_tells_which_weights_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_shows_which_weights_the_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def here() -> dict[str, str]:
         lines = trainer("models").stdout.splitlines()
         return {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
@@ -534,7 +534,7 @@ def test_models_tells_which_weights_are_here(tmp_path: Path, monkeypatch: pytest
     assert found["resnet34"] == found["yolo11s"] == found["fasterrcnn_resnet18_fpn"] == "no"
 
 
-def test_weights_says_what_to_download_and_where_to_put_it() -> None:
+def test_weights_prints_file_and_destination() -> None:
     done = trainer("weights", "--model", "resnet18")
     assert (done.returncode, done.stderr) == (0, "")
     assert "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in done.stdout
@@ -550,7 +550,7 @@ def test_weights_says_what_to_download_and_where_to_put_it() -> None:
         ((), "--model"),
     ],
 )
-def test_weights_of_no_model_are_refused(arguments: tuple[str, ...], said: str) -> None:
+def test_weights_rejects_unknown_models(arguments: tuple[str, ...], said: str) -> None:
     done = trainer("weights", *arguments)
     assert done.returncode not in (0, None)
     assert said in done.stdout + done.stderr
@@ -569,7 +569,7 @@ def test_sample_data_are_valid_data(task: Task, tmp_path: Path) -> None:
     assert "6 images" in checked.stdout
 
 
-def test_sample_data_never_overwrite(digits: Path) -> None:
+def test_sample_data_never_overwrites(digits: Path) -> None:
     before = (digits / "train.jsonl").read_bytes()
     done = trainer("sample-data", "object-detection", digits)
     assert done.returncode == 1

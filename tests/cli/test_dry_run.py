@@ -100,7 +100,7 @@ def test_job_space_and_first_trials_are_printed_as_yaml(
     assert models == {"yolov5", "fasterrcnn_resnet50_fpn"}
 
 
-def test_a_seed_gives_the_same_trials_and_without_one_it_is_said(
+def test_seed_repeats_the_trials_and_its_absence_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path)
@@ -113,9 +113,7 @@ def test_a_seed_gives_the_same_trials_and_without_one_it_is_said(
     assert "# without a seed, the sweep itself will draw other settings than these\n" in printed
 
 
-def test_a_grid_ends_where_it_is_exhausted_and_limits_hold(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_grid_ends_when_exhausted_or_at_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(
         tmp_path,
         sweep={"sampling_algorithm": "grid"},
@@ -132,7 +130,7 @@ def test_a_grid_ends_where_it_is_exhausted_and_limits_hold(
 
 
 @pytest.mark.parametrize("algorithm", ["bayesian", {"type": "random", "rule": "sobol"}])
-def test_any_sampler_shows_its_first_trials(
+def test_every_sampler_shows_its_first_trials(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: Any
 ) -> None:
     content, _ = dry_run(capsys, "--config", write(tmp_path, sweep={"sampling_algorithm": algorithm}))
@@ -153,7 +151,7 @@ def test_flags_override_the_file_and_its_search_space(
     assert content["job"]["training_data"]["path"] == str(Path.cwd() / "mine.jsonl")
 
 
-def test_a_registered_name_is_mapped_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flag_gives_the_path_of_registered_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(
         tmp_path,
         training_data={"path": "azureml:fridge:1", "type": "mltable"},
@@ -165,14 +163,14 @@ def test_a_registered_name_is_mapped_by_a_flag(tmp_path: Path, capsys: pytest.Ca
     assert content["job"]["validation_data"]["path"] == str(tmp_path / "elsewhere")
 
 
-def test_a_single_training_is_shown_with_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_run_is_shown_with_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     content, _ = dry_run(capsys, "--task", "object-detection", "--data", "a.jsonl", "--model", "yolo11n")
     assert list(content) == ["job"]
     assert content["job"]["training_parameters"]["learning_rate"] == 0.01
     assert content["job"]["training_parameters"]["model_name"] == "yolo11n"
 
 
-def test_without_a_search_space_the_models_are_left_to_the_sweep(
+def test_job_without_a_search_space_is_noted_as_automatic(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, printed = dry_run(capsys, "--config", write(tmp_path, search_space=None, sweep=None))
@@ -180,7 +178,7 @@ def test_without_a_search_space_the_models_are_left_to_the_sweep(
     assert "# without search_space, models and settings are chosen once the data are known\n" in printed
 
 
-def test_data_are_counted_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_data_counts_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make(Task.DETECTION, tmp_path / "train", images=10, seed=1)
     given = ("--config", write(tmp_path), "--data", data.train)
     assert "data" not in dry_run(capsys, *given)[0]
@@ -207,7 +205,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("algorithm", ["random", "bayesian", {"type": "random", "rule": "sobol"}])
-def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) -> None:
+def test_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) -> None:
     done = run("--config", write(tmp_path, sweep={"sampling_algorithm": algorithm}), "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("# loaded:\n")
@@ -234,7 +232,7 @@ def test_a_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) 
         (("--dry-run",), {"training_data": {"path": "azureml:fridge:1"}}, "--data-asset fridge=PATH"),
     ],
 )
-def test_what_is_wrong_is_an_error(
+def test_wrong_jobs_are_errors(
     tmp_path: Path, arguments: tuple[str, ...], changes: dict[str, Any], said: str
 ) -> None:
     done = run("--config", write(tmp_path, **changes), *arguments)

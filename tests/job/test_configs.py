@@ -33,13 +33,13 @@ def fit(*arguments: object) -> None:
     cli.app(["fit", *map(str, arguments)], exit_on_error=False, result_action="return_value")
 
 
-def test_there_is_a_job_file_for_each_task_and_one_with_a_sweep() -> None:
+def test_configs_cover_each_task_and_a_sweep() -> None:
     assert {path.stem for path in FILES} == {*(task.value for task in Task), "object-detection-sweep"}
     assert {read(path)[0].task for path in FILES} == set(Task)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_job_file_has_azures_form_and_only_settings_that_mean_something(path: Path) -> None:
+def test_configs_have_azures_form_and_applicable_settings(path: Path) -> None:
     content = yaml.safe_load(path.read_text("utf-8"))
     assert content["type"] == "automl"
     assert "$schema" in content
@@ -55,7 +55,7 @@ def test_a_job_file_has_azures_form_and_only_settings_that_mean_something(path: 
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_dry_run_shows_a_job_file_without_its_data(
+def test_dry_run_of_a_config_needs_no_data(
     path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     fit("--config", path, "--dry-run")
@@ -65,7 +65,7 @@ def test_a_dry_run_shows_a_job_file_without_its_data(
     assert read(again)[0].to_yaml() == read(path)[0].to_yaml()
 
 
-def test_the_sweeps_sub_spaces_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_config_samples_each_sub_space(capsys: pytest.CaptureFixture[str]) -> None:
     path = CONFIGS / "object-detection-sweep.yml"
     job, _ = read(path)
     assert job.sweep is not None
@@ -84,7 +84,7 @@ def test_the_sweeps_sub_spaces_are_tried(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", Task)
-def test_a_job_file_trains_on_other_data(task: Task, tmp_path: Path) -> None:
+def test_config_trains_on_other_data(task: Task, tmp_path: Path) -> None:
     data = make(task, tmp_path / "data", images=8, seed=1)
     path = CONFIGS / f"{task}.yml"
     given: dict[str, Any] = {"--data": data.train, "--output": tmp_path / "run", "--weights": "none"}

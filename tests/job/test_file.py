@@ -69,7 +69,7 @@ def problems_of(path: Path) -> list[Problem]:
     return list(caught.value.problems)
 
 
-def test_an_azure_job_is_read_as_it_is(tmp_path: Path) -> None:
+def test_azure_job_is_read_unchanged(tmp_path: Path) -> None:
     path = write(tmp_path, AZURE)
     job = Job.read(path)
     assert job.task is Task.DETECTION
@@ -84,7 +84,7 @@ def test_an_azure_job_is_read_as_it_is(tmp_path: Path) -> None:
     assert not job.sweeps
 
 
-def test_keys_that_mean_something_in_the_cloud_alone_are_named(tmp_path: Path) -> None:
+def test_keys_without_effect_are_listed(tmp_path: Path) -> None:
     assert list(Job.read(write(tmp_path, AZURE)).ignored_keys) == [
         "compute", "description", "log_verbosity", "resources", "tags",
         "target_column_name", "training_data.mode",
@@ -92,13 +92,11 @@ def test_keys_that_mean_something_in_the_cloud_alone_are_named(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("spelled", ["image_classification", "image-classification", "Image_Classification"])
-def test_any_spelling_of_the_task_will_do(tmp_path: Path, spelled: str) -> None:
+def test_task_may_have_any_spelling(tmp_path: Path, spelled: str) -> None:
     assert Job.read(write_job(tmp_path, task=spelled)).task is Task.CLASSIFICATION
 
 
-def test_a_relative_path_starts_at_the_file_not_at_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_start_at_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "작업" / "사과 배"
     path = write(
         folder,
@@ -129,26 +127,26 @@ def test_a_relative_path_starts_at_the_file_not_at_the_working_directory(
         "/absolute/train.jsonl",
     ],
 )
-def test_urls_and_absolute_paths_stay_as_they_are(tmp_path: Path, url: str) -> None:
+def test_urls_and_absolute_paths_are_unchanged(tmp_path: Path, url: str) -> None:
     job = Job.read(write_job(tmp_path, training_data={"path": url, "type": "mltable"}))
     assert job.training_data == (url,)
     assert Job.read(write(tmp_path, job.to_yaml())).training_data == (url,)
 
 
-def test_several_data_sets_are_a_list(tmp_path: Path) -> None:
+def test_several_data_sets_are_read_from_a_list(tmp_path: Path) -> None:
     job = Job.read(write_job(tmp_path, training_data=[{"path": "a.jsonl"}, "b"]))
     assert job.training_data == (str(tmp_path / "a.jsonl"), str(tmp_path / "b"))
     assert Job.read(write(tmp_path, job.to_yaml())).training_data == job.training_data
 
 
 @pytest.mark.parametrize("data", [{"type": "mltable"}, {"path": ""}, {"path": 3}, [{"path": "a"}, {}]])
-def test_data_without_a_path_is_refused(tmp_path: Path, data: Any) -> None:
+def test_data_without_a_path_are_rejected(tmp_path: Path, data: Any) -> None:
     (problem,) = problems_of(write_job(tmp_path, training_data=data))
     assert problem.field == "training_data.path"
     assert problem.where.endswith("job.yml")
 
 
-def test_unknown_keys_get_the_nearest_known_one_all_at_once(tmp_path: Path) -> None:
+def test_unknown_keys_are_reported_at_once_with_the_closest_known_ones(tmp_path: Path) -> None:
     changes = {
         "primary_metrics": "accuracy",
         "trainning_parameters": {},
@@ -170,12 +168,12 @@ def test_unknown_keys_get_the_nearest_known_one_all_at_once(tmp_path: Path) -> N
     assert "gpus" in problems["local.gpu"].hint
 
 
-def test_an_unknown_key_of_a_data_entry_is_refused(tmp_path: Path) -> None:
+def test_unknown_key_of_a_data_entry_is_rejected(tmp_path: Path) -> None:
     (problem,) = problems_of(write_job(tmp_path, training_data={"path": "a", "paht": "b"}))
     assert problem.field == "training_data.paht"
 
 
-def test_another_type_of_job_is_refused(tmp_path: Path) -> None:
+def test_job_of_another_type_is_rejected(tmp_path: Path) -> None:
     (problem,) = problems_of(write_job(tmp_path, type="command"))
     assert str(problem).endswith("type: must be automl, got 'command'")
 
@@ -192,7 +190,7 @@ def test_another_type_of_job_is_refused(tmp_path: Path) -> None:
         (b"!!python/object/apply:os.system [echo]\n", "could not determine a constructor"),
     ],
 )
-def test_a_file_that_is_no_job_is_refused_with_the_reason(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_without_a_job_is_rejected_with_the_reason(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "job.yml"
     path.write_bytes(content)
     with pytest.raises(JobError) as caught:
@@ -201,13 +199,13 @@ def test_a_file_that_is_no_job_is_refused_with_the_reason(tmp_path: Path, conten
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.yml", tmp_path):
         with pytest.raises(JobError, match="cannot be read"):
             Job.read(path)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "job.yml"
     path.write_bytes(b"\xef\xbb\xbf" + b"task: image_classification\ntraining_data: {path: a}\n")
     assert Job.read(path).task is Task.CLASSIFICATION
@@ -215,18 +213,18 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["training_parameters", "limits", "local"])
 @pytest.mark.parametrize("value", [["a"], "a", 5])
-def test_a_section_that_is_no_mapping_is_refused(tmp_path: Path, key: str, value: Any) -> None:
+def test_section_must_be_a_mapping(tmp_path: Path, key: str, value: Any) -> None:
     (problem,) = problems_of(write_job(tmp_path, **{key: value}))
     assert (problem.field, problem.rule, problem.got) == (key, "must be a mapping", repr(value))
 
 
 @pytest.mark.parametrize("stores", [["a"], {"name": 3}, {"name": ""}, "a=b"])
-def test_datastores_map_names_to_places(tmp_path: Path, stores: Any) -> None:
+def test_datastores_must_map_names_to_places(tmp_path: Path, stores: Any) -> None:
     (problem,) = problems_of(write_job(tmp_path, local={"datastores": stores}))
     assert problem.field == "local.datastores"
 
 
-def test_empty_sections_are_as_good_as_none(tmp_path: Path) -> None:
+def test_empty_sections_are_ignored(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "task: image_classification\ntraining_data: {path: a}\n"
@@ -251,7 +249,7 @@ def test_wrong_values_are_reported_at_once_with_file_and_key(tmp_path: Path) -> 
     assert problems["validation_data_size"].got == "1.5"
 
 
-def test_the_primary_metric_is_one_of_the_tasks(tmp_path: Path) -> None:
+def test_primary_metric_must_fit_the_task(tmp_path: Path) -> None:
     (problem,) = problems_of(write_job(tmp_path, primary_metric="iou"))
     assert "must be accuracy, got 'iou'" in problem.rule
     path = write_job(tmp_path, task="image_classification_multilabel", primary_metric="accuracy")
@@ -259,7 +257,7 @@ def test_the_primary_metric_is_one_of_the_tasks(tmp_path: Path) -> None:
     assert Job.read(write_job(tmp_path, task="image_classification_multilabel")).metric == "iou"
 
 
-def test_a_search_space_among_the_fixed_values_is_refused(tmp_path: Path) -> None:
+def test_expression_among_training_parameters_is_rejected(tmp_path: Path) -> None:
     path = write_job(tmp_path, training_parameters={"learning_rate": {"type": "uniform", "min_value": 0}})
     assert problems_of(path)[0].field == "learning_rate"
     path = write_job(tmp_path, training_parameters={"learning_rate": "uniform(0.001,0.01)"})
@@ -267,7 +265,7 @@ def test_a_search_space_among_the_fixed_values_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("run", ["0123456789abcdef0123456789abcdef", "실행/first", "runs:/x/model"])
-def test_a_written_job_goes_on_from_the_same_run(
+def test_written_job_starts_from_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str
 ) -> None:
     (tmp_path / "실행/first").mkdir(parents=True)
@@ -303,7 +301,7 @@ search_space:
 """
 
 
-def test_a_sweep_is_read_with_all_that_it_says_and_written_again(tmp_path: Path) -> None:
+def test_sweep_is_read_and_written_completely(tmp_path: Path) -> None:
     job = Job.read(write(tmp_path, SWEEP))
     assert job.limits.model_dump() == {"timeout_minutes": 60, "max_trials": 10, "max_concurrent_trials": 2}
     content = yaml.safe_load(SWEEP)
@@ -325,13 +323,13 @@ def test_a_sweep_is_read_with_all_that_it_says_and_written_again(tmp_path: Path)
     assert again.to_yaml() == job.to_yaml()
 
 
-def test_a_search_space_may_be_one_map(tmp_path: Path) -> None:
+def test_search_space_may_be_one_map(tmp_path: Path) -> None:
     space = {"learning_rate": {"type": "choice", "values": [0.1, 0.2]}}
     assert Job.read(write_job(tmp_path, search_space=space)).search_space == (space,)
 
 
 @pytest.mark.parametrize("name", ["grid", "Bayesian", {"type": "Grid"}, "RANDOM"])
-def test_the_sampling_algorithm_is_a_name_or_an_object_in_any_case(tmp_path: Path, name: Any) -> None:
+def test_sampling_algorithm_is_a_name_or_an_object_in_any_case(tmp_path: Path, name: Any) -> None:
     sweep = {"sampling_algorithm": name}
     job = Job.read(write_job(tmp_path, sweep=sweep, limits={"max_trials": 3}))
     assert job.sweep is not None
@@ -339,7 +337,7 @@ def test_the_sampling_algorithm_is_a_name_or_an_object_in_any_case(tmp_path: Pat
     assert job.sweep.sampling_algorithm.type == given.lower()
 
 
-def test_everything_wrong_with_a_sweep_is_said_at_once(tmp_path: Path) -> None:
+def test_problems_of_a_sweep_are_reported_at_once(tmp_path: Path) -> None:
     changes = {
         "limits": {"max_trials": 2000, "max_concurrent_trials": 0, "timeout_minutes": -5},
         "sweep": {"sampling_algorithm": {"type": "greedy", "seed": "x", "logbase": 1}},
@@ -359,7 +357,7 @@ def test_everything_wrong_with_a_sweep_is_said_at_once(tmp_path: Path) -> None:
     assert "list of such maps" in problems["search_space"].rule
 
 
-def test_misspelled_keys_of_a_sweep_get_the_nearest_known_one(tmp_path: Path) -> None:
+def test_misspelled_keys_of_a_sweep_get_the_closest_known_one(tmp_path: Path) -> None:
     changes = {
         "limits": {"timout_minutes": 3, "max_nodes": 2},
         "sweep": {"sampling_algoritm": "grid", "sampling_algorithm": {"type": "random", "sede": 1}},
@@ -388,14 +386,14 @@ def test_misspelled_keys_of_a_sweep_get_the_nearest_known_one(tmp_path: Path) ->
         ("azureml://registries/azureml/data/fridge-items/versions/3", {"fridge-items": "data/fridge"}),
     ],
 )
-def test_registered_data_lie_where_the_file_says(tmp_path: Path, path: str, assets: dict[str, str]) -> None:
+def test_job_file_gives_paths_of_registered_data(tmp_path: Path, path: str, assets: dict[str, str]) -> None:
     file = write_job(tmp_path, training_data={"path": path, "type": "mltable"}, local={"data_assets": assets})
     job = Job.read(file)
     assert job.training_data == (str(tmp_path / "data/fridge"),)
     assert Job.read(write(tmp_path, job.to_yaml(), "again.yml")).training_data == job.training_data
 
 
-def test_registered_data_that_are_not_mapped_are_refused_with_the_flag_that_maps_them(tmp_path: Path) -> None:
+def test_registered_data_without_a_path_are_rejected(tmp_path: Path) -> None:
     path = write_job(
         tmp_path,
         training_data=[{"path": "azureml:one:1"}, {"path": "azureml:two@latest"}, "mine.jsonl"],
@@ -422,20 +420,20 @@ def test_registered_data_that_are_not_mapped_are_refused_with_the_flag_that_maps
         ("/mnt/data/x/versions/1", "/mnt/data/x/versions/1"),
     ],
 )
-def test_azures_prefixes_of_paths_are_understood(tmp_path: Path, written: str, read: str) -> None:
+def test_azures_path_prefixes_are_read(tmp_path: Path, written: str, read: str) -> None:
     job = Job.read(write_job(tmp_path, training_data={"path": written}))
     assert job.training_data == (read.replace("FOLDER", str(tmp_path)),)
 
 
 @pytest.mark.parametrize("kind", ["mltable", "MLTable", "uri_file", "uri_folder"])
-def test_data_have_a_type_that_azure_knows(tmp_path: Path, kind: str) -> None:
+def test_data_type_must_be_one_of_azures(tmp_path: Path, kind: str) -> None:
     job = Job.read(write_job(tmp_path, training_data={"path": "a", "type": kind}))
     assert job.training_data == (str(tmp_path / "a"),)
     (problem,) = problems_of(write_job(tmp_path, training_data={"path": "a", "type": "mlflow_model"}))
     assert (problem.field, problem.got) == ("training_data.type", "'mlflow_model'")
 
 
-def test_keys_of_the_cloud_are_named_unless_they_say_nothing(tmp_path: Path) -> None:
+def test_empty_keys_without_effect_are_not_listed(tmp_path: Path) -> None:
     path = write_job(
         tmp_path,
         test_data={"path": "azureml:test:1"},
@@ -453,7 +451,7 @@ def test_keys_of_the_cloud_are_named_unless_they_say_nothing(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
-def test_expressions_of_a_pipeline_are_refused_where_they_stand(tmp_path: Path) -> None:
+def test_pipeline_expressions_are_rejected_with_their_key(tmp_path: Path) -> None:
     path = write_job(
         tmp_path,
         training_data={"path": "${{parent.inputs.data}}"},
@@ -466,7 +464,7 @@ def test_expressions_of_a_pipeline_are_refused_where_they_stand(tmp_path: Path) 
     }
 
 
-def test_a_pipeline_is_refused_with_the_job_to_take_out_of_it(tmp_path: Path) -> None:
+def test_pipeline_is_rejected_with_the_names_of_its_automl_jobs(tmp_path: Path) -> None:
     text = "type: pipeline\njobs:\n  prepare: {type: command}\n  train_node: {type: automl, task: x}\n"
     (problem,) = problems_of(write(tmp_path, text))
     assert "pipeline" in problem.rule
@@ -474,7 +472,7 @@ def test_a_pipeline_is_refused_with_the_job_to_take_out_of_it(tmp_path: Path) ->
     assert "file of its own" in problem.hint
 
 
-def test_a_training_parameter_in_the_wrong_place_is_told_where_it_belongs(tmp_path: Path) -> None:
+def test_misplaced_training_parameter_gets_its_place_as_a_hint(tmp_path: Path) -> None:
     problems = {
         problem.field: problem.hint
         for problem in problems_of(write_job(tmp_path, learning_rate=0.1, model_name="x"))
@@ -482,7 +480,7 @@ def test_a_training_parameter_in_the_wrong_place_is_told_where_it_belongs(tmp_pa
     assert problems == dict.fromkeys(("learning_rate", "model_name"), "put it under training_parameters")
 
 
-def test_a_job_file_may_be_json(tmp_path: Path) -> None:
+def test_job_file_may_be_json(tmp_path: Path) -> None:
     text = '{\n\t"task": "image_classification",\n\t"training_data": {"path": "a"}\n}'
     assert Job.read(write(tmp_path, text, "job.json")).training_data == (str(tmp_path / "a"),)
     with pytest.raises(JobError, match="duplicate key 'task'"):
@@ -490,7 +488,7 @@ def test_a_job_file_may_be_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["0.3", 0.3, "3e-1"])
-def test_the_validation_share_may_be_text(tmp_path: Path, size: Any) -> None:
+def test_validation_data_size_may_be_text(tmp_path: Path, size: Any) -> None:
     assert Job.read(write_job(tmp_path, validation_data_size=size)).validation_data_size == 0.3
     (problem,) = problems_of(write_job(tmp_path, validation_data_size=20))
     assert "0.2" in problem.hint

@@ -127,7 +127,7 @@ def problems_of(folder: Path, content: Any) -> list[Problem]:
     return list(caught.value.problems)
 
 
-def test_what_the_python_sdk_writes_is_read(tmp_path: Path) -> None:
+def test_python_sdk_form_is_read(tmp_path: Path) -> None:
     mapped = SDK + "local: {data_assets: {azureml_apples_input_data_training_data: train}}\n"
     job, ignored = read(tmp_path, mapped)
     content = yaml.safe_load(SDK)
@@ -150,7 +150,7 @@ def test_what_the_python_sdk_writes_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["whole body", "its properties", "the task alone"])
 @pytest.mark.parametrize("name", ["job.json", "job.yml"])
-def test_the_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
+def test_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
     bodies = {"whole body": BODY, "its properties": BODY["properties"], "the task alone": TASK_DETAILS}
     job, ignored = read(tmp_path, bodies[form], name)
     assert (job.task, job.metric) == (Task.DETECTION, "mean_average_precision")
@@ -187,7 +187,7 @@ def test_the_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
         assert not {"properties", "outputs", "services"} & set(ignored)
 
 
-def test_every_settings_name_is_found_again_in_camel_case() -> None:
+def test_snake_case_recovers_every_settings_name() -> None:
     for name in Settings.model_fields:
         first, *others = name.split("_")
         camel = first + "".join(word.upper() if word == "lr" else word.capitalize() for word in others)
@@ -198,13 +198,13 @@ def test_every_settings_name_is_found_again_in_camel_case() -> None:
     ("duration", "minutes"),
     [("PT60M", 60), ("PT2H", 120), ("P1D", 1440), ("P1DT1H1M", 1501), ("PT90S", 2), ("pt0.5h", 30)],
 )
-def test_a_duration_becomes_minutes(tmp_path: Path, duration: str, minutes: int) -> None:
+def test_duration_becomes_minutes(tmp_path: Path, duration: str, minutes: int) -> None:
     job, _ = read(tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}})
     assert job.limits.timeout_minutes == minutes
 
 
 @pytest.mark.parametrize("duration", ["60", "PT", "P", "", "PT0M", 60, "one hour"])
-def test_another_time_limit_is_refused_with_an_example(tmp_path: Path, duration: Any) -> None:
+def test_malformed_duration_is_rejected_with_an_example(tmp_path: Path, duration: Any) -> None:
     (problem,) = problems_of(
         tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}}
     )
@@ -212,7 +212,7 @@ def test_another_time_limit_is_refused_with_an_example(tmp_path: Path, duration:
     assert "PT60M" in problem.rule
 
 
-def test_the_limits_of_a_sweep_may_stand_in_it_as_they_used_to(tmp_path: Path) -> None:
+def test_older_form_has_limits_inside_the_sweep(tmp_path: Path) -> None:
     text = """\
 task: image_instance_segmentation
 training_data: {path: train}
@@ -233,7 +233,7 @@ search_space:
     )
 
 
-def test_the_arguments_of_sdk_v1_are_read(tmp_path: Path) -> None:
+def test_sdk_v1_arguments_are_read(tmp_path: Path) -> None:
     job = read_v1(
         tmp_path,
         compute_target="gpu-cluster",
@@ -278,7 +278,7 @@ def test_the_arguments_of_sdk_v1_are_read(tmp_path: Path) -> None:
     assert job.sweep.early_termination == {"type": "bandit", "slack_factor": 0.2, "evaluation_interval": 2}
 
 
-def test_v1s_choice_of_maps_becomes_sub_spaces(tmp_path: Path) -> None:
+def test_sdk_v1_choice_of_maps_becomes_sub_spaces(tmp_path: Path) -> None:
     models = [
         {"model_name": "choice('yolov5')", "model_size": "choice('small', 'medium')"},
         {"model_name": "choice('fasterrcnn_resnet50_fpn')", "min_size": "choice(600, 800)"},
@@ -294,7 +294,7 @@ def test_v1s_choice_of_maps_becomes_sub_spaces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["NoTerminationPolicy", {"name": "DEFAULT"}, {"policyType": "none"}])
-def test_no_policy_is_none(tmp_path: Path, policy: Any) -> None:
+def test_names_for_no_policy_are_read_as_none(tmp_path: Path, policy: Any) -> None:
     job = read_v1(tmp_path, early_termination_policy=policy, iterations=2)
     assert job.sweep is None
 
@@ -302,32 +302,32 @@ def test_no_policy_is_none(tmp_path: Path, policy: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["BayesianParameterSampling", "BAYESIANOPTIMIZATION", "Bayesian", "bayesian"]
 )
-def test_any_name_of_a_sampling_algorithm_will_do(tmp_path: Path, name: str) -> None:
+def test_sampling_algorithm_may_have_any_of_azures_names(tmp_path: Path, name: str) -> None:
     job = read_v1(tmp_path, hyperparameter_sampling=name, iterations=2)
     assert job.sweep is not None
     assert job.sweep.sampling_algorithm.type == "bayesian"
 
 
 @pytest.mark.parametrize(("hours", "minutes"), [(2, 120), ("0.5", 30), (0.01, 1)])
-def test_v1_counts_hours(tmp_path: Path, hours: Any, minutes: int) -> None:
+def test_sdk_v1_hours_become_minutes(tmp_path: Path, hours: Any, minutes: int) -> None:
     assert read_v1(tmp_path, experiment_timeout_hours=hours).limits.timeout_minutes == minutes
 
 
 @pytest.mark.parametrize("hours", [0, -1, "an hour", float("nan"), True, [1]])
-def test_hours_that_are_no_number_are_refused(tmp_path: Path, hours: Any) -> None:
+def test_hours_must_be_a_positive_number(tmp_path: Path, hours: Any) -> None:
     with pytest.raises(JobError, match="experiment_timeout_hours: must be a number of hours over 0"):
         read_v1(tmp_path, experiment_timeout_hours=hours)
 
 
 @pytest.mark.parametrize("arguments", ["--seed 1", ["--seed"], ["seed", 1], [1, 2]])
-def test_arguments_come_in_pairs(tmp_path: Path, arguments: Any) -> None:
+def test_sdk_v1_arguments_must_be_pairs(tmp_path: Path, arguments: Any) -> None:
     (problem,) = problems_of(
         tmp_path, {"task": "image-object-detection", "training_data": "a", "arguments": arguments}
     )
     assert problem.field == "arguments"
 
 
-def test_what_is_said_in_two_forms_must_be_the_same(tmp_path: Path) -> None:
+def test_contradicting_spellings_of_a_key_are_rejected(tmp_path: Path) -> None:
     content = {
         "task": "image_classification",
         "taskType": "ImageObjectDetection",
@@ -343,7 +343,7 @@ def test_what_is_said_in_two_forms_must_be_the_same(tmp_path: Path) -> None:
     }
 
 
-def test_an_unknown_key_is_shown_as_it_is_written(tmp_path: Path) -> None:
+def test_unknown_key_is_reported_in_its_own_spelling(tmp_path: Path) -> None:
     details = TASK_DETAILS | {"primaryMetrics": "x", "limitSettings": {"maxTrails": 3}}
     problems = {problem.field: problem.hint for problem in problems_of(tmp_path, {"taskDetails": details})}
     assert problems == {
@@ -364,7 +364,7 @@ def test_an_unknown_key_is_shown_as_it_is_written(tmp_path: Path) -> None:
         job.resolve_settings()
 
 
-def test_nulls_of_a_body_are_what_is_not_set_but_those_of_yaml_are_values(tmp_path: Path) -> None:
+def test_null_is_unset_in_rest_and_a_value_in_yaml(tmp_path: Path) -> None:
     body = TASK_DETAILS | {"modelSettings": {"layersToFreeze": None}}
     assert read(tmp_path, body)[0].settings == {}
     text = "task: object-detection\ntraining_data: a\ntraining_parameters: {layers_to_freeze: null}\n"

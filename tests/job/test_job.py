@@ -25,12 +25,12 @@ def read_again(folder: Path, job: Job) -> Job:
 
 
 @pytest.mark.parametrize("size", [0, 1, -0.1, "half", float("nan")])
-def test_the_split_is_a_true_share(size: Any) -> None:
+def test_validation_data_size_must_be_between_0_and_1(size: Any) -> None:
     with pytest.raises(JobError, match="validation_data_size"):
         Job.of("", task="object-detection", training_data="a", validation_data_size=size)
 
 
-def test_missing_keys_are_named_without_a_dump_of_the_rest() -> None:
+def test_missing_keys_are_reported_alone() -> None:
     with pytest.raises(JobError) as caught:
         Job.of("job.yml", model="resnet18")
     assert {str(problem) for problem in caught.value.problems} == {
@@ -41,7 +41,7 @@ def test_missing_keys_are_named_without_a_dump_of_the_rest() -> None:
         Job.of("job.yml", task="object-detection", training_data=())
 
 
-def test_a_flag_replaces_a_files_value_under_any_name() -> None:
+def test_override_replaces_a_setting_under_any_name() -> None:
     values = {"lr_scheduler": "step", "momentum": 0.5, "learning_rte": 1}
     flags = {"learning_rate_scheduler": "warmup_cosine", "nesterov": False}
     assert override(values, flags) == {
@@ -52,7 +52,7 @@ def test_a_flag_replaces_a_files_value_under_any_name() -> None:
     }
 
 
-def test_weights_come_from_the_job_else_the_environment_else_the_publisher(
+def test_weights_come_from_job_environment_or_publisher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bare = Job(task="object-detection", training_data="a")
@@ -64,9 +64,7 @@ def test_weights_come_from_the_job_else_the_environment_else_the_publisher(
     assert bare.weights_choice == "pretrained"
 
 
-def test_an_earlier_run_is_where_the_weights_come_from_unless_others_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_run_id_names_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINER_WEIGHTS", "/shared/weights")
     run = "0123456789abcdef0123456789abcdef"
 
@@ -88,7 +86,7 @@ def test_an_earlier_run_is_where_the_weights_come_from_unless_others_are_named(
             job.resolve_settings()
 
 
-def test_from_scratch_nothing_is_frozen_unless_asked_for() -> None:
+def test_training_from_scratch_freezes_no_layers_by_default() -> None:
     def frozen(weights: str, **settings: Any) -> int | None:
         job = Job(task="object-detection", training_data="a", weights=weights, settings=settings)
         return job.resolve_settings().layers_to_freeze
@@ -132,7 +130,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("values", ROUND_TRIPS, ids=lambda values: str(values.get("model", values["task"])))
-def test_a_written_job_runs_again_the_same(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_written_job_is_read_as_the_same_job(tmp_path: Path, values: dict[str, Any]) -> None:
     job = Job.of("", training_data=("훈련.jsonl",), **values)
     text = job.to_yaml()
     again = read_again(tmp_path, job)
@@ -146,7 +144,7 @@ def test_a_written_job_runs_again_the_same(tmp_path: Path, values: dict[str, Any
     assert "훈련.jsonl" in text  # readable, not escaped
 
 
-def test_a_written_job_has_azures_form_and_every_setting_that_means_something() -> None:
+def test_written_job_has_azures_form_and_all_applicable_settings() -> None:
     text = Job(task="object-detection", model="yolo11n", training_data="a.jsonl").to_yaml()
     written = yaml.safe_load(text)
     assert (written["type"], written["task"]) == ("automl", "image_object_detection")
@@ -158,7 +156,7 @@ def test_a_written_job_has_azures_form_and_every_setting_that_means_something() 
     assert not {"min_size", "weighted_loss", "model_size", "mask_pixel_score_threshold"} & parameters.keys()
 
 
-def test_a_job_from_python_takes_paths_and_task_names() -> None:
+def test_constructor_takes_paths_and_task_names() -> None:
     job = Job(task="image_object_detection", training_data=Path("a.jsonl"), validation_data=["b", "c"])
     assert (job.task, job.training_data, job.validation_data) == (Task.DETECTION, ("a.jsonl",), ("b", "c"))
     with pytest.raises(ValueError, match="Extra inputs"):
@@ -189,7 +187,7 @@ def sweeping(**values: Any) -> Job:
         {"search_space": (), "limits": {"max_trials": 2}, "data_assets": {"x": "/data/x"}},
     ],
 )
-def test_a_written_sweep_is_the_same_sweep(tmp_path: Path, values: dict[str, Any]) -> None:
+def test_written_sweep_is_read_as_the_same_sweep(tmp_path: Path, values: dict[str, Any]) -> None:
     job = sweeping(**values)
     again = read_again(tmp_path, job)
     for name in ("limits", "sweep", "search_space", "model", "data_assets"):
@@ -198,12 +196,12 @@ def test_a_written_sweep_is_the_same_sweep(tmp_path: Path, values: dict[str, Any
     assert again.sweeps
 
 
-def test_a_sweeps_file_fixes_no_model_and_no_setting_that_the_job_leaves_open() -> None:
+def test_written_sweep_has_only_the_fixed_settings() -> None:
     written = yaml.safe_load(sweeping(settings={"lr_scheduler": "step"}).to_yaml())
     assert written["training_parameters"] == {"learning_rate_scheduler": "step"}
 
 
-def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
+def test_sweeps_needs_several_trials_or_a_search_space() -> None:
     assert sweeping().sweeps
     assert sweeping(search_space=(), limits={"max_trials": 2}).sweeps
     single = sweeping(search_space=(), limits={"timeout_minutes": 5})
@@ -216,7 +214,7 @@ def test_only_several_trials_or_a_search_space_make_a_sweep() -> None:
     ("name", "value"),
     [("objective", "latency"), ("max_latency_ms", 5.0), ("storage", "sqlite:///s.db"), ("study", "fridge")],
 )
-def test_what_is_of_sweeps_is_refused_for_a_single_training(name: str, value: Any) -> None:
+def test_sweep_options_of_a_single_run_are_rejected(name: str, value: Any) -> None:
     with pytest.raises(JobError, match=f"{name} needs a search_space or limits.max_trials over 1"):
         Job.of("", task="object-detection", training_data=("a.jsonl",), **{name: value})
     limits = {"max_trials": 2}
@@ -252,7 +250,9 @@ def test_what_is_of_sweeps_is_refused_for_a_single_training(name: str, value: An
         ({"nodes": 0}, "nodes", "greater than 0"),
     ],
 )
-def test_a_wrong_value_of_a_sweep_is_named_by_its_key(values: dict[str, Any], field: str, said: str) -> None:
+def test_wrong_value_of_a_sweep_is_reported_with_its_key(
+    values: dict[str, Any], field: str, said: str
+) -> None:
     with pytest.raises(JobError) as caught:
         sweeping(**values)
     (problem,) = caught.value.problems
@@ -260,7 +260,7 @@ def test_a_wrong_value_of_a_sweep_is_named_by_its_key(values: dict[str, Any], fi
     assert said in problem.rule
 
 
-def test_a_trials_values_take_the_place_of_the_jobs() -> None:
+def test_proposal_replaces_the_jobs_settings() -> None:
     job = sweeping(
         settings={"seed": 1, "min_size": 500, "learning_rate_scheduler": "step", "number_of_epochs": 3},
         limits={"max_trials": 5, "timeout_minutes": 60},
@@ -281,7 +281,7 @@ def test_a_trials_values_take_the_place_of_the_jobs() -> None:
     assert job.for_trial({}).model_name == "fasterrcnn_resnet50_fpn"
 
 
-def test_flags_fix_what_the_search_space_would_vary() -> None:
+def test_override_space_fixes_parameters() -> None:
     flags = {"learning_rate_scheduler": "step", "number_of_epochs": 2}
     assert job_sweep.override_space(SPACE, flags, None) == [{**SPACE[0], "lr_scheduler": "step"}, SPACE[1]]
     assert job_sweep.override_space(SPACE, {}, "retinanet_resnet50_fpn") == [
@@ -296,7 +296,7 @@ def test_flags_fix_what_the_search_space_would_vary() -> None:
     assert str(caught.value.problems[0]).startswith("--model: must be a model of the search space")
 
 
-def test_the_primary_metric_may_be_spelled_as_in_the_rest_form() -> None:
+def test_primary_metric_may_have_the_rest_spelling() -> None:
     assert sweeping(primary_metric="MeanAveragePrecision").metric == "mean_average_precision"
     data = {"training_data": "a", "task": "image-classification-multilabel"}
     assert [Job.of("", primary_metric=name, **data).metric for name in ("IOU", "Iou", "Accuracy")] == [
@@ -304,7 +304,7 @@ def test_the_primary_metric_may_be_spelled_as_in_the_rest_form() -> None:
     ]  # fmt: skip
 
 
-def test_registered_data_lie_where_a_job_from_python_says() -> None:
+def test_constructor_takes_paths_of_registered_data() -> None:
     assets = {"fridge": "data/fridge", "fridge:2": "data/second"}
     job = Job(
         task="object-detection", training_data=["azureml:fridge:1", "azureml:fridge:2"], data_assets=assets
