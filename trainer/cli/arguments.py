@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from trainer.cli.flags import flag, flags_of, given, whole_number
+from trainer.cli.flags import flag, flags_of, values_of, whole_number
 from trainer.errors import JobError, Problem
 from trainer.fields import details
 from trainer.job.job import Job
@@ -50,11 +50,11 @@ def job_values(job: Any, limits: Any) -> dict[str, Any]:
     Raises:
         JobError: a flag is not of the form NAME=VALUE.
     """
-    values = given(job)
+    values = values_of(job)
     for name in ("datastores", "data_assets"):
         if name in values:
             values[name] = mapping(values[name], name)
-    return values | ({"limits": given(limits)} if given(limits) else {})
+    return values | ({"limits": values_of(limits)} if values_of(limits) else {})
 
 
 def mapping(pairs: list[str] | None, field: str = "datastores") -> dict[str, str]:

@@ -44,20 +44,20 @@ def validate(
     """
     from trainer.api import validate as check
 
-    found = check(
+    checked = check(
         task, data, validation_data or (), images=images, datastores=mapping(datastore), progress=images
     )
-    for problem in found.problems:
+    for problem in checked.problems:
         print(problem)
-    if found.validation_summary is None:
-        print(found.summary)
+    if checked.validation_summary is None:
+        print(checked.summary)
     else:
-        print(f"training data: {found.summary}\nvalidation data: {found.validation_summary}")
+        print(f"training data: {checked.summary}\nvalidation data: {checked.validation_summary}")
     if report is not None:
         from trainer.report.data_report import write_data_report
 
-        print(f"report  {write_data_report(report, found)}")
-    return 1 if found.errors else 0
+        print(f"report  {write_data_report(report, checked)}")
+    return 1 if checked.errors else 0
 
 
 @app.command

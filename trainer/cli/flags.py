@@ -69,8 +69,8 @@ def flags_of(
     return Parameter(name="*")(flags)
 
 
-def given(flags: Any) -> dict[str, Any]:
-    """The values of the flags that were given, by field."""
+def values_of(flags: Any) -> dict[str, Any]:
+    """The values of the flags on the command line, by field."""
     return (
         {} if flags is None else {name: value for name, value in asdict(flags).items() if value is not None}
     )

@@ -18,7 +18,7 @@ _DEFAULT = re.compile(r"\[default: ([^;\]]*)(; [^\]]*)?\]")
 
 
 class Help:
-    """Shows all flags of a command, with texts laid out anew: their line breaks are the source code's."""
+    """Shows all flags of a command, with texts wrapped to the terminal instead of as in the source code."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         entries = [

@@ -9,7 +9,7 @@ from typing import Any
 from serving.service.options import Options
 from trainer.cli.application import app
 from trainer.cli.arguments import Count
-from trainer.cli.flags import flag, flags_of, given
+from trainer.cli.flags import flag, flags_of, values_of
 from trainer.cores import available_cores
 from trainer.errors import RequestError, RunError, problems_of
 from trainer.scoring import ScoringParameters
@@ -68,7 +68,7 @@ def predict(
             raise RequestError(f"--xai-parameters must be a JSON object, got {xai_parameters}")
         explanation = {**more, **(explanation or {})}
     lines = predict_files(
-        run_or_model, images, output=output, draw=draw, parameters=given(scoring), explain=explanation
+        run_or_model, images, output=output, draw=draw, parameters=values_of(scoring), explain=explanation
     )
     if output is not None:
         lines = track(lines, "scoring images", len(find_images(images)))
@@ -124,11 +124,11 @@ def export(
     from serving.onnx_export import export as write
 
     made = write(run_or_model, output, opset=opset, normalize=normalize)
-    given = made["input"]
-    height, width = given["size"] or ("height", "width")
+    entry = made["input"]
+    height, width = entry["size"] or ("height", "width")
     print(
-        f"written  {output}\ninput    {given['name']}: {given['type']} [N, 3, {height}, {width}], "
-        f"{given['images']} at a time\noutputs  {', '.join(made['outputs'])}"
+        f"written  {output}\ninput    {entry['name']}: {entry['type']} [N, 3, {height}, {width}], "
+        f"{entry['images']} at a time\noutputs  {', '.join(made['outputs'])}"
     )
 
 
@@ -179,7 +179,7 @@ def serve(
     from serving.service.launch import serve as run_server
 
     try:
-        options = Options(cores=max(1, available_cores() // max(1, workers)), **given(limits))
+        options = Options(cores=max(1, available_cores() // max(1, workers)), **values_of(limits))
     except ValidationError as error:
         problem = problems_of(error)[0]
         raise RunError(f"{flag(problem.field)}: {problem.rule}, got {problem.got}") from None

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from trainer.cli.application import app, application
 from trainer.cli.arguments import Count, JobFlags, LimitsFlags, Switch, flag_of, job_values
-from trainer.cli.flags import given, heading, whole_number_or_word
+from trainer.cli.flags import heading, values_of, whole_number_or_word
 from trainer.cli.help import ShortHelp
 from trainer.cli.hyperparameters import Hyperparameters
 from trainer.errors import JobError, Problem
@@ -80,7 +80,7 @@ def fit(
         complete.default(fit)
         complete.help_print([])
         return
-    values, settings = job_values(job, limits), given(hyperparameters)
+    values, settings = job_values(job, limits), values_of(hyperparameters)
     if check_data and not dry_run:
         raise _unusable("--check-data", "needs --dry-run; training always checks its data")
     if resume is not None and dry_run:

@@ -122,8 +122,8 @@ def _unknown_keys(where: str, form: Mapping[str, Any]) -> list[Problem]:
         entries = form.get(key)
         for entry in entries if isinstance(entries, list) else [entries]:
             if isinstance(entry, Mapping):
-                given = {name: value for name, value in entry.items() if name not in _CLOUD_DATA_KEYS}
-                problems += _unknown_in(where, key, given, _DATA_KEYS)
+                own = {name: value for name, value in entry.items() if name not in _CLOUD_DATA_KEYS}
+                problems += _unknown_in(where, key, own, _DATA_KEYS)
     for name, (section, known) in sections.items():
         problems += _unknown_in(where, name, section or {}, known)
     return problems

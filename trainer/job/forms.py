@@ -137,17 +137,17 @@ def _renamed(
     renamed: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key, value in content.items():
-        given = str(key)
-        name = snake_case(given)
+        spelling = str(key)
+        name = snake_case(spelling)
         name = aliases.get(name, name)
         if name not in known:
-            name = given
+            name = spelling
         if name in renamed and renamed[name] != value:
-            field = f"{section}.{given}" if section else given
+            field = f"{section}.{spelling}" if section else spelling
             problems.append(
                 Problem(where, field, f"contradicts {origins[name]}, its other name", repr(value))
             )
-        renamed[name], origins[name] = value, given
+        renamed[name], origins[name] = value, spelling
     return renamed
 
 
@@ -267,8 +267,8 @@ def _limits(limits: Mapping[Any, Any], where: str, problems: list[Problem]) -> d
     renamed = {key: value for key, value in renamed.items() if value is not None}
     if "timeout" not in renamed:
         return renamed
-    given = renamed.pop("timeout")
-    match = _DURATION.fullmatch(str(given).strip().upper())
+    duration = renamed.pop("timeout")
+    match = _DURATION.fullmatch(str(duration).strip().upper())
     parts = {unit: float(value) for unit, value in match.groupdict("0").items()} if match else {}
     minutes = math.ceil(
         parts.get("days", 0) * 1440
@@ -280,7 +280,7 @@ def _limits(limits: Mapping[Any, Any], where: str, problems: list[Problem]) -> d
         renamed["timeout_minutes"] = minutes
     else:
         rule = "must be a duration longer than zero, such as PT60M or PT1H"
-        problems.append(Problem(where, "limits.timeout", rule, repr(given)))
+        problems.append(Problem(where, "limits.timeout", rule, repr(duration)))
     return renamed
 
 

@@ -98,10 +98,10 @@ class Job(AzureOptions):
     @model_validator(mode="after")
     def _sweep_options_have_a_sweep(self) -> Job:
         """Reject options that a single run would ignore."""
-        given = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
-        if given and not self.sweeps:
-            need = "needs" if len(given) == 1 else "need"
-            raise ValueError(f"{', '.join(given)} {need} a search_space or limits.max_trials over 1")
+        options = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
+        if options and not self.sweeps:
+            need = "needs" if len(options) == 1 else "need"
+            raise ValueError(f"{', '.join(options)} {need} a search_space or limits.max_trials over 1")
         return self
 
     @model_validator(mode="after")

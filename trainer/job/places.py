@@ -89,5 +89,5 @@ def without_password(uri: str) -> str:
     user, at, host = parts.netloc.rpartition("@")
     if not at:
         return uri
-    kept = "" if parts.scheme in ("http", "https") else f"{user.partition(':')[0]}@"
-    return parts._replace(netloc=kept + host).geturl()
+    user_part = "" if parts.scheme in ("http", "https") else f"{user.partition(':')[0]}@"
+    return parts._replace(netloc=user_part + host).geturl()
