@@ -16,15 +16,15 @@ from trainer.data.datasets import RecordExamples
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
 from trainer.training.loading import Batches, move
-from trainer.training.memory import reused
+from trainer.training.memory import keep_freed_memory
 
 _SECONDS = 5.0
 
 
 def measure(options: Options) -> Measurements:
     """Measure a plain loop without loader, logging, clipping, weight averaging or schedule."""
-    # On a CPU freed memory is reused, as in our training.
-    with reused() if options.device == "cpu" else nullcontext():
+    # On a CPU, freed memory is kept, as in our training.
+    with keep_freed_memory() if options.device == "cpu" else nullcontext():
         return _loop(options)
 
 

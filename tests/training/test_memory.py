@@ -171,14 +171,14 @@ REUSING = """
 import ctypes, resource, sys
 from contextlib import nullcontext
 import numpy as np
-from trainer.training.memory import reused
+from trainer.training.memory import keep_freed_memory
 
 libc = ctypes.CDLL(None)
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-with reused() if sys.argv[1] == "reused" else nullcontext():
+with keep_freed_memory() if sys.argv[1] == "reused" else nullcontext():
     for step in range(20):
         if step == 5:
             before = faults()

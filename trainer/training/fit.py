@@ -18,7 +18,7 @@ from trainer.job.job import Job
 from trainer.runs import Durations, Result, Run
 from trainer.training import tracking
 from trainer.training.devices import choose_devices
-from trainer.training.memory import peak
+from trainer.training.memory import peak_memory
 from trainer.training.mlflow_store import Store
 from trainer.training.origin import git_commit, library_versions
 from trainer.training.packaging import package
@@ -167,7 +167,7 @@ def _result(
         versions=dict(versions),
         data_fingerprint=fingerprint(data),
         git_commit=git_commit(),
-        peak_memory=peak(),
+        peak_memory=peak_memory(),
     )
 
 

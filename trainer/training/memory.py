@@ -26,7 +26,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def reused() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Make the C library keep freed memory, because the next training step needs blocks of the same sizes.
 
     It allocates the activations of a training step on the CPU. If it returned them to the system, the next
@@ -40,7 +40,7 @@ def reused() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, now and from now on. Also for a process forked within `reused`."""
+    """Return freed memory to the system, now and from now on. Also for a process forked within `keep_freed_memory`."""
     if (library := _set(_GIVING_BACK)) is not None:
         library.malloc_trim(0)
 
@@ -55,7 +55,7 @@ def _set(values: Mapping[int, int]) -> ctypes.CDLL | None:
     return library
 
 
-def peak() -> dict[str, int]:
+def peak_memory() -> dict[str, int]:
     """This process's peak memory in bytes: "process" for main memory, and "GPU" if it used one.
 
     Empty where the system does not report it.

@@ -203,7 +203,7 @@ class OtherRanks:
             process.kill()
 
 
-class EndAtOnce(Callback):
+class EndOnSigterm(Callback):
     """Makes SIGTERM end a run on several devices as Ctrl-C does.
 
     Lightning answers SIGTERM with an exchange between the ranks, which waits for ever if only one of them got

@@ -31,11 +31,11 @@ from trainer.training.checkpoints import KeepBest, SaveCheckpoints
 from trainer.training.devices import Devices
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
-from trainer.training.memory import ran_out_of_memory, reused
+from trainer.training.memory import keep_freed_memory, ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.prepare import Plan, Prepared, prepare
 from trainer.training.rank_process import silenced
-from trainer.training.ranks import EndAtOnce, OtherRanks
+from trainer.training.ranks import EndOnSigterm, OtherRanks
 from trainer.training.run_log import quiet_lightning
 from trainer.training.tracking import Tracker
 
@@ -84,7 +84,7 @@ def train(
     with (
         quiet_lightning(),
         OtherRanks(plan.devices, run.directory) as others,
-        nullcontext() if plan.devices.gpus else reused(),
+        nullcontext() if plan.devices.gpus else keep_freed_memory(),
     ):
         if ready is not None:
             ready()
@@ -168,7 +168,7 @@ def _callbacks(
     if settings.training_batch_size == "auto" and not batches.first_epoch:
         callbacks.append(FindBatchSize(batches))
     record = RecordMetrics(run.metrics, best)
-    callbacks += [EndAtOnce(), EvaluateLast(), best, record]
+    callbacks += [EndOnSigterm(), EvaluateLast(), best, record]
     if settings.early_stopping:
         callbacks.append(StopEarly(best, settings))
     if plan.job.limits.timeout_minutes is not None:
