@@ -40,7 +40,7 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, now and from now on. Also for a process forked within `keep_freed_memory`."""
+    """Return freed memory to the system from now on, also in a process forked within `keep_freed_memory`."""
     if (library := _set(_GIVING_BACK)) is not None:
         library.malloc_trim(0)
 
