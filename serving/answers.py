@@ -46,28 +46,28 @@ def to_lists(answer: Answer) -> Answer:
     """The answer in plain Python values, with arrays as nested lists."""
     if "attributions" not in answer:
         return answer
-    found = answer["attributions"]
-    nested = [each.tolist() for each in found] if isinstance(found, list) else found.tolist()
+    arrays = answer["attributions"]
+    nested = [each.tolist() for each in arrays] if isinstance(arrays, list) else arrays.tolist()
     return {**answer, "attributions": nested}
 
 
-def _boxes(found: Detections, classes: Sequence[str], max_polygon_points: int) -> list[dict[str, Any]]:
-    _check_finite(found.scores, found.boxes)
-    boxes = found.boxes.clip(0, 1)
+def _boxes(detections: Detections, classes: Sequence[str], max_polygon_points: int) -> list[dict[str, Any]]:
+    _check_finite(detections.scores, detections.boxes)
+    boxes = detections.boxes.clip(0, 1)
     answers = []
-    for index in np.argsort(-found.scores, kind="stable"):
+    for index in np.argsort(-detections.scores, kind="stable"):
         left, top, right, bottom = (float(side) for side in boxes[index])
         answer = {
             "box": {"topX": left, "topY": top, "bottomX": right, "bottomY": bottom},
-            "label": classes[int(found.labels[index])],
-            "score": float(found.scores[index]),
+            "label": classes[int(detections.labels[index])],
+            "score": float(detections.scores[index]),
         }
-        if found.masks is not None:
+        if detections.masks is not None:
             # Only segmentation models need OpenCV.
             from serving.polygons import mask_polygons
 
             answer["polygon"] = mask_polygons(
-                found.masks[index], found.image_size, boxes[index], max_polygon_points
+                detections.masks[index], detections.image_size, boxes[index], max_polygon_points
             )
         answers.append(answer)
     return answers

@@ -62,21 +62,21 @@ class Scorer:
         """
         return cls(*load_network(directory, device))
 
-    def parameters(self, given: Mapping[str, Any]) -> ScoringParameters:
+    def parameters(self, requested: Mapping[str, Any]) -> ScoringParameters:
         """A request's parameters, with the model's defaults for those that it does not set.
 
         Raises:
             RequestError: a parameter does not apply to the task, is of a wrong type or out of range.
         """
-        return parse_parameters(given, self.spec.task, self.spec.parameters)
+        return parse_parameters(requested, self.spec.task, self.spec.parameters)
 
-    def explanation(self, given: Mapping[str, Any]) -> ExplanationRequest | None:
+    def explanation(self, parameters: Mapping[str, Any]) -> ExplanationRequest | None:
         """Parse a row's `xai_parameters` and check them against the network; None if they request nothing.
 
         Raises:
             RequestError: a parameter is wrong, or the method cannot explain the network.
         """
-        request = parse_explanation(given, self.spec.task)
+        request = parse_explanation(parameters, self.spec.task)
         if request is not None:
             self._explainer.check(request)
         return request
@@ -216,9 +216,9 @@ def _read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise WeightsError(f"{path}: is damaged: {error}") from error
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if expected != found:
-        differing = sorted(expected.items() ^ found.items())
+    actual = {name: tensor.shape for name, tensor in weights.items()}
+    if expected != actual:
+        differing = sorted(expected.items() ^ actual.items())
         raise WeightsError(
             f"{path}: belongs to another network than the one in {SPEC_FILE} next to it; "
             f"they differ in {len({name for name, _ in differing})} tensors, first {differing[0][0]}"
