@@ -38,7 +38,7 @@ def test_what_a_page_does_wrong_is_recorded(open_page: OpenPage, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
-def test_without_playwright_tests_skip_or_fail_and_say_how_to_install_it(
+def test_missing_playwright_skips_or_fails_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch, ci: str, outcome: type[BaseException]
 ) -> None:
     monkeypatch.setenv("CI", ci)

@@ -64,7 +64,7 @@ def test_classification_has_the_documented_form() -> None:
     assert all(type(prob) is float for prob in answer["probs"])
 
 
-def test_detection_has_the_documented_form_by_falling_score() -> None:
+def test_detection_has_the_documented_form_in_descending_order_of_score() -> None:
     found = Detections(
         boxes=np.array([[0.5, 0.25, 0.75, 1.0], [0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0]], np.float32),
         labels=np.array([1, 0, 1]),
@@ -94,7 +94,7 @@ def test_detection_has_the_documented_form_by_falling_score() -> None:
     json.dumps(answer, allow_nan=False)
 
 
-def test_segmentation_adds_polygons_that_stay_with_their_box() -> None:
+def test_segmentation_adds_each_boxs_polygon() -> None:
     masks = (Mask(0, 0, np.ones((5, 5), bool)), Mask(10, 5, np.ones((5, 10), bool)))
     found = Detections(
         boxes=np.array([[0, 0, 0.25, 0.5], [0.5, 0.5, 1, 1]], np.float32),
@@ -119,7 +119,7 @@ def test_no_object_is_an_empty_list() -> None:
     assert to_answer(nothing, ("can",), 100) == {"boxes": []}
 
 
-def test_numbers_that_are_not_finite_are_an_error_and_never_json() -> None:
+def test_non_finite_numbers_raise() -> None:
     with pytest.raises(RunError, match="not finite"):
         to_answer(Classification(np.array([np.nan, 0.5], dtype=np.float32)), ("a", "b"), 100)
     found = Detections(np.array([[0, 0, np.inf, 1]], np.float32), np.array([0]), np.array([0.5]), (5, 5))
@@ -141,7 +141,7 @@ def test_a_rectangle_keeps_its_edges_exactly(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("radius", [4, 8, 20, 90])
 @pytest.mark.parametrize("maximum", [16, 100])
-def test_a_disc_is_told_within_95_percent(radius: int, maximum: int) -> None:
+def test_polygon_of_a_disc_has_95_percent_iou(radius: int, maximum: int) -> None:
     mask = Mask(3, 2, disc(radius, 2 * radius + 1))
     size = (2 * radius + 8, 2 * radius + 9)
     segments = mask_polygons(mask, size, BOX, maximum)
@@ -150,7 +150,7 @@ def test_a_disc_is_told_within_95_percent(radius: int, maximum: int) -> None:
     assert overlap > (0.95 if maximum < 100 else 0.98)
 
 
-def test_area_has_no_bias() -> None:
+def test_polygon_areas_are_unbiased() -> None:
     """Through pixel centres a disc of radius 8 would lose about 12 % of its area."""
     mask = Mask(0, 0, disc(8, 17))
     (segment,) = mask_polygons(mask, (17, 17), BOX, 1000)
@@ -160,7 +160,7 @@ def test_area_has_no_bias() -> None:
     assert area == pytest.approx(mask.pixels.sum(), rel=0.03)
 
 
-def test_separate_parts_are_segments_of_their_own_largest_first() -> None:
+def test_separate_parts_become_segments_largest_first() -> None:
     pixels = np.zeros((10, 30), dtype=bool)
     pixels[2:4, 2:5] = True
     pixels[2:8, 10:25] = True
@@ -172,12 +172,12 @@ def test_separate_parts_are_segments_of_their_own_largest_first() -> None:
     assert iou(rasterise(segments, (10, 30)), pixels) == 1
 
 
-def test_a_gap_of_one_pixel_keeps_parts_apart() -> None:
+def test_one_pixel_gap_separates_parts() -> None:
     pixels = np.array([[1, 1, 0, 1, 1]], dtype=bool)
     assert len(mask_polygons(Mask(0, 0, pixels), (5, 5), BOX, 100)) == 2
 
 
-def test_a_mask_without_a_pixel_is_told_as_its_box() -> None:
+def test_empty_mask_becomes_its_box() -> None:
     for pixels in (np.zeros((4, 4), bool), np.zeros((0, 0), bool), np.zeros((0, 5), bool)):
         for maximum in (3, 4, 100):
             segments = mask_polygons(Mask(0, 0, pixels), (10, 10), BOX, maximum)
@@ -190,7 +190,7 @@ def _star(points: int) -> npt.NDArray[np.bool_]:
     return (np.hypot(x, y) <= 90 + 50 * np.cos(points * np.arctan2(y, x))).astype(bool)
 
 
-def test_a_spiky_mask_is_simplified_to_the_limit_and_no_further() -> None:
+def test_spiky_mask_is_simplified_to_the_maximum_points() -> None:
     mask = Mask(0, 0, _star(12))
     overlaps = []
     for maximum in (3, 4, 5, 8, 25, 50, 100, 400):
@@ -203,7 +203,7 @@ def test_a_spiky_mask_is_simplified_to_the_limit_and_no_further() -> None:
     assert iou(rasterise(unlimited, (301, 301)), mask.pixels) == 1
 
 
-def test_a_large_mask_takes_no_time() -> None:
+def test_large_mask_is_fast() -> None:
     mask = Mask(0, 0, disc(1400, 3000))
     segments = mask_polygons(mask, (3000, 3000), BOX, 100)
     check(segments, 100)

@@ -265,7 +265,7 @@ def test_a_spec_carries_the_setting_and_may_lack_it() -> None:
     assert not Spec.model_validate(older).enable_onnx_normalization
 
 
-def test_what_is_missing_or_cannot_be_had_is_said_at_once(
+def test_missing_package_or_opset_is_reported_at_once(
     packaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -276,13 +276,13 @@ def test_what_is_missing_or_cannot_be_had_is_said_at_once(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_to_is_an_error(packaged: Any, tmp_path: Path) -> None:
+def test_unwritable_output_raises(packaged: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"model\.onnx: cannot be written"):
         onnx_export.export(packaged(CLASSIFICATION), tmp_path / "file" / "model.onnx")
 
 
-def test_tiles_that_the_file_will_not_look_at_are_named(
+def test_tiling_that_is_not_exported_is_logged(
     packaged: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = packaged(DETECTION)
@@ -297,7 +297,7 @@ def test_tiles_that_the_file_will_not_look_at_are_named(
     assert "tile_grid_size is not a part of it" in caplog.text
 
 
-def test_a_network_that_cannot_be_exported_is_refused_by_its_name(
+def test_network_that_cannot_be_exported_is_named(
     packaged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, network = load_network(packaged(CLASSIFICATION) / "artifacts", "cpu")

@@ -68,7 +68,7 @@ print(json.dumps({"code": [trainer.__file__, serving.__file__], "loaded": loaded
         pytest.param(Task.DETECTION, "yolo11n", marks=pytest.mark.slow),
     ],
 )
-def test_loads_elsewhere_with_the_code_it_carries(
+def test_packaged_model_runs_elsewhere_with_its_own_code(
     task: Task, model: str, packaged: Packaged, make_image: MakeImage, encode: Encode, tmp_path: Path
 ) -> None:
     moved = tmp_path / "다른 곳" / "model"
@@ -161,7 +161,7 @@ def test_two_models_in_one_process_share_equal_code_and_reject_different_code(
     assert "load the models in separate processes" in told["refusal"]
 
 
-def test_requirements_name_what_the_model_needs_and_only_released_versions(packaged: Packaged) -> None:
+def test_requirements_pin_what_the_carried_code_imports(packaged: Packaged) -> None:
     classifier = (packaged(Task.CLASSIFICATION) / "requirements.txt").read_text().split()
     names = [line.split("==")[0] for line in classifier]
     always = {"mlflow", "torch", "numpy", "pandas", "pillow", "pydantic"}
@@ -174,7 +174,7 @@ def test_requirements_name_what_the_model_needs_and_only_released_versions(packa
     assert not {"timm", "ultralytics", "lightning", "optuna"} & set(names)
 
 
-def test_the_directory_tells_nothing_of_where_it_was_made(packaged: Packaged) -> None:
+def test_model_directory_contains_no_local_paths(packaged: Packaged) -> None:
     directory = packaged(Task.CLASSIFICATION)
     for file in directory.rglob("*"):
         if file.is_file() and file.suffix != ".pt":
@@ -283,7 +283,7 @@ def test_predict_takes_parameters(
         (["GOOD"], {"tile_grid_size": 3}, "tile_grid_size"),
     ],
 )
-def test_a_wrong_row_or_parameter_is_a_client_error(
+def test_wrong_row_or_parameter_is_a_client_error(
     rows: list[str],
     params: dict[str, Any],
     reason: str,
@@ -299,7 +299,7 @@ def test_a_wrong_row_or_parameter_is_a_client_error(
     assert caught.value.get_http_status_code() == 400
 
 
-def test_a_request_switches_tiling_on_alone(
+def test_request_can_enable_tiling(
     load_model: Callable[[Task], Any], packaged: Packaged, make_image: MakeImage, encode: Encode
 ) -> None:
     model, content = load_model(Task.DETECTION), make_image(1, (200, 120))
@@ -327,7 +327,7 @@ def test_a_request_switches_tiling_on_alone(
     assert_close(answer["boxes"], tiled[0])
 
 
-def test_a_model_trained_with_tiles_is_packaged_with_them(packaged: Packaged) -> None:
+def test_signature_has_the_tiling_of_the_training_run(packaged: Packaged) -> None:
     spec = read_spec(packaged(Task.DETECTION) / "artifacts")
     tiled = spec.model_copy(
         update={"parameters": spec.parameters.model_copy(update={"tile_grid_size": "3x2"})}
@@ -335,7 +335,7 @@ def test_a_model_trained_with_tiles_is_packaged_with_them(packaged: Packaged) ->
     assert {each.name: each.default for each in signature(tiled).params or []}["tile_grid_size"] == "3x2"
 
 
-def test_writes_quietly_and_only_into_a_new_directory(
+def test_write_model_is_quiet_and_rejects_existing_directories(
     packaged: Packaged, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     spec = read_spec(packaged(Task.CLASSIFICATION) / "artifacts")
@@ -352,7 +352,7 @@ def test_writes_quietly_and_only_into_a_new_directory(
     assert find_model(tmp_path) == written
 
 
-def test_a_failed_writing_leaves_nothing(packaged: Packaged, tmp_path: Path) -> None:
+def test_failed_write_leaves_nothing(packaged: Packaged, tmp_path: Path) -> None:
     spec = read_spec(packaged(Task.CLASSIFICATION) / "artifacts")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
@@ -370,7 +370,7 @@ def test_saving_and_loading_change_no_prediction(packaged: Packaged, make_image:
     assert scorer.score(rows, {}) == scorer.score(rows, {})
 
 
-def test_damaged_artifacts_are_told(packaged: Packaged, tmp_path: Path) -> None:
+def test_damaged_artifacts_raise(packaged: Packaged, tmp_path: Path) -> None:
     source = packaged(Task.CLASSIFICATION) / "artifacts"
     with pytest.raises(RunError, match=r"spec\.json: does not exist"):
         Scorer.load(tmp_path)
@@ -391,7 +391,7 @@ def test_damaged_artifacts_are_told(packaged: Packaged, tmp_path: Path) -> None:
         Scorer.load(tmp_path)
 
 
-def test_finds_a_runs_model_and_a_models_own_directory(packaged: Packaged, tmp_path: Path) -> None:
+def test_find_model_accepts_run_and_model_directories(packaged: Packaged, tmp_path: Path) -> None:
     directory = packaged(Task.CLASSIFICATION)
     assert find_model(directory) == find_model(directory.parent) == directory
     with pytest.raises(RunError, match="does not exist"):

@@ -226,7 +226,7 @@ def test_a_classifiers_answer_is_explained(open_page: OpenPage, classifier: str,
     assert picture.get_attribute("src") == "data:image/png;base64," + answer["visualizations"]
 
 
-def test_a_busy_service_is_asked_again_when_it_says_so(open_page: OpenPage, finder: str, photo: Path) -> None:
+def test_busy_service_is_retried(open_page: OpenPage, finder: str, photo: Path) -> None:
     visit = open_page(finder)
     busy = json.dumps({"error": {"code": "busy", "message": "too many requests", "row": None}})
     visit.page.route(
@@ -242,7 +242,7 @@ def test_a_busy_service_is_asked_again_when_it_says_so(open_page: OpenPage, find
     assert "429" in visit.errors.pop()
 
 
-def test_a_request_that_took_too_long_is_told(open_page: OpenPage, segmenter: Scorer, photo: Path) -> None:
+def test_timeout_is_shown(open_page: OpenPage, segmenter: Scorer, photo: Path) -> None:
     with serving(segmenter, options=Options(timeout_s=1e-4)) as (url, _):
         visit = open_page(url)
         visit.page.set_input_files("#file", photo)
@@ -253,7 +253,7 @@ def test_a_request_that_took_too_long_is_told(open_page: OpenPage, segmenter: Sc
     assert "504" in visit.errors.pop()
 
 
-def test_a_service_with_keys_asks_for_one(open_page: OpenPage, segmenter: Scorer, photo: Path) -> None:
+def test_service_with_keys_asks_for_one(open_page: OpenPage, segmenter: Scorer, photo: Path) -> None:
     with serving(segmenter, keys=Keys(("right", "second"))) as (url, _):
         visit = open_page(url)
         visit.page.set_input_files("#file", photo)
@@ -274,7 +274,7 @@ def test_a_service_with_keys_asks_for_one(open_page: OpenPage, segmenter: Scorer
     visit.errors.clear()
 
 
-def test_a_text_file_is_refused_and_the_next_image_taken(
+def test_text_file_is_rejected_and_the_next_image_scored(
     open_page: OpenPage, finder: str, photo: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "notes.txt"
@@ -293,7 +293,7 @@ def test_a_text_file_is_refused_and_the_next_image_taken(
     assert not alert.is_visible()
 
 
-def test_a_service_that_is_gone_is_told_and_asked_again(
+def test_unreachable_service_is_shown_and_can_be_retried(
     open_page: OpenPage, segmenter: Scorer, photo: Path
 ) -> None:
     with serving(segmenter) as (url, stop):
@@ -382,9 +382,7 @@ def test_an_image_is_dropped_or_pasted(open_page: OpenPage, finder: str, photo: 
     assert len(answer["boxes"]) == 2
 
 
-def test_pictures_stand_upright_as_the_server_sees_them(
-    open_page: OpenPage, finder: str, tmp_path: Path
-) -> None:
+def test_images_are_shown_upright(open_page: OpenPage, finder: str, tmp_path: Path) -> None:
     turned = PILImage.fromarray(Shapes(Task.DETECTION).images[SCENE]).transpose(PILImage.Transpose.ROTATE_90)
     exif = PILImage.Exif()
     exif[0x0112] = 6  # turn by a quarter, clockwise, to see it upright
@@ -402,7 +400,7 @@ def test_pictures_stand_upright_as_the_server_sees_them(
         np.testing.assert_allclose(color, Shapes.COLOURS[label], atol=20)
 
 
-def test_a_picture_that_browsers_cannot_show_is_scored_all_the_same(
+def test_image_that_browsers_cannot_show_is_scored(
     open_page: OpenPage, finder: str, photo: Path, tmp_path: Path
 ) -> None:
     PILImage.open(photo).save(tmp_path / "photo.tif")
@@ -461,7 +459,7 @@ def test_a_thousand_classes_with_odd_names_stay_usable(open_page: OpenPage, tmp_
         assert labels[0] in rows.inner_text()
 
 
-def test_the_page_may_load_nothing_from_elsewhere(classifier: str) -> None:
+def test_page_loads_nothing_from_other_hosts(classifier: str) -> None:
     import httpx
 
     answer = httpx.get(classifier)

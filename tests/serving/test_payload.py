@@ -64,7 +64,7 @@ def test_keeps_the_order_of_rows_and_ignores_the_values_of_the_index() -> None:
     assert images(payload) == contents
 
 
-def test_params_stand_outside_or_inside() -> None:
+def test_params_may_be_outside_or_inside_input_data() -> None:
     params = {"box_score_threshold": 0.4}
     inside = parse_score_request(request([URL_SAFE], params=params), Task.DETECTION)
     outside = parse_score_request({**request([URL_SAFE]), "params": params}, Task.DETECTION)
@@ -96,7 +96,7 @@ def test_params_stand_outside_or_inside() -> None:
         ({**request([URL_SAFE]), "params": [1]}, "params must be an object"),
     ],
 )
-def test_refuses_a_request_of_another_form(body: Any, reason: str) -> None:
+def test_other_forms_of_a_request_are_rejected(body: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as caught:
         parse_score_request(body, Task.CLASSIFICATION)
     assert caught.value.row is None
@@ -135,7 +135,7 @@ def test_refuses_a_request_of_another_form(body: Any, reason: str) -> None:
         ({"image_base64": URL_SAFE, "xai_parameters": []}, "xai_parameters must be an object"),
     ],
 )
-def test_names_the_row_that_is_wrong(row: Any, reason: str) -> None:
+def test_error_names_the_wrong_row(row: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as caught:
         parse_rows([URL_SAFE, URL_SAFE, row, "http://also.wrong"], Task.CLASSIFICATION)
     assert caught.value.row == 2
@@ -228,7 +228,7 @@ def test_bytes_are_the_image_or_its_base64() -> None:
     assert read == [CONTENT, CONTENT, CONTENT, CONTENT, text_image]
 
 
-def test_deep_nesting_is_no_crash() -> None:
+def test_deep_nesting_is_rejected() -> None:
     for text in ("[" * 200_000, '{"a":' * 100_000, '{"input_data": ' + "[" * 100_000 + "]" * 100_000 + "}"):
         with pytest.raises(RequestError, match="nested too deeply"):
             parse_json(text)
@@ -273,12 +273,12 @@ def test_reads_mlflows_forms() -> None:
         ),
     ],
 )
-def test_refuses_other_forms_than_mlflows(body: Any, reason: str) -> None:
+def test_forms_other_than_mlflows_are_rejected(body: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         parse_invocation(body, Task.DETECTION)
 
 
-def test_parameters_are_taken_over_the_defaults() -> None:
+def test_parameters_override_the_defaults() -> None:
     defaults = ScoringParameters(box_score_threshold=0.1)
     given = {"nms_iou_threshold": 0, "max_number_of_polygon_points": 3}
     parameters = parse_parameters(given, Task.SEGMENTATION, defaults)
@@ -333,13 +333,13 @@ def test_a_request_switches_tiling_on_and_off() -> None:
         ("\ud800" * 500, 0.5, "no parameter "),
     ],
 )
-def test_names_the_parameter_its_range_and_what_it_got(name: str, value: Any, reason: str) -> None:
+def test_error_names_parameter_range_and_value(name: str, value: Any, reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as caught:
         parse_parameters({name: value}, Task.SEGMENTATION, ScoringParameters())
     str(caught.value).encode("utf-8")
 
 
-def test_a_task_has_only_the_parameters_that_mean_something_to_it() -> None:
+def test_task_has_only_the_parameters_that_apply() -> None:
     assert parameters_of(Task.MULTILABEL) == ()
     assert "max_number_of_polygon_points" not in parameters_of(Task.DETECTION)
     assert set(parameters_of(Task.SEGMENTATION)) == set(ScoringParameters.model_fields)

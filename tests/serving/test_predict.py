@@ -55,7 +55,7 @@ def test_more_images_than_a_batch_keep_their_order(
     assert answers[17]["probs"] == pytest.approx(alone["probs"], abs=1e-5)
 
 
-def test_broken_images_are_told_at_the_end_and_the_others_written(
+def test_broken_images_are_reported_after_the_others_are_written(
     folder: Path, packaged: Packaged, tmp_path: Path
 ) -> None:
     whole = (folder / "b.png").read_bytes()
@@ -71,9 +71,7 @@ def test_broken_images_are_told_at_the_end_and_the_others_written(
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_draws_each_answer_under_a_name_of_its_own(
-    task: Task, folder: Path, packaged: Packaged, tmp_path: Path
-) -> None:
+def test_drawings_have_unique_names(task: Task, folder: Path, packaged: Packaged, tmp_path: Path) -> None:
     drawings = tmp_path / "drawn"
     list(predict_files(packaged(task), [folder], draw=drawings))
     assert sorted(file.name for file in drawings.iterdir()) == ["a.jpg", "b-2.jpg", "b.jpg", "c.jpg"]
@@ -98,7 +96,7 @@ def test_a_directory_gives_every_kind_of_image_that_can_be_read(
     assert [file.name for file in find_images([tmp_path])] == ["a.gif", "b.WEBP", "c.jfif", "d.ppm"]
 
 
-def test_paths_without_an_image_are_all_told_before_anything_is_scored(
+def test_paths_without_images_are_reported_before_scoring(
     folder: Path, packaged: Packaged, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -120,7 +118,7 @@ def test_parameters_are_used_and_checked(folder: Path, packaged: Packaged) -> No
         list(predict_files(model, [folder], parameters={"nms_iou_threshold": 7}))
 
 
-def test_an_output_that_cannot_be_written_is_told(folder: Path, packaged: Packaged) -> None:
+def test_unwritable_output_raises(folder: Path, packaged: Packaged) -> None:
     for output in (folder, folder / "b.png" / "x.jsonl"):
         with pytest.raises(RunError, match="cannot be"):
             list(predict_files(packaged(Task.CLASSIFICATION), [folder / "b.png"], output=output))
@@ -139,7 +137,7 @@ def test_a_file_name_that_is_not_unicode_gets_its_line(
     assert json.loads(output.read_text(encoding="utf-8"))["image_url"] == file.as_posix()
 
 
-def test_explanations_are_written_beside_the_drawings(
+def test_explanations_are_written_next_to_the_drawings(
     folder: Path, packaged: Packaged, tmp_path: Path
 ) -> None:
     model, pictures = packaged(Task.CLASSIFICATION), tmp_path / "pictures"

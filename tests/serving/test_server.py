@@ -164,7 +164,7 @@ def test_health_and_version(classifier: httpx.Client) -> None:
     assert classifier.get("/version").text == mlflow.__version__
 
 
-def test_unknown_addresses_and_methods_are_told_in_json(classifier: httpx.Client) -> None:
+def test_unknown_addresses_and_methods_get_json_errors(classifier: httpx.Client) -> None:
     check_error(classifier.get("/docs"), 404, "POST to /score")
     check_error(classifier.get("/score"), 405, "Method Not Allowed")
 
@@ -190,7 +190,7 @@ def test_unknown_addresses_and_methods_are_told_in_json(classifier: httpx.Client
         ('{"image_base64": "QUFB", "model_explainability": true}', 422, "not an image"),
     ],
 )
-def test_a_wrong_row_is_named_and_nothing_is_answered(
+def test_wrong_row_fails_the_request_and_is_named(
     row: Any, status: int, reason: str, classifier: httpx.Client, make_image: MakeImage, encode: Encode
 ) -> None:
     good = encode(make_image())
@@ -255,7 +255,7 @@ def test_a_request_over_50_mb_is_refused_however_it_is_sent(classifier: httpx.Cl
         (b"{}", {}, 400, "'input_data'"),
     ],
 )
-def test_bodies_that_are_no_request(
+def test_invalid_bodies_are_rejected(
     content: bytes, headers: dict[str, str], status: int, reason: str, classifier: httpx.Client
 ) -> None:
     check_error(classifier.post("/score", content=content, headers=headers), status, reason)
@@ -273,13 +273,13 @@ def test_bodies_that_are_no_request(
         (b"image\nhttp://x\n", "row 0: not base64"),
     ],
 )
-def test_csv_that_is_no_table_of_images(content: bytes, reason: str, classifier: httpx.Client) -> None:
+def test_invalid_csv_is_rejected(content: bytes, reason: str, classifier: httpx.Client) -> None:
     answer = classifier.post("/invocations", content=content, headers={"content-type": "text/csv"})
     assert answer.status_code == 400
     assert reason in answer.json()["error"]["message"]
 
 
-def test_requests_at_once_get_their_own_answers(
+def test_concurrent_requests_get_their_own_answers(
     classifier: httpx.Client, make_image: MakeImage, encode: Encode
 ) -> None:
     rows = [encode(make_image(seed)) for seed in range(8)]
@@ -298,7 +298,7 @@ def test_requests_at_once_get_their_own_answers(
         assert got[number][0]["probs"] == pytest.approx(expected[number][0]["probs"], abs=1e-5)
 
 
-def test_a_network_that_yields_nonsense_is_the_servers_fault(
+def test_non_finite_outputs_are_a_server_error(
     packaged: Callable[..., Path], serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     import torch
@@ -315,7 +315,7 @@ def test_a_network_that_yields_nonsense_is_the_servers_fault(
 
 
 @pytest.mark.slow
-def test_serve_tells_its_url_and_stops_at_ctrl_c(
+def test_serve_announces_its_url_and_stops_on_ctrl_c(
     packaged: Callable[..., Path], make_image: MakeImage, encode: Encode, tmp_path: Path
 ) -> None:
     code = (
@@ -344,7 +344,7 @@ def test_serve_tells_its_url_and_stops_at_ctrl_c(
     assert "Traceback" not in errors
 
 
-def test_a_taken_port_is_told_before_the_model_loads(packaged: Callable[..., Path]) -> None:
+def test_taken_port_is_reported_before_the_model_loads(packaged: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(RunError, match=f"127.0.0.1:{port}: cannot listen there: .*choose another --port"):

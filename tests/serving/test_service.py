@@ -87,7 +87,7 @@ class Gate:
 # Keys.
 
 
-def test_only_bearers_of_a_key_may_ask(
+def test_requests_need_a_key(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, tmp_path: Path
 ) -> None:
     file = tmp_path / "keys"
@@ -128,7 +128,7 @@ def test_only_bearers_of_a_key_may_ask(
         (None, "cannot be read"),
     ],
 )
-def test_a_key_file_that_is_none(content: bytes | None, reason: str, tmp_path: Path) -> None:
+def test_invalid_key_file_is_rejected(content: bytes | None, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     if content is not None:
         file.write_bytes(content)
@@ -139,7 +139,7 @@ def test_a_key_file_that_is_none(content: bytes | None, reason: str, tmp_path: P
 # What is sent.
 
 
-def test_an_image_may_be_sent_as_it_is(
+def test_image_file_is_accepted_as_body(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     image = make_image(3)
@@ -267,7 +267,7 @@ def assert_alike(left: Any, right: Any) -> None:
 # Batches.
 
 
-def test_what_comes_together_is_scored_together(
+def test_concurrent_images_share_batches(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     scorer = scorer_of(packaged)
@@ -296,7 +296,7 @@ def test_what_comes_together_is_scored_together(
         assert metric(client, "trainer_queue_images") == metric(client, "trainer_queue_bytes") == 0
 
 
-def test_no_image_is_padded_for_its_company(
+def test_images_in_a_batch_are_not_padded(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     """Faster R-CNN's tensors have the images' shapes, and padding would change what is found."""
@@ -325,7 +325,7 @@ def _decoded(content: bytes) -> Any:
     return decode(content)
 
 
-def test_a_batch_that_fails_is_tried_image_by_image(
+def test_failed_batch_is_retried_image_by_image(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     scorer = scorer_of(packaged)
@@ -352,7 +352,7 @@ def test_a_batch_that_fails_is_tried_image_by_image(
 # Limits.
 
 
-def test_a_full_queue_is_told_and_not_grown(
+def test_full_queue_is_answered_with_429(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     scorer = scorer_of(packaged)
@@ -376,7 +376,7 @@ def test_a_full_queue_is_told_and_not_grown(
         assert metric(client, "trainer_queue_images") == 0
 
 
-def test_an_answer_that_takes_too_long_is_given_up(
+def test_slow_answer_is_answered_with_504(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     scorer = scorer_of(packaged)
@@ -392,7 +392,7 @@ def test_an_answer_that_takes_too_long_is_given_up(
         assert metric(client, "trainer_queue_images") == 0
 
 
-def test_nobody_works_for_a_client_that_is_gone(
+def test_work_stops_when_the_client_disconnects(
     packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     scorer = scorer_of(packaged)
@@ -412,7 +412,7 @@ def test_nobody_works_for_a_client_that_is_gone(
         assert 'trainer_errors_total{kind="client_gone"} 1.0' in client.get("/metrics").text
 
 
-def test_too_many_rows_are_refused(packaged: Packaged, serve_app: ServeApp) -> None:
+def test_too_many_rows_are_rejected(packaged: Packaged, serve_app: ServeApp) -> None:
     with serve_app(scorer_of(packaged), Options(max_rows=3)) as client:
         check_error(client.post("/score", json=body(*["AAAA"] * 4)), 413, "too_large", "over the limit of 3")
 
@@ -433,7 +433,7 @@ def _talk(client: httpx.Client, *parts: bytes, pause: float = 0.0) -> bytes:
     return answer
 
 
-def test_slow_and_unruly_clients(
+def test_slow_and_malformed_requests_are_rejected(
     packaged: Packaged, serve_app: ServeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", 0.5)
@@ -512,7 +512,7 @@ def test_metrics_count_requests_errors_and_batches(
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.SEGMENTATION])
-def test_swagger_describes_what_is_sent_and_answered(
+def test_swagger_describes_requests_and_answers(
     task: Task, packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
 ) -> None:
     with serve_app(scorer_of(packaged, task)) as client:
@@ -592,7 +592,7 @@ def running_workers(server: int) -> list[psutil.Process]:
     return found
 
 
-def test_workers_share_the_work_and_their_figures_and_end_with_what_they_accepted(
+def test_workers_share_work_and_metrics_and_finish_accepted_requests(
     packaged: Packaged, make_image: MakeImage, encode: Encode
 ) -> None:
     server, client = start(packaged(Task.CLASSIFICATION), "--workers", "2", "--max-queue", "5000")
@@ -673,9 +673,7 @@ def test_memory_does_not_grow_with_requests(
         (("--auth-key-file", "/nowhere/keys"), "/nowhere/keys: the key file cannot be read"),
     ],
 )
-def test_a_wrong_flag_is_an_error_that_names_it(
-    flags: tuple[str, ...], reason: str, packaged: Packaged
-) -> None:
+def test_error_names_the_wrong_flag(flags: tuple[str, ...], reason: str, packaged: Packaged) -> None:
     from trainer import cli
 
     model = str(packaged(Task.CLASSIFICATION))
@@ -683,7 +681,9 @@ def test_a_wrong_flag_is_an_error_that_names_it(
         cli.app(["serve", model, "--port", "0", *flags], exit_on_error=False)
 
 
-def test_base64_has_many_faces(packaged: Packaged, serve_app: ServeApp, make_image: MakeImage) -> None:
+def test_all_variants_of_base64_are_accepted(
+    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage
+) -> None:
     image = make_image(11)
     text = base64.b64encode(image).decode()
     rows = [

@@ -114,7 +114,7 @@ def test_xrai_agrees_with_the_saliency_package(trained: Trained, shared_data: Pa
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_deleting_what_is_relevant_costs_more_than_deleting_at_random(trained: Trained, method: str) -> None:
+def test_deleting_relevant_pixels_costs_more_than_random_ones(trained: Trained, method: str) -> None:
     """The deletion game (Petsiuk et al. 2018): the probability as ever more of the image is greyed."""
     generator = np.random.default_rng(0)
     ours, random = [], []

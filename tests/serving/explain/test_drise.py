@@ -46,7 +46,7 @@ def red_things(images: Sequence[Image]) -> list[Detections]:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (90, 300), (500, 60), (1, 1)])
-def test_a_detector_of_red_is_explained_by_what_is_red(size: tuple[int, int]) -> None:
+def test_detector_of_red_is_explained_by_red_pixels(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 90, np.uint8)
     height, width = size
     part = (slice(height // 2, height // 2 + height // 4), slice(width // 8, width // 8 + width // 4))
@@ -130,7 +130,7 @@ def detector() -> tuple[Scorer, Squares]:
         return _trained("yolo11n")
 
 
-def test_the_saliency_of_a_trained_detectors_boxes_lies_on_their_objects(
+def test_saliency_of_a_trained_detector_is_on_the_objects(
     detector: tuple[Scorer, Squares],
 ) -> None:
     scorer, examples = detector

@@ -37,7 +37,9 @@ def model(request: pytest.FixtureRequest) -> tuple[str, Scorer, torch.nn.Module]
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_a_method_explains_or_says_what_does(model: tuple[str, Scorer, torch.nn.Module], method: str) -> None:
+def test_method_explains_or_names_methods_that_do(
+    model: tuple[str, Scorer, torch.nn.Module], method: str
+) -> None:
     name, scorer, network = model
     before = scorer.score_images([IMAGE], scorer.spec.parameters)[0]
     asked = {"xai_algorithm": method, "attributions": True, "n_steps": 2}
@@ -102,7 +104,7 @@ def test_parameters_change_the_explanation() -> None:
         assert not np.allclose(figures(**{"n_steps": 4, **change}), usual, rtol=1e-4)
 
 
-def test_several_labels_are_explained_each() -> None:
+def test_multilabel_classes_are_explained_separately() -> None:
     family, network = classifier("timm/test_resnet", Task.MULTILABEL)
     scorer = Scorer(family, network)
     probs = scorer.score_images([IMAGE], scorer.spec.parameters)[0]["probs"]
@@ -118,7 +120,7 @@ def test_several_labels_are_explained_each() -> None:
     assert (none["visualizations"], none["attributions"]) == ([], [])
 
 
-def test_rows_that_do_not_ask_are_answered_plainly() -> None:
+def test_rows_without_explanation_get_plain_answers() -> None:
     from serving.payload import parse_rows
 
     family, network = classifier("timm/test_resnet")
@@ -137,7 +139,7 @@ def test_rows_that_do_not_ask_are_answered_plainly() -> None:
     ]
 
 
-def test_what_cannot_be_explained_is_refused_before_any_work() -> None:
+def test_unsuitable_method_is_rejected_before_any_work() -> None:
     from serving.payload import parse_rows
 
     family, network = classifier("vits16r224")

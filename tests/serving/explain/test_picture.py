@@ -25,7 +25,7 @@ def test_an_even_relevance_is_drawn(values: np.ndarray) -> None:
     assert four_panels(image, values.astype(np.float32), "x" * 500, "xrai").width < 1400
 
 
-def test_the_most_relevant_part_is_kept_and_the_rest_paled() -> None:
+def test_last_panel_keeps_the_most_relevant_part() -> None:
     image = np.full((300, 300, 3), (200, 30, 30), np.uint8)
     relevance = np.zeros((300, 300), np.float32)
     relevance[:, :90] = 1.0

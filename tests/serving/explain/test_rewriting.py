@@ -82,7 +82,7 @@ class Awkward(nn.Module):
         return scores
 
 
-def test_a_network_that_does_not_allow_it_stays_as_it_is() -> None:
+def test_network_that_cannot_be_rewritten_stays_unchanged() -> None:
     torch.manual_seed(0)
     network = lively(Awkward())
     parts = halves(network, 16)

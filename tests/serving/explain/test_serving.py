@@ -69,7 +69,7 @@ def test_attributions_are_written_as_nested_lists(packaged: Callable[..., Path])
     np.testing.assert_array_equal(np.array(read["attributions"], np.float32), answer["attributions"])
 
 
-def test_scoring_goes_on_while_answers_are_explained(packaged: Callable[..., Path]) -> None:
+def test_scoring_continues_during_explanations(packaged: Callable[..., Path]) -> None:
     scorer = Scorer.load(packaged(Task.CLASSIFICATION) / "artifacts", device="cpu")
     parameters = scorer.spec.parameters
     expected = scorer.score_images([IMAGE], parameters)[0]
@@ -93,7 +93,7 @@ def test_scoring_goes_on_while_answers_are_explained(packaged: Callable[..., Pat
     assert len(figures) == 2
 
 
-def test_only_so_many_rows_can_be_explained_at_once() -> None:
+def test_number_of_explained_rows_is_limited() -> None:
     asking = row(IMAGE)
     assert len(parse_rows([asking] * MAX_EXPLAINED_ROWS, Task.CLASSIFICATION)) == MAX_EXPLAINED_ROWS
     with pytest.raises(RequestError, match="at most 64 rows") as caught:
