@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from trainer.cli.flags import flag, flags_of, values_of, whole_number
+from trainer.cli.flags import flag, flags_of, help_of, values_of, whole_number
 from trainer.errors import JobError, Problem
 from trainer.fields import details
 from trainer.job.job import Job
@@ -25,10 +25,7 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 Count = Annotated[int, Parameter(converter=whole_number)]
 Datastores = Annotated[
     list[str] | None,
-    Parameter(
-        name="--datastore",
-        help=f"NAME=DIR_OR_URL: {Job.model_fields['datastores'].description} May be repeated.",
-    ),
+    Parameter(name="--datastore", help=help_of(Job.model_fields["datastores"])),
 ]
 
 JobFlags: Any = flags_of(

@@ -27,7 +27,7 @@ def validate(
 
     Example:
 
-        trainer validate --task object-detection train.jsonl --validation-data validation.jsonl --report data
+        trainer validate --task object-detection train.jsonl --validation-data validation.jsonl
 
     Parameters
     ----------

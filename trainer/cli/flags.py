@@ -58,7 +58,7 @@ def flags_of(
         kind = _kind(info.annotation)
         parameter = Parameter(
             name=[str(extra.get("flag") or flag(name)), *map(flag, aliases(name))],
-            help=_help(info, str(extra.get("form", "")), note(name), default(name) if default else None),
+            help=help_of(info, note(name), default(name) if default else None),
             group=heading(str(extra.get("group", group))),
             show_default=False,
             converter={int: whole_number, int | str: whole_number_or_word}.get(kind),
@@ -97,8 +97,16 @@ def whole_number_or_word(kind: Any, tokens: Sequence[Token]) -> int | str:
         return tokens[0].value
 
 
-def _help(info: FieldInfo, form: str, note: str, default: str | None) -> str:
-    text = f"{form}: {info.description}" if form else info.description or ""
+def help_of(info: FieldInfo, note: str = "", default: str | None = None) -> str:
+    """The help text of a field's flag.
+
+    Args:
+        note: a sentence to add.
+        default: the default in words; None: the field's own.
+    """
+    text = info.description or ""
+    if form := details(info).get("form"):
+        text = f"{form}: {text[:1].lower()}{text[1:]}"
     if get_origin(info.annotation) is Literal:
         text += f" One of {', '.join(map(str, get_args(info.annotation)))}."
     if get_origin(info.annotation) in (tuple, dict):

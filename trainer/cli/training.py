@@ -61,7 +61,8 @@ def fit(
     Parameters
     ----------
     config
-        Azure job file: YAML of the command line or Python SDK, or REST JSON. Flags override it.
+        Azure job file, YAML or JSON. The forms of the command line, the Python SDK and the REST interface are
+        read; flags override the file.
     resume
         Resume the stopped run in this directory, or extend a finished one. A single run is extended by
         --number-of-epochs and takes other hyperparameters that leave the network as it is; a sweep is
