@@ -1,4 +1,4 @@
-"""Drawings show the answer where it is, in the colour of its class, and text in any script."""
+"""Answers are drawn in the right place and in the colours of their classes, with text in any script."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_box_is_outlined_in_the_colour_of_its_class() -> None:
     assert not is_color(drawn, PALETTE[0]).any()
 
 
-def test_the_label_stands_above_its_box_and_inside_the_picture() -> None:
+def test_label_is_above_its_box_and_inside_the_picture() -> None:
     middle = draw_answer(grey(600, 800), {"boxes": [found("a", 0.25, 0.5, 0.75, 0.9)]}, ["a"])
     expected = is_color(pixels(middle), (0, 0, 0)).sum()
     assert expected > 20
@@ -69,7 +69,7 @@ def test_polygons_are_filled_and_the_image_shows_through() -> None:
     assert tuple(drawn[640, 480]) == GREY
 
 
-def test_a_classifiers_best_classes_stand_below_the_image() -> None:
+def test_best_classes_of_a_classifier_are_below_the_image() -> None:
     classes = [f"class {number}" for number in range(9)]
     probs = [0.01, 0.02, 0.7, 0.03, 0.04, 0.05, 0.06, 0.04, 0.05]
     image = grey(300, 700)
@@ -98,13 +98,13 @@ def test_any_size_of_image_can_be_drawn(shape: tuple[int, int]) -> None:
         assert max(drawn.size) >= STYLE.smallest_side
 
 
-def test_the_image_itself_is_left_alone() -> None:
+def test_draw_answer_does_not_change_the_image() -> None:
     image = grey(600, 600)
     draw_answer(image, {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9)]}, ["a"])
     assert (image == 120).all()
 
 
-def test_colours_go_round_with_other_dashes() -> None:
+def test_colours_repeat_with_other_dashes() -> None:
     assert class_color(0) == class_color(len(PALETTE))
     assert len(set(PALETTE)) == len(PALETTE)
     classes = [f"{number:02}" for number in range(len(PALETTE) + 1)]
@@ -117,7 +117,7 @@ def test_colours_go_round_with_other_dashes() -> None:
     assert 0.4 < left_side("07").mean() < 0.9
 
 
-def test_labels_of_objects_that_overlap_do_not_cover_each_other() -> None:
+def test_labels_of_overlapping_objects_do_not_cover_each_other() -> None:
     boxes = [found(label, 0.25, 0.5, 0.75, 0.9) for label in ("a", "b", "c")]
     together = pixels(draw_answer(grey(600, 800), {"boxes": boxes}, ["a", "b", "c"]))
     alone = pixels(draw_answer(grey(600, 800), {"boxes": boxes[:1]}, ["a"]))
@@ -131,7 +131,7 @@ def test_in_a_crowd_labels_hide_no_small_objects() -> None:
     assert 10 < is_color(drawn, (0, 0, 0)).sum() < 1000
 
 
-def test_a_long_label_is_cut_and_its_score_still_told() -> None:
+def test_long_label_is_cut_but_keeps_its_score() -> None:
     drawn = pixels(
         draw_answer(grey(600, 800), {"boxes": [found("label " * 50, 0.1, 0.5, 0.2, 0.9)]}, ["label " * 50])
     )
@@ -146,25 +146,25 @@ def rendered(text: str, font: Any) -> bytes:
 
 
 @pytest.mark.parametrize("text", ["can 0.93", "우유병", "Größe", "卡片", "кошка", "עברית", "🥫", "한a글"])
-def test_text_is_readable_in_any_script(text: str) -> None:
-    """Either in a font that has all of it, or escaped: never as the boxes that stand for missing glyphs."""
-    told, font = text_and_font(text, 24)
-    if told != text:
-        assert told == text.encode("ascii", "backslashreplace").decode()
-    assert len({rendered(character, font) for character in set(told)}) == len(set(told))
+def test_text_is_drawable_in_any_script(text: str) -> None:
+    """Text is drawn in a font that has all of its characters, or escaped; never as missing glyphs."""
+    shown, font = text_and_font(text, 24)
+    if shown != text:
+        assert shown == text.encode("ascii", "backslashreplace").decode()
+    assert len({rendered(character, font) for character in set(shown)}) == len(set(shown))
 
 
-def test_without_any_font_on_the_machine_text_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_escaped_on_a_machine_without_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "_font_directories", list)
     fonts._font_files.cache_clear()
     fonts._font_with.cache_clear()
     try:
-        told, font = text_and_font("우유 0.5", 24)
+        shown, font = text_and_font("우유 0.5", 24)
     finally:
         fonts._font_files.cache_clear()
         fonts._font_with.cache_clear()
-    assert told == r"\uc6b0\uc720 0.5"
-    assert any(rendered(told, font))
+    assert shown == r"\uc6b0\uc720 0.5"
+    assert any(rendered(shown, font))
 
 
 def test_control_characters_in_a_label_break_nothing() -> None:

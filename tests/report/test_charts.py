@@ -1,4 +1,4 @@
-"""Charts: what is drawn where, what they say in words, and that any text is safe in them."""
+"""Charts draw values in the right places, describe them in words, and escape any text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NASTY = '</svg><script>alert("1")</script>&\x00'
 
 
 def parsed(chart: Chart) -> ElementTree.Element:
-    """The standalone file; raises where it is no XML."""
+    """Parse the standalone file; raises an error if it is not XML."""
     return ElementTree.fromstring(chart.file())
 
 
@@ -49,21 +49,21 @@ def test_every_chart_has_a_title_a_description_and_its_numbers() -> None:
         assert root.get("role") == "img"
         assert root.find(f"{SVG}title") is not None
         ids = (root.get("aria-labelledby") or "").split()
-        told = {each.get("id"): each.text for each in root if each.get("id")}
+        texts = {each.get("id"): each.text for each in root if each.get("id")}
         assert ids == [f"{chart.name}-title", f"{chart.name}-desc"]
-        assert all(told[each] for each in ids)
+        assert all(texts[each] for each in ids)
         assert "<figcaption>" in chart.html()
         assert chart.table is not None or chart.name == "f"
 
 
-def test_lines_tell_their_course_and_mark_the_best_epoch() -> None:
+def test_line_chart_describes_its_values_and_marks_the_best_epoch() -> None:
     chart = line_chart(
         "a", "Loss", [Series("training", [1, 2, 3], [0.5, math.nan, 0.25])], x_label="epoch", best=3
     )
     assert "training: 0.5000 at epoch 1, 0.2500 at 3" in chart.description
     assert "best: 3" in words(chart)
     (path,) = parsed(chart).iter(f"{SVG}path")
-    assert (path.get("d") or "").count("M") == 2, "what is undefined is a gap"
+    assert (path.get("d") or "").count("M") == 2, "an undefined value leaves a gap"
     assert chart.table is not None
     assert chart.table.rows[1] == (2, pytest.approx(math.nan, nan_ok=True))
 
@@ -84,7 +84,7 @@ def test_a_line_of_many_points_stays_small() -> None:
     assert chart.table.rows[-1][0] == count - 1
 
 
-def test_bars_are_as_long_as_their_values_and_the_rest_is_told() -> None:
+def test_bar_chart_draws_bars_by_value_and_notes_how_many_are_omitted() -> None:
     chart = bar_chart(
         "a", "x", [f"class {n}" for n in range(40)], [("images", list(range(40, 0, -1)))], label_heading="c"
     )
@@ -96,13 +96,13 @@ def test_bars_are_as_long_as_their_values_and_the_rest_is_told() -> None:
     assert len(chart.table.rows) == 40
 
 
-def test_whole_numbers_have_a_bar_each() -> None:
+def test_histogram_of_counts_has_a_bar_for_each_number() -> None:
     chart = histogram("a", "x", [1, 1, 3], x_label="objects", y_label="images", are_counts=True)
     assert chart.table is not None
     assert chart.table.rows == [("1", 2), ("3", 1)]
 
 
-def test_a_matrix_counts_shades_by_row_and_says_what_is_confused() -> None:
+def test_heat_map_shades_by_row_and_describes_confusions() -> None:
     chart = heat_map("m", "x", ["a", "b"], ["a", "b", "Missed"], [[8, 2, 0], [0, 0, 5]], row_heading="true",
                      column_heading="predicted")  # fmt: skip
     shades = [float(each.get("fill-opacity") or 0) for each in parsed(chart).iter(f"{SVG}rect")]
@@ -112,7 +112,7 @@ def test_a_matrix_counts_shades_by_row_and_says_what_is_confused() -> None:
     assert "b predicted as Missed 5 times; a predicted as b 2 times" in chart.description
 
 
-def test_of_a_large_matrix_the_most_confused_are_drawn() -> None:
+def test_heat_map_of_many_classes_draws_the_most_confused() -> None:
     names = [f"c{n:02}" for n in range(60)]
     counts = [[int(row == column) * 10 for column in range(60)] for row in range(60)]
     counts[55][3] = 7
@@ -122,7 +122,7 @@ def test_of_a_large_matrix_the_most_confused_are_drawn() -> None:
     assert "40 of 60 classes" in chart.html()
 
 
-def test_any_text_is_safe() -> None:
+def test_text_is_escaped_in_charts_and_tables() -> None:
     charts = [
         line_chart(
             "a", NASTY, [Series(NASTY, [1], [1]), Series("b", [1], [2])], x_label=NASTY, y_label=NASTY
@@ -138,7 +138,7 @@ def test_any_text_is_safe() -> None:
     assert Html.escape("\x00") == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_a_table_as_a_file_has_plain_text_and_empty_cells_for_what_is_undefined() -> None:
+def test_table_csv_has_plain_text_and_empty_cells_for_undefined_values() -> None:
     table = Table("t", "x", ("a", "b"), [(element("a", "x & y", href="z"), math.nan), ("p", None)])
     assert table.csv().splitlines() == ["a,b", "x & y,", "p,"]
 
@@ -153,7 +153,7 @@ def test_a_table_as_a_file_has_plain_text_and_empty_cells_for_what_is_undefined(
         ([-0.3, 1234], -250.0, 1250.0, 7),
     ],
 )
-def test_axes_begin_and_end_at_round_numbers(
+def test_axes_start_and_end_at_round_numbers(
     values: list[float], low: float, high: float, ticks: int
 ) -> None:
     scale = Scale.over(values)
@@ -171,11 +171,11 @@ def test_logarithmic_axes() -> None:
     assert not needs_log([0.5, 1.0])
 
 
-def test_epochs_are_whole() -> None:
+def test_epoch_axis_has_whole_numbers() -> None:
     assert [Scale.of_epochs(last).ticks() for last in (1, 3, 12)] == [[1, 2], [1, 2, 3], [3, 6, 9, 12]]
 
 
-def test_numbers_as_they_are_read() -> None:
+def test_numbers_are_formatted_for_readers() -> None:
     assert [format_value(value) for value in (0.12345, 1234567, 12.0, math.nan, None, 1e-7, "x")] == [
         "0.1235", "1,234,567", "12", "–", "–", "1e-07", "x",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`trainer validate --report` and its page in a real browser."""
+"""The page of `trainer validate --report`, also in a real browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.tasks import Task
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Digits with planted faults, reported: a leaked image, a copy, a tiny box; and a nasty class name."""
+    """The report of digits with a leaked image, a duplicate, a tiny box, and markup in a class name."""
     folder = tmp_path_factory.mktemp("data")
     data = make(Task.DETECTION, folder / "digits", images=20, seed=3)
     train = [json.loads(line) for line in data.train.read_text().splitlines()]
@@ -48,7 +48,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder / "report"
 
 
-def test_planted_faults_are_found_by_file_and_line(reported: Path) -> None:
+def test_planted_problems_are_found_by_file_and_line(reported: Path) -> None:
     def rows(name: str) -> list[list[str]]:
         with (reported / f"finding-{name}.csv").open(newline="") as file:
             return list(csv.reader(file))[1:]
@@ -59,14 +59,14 @@ def test_planted_faults_are_found_by_file_and_line(reported: Path) -> None:
     assert [Path(row[0]).name for row in rows("tiny-boxes")] == ["train.jsonl:3"]
 
 
-def test_charts_are_files_of_their_own(reported: Path) -> None:
+def test_charts_are_written_as_files(reported: Path) -> None:
     charts = {path.name for path in reported.glob("*.svg")}
     assert {"classes.svg", "image-sizes.svg", "aspect-ratios.svg", "object-sizes.svg"} <= charts
     for chart in reported.glob("*.svg"):
         ElementTree.parse(chart)
 
 
-def test_the_page_is_one_small_file(reported: Path) -> None:
+def test_page_is_one_small_file(reported: Path) -> None:
     text = (reported / "report.html").read_text("utf-8")
     assert len(text) < 1_500_000
     assert 'src="http' not in text
@@ -74,8 +74,10 @@ def test_the_page_is_one_small_file(reported: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_desktop(open_page: OpenPage, reported: Path, scheme: str) -> None:
-    """The fixture fails on errors of the console and on requests to anywhere else."""
+def test_page_on_a_desktop_follows_the_colour_scheme(
+    open_page: OpenPage, reported: Path, scheme: str
+) -> None:
+    """The fixture fails on console errors and on requests to other hosts."""
     visit = open_page((reported / "report.html").as_uri(), color_scheme=scheme)
     page = visit.page
     assert len(visit.requests) == 1
@@ -86,13 +88,13 @@ def test_on_a_desktop(open_page: OpenPage, reported: Path, scheme: str) -> None:
     for picture in page.query_selector_all("svg[role=img]"):
         told = picture.get_attribute("aria-label") or picture.get_attribute("aria-labelledby")
         assert told
-    # every drawn picture is there, also where it is shown a second time
+    # Every image that is shown a second time is embedded.
     assert page.evaluate(
         "[...document.querySelectorAll('use')].every(u => document.querySelector(u.getAttribute('href')))"
     )
 
 
-def test_a_heading_sorts_its_table(open_page: OpenPage, reported: Path) -> None:
+def test_click_on_a_heading_sorts_its_table(open_page: OpenPage, reported: Path) -> None:
     page = open_page((reported / "report.html").as_uri()).page
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     table = page.locator("#table-classes")
@@ -112,10 +114,10 @@ def test_a_heading_sorts_its_table(open_page: OpenPage, reported: Path) -> None:
     assert len(names) > 3
 
 
-def test_on_a_phone_and_without_scripts(open_page: OpenPage, reported: Path) -> None:
+def test_page_without_scripts_fits_a_phone(open_page: OpenPage, reported: Path) -> None:
     options: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "java_script_enabled": False}
     visit = open_page((reported / "report.html").as_uri(), **options)
-    # without scripts the page itself cannot be asked: the browser's own measures are
+    # Without scripts the page cannot be queried, so use the browser's own measurements.
     wide = [
         box["width"] + box["x"]
         for each in visit.page.locator("section").all()
@@ -126,7 +128,7 @@ def test_on_a_phone_and_without_scripts(open_page: OpenPage, reported: Path) -> 
     assert visit.page.locator("table.sortable th").first.text_content()
 
 
-def test_a_phone_never_scrolls_sideways(open_page: OpenPage, reported: Path) -> None:
+def test_page_on_a_phone_never_scrolls_sideways(open_page: OpenPage, reported: Path) -> None:
     page = open_page((reported / "report.html").as_uri(), viewport={"width": 360, "height": 740}).page
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -137,7 +139,7 @@ def brightness(color: str) -> float:
     return sum(numbers) / 3
 
 
-def test_data_without_a_faultless_line_are_reported_too(tmp_path: Path) -> None:
+def test_data_without_a_valid_line_are_reported(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"image_url": "a.png"}\n')
     with pytest.raises(SystemExit) as ended:
         cli.app(

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Run:
-    """A classification as `trainer fit` leaves it."""
+    """A classification run as `trainer fit` leaves it."""
     data = make(Task.CLASSIFICATION, folder / "digits", images=30, seed=1)
     return trainer.fit(
         Job(
@@ -61,10 +61,10 @@ def scenes(folder: Path) -> SampleData:
 
 @pytest.fixture(scope="module")
 def segmented(folder: Path, trained: Run, scenes: SampleData) -> Run:
-    """A segmentation's directory whose predictions are known: the labels themselves but for planted errors.
+    """A segmentation run whose predictions are the labels, except for planted errors.
 
-    Of the first image the class is wrong, the second one's first object is missed, in the third image one is
-    found where nothing is labelled.
+    In the first image a class is wrong, in the second the first object is missed, and in the third an object
+    is predicted where nothing is labelled.
     """
     run = Run(folder / "segmented")
     run.directory.mkdir()
@@ -116,14 +116,14 @@ def text_of(path: Path) -> str:
     return re.sub(r"<[^>]+>", " ", path.read_text("utf-8"))
 
 
-def test_numbers_are_those_of_the_run(trained: Run) -> None:
+def test_report_has_the_numbers_of_the_run(trained: Run) -> None:
     result, analysis = trained.read_result(), Analysis.read(trained.evaluation)
     page = text_of(trained.report)
     assert format_value(result.value) in page
     assert f"{result.best_epoch} of {result.epochs}" in page
     assert result.data_fingerprint in page
     assert result.peak_memory["process"] > 50e6
-    # What is computed from the predictions is what the training came to.
+    # Metrics computed from the predictions are those of the training run.
     figures = {row["metric"]: float(row["value"]) for row in rows(trained, "metrics") if row["value"]}
     for name, value in result.metrics.items():
         if name in analysis.metrics and value == value:
@@ -145,8 +145,8 @@ def test_numbers_are_those_of_the_run(trained: Run) -> None:
     assert f"report: {trained.report}" in trained.log.read_text("utf-8")
 
 
-def test_masks_are_compared_and_errors_are_named(segmented: Run) -> None:
-    """Without the planted errors everything would be right."""
+def test_planted_errors_of_masks_are_found(segmented: Run) -> None:
+    """Everything but the planted errors is correct."""
     analysis = Analysis.read(segmented.evaluation)
     counts = {row["kind"]: int(row["count"]) for row in rows(segmented, "errors")}
     assert counts["classification"] == 1
@@ -164,10 +164,10 @@ def test_masks_are_compared_and_errors_are_named(segmented: Run) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}}])
-def test_pages_in_a_browser(
+def test_report_in_a_browser(
     open_page: OpenPage, trained: Run, segmented: Run, options: dict[str, Any]
 ) -> None:
-    """The fixture fails on errors of the console and on requests to anywhere else."""
+    """The fixture fails on console errors and on requests to other hosts."""
     for run in (trained, segmented):
         visit = open_page(run.report.as_uri(), **options)
         page = visit.page
@@ -185,7 +185,7 @@ def test_pages_in_a_browser(
         assert len(run.report.read_bytes()) < 3_000_000
 
 
-def test_several_runs_side_by_side(
+def test_comparison_shows_settings_that_differ_and_best_metrics(
     open_page: OpenPage, trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Run(tmp_path / "other")
@@ -215,14 +215,14 @@ def settings(run: Run) -> str:
     return format_value(yaml.safe_load(run.job.read_text("utf-8"))["training_parameters"]["learning_rate"])
 
 
-def test_runs_of_different_tasks_are_not_compared(trained: Run, segmented: Run, tmp_path: Path) -> None:
+def test_comparison_rejects_runs_of_different_tasks(trained: Run, segmented: Run, tmp_path: Path) -> None:
     with pytest.raises(
         RunError, match="only runs of the same task can be compared; these are of image-classification and"
     ):
         remake([trained.directory, segmented.directory], tmp_path / "x.html")
 
 
-def test_where_data_are_gone_the_rest_is_reported(trained: Run, tmp_path: Path) -> None:
+def test_report_without_data_has_the_other_sections(trained: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "moved")
     shutil.copytree(trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model"))
     content = yaml.safe_load(run.job.read_text("utf-8"))
@@ -236,7 +236,7 @@ def test_where_data_are_gone_the_rest_is_reported(trained: Run, tmp_path: Path) 
     assert "Confusions" not in page
 
 
-def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
+def test_report_notes_that_data_have_changed(trained: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "changed")
     shutil.copytree(trained.directory, run.directory, ignore=shutil.ignore_patterns("checkpoints", "model"))
     run.write_result(run.read_result().model_copy(update={"data_fingerprint": "0" * 32}))
@@ -244,7 +244,7 @@ def test_data_that_have_changed_are_told(trained: Run, tmp_path: Path) -> None:
     assert "The data have changed since the run" in text_of(tmp_path / "own.html")
 
 
-def test_a_report_that_cannot_be_written_does_not_lose_the_run(
+def test_run_survives_a_report_that_cannot_be_written(
     trained: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from trainer.training.job_data import load_data

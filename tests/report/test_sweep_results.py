@@ -1,4 +1,4 @@
-"""A sweep's report: its trials, what mattered, and the Pareto front, read from trials.csv."""
+"""The report of a sweep shows trials, importance of settings and the Pareto front from trials.csv."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADER = (
 
 
 def write(folder: Path, count: int, *, latency: bool = False) -> Run:
-    """A sweep in which the learning rate matters most, the optimizer little, the batch size not at all."""
+    """Write a sweep in which learning rate matters most, optimizer little and batch size not at all."""
     generator = random.Random(0)
     lines = [HEADER]
     for number in range(count):
@@ -45,23 +45,23 @@ def charts(page: Page) -> Sequence[str]:
     return [chart.name for chart in page.charts]
 
 
-def test_what_matters_comes_first(tmp_path: Path) -> None:
+def test_importance_ranks_the_setting_that_matters_first(tmp_path: Path) -> None:
     found = setting_importance(read_trials(write(tmp_path, 40).directory / "trials.csv", "accuracy"))
     assert isinstance(found, dict)
     assert next(iter(found)) == "learning_rate"
     assert found["learning_rate"] > 0.7
     assert sum(found.values()) == pytest.approx(1)
-    assert set(found) == {"learning_rate", "optimizer", "batch_size"}, "the model is always the same"
+    assert set(found) == {"learning_rate", "optimizer", "batch_size"}, "the model never varies"
 
 
-def test_too_few_trials_say_nothing_and_tell_why(tmp_path: Path) -> None:
+def test_importance_needs_ten_trials(tmp_path: Path) -> None:
     run = write(tmp_path, 9)
     page = page_of(run)
     assert "importance" not in charts(page)
     assert "at least 10 complete trials; there are 9" in page.render()
 
 
-def test_the_page_of_a_sweep(tmp_path: Path) -> None:
+def test_page_of_a_sweep_shows_trials_and_importance(tmp_path: Path) -> None:
     run = write(tmp_path, 12)
     (tmp_path / "trials" / "0000").mkdir(parents=True)
     page = page_of(run)
@@ -74,14 +74,14 @@ def test_the_page_of_a_sweep(tmp_path: Path) -> None:
     assert "The best is trial 0" in parallel.description
 
 
-def test_the_pareto_front(tmp_path: Path) -> None:
+def test_pareto_front_is_highlighted(tmp_path: Path) -> None:
     page = page_of(write(tmp_path, 12, latency=True))
     front = next(chart for chart in page.charts if chart.name == "pareto")
     assert "12 points; highlighted: trial 9, trial 6, trial 3, trial 0" in front.description
 
 
-def test_settings_of_all_sub_spaces_are_taken_together() -> None:
-    """The model is a setting like others; one that some trials lack takes no part."""
+def test_importance_pools_all_sub_spaces() -> None:
+    """The model is a setting like others; settings that some trials lack are left out."""
     trials = [
         Trial(n, "complete", 0.5 + (n % 2) * 0.4, None, False, 1.0, "", "",
               {"model_name": ("a", "b")[n % 2], **({"depth": n} if n % 2 else {})})
