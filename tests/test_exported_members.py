@@ -36,11 +36,12 @@ trainer.Job(
     search_space=[{"model_name": "yolo11n", "learning_rate": "uniform(0.001, 0.01)"}],
     settings={"number_of_epochs": 5},
 )
-read: trainer.Job = trainer.Job.read("job.yml", gpus=0)
+read: trainer.Job = trainer.Job.read("job.yml", gpus=2)
+print(trainer.validate("object-detection", "train.jsonl").summary)
 
 errors: int = trainer.validate("object-detection", "train.jsonl", Path("validation.jsonl")).errors
-evaluation = trainer.evaluate(run.directory, data="test.jsonl", slice_by=["camera"])
-metrics: dict[str, float] = evaluation.analysis.metrics
+evaluation = trainer.evaluate(run, data="test.jsonl", slice_by=["camera"])
+metrics: dict[str, float] = evaluation.metrics
 version: str = trainer.__version__
 try:
     trainer.fit(job)
