@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serving.explain import methods
 from serving.explain.explainer import Explainer
+from serving.explain.integrated_gradients import along_paths
 from serving.explain.request import ExplanationRequest
 from serving.explain.rewriting import halves
 from serving.explain.streams import streams
@@ -100,22 +100,25 @@ def test_network_that_cannot_be_rewritten_stays_unchanged() -> None:
 def test_integrated_gradients_equal_captums(approximation: str, threads: int) -> None:
     from captum.attr import IntegratedGradients
 
-    # In double precision: of the even colour that a path begins at, rounding decides which pixel is largest.
+    # In double precision and from a baseline of noise: at an even colour, rounding decides which of equal
+    # values a max pooling takes.
     family, network = classifier("timm/test_resnet")
     given = Explainer(family, lively(network).double())._subject(scene(1, 5)[0])
     subject = replace(given, tensor=given.tensor.double())
     inputs = subject.tensor[None].clone().requires_grad_()
     attribution: Any = IntegratedGradients(network)
-    expected = attribution.attribute(inputs, target=2, n_steps=11, method=approximation).detach().float()[0]
+    baseline = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = attribution.attribute(inputs, baseline, target=2, n_steps=11, method=approximation)
     asked = ExplanationRequest(n_steps=11, approximation_method=approximation)
     usual = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        found = methods.find("integrated_gradients").attribute(subject, 2, asked)
+        with streams(torch.device("cpu")) as submit:
+            found = along_paths(subject, baseline, 2, asked, submit)
     finally:
         torch.set_num_threads(usual)
     assert isinstance(subject.halves().stem, nn.Conv2d)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected.detach().float())
 
 
 def test_streams_share_the_threads_and_leave_those_of_others_alone() -> None:
