@@ -24,8 +24,7 @@ CLASSES = ("가위", "바위", "보")
 TINY_MODELS: dict[str, dict[str, Any]] = {
     # On images as small as the others' this one would need many more steps.
     "retinanet_resnet50_fpn": {"min_size": 96, "max_size": 160},
-    # Multiples of the sides of their patches.
-    "rfdetr-nano": {"image_size": 64},
+    # 6 × 6 patches; fewer would be less than there are queries.
     "rfdetr-seg-nano": {"image_size": 72},
 }
 STEPS = 300
