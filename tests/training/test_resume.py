@@ -61,12 +61,12 @@ def test_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     values: dict[str, Any] = {"number_of_epochs": 4, "early_stopping": False, **settings}
     half = Interrupt(values["number_of_epochs"] // 2)
-    whole = fit(job(digits, task, model, tmp_path / "whole", **values), packages=False)
+    whole = trainer.fit(job(digits, task, model, tmp_path / "whole", **values))
     gc.collect()  # of a large network
     with pytest.raises(OSError, match="power"):
-        fit(job(digits, task, model, tmp_path / "stopped", **values), callbacks=[half])
+        trainer.fit(job(digits, task, model, tmp_path / "stopped", **values), callbacks=[half])
     gc.collect()
-    run = resume(tmp_path / "stopped", {})
+    run = trainer.resume(tmp_path / "stopped")
     assert metrics_of(run) == metrics_of(whole)
     assert run.predictions.read_text("utf-8") == whole.predictions.read_text("utf-8")
     assert run.read_result().best_epoch == whole.read_result().best_epoch
