@@ -1,4 +1,4 @@
-"""What a training step costs: figures that hold, and how they go with size and machine."""
+"""Estimates of a training step: the measured costs, and how memory and time depend on size and hardware."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trainer.models import catalog
 from trainer.models.published import VERSIONS
 from trainer.tasks import Task
 
-FACTS = DataStatistics(images=1000, classes=3, width=1000, height=1000)
+DATA = DataStatistics(images=1000, classes=3, width=1000, height=1000)
 GPU = Hardware(gpus=1, memory=24, bandwidth=1000, cores=16)
 CPU = Hardware(gpus=0, memory=0, bandwidth=0, cores=2)
 
 
-def test_the_cost_of_every_candidate_is_known() -> None:
+def test_every_candidate_was_measured() -> None:
     tried = {
         name
         for tables in GROUPS.values()
@@ -33,7 +33,7 @@ def test_the_cost_of_every_candidate_is_known() -> None:
 
 
 @pytest.mark.parametrize("model", ["resnet18", "yolo11n"])
-def test_the_figures_are_those_that_are_counted(model: str) -> None:
+def test_costs_equal_a_new_measurement(model: str) -> None:
     from tools.measure_costs import measure
 
     entry = catalog.MODELS[model]
@@ -46,14 +46,14 @@ def test_the_figures_are_those_that_are_counted(model: str) -> None:
     assert counted.activations_mib == pytest.approx(known.activations_mib, rel=0.05)
 
 
-def test_twice_the_side_costs_four_times_as_much() -> None:
+def test_cost_grows_with_the_square_of_the_side() -> None:
     entry = catalog.MODELS["yolo11n"]
     known = MEASURED["yolo11n"]
     assert costs.step_cost(entry) == known
     assert costs.step_cost(entry, 1280) == StepCost(1280, 4 * known.forward_gmacs, 4 * known.activations_mib)
 
 
-def test_other_models_cost_as_those_of_their_family() -> None:
+def test_cost_of_other_models_scales_with_their_parameters() -> None:
     large, medium = catalog.MODELS["yolo11x"], MEASURED["yolo11m"]
     assert costs.step_cost(large).activations_mib > 2 * medium.activations_mib
     assert costs.step_cost(catalog.MODELS["yolov5"]).activations_mib == pytest.approx(
@@ -63,33 +63,59 @@ def test_other_models_cost_as_those_of_their_family() -> None:
     assert costs.step_cost(unknown) == MEASURED["resnet50"]
 
 
-def test_memory() -> None:
+def test_fits_depends_on_side_batch_and_memory() -> None:
     entry = catalog.MODELS["yolo26m"]
     assert costs.fits(entry, 640, 16, GPU)
     assert not costs.fits(entry, 1280, 16, GPU)
     assert not costs.fits(entry, 640, 16, dataclasses.replace(GPU, memory=8))
     assert costs.fits(entry, 640, 2, dataclasses.replace(GPU, memory=8))
-    assert costs.fits(entry, 1280, 16, CPU)
 
 
-def test_time() -> None:
-    def epoch(
-        model: str, machine: Hardware = GPU, facts: DataStatistics = FACTS, side: int = 640, views: int = 1
-    ) -> float:
-        entry = catalog.MODELS[model]
-        return costs.epoch_seconds(entry, side, 8, facts, machine, views)
+def test_everything_fits_on_the_cpu() -> None:
+    assert costs.fits(catalog.MODELS["yolo26m"], 1280, 16, CPU)
 
-    assert epoch("yolo26m", facts=dataclasses.replace(FACTS, images=2000)) == pytest.approx(
-        2 * epoch("yolo26m")
-    )
-    assert epoch("yolo26m", views=5) == pytest.approx(5 * epoch("yolo26m"))
-    assert epoch("yolo26m", side=1280) > 2 * epoch("yolo26m")
-    assert epoch("yolo26m") > epoch("yolo26s")
-    twice = dataclasses.replace(GPU, gpus=2)
-    assert epoch("fasterrcnn_resnet50_fpn_v2", twice) < epoch("fasterrcnn_resnet50_fpn_v2")
-    assert epoch("yolo11n", CPU, side=320) > epoch("yolo11n", side=320)
-    # Large images wait for the processes that decode them, not for the GPU.
-    large = dataclasses.replace(FACTS, width=8000, height=6000)
-    assert epoch("yolo11n", facts=large) == pytest.approx(epoch("yolo26s", facts=large))
+
+def seconds(
+    model: str, hardware: Hardware = GPU, data: DataStatistics = DATA, side: int = 640, views: int = 1
+) -> float:
+    """Estimated time of an epoch with batches of eight."""
+    return costs.epoch_seconds(catalog.MODELS[model], side, 8, data, hardware, views)
+
+
+def test_epoch_seconds_grow_with_image_count() -> None:
+    twice = dataclasses.replace(DATA, images=2000)
+    assert seconds("yolo26m", data=twice) == pytest.approx(2 * seconds("yolo26m"))
+
+
+def test_epoch_seconds_grow_with_tiles() -> None:
+    assert seconds("yolo26m", views=5) == pytest.approx(5 * seconds("yolo26m"))
+
+
+def test_epoch_seconds_grow_with_image_side() -> None:
+    assert seconds("yolo26m", side=1280) > 2 * seconds("yolo26m")
+
+
+def test_larger_models_take_longer() -> None:
+    assert seconds("yolo26m") > seconds("yolo26s")
+
+
+def test_two_gpus_are_faster_than_one() -> None:
+    two = dataclasses.replace(GPU, gpus=2)
+    assert seconds("fasterrcnn_resnet50_fpn_v2", two) < seconds("fasterrcnn_resnet50_fpn_v2")
+
+
+def test_the_cpu_is_slower_than_a_gpu() -> None:
+    assert seconds("yolo11n", CPU, side=320) > seconds("yolo11n", side=320)
+
+
+def test_epochs_of_large_images_wait_for_decoding() -> None:
+    large = dataclasses.replace(DATA, width=8000, height=6000)
+    assert seconds("yolo11n", data=large) == pytest.approx(seconds("yolo26s", data=large))
+
+
+def test_affordable_epochs_invert_trial_seconds() -> None:
     assert costs.affordable_epochs(costs.trial_seconds(7, 10.0), 10.0) == 7
+
+
+def test_at_least_one_epoch_is_affordable() -> None:
     assert costs.affordable_epochs(1.0, 10.0) == 1

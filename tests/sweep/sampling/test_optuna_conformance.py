@@ -12,8 +12,7 @@ from optuna.testing.pytest_samplers import (
     RelativeSamplerTestCase,
 )
 
-from trainer.sweep.sampling import BayesianSampler, RandomSampler, SobolSampler
-from trainer.sweep.space.search_space import SearchSpace
+from trainer.sweep.sampling import BayesianSampler, RandomSampler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
@@ -25,14 +24,6 @@ class TestRandomSampler(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: RandomSampler(0)
-
-
-class TestSobolSampler(BasicSamplerTestCase):
-    """Without a search space, which the suite cannot give, all parameters are drawn independently."""
-
-    @pytest.fixture
-    def sampler(self) -> Callable[[], BaseSampler]:
-        return lambda: SobolSampler(SearchSpace(()), 0)
 
 
 class TestBayesianSampler(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
