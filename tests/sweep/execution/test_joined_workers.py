@@ -327,7 +327,7 @@ def test_a_name_that_is_taken(
     }
     for named in ({"study": "digits", "output": tmp_path / "run"}, {"output": tmp_path / "digits"}):
         with pytest.raises(
-            JobError, match=r"--study: is taken by another sweep in this storage .* `trainer worker --study"
+            JobError, match=r"--study: is taken by another sweep in this storage.* `trainer worker --study"
         ):
             sweep(Job(**values, **named))
         assert not named["output"].exists()  # type: ignore[attr-defined]

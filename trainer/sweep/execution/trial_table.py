@@ -39,6 +39,7 @@ def log_outcome(number: int, outcome: Outcome, metric: str) -> None:
 
 def render(records: Sequence[Record], metric: str, max_latency: float | None = None) -> Table:
     """The trials as a table for a terminal, with the best one in bold and a * on the Pareto front."""
+    from rich.markup import escape
     from rich.table import Table
 
     has_latency = any(len(record.values) > 1 for record in records)
@@ -59,6 +60,7 @@ def render(records: Sequence[Record], metric: str, max_latency: float | None = N
             seconds = record.duration.total_seconds()
         cells += [str(record.attributes.get("best_epoch", "")), f"{seconds:.0f}" if seconds else ""]
         cells.append(record.attributes["reason"] if record.state == "failed" else _settings(record))
+        cells = [escape(cell) for cell in cells]  # a reason may hold brackets, as those of gloo do
         table.add_row(*cells, style="bold" if best is not None and record.number == best.number else None)
     return table
 
