@@ -37,9 +37,10 @@ from trainer.data.datasets import RecordExamples
 from trainer.data.quick_decoding import decode_quickly
 from trainer.models import Family, create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw
 from trainer.settings import Settings
 from trainer.tasks import Task
-from trainer.training.loading import Batches, Draw, SeededItems
+from trainer.training.loading import Batches, SeededItems
 
 SECONDS_GOAL, BYTES_GOAL = 10.0, 1_000_000_000
 """Goals for a million lines with three boxes each, on one core: time, and memory of the whole process."""
@@ -127,7 +128,7 @@ def examples(
 
 def for_training(family: Family, settings: Settings, whole: RecordExamples) -> RecordExamples:
     """Return the same examples as they are decoded and cached in training, none of them decoded yet."""
-    cache = 0 if family.images_at_hand(settings) else settings.image_cache_megabytes * 2**20
+    cache = 0 if family.cached_images(settings) else settings.image_cache_megabytes * 2**20
     records = whole.records
     return RecordExamples(records, records.classes, family.short_side(settings), cache, quickly=True)
 

@@ -17,7 +17,7 @@ from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
 from trainer.errors import RequestError, RunError, WeightsError
 from trainer.models import Family, Spec, create
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.scoring import ScoringParameters
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from trainer.automode.costs import FILE, MEASURED, StepCost, side_of
 from trainer.files import write_atomically
 from trainer.models import catalog, create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw, Progress
 from trainer.tasks import Task
-from trainer.training.loading import Draw, SeededItems
+from trainer.training.loading import SeededItems
 
 _IMAGES = 2
 _SHAPE = (768, 1024, 3)
@@ -63,7 +64,7 @@ def measure(model: str, task: Task) -> StepCost:
     family = create(specify(task, model, settings, ("a", "b"), pretrained=False))
     network = family.build().train()
     items = SeededItems(family.training_dataset(_Noise(task), settings, 0), 0)
-    batch = family.collate([items[Draw(0, index)] for index in range(_IMAGES)])
+    batch = items.collate([items[Draw(0, index)] for index in range(_IMAGES)])
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     activations: dict[int, torch.UntypedStorage] = {}
 
@@ -78,7 +79,7 @@ def measure(model: str, task: Task) -> StepCost:
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16),
     ):
-        family.losses(network, batch)
+        family.losses(network, batch, Progress(0, settings.number_of_epochs))
     activation_bytes = sum(storage.nbytes() for storage in activations.values())
     return StepCost(
         side=side_of(catalog.find(model, task), settings.model_dump()),

@@ -15,6 +15,7 @@ from benchmarks.measuring import Measurements
 from trainer.data.datasets import RecordExamples
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Progress
 from trainer.training.loading import Batches, move
 from trainer.training.memory import keep_freed_memory
 
@@ -44,7 +45,7 @@ def _loop(options: Options) -> Measurements:
 
     def step() -> None:
         with autocast(options):
-            losses = family.losses(network, dict(batch))
+            losses = family.losses(network, dict(batch), Progress(0, chosen.number_of_epochs))
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.scorer import Scorer
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.scoring import ScoringParameters
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from trainer import metrics
 from trainer.annotations import Example, Objects, Target
 from trainer.models import Family, Spec, catalog, create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw, Progress
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -28,6 +29,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
     "rfdetr-seg-nano": {"image_size": 72},
 }
 STEPS = 300
+EPOCHS = 30  # of which the tests train the first
 
 
 def smallest_models() -> list[tuple[Task, str]]:
@@ -98,7 +100,7 @@ class Case:
         self, network: nn.Module, optimizer: torch.optim.Optimizer, items: list[Any]
     ) -> dict[str, float]:
         network.train()
-        losses = self.family.losses(network, self.family.collate(items))
+        losses = self.family.losses(network, self.family.collate(items), Progress(0, EPOCHS))
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -161,7 +163,7 @@ def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     rate = catalog.CARDS[case.family.spec.family].tiny_learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, fused=True)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
-    items = [dataset[index] for index in case.trained]
+    items = [dataset.item(Draw(0, index)) for index in case.trained]
     value = -1.0
     for step in range(1, STEPS + 1):
         case.step(network, optimizer, items)

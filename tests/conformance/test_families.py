@@ -17,6 +17,7 @@ from serving.package import write_model
 from tests.conformance.conftest import CLASSES, Case
 from trainer.annotations import Classification, Detections, Image, Prediction
 from trainer.data.datasets import ValidationDataset
+from trainer.models.training_items import Draw
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -56,7 +57,7 @@ def test_same_seed_same_training(case: Case) -> None:
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
         torch.manual_seed(5)
         dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
-        items = [dataset[index] for index in range(2)]
+        items = [dataset.item(Draw(0, index)) for index in range(2)]
         histories.append([case.step(network, optimizer, items) for _ in range(2)])
     assert histories[0] == histories[1]
     assert all(np.isfinite(list(losses.values())).all() for losses in histories[0])

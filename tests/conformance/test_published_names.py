@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.conformance.conftest import Case, make_case
 from trainer.models import catalog
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 
 # Families of an extra have a check of this kind of their own.
@@ -43,7 +44,7 @@ def test_builds_steps_and_scores(task: Task, name: str) -> None:
     case: Case = make_case(task, name)
     network = case.build()
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
-    items = [dataset[index] for index in range(2)]
+    items = [dataset.item(Draw(0, index)) for index in range(2)]
     before = next(parameter.detach().clone() for parameter in network.parameters() if parameter.ndim > 1)
     losses = step(case, network, items)
     assert losses

@@ -17,7 +17,7 @@ from trainer.annotations import Image, Objects
 from trainer.data.datasets import RecordExamples, ValidationDataset
 from trainer.data.reading.jsonl import read
 from trainer.errors import DataError
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.models.spec import Spec
 from trainer.models.tiling import View, views
 from trainer.scoring import ScoringParameters

@@ -12,6 +12,7 @@ from trainer.annotations import Example, Image, Objects
 from trainer.models import Family, create, specify
 from trainer.models.box_augmentation import jitter_scale
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 
 SIZE = (120, 160)
@@ -140,7 +141,7 @@ def test_training_sees_jittered_images_of_the_size_that_validation_sees(advanced
     still, _ = family.preprocess(Scene(task).image)
     for seed in range(20):
         torch.manual_seed(seed)
-        image, target = dataset[0]
+        image, target = dataset.item(Draw(0, 0))
         assert image.shape == still.shape == (3, 90, 120)
         assert not torch.equal(image.float() / 255, still)
         assert 2 not in target["labels"] - 1  # a crowd is no target
@@ -150,7 +151,7 @@ def test_training_sees_jittered_images_of_the_size_that_validation_sees(advanced
             differ = (mask.numpy() != painted_pixels).sum()
             assert differ <= 0.1 * painted_pixels.sum() + 2 * max(SIZE)  # along the outline
         torch.manual_seed(seed)
-        assert torch.equal(dataset[0][0], image)
+        assert torch.equal(dataset.item(Draw(0, 0))[0], image)
 
 
 @pytest.mark.parametrize("model", ["fasterrcnn_resnet18_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
@@ -159,7 +160,7 @@ def test_images_whose_objects_all_vanished_are_background(model: str) -> None:
     items = []
     for seed in range(200):
         torch.manual_seed(seed)
-        items.append(dataset[0])
+        items.append(dataset.item(Draw(0, 0)))
         if not len(items[-1][1]["boxes"]):
             break
     empty = items[-1]

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from trainer.annotations import Example, Target
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
 from trainer.models.classifiers import class_weights
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw, TrainingDataset
 from trainer.tasks import Task
 
 SMALL = {"validation_crop_size": 64, "training_crop_size": 64}
@@ -44,7 +44,7 @@ LABELS = Photographs([0, 1, 2])
 SETS = Photographs([np.array([True, False, True]), np.array([False, True, False]), np.array([True] * 3)])
 
 
-def trained(task: Task, **values: Any) -> tuple[Family, Dataset[Any]]:
+def trained(task: Task, **values: Any) -> tuple[Family, TrainingDataset]:
     """A family that knows its training's settings, and the training data."""
     settings = resolve(task, "resnet18", {**SMALL, **values})
     family = create(specify(task, "resnet18", settings, ("a", "b", "c"), pretrained=False))
@@ -133,8 +133,8 @@ def test_weighted_loss_weighs_the_loss() -> None:
     network = nn.Module()
     network.forward = lambda images: logits  # type: ignore[method-assign]
     plain = family.losses(network, batch)["loss_classifier"]
-    family.class_weights = torch.tensor([0.1, 0.9, 0.0])  # type: ignore[attr-defined]
-    weighted = family.losses(network, batch)["loss_classifier"]
+    weights = torch.tensor([0.1, 0.9, 0.0])
+    weighted = family.losses(network, {**batch, "shared": {"class_weights": weights}})["loss_classifier"]
     expected = nn.functional.cross_entropy(logits, batch["targets"], weight=torch.tensor([0.1, 0.9, 0.0]))
     assert weighted.item() == pytest.approx(expected.item())
     assert weighted.item() != pytest.approx(plain.item())
@@ -143,18 +143,21 @@ def test_weighted_loss_weighs_the_loss() -> None:
 MIXING: list[dict[str, float]] = [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}]
 
 
-def batch_of(task: Task) -> dict[str, Tensor]:
+def batch_of(task: Task, **values: Any) -> dict[str, Any]:
+    """A batch as a run with these settings makes it, of three images."""
+    _, dataset = trained(task, **values)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     truths = LABELS.targets if task is Task.CLASSIFICATION else SETS.targets
     dtype = torch.int64 if task is Task.CLASSIFICATION else torch.float32
-    return {"images": images, "targets": torch.tensor(np.array(truths), dtype=dtype)}
+    shared = dataset.collate([(images[0], truths[0])])["shared"]
+    return {"images": images, "targets": torch.tensor(np.array(truths), dtype=dtype), "shared": shared}
 
 
 @pytest.mark.parametrize("values", MIXING)
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
 def test_images_are_mixed_in_training_alone(task: Task, values: dict[str, float]) -> None:
-    family, _ = trained(task, **values)
-    network, batch = Seeing(), batch_of(task)
+    family, _ = trained(task)
+    network, batch = Seeing(), batch_of(task, **values)
     torch.manual_seed(4)
     first = family.losses(network.train(), batch)["loss_classifier"]
     seen = network.seen
@@ -183,17 +186,17 @@ def test_what_is_not_mixed_draws_nothing() -> None:
 def test_mixing_goes_with_class_weights_smoothing_and_single_images(
     task: Task, values: dict[str, float]
 ) -> None:
-    family, _ = trained(task, label_smoothing=0.1, **values)
-    family.class_weights = torch.tensor([0.1, 0.9, 0.5])  # type: ignore[attr-defined]
-    whole = batch_of(task)
+    family, _ = trained(task)
+    whole = batch_of(task, label_smoothing=0.1, **values)
+    whole["shared"] = {**whole["shared"], "class_weights": torch.tensor([0.1, 0.9, 0.5])}
     for images in (3, 1):
-        batch = {key: value[:images] for key, value in whole.items()}
+        batch = family.part(whole, 0, images)
         assert torch.isfinite(family.losses(Seeing().train(), batch)["loss_classifier"])
 
 
 def test_targets_are_smoothed_in_training_alone() -> None:
-    family, _ = trained(Task.CLASSIFICATION, label_smoothing=0.2)
-    batch = batch_of(Task.CLASSIFICATION)
+    family, _ = trained(Task.CLASSIFICATION)
+    batch = batch_of(Task.CLASSIFICATION, label_smoothing=0.2)
     logits = batch["images"].mean(dim=(2, 3))
     for network, smoothing in ((Seeing().train(), 0.2), (Seeing().eval(), 0.0)):
         expected = F.cross_entropy(logits, batch["targets"], label_smoothing=smoothing)
@@ -213,7 +216,7 @@ def test_rand_augment_changes_images_as_the_seed_says(advanced: dict[str, bool])
         items = []
         for items_of in (dataset, dataset, plain):
             torch.manual_seed(seed)
-            items.append(items_of[0][0])
+            items.append(items_of.item(Draw(0, 0))[0])
         assert torch.equal(items[0], items[1])
         assert items[0].shape == items[2].shape == (3, 64, 64)
         assert items[0].dtype == torch.uint8
@@ -226,11 +229,11 @@ def test_what_rand_augment_uncovers_is_grey_to_the_network() -> None:
     moved = 0
     for seed in range(30):
         torch.manual_seed(seed)
-        corner = family.normalised(dataset[0][0])[:, 0, 0]
+        corner = family.normalised(dataset.item(Draw(0, 0))[0])[:, 0, 0]
         moved += bool((corner.abs() < 0.02).all())
     assert moved >= 3
 
 
 def test_without_augmentation_training_sees_what_validation_does() -> None:
     family, dataset = trained(Task.CLASSIFICATION, advanced_settings=AS_VALIDATED)
-    assert torch.equal(family.normalised(dataset[1][0]), family.preprocess(LABELS.images[1])[0])
+    assert torch.equal(family.normalised(dataset.item(Draw(0, 1))[0]), family.preprocess(LABELS.images[1])[0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_masks
 
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.models.masks import rasterise
 
 # pycocotools' decode has not caught up with NumPy 2

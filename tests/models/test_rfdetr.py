@@ -22,6 +22,7 @@ from trainer.errors import JobError, WeightsError
 from trainer.models import Family, catalog, create, specify
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw
 from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -70,7 +71,9 @@ class Squares:
 def step(family: Any, settings: Any, network: nn.Module, **scene: bool) -> dict[str, Tensor]:
     """Losses of two copies of an image, and their gradients in the network."""
     dataset = family.training_dataset(Squares(**scene), settings, seed=0)
-    losses: dict[str, Tensor] = family.losses(network.train(), family.collate([dataset[0], dataset[0]]))
+    losses: dict[str, Tensor] = family.losses(
+        network.train(), family.collate([dataset.item(Draw(0, 0)), dataset.item(Draw(0, 0))])
+    )
     torch.stack(list(losses.values())).sum().backward()
     return losses
 
@@ -118,7 +121,7 @@ def test_the_losses_are_rfdetrs_own_averaged_over_the_layers(model: str) -> None
 
     family, settings = tiny(model, advanced_settings={"apply_automl_train_augmentations": False})
     network = built(family).eval()
-    item = family.training_dataset(Squares(), settings, seed=0)[0]
+    item = family.training_dataset(Squares(), settings, seed=0).item(Draw(0, 0))
     batch = family.collate([item])
     with torch.no_grad():
         torch.manual_seed(1)  # mask losses draw points
@@ -299,13 +302,13 @@ def test_the_default_image_size_is_rfdetrs_own(entry: ModelEntry) -> None:
 def test_multi_scale_trains_at_many_sizes() -> None:
     family, settings = tiny("rfdetr-nano", image_size=384, multi_scale=True)
     dataset = family.training_dataset(Squares(), settings, seed=0)
-    sizes = {dataset[0]["size"] for _ in range(200)}
+    sizes = {dataset.item(Draw(0, 0))["size"] for _ in range(200)}
     # 300 queries take 18 × 18 patches, and so 288 pixels.
     assert sizes == set(range(288, 577, 32))
     seen: list[tuple[int, ...]] = []
     network = built(family)
     network.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape))
-    batch = {**family.collate([dataset[0]]), "size": 288}
+    batch = {**dataset.collate([dataset.item(Draw(0, 0))]), "shared": {"size": 288}}
     with torch.no_grad():
         family.losses(network.eval(), batch)
     assert seen == [(1, 3, 288, 288)]
@@ -315,12 +318,12 @@ def test_multi_scale_trains_at_many_sizes() -> None:
 @extra
 def test_neither_crowds_nor_boxes_without_an_inside_are_trained_on() -> None:
     family, settings = tiny("rfdetr-seg-nano", advanced_settings={"apply_automl_train_augmentations": False})
-    target = family.training_dataset(Squares(), settings, seed=0)[0]["target"]
+    target = family.training_dataset(Squares(), settings, seed=0).item(Draw(0, 0))["target"]
     torch.testing.assert_close(target["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
     assert target["labels"].tolist() == [1]
     assert target["masks"][0, 24:72, 24:72].all()
     assert target["masks"].sum() <= 49 * 49
-    crowd = family.training_dataset(Squares(crowd=True), settings, seed=0)[0]["target"]
+    crowd = family.training_dataset(Squares(crowd=True), settings, seed=0).item(Draw(0, 0))["target"]
     assert [len(value) for value in crowd.values()] == [0, 0, 0]
     truth = dataclasses.replace(Squares().targets[0], boxes=np.array([[0.2, 0.2, 0.2, 0.6]], np.float32))
     tensor, geometry = family.preprocess(Squares().images[0])

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from trainer.annotations import BoolArray, Detections, Image, Mask, Prediction
-from trainer.models.family import Family, Geometry
+from trainer.models.family import Family
+from trainer.models.geometry import Geometry
 from trainer.models.spec import Spec
 from trainer.models.tiling import View, cut, grid, merge, views
 from trainer.scoring import MAX_TILES, ScoringParameters

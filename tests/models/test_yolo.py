@@ -27,7 +27,8 @@ from trainer.annotations import Detections, Example
 from trainer.errors import JobError
 from trainer.models import catalog
 from trainer.models.defaults import resolve
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
+from trainer.models.training_items import Draw, Progress
 from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -169,10 +170,10 @@ def test_the_loss_is_that_of_ultralytics_own_trainer(files: tuple[Path, Scenes],
         torch.manual_seed(1)  # RT-DETR draws noise
         expected = network(batch)[0].sum() / (3 if model.startswith("rtdetr") else 2)  # layers, images
 
-        dataset.at_epoch(epoch)
         network = build(family).train()
         torch.manual_seed(1)
-        losses = family.losses(network, family.collate([dataset[0], dataset[1]]))
+        ours = dataset.collate([dataset.item(Draw(epoch, 0)), dataset.item(Draw(epoch, 1))])
+        losses = family.losses(network, ours, Progress(epoch, 10))
         assert sum(losses.values()).item() == pytest.approx(expected.item(), rel=2e-3), epoch
         assert all(loss.isfinite() for loss in losses.values())
 
@@ -184,8 +185,8 @@ def test_the_heads_of_yolo26_weigh_as_the_epoch_says_and_one_alone_in_validation
     network = build(family)
     weighed = []
     for epoch in (0, 7, 3):  # a training that goes on need not begin at the first
-        dataset.at_epoch(epoch)
-        family.losses(network.train(), family.collate([dataset[0], dataset[1]]))
+        batch = dataset.collate([dataset.item(Draw(epoch, index)) for index in range(2)])
+        family.losses(network.train(), batch, Progress(epoch, 8))
         weighed.append((network.criterion.o2m, network.criterion.o2o))
     np.testing.assert_allclose(weighed, [(0.8, 0.2), (0.1, 0.9), (0.5, 0.5)], atol=1e-6)
     tensor, geometry = family.preprocess(noise())
@@ -205,7 +206,8 @@ def test_an_evaluation_at_a_new_size_leaves_a_network_that_trains(model: str) ->
     network = build(family).eval()
     with torch.inference_mode():
         family.infer(network, [family.preprocess(noise())[0]], family.spec.parameters)
-    losses = family.losses(network.train(), family.collate([dataset[0], dataset[1]]))
+    batch = dataset.collate([dataset.item(Draw(0, index)) for index in range(2)])
+    losses = family.losses(network.train(), batch, Progress(0, 30))
     torch.stack(list(losses.values())).sum().backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
 
@@ -216,7 +218,8 @@ def test_images_without_objects_train_and_score(model: str) -> None:
     empty = objects()
     dataset = family.training_dataset(Scenes(*[Example(noise(), empty)] * 2), settings, 0)
     network = build(family).train()
-    losses = family.losses(network, family.collate([dataset[0], dataset[1]]))
+    batch = dataset.collate([dataset.item(Draw(0, index)) for index in range(2)])
+    losses = family.losses(network, batch, Progress(0, 30))
     torch.stack(list(losses.values())).sum().backward()
     assert all(loss.isfinite() for loss in losses.values())
     network.eval()

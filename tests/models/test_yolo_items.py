@@ -17,6 +17,7 @@ from ultralytics.data.augment import RandomPerspective
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
 from trainer.models.stacking import stacked
+from trainer.models.training_items import Draw, Progress
 from trainer.models.ultralytics_data import _Placing
 
 
@@ -39,7 +40,7 @@ def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:
     other = rectangle(0.4, 0.05, 0.55, 0.2)
     truth = objects((left, right), (other,))
     image = noise(128, 128)
-    trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0)[0]
+    trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0).item(Draw(0, 0))
     tensor, geometry = family.preprocess(image)
     for item in (trained, family.validation_item(tensor, truth, geometry)):
         assert item["cls"].tolist() == [[0], [1]]  # by falling area
@@ -60,7 +61,7 @@ def test_training_and_validation_items_agree_without_augmentation() -> None:
         triangle = np.array([[0.2, 0.2], [0.8, 0.3], [0.4, 0.9]], dtype=np.float32)
         truth = objects((triangle,), (rectangle(0.05, 0.05, 0.2, 0.3),))
         image = noise(96, 128)
-        trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0)[0]
+        trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0).item(Draw(0, 0))
         tensor, geometry = family.preprocess(image)
         validated = family.validation_item(tensor, truth, geometry)
         order = [trained["cls"][:, 0].argsort(), validated["cls"][:, 0].argsort()]
@@ -80,7 +81,7 @@ def test_crowds_are_not_trained_on(model: str) -> None:
     truth = objects((crowd,), (single,), crowd=[True, False])
     image = noise()
     dataset = family.training_dataset(Scenes(*[Example(image, truth)] * 4), settings, 0)
-    seen = torch.cat([dataset[index]["cls"] for index in range(4)])
+    seen = torch.cat([dataset.item(Draw(0, index))["cls"] for index in range(4)])
     assert len(seen)
     assert set(seen.flatten().tolist()) == {1.0}
     tensor, geometry = family.preprocess(image)
@@ -99,9 +100,8 @@ def test_the_mosaic_is_closed_for_the_last_epochs(epochs: int, closes: int) -> N
 
     def mixed(epoch: int) -> bool:
         """Whether other images show in the white one's item: its padding is grey, never black."""
-        dataset: Any = family.training_dataset(examples, settings, 0)
-        dataset.at_epoch(epoch)
-        return any(bool((dataset[0]["img"].amax(dim=0) < 40).any()) for _ in range(8))
+        dataset = family.training_dataset(examples, settings, 0)
+        return any(bool((dataset.item(Draw(epoch, 0))["img"].amax(dim=0) < 40).any()) for _ in range(8))
 
     if closes:
         assert mixed(0)
@@ -129,10 +129,8 @@ def test_a_mosaic_takes_its_other_images_from_the_pool() -> None:
     dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
     seen: dict[str, set[int]] = {"pool": set(), "all": set()}
     for _ in range(30):
-        dataset.at_epoch(0, (2, 3))
-        seen["pool"] |= colours(dataset[1])
-        dataset.at_epoch(0)
-        seen["all"] |= colours(dataset[1])
+        seen["pool"] |= colours(dataset.item(Draw(0, 1, (2, 3))))
+        seen["all"] |= colours(dataset.item(Draw(0, 1)))
     assert seen["pool"] == {20, 40, 60}
     assert len(seen["all"]) >= 9
 
@@ -141,12 +139,12 @@ def test_a_flip_mirrors_image_and_boxes_and_leaves_the_kept_image_alone() -> Non
     family, settings, _ = family_of("yolo11n", **PLAIN)
     image, truth = noise(128, 128), objects((rectangle(0.1, 0.2, 0.4, 0.5),))
     dataset: Any = family.training_dataset(Scenes(Example(image, truth)), settings, 0)
-    dataset[0]["img"].zero_()
-    plain = dataset[0]
+    dataset.item(Draw(0, 0))["img"].zero_()
+    plain = dataset.item(Draw(0, 0))
     np.testing.assert_array_equal(plain["img"].permute(1, 2, 0), image)
     dataset.hyperparameters.fliplr = 1.0
     dataset.transforms = dataset.build_transforms(dataset.hyperparameters)
-    flipped = dataset[0]
+    flipped = dataset.item(Draw(0, 0))
     np.testing.assert_array_equal(flipped["img"], plain["img"].flip(-1))
     np.testing.assert_allclose(plain["bboxes"], [[0.25, 0.35, 0.3, 0.3]], atol=1e-6)
     np.testing.assert_allclose(flipped["bboxes"], [[0.75, 0.35, 0.3, 0.3]], atol=1e-6)
@@ -216,7 +214,7 @@ def test_segmentation_is_warped_by_ultralytics_itself(monkeypatch: pytest.Monkey
     dataset = family.training_dataset(scenes, settings, 0)
     monkeypatch.setattr(cv2, "warpAffine", None)
     with pytest.raises(TypeError, match="NoneType"):
-        dataset[0]
+        dataset.item(Draw(0, 0))
 
 
 def test_what_is_turned_is_warped_by_ultralytics_itself() -> None:
@@ -235,9 +233,8 @@ def test_trainings_scale_by_a_resize(model: str, monkeypatch: pytest.MonkeyPatch
     scenes = Scenes(*[Example(noise(), objects((rectangle(0.2, 0.2, 0.8, 0.8),)))] * 4)
     dataset = family.training_dataset(scenes, settings, 0)
     monkeypatch.setattr(cv2, "warpAffine", None)
-    dataset[0]
-    dataset.at_epoch(settings.number_of_epochs - 1)  # the mosaic is closed
-    dataset[0]
+    dataset.item(Draw(0, 0))
+    dataset.item(Draw(settings.number_of_epochs - 1, 0))  # the mosaic is closed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -261,7 +258,7 @@ def test_resized_images_are_kept_within_the_cache() -> None:
     # 48 KiB each at 128 px: 21 of them in a megabyte
     examples = Counted(*[Example(noise(200, 200, seed=seed), objects()) for seed in range(30)])
     dataset: Any = family.training_dataset(examples, settings, 0)
-    assert family.images_at_hand(settings) == 21
+    assert family.cached_images(settings) == 21
     for index in (*range(30), *range(9, 30)):
         dataset.load_image(index)
     assert asked == list(range(30))
@@ -279,7 +276,7 @@ def test_multi_scale_trains_at_many_sizes() -> None:
         family, settings, _ = family_of(model, multi_scale=True)
         truth = objects((rectangle(0.2, 0.2, 0.8, 0.8),))
         dataset = family.training_dataset(Scenes(*[Example(noise(), truth)] * 4), settings, 0)
-        items = [dataset[index % 4] for index in range(24)]
+        items = [dataset.item(Draw(0, index % 4)) for index in range(24)]
         sizes = {item["size"] for item in items}
         assert sizes <= {64, 96, 128, 160, 192}
         assert len(sizes) >= 4
@@ -287,7 +284,7 @@ def test_multi_scale_trains_at_many_sizes() -> None:
         network = build(family)
         seen: list[Any] = []
         network.model[0].register_forward_pre_hook(lambda _, images, seen=seen: seen.append(images[0].shape))
-        losses = family.losses(network, family.collate([smallest, items[0]]))
+        losses = family.losses(network, dataset.collate([smallest, items[0]]), Progress(0, 30))
         assert seen[0] == (2, 3, 64, 64)
         assert all(torch.isfinite(loss) for loss in losses.values())
 
@@ -298,7 +295,7 @@ def test_outlines_of_many_points_and_parts_are_taken() -> None:
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     parts = tuple((circle * 0.1 + centre).astype(np.float32) for centre in (0.2, 0.5, 0.8))
     truth = objects(parts)
-    item = family.training_dataset(Scenes(Example(noise(128, 128), truth)), settings, 0)[0]
+    item = family.training_dataset(Scenes(Example(noise(128, 128), truth)), settings, 0).item(Draw(0, 0))
     expected = np.zeros((128, 128), dtype=np.uint8)
     for part in parts:
         cv2.fillPoly(expected, [np.rint(part * 128).astype(np.int32)], (1,))

@@ -24,7 +24,7 @@ from trainer.annotations import Classification, Detections, Image, Mask
 from trainer.errors import JobError, RunError
 from trainer.models import Family, Spec, catalog, create, specify
 from trainer.models.defaults import resolve
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.tasks import Task
 
 from tests.conformance.conftest import make_case  # isort: skip

@@ -31,6 +31,7 @@ from tests.browser import OpenPage, Visit
 from tests.conformance.conftest import Shapes, make_case
 from trainer.drawing.style import class_color
 from trainer.models import create
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 
 LABELS = ("가위", "مقص, and a longer name than fits", "कैंची")
@@ -47,7 +48,7 @@ def trained(task: Task, model: str, steps: int, **settings: Any) -> Scorer:
                 module.momentum = 0.1  # so few steps would not reach the statistics otherwise
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.0)
         dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
-        items = [dataset[index] for index in range(len(case.examples))]
+        items = [dataset.item(Draw(0, index)) for index in range(len(case.examples))]
         for _ in range(steps):
             case.step(network, optimizer, items)
     family = create(case.family.spec.model_copy(update={"classes": LABELS}))

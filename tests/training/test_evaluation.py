@@ -45,7 +45,7 @@ for task, model in ((Task.MULTILABEL, "resnet18"), (Task.DETECTION, "fasterrcnn_
     # as a sampler shares them out: in turn, and one image twice so that all ranks have as many
     own = range(rank, 11, ranks) if ranks > 1 else range(11)
     evaluation._predictions = [(i, predictions[i]) for i in [*own, *([0] if rank else [])]]
-    found[task] = evaluation.figures(ranks)
+    found[task] = evaluation.compute(ranks)
 print(json.dumps(found))
 """
 

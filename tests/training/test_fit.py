@@ -18,7 +18,7 @@ from tests.training.conftest import SMALL, job, rows
 from trainer.data.samples import SampleData, make
 from trainer.errors import DataError, JobError, RunError, TrainingError
 from trainer.job.job import Job
-from trainer.models.family import Batch
+from trainer.models.training_items import Batch
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.module import TrainingModule

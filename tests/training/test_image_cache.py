@@ -15,9 +15,10 @@ from trainer.data.reading.jsonl import read
 from trainer.data.samples import SampleData
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 from trainer.training.fit import fit
-from trainer.training.loading import Draw, SeededItems
+from trainer.training.loading import SeededItems
 
 AS_VALIDATED = {"advanced_settings": {"apply_automl_train_augmentations": False}}
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from trainer.training.loading import Draw, EpochSampler, SeededItems, move, validation_share
+from trainer.models.training_items import Draw, TrainingDataset
+from trainer.training.loading import EpochSampler, SeededItems, move, validation_share
 
 
 def draws(sampler: EpochSampler, epoch: int) -> list[int]:
@@ -39,14 +40,14 @@ def test_ranks_share_an_epoch_evenly() -> None:
 
 
 def test_few_images_are_mixed_with_all_others() -> None:
-    for length, at_hand in ((256, 200), (2000, 2000), (2000, 0)):
-        sampler = EpochSampler(length, 1, 0, 1, batch_size=4, workers=2, at_hand=at_hand)
+    for length, cached in ((256, 200), (2000, 2000), (2000, 0)):
+        sampler = EpochSampler(length, 1, 0, 1, batch_size=4, workers=2, cached=cached)
         assert {draw.pool for draw in sampler} == {()}
 
 
-def test_many_images_are_mixed_with_those_that_their_worker_has_at_hand() -> None:
+def test_many_images_are_mixed_with_those_that_their_worker_has_cached() -> None:
     batch, workers = 16, 2
-    sampler = EpochSampler(2000, 1, 0, 1, batch_size=batch, workers=workers, at_hand=218)
+    sampler = EpochSampler(2000, 1, 0, 1, batch_size=batch, workers=workers, cached=218)
     found = list(sampler)
     batches = [found[start : start + batch] for start in range(0, len(found), batch)]
     for number, drawn in enumerate(batches):
@@ -61,15 +62,15 @@ def test_many_images_are_mixed_with_those_that_their_worker_has_at_hand() -> Non
     # Guests are drawn anew for each of the first batches, and the same again by the seed.
     assert len({draw.pool for draw in found[: 4 * batch]}) == 4
     assert [draw.pool for draw in sampler] == [draw.pool for draw in found]
-    large = EpochSampler(2000, 1, 0, 1, batch_size=300, at_hand=218)
+    large = EpochSampler(2000, 1, 0, 1, batch_size=300, cached=218)
     assert {len(draw.pool) for draw in large} == {300, 200}
     # No more than are at hand.
-    assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=16, at_hand=40)} == {40, 48}
+    assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=16, cached=40)} == {40, 48}
 
 
-class Dice(Dataset[Any]):
-    def __getitem__(self, index: int) -> tuple[int, float, float, float]:
-        return index, random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
+class Dice(TrainingDataset):
+    def item(self, draw: Draw) -> tuple[int, float, float, float]:
+        return draw.example, random.random(), float(np.random.rand()), torch.rand(()).item()  # noqa: NPY002
 
 
 def test_ranks_share_the_validation_images_and_none_goes_without() -> None:

@@ -17,6 +17,7 @@ from tests.conformance.conftest import Case, make_case
 from tests.training.conftest import job, rows
 from trainer.data.samples import SampleData
 from trainer.errors import TrainingError
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 from trainer.training.batch_size import largest_power_of_two
 from trainer.training.memory import ran_out_of_memory
@@ -103,9 +104,9 @@ PARTED = [
 def test_a_part_of_a_batch_is_the_batch_of_that_part(task: Task, model: str) -> None:
     case: Case = make_case(task, model)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
-    items = [dataset[index] for index in range(4)]
+    items = [dataset.item(Draw(0, index)) for index in range(4)]
     part = case.family.part(case.family.collate(items), 1, 3)
-    expected = case.family.collate([dataset[index] for index in (1, 2)])
+    expected = case.family.collate([dataset.item(Draw(0, index)) for index in (1, 2)])
     assert part.keys() == expected.keys()
     for name, value in expected.items():
         _same(part[name], value)

@@ -23,6 +23,7 @@ from trainer.data.tiles import TiledExamples
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw, Progress
 from trainer.scoring import ScoringParameters
 from trainer.settings import Settings
 from trainer.tasks import Task
@@ -93,7 +94,7 @@ def test_evaluation_sees_what_serving_answers(task: Task, model: str, digits: di
                 batch = [items[index] for index in range(start, min(start + 3, len(items)))]
                 evaluation.add(network, items.collate(batch))
             answers = family.predict(network, [examples[index].image for index in range(len(examples))])
-        losses.append(evaluation.figures(ranks=1)["log_loss"])
+        losses.append(evaluation.compute(ranks=1)["log_loss"])
         assert len(seen.predictions) == len(answers) == len(examples)
         for evaluated, answer in zip(seen.predictions, answers, strict=True):
             assert isinstance(answer, Detections)
@@ -110,10 +111,10 @@ def test_mask_rcnn_learns_from_tiles(digits: dict[Task, SampleData]) -> None:
     )
     tiled = TiledExamples(examples, settings)
     dataset: Any = family.training_dataset(tiled, settings, seed=0)
-    assert len(dataset) == len(tiled) > len(examples)
+    assert len(tiled) > len(examples)
     torch.manual_seed(1)
     network = family.build().train()
-    batch = family.collate([dataset[len(examples)], dataset[len(tiled) - 1]])
+    batch = dataset.collate([dataset.item(Draw(0, len(examples))), dataset.item(Draw(0, len(tiled) - 1))])
     for target in batch["targets"]:
         assert len(target["boxes"]) == len(target["masks"]) >= 1
         assert target["masks"].any(dim=(1, 2)).all(), "each object has pixels in its tile"
@@ -192,11 +193,12 @@ def trained(family: Family, examples: TiledExamples, settings: Settings, steps: 
             module.momentum = 0.1  # ultralytics' slow statistics would take hundreds of steps
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.0)
     dataset: Any = family.training_dataset(examples, settings, seed=0)
-    dataset.at_epoch(0)
     generator = np.random.default_rng(0)
     for _ in range(steps):
-        items = [dataset[int(index)] for index in generator.integers(0, len(examples), 8)]
+        items = [dataset.item(Draw(0, int(index))) for index in generator.integers(0, len(examples), 8)]
         optimizer.zero_grad()
-        torch.stack(list(family.losses(network, family.collate(items)).values())).sum().backward()
+        torch.stack(
+            list(family.losses(network, dataset.collate(items), Progress(0, 1)).values())
+        ).sum().backward()
         optimizer.step()
     return network.eval()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import FloatArray, Image, Objects
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 from trainer.models.masks import rasterise
 
 JITTER = (0.1, 2.0)

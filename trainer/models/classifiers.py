@@ -1,8 +1,7 @@
-"""Image classifiers, multi-class and multi-label: timm's networks."""
+"""Image classifiers, multi-class and multilabel: timm's networks."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,19 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from trainer.annotations import Classification, Examples, Image, Prediction, Target
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.catalog import TIMM, find
 from trainer.models.colour_jitter import ColourJitter
-from trainer.models.family import Batch, Family, Geometry, Preparation
+from trainer.models.family import Family
+from trainer.models.geometry import Geometry, Preparation
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.stacking import stacked
-from trainer.models.weights.loading import Published
+from trainer.models.training_items import Batch, Draw, Progress, TrainingDataset
+from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
 
 
 class Classifiers(Family):
-    """Logits over the classes; softmax for one class an image, a sigmoid each for several."""
+    """Networks that give a logit for each class: softmax for one class per image, sigmoids for multilabel.
+
+    "shared" in a training batch holds what the losses need to know of the run: `class_weights`, float32 [C]
+    or None, `label_smoothing`, `mixup_alpha` and `cutmix_alpha`.
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.multilabel = spec.task is Task.MULTILABEL
         self.library_name = find(spec.model, spec.task).library_name
         self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        # Of the training, set with its data.
-        self.class_weights: Tensor | None = None
-        self.label_smoothing = self.mixup_alpha = self.cutmix_alpha = 0.0
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class Classifiers(Family):
             "resize_size": settings.validation_resize_size,
             "crop_size": settings.validation_crop_size,
             "training_crop_size": settings.training_crop_size,
-            # The mean and deviation that the published weights were trained with.
+            # The mean and standard deviation that the published weights were trained with.
             "mean": list(config.mean),
             "std": list(config.std),
         }
@@ -60,35 +61,35 @@ class Classifiers(Family):
     def build(self) -> nn.Module:
         arguments: dict[str, Any] = {"num_classes": len(self.spec.classes)}
         if _config(self.library_name).fixed_input_size:
-            arguments["img_size"] = self.spec.options["crop_size"]  # ViTs: sizes the position embedding
+            arguments["img_size"] = self.spec.options["crop_size"]  # the size of a ViT's position embedding
         network: nn.Module = timm.create_model(self.library_name, pretrained=False, **arguments)
         return network
 
-    def published(self) -> Published:
+    def published(self) -> PublishedWeights:
         config = _config(self.library_name)
         name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-        return Published(
+        return PublishedWeights(
             files=(f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"),
             hub=config.hf_hub_id or "",
             url=config.url or "",
             head=(config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier),
-            # A ViT's position embedding is resampled to the crop's grid.
+            # Resamples a ViT's position embedding to the crop's grid.
             adapt=_resampling(self.library_name) if config.fixed_input_size else None,
             licence=config.license or "",
         )
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
-        """Resize the short side, cut out the centre, normalise."""
+        """Resize the short side, crop the centre, normalise."""
         cut, geometry = self.centre_crop(image)
         return self.normalised(torch.from_numpy(cut).permute(2, 0, 1)), geometry
 
     def centre_crop(self, image: Image) -> tuple[Image, Geometry]:
-        """`preprocess` without the normalisation: uint8 [crop_size, crop_size, 3]."""
+        """Do what `preprocess` does without the normalisation: uint8 [crop_size, crop_size, 3]."""
         height, width = image.shape[:2]
         crop, scale = self.spec.options["crop_size"], self.spec.options["resize_size"] / min(height, width)
         resized = (max(crop, round(height * scale)), max(crop, round(width * scale)))
         top, left = (resized[0] - crop) // 2, (resized[1] - crop) // 2
-        # Pillow resizes only the part that the crop keeps: less work, the same pixels.
+        # Resize only the part that the crop keeps: less work, the same pixels.
         box = tuple(
             offset * side / whole
             for offset, side, whole in (
@@ -108,14 +109,14 @@ class Classifiers(Family):
         return np.array(cut), geometry
 
     def normalised(self, image: Tensor) -> Tensor:
-        """uint8 […, 3, h, w] → float32, as the network takes it."""
+        """Normalise pixels, uint8 […, 3, h, w], to what the network takes, float32."""
         mean, std = self._scale(image.device)
         return (image.float() / 255 - mean) / std
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [3, 1, 1], brought to a device once: at each batch that would wait for it."""
+        """Mean and standard deviation [3, 1, 1], copied to a device once: each copy waits for the device."""
         if device not in self._scales:
-            with torch.inference_mode(False):  # it may be training that asks next
+            with torch.inference_mode(False):  # the next call may come from training
                 mean, std = (
                     torch.tensor(self.spec.options[name], device=device)[:, None, None]
                     for name in ("mean", "std")
@@ -126,11 +127,8 @@ class Classifiers(Family):
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Tensor]:
-        """Logits, float32 [C] an image."""
-        images = torch.stack(list(tensors))
-        # What is scored in a mixed training has the precision that is served.
-        with torch.autocast(images.device.type, enabled=False):
-            return list(network(images).float())
+        """Logits, float32 [C] for each image."""
+        return list(network(torch.stack(list(tensors))).float())
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         probs = output.sigmoid() if self.multilabel else output.softmax(0)
@@ -147,16 +145,11 @@ class Classifiers(Family):
         logits = network(images).float()
         return {"probs": logits.sigmoid() if self.multilabel else logits.softmax(1)}
 
-    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
-        self.class_weights = class_weights(
-            examples.targets, len(self.spec.classes), self.multilabel, settings.weighted_loss
-        )
-        self.label_smoothing = settings.label_smoothing
-        self.mixup_alpha, self.cutmix_alpha = settings.mixup_alpha, settings.cutmix_alpha
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
         return _TrainingDataset(self, examples, settings)
 
     def short_side(self, settings: Settings) -> int:
-        """Four random crops in five take half of the image's side or more, and none less than 0.28."""
+        """Four in five random crops take at least half of the image's side, and none takes less than 0.28."""
         return 3 * settings.training_crop_size
 
     def validation_item(self, image: Tensor, truth: Target, geometry: Geometry) -> tuple[Tensor, Target]:
@@ -167,39 +160,40 @@ class Classifiers(Family):
         targets = torch.from_numpy(np.array([truth for _, truth in items], dtype=dtype))
         return {"images": stacked([image for image, _ in items]), "targets": targets}
 
-    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The cross entropy; in training of mixed images and smoothed targets, where the settings say so."""
-        images, targets, smoothing = batch["images"], batch["targets"], 0.0
+    def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
+        """Compute the cross entropy; in training with the mixing and smoothing that "shared" asks for."""
+        images, targets, shared = batch["images"], batch["targets"], batch.get("shared", {})
+        smoothing = 0.0
         if images.dtype == torch.uint8:
             images = self.normalised(images)
         if network.training:
-            images, targets = self._mixed(images, targets)
-            smoothing = self.label_smoothing
+            alphas = shared.get("mixup_alpha", 0.0), shared.get("cutmix_alpha", 0.0)
+            images, targets = self._mixed(images, targets, *alphas)
+            smoothing = shared.get("label_smoothing", 0.0)
         logits = network(images).float()
-        weights = self.class_weights
-        if weights is not None and weights.device != logits.device:  # brought there once
-            weights = self.class_weights = weights.to(logits.device)
         entropy = binary_cross_entropy if self.multilabel else cross_entropy
-        return {"loss_classifier": entropy(logits, targets, weights, smoothing)}
+        return {"loss_classifier": entropy(logits, targets, shared.get("class_weights"), smoothing)}
 
     def sync_batch_norms(self, network: nn.Module) -> nn.Module:
-        """timm's way: PyTorch's would drop the activations that timm's own batch norms hold."""
+        """Convert by timm's function: PyTorch's would drop the activations inside timm's own batch norms."""
         convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
         return convert(network)
 
-    def _mixed(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if not (self.mixup_alpha or self.cutmix_alpha):
+    def _mixed(
+        self, images: Tensor, targets: Tensor, mixup_alpha: float, cutmix_alpha: float
+    ) -> tuple[Tensor, Tensor]:
+        if not (mixup_alpha or cutmix_alpha):
             return images, targets
         if not self.multilabel:
             targets = F.one_hot(targets, len(self.spec.classes)).float()
-        # The training loop seeds torch's generator, so that runs repeat.
+        # The training loop seeds torch's generator, so that runs are repeatable.
         generator = np.random.default_rng(int(torch.randint(2**62, ())))
-        return mixed(images, targets, generator, mixup_alpha=self.mixup_alpha, cutmix_alpha=self.cutmix_alpha)
+        return mixed(images, targets, generator, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
 
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """ResNets: conv1+bn1, layer1–4. MobileNet: stem, each block, head. ViTs: patch_embed, each block.
+        """List ResNets' conv1+bn1, layer1–4; MobileNet's stem, blocks, head; ViTs' patch_embed, blocks.
 
-        Of other networks every child in turn, but the blocks of a sequence each, up to the classifier.
+        For other networks each child is a group, and each block of a sequence, up to the classifier.
         """
         children = dict(network.named_children())
         if "patch_embed" in children and "blocks" in children:
@@ -228,26 +222,30 @@ def _config(library_name: str) -> Any:
     """
     config = timm.get_pretrained_cfg(library_name) if timm.is_model(library_name) else None
     if config is None:
-        near = difflib.get_close_matches(library_name, timm.list_models() + timm.list_pretrained(), n=3)
-        hint = f"did you mean {' or '.join(TIMM + name for name in near)}?" if near else "upgrade timm"
+        known = [TIMM + name for name in timm.list_models() + timm.list_pretrained()]
+        hint = did_you_mean(TIMM + library_name, known, otherwise="upgrade timm")
         rule = f"timm {timm.__version__} has no model {library_name!r}"
         raise JobError("the model cannot be used", [Problem("model_name", "", rule, hint=hint)])
     return config
 
 
 def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
-    """What the network's module in timm does to a file's tensors, such as resampling position embeddings."""
+    """The function by which timm fits a file's tensors to the network, such as by resampling embeddings."""
     module = import_module(timm.model_entrypoint(library_name).__module__)
     adapt: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
     return adapt
 
 
 def class_weights(truths: Sequence[Target], classes: int, multilabel: bool, kind: int) -> Tensor | None:
-    """Loss weights against class imbalance, float32 [C]; None if off or the data are balanced.
+    """Loss weights against class imbalance, float32 [C]; None if off or if the data are balanced.
 
-    With f_c the images of class c among n: 1/f_c for multi-class, (n − f_c)/f_c for multi-label; kind 1 takes
-    the square root. A class without images gets 0. They act when max f // max(1, min f) is over 2.
+    With f_c images of class c among n images: 1/f_c for multi-class, (n − f_c)/f_c for multilabel; kind 1
+        takes
+    the square root. A class without images gets 0. Data count as balanced up to max f // max(1, min f) = 2.
     Source: the documented `weighted_loss` of Azure AutoML for Images.
+
+    Args:
+        kind: the setting `weighted_loss`, 0 to 2.
     """
     if kind == 0:
         return None
@@ -262,18 +260,27 @@ def class_weights(truths: Sequence[Target], classes: int, multilabel: bool, kind
     return torch.from_numpy(np.sqrt(weights) if kind == 1 else weights).float()
 
 
-class _TrainingDataset(Dataset[tuple[Tensor, Target]]):
-    """Random resized crop, flip, colour jitter on half the images or RandAugment on all; uint8 [3, h, w].
+class _TrainingDataset(TrainingDataset):
+    """Images with a random resized crop, a flip, and colour jitter on half of them or RandAugment on all.
 
-    Normalisation is left to the losses, on the device: bytes are a quarter to bring there.
+    Items are uint8 [3, h, w] with their target. The losses normalise them on the device: copying bytes there
+    takes a quarter of the time.
 
-    RandAugment: two random changes of colour or place, each of strength 9 of 30; what they uncover gets the
+    RandAugment: two random changes of colour or position, each of strength 9 of 30; uncovered pixels get the
     mean colour. Source: Cubuk et al. 2020, with the values for ResNet-50 on ImageNet.
     """
 
     def __init__(self, family: Classifiers, examples: Examples, settings: Settings) -> None:
-        self.family = family
+        self.family, self.centre_crop = family, family.centre_crop
         self.examples = examples
+        self.shared = {
+            "class_weights": class_weights(
+                examples.targets, len(family.spec.classes), family.multilabel, settings.weighted_loss
+            ),
+            "label_smoothing": settings.label_smoothing,
+            "mixup_alpha": settings.mixup_alpha,
+            "cutmix_alpha": settings.cutmix_alpha,
+        }
         self.crops = settings.advanced_settings.apply_automl_train_augmentations
         self.steps: list[Callable[[Tensor], Tensor]] = []
         if self.crops:
@@ -286,17 +293,18 @@ class _TrainingDataset(Dataset[tuple[Tensor, Target]]):
         elif self.crops:
             self.steps.append(ColourJitter(strength=0.4, share=0.5))
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        example = self.examples[index]
-        pixels = example.image if self.crops else self.family.centre_crop(example.image)[0]
-        # Colours stay side by side in memory: torchvision crops and resizes three times as fast so.
+    def item(self, draw: Draw) -> tuple[Tensor, Target]:
+        example = self.examples[draw.example]
+        pixels = example.image if self.crops else self.centre_crop(example.image)[0]
+        # Without a copy colours stay interleaved in memory: torchvision crops and resizes three times as
+        # fast.
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)
         return image, example.target
+
+    def collate(self, items: Sequence[tuple[Tensor, Target]]) -> Batch:
+        return {**self.family.collate(items), "shared": self.shared}
 
 
 FAMILY = Classifiers

@@ -1,94 +1,57 @@
-"""What a model family provides. One family is one file, and the only place that knows its model library."""
+"""What a model family provides. A family is one file, and the only place that knows its model library."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from trainer.annotations import Detections, Examples, FloatArray, Image, Prediction
+from trainer.annotations import Detections, Examples, Image, Prediction
 from trainer.errors import RunError
 from trainer.models import tiling
+from trainer.models.geometry import Geometry, Preparation
 from trainer.models.spec import Spec
+from trainer.models.training_items import Batch, Progress, TrainingDataset
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
-    from torch.utils.data import Dataset
 
-    from trainer.models.weights.loading import Published
+    from trainer.models.weights.published import PublishedWeights
     from trainer.settings import Settings
 
-_VIEWS_AT_ONCE = 8  # the network sees; of all the tiles in a request only so many are tensors at a time
-
-Batch: TypeAlias = Mapping[str, Any]
-"""What `collate` makes and `losses` takes. "images" holds a tensor for each; other keys are the family's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How an image's pixels map to its preprocessed tensor's: tensor_xy = image_xy · scale + offset.
-
-    Attributes:
-        image_size: (height, width) of the image, in pixels.
-        tensor_size: (height, width) of the tensor the network sees.
-        scale: (x, y) factors.
-        offset: (x, y) in tensor pixels.
-    """
-
-    image_size: tuple[int, int]
-    tensor_size: tuple[int, int]
-    scale: tuple[float, float]
-    offset: tuple[float, float] = (0.0, 0.0)
-
-    def boxes_to_tensor(self, boxes: FloatArray) -> FloatArray:
-        """Normalised xyxy in the image [n, 4] → xyxy in tensor pixels [n, 4]."""
-        height, width = self.image_size
-        factor = np.array([width * self.scale[0], height * self.scale[1]] * 2, dtype=np.float32)
-        return boxes * factor + np.array(self.offset * 2, dtype=np.float32)
-
-    def boxes_to_image(self, boxes: FloatArray) -> FloatArray:
-        """xyxy in tensor pixels [n, 4] → normalised xyxy in the image [n, 4], clipped to [0, 1]."""
-        height, width = self.image_size
-        factor = np.array([width * self.scale[0], height * self.scale[1]] * 2, dtype=np.float32)
-        boxes = (np.asarray(boxes, dtype=np.float32) - np.array(self.offset * 2, dtype=np.float32)) / factor
-        return boxes.clip(0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Preparation:
-    """`preprocess` in numbers, for those who feed an exported network themselves.
-
-    Attributes:
-        resizing: how pixels are resized: a rule's name with its numbers.
-        size: (height, width) of every tensor, or None where it goes with the image's.
-        mean: of RGB values in [0, 1]: tensor = (pixel / 255 − mean) / std.
-        std: their standard deviation.
-    """
-
-    resizing: dict[str, Any]
-    size: tuple[int, int] | None
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+_VIEWS_PER_BATCH = 8  # tiles of a request that are tensors at the same time
 
 
 class Family(ABC):
-    """One model library's networks behind one interface. Bound to a spec; holds no weights itself.
+    """One model library's networks behind one interface.
+
+    Bound to a spec; holds no weights and no state of a run.
 
     Validation and serving call the same `preprocess`, `infer` and `postprocess`, on the same views of an
-    image, merged by the same rule (trainer.models.tiling), so that a model scores in production what it
-    scored in training. Where validation wants losses, too, `infer_with_losses` answers what `infer` would.
+    image, merged by the same rule (trainer.models.tiling), so that a model scores in production as it
+    scored in training. When validation also needs losses, `infer_with_losses` returns what `infer` would.
+
+    Precision: callers of `infer` and `infer_with_losses` disable autocast by `in_float32`, so that a
+    mixed-precision run scores what will be served. `losses` runs in the run's precision; a family puts those
+    parts under `in_float32` that need more digits than bfloat16 has.
+
+    Threads: several threads may call `preprocess`, `infer` and `postprocess` at once with one network. A
+    family whose library keeps thresholds in the network calls it through `with_attributes`.
     """
 
     average_tau: ClassVar[float | None] = None
-    """Steps over which an average of the weights sets in; None: in proportion to the training's length."""
+    """Steps over which the average of the weights sets in; None: in proportion to the length of the run."""
 
     sums_losses: ClassVar[bool] = False
-    """The recipe's learning rates go with losses summed over a batch's images, not averaged."""
+    """The recipe's learning rates are for losses summed over a batch's images, not averaged."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -96,27 +59,35 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        """What shapes network and preprocessing, as `Spec.options`; pretrained: starts from weights."""
+        """The values of `Spec.options`, which shape network and preprocessing.
+
+        Args:
+            pretrained: the network will start from weights, not from scratch.
+
+        Raises:
+            JobError: the model does not support a setting's value.
+        """
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network with random weights drawn from torch's global generator."""
+        """Build the network with random weights from torch's global generator."""
 
     @abstractmethod
-    def published(self) -> Published:
-        """Where the weights that the model's library publishes are found, and what of them fits."""
+    def published(self) -> PublishedWeights:
+        """The weights that the model's library publishes, and which parts of them fit."""
 
     @abstractmethod
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
-        """uint8 [H, W, 3] → (float32 tensor [3, h, w] as the network takes it, geometry). Deterministic."""
+        """Turn an image, uint8 [H, W, 3], into what the network takes, float32 [3, h, w]. Deterministic."""
 
     @abstractmethod
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Any]:
-        """Run the network (in eval mode) on preprocessed images; one raw output an image, on its device.
+        """Run the network, in eval mode, on preprocessed images; one raw output for each, on its device.
 
-        `parameters` let a network prune early; `postprocess` applies them in full.
+        Args:
+            parameters: let a network prune early; `postprocess` applies them in full.
         """
 
     @abstractmethod
@@ -124,87 +95,90 @@ class Family(ABC):
         """One image's raw output → its prediction in normalised coordinates. Deterministic."""
 
     def preparation(self) -> Preparation:
-        """What `preprocess` does.
+        """`preprocess` in numbers.
 
         Raises:
             RunError: the family's networks cannot be exported.
         """
-        raise RunError(f"{self.spec.model}: networks of the family {self.spec.family} cannot be exported")
+        raise self._not_exportable()
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
-        """`infer` and the network's part of `postprocess` in one graph, as torch.export can trace it.
+        """Run `infer` and the network's part of `postprocess` as one graph that torch.export can trace.
 
         Args:
-            images: [1, 3, h, w] as `preprocess` gives them, N of them for a classifier.
+            images: preprocessed, [1, 3, h, w]; [N, 3, h, w] for a classifier.
 
         Returns:
             `probs` [N, C], or the image's detections by falling score: `boxes` float32 [n, 4], xyxy in tensor
-            pixels; `scores` float32 [n]; `labels` int64 [n]; where there are masks, `masks` bool [n, h, w].
+            pixels; `scores` float32 [n]; `labels` int64 [n]; for segmentation also `masks` bool [n, h, w].
 
         Raises:
             RunError: the family's networks cannot be exported.
         """
-        raise RunError(f"{self.spec.model}: networks of the family {self.spec.family} cannot be exported")
+        raise self._not_exportable()
+
+    def _not_exportable(self) -> RunError:
+        return RunError(f"{self.spec.model}: networks of the family {self.spec.family} cannot be exported")
 
     @abstractmethod
-    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
-        """Augmented, preprocessed items for `collate`.
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
+        """Make the run's training items. All that the losses need to know of the run is in their batches."""
 
-        If the dataset has a method `at_epoch(epoch, pool)`, it is told before each item how far the training
-        is, and which examples lie ready to be mixed with it; none: any.
-        """
-
-    def images_at_hand(self, settings: Settings) -> int:
-        """How many images the training dataset keeps itself, the latest, ready to be mixed with others."""
+    def cached_images(self, settings: Settings) -> int:
+        """The number of images that the training dataset caches itself, to mix them with others."""
         return 0
 
     def short_side(self, settings: Settings) -> int | None:
-        """Pixels that the short side of a training image needs; one with more may be decoded smaller.
+        """Pixels that the short side of a training image needs; larger images may be decoded smaller.
 
-        Large enough that what the augmentation makes of it hardly differs; None where that is not known.
-        Validation and serving always see the whole image.
+        Large enough that augmented images hardly differ; None if that is not known. Validation and serving
+        always see the whole image.
         """
         return None
 
     @abstractmethod
-    def validation_item(self, image: Tensor, truth: Any, geometry: Geometry) -> Any:
-        """An item for `collate` from a preprocessed image, without augmentation: for the validation loss."""
+    def validation_item(self, image: Tensor, target: Any, geometry: Geometry) -> Any:
+        """Make an item for `collate` from a preprocessed image, not augmented, for validation losses."""
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> Batch:
         """Items → one batch for `losses`."""
 
     def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
-        """The modules that torch.compile does well with; here the whole network."""
+        """The modules that torch.compile makes faster; by default the whole network."""
         return [network]
 
     def sync_batch_norms(self, network: nn.Module) -> nn.Module:
-        """The network, with batch norms that take their statistics from all ranks' batches."""
+        """Return the network with batch norms that take their statistics from all ranks' batches."""
         from torch.nn import SyncBatchNorm
 
         convert: Callable[[nn.Module], nn.Module] = SyncBatchNorm.convert_sync_batchnorm
         return convert(network)
 
     def part(self, batch: Batch, start: int, stop: int) -> Batch:
-        """The batch of images `start` … `stop` − 1: here each list and tensor holds an entry an image."""
-        return {key: value[start:stop] for key, value in batch.items()}
+        """The micro-batch of images `start` … `stop` − 1."""
+        return {key: value if key == "shared" else value[start:stop] for key, value in batch.items()}
 
     @abstractmethod
-    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses, each a mean over the batch; training minimises their sum."""
+    def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
+        """Named scalar losses, each a mean over the batch; training minimises their sum.
+
+        Args:
+            progress: of the run; None for a validation loss.
+        """
 
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[Any], dict[str, Tensor]]:
-        """`infer` and `losses` of one batch of validation items, with a network in eval mode.
+        """Return what `infer` and `losses` do for one batch of validation items, with a network in eval mode.
 
-        Here the network runs once for each; a family saves what the two have in common.
+        By default the network runs once for each; a family can share what the two have in common.
         """
         return self.infer(network, list(batch["images"]), parameters), self.losses(network, batch)
 
     @abstractmethod
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """The layers in the groups that `layers_to_freeze` counts, from the input on."""
+        """The groups of layers that `layers_to_freeze` counts, from the input on."""
 
     def predict(
         self, network: nn.Module, images: Sequence[Image], parameters: ScoringParameters | None = None
@@ -217,22 +191,31 @@ class Family(ABC):
             for index, image in enumerate(images)
             for view in tiling.views((image.shape[0], image.shape[1]), parameters)
         ]
-        found: list[list[tuple[tiling.View, Prediction]]] = [[] for _ in images]
-        for start in range(0, len(views), _VIEWS_AT_ONCE):
-            batch = views[start : start + _VIEWS_AT_ONCE]
+        predictions: list[list[tuple[tiling.View, Prediction]]] = [[] for _ in images]
+        for start in range(0, len(views), _VIEWS_PER_BATCH):
+            batch = views[start : start + _VIEWS_PER_BATCH]
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
-            outputs = self._unpadded(network, [tensor.to(device) for tensor, _ in prepared], parameters)
+            with in_float32(device):
+                outputs = self._infer_by_size(
+                    network, [tensor.to(device) for tensor, _ in prepared], parameters
+                )
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
-                found[index].append((view, self.postprocess(output, geometry, parameters)))
-        return [self.above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in found]
+                predictions[index].append((view, self.postprocess(output, geometry, parameters)))
+        return [
+            self.above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in predictions
+        ]
 
     def above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
-        """The boxes with the score that their class needs; all if the request has a threshold of its own."""
-        needed = self.spec.class_score_thresholds
-        own = self.spec.parameters.box_score_threshold
-        if not needed or not isinstance(prediction, Detections) or parameters.box_score_threshold != own:
+        """Keep the boxes that reach their class's threshold; all if the request sets its own threshold."""
+        thresholds = self.spec.class_score_thresholds
+        default = self.spec.parameters.box_score_threshold
+        if (
+            not thresholds
+            or not isinstance(prediction, Detections)
+            or parameters.box_score_threshold != default
+        ):
             return prediction
-        lowest = np.array([needed.get(name, own) for name in self.spec.classes], dtype=np.float32)
+        lowest = np.array([thresholds.get(name, default) for name in self.spec.classes], dtype=np.float32)
         kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()
         masks = prediction.masks and tuple(prediction.masks[index] for index in kept)
         return replace(
@@ -243,16 +226,41 @@ class Family(ABC):
             masks=masks,
         )
 
-    def _unpadded(
+    def _infer_by_size(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> list[Any]:
-        """`infer`, those of one size at a time: padded to another's, an image is answered differently."""
+        """`infer` on tensors of one size at a time: padding an image to another's size changes its answer."""
         sizes: dict[tuple[int, ...], list[int]] = {}
         for index, tensor in enumerate(tensors):
             sizes.setdefault(tuple(tensor.shape), []).append(index)
         outputs: list[Any] = [None] * len(tensors)
         for indices in sizes.values():
-            found = self.infer(network, [tensors[index] for index in indices], parameters)
-            for index, output in zip(indices, found, strict=True):
+            inferred = self.infer(network, [tensors[index] for index in indices], parameters)
+            for index, output in zip(indices, inferred, strict=True):
                 outputs[index] = output
         return outputs
+
+
+@contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Run a part of a mixed-precision run without autocast, in the precision in which models are served."""
+    import torch
+
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def with_attributes(network: nn.Module, path: str, **values: Any) -> nn.Module:
+    """Return a network in which one submodule has other attributes; it shares everything else with `network`.
+
+    Args:
+        path: the submodule's name, such as `roi_heads`; "" for the network itself.
+    """
+    changed = copy(network)
+    if path:
+        child, _, rest = path.partition(".")
+        modules = {**network._modules, child: with_attributes(network.get_submodule(child), rest, **values)}
+        changed.__dict__["_modules"] = modules
+    else:
+        changed.__dict__.update(values)
+    return changed

@@ -14,13 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
-from trainer.models.family import Preparation
-
-
-def stretching(side: int) -> Preparation:
-    """An image stretched to a square, its values in [0, 1]."""
-    return Preparation({"rule": "stretch", "side": side, "interpolation": "bilinear"}, (side, side))
-
 
 def in_tensor(boxes: Tensor, images: Tensor) -> Tensor:
     """xyxy [n, 4] without what lies beyond the images [N, 3, h, w]."""

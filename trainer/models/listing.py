@@ -148,7 +148,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
 
 
 def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
-    """The `Published` of a model, of one size, as its own library has it. Imports that library."""
+    """The `PublishedWeights` of a model, of one size, as its own library has it. Imports that library."""
     return family_of(entry, task, size).published()
 
 

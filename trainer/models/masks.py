@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from trainer.annotations import FloatArray, Mask
-from trainer.models.family import Geometry
+from trainer.models.geometry import Geometry
 
 _PIXELS_AT_ONCE = 1_000_000  # of a mask, so that large masks need no floating point copy of themselves
 

@@ -1,7 +1,8 @@
 """RF-DETR, detectors and segmenters on DINOv2: rfdetr's networks and losses, trained by our own loop.
 
-rfdetr is an extra, `pip install 'image-trainer[rfdetr]'`; this file alone imports it, when one of its models
-is used. Its XL and 2XL detectors are not offered: they are of another package, and not under Apache-2.0.
+rfdetr is an extra, `pip install 'image-trainer[rfdetr]'`; only this file imports it, when one of its models
+is used. Its XL and 2XL detectors are not offered: they belong to another package, which is not under
+Apache-2.0.
 """
 
 from __future__ import annotations
@@ -22,22 +23,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
 from trainer.errors import JobError, Problem
 from trainer.models.box_augmentation import augment
 from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry, Preparation
-from trainer.models.graphs import in_tensor, stretching, widened
+from trainer.models.family import Family
+from trainer.models.geometry import Geometry, Preparation, stretched_to_square
+from trainer.models.graphs import in_tensor, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
 from trainer.models.stacking import stacked
-from trainer.models.weights.loading import Published
+from trainer.models.training_items import Batch, Draw, Progress, TrainingDataset
+from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 with warnings.catch_warnings():
-    # It uses what torch has deprecated, and advertises its other package.
+    # It uses deprecated parts of torch, and advertises its other package.
     warnings.simplefilter("ignore")
     from rfdetr import config as library
     from rfdetr.assets.model_weights import ModelWeights
@@ -80,8 +82,11 @@ class Output(NamedTuple):
 class RFDETR(Family):
     """Detectors that learn to give each object one of their queries' boxes. Images are stretched to a square.
 
-    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image none above the number
-    of queries. The mask loss draws its points from torch's global generator.
+    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image has none above the
+    number of queries. The mask loss draws its points from torch's global generator.
+
+    "shared" in a training batch holds `size` for multi_scale: the side, in pixels, to which the batch is
+    resized.
     """
 
     @property
@@ -100,7 +105,7 @@ class RFDETR(Family):
             raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
         return {
             "image_size": side,
-            # Each query starts from a patch of its own; with fewer patches, groups of queries would mix.
+            # Each query starts from a patch of its own; with too few patches, groups of queries would mix.
             "queries": min(config.num_queries, (side // config.patch_size) ** 2),
             "decoder_layers": config.dec_layers,
         }
@@ -118,20 +123,20 @@ class RFDETR(Family):
 
     @cached_property
     def criterion(self) -> Any:
-        """rfdetr's losses; holds no tensors."""
+        """rfdetr's losses, which hold no tensors."""
         kind = library.SegmentationTrainConfig if self.masks else library.TrainConfig
         return build_criterion_from_config(self.config, kind(dataset_dir=".", output_dir="."))[0]
 
     def build(self) -> nn.Module:
         with _quiet():
             network: nn.Module = build_model_from_config(self.config)
-        # For pretraining alone; several processes would wait for its gradient.
+        # It is for pretraining only; several ranks would wait for its gradient.
         network.get_submodule(_ENCODER + "embeddings").mask_token.requires_grad_(False)
         return network
 
-    def published(self) -> Published:
+    def published(self) -> PublishedWeights:
         file = ModelWeights.from_filename(type(self.config).model_fields["pretrain_weights"].default)
-        return Published(
+        return PublishedWeights(
             files=(file.filename,),
             url=file.url,
             md5=file.md5_hash or "",
@@ -141,7 +146,7 @@ class RFDETR(Family):
         )
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
-        """Stretch to the square, as rfdetr's `predict` does; ImageNet's mean and standard deviation."""
+        """Stretch to the square, as rfdetr's `predict` does, and normalise by ImageNet's statistics."""
         side = self.spec.options["image_size"]
         height, width = image.shape[:2]
         resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -152,24 +157,20 @@ class RFDETR(Family):
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Output]:
-        images = torch.stack(list(tensors))
-        # Scores that bfloat16 rounds to the same number would lose their order.
-        with torch.autocast(images.device.type, enabled=False):
-            return self._outputs(network(images))
+        return self._outputs(network(torch.stack(list(tensors))))
 
-    def _outputs(self, found: Mapping[str, Any]) -> list[Output]:
-        # The last logit is of no class: rfdetr numbers classes from 0 or from 1.
-        logits = found["pred_logits"][..., : len(self.spec.classes)]
-        masks = found["pred_masks"] if self.masks else [None] * len(logits)
-        return [Output(*output) for output in zip(logits, found["pred_boxes"], masks, strict=True)]
+    def _outputs(self, predictions: Mapping[str, Any]) -> list[Output]:
+        # The last logit belongs to no class: rfdetr numbers classes from 0 or from 1.
+        logits = predictions["pred_logits"][..., : len(self.spec.classes)]
+        masks = predictions["pred_masks"] if self.masks else [None] * len(logits)
+        return [Output(*output) for output in zip(logits, predictions["pred_boxes"], masks, strict=True)]
 
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[Output], dict[str, Tensor]]:
-        """The network runs once: the losses are made of its answer."""
-        with torch.autocast(batch["images"].device.type, enabled=False):
-            found = network(batch["images"])
-            return self._outputs(found), self._losses(network, found, batch)
+        """Run the network once: the losses are computed from its predictions."""
+        predictions = network(batch["images"])
+        return self._outputs(predictions), self._losses(network, predictions, batch)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         corners, scores, labels, queries = self._chosen(output, parameters)
@@ -190,7 +191,8 @@ class RFDETR(Family):
     def _chosen(self, output: Output, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The pairs of query and class with the highest scores, as rfdetr ranks them.
 
-        Their xyxy in tensor pixels [n, 4], scores [n], labels [n] and queries [n].
+        Returns:
+            xyxy in tensor pixels [n, 4], scores [n], labels [n] and queries [n].
         """
         queries, classes = output.logits.shape
         scores, order = output.logits.sigmoid().flatten().sort(descending=True, stable=True)
@@ -204,77 +206,75 @@ class RFDETR(Family):
 
     def preparation(self) -> Preparation:
         mean, std = IMAGENET_MEAN.flatten().tolist(), IMAGENET_STD.flatten().tolist()
-        return replace(stretching(self.spec.options["image_size"]), mean=tuple(mean), std=tuple(std))
+        return replace(stretched_to_square(self.spec.options["image_size"]), mean=tuple(mean), std=tuple(std))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         (output,) = self.infer(network, list(images), parameters)
         boxes, scores, labels, queries = self._chosen(output, parameters)
-        found = {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
+        detections = {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
         if output.masks is not None:
             wide = widened(output.masks[queries], images)
-            found["masks"] = wide >= logit(parameters.mask_pixel_score_threshold)
-        return found
+            detections["masks"] = wide >= logit(parameters.mask_pixel_score_threshold)
+        return detections
 
-    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Item]:
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
         return _TrainingDataset(self, examples, settings)
 
-    def validation_item(self, image: Tensor, truth: Objects, geometry: Geometry) -> Item:
-        return {"image": image, "target": self.target(truth, geometry)}
+    def validation_item(self, image: Tensor, target: Objects, geometry: Geometry) -> Item:
+        return {"image": image, "target": self.target(target, geometry)}
 
-    def target(self, truth: Objects, geometry: Geometry) -> dict[str, Tensor]:
+    def target(self, objects: Objects, geometry: Geometry) -> dict[str, Tensor]:
         """rfdetr's target: labels; boxes, normalised centre and size; masks bool [n, h, w]. No crowds."""
-        sized = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(axis=1)
-        kept = np.flatnonzero(~truth.crowd & sized)
-        corners = torch.from_numpy(truth.boxes[kept]).float().reshape(-1, 4)
+        sized = (objects.boxes[:, 2:] > objects.boxes[:, :2]).all(axis=1)
+        kept = np.flatnonzero(~objects.crowd & sized)
+        corners = torch.from_numpy(objects.boxes[kept]).float().reshape(-1, 4)
         centre = (corners[:, :2] + corners[:, 2:]) / 2
         target = {
-            "labels": torch.from_numpy(truth.labels[kept]),
+            "labels": torch.from_numpy(objects.labels[kept]),
             "boxes": torch.cat([centre, corners[:, 2:] - corners[:, :2]], dim=1),
         }
         if self.masks:
-            assert truth.polygons is not None, "segmentation data hold polygons"
+            assert objects.polygons is not None, "segmentation data hold polygons"
             masks = torch.zeros(len(kept), *geometry.tensor_size, dtype=torch.bool)
             for mask, index in zip(masks, kept, strict=True):
-                mask.copy_(torch.from_numpy(rasterise(truth.polygons[index], geometry)))
+                mask.copy_(torch.from_numpy(rasterise(objects.polygons[index], geometry)))
             target["masks"] = masks
         return target
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        batch = {
+        return {
             "images": stacked([item["image"] for item in items]),
             "targets": [item["target"] for item in items],
         }
-        # The first image speaks for the batch.
-        return batch | {key: items[0][key] for key in ("size",) if key in items[0]}
 
-    def part(self, batch: Batch, start: int, stop: int) -> Batch:
-        return {key: value if key == "size" else value[start:stop] for key, value in batch.items()}
+    def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
+        """Compute rfdetr's losses of the encoder and of each decoder layer; in training for all query groups.
 
-    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """rfdetr's own, of the encoder's choice and of each decoder layer; in training of all query groups.
-
-        rfdetr sums them over the layers. This is their mean, or a network from scratch would look as if it
-        diverged; to adamw, and behind a clipped gradient norm, the two are the same.
+        rfdetr sums them over the layers. This is their mean, because a network from scratch would seem to
+        diverge otherwise; for adamw, and with a clipped gradient norm, the two are equivalent.
         """
         images = batch["images"]
-        if "size" in batch:
-            images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
+        if size := batch.get("shared", {}).get("size"):
+            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
         return self._losses(network, network(images), batch)
 
-    def _losses(self, network: nn.Module, answer: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
+    def _losses(self, network: nn.Module, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         self.criterion.train(network.training)
         targets = list(batch["targets"])
-        # Left to itself it divides by the objects of all ranks, and waits for those that have no batch left.
+        # Without a divisor it divides by the objects of all ranks, and waits for ranks that have no batch
+        # left.
         groups = self.criterion.group_detr if network.training else 1
         objects = max(1, groups * sum(len(target["labels"]) for target in targets))
-        divisor = torch.tensor(float(objects), device=answer["pred_logits"].device)
-        found = self.criterion(answer, targets, divisor)
+        divisor = torch.tensor(float(objects), device=predictions["pred_logits"].device)
+        all_losses = self.criterion(predictions, targets, divisor)
         factors: Mapping[str, float] = self.criterion.weight_dict
         layers = self.config.dec_layers + 1
         losses = {}
         for name, key in _LOSSES.items():
             parts = [
-                found[part] * factors[part] for part in factors if re.fullmatch(rf"{key}(_\d+|_enc)?", part)
+                all_losses[part] * factors[part]
+                for part in factors
+                if re.fullmatch(rf"{key}(_\d+|_enc)?", part)
             ]
             if parts:
                 losses[name] = torch.stack(parts).sum() / layers
@@ -286,7 +286,7 @@ class RFDETR(Family):
         return [[network.get_submodule(_ENCODER + "embeddings")], *([block] for block in blocks)]
 
     def sizes(self) -> range:
-        """The sides that multi_scale draws from: ±50 %, but with no fewer patches than queries."""
+        """The sides that multi_scale draws from: ±50 %, but with at least as many patches as queries."""
         side, patch = self.spec.options["image_size"], self.config.patch_size
         whole = patch * self.config.num_windows
         least = max(side // 2, math.ceil(math.sqrt(self.spec.options["queries"])) * patch)
@@ -294,14 +294,14 @@ class RFDETR(Family):
 
 
 def _config(task: Task, model: str, **values: Any) -> Any:
-    """rfdetr's configuration of a model, not validated: that would warn of every value of ours."""
+    """rfdetr's configuration of a model, not validated: validation would warn about our values."""
     kind = getattr(library, f"{find(model, task).library_name}Config")
     return kind.model_construct(device="cpu", **values)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without rfdetr's warning that DINOv2's own weights are not loaded; its own files replace them."""
+    """Suppress rfdetr's warning that DINOv2's own weights are not loaded; its own files replace them."""
     logger = logging.getLogger("rf-detr")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -312,9 +312,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _fitted(tensors: dict[str, Tensor], network: nn.Module, groups: int) -> dict[str, Tensor]:
-    """Of each group of queries as many as the network has.
+    """Take as many queries of each group as the network has.
 
-    Images of few patches have fewer, and so has rfdetr's configuration of seg-large than its published file.
+    Small images have fewer queries, and rfdetr's configuration of seg-large has fewer than its published
+    file.
     """
     own = network.state_dict()
     fitted = {_KEYPOINTS: own[_KEYPOINTS], **tensors}
@@ -326,13 +327,13 @@ def _fitted(tensors: dict[str, Tensor], network: nn.Module, groups: int) -> dict
 
 
 def _mask(box: FloatArray, grid: FloatArray, geometry: Geometry, threshold: float) -> Mask:
-    """A mask's logits [h', w'] over the image → its pixels, sampled as rfdetr does it, wherever they are.
+    """A mask's logits [h', w'] over the image → its pixels, sampled as rfdetr samples them.
 
-    rfdetr does not cut masks off at their boxes.
+    rfdetr does not crop masks to their boxes.
     """
     rows, columns = np.nonzero(grid >= logit(threshold))
     if len(rows):
-        # Between the centres of two cells the logit is between theirs.
+        # Between the centres of two cells the logit is between the two.
         first = np.array([columns.min(), rows.min()]) - 0.5
         last = np.array([columns.max(), rows.max()]) + 1.5
         box = (np.concatenate([first, last]) / [*grid.shape[::-1], *grid.shape[::-1]]).clip(0, 1)
@@ -341,31 +342,32 @@ def _mask(box: FloatArray, grid: FloatArray, geometry: Geometry, threshold: floa
     )
 
 
-class _TrainingDataset(Dataset[Item]):
-    """With p = .5 a crop around the boxes or an expansion ×1–2, then a flip; then as in `preprocess`."""
+class _TrainingDataset(TrainingDataset):
+    """Preprocessed images; before, at p = .5, cropped around the boxes or expanded ×1–2, then flipped."""
 
     def __init__(self, family: RFDETR, examples: Examples, settings: Settings) -> None:
-        self.family = family
+        self.family, self.target = family, family.target
         self.examples = examples
         self.augments = settings.advanced_settings.apply_automl_train_augmentations
         self.sizes = family.sizes() if settings.multi_scale else None
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Item:
-        example = self.examples[index]
+    def item(self, draw: Draw) -> Item:
+        example = self.examples[draw.example]
         assert isinstance(example.target, Objects)
-        image, truth = example.image, example.target
+        image, objects = example.image, example.target
         if self.augments:
-            # The loader seeds torch's generator for each item.
             generator = np.random.default_rng(int(torch.randint(2**62, ())))
-            image, truth = augment(image, truth, generator)
+            image, objects = augment(image, objects, generator)
         tensor, geometry = self.family.preprocess(image)
-        item: Item = {"image": tensor, "target": self.family.target(truth, geometry)}
+        item: Item = {"image": tensor, "target": self.target(objects, geometry)}
         if self.sizes:
             item["size"] = random.choice(self.sizes)
         return item
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Batch the items; the first one's size applies to all."""
+        shared = {"size": items[0]["size"]} if self.sizes else {}
+        return {**self.family.collate(items), "shared": shared}
 
 
 FAMILY = RFDETR

@@ -1,4 +1,4 @@
-"""RT-DETR, a detector by transformer: ultralytics' networks and losses, trained by our own loop."""
+"""RT-DETR, a transformer detector: ultralytics' networks and losses, trained by our own loop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Batch, Geometry, Preparation
-from trainer.models.graphs import in_tensor, stretching
+from trainer.models.family import in_float32
+from trainer.models.geometry import Geometry, Preparation, stretched_to_square
+from trainer.models.graphs import in_tensor
+from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
-from trainer.models.weights.loading import Published
+from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 # isort: split
-# After ultralytics_family, which sets the environment that ultralytics reads.
+# After ultralytics_family, which sets the environment that ultralytics reads on import.
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import RTDETRDetectionModel
@@ -27,14 +29,14 @@ from ultralytics.nn.tasks import RTDETRDetectionModel
 if TYPE_CHECKING:
     from trainer.settings import Settings
 
-HIDDEN, POINTS, HEADS = 256, 4, 8  # of the decoder, as ultralytics has them
+HIDDEN, POINTS, HEADS = 256, 4, 8  # of the decoder, ultralytics' values
 _LOSSES = {"class_loss": "loss_class", "box_loss": "loss_bbox", "giou_loss": "loss_giou"}
 
 
 class RTDETR(UltralyticsFamily):
     """Detectors that learn to give each object one of 300 boxes. Images are stretched to a square.
 
-    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image none above 300.
+    There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image has none above 300.
     The losses draw noise from torch's global generator in training.
     """
 
@@ -42,7 +44,7 @@ class RTDETR(UltralyticsFamily):
 
     @property
     def _resnet(self) -> str:
-        """torchvision's name of the backbone, "" where it is none of its ResNets."""
+        """torchvision's name of the backbone; "" if it is not a ResNet."""
         name = self.architecture.removeprefix("rtdetr-")
         return name if name.startswith("resnet") else ""
 
@@ -62,13 +64,14 @@ class RTDETR(UltralyticsFamily):
         built: nn.Module = network
         return built
 
-    def published(self) -> Published:
+    def published(self) -> PublishedWeights:
         parts = ("enc_score_head.", "dec_score_head.", "denoising_class_embed.")
         head = tuple(self.last_layer() + part for part in parts)
         if self._resnet:
-            # ultralytics publishes no weights of these: as in the paper, ImageNet's start the backbone.
+            # ultralytics publishes no weights for these: as in the paper, the backbone starts from
+            # ImageNet's.
             url = get_model_weights(self._resnet).IMAGENET1K_V1.url
-            return Published(
+            return PublishedWeights(
                 files=(url.rsplit("/", 1)[1],),
                 url=url,
                 head=head,
@@ -76,7 +79,7 @@ class RTDETR(UltralyticsFamily):
                 adapt=lambda tensors, _: _renamed_resnet(tensors),
             )
         file = f"{self.architecture}.pt"
-        return Published((file,), url=ASSETS + file, head=head)
+        return PublishedWeights((file,), url=ASSETS + file, head=head)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Stretch to the square; values in [0, 1]."""
@@ -89,20 +92,16 @@ class RTDETR(UltralyticsFamily):
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Tensor]:
-        """float32 [boxes, 6] an image: normalised centre x and y, width, height; score, falling; class."""
-        images = torch.stack(list(tensors))
-        # In bfloat16 the corners of boxes would be off by pixels.
-        with torch.autocast(images.device.type, enabled=False):
-            return list(network(images)[0])
+        """float32 [boxes, 6] an image: normalised centre x and y, width, height; falling score; class."""
+        return list(network(torch.stack(list(tensors)))[0])
 
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-        """The network runs once: beside its answer it gives what the losses are made of."""
+        """Run the network once: it returns its predictions with what the losses are computed from."""
         images = batch["images"]
-        with torch.autocast(images.device.type, enabled=False):
-            found = network(images)
-        return list(found[0]), self._losses(network, found, {**batch, "img": images})
+        predictions = network(images)
+        return list(predictions[0]), self._losses(network, predictions, {**batch, "img": images})
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         boxes, scores, labels = self._chosen(output, parameters)
@@ -114,7 +113,7 @@ class RTDETR(UltralyticsFamily):
         )
 
     def _chosen(self, output: Tensor, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor]:
-        """The boxes over the threshold: xyxy in tensor pixels [n, 4]; scores [n]; labels [n]."""
+        """The boxes that reach the threshold: xyxy in tensor pixels [n, 4]; scores [n]; labels [n]."""
         chosen = output[: parameters.box_detections_per_image]  # by falling score
         chosen = chosen[chosen[:, 4] >= parameters.box_score_threshold]
         centre, half = chosen[:, :2], chosen[:, 2:4] / 2
@@ -122,7 +121,7 @@ class RTDETR(UltralyticsFamily):
         return boxes, chosen[:, 4], chosen[:, 5].long()
 
     def preparation(self) -> Preparation:
-        return stretching(self.spec.options["image_size"])
+        return stretched_to_square(self.spec.options["image_size"])
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         (output,) = self.infer(network, list(images), parameters)
@@ -130,24 +129,26 @@ class RTDETR(UltralyticsFamily):
         return {"boxes": in_tensor(boxes, images), "scores": scores, "labels": labels}
 
     def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
-        """What comes before the decoder, whose shapes go with the number of objects in a batch."""
+        """The modules before the decoder, whose shapes depend on the number of objects in a batch."""
         return [network.get_submodule("before_decoder")]
 
-    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """ultralytics' own, of the encoder's choice and of each decoder layer; in training of denoising, too.
+    def library_losses(
+        self, network: Any, batch: dict[str, Any], progress: Progress | None
+    ) -> dict[str, Tensor]:
+        """Compute ultralytics' losses of the encoder and each decoder layer; in training also of denoising.
 
-        ultralytics sums them over the layers. This is their mean, or a network from scratch would look as if
-        it diverged; to adamw, and behind a clipped gradient norm, the two are the same.
+        ultralytics sums them over the layers. This is their mean, because a network from scratch would seem
+        to diverge otherwise; for adamw, and with a clipped gradient norm, the two are equivalent.
         """
         return self._losses(network, None, batch)
 
     def _losses(self, network: Any, predictions: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`predictions`: the network's; None: it is asked for them."""
-        # In eval mode only the decoder's last layer answers.
+        """Compute the mean losses from the network's predictions; None: from a new forward pass."""
+        # In eval mode only the decoder's last layer makes predictions.
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
-        # Coordinates run through the decoder as numbers; bfloat16 would round them to 1/256 of the image.
-        with torch.autocast(batch["img"].device.type, enabled=False):
-            # The images' objects are counted one by one, which would wait for the device each time.
+        # The decoder passes on coordinates, which bfloat16 would round to 1/256 of the image.
+        with in_float32(batch["img"].device):
+            # ultralytics counts each image's objects, which on the device would wait for it each time.
             network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()}, predictions)
         named, network.criterion.named = network.criterion.named, {}
         return {
@@ -157,7 +158,7 @@ class RTDETR(UltralyticsFamily):
 
 
 class _Network(RTDETRDetectionModel):
-    """ultralytics' network with what comes before the decoder as one module, which can be compiled."""
+    """ultralytics' network with everything before the decoder as one module, which can be compiled."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -166,17 +167,17 @@ class _Network(RTDETRDetectionModel):
     def predict(self, images: Tensor, *_: Any, batch: dict[str, Any] | None = None, **__: Any) -> Any:
         decoder = self.model[-1]
         if decoder.shapes and decoder.anchors.is_inference() and not torch.is_inference_mode_enabled():
-            decoder.shapes = []  # an evaluation's anchors, which no gradient passes: they are made anew
+            decoder.shapes = []  # drop an evaluation's anchors, through which no gradient passes
         return decoder(self.before_decoder(images), batch)
 
 
 class _BeforeDecoder(nn.Module):
-    """Backbone and encoder: the feature maps that the decoder takes. The layers stay the network's own."""
+    """Backbone and encoder, which make the decoder's feature maps. The layers still belong to the network."""
 
     def __init__(self, model: Any, kept: Sequence[int]) -> None:
         super().__init__()
         *layers, decoder = model
-        self.layers = layers  # a list, by which PyTorch does not count their parameters twice
+        self.layers = layers  # in a plain list, so that PyTorch does not count their parameters twice
         self.kept, self.taken = frozenset(kept), list(decoder.f)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -192,7 +193,7 @@ class _BeforeDecoder(nn.Module):
 
 
 class _NamedLosses(RTDETRDetectionLoss):
-    """Remembers the losses by name; of their sum, ultralytics' network gives only some apart."""
+    """Keeps all losses by name; ultralytics' network returns only some of them besides their sum."""
 
     named: dict[str, Tensor]
 
@@ -202,7 +203,7 @@ class _NamedLosses(RTDETRDetectionLoss):
 
 
 def _as_torchvision(backbone: nn.Module) -> None:
-    """Give ultralytics' ResNet the activation, ReLU, and the norms that ImageNet's weights go with."""
+    """Give ultralytics' ResNet the activation, ReLU, and the norms of ImageNet's weights."""
     for module in backbone.modules():
         if isinstance(module, Conv) and isinstance(module.act, nn.SiLU):
             module.act = nn.ReLU(inplace=True)
@@ -211,10 +212,10 @@ def _as_torchvision(backbone: nn.Module) -> None:
 
 
 def _renamed_resnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision ResNet's tensors under ultralytics' names; those of a whole RT-DETR as they are.
+    """Give a torchvision ResNet's tensors ultralytics' names; leave those of a whole RT-DETR as they are.
 
     conv1 → model.0.layer.0.conv, layer1.0.bn2 → model.1.layer.0.cv2.bn,
-    layer2.0.downsample.1 → model.2.layer.0.shortcut.0.bn; the classifier has no place here.
+    layer2.0.downsample.1 → model.2.layer.0.shortcut.0.bn; the classifier is dropped.
     """
     if "conv1.weight" not in tensors:
         return tensors

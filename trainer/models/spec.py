@@ -22,7 +22,7 @@ class Spec(BaseModel):
 
     Attributes:
         format: version of the stored form; specs without a number are of format 1.
-        family: name of its module under trainer.models.
+        family: the name of its family's card.
         model: the model's published name.
         classes: sorted class names; a prediction's label is an index into them.
         options: the family's own values, such as the image size.

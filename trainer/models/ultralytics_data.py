@@ -1,4 +1,4 @@
-"""ultralytics' augmentation over our examples: mosaic, affine, HSV, flip. For ultralytics_family.py alone."""
+"""ultralytics' augmentation of our examples: mosaic, affine, HSV, flip. For ultralytics_family.py only."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Target
-from trainer.models.spec import Spec
+from trainer.models.family import Family
+from trainer.models.training_items import Batch, Draw, TrainingDataset
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
 
 # ultralytics replaces these for the whole process, and its `open` would install packages for a file that is
-# no image: put the originals back. Here, because whatever of ours needs ultralytics imports this module.
+# not an image. Put the originals back here, since all our code that needs ultralytics imports this module.
 PIL.Image.open, torch.save = patches._image_open, patches._torch_save
 
 STRIDE = 32
-CLOSE_MOSAIC = 10  # the last epochs are trained without mosaic, as ultralytics does
-_GREY = 114  # where no image is, as everywhere in ultralytics
-_OUTLINE_POINTS = 1000  # as many as ultralytics gives every outline
+CLOSE_MOSAIC = 10  # epochs at the end of a run without mosaic, as in ultralytics
+_GREY = 114  # ultralytics' padding colour
+_OUTLINE_POINTS = 1000  # of each outline, as in ultralytics
 
 
-def label_of(truth: Objects, *, masks: bool) -> dict[str, Any]:
-    """What ultralytics calls an image's label; crowds are left out, since it has no notion of them.
+def label_of(objects: Objects, *, masks: bool) -> dict[str, Any]:
+    """An image's objects in ultralytics' form, without crowds, which it does not know.
 
     Returns:
         cls float32 [n, 1]; bboxes float32 [n, 4], normalised centre x and y, width, height; segments: with
-        `masks`, of each object one outline float32 [points, 2], normalised.
+        `masks`, one outline of each object, float32 [points, 2], normalised.
     """
-    kept = np.flatnonzero(~truth.crowd)
-    boxes = truth.boxes[kept]
+    kept = np.flatnonzero(~objects.crowd)
+    boxes = objects.boxes[kept]
     placed = np.empty(boxes.shape, dtype=np.float32)
     placed[:, :2], placed[:, 2:] = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     outlines: list[FloatArray] = []
     if masks:
-        assert truth.polygons is not None, "segmentation data hold polygons"
-        outlines = [_outline(truth.polygons[i]) for i in kept]
+        assert objects.polygons is not None, "segmentation data hold polygons"
+        outlines = [_outline(objects.polygons[i]) for i in kept]
     return {
-        "cls": truth.labels[kept].astype(np.float32)[:, None],
+        "cls": objects.labels[kept].astype(np.float32)[:, None],
         "bboxes": placed,
         "segments": outlines,
     }
 
 
 def _outline(segments: Sequence[FloatArray]) -> FloatArray:
-    """One outline through all segments of an object, joined by lines where they are nearest."""
-    # Joining compares all points with all.
+    """One outline through all segments of an object, joined by lines between their nearest points."""
+    # Joining compares every point with every other, so limit their number.
     parts = [
         part if len(part) <= _OUTLINE_POINTS else resample_segments([part], _OUTLINE_POINTS)[0]
         for part in segments
@@ -70,61 +71,61 @@ def _outline(segments: Sequence[FloatArray]) -> FloatArray:
 
 
 class _Labels:
-    """The labels as ultralytics reads them, made one by one: those of a large data set fill the memory."""
+    """The labels as ultralytics reads them, made on demand: those of a large data set fill the memory."""
 
-    def __init__(self, truths: Sequence[Target], *, masks: bool) -> None:
-        self.targets, self.masks = truths, masks
+    def __init__(self, targets: Sequence[Target], *, masks: bool) -> None:
+        self.targets, self.masks = targets, masks
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        truth = self.targets[index]
-        assert isinstance(truth, Objects)
+        target = self.targets[index]
+        assert isinstance(target, Objects)
         fixed = {"keypoints": None, "normalized": True, "bbox_format": "xywh"}
-        return {"im_file": str(index), **label_of(truth, masks=self.masks), **fixed}
+        return {"im_file": str(index), **label_of(target, masks=self.masks), **fixed}
 
 
-def kept_bytes(settings: Settings) -> int:
-    """For resized images; with tiles it is the whole images that are kept, by who decodes them."""
+def cache_bytes(settings: Settings) -> int:
+    """Memory for resized images; 0 with tiling, where the decoder caches whole images instead."""
     return 0 if settings.tile_grid_size is not None else settings.image_cache_megabytes * 2**20
 
 
 class _Format(Format):
-    """ultralytics' last step, but that images come RGB and leave with their colours side by side in memory.
+    """ultralytics' last step for images that are RGB and keep their colours interleaved in memory.
 
-    That saves two passes over the pixels, and is the layout in which the networks take them. The one
-    transform that would have images BGR moves their hue, by as much either way.
+    That saves two passes over the pixels and is the layout that the networks take. The only transform that
+    expects BGR shifts the hue, by as much in either direction.
     """
 
     def _format_img(self, img: Image) -> Tensor:
-        if img.strides[1] < 0:  # flipped, of which NumPy only takes note; it would copy pixel by pixel
+        if img.strides[1] < 0:  # a flipped view, which NumPy would copy pixel by pixel
             img = np.asarray(cv2.flip(img[:, ::-1], 1), dtype=np.uint8)
         return torch.from_numpy(np.require(img, requirements=("C", "W"))).permute(2, 0, 1)
 
 
 class _Placing(RandomPerspective):
-    """ultralytics' scaling and moving by a resize, which takes a third of the time of a warp.
+    """ultralytics' scaling and translation by a resize, which takes a third of the time of a warp.
 
-    For that the seen part of the image and where it goes to are rounded to whole pixels, and the matrix, by
-    which boxes and outlines go along, is made to say so: in that part it is within a pixel of the one drawn.
+    The visible part of the image and its position in the target are rounded to whole pixels. The matrix that
+    moves boxes and outlines is adjusted accordingly; in that part it is within a pixel of the one drawn.
     """
 
     def get_params(self, labels: dict[str, Any]) -> dict[str, Any]:
-        """Also "spans": of x and y the start and end of the seen part, in the image and in the target."""
+        """Add "spans": for x and y the start and end of the visible part, in the image and in the target."""
         params: dict[str, Any] = super().get_params(labels)
         matrix = params["M"]
         if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
-            return params  # turned or sheared
+            return params  # rotated or sheared
         spans = []
         for axis, (length, target) in enumerate(zip(params["orig_shape"][::-1], params["size"], strict=True)):
             scale, shift = float(matrix[axis, axis]), float(matrix[axis, 2])
             first, last = (_whole((edge - shift) / scale, length) for edge in (0, target))
-            # What the image goes beyond is filled to its border, whatever a rounded edge comes to.
+            # Where the image extends beyond the target, fill the target to its border despite rounding.
             start = 0 if shift < 0 else _whole(shift, target)
             end = target if scale * length + shift > target else _whole(scale * length + shift, target)
             if first >= last or start >= end:
-                return params  # nothing is seen
+                return params  # nothing is visible
             spans.append((first, last, start, end))
         for axis, (first, last, start, end) in enumerate(spans):
             scale = (end - start) / (last - first)
@@ -149,7 +150,7 @@ class _Placing(RandomPerspective):
 
 
 def _whole(value: float, most: int) -> int:
-    """The nearest of 0 to `most`; halves are rounded up, all alike, so that equal lengths stay equal."""
+    """The nearest integer in 0 … `most`; halves are always rounded up, so that equal lengths stay equal."""
     return min(max(math.floor(value + 0.5), 0), most)
 
 
@@ -161,27 +162,28 @@ def _each(transforms: Compose) -> Iterator[Any]:
             yield transform
 
 
-class TrainingDataset(YOLODataset):
-    """Items for the family's `collate`: "img" uint8 [3, s, s] and what ultralytics makes of the label.
+class UltralyticsItems(YOLODataset, TrainingDataset):
+    """Items with "img", uint8 [3, s, s], and ultralytics' form of the label.
 
-    Also "epoch" and "epochs", how far the training is, and with multi_scale "size", the batch's.
+    With multi_scale an item also has a "size"; the first one's applies to the whole batch.
 
-    ultralytics draws from the global generators of random and numpy; the loader seeds both for each item.
-
-    Images are kept as the mosaic takes them, within `image_cache_megabytes`; those that were not asked for
-    longest make room.
+    Images are cached as the mosaic takes them, up to `image_cache_megabytes`. The least recently used ones
+    are dropped first.
     """
 
     format_class = _Format
 
-    def __init__(self, spec: Spec, examples: Examples, settings: Settings, *, stretches: bool) -> None:
+    def __init__(self, family: Family, examples: Examples, settings: Settings, *, stretches: bool) -> None:
+        spec = family.spec
+        self.family = family
         self.examples = examples
         self.stretches = stretches
         self.hyperparameters = copy(DEFAULT_CFG)
-        self._room = kept_bytes(settings)
-        self._kept: dict[int, tuple[Image, tuple[int, int]]] = {}
+        self._room = cache_bytes(settings)
+        self._cached: dict[int, tuple[Image, tuple[int, int]]] = {}
         self.multi_scale = settings.multi_scale
-        self.epoch, self.epochs = 0, settings.number_of_epochs
+        epochs = settings.number_of_epochs
+        self._first_without_mosaic = max(epochs - CLOSE_MOSAIC, epochs // 2)
         advanced = settings.advanced_settings
         if not (advanced.apply_mosaic_for_yolo and advanced.apply_automl_train_augmentations):
             self.hyperparameters.mosaic = 0.0
@@ -197,26 +199,30 @@ class TrainingDataset(YOLODataset):
         )
         self.buffer: Sequence[int] = range(len(examples))
 
-    def at_epoch(self, epoch: int, pool: Sequence[int] = ()) -> None:
-        """Close the mosaic for the last epochs; in a run shorter than twice that, for the last half.
-
-        Args:
-            pool: examples from which a mosaic's other images are taken; none: from all.
-        """
-        self.epoch = epoch
-        # ultralytics draws from its `buffer`.
-        self.buffer = pool or range(len(self.examples))
-        closing = max(self.epochs - CLOSE_MOSAIC, self.epochs // 2)
-        if epoch >= closing and self.hyperparameters.mosaic:
+    def item(self, draw: Draw) -> dict[str, Any]:
+        """Make an item; without mosaic in the last 10 epochs, or in the last half of a run of up to 20."""
+        # ultralytics draws a mosaic's other images from its `buffer`.
+        self.buffer = draw.pool or range(len(self.examples))
+        if draw.epoch >= self._first_without_mosaic and self.hyperparameters.mosaic:
             self.close_mosaic(self.hyperparameters)
+        item: dict[str, Any] = self[draw.example]
+        if self.multi_scale:
+            side = self.imgsz * random.uniform(0.5, 1.5)
+            item["size"] = max(STRIDE, round(side / STRIDE) * STRIDE)
+        return item
+
+    def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
+        shared = {"size": items[0]["size"]} if self.multi_scale else {}
+        return {**self.family.collate(items), "shared": shared}
 
     def build_transforms(self, hyp: Any = None) -> Compose:
         transforms = super().build_transforms(hyp)
         if self.use_segments:
-            return transforms  # nuclei came out worse with a resize, by chance or not: benchmarks/RESULTS.md
+            # Masks of nuclei were worse with a resize, possibly by chance: benchmarks/RESULTS.md.
+            return transforms
         for transform in _each(transforms):
             if type(transform) is RandomPerspective:
-                transform.__class__ = _Placing  # it has no state of its own, and several hold this one
+                transform.__class__ = _Placing  # which adds no state; several transforms hold this one
         return transforms
 
     def get_img_files(self, img_path: Any) -> list[str]:
@@ -226,7 +232,7 @@ class TrainingDataset(YOLODataset):
         return _Labels(self.examples.targets, masks=self.use_segments)
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """As ultralytics' own, but that the label, which is made anew each time, is not copied first."""
+        """Do the same as ultralytics, without copying the label first, since it is made on demand."""
         label = self.labels[index]
         image, before, after = self.load_image(index)
         ratio = (after[0] / before[0], after[1] / before[1])
@@ -237,20 +243,20 @@ class TrainingDataset(YOLODataset):
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
-        """RGB, stretched to the square, or its long side resized.
+        """Load an image, RGB, stretched to the square or with its long side resized to it.
 
         Returns:
-            uint8 [h, w, 3], not to be written into; (height, width) before, and (h, w).
+            The read-only image, uint8 [h, w, 3]; its (height, width) before resizing, and (h, w).
         """
-        kept = self._kept.pop(i, None)
-        if kept is None:
-            kept = self._loaded(i)
-            self._room -= kept[0].nbytes
-        self._kept[i] = kept  # the latest
+        loaded = self._cached.pop(i, None)
+        if loaded is None:
+            loaded = self._loaded(i)
+            self._room -= loaded[0].nbytes
+        self._cached[i] = loaded  # as the most recently used
         while self._room < 0:
-            oldest, _ = self._kept.pop(next(iter(self._kept)))
+            oldest, _ = self._cached.pop(next(iter(self._cached)))
             self._room += oldest.nbytes
-        image, original = kept
+        image, original = loaded
         return image, original, (image.shape[0], image.shape[1])
 
     def _loaded(self, i: int) -> tuple[Image, tuple[int, int]]:
@@ -264,11 +270,3 @@ class TrainingDataset(YOLODataset):
             image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
         image.flags.writeable = False
         return image, (height, width)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item: dict[str, Any] = super().__getitem__(index)
-        item["epoch"], item["epochs"] = self.epoch, self.epochs
-        if self.multi_scale:
-            side = self.imgsz * random.uniform(0.5, 1.5)
-            item["size"] = max(STRIDE, round(side / STRIDE) * STRIDE)
-        return item

@@ -1,7 +1,7 @@
-"""What ultralytics' models in yolo.py and rtdetr.py share: options, the batches of losses, freeze groups.
+"""What the families in yolo.py and rtdetr.py share: options, batches, freeze groups.
 
-ultralytics is licensed under the AGPL-3.0. These files and ultralytics_data.py alone import it, when one of
-its models is used; this one comes first, since ultralytics reads its environment when it is imported.
+ultralytics is licensed under the AGPL-3.0. Only these files and ultralytics_data.py import it, when one of
+its models is used; this file comes first because ultralytics reads its environment when it is imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-# No usage reports, no look-ups, no greeting, its files in our cache.
+# No usage reports, no look-ups, no greeting, and its files in our cache. ultralytics reads these on import.
 os.environ.setdefault("YOLO_OFFLINE", "true")
 os.environ.setdefault("YOLO_VERBOSE", "false")
 os.environ.setdefault("YOLO_AUTOINSTALL", "false")
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import polygons2masks_overlap
 from ultralytics.nn.tasks import yaml_model_load
@@ -31,37 +30,44 @@ from ultralytics.utils import DEFAULT_CFG
 
 from trainer.annotations import Examples, FloatArray, Objects, Target
 from trainer.models.catalog import find
-from trainer.models.family import Batch, Family, Geometry
+from trainer.models.family import Family
+from trainer.models.geometry import Geometry
 from trainer.models.stacking import stacked
-from trainer.models.ultralytics_data import STRIDE, TrainingDataset, kept_bytes, label_of
+from trainer.models.training_items import Batch, Progress, TrainingDataset
+from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
 
-# The release from which this version of ultralytics fetches its weights.
 ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
+"""The release from which this version of ultralytics downloads its weights."""
 
 
 class UltralyticsFamily(Family):
-    """A family of ultralytics' networks, trained by our own loop with their losses and augmentation."""
+    """A family of ultralytics' networks, trained by our own loop with ultralytics' losses and augmentation.
+
+    "shared" in a training batch holds `size` for multi_scale: the side, in pixels, to which the batch is
+    resized.
+    """
 
     average_tau = 2000.0
     stretches: ClassVar[bool]
-    """Images are stretched to the square, instead of fitted into it."""
+    """Whether images are stretched to the square, instead of fitted into it."""
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        # Whole strides only; an odd size is rounded up rather than refused.
+        # The network takes whole strides only: round other sizes up rather than reject them.
         image_size = -(-settings.image_size // STRIDE) * STRIDE
-        name = find(model, task).library_name
-        if name == "yolov5":
+        entry = find(model, task)
+        name = entry.library_name
+        if "model_size" in entry.settings:
             name += {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}[settings.model_size]
         return {"image_size": image_size, "architecture": name}
 
     @property
     def architecture(self) -> str:
-        """ultralytics' name of the network, `yolo11n-seg`."""
+        """ultralytics' name of the network, such as `yolo11n-seg`."""
         return str(self.spec.options["architecture"])
 
     @property
@@ -74,37 +80,36 @@ class UltralyticsFamily(Family):
         return plan
 
     def last_layer(self) -> str:
-        """The name that the detection head's tensors begin with, `model.23.`."""
+        """The prefix of the detection head's tensors, such as `model.23.`."""
         plan = self.plan()
         return f"model.{len(plan['backbone']) + len(plan['head']) - 1}."
 
     @staticmethod
     def prepared(network: Any) -> nn.Module:
-        """The network with what its loss needs to know."""
+        """Give the network what ultralytics' losses read from it."""
         network.nc = network.model[-1].nc
         network.args = copy(DEFAULT_CFG)  # the gains of the losses
         module: nn.Module = network
         return module
 
-    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> Dataset[Any]:
-        dataset: Dataset[Any] = TrainingDataset(self.spec, examples, settings, stretches=self.stretches)
-        return dataset
+    def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
+        return UltralyticsItems(self, examples, settings, stretches=self.stretches)
 
-    def images_at_hand(self, settings: Settings) -> int:
-        return kept_bytes(settings) // (3 * int(self.spec.options["image_size"]) ** 2)
+    def cached_images(self, settings: Settings) -> int:
+        return cache_bytes(settings) // (3 * int(self.spec.options["image_size"]) ** 2)
 
     def short_side(self, settings: Settings) -> int:
-        """Images are resized to the square first; the affine augmentation works on what that leaves."""
+        """Twice the side of the square, to which images are resized before the affine augmentation."""
         return int(2 * self.spec.options["image_size"])
 
-    def validation_item(self, image: Tensor, truth: Target, geometry: Geometry) -> dict[str, Tensor]:
-        assert isinstance(truth, Objects)
+    def validation_item(self, image: Tensor, target: Target, geometry: Geometry) -> dict[str, Tensor]:
+        assert isinstance(target, Objects)
         height, width = geometry.tensor_size
-        boxes = geometry.boxes_to_tensor(truth.boxes) / np.array([width, height, width, height])
-        polygons = truth.polygons and tuple(
-            tuple(_in_tensor(polygon, geometry) for polygon in segments) for segments in truth.polygons
+        boxes = geometry.boxes_to_tensor(target.boxes) / np.array([width, height, width, height])
+        polygons = target.polygons and tuple(
+            tuple(_in_tensor(polygon, geometry) for polygon in segments) for segments in target.polygons
         )
-        placed = Objects(boxes.astype(np.float32), truth.labels, truth.crowd, polygons)
+        placed = Objects(boxes.astype(np.float32), target.labels, target.crowd, polygons)
         label = label_of(placed, masks=self.masks)
         masks: dict[str, Tensor] = {}
         if self.masks:
@@ -125,31 +130,31 @@ class UltralyticsFamily(Family):
         ]
         batch: dict[str, Any] = YOLODataset.collate_fn(parts)
         batch["images"] = stacked([item["img"] for item in items])
-        # The first image speaks for the batch.
-        batch |= {key: items[0][key] for key in ("size", "epoch", "epochs") if key in items[0]}
         return batch
 
     def part(self, batch: Batch, start: int, stop: int) -> Batch:
-        """The batch of images `start` … `stop` − 1; boxes and classes lie object by object."""
+        """The micro-batch of images `start` … `stop` − 1; classes and boxes have an entry for each object."""
         chosen = (batch["batch_idx"] >= start) & (batch["batch_idx"] < stop)
         objects = {key: batch[key][chosen] for key in ("cls", "bboxes")}
         images = {key: batch[key][start:stop] for key in ("images", "masks", "sem_masks") if key in batch}
         return {**batch, **images, **objects, "batch_idx": batch["batch_idx"][chosen] - start}
 
-    def losses(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
         images = batch["images"]
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        if "size" in batch:
-            images = F.interpolate(images, size=(batch["size"],) * 2, mode="bilinear", align_corners=False)
-        return self.losses_of(network, {**batch, "img": images})
+        if size := batch.get("shared", {}).get("size"):
+            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+        return self.library_losses(network, {**batch, "img": images}, progress)
 
     @abstractmethod
-    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`losses` for a batch in ultralytics' form, "img" being float32 [B, 3, h, w] in [0, 1]."""
+    def library_losses(
+        self, network: Any, batch: dict[str, Any], progress: Progress | None
+    ) -> dict[str, Tensor]:
+        """Do what `losses` does for a batch in ultralytics' form: "img" is float32 [B, 3, h, w] in [0, 1]."""
 
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """The backbone's layers: model.0–9, and model.0–4 where the backbone is a ResNet."""
+        """The backbone's layers: model.0–9, or model.0–4 if the backbone is a ResNet."""
         groups = 10 if "resnet" not in self.architecture else 5
         return [[layer] for layer in list(network.get_submodule("model").children())[:groups]]
 
@@ -163,10 +168,11 @@ def _in_tensor(points: FloatArray, geometry: Geometry) -> FloatArray:
 
 
 def _masks(label: dict[str, Any], size: tuple[int, int]) -> tuple[Any, dict[str, Tensor]]:
-    """The objects' order by falling area, and ultralytics' two targets of their masks at a quarter of `size`.
+    """The objects' order by falling area, and ultralytics' two mask targets at a quarter of `size`.
 
-    masks: [1, h/4, w/4], 0 or the place in that order, from 1, of the smallest object that covers the pixel;
-    sem_masks: float32 [h/4, w/4], that object's class.
+    masks: [1, h/4, w/4], for each pixel the position in that order, from 1, of the smallest object that
+        covers
+    it, or 0; sem_masks: float32 [h/4, w/4], that object's class.
     """
     height, width = size
     ratio = DEFAULT_CFG.mask_ratio

@@ -1,10 +1,8 @@
-"""YOLO detectors, and those that segment too: ultralytics' networks and losses, trained by our own loop."""
+"""YOLO detectors and segmenters: ultralytics' networks and losses, trained by our own loop."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,16 +12,18 @@ from torch import Tensor, nn
 from torchvision.ops import boxes as box_ops
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import Batch, Geometry, Preparation
+from trainer.models.family import in_float32, with_attributes
+from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
+from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
-from trainer.models.weights.loading import Published
+from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 
 # isort: split
-# After ultralytics_family, which sets the environment that ultralytics reads.
+# After ultralytics_family, which sets the environment that ultralytics reads on import.
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 from ultralytics.utils.loss import E2ELoss
 
@@ -48,8 +48,8 @@ class Output(NamedTuple):
 class YOLO(UltralyticsFamily):
     """One-stage detectors. Images keep their aspect ratio inside a grey square.
 
-    YOLO26 is end-to-end: a second head learns to give each object one box. It answers without NMS, so
-    nms_iou_threshold has no effect there.
+    YOLO26 is end-to-end: a second head learns to give each object one box. There is no NMS, so
+    nms_iou_threshold has no effect.
     """
 
     sums_losses = True
@@ -58,13 +58,11 @@ class YOLO(UltralyticsFamily):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.end_to_end = bool(self.plan().get("end2end"))
-        self._lock = threading.Lock()
 
     def build(self) -> nn.Module:
         model = SegmentationModel if self.masks else DetectionModel
-        # The classification branch is as wide as the number of classes makes it. With the published number
-        # only its last layer is new to a network that starts from published weights: ultralytics' trainer
-        # sees to that, too.
+        # The number of classes determines the width of the whole classification branch. Building it for the
+        # published number leaves only its last layer without published weights, as ultralytics' trainer does.
         network = model(f"{self.architecture}.yaml", nc=PUBLISHED_CLASSES, verbose=False)
         head = network.model[-1]
         head.nc = len(self.spec.classes)
@@ -78,10 +76,10 @@ class YOLO(UltralyticsFamily):
         head.end2end = self.end_to_end
         return self.prepared(network)
 
-    def published(self) -> Published:
+    def published(self) -> PublishedWeights:
         file = f"{self.architecture}{'u' if self.architecture.startswith('yolov5') else ''}.pt"
         head = tuple(self.last_layer() + part for part in ("cv3.", "one2one_cv3.", "proto.semseg."))
-        return Published(files=(file,), url=ASSETS + file, head=head)
+        return PublishedWeights(files=(file,), url=ASSETS + file, head=head)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Fit into the square, keeping the aspect ratio, centred on grey; values in [0, 1]."""
@@ -103,13 +101,10 @@ class YOLO(UltralyticsFamily):
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Output]:
-        images = torch.stack(list(tensors))
-        # In bfloat16 the corners of boxes would be off by pixels.
-        with torch.autocast(images.device.type, enabled=False), self._limit(network, parameters):
-            return self._outputs(network(images)[0])
+        return self._outputs(self._limited(network, parameters)(torch.stack(list(tensors)))[0])
 
-    def _outputs(self, answer: Any) -> list[Output]:
-        rows, prototypes = answer if self.masks else (answer, [None] * len(answer))
+    def _outputs(self, predictions: Any) -> list[Output]:
+        rows, prototypes = predictions if self.masks else (predictions, [None] * len(predictions))
         if not self.end_to_end:
             rows = rows.transpose(1, 2)
         return [Output(*pair) for pair in zip(rows, prototypes, strict=True)]
@@ -117,21 +112,21 @@ class YOLO(UltralyticsFamily):
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[Output], dict[str, Tensor]]:
-        """The network runs once: beside its answer it gives what the losses are made of."""
+        """Run the network once: it returns its predictions with what the losses are computed from."""
         images = batch["images"]
-        with torch.autocast(images.device.type, enabled=False), self._limit(network, parameters):
-            found = network(images)
-        return self._outputs(found[0]), self._losses(network, found, {**batch, "img": images})
+        predictions = self._limited(network, parameters)(images)
+        losses = self._losses(network, predictions, {**batch, "img": images}, None)
+        return self._outputs(predictions[0]), losses
 
-    @contextmanager
-    def _limit(self, network: Any, parameters: ScoringParameters) -> Iterator[None]:
-        """An end-to-end head keeps the number of boxes itself; one request at a time may set it."""
-        with self._lock:
-            network.model[-1].max_det = parameters.box_detections_per_image
-            yield
+    def _limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
+        """The network with a request's number of boxes, which an end-to-end head applies itself."""
+        if not self.end_to_end:
+            return network
+        head = len(network.get_submodule("model")) - 1  # type: ignore[arg-type]
+        return with_attributes(network, f"model.{head}", max_det=parameters.box_detections_per_image)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        """Boxes over the threshold by falling score; from a network that is not end-to-end, after NMS."""
+        """Keep boxes that reach the threshold, by falling score; without an end-to-end head after NMS."""
         boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
         placed = geometry.boxes_to_image(boxes.cpu().numpy())
         masks = None
@@ -166,42 +161,46 @@ class YOLO(UltralyticsFamily):
         with traceable_nms():
             boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
         boxes = in_tensor(boxes, images)
-        found = {"boxes": boxes, "scores": scores, "labels": labels}
+        detections = {"boxes": boxes, "scores": scores, "labels": labels}
         if output.prototypes is not None:
             grids = torch.einsum("nk,khw->nhw", coefficients, output.prototypes)
             covered = widened(grids, images) >= logit(parameters.mask_pixel_score_threshold)
-            found["masks"] = cut_to(boxes, covered)
-        return found
+            detections["masks"] = cut_to(boxes, covered)
+        return detections
 
-    def losses_of(self, network: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """ultralytics' own losses.
+    def library_losses(
+        self, network: Any, batch: dict[str, Any], progress: Progress | None
+    ) -> dict[str, Tensor]:
+        """Compute ultralytics' own losses.
 
         In training an end-to-end network's two heads weigh 0.8 and 0.2 in the first epoch, 0.1 and 0.9 in the
-        last; in validation the second, which answers, counts alone.
+        last; in validation only the second counts, which makes the predictions.
         """
-        return self._losses(network, network(batch["img"]), batch)
+        return self._losses(network, network(batch["img"]), batch, progress)
 
-    def _losses(self, network: Any, predictions: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def _losses(
+        self, network: Any, predictions: Any, batch: dict[str, Any], progress: Progress | None
+    ) -> dict[str, Tensor]:
         images = batch["img"]
         criterion = getattr(network, "criterion", None)
         if criterion is None or getattr(criterion, "one2one", criterion).device != images.device:
-            # It keeps tensors of its own on the device that it is made for.
+            # It keeps tensors on the device for which it was made.
             criterion = network.criterion = network.init_criterion()
         if isinstance(criterion, E2ELoss):
-            if "epoch" in batch:
-                network.args.epochs = batch["epochs"]
-                criterion.updates = batch["epoch"] - 1
+            if progress is not None:
+                network.args.epochs = progress.epochs
+                criterion.updates = progress.epoch - 1
                 criterion.update()
             else:
                 criterion.o2m, criterion.o2o = 0.0, 1.0
-        # Boxes are decoded in here, which takes more digits than bfloat16 has.
-        with torch.autocast(images.device.type, enabled=False):
+        # The criterion decodes boxes, for which bfloat16 has too few digits.
+        with in_float32(images.device):
             losses, names = network.loss(batch, _as_float(predictions))
         return {name: loss / len(images) for name, loss in zip(names, losses, strict=True)}
 
 
 def _as_float(predictions: Any) -> Any:
-    """The same structure with its tensors in float32."""
+    """Convert the tensors in nested dicts, lists and tuples to float32."""
     if isinstance(predictions, Tensor):
         return predictions.float()
     if isinstance(predictions, Mapping):
@@ -210,18 +209,18 @@ def _as_float(predictions: Any) -> Any:
 
 
 _Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Of each box, by falling score: xyxy in tensor pixels [n, 4], score [n], label [n], mask coefficients."""
+"""Boxes by falling score: xyxy in tensor pixels [n, 4], scores [n], labels [n], mask coefficients [n, k]."""
 
 
 def _ranked(rows: Tensor, parameters: ScoringParameters) -> _Chosen:
-    """What an end-to-end network ranks first."""
+    """The boxes of an end-to-end network, which ranks them itself."""
     rows = rows[rows[:, 4] >= parameters.box_score_threshold]
     boxes, scores, labels, coefficients = rows.tensor_split((4, 5, 6), dim=1)
     return boxes, scores[:, 0], labels[:, 0].long(), coefficients
 
 
 def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _Chosen:
-    """Each anchor's best class, thresholded, then NMS in each class."""
+    """Each anchor's best class, if it reaches the threshold, after NMS in each class."""
     boxes, scores, coefficients = rows.tensor_split((4, 4 + classes), dim=1)
     scores, labels = scores.max(dim=1)
     kept = scores >= parameters.box_score_threshold

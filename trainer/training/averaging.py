@@ -10,11 +10,13 @@ from torch import nn
 
 
 class WeightAverage(nn.Module):
-    """average ← d · average + (1 − d) · weights after each step.
+    """A moving average, updated after each step: average ← d · average + (1 − d) · weights.
 
-    With tau, d = decay · (1 − exp(−steps / tau)); source: the average that ultralytics keeps, which reaches
-    further back only after thousands of steps. Without, d = min(decay, (1 + steps) / (10 + steps)): at any
-    time it is over the last ninth of the training, however short that is; source: the one of TensorFlow.
+    With tau, d = decay · (1 − exp(−steps / tau)), so that it reaches far back only after thousands of steps;
+    source: ultralytics. Without tau, d = min(decay, (1 + steps) / (10 + steps)), so that it is always about
+    the mean over the last ninth of the run, however short that is; source: TensorFlow.
+
+    timm's ModelEmaV3 has only the latter, walks all modules at each step, and does not save its steps.
     """
 
     steps: torch.Tensor
@@ -30,7 +32,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the network's present weights and statistics."""
+        """Add the network's present weights and statistics to the average."""
         self._count += 1
         self.steps += 1
         if self._own is None or self._new is None or self._new.network is not network:
@@ -52,7 +54,7 @@ class WeightAverage(nn.Module):
 
 
 class _Tensors:
-    """A network's state dict, found once: to walk through all modules takes as long as to average."""
+    """The tensors of a state dict, collected once: walking the modules takes as long as averaging."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
@@ -65,7 +67,7 @@ class _Tensors:
         ]
 
     def now(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Those of floating point, and the others; a module may have put another in a buffer's place."""
+        """The floating-point tensors, and the others. Buffers are looked up: modules may replace them."""
         buffers = [buffers[name] for buffers, name in self._buffers]
         tensors = [*self._parameters, *(buffer for buffer in buffers if buffer is not None)]
         floats = [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -1,4 +1,4 @@
-"""How often each training image is drawn, so that rare classes are seen as often as frequent ones."""
+"""The probability of each training image, so that rare classes are seen as often as frequent ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from trainer.annotations import IntArray, Objects, Target
 
 
 def image_weights(targets: Sequence[Target], classes: int) -> npt.NDArray[np.float64]:
-    """The probability of each image at each draw, float64 [images]; they sum to 1.
+    """The probability of each image in a draw, float64 [images]; they sum to 1.
 
-    An image weighs 1/f of the rarest of its classes, f being the number of images with a class. Images
-    without any class (or with crowds alone) keep the share that they have of the data.
+    An image has the weight 1/f of the rarest of its classes, where f is the number of images with that class.
+    Images without any class, or with crowds only, keep their fraction of the data.
     """
-    of_image = [_classes_in(target) for target in targets]
-    frequency = np.bincount(np.concatenate([np.zeros(0, np.int64), *of_image]), minlength=classes)
-    weights = np.array([(1 / frequency[found]).max() if len(found) else 0.0 for found in of_image])
+    classes_by_image = [_classes_in(target) for target in targets]
+    frequency = np.bincount(np.concatenate([np.zeros(0, np.int64), *classes_by_image]), minlength=classes)
+    weights = np.array([(1 / frequency[own]).max() if len(own) else 0.0 for own in classes_by_image])
     empty = weights == 0
     if empty.all():
         return np.full(len(weights), 1 / len(weights))

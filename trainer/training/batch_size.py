@@ -1,4 +1,4 @@
-"""The largest training batch that a GPU holds, found by trying before the first epoch."""
+"""Finds the largest training batch that fits a GPU, by trying, before the first epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 
-from trainer.training.loading import Batches, Draw, gather, move
+from trainer.models.training_items import Draw, Progress
+from trainer.training.loading import Batches, gather, move
 from trainer.training.memory import ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.optimizers import build_optimizer
@@ -18,12 +19,12 @@ from trainer.training.optimizers import build_optimizer
 log = logging.getLogger("trainer")
 
 _HEADROOM = 0.15
-"""Part of the GPU's memory that is left free: images and objects differ from batch to batch."""
-_EXAMPLES = 16
+"""Fraction of the GPU's memory to leave free: images and objects differ from batch to batch."""
+_EXAMPLES = 16  # different ones in a batch that is tried
 
 
 def largest_power_of_two(fits: Callable[[int], bool], most: int) -> int:
-    """The largest power of two up to `most` that fits, tried from 2 upwards; 1 if 2 does not fit."""
+    """The largest power of two up to `most` that fits, trying 2, 4, …; 1 if 2 does not fit."""
     size = 1
     while 2 * size <= most and fits(2 * size):
         size *= 2
@@ -31,7 +32,7 @@ def largest_power_of_two(fits: Callable[[int], bool], most: int) -> int:
 
 
 class FindBatchSize(Callback):
-    """`training_batch_size: auto`: sets the size before the loader is made, the same on every rank."""
+    """For `training_batch_size: auto`, sets the batch size before the loader is made, alike on all ranks."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -40,7 +41,7 @@ class FindBatchSize(Callback):
         device = trainer.strategy.root_device
         if device.type != "cuda":
             log.info(
-                "training_batch_size auto: a CPU's memory is not what limits it; %d, the model's default",
+                "training_batch_size auto: %d, the model's default; memory does not limit it on a CPU",
                 self.batches.batch_size,
             )
             return
@@ -57,7 +58,7 @@ class FindBatchSize(Callback):
         )  # fmt: skip
 
     def _fits(self, trainer: Trainer, module: TrainingModule, size: int) -> bool:
-        """Whether one whole step leaves the headroom free."""
+        """Whether a whole training step leaves the headroom free."""
         device = trainer.strategy.root_device
         torch.cuda.reset_peak_memory_stats(device)
         try:
@@ -72,18 +73,19 @@ class FindBatchSize(Callback):
             gc.collect()
             torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
-        ours = free + torch.cuda.memory_reserved(device)  # others may hold memory, too
-        return peak <= ours - _HEADROOM * total
+        available = free + torch.cuda.memory_reserved(device)  # other processes may use memory, too
+        return peak <= available - _HEADROOM * total
 
     def _step(self, trainer: Trainer, module: TrainingModule, size: int) -> None:
-        family, count = self.batches.family, min(_EXAMPLES, len(self.batches.training))
-        items = [self.batches.training_items[Draw(0, index)] for index in range(count)]
-        batch = move(family.collate([items[i % count] for i in range(size)]), trainer.strategy.root_device)
+        family, dataset = self.batches.family, self.batches.training_items
+        count = min(_EXAMPLES, len(self.batches.training))
+        items = [dataset[Draw(0, index)] for index in range(count)]
+        batch = move(dataset.collate([items[i % count] for i in range(size)]), trainer.strategy.root_device)
         layers = family.freeze_groups(module.network)
         optimizer = build_optimizer(module.network, module.settings, layers)
         module.on_train_epoch_start()
         with trainer.precision_plugin.forward_context():
-            losses = family.losses(module.network, batch)
+            losses = family.losses(module.network, batch, Progress(0, module.settings.number_of_epochs))
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(total)
         optimizer.step()

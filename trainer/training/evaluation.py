@@ -1,4 +1,4 @@
-"""One evaluation: the predictions for a set of images, gathered from all ranks, and the figures on them."""
+"""One evaluation: the predictions for a set of images, gathered from all ranks, and their metrics."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import metrics
+from trainer import metrics as evaluators
 from trainer.annotations import Prediction, Target
 from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
+from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
 from trainer.settings import Settings
 from trainer.training.loading import gather
@@ -20,12 +21,12 @@ CLASSWISE = "iou_classwise."
 
 
 class Evaluation:
-    """Scores a set of images batch by batch, in any order and share of the ranks."""
+    """Scores a set of images batch by batch, in any order and split over the ranks in any way."""
 
     def __init__(self, family: Family, targets: Sequence[Target], settings: Settings) -> None:
         self.family = family
         self.targets = targets
-        self.evaluator = metrics.create(
+        self.evaluator = evaluators.create(
             family.spec.task,
             family.spec.classes,
             iou_threshold=settings.validation_iou_threshold,
@@ -34,24 +35,32 @@ class Evaluation:
         self.start()
 
     def start(self) -> None:
-        """Forget what was scored before."""
+        """Drop the predictions of an earlier evaluation."""
         self._predictions: list[tuple[int, Prediction]] = []
         self._views: dict[int, list[tuple[View, Prediction]]] = {}
         self._losses: list[tuple[list[int], Tensor]] = []
 
     def add(self, network: nn.Module, batch: dict[str, Any]) -> None:
-        """Score a batch of a ValidationDataset, which lies on the network's device, in eval mode."""
+        """Score a ValidationDataset's batch on the network's device.
+
+        Args:
+            network: in eval mode.
+        """
         parameters = self.family.spec.parameters
+        device = next(network.parameters()).device
         if plain := batch["plain"]:
             tensors = [item["tensor"] for item in plain]
-            self._note(plain, self.family.infer(network, tensors, parameters))
+            with in_float32(device):
+                outputs = self.family.infer(network, tensors, parameters)
+            self._record(plain, outputs)
         if whole := batch["whole"]:
-            outputs, losses = self.family.infer_with_losses(network, batch["batch"], parameters)
-            self._note(whole, outputs)
+            with in_float32(device):
+                outputs, losses = self.family.infer_with_losses(network, batch["batch"], parameters)
+            self._record(whole, outputs)
             images = [item["index"] for item in whole]
             self._losses.append((images, torch.stack(list(losses.values())).sum()))
 
-    def _note(self, items: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
+    def _record(self, items: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
         family, parameters = self.family, self.family.spec.parameters
         for item, output in zip(items, outputs, strict=True):
             prediction = family.postprocess(output, item["geometry"], parameters)
@@ -60,36 +69,36 @@ class Evaluation:
             if len(views) == item["views"]:
                 self._predictions.append((item["index"], merge(self._views.pop(item["index"]), parameters)))
 
-    def figures(self, ranks: int) -> dict[str, float]:
-        """The metrics by name, the same on every rank; with the mean validation loss as log_loss.
+    def compute(self, ranks: int) -> dict[str, float]:
+        """The metrics by name, the same on every rank; the mean validation loss is `log_loss`.
 
-        Of multi-label also iou_classwise, a figure a class: `iou_classwise.NAME`.
+        Multilabel also has a metric for each class: `iou_classwise.NAME`.
 
         Args:
-            ranks: that score, each of which has to ask.
+            ranks: number of ranks. Every rank must call this method.
         """
         self.evaluator.reset()
-        # In the data's order, whichever rank scored them: ties of score then break alike everywhere.
-        # Each image counts once, though several ranks may have scored it.
+        # In the data's order, whichever rank scored an image: equal scores are then ranked alike everywhere.
+        # Each image counts once, even if several ranks scored it.
         for index, prediction in sorted(dict(gather(self._predictions, ranks)).items()):
             self.evaluator.update(prediction, self.targets[index])
-        figures: dict[str, float] = self.evaluator.compute()
+        metrics: dict[str, float] = self.evaluator.compute()
         if isinstance(self.evaluator, MultilabelEvaluator):
             by_class = self.evaluator.iou_classwise()
-            figures |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}
+            metrics |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}
         if self._losses:
             losses = [(images, loss.item()) for images, loss in self._losses]
-            figures["log_loss"] = _mean(gather(losses, ranks))
+            metrics["log_loss"] = _mean(gather(losses, ranks))
         self.start()
-        return figures
+        return metrics
 
 
 def _mean(batches: Sequence[tuple[list[int], float]]) -> float:
-    """The mean over images of the mean losses of batches of them, each image counted once."""
+    """The mean loss over images, each counted once, from the mean losses of batches of them."""
     counted: set[int] = set()
     total = 0.0
     for images, loss in batches:
-        fresh = set(images) - counted
-        total += len(fresh) * loss
-        counted |= fresh
+        uncounted = set(images) - counted
+        total += len(uncounted) * loss
+        counted |= uncounted
     return total / len(counted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from trainer.data.datasets import ValidationDataset
 from trainer.data.tiles import TiledExamples
 from trainer.models import Family
 from trainer.models.defaults import default_settings
+from trainer.models.training_items import Batch, Draw, TrainingDataset
 from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
@@ -27,38 +28,26 @@ from trainer.training.memory import give_back
 FloatArray64: TypeAlias = npt.NDArray[np.float64]
 
 
-_FEW = 256
-"""Of so many training images, any may be mixed with any."""
-_POOL, _LEAST_POOL = 128, 64
-"""Of more, an image is mixed with one of so many that its loader worker has made lately."""
-
-
-class Draw(NamedTuple):
-    """What the training sampler asks for: an example, in an epoch.
-
-    Attributes:
-        pool: the examples to mix it with, such as in a mosaic; none: all.
-    """
-
-    epoch: int
-    example: int
-    pool: Sequence[int] = ()
+_SMALL_DATA_SET = 256
+"""Up to this many training images, any image may be mixed with any other."""
+_POOL_SIZE, _MIN_POOL_SIZE = 128, 64
+"""Sizes of the pool of a worker's latest images with which those of larger data sets are mixed."""
 
 
 class EpochSampler(Sampler[Draw]):
-    """A fresh seeded order each epoch, of which every rank takes its share.
+    """Yields one rank's part of a random order of the examples, a new order each epoch.
 
-    The order depends on seed and epoch alone, so that a training continued at an epoch sees the same
-    batches. Shares are of equal length: the first examples of the order fill up the last one.
+    The order depends on seed and epoch alone, so that a run resumed at an epoch sees the same batches. All
+    ranks get equally many draws: the first examples of the order fill up the last rank's.
 
-    Of more than 256 examples, and more than are at hand, a batch is mixed with those of the batches that its
-    loader worker made before it, which it still has decoded; while these are few, with others drawn at
-    random. Which they are depends on the size of batches and the number of workers, too.
+    For mosaics each draw names a pool of partners: the examples of the worker's latest batches, which are
+    still decoded, filled up at random while they are few. It depends on batch size and number of workers. An
+    empty pool means all examples; it is used for up to 256 examples, and if the cache holds none or all.
 
     Args:
         weights: draw with replacement, each example by its probability, instead of each once.
-        epoch: the first; loader workers ask for items before Lightning says which epoch it is.
-        at_hand: examples that a worker keeps decoded, the latest; 0: any may be mixed with any.
+        epoch: the first epoch; loader workers ask for items before Lightning says which epoch it is.
+        cached: examples that a worker keeps decoded, the latest ones; 0: any may be mixed with any.
     """
 
     def __init__(
@@ -71,12 +60,12 @@ class EpochSampler(Sampler[Draw]):
         epoch: int = 0,
         batch_size: int = 1,
         workers: int = 0,
-        at_hand: int = 0,
+        cached: int = 0,
     ) -> None:
         self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
         self.weights = weights
         self.epoch = epoch
-        self.batch_size, self.workers, self.at_hand = batch_size, workers, at_hand
+        self.batch_size, self.workers, self.cached = batch_size, workers, cached
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -91,34 +80,33 @@ class EpochSampler(Sampler[Draw]):
             order = generator.permutation(self.length)
         else:
             order = generator.choice(self.length, self.length, p=self.weights)
-        share = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks].tolist()
+        own = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks].tolist()
         epoch, size = self.epoch, self.batch_size
-        for start in range(0, len(share), size):
-            pool = self._pool(share, start)
-            yield from (Draw(epoch, index, pool) for index in share[start : start + size])
+        for start in range(0, len(own), size):
+            pool = self._pool(own, start)
+            yield from (Draw(epoch, index, pool) for index in own[start : start + size])
 
-    def _pool(self, share: list[int], start: int) -> tuple[int, ...]:
-        if not self.at_hand or self.length <= max(_FEW, self.at_hand):
+    def _pool(self, own: list[int], start: int) -> tuple[int, ...]:
+        if not self.cached or self.length <= max(_SMALL_DATA_SET, self.cached):
             return ()
         size = self.batch_size
-        # PyTorch deals batches out to its workers in turn.
-        starts = range(start, -1, -size * max(1, self.workers))[: -(-min(_POOL, self.at_hand) // size)]
-        pool = [index for first in starts for index in share[first : first + size]]
-        if (missing := min(_LEAST_POOL, self.at_hand) - len(pool)) > 0:
+        # PyTorch hands batches out to its workers in turn.
+        starts = range(start, -1, -size * max(1, self.workers))[: -(-min(_POOL_SIZE, self.cached) // size)]
+        pool = [index for first in starts for index in own[first : first + size]]
+        if (missing := min(_MIN_POOL_SIZE, self.cached) - len(pool)) > 0:
             generator = np.random.default_rng([self.seed, self.epoch, self.rank, start])
             pool += generator.choice(self.length, missing, p=self.weights).tolist()
         return tuple(pool)
 
 
 class SeededItems(Dataset[Any]):
-    """A family's training dataset whose random augmentation depends on the seed and the draw alone.
+    """A family's training items, whose random augmentation depends on the seed and the draw alone.
 
-    So runs repeat exactly, and a training can go on in the middle. The global generators, from which
-    libraries draw, are set for the item and, but in a loader's worker, which has no other use for them, put
-    back after it.
+    So runs are repeatable and can resume at any epoch. The global generators, which libraries use, are seeded
+    for each item and restored after it, except in a loader's worker, which has no other use for them.
     """
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: TrainingDataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
 
@@ -130,30 +118,32 @@ class SeededItems(Dataset[Any]):
         # Only this: torch.manual_seed, for GPUs too, takes longer than to flip an image.
         torch.default_generator.manual_seed(int(seeds[2]))
         try:
-            if hasattr(self.dataset, "at_epoch"):
-                self.dataset.at_epoch(draw.epoch, draw.pool)
-            return self.dataset[draw.example]
+            return self.dataset.item(draw)
         finally:
             if states is not None:
                 random.setstate(states[0])
                 np.random.set_state(states[1])  # noqa: NPY002
                 torch.set_rng_state(states[2])
 
+    def collate(self, items: Sequence[Any]) -> Batch:
+        return self.dataset.collate(items)
+
 
 def _generators() -> tuple[Any, Any, Tensor]:
-    """The states of the global generators; they take a tenth of a millisecond."""
+    """The states of the global generators; reading them takes 0.1 ms."""
     return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 
 class Batches(LightningDataModule):
-    """The loaders of one training.
+    """The loaders of one run.
 
     Attributes:
-        training: the examples that are trained on, tiles included.
-        scored: the images of each evaluation: those for validation and, if asked for, those for training.
+        training: the training examples, tiles included.
+        scored: the images of each evaluation: the validation images and, if the settings say so, the training
+            images.
         batch_size: training images in a batch, on each device.
-        first_epoch: the one that the training begins with, from 0; later in one that goes on.
-        parts: so many times fewer validation images are scored at once; training batches stay what they are.
+        first_epoch: the epoch at which the run starts, counted from 0; above 0 when resuming.
+        parts: divides the number of validation images in a batch; training batches keep their size.
     """
 
     def __init__(
@@ -167,14 +157,17 @@ class Batches(LightningDataModule):
         parts: int = 1,
         training_in_full: Examples | None = None,
     ) -> None:
-        """`training_in_full`: the training images as they are scored, where `training` holds reduced ones."""
+        """
+        Args:
+            training_in_full: the training images to score, if those in `training` are decoded smaller.
+        """
         super().__init__()
         self.settings = settings
-        wanted = settings.training_batch_size
-        if wanted == "auto":  # until it is found, the model's default
+        size = settings.training_batch_size
+        if size == "auto":  # the model's default until FindBatchSize has run
             defaults = default_settings(family.spec.task, family.spec.model, settings.recipe)
-            wanted = int(defaults["training_batch_size"])
-        self.batch_size = wanted
+            size = int(defaults["training_batch_size"])
+        self.batch_size = size
         self.first_epoch = first_epoch
         self.parts = parts
         self.seed = seed
@@ -195,7 +188,7 @@ class Batches(LightningDataModule):
         return {"batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.settings.training_batch_size == "auto":  # what was found; a number may have been changed
+        if self.settings.training_batch_size == "auto":  # a number in the settings replaces the checkpoint's
             self.batch_size = state_dict["batch_size"]
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -203,13 +196,12 @@ class Batches(LightningDataModule):
         size = self.batch_size
         sampler = EpochSampler(
             len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, self._workers(),
-            self.family.images_at_hand(self.settings),
+            self.family.cached_images(self.settings),
         )  # fmt: skip
-        # Batch norm cannot learn from a single image; the epoch's order decides which one waits.
+        # Batch norm cannot learn from a single image; the epoch's order decides which one is left out.
         drops = len(sampler) % size == 1 and len(sampler) > 1
-        return self._loader(
-            self.training_items, sampler, size, drop_last=drops, collate_fn=self.family.collate
-        )
+        items = self.training_items
+        return self._loader(items, sampler, size, drop_last=drops, collate_fn=items.collate)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, ranks = self._ranks()
@@ -232,7 +224,7 @@ class Batches(LightningDataModule):
             sampler=sampler,
             num_workers=workers,
             persistent_workers=workers > 0,
-            # Not where a GPU is not to be used, though there is one: pinning talks to its driver.
+            # Not if a GPU exists but is not to be used: pinning talks to its driver.
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_begin_worker,
             **options,
@@ -247,24 +239,26 @@ class Batches(LightningDataModule):
 
 
 def validation_share(images: int, rank: int, ranks: int) -> range:
-    """The images that a rank scores: every one once, but that Lightning wants each rank to have one at least.
+    """The images that a rank scores, so that each is scored once.
 
-    A rank for which there is none scores the first image again.
+    Lightning needs at least one for each rank: a rank without images scores the first one again.
     """
     return range(rank, images, ranks) or range(1)
 
 
 def _begin_worker(_worker: int) -> None:
-    """Workers run side by side; each with threads of its own would fight over the cores.
+    """Set up a loader worker.
 
-    Nor need each keep all the memory that it ever took, as a training on a CPU does, from which it is forked.
+    Workers run in parallel: threads of OpenCV in each would compete for the cores. A worker forked from a run
+        on
+    a CPU inherits the setting to keep all memory that it ever took, which it does not need.
     """
     cv2.setNumThreads(0)
     give_back()
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """The same structure of dicts, lists and tuples with its tensors on the device; others as they are."""
+    """Move the tensors in nested dicts, lists and tuples to a device; leave everything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -275,10 +269,10 @@ def move(value: Any, device: torch.device) -> Any:
 
 
 def gather(items: Sequence[Any], ranks: int) -> list[Any]:
-    """The items of all ranks, on every rank.
+    """Collect the items of all ranks on every rank.
 
     Args:
-        ranks: of the training. A group that PyTorch knows may be one that failed before it.
+        ranks: the run's number of ranks. PyTorch's own process group may be left over from a failed run.
     """
     if ranks == 1:
         return list(items)
@@ -288,7 +282,7 @@ def gather(items: Sequence[Any], ranks: int) -> list[Any]:
 
 
 def share_buffers(network: nn.Module, ranks: int) -> None:
-    """Give every rank the first one's buffers, such as the statistics of batch norms, which it will save."""
+    """Give every rank the buffers of rank 0, which it will save, such as the statistics of batch norms."""
     if ranks == 1:
         return
     for buffer in network.buffers():

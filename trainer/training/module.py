@@ -1,4 +1,4 @@
-"""The one LightningModule: any family's network, its losses, and the evaluation after an epoch."""
+"""The LightningModule for every family: training steps, losses and the evaluation after an epoch."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
-from trainer.models.family import Batch
+from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.reading import SPEC_KEY
 from trainer.settings import Settings
 from trainer.training.averaging import WeightAverage
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import gather, move, share_buffers
 from trainer.training.memory import ran_out_of_memory
-from trainer.training.optimizers import begin, build_optimizer, build_schedule, steps_per_epoch
+from trainer.training.optimizers import build_optimizer, build_schedule, restart, steps_per_epoch
 
 log = logging.getLogger("trainer")
 
 SEED_KEY, PARTS_KEY = "trainer_seed", "trainer_parts"
-"""Where a checkpoint keeps the seed that was drawn, and `TrainingModule.parts`."""
+"""The keys of a checkpoint for the run's seed and for `TrainingModule.parts`."""
 LARGEST_LOSS = 100.0
-_CHECK_EVERY = 10
+"""A run with a larger loss has diverged."""
+_BATCHES_PER_CHECK = 10
 
 
 class TrainingModule(LightningModule):
-    """Trains `network`; evaluates its running average where the family keeps one.
+    """Trains a network and evaluates it, or the moving average of its weights if the settings say so.
 
     Attributes:
-        metrics: the figures of the last evaluation by name, the same on every rank.
-        parts: how many parts a batch is trained in, one after the other; more than 1 once memory ran out.
-            The gradients add up to those of the whole batch.
-        evaluated_epoch: the epoch that they are of, from 0.
-        timed_out: a time limit ended the training.
+        metrics: the last evaluation's metrics by name, the same on every rank.
+        evaluated_epoch: the epoch of that evaluation, counted from 0; −1 before the first.
+        parts: number of micro-batches into which each batch is split; above 1 once memory ran out. Their
+            gradients add up to those of the whole batch.
+        timed_out: a time limit ended the run.
     """
 
     def __init__(
@@ -56,9 +57,13 @@ class TrainingModule(LightningModule):
         seed: int,
         parts: int = 1,
     ) -> None:
-        """`evaluations`: of the validation images and, where asked for, of the training images."""
+        """
+        Args:
+            evaluations: of the validation images and, if the settings say so, of the training images.
+        """
         super().__init__()
-        # The loop is our own, so that a step which ran out of memory can be taken again in smaller parts.
+        # Optimise manually, so that a step which ran out of memory can be repeated with smaller
+        # micro-batches.
         self.automatic_optimization = False
         self.seed = seed
         self.parts = parts
@@ -83,7 +88,7 @@ class TrainingModule(LightningModule):
 
     @property
     def scored(self) -> nn.Module:
-        """The network that evaluations score and that is packaged."""
+        """The network that is evaluated and packaged."""
         return self.network if self.average is None else self.average.network
 
     def _freeze(self, groups: int | None) -> list[nn.Module]:
@@ -97,7 +102,7 @@ class TrainingModule(LightningModule):
     def configure_optimizers(self) -> Any:
         layers = self.family.freeze_groups(self.network)
         optimizer = build_optimizer(self.network, self.settings, layers)
-        _ = self.trainer.estimated_stepping_batches  # makes Lightning set up the loaders, which count them
+        _ = self.trainer.estimated_stepping_batches  # makes Lightning set up the loaders and count batches
         batches = int(self.trainer.num_training_batches)
         schedule = build_schedule(optimizer, self.settings, batches)
         self._groups = [
@@ -110,55 +115,59 @@ class TrainingModule(LightningModule):
         return move(batch, device)
 
     def on_train_start(self) -> None:
-        """A checkpoint's rates and steps are those of the settings and batches that it was made with."""
-        in_epoch = steps_per_epoch(self.settings, int(self.trainer.num_training_batches))
-        begin(self._schedule(), self._groups, self.current_epoch * in_epoch)
+        """Replace a checkpoint's learning rates and steps by those of the present settings and batches."""
+        steps = steps_per_epoch(self.settings, int(self.trainer.num_training_batches))
+        restart(self._schedule(), self._groups, self.current_epoch * steps)
 
     def on_train_epoch_start(self) -> None:
         self.network.train()
         for layer in self.frozen:
-            layer.eval()  # frozen batch norms keep their statistics, too
+            layer.eval()  # so that frozen batch norms keep their statistics
         self._sums, self._batches = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the batch's gradients to those of its window of accumulated batches; step at its end."""
-        accumulated = self.settings.gradient_accumulation_step
-        first = batch_idx - batch_idx % accumulated
-        of_window = min(accumulated, int(self.trainer.num_training_batches) - first)
-        steps = batch_idx + 1 == first + of_window
-        # What a loss draws, such as pairs of images to mix, depends on the batch's place in the training
-        # alone: one that goes on after a stop draws the same.
-        place = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
-        seed = int(place.generate_state(1)[0])
-        # torch.manual_seed would also note a stack trace for each device that is not in use, for good.
+        """Add the batch's gradients to those of its accumulation window; step at the window's end."""
+        accumulation_steps = self.settings.gradient_accumulation_step
+        window_start = batch_idx - batch_idx % accumulation_steps
+        window_size = min(accumulation_steps, int(self.trainer.num_training_batches) - window_start)
+        is_last_of_window = batch_idx + 1 == window_start + window_size
+        # Random numbers of a loss, such as pairs of images to mix, depend only on the batch's position in the
+        # run, so that a resumed run draws the same ones.
+        position = np.random.SeedSequence([self.seed, self.current_epoch, batch_idx, self.global_rank])
+        seed = int(position.generate_state(1)[0])
+        # torch.manual_seed would also record a stack trace for each unused device, permanently.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         self._window.append(batch)
-        losses = self._add_gradients([batch], of_window, sync=steps)
+        losses = self._add_gradients([batch], window_size, sync=is_last_of_window)
         while losses is None:
-            self._halve_parts(batch)
-            losses = self._add_gradients(self._window, of_window, sync=steps)
+            self._halve_micro_batches(batch)
+            losses = self._add_gradients(self._window, window_size, sync=is_last_of_window)
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, 0) + loss
         self._batches += 1
-        # Looking at a loss waits for the device, so not at each.
-        if batch_idx % _CHECK_EVERY == 0:
-            self._check(losses["loss"])
+        # Reading a loss waits for the device, so check only every few batches.
+        if batch_idx % _BATCHES_PER_CHECK == 0:
+            self._raise_if_diverged(losses["loss"].item())
         if batch_idx + 1 == self.trainer.num_training_batches:
-            # Before callbacks hear of the epoch's end, who keep it: nothing goes on from what diverged.
-            self._check(torch.tensor(self.losses["loss"]))
-        if steps:
+            # Check the epoch's mean before callbacks save a checkpoint: no run may resume from a diverged
+            # one.
+            self._raise_if_diverged(self.losses["loss"])
+        if is_last_of_window:
             self._step()
 
     def _add_gradients(
-        self, batches: Sequence[Batch], of_window: int, sync: bool
+        self, batches: Sequence[Batch], window_size: int, sync: bool
     ) -> dict[str, Tensor] | None:
-        """The last batch's losses, their sum as "loss"; None if memory ran out on the way.
+        """Compute gradients of batches; return the last one's losses with their sum as "loss".
 
         Args:
-            of_window: batches whose gradients are averaged in a step.
-            sync: ranks exchange gradients after the last part; a window's earlier batches need not.
+            window_size: number of batches whose gradients are averaged in a step.
+            sync: ranks exchange gradients after the last micro-batch, as at the end of a window.
+
+        Returns:
+            None if memory ran out.
         """
         try:
             for number, batch in enumerate(batches, start=1):
@@ -170,11 +179,12 @@ class TrainingModule(LightningModule):
                     last = number == len(batches) and stop == images
                     with nullcontext() if sync and last else self._unsynchronised():
                         part = batch if size == images else self.family.part(batch, start, stop)
-                        found = self._losses(part)
-                        share = (stop - start) / images
-                        self.manual_backward(found["loss"] * (share * self._images_summed(batch) / of_window))
-                    for name, loss in found.items():
-                        losses[name] = losses.get(name, 0) + share * loss.detach()
+                        part_losses = self._losses(part)
+                        fraction = (stop - start) / images
+                        weight = fraction * self._images_summed(batch) / window_size
+                        self.manual_backward(part_losses["loss"] * weight)
+                    for name, loss in part_losses.items():
+                        losses[name] = losses.get(name, 0) + fraction * loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
@@ -185,11 +195,12 @@ class TrainingModule(LightningModule):
         strategy = self.trainer.strategy
         return strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
 
-    def _halve_parts(self, batch: Batch) -> None:
-        """After memory ran out: forget the window's gradients, and train in parts half as large from now on.
+    def _halve_micro_batches(self, batch: Batch) -> None:
+        """Drop the window's gradients after memory ran out, and use micro-batches half as large from now on.
 
         Raises:
-            NoMemoryError: the parts are single images already, or other ranks train on, which do not know.
+            NoMemoryError: the micro-batches are single images already, or there are other ranks, which do not
+                know of it.
         """
         self._optimizer().zero_grad(set_to_none=True)
         images = len(batch["images"])
@@ -207,7 +218,7 @@ class TrainingModule(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning(
-            "%s; going on from the last step with batches of %d, gradients of %d of them added up for a step",
+            "%s; continuing from the last step with micro-batches of %d and gradients accumulated over %d",
             where, -(-images // self.parts), self.parts * self.settings.gradient_accumulation_step,
         )  # fmt: skip
 
@@ -217,7 +228,7 @@ class TrainingModule(LightningModule):
         accumulated = 2 * self.settings.gradient_accumulation_step
         return (
             f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
-            f"{accumulated}` goes on from the last epoch with steps of as many images"
+            f"{accumulated}` resumes after the last epoch with the same number of images in each step"
         )
 
     def _optimizer(self) -> LightningOptimizer:
@@ -241,19 +252,20 @@ class TrainingModule(LightningModule):
             self.average.update(self.network)
 
     def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Not by Lightning, which refuses to with a fused optimizer, since that could unscale gradients."""
+        """Clip the gradients. Lightning refuses to with a fused optimizer, which could unscale gradients."""
         norm, value = self.settings.gradient_clip_norm, self.settings.gradient_clip_value
         if norm:
             nn.utils.clip_grad_norm_(parameters, norm)
         elif value:
-            # On a CPU the loop is faster: it goes over each gradient once, the other way twice.
-            loops = self.device.type == "cpu"
-            nn.utils.clip_grad_value_(parameters, value, foreach=False if loops else None)
+            # On a CPU the loop is faster: it reads each gradient once, foreach reads it twice.
+            foreach = False if self.device.type == "cpu" else None
+            nn.utils.clip_grad_value_(parameters, value, foreach=foreach)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The named losses, and their sum as "loss"."""
+        """The named losses, with their sum as "loss"."""
+        progress = Progress(self.current_epoch, self.settings.number_of_epochs)
         try:
-            losses = self.family.losses(self.network, batch)
+            losses = self.family.losses(self.network, batch, progress)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -265,14 +277,16 @@ class TrainingModule(LightningModule):
         return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
     def _images_summed(self, batch: Batch) -> int:
-        """1, or the images of all ranks' batches where the recipe sums over them: ranks average gradients."""
+        """The factor from mean losses to those of the recipe: the images of all ranks' batches, or 1.
+
+        All ranks', because ranks average their gradients.
+        """
         if not self.family.sums_losses:
             return 1
         return len(batch["images"]) * self.trainer.world_size
 
-    def _check(self, total: Tensor) -> None:
-        loss = total.item()
-        if not loss <= LARGEST_LOSS:
+    def _raise_if_diverged(self, loss: float) -> None:
+        if not loss <= LARGEST_LOSS:  # true for NaN, too
             raise TrainingError(
                 f"the training diverged in epoch {self.current_epoch + 1}: its loss is {loss:.4g}, over "
                 f"{LARGEST_LOSS:g}. Lower learning_rate ({self.settings.learning_rate:g}) or lengthen "
@@ -280,7 +294,7 @@ class TrainingModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Says whose weights these are, wherever the file is moved.
+        # With the spec the file describes its own weights, wherever it is moved.
         checkpoint[SPEC_KEY] = self.family.spec.model_dump_json()
         checkpoint[SEED_KEY], checkpoint[PARTS_KEY] = self.seed, self.parts
 
@@ -289,11 +303,11 @@ class TrainingModule(LightningModule):
 
     @property
     def losses(self) -> dict[str, float]:
-        """Mean of each training loss, and of their sum, "loss", over this rank's epoch so far."""
+        """Means of the training losses, and of their sum, "loss", over this rank's epoch so far."""
         return {name: (total / self._batches).item() for name, total in self._sums.items()}
 
     def losses_of_all(self) -> dict[str, float]:
-        """The same over the epoch of all ranks, each of which has to ask."""
+        """`losses` over all ranks. Every rank must call it."""
         ranks = gather([self.losses], self.trainer.world_size)
         return {name: float(np.mean([losses[name] for losses in ranks])) for name in ranks[0]}
 
@@ -307,9 +321,9 @@ class TrainingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         ranks = self.trainer.world_size
-        validation, *training = [evaluation.figures(ranks) for evaluation in self.evaluations]
+        validation, *training = [evaluation.compute(ranks) for evaluation in self.evaluations]
         self.metrics = {**validation, "log_loss_train": self.losses_of_all()["loss"]}
-        for figures in training:
-            self.metrics |= {f"train_{name}": value for name, value in figures.items()}
+        for metrics in training:
+            self.metrics |= {f"train_{name}": value for name, value in metrics.items()}
         self.evaluated_epoch = self.current_epoch
         self.evaluation_seconds += time.perf_counter() - self._evaluation_start

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, as the settings name them."""
+"""The optimizers and learning-rate schedules that the settings can choose."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from trainer.settings import Settings
 def build_optimizer(
     network: nn.Module, settings: Settings, layers: Sequence[Sequence[nn.Module]] = ()
 ) -> Optimizer:
-    """The optimizer over the trainable parameters, in groups that share learning rate and weight decay.
+    """Make the optimizer of the trainable parameters, in groups that share learning rate and weight decay.
 
-    Norm weights and biases go without weight decay, and so does what the network itself exempts, such as a
-    ViT's position embedding.
+    Norm weights, biases and parameters that the network exempts, such as a ViT's position embedding, have no
+    weight decay.
 
     Args:
-        layers: the network's groups from the input on, as `Family.freeze_groups` gives them. With n of them,
-            group i, from 0, learns at learning_rate · layer_decay^(n − i), and what follows them at
-            learning_rate. Source: Bao et al. 2022 (BEiT), He et al. 2022 (MAE).
+        layers: the network's groups from the input on, as `Family.freeze_groups` lists them. With n groups,
+            the learning rate of group i, counted from 0, is learning_rate · layer_decay^(n − i), and that of
+            all later parameters learning_rate. Source: Bao et al. 2022 (BEiT), He et al. 2022 (MAE).
     """
     exempt: set[str] = getattr(network, "no_weight_decay", set)()
     depths = _depths(network, layers)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            share = settings.layer_decay ** (len(layers) - depths[name])
+            factor = settings.layer_decay ** (len(layers) - depths[name])
             # Norm weights and biases are the parameters of one dimension.
             decays = parameter.ndim > 1 and name not in exempt
-            # Not by the values of rate and decay, with which a training that goes on may be given others.
-            groups.setdefault((share, decays), []).append(parameter)
+            # The key is not rate and decay themselves, which may differ in a resumed run.
+            groups.setdefault((factor, decays), []).append(parameter)
     rate, decay = settings.learning_rate, settings.weight_decay
     return _optimizer(
         [
-            {"params": group, "lr": rate * share, "weight_decay": decay if decays else 0.0}
-            for (share, decays), group in groups.items()
+            {"params": group, "lr": rate * factor, "weight_decay": decay if decays else 0.0}
+            for (factor, decays), group in groups.items()
         ],
         settings,
     )
 
 
 def _depths(network: nn.Module, layers: Sequence[Sequence[nn.Module]]) -> dict[str, int]:
-    """The group of each parameter by name, from 0; those after the last group have len(layers).
+    """The group of each parameter by name, counted from 0; len(layers) for those after the last group.
 
-    A parameter of no group belongs to the one that it follows, those before the first (a class token, a
-    position embedding) to the first.
+    A parameter outside of all groups belongs to the group that it follows, or to the first if it precedes
+    all, like a class token or a position embedding.
     """
     groups = {id(p): i for i, group in enumerate(layers) for layer in group for p in layer.parameters()}
     waiting, depth = set(groups), 0
@@ -66,11 +66,11 @@ def _depths(network: nn.Module, layers: Sequence[Sequence[nn.Module]]) -> dict[s
 
 
 def _optimizer(groups: list[dict[str, Any]], settings: Settings) -> Optimizer:
-    # All of a group's parameters in one pass over memory, on GPUs and CPUs.
+    # Fused: all parameters of a group in one pass over memory, on GPUs and CPUs.
     fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
-        # Nesterov's momentum needs a momentum; with 0 the two are the same.
+        # Nesterov's momentum needs a momentum; without one the two are equal.
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
     adam = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
@@ -79,7 +79,7 @@ def _optimizer(groups: list[dict[str, Any]], settings: Settings) -> Optimizer:
 
 
 def rate_factor(settings: Settings, batches_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate's factor as a function of how many batches have been trained.
+    """The factor of the learning rate as a function of the number of batches trained.
 
     warmup_cosine, at batch s of T with a warm-up of W batches: s/W while s < W; afterwards
     max(0, ½(1 + cos(2π · cycles · (s−W)/(T−W)))). step: gamma^(epoch // step size).
@@ -102,28 +102,29 @@ def rate_factor(settings: Settings, batches_per_epoch: int) -> Callable[[int], f
 
 
 def steps_per_epoch(settings: Settings, batches_per_epoch: int) -> int:
+    """The number of optimizer steps in an epoch."""
     return math.ceil(batches_per_epoch / settings.gradient_accumulation_step)
 
 
 def build_schedule(optimizer: Optimizer, settings: Settings, batches_per_epoch: int) -> LambdaLR:
-    """`rate_factor` for an optimizer that steps once in `gradient_accumulation_step` batches."""
+    """Make the schedule of an optimizer that steps once every `gradient_accumulation_step` batches."""
     factor = rate_factor(settings, batches_per_epoch)
     in_epoch = steps_per_epoch(settings, batches_per_epoch)
 
     def at_step(step: int) -> float:
-        # The epoch's last step may hold fewer batches than the others.
+        # The last step of an epoch may have fewer batches than the others.
         epoch, within = divmod(step, in_epoch)
         return factor(epoch * batches_per_epoch + within * settings.gradient_accumulation_step)
 
     return LambdaLR(optimizer, at_step)
 
 
-def begin(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Set a restored optimizer and its schedule to what a training that goes on is given now.
+def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Set a restored optimizer and its schedule to the values of the resumed run.
 
     Args:
-        groups: the values of the optimizer's groups as it was built, with their `initial_lr`.
-        step: of the schedule, as many as the epochs until now have by the present batches.
+        groups: the options of the optimizer's parameter groups as built, with their `initial_lr`.
+        step: the schedule's step, counted by the present batches.
     """
     schedule.last_epoch = step
     schedule.base_lrs = [group["initial_lr"] for group in groups]

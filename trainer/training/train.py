@@ -141,7 +141,7 @@ def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, Traini
     is_tiled = settings.tile_grid_size is not None
     # Tiles are cut from the full image, so it must not be decoded smaller.
     short_side = None if is_tiled else family.short_side(settings)
-    cache_bytes = 0 if family.images_at_hand(settings) else settings.image_cache_megabytes * 2**20
+    cache_bytes = 0 if family.cached_images(settings) else settings.image_cache_megabytes * 2**20
     reduced = RecordExamples(data.train, data.classes, short_side, cache_bytes, quickly=True)
     training = RecordExamples(data.train, data.classes)
     validation = RecordExamples(data.validation, data.classes)

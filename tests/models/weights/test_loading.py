@@ -24,7 +24,7 @@ from trainer.models import Family, Spec, create
 from trainer.models.catalog import find
 from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
-from trainer.models.weights.loading import Published
+from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -79,7 +79,9 @@ def save_legacy(state: Mapping[str, Tensor], path: Path) -> None:
     torch.save(dict(state), path, _use_new_zipfile_serialization=False)
 
 
-def save_as_published(state: Mapping[str, Tensor], directory: Path, published: Published) -> Published:
+def save_as_published(
+    state: Mapping[str, Tensor], directory: Path, published: PublishedWeights
+) -> PublishedWeights:
     """Save under the name that the publisher would give this very file: with its own hash in it."""
     stem = published.files[0].rpartition("-")[0]
     torch.save(dict(state), directory / "part")

@@ -28,7 +28,7 @@ from trainer.job.job import Job
 from trainer.models import Family, Spec, create, specify
 from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
-from trainer.models.weights.loading import Published
+from trainer.models.weights.published import PublishedWeights
 from trainer.models.weights.sources import hash_in_name
 from trainer.tasks import Task
 
@@ -166,7 +166,7 @@ def test_what_torchvision_sent_before_needs_no_network_and_is_checked(tmp_path: 
 
 def test_a_model_without_published_weights_says_so() -> None:
     with pytest.raises(WeightsError, match="own has no published weights"):
-        weights.load(nn.Linear(1, 1), "own", Published(files=("own.pth",)), "pretrained")
+        weights.load(nn.Linear(1, 1), "own", PublishedWeights(files=("own.pth",)), "pretrained")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_download_by_address_is_checked_before_it_counts(
     for stated in ("0123abcd", found):
         name = f"own-{stated}.pth"
         pages[f"/{name}"] = (content, {})
-        published = Published(files=(name,), url=f"{address}/{name}", head=("fc",))
+        published = PublishedWeights(files=(name,), url=f"{address}/{name}", head=("fc",))
         kept = tmp_path / "torch/hub/checkpoints" / name
         if stated == found:
             loaded = weights.load(resnet.build(), "own", published, "pretrained")
@@ -262,7 +262,7 @@ def test_a_download_by_address_is_checked_before_it_counts(
                 weights.load(resnet.build(), "own", published, "pretrained")
             assert not kept.exists()
     assert [path.name for path in kept.parent.iterdir()] == [f"own-{found}.pth"]
-    gone = Published(files=("gone.pth",), url=f"{address}/gone.pth")
+    gone = PublishedWeights(files=("gone.pth",), url=f"{address}/gone.pth")
     with pytest.raises(WeightsError, match="could not be fetched"):
         weights.load(resnet.build(), "own", gone, "pretrained")
 

@@ -21,6 +21,7 @@ from tests.serving.explain.conftest import CLASSES, SIZE, bind, explain, row, sc
 from trainer.annotations import Detections, Example, Image, Objects, Target
 from trainer.errors import RequestError
 from trainer.models.defaults import resolve
+from trainer.models.training_items import Draw, Progress
 from trainer.tasks import Task
 
 N_MASKS = 120
@@ -99,12 +100,12 @@ def _trained(model: str) -> tuple[Scorer, Squares]:
             module.momentum = 0.1
     plain = {**settings, "advanced_settings": {"apply_automl_train_augmentations": False}}
     dataset: Any = family.training_dataset(examples, resolve(Task.DETECTION, model, plain), seed=0)
-    items = [dataset[index] for index in range(len(examples))]
+    items = [dataset.item(Draw(0, index)) for index in range(len(examples))]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     for step in range(1, 181):
         network.train()
         batch = family.collate(items[step % 6 :: 6])
-        loss = torch.stack(list(family.losses(network, batch).values())).sum()
+        loss = torch.stack(list(family.losses(network, batch, Progress(0, 30)).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,39 +15,11 @@ from trainer.models.catalog import find, network_name
 from trainer.models.spec import Spec
 from trainer.models.weights import sources as weights_sources
 from trainer.models.weights.choice import NONE
+from trainer.models.weights.published import PublishedWeights
 from trainer.models.weights.reading import read
 
 _COUNTER = "num_batches_tracked"
 """Batch norms count batches under this name; frozen ones do not, and nothing needs the number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The weights that a model's library publishes.
-
-    Attributes:
-        files: names under which a directory may hold them, the usual one first.
-        hub: repository on the Hugging Face hub, "" if there is none.
-        url: address of the first file, "" if there is none.
-        md5: of the file, "" where its name or the hub holds a better hash, or none is published.
-        head: prefixes of the tensors that depend on the classes; these alone may differ.
-        prefix: where the file's tensors go in the network, e.g. "backbone.body." for a backbone's weights.
-        partial: the file covers only a part of the network (a backbone).
-        covers: prefixes of the network's tensors that the file holds, once adapted; empty: of all.
-        adapt: (tensors, network) → tensors that fit a network of another image size, as the library does it.
-        licence: what the publisher says of these very weights, "" if nothing.
-    """
-
-    files: tuple[str, ...]
-    hub: str = ""
-    url: str = ""
-    md5: str = ""
-    head: tuple[str, ...] = ()
-    prefix: str = ""
-    partial: bool = False
-    covers: tuple[str, ...] = ()
-    adapt: Callable[..., dict[str, Tensor]] | None = None
-    licence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +57,7 @@ class Loaded:
 
 
 def load(
-    network: nn.Module, model: str, published: Published, choice: str, spec: Spec | None = None
+    network: nn.Module, model: str, published: PublishedWeights, choice: str, spec: Spec | None = None
 ) -> Loaded | None:
     """Fill the network from `choice`.
 
@@ -157,7 +129,7 @@ def _named(keys: Iterable[str]) -> str:
 def _fit(
     network: nn.Module,
     model: str,
-    published: Published,
+    published: PublishedWeights,
     state: Mapping[str, Tensor],
     source: str,
     remarks: list[str],

@@ -19,7 +19,7 @@ from trainer.models.weights.choice import PRETRAINED, is_address
 from trainer.models.weights.reading import brief, read_spec
 
 if TYPE_CHECKING:
-    from trainer.models.weights.loading import Published
+    from trainer.models.weights.published import PublishedWeights
 
 # Where a run keeps the weights that it packaged, and beside them what they are the weights of.
 _PACKAGED = ("model/artifacts", "artifacts", ".")
@@ -50,7 +50,7 @@ class Source:
     remark: str = ""
 
 
-def find(choice: str, model: str, published: Published, scratch: Path) -> Source:
+def find(choice: str, model: str, published: PublishedWeights, scratch: Path) -> Source:
     """The file that `choice` means. Only "pretrained" and MLflow's addresses may use the network.
 
     Args:
@@ -76,7 +76,7 @@ def find(choice: str, model: str, published: Published, scratch: Path) -> Source
     return _of_run(path) or _source(_in_directory(path, model, published))
 
 
-def published_names(published: Published) -> tuple[str, ...]:
+def published_names(published: PublishedWeights) -> tuple[str, ...]:
     """Every name under which a directory may hold the file, the one at its address included."""
     at_address = PurePosixPath(published.url).name
     tells = at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _UNTELLING
@@ -140,7 +140,7 @@ def _from_mlflow(address: str, scratch: Path) -> Source:
     return Source(found.path, address, spec=found.spec)
 
 
-def _in_directory(directory: Path, model: str, published: Published) -> Path:
+def _in_directory(directory: Path, model: str, published: PublishedWeights) -> Path:
     names = published_names(published)
     for name in names:
         path = directory / name
@@ -160,12 +160,12 @@ def _in_directory(directory: Path, model: str, published: Published) -> Path:
     )
 
 
-def _forged(path: Path, published: Published) -> str:
+def _forged(path: Path, published: PublishedWeights) -> str:
     """How a file under a published name differs from what was published; "" if it does not."""
     return _difference(path, _hash(published, path.name)) if path.name in published_names(published) else ""
 
 
-def _hash(published: Published, name: str) -> str:
+def _hash(published: PublishedWeights, name: str) -> str:
     """The published hash of the file under one of its names: of its SHA-256 what is known, or its MD5."""
     return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
 
@@ -189,7 +189,7 @@ def _difference(path: Path, expected: str) -> str:
     return f"its {name} {must} {expected}, but {'is' if whole else 'begins with'} {shown}"
 
 
-def _download(model: str, published: Published) -> Path:
+def _download(model: str, published: PublishedWeights) -> Path:
     """The published file from the library's own cache or, failing that, the network; checked either way."""
     if not (published.hub or published.url):
         raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
@@ -253,7 +253,7 @@ def _is_sha256(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
-def _from_address(published: Published) -> Path:
+def _from_address(published: PublishedWeights) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,198 @@
+"""torchvision's detectors as rcnn.py uses them: built without weights, and run in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+from torchvision.models.detection import (
+    FCOS,
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    FasterRCNN_ResNet50_FPN_Weights,
+    FCOS_ResNet50_FPN_Weights,
+    MaskRCNN,
+    MaskRCNN_ResNet50_FPN_V2_Weights,
+    MaskRCNN_ResNet50_FPN_Weights,
+    RetinaNet,
+    RetinaNet_ResNet50_FPN_V2_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn_v2,
+    retinanet_resnet50_fpn_v2,
+)
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from trainer.models.family import with_attributes
+from trainer.models.graphs import filled, rounded_up
+from trainer.models.weights.published import PublishedWeights
+
+ONE_STAGE = ("retinanet", "retinanet_v2", "fcos")
+_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_VERSION_2 = {
+    "fasterrcnn_v2": fasterrcnn_resnet50_fpn_v2,
+    "maskrcnn_v2": maskrcnn_resnet50_fpn_v2,
+    "retinanet_v2": retinanet_resnet50_fpn_v2,
+}
+_VERSION_1 = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet, "fcos": FCOS}
+_COCO_WEIGHTS: dict[str, Any] = {
+    "fasterrcnn": FasterRCNN_ResNet50_FPN_Weights,
+    "fasterrcnn_v2": FasterRCNN_ResNet50_FPN_V2_Weights,
+    "maskrcnn": MaskRCNN_ResNet50_FPN_Weights,
+    "maskrcnn_v2": MaskRCNN_ResNet50_FPN_V2_Weights,
+    "retinanet": RetinaNet_ResNet50_FPN_Weights,
+    "retinanet_v2": RetinaNet_ResNet50_FPN_V2_Weights,
+    "fcos": FCOS_ResNet50_FPN_Weights,
+}
+_HEAD = (
+    "roi_heads.box_predictor.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+    "head.classification_head.cls_logits.",
+)
+_HALF_PRECISION = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
+"""The modules that compute in half precision in a mixed-precision run; their outputs go on in float32."""
+
+
+def build(
+    architecture: str, backbone: str, classes: int, *, frozen_norms: bool, proposals: int, sampled: int
+) -> nn.Module:
+    """A network with random weights.
+
+    Args:
+        architecture: torchvision's name without the backbone, such as `maskrcnn_v2`.
+        backbone: torchvision's name of a ResNet; version 2 of an architecture always has resnet50.
+        classes: as the network counts them; with two stages the background included.
+        frozen_norms: batch norms keep their statistics; those of version 2 are always trained.
+        proposals: regions of an image that the second stage classifies; twice as many in training.
+        sampled: regions of an image that the second stage's losses use.
+    """
+    stage_two: dict[str, int] = {}
+    if architecture not in ONE_STAGE:
+        stage_two = {
+            "rpn_pre_nms_top_n_train": 2 * proposals,
+            "rpn_post_nms_top_n_train": 2 * proposals,
+            "rpn_pre_nms_top_n_test": proposals,
+            "rpn_post_nms_top_n_test": proposals,
+            "box_batch_size_per_image": sampled,
+        }
+    if architecture in _VERSION_2:
+        make = _VERSION_2[architecture]
+        network = make(weights=None, weights_backbone=None, num_classes=classes, **stage_two)
+    else:
+        levels: dict[str, Any] = {}
+        if architecture in ONE_STAGE:
+            levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
+        body = resnet_fpn_backbone(
+            backbone_name=backbone,
+            weights=None,
+            norm_layer=FrozenBatchNorm2d if frozen_norms else nn.BatchNorm2d,
+            trainable_layers=5,
+            **levels,
+        )
+        network = _VERSION_1[architecture](body, num_classes=classes, **stage_two)
+    network.transform = _NormaliseAndPad(1, 1, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD)
+    built: nn.Module = network
+    # Anchors and decoded boxes take the type of these outputs; in bfloat16 they would be off by pixels.
+    for name, module in built.named_modules():
+        if name in _HALF_PRECISION:
+            module.register_forward_hook(_in_float)
+    return built
+
+
+def published(architecture: str, backbone: str) -> PublishedWeights:
+    """COCO's weights with a resnet50; otherwise ImageNet's for the backbone."""
+    if backbone == "resnet50":
+        url = _COCO_WEIGHTS[architecture].COCO_V1.url
+        return PublishedWeights(files=(url.rsplit("/", 1)[1],), url=url, head=_HEAD)
+    url = get_model_weights(backbone).IMAGENET1K_V1.url
+    file = url.rsplit("/", 1)[1]
+    return PublishedWeights(files=(file,), url=url, head=_HEAD, prefix="backbone.body.", partial=True)
+
+
+def computing_losses(network: nn.Module) -> nn.Module:
+    """The same network, in eval mode, computing losses instead of detections.
+
+    torchvision decides that by the `training` flag of these modules. Batch norms stay in eval mode.
+    """
+    for name, _ in network.named_children():
+        if name in ("rpn", "roi_heads"):
+            network = with_attributes(network, name, training=True)
+    return with_attributes(network, "", training=True)
+
+
+def detect_with_losses(
+    network: Any, images: Any, features: list[Tensor], targets: list[dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Detections and losses of a one-stage network; torchvision's own forward returns one of the two.
+
+    Args:
+        images: torchvision's ImageList.
+        features: the backbone's feature maps.
+        targets: torchvision's, one for each image.
+    """
+    outputs = network.head(features)
+    anchors = network.anchor_generator(images, features)
+    cells = [level.shape[2] * level.shape[3] for level in features]
+    counts = [count * (len(anchors[0]) // sum(cells)) for count in cells]
+    fcos = {"num_anchors_per_level": counts} if isinstance(network, FCOS) else {}
+    losses: dict[str, Tensor] = network.compute_loss(targets, outputs, anchors, **fcos)
+    levels = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
+    detections: list[dict[str, Tensor]] = network.postprocess_detections(
+        levels, [list(each.split(counts)) for each in anchors], images.image_sizes
+    )
+    return detections, losses
+
+
+def traceable_detections(network: Any, images: Tensor, proposals: int) -> dict[str, Tensor]:
+    """The detections of a two-stage network in one image [1, 3, h, w], in a form that torch.export can trace.
+
+    The number of regions is fixed; empty ones have a box that is too small to be detected.
+    """
+    batch, _ = network.transform(list(images))
+    features = network.backbone(batch.tensors)
+    (proposed,), _ = network.rpn(batch, features)
+    regions, sizes = [filled(proposed, proposals)], batch.image_sizes
+    heads = network.roi_heads
+    logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, regions, sizes)))
+    (boxes,), (scores,), (labels,) = heads.postprocess_detections(logits, deltas, regions, sizes)
+    detections = {"boxes": boxes, "scores": scores, "labels": labels}
+    if heads.has_mask():
+        regions = [filled(boxes, heads.detections_per_img)]
+        count = boxes.shape[0]  # len() would ask for a number
+        pooled = heads.mask_roi_pool(features, regions, sizes)[:count]
+        probabilities = heads.mask_predictor(heads.mask_head(pooled)).sigmoid()
+        detections["masks"] = probabilities[torch.arange(count, device=labels.device), labels]
+    return detections
+
+
+def _in_float(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """A forward hook: the same structure of dicts, lists and tuples with its tensors in float32."""
+    if isinstance(output, Tensor):
+        return output.float()
+    if isinstance(output, dict):
+        return type(output)((key, _in_float(_module, (), value)) for key, value in output.items())
+    return type(output)(_in_float(_module, (), value) for value in output)
+
+
+class _NormaliseAndPad(GeneralizedRCNNTransform):
+    """torchvision's transform without its resizing, which `preprocess` has done in the loader's workers."""
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return image, target
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """Pad a single image of any size in one operation, which torch.export can trace."""
+        if len(images) > 1:
+            batch: Tensor = super().batch_images(images, size_divisible)
+            return batch
+        height, width = images[0].shape[-2:]
+        right, bottom = (rounded_up(side, size_divisible) - side for side in (width, height))
+        return F.pad(images[0], (0, right, 0, bottom))[None]

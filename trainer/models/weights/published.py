@@ -1,0 +1,40 @@
+"""Where the weights that a model's library publishes are found, and what of them a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedWeights:
+    """The weights that a model's library publishes.
+
+    Attributes:
+        files: names that the file may have in a directory of weights, the usual one first.
+        hub: repository on the Hugging Face hub; "" if there is none.
+        url: address of the first file; "" if there is none.
+        md5: the file's MD5; "" if its name or the hub has a better hash, or none is published.
+        head: prefixes of the tensors whose shape depends on the classes; only these may differ.
+        prefix: prefix of the file's tensors in the network, such as "backbone.body." for a backbone's
+            weights.
+        partial: the file covers only a part of the network (a backbone).
+        covers: prefixes of the network's tensors that the file holds, once adapted; empty: all.
+        adapt: (tensors, network) → tensors that fit a network for another image size, as the library does it.
+        licence: the publisher's licence of these very weights; "" if it states none.
+    """
+
+    files: tuple[str, ...]
+    hub: str = ""
+    url: str = ""
+    md5: str = ""
+    head: tuple[str, ...] = ()
+    prefix: str = ""
+    partial: bool = False
+    covers: tuple[str, ...] = ()
+    adapt: Callable[..., dict[str, Tensor]] | None = None
+    licence: str = ""
