@@ -13,7 +13,7 @@ from trainer.automode.costs import MEASURED, StepCost
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.hardware import Hardware
 from trainer.models import catalog
-from trainer.models.published import VERSIONS
+from trainer.models.published import library_versions
 from trainer.tasks import Task
 
 DATA = DataStatistics(images=1000, classes=3, width=1000, height=1000)
@@ -38,8 +38,8 @@ def test_costs_equal_a_new_measurement(model: str) -> None:
 
     entry = catalog.MODELS[model]
     library = "timm" if entry.family == "classifiers" else "ultralytics"
-    if version(library) != VERSIONS[library]:
-        pytest.skip(f"counted with {library} {VERSIONS[library]}")
+    if version(library) != library_versions()[library]:
+        pytest.skip(f"counted with {library} {library_versions()[library]}")
     counted, known = measure(model, entry.tasks[0]), MEASURED[model]
     assert counted.side == known.side
     assert counted.forward_gmacs == pytest.approx(known.forward_gmacs, rel=0.02)

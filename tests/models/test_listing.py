@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tools import collect_published as measuring
+from tools import collect_published
 from trainer.errors import JobError
 from trainer.models import catalog, listing
-from trainer.models.published import FACTS, VERSIONS, Facts
+from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.sources import published_names
 from trainer.tasks import Task
 
@@ -25,10 +27,10 @@ SMALL = 4_000_000
 
 
 def test_every_model_has_facts_and_a_library() -> None:
-    names = [listing.with_size(entry, size) for entry, size in measuring.models()]
-    assert list(FACTS) == names, DUE
+    names = [listing.with_size(entry, size) for entry, size in collect_published.models()]
+    assert list(published_models()) == names, DUE
     assert {entry.family for entry in catalog.MODELS.values()} == catalog.CARDS.keys()
-    assert VERSIONS.keys() == {card.library for card in catalog.CARDS.values()}
+    assert library_versions().keys() == {card.library for card in catalog.CARDS.values()}
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)
@@ -38,11 +40,11 @@ def test_the_facts_are_those_of_the_libraries(model: str) -> None:
     if find_spec(library) is None:
         pytest.skip(f"{library}, an extra, is not installed")
     for size in listing.sizes(entry):
-        facts = FACTS[listing.with_size(entry, size)]
+        facts = published_models()[listing.with_size(entry, size)]
         if library != "ultralytics" or facts.parameters <= SMALL:
-            measured = measuring.measure(entry, size)
+            measured = collect_published.measure(entry, size)
             assert measured.parameters == facts.parameters, DUE
-        if metadata.version(library) == VERSIONS[library]:  # another may publish other files
+        if metadata.version(library) == library_versions()[library]:  # another may publish other files
             published = listing.published_of(entry, entry.tasks[0], size)
             names = published_names(published)
             told = (facts.files, facts.hub, facts.licence)
@@ -53,24 +55,28 @@ def test_torchvisions_own_count_is_ours() -> None:
     from torchvision.models import get_model_weights
 
     for name in ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"):
-        assert FACTS[name].parameters == get_model_weights(name).COCO_V1.meta["num_params"]
+        assert published_models()[name].parameters == get_model_weights(name).COCO_V1.meta["num_params"]
 
 
-def test_writing_the_facts_gives_python_that_holds_them() -> None:
-    given = {"a": Facts(12_345, ("a.pt",), "", ""), "b c": Facts(1, ("x" * 60, "y" * 60), "timm/b", "mit")}
-    text = "".join(measuring._line(name, facts) for name, facts in given.items())
-    assert eval("{" + text + "}", {"Facts": Facts}) == given
-    assert max(map(len, text.splitlines())) <= 110
+def test_the_written_facts_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = PublishedModel(12_345, ("a.pt",), "", "")
+    monkeypatch.setattr(collect_published, "models", lambda: [(catalog.MODELS["resnet18"], "")])
+    monkeypatch.setattr(collect_published, "measure", lambda *_: one)
+    file = tmp_path / "published.json"
+    collect_published.write(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["libraries"] == {name: metadata.version(name) for name in content["libraries"]}
+    assert content["models"] == {"resnet18": {**asdict(one), "files": ["a.pt"]}}
 
 
 def test_a_new_library_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = {name: find_spec(name) and metadata.version(name) for name in VERSIONS}
-    assert [name for name in VERSIONS if there[name] != VERSIONS[name]] == [
+    there = {name: find_spec(name) and metadata.version(name) for name in library_versions()}
+    assert [name for name in library_versions() if there[name] != library_versions()[name]] == [
         text.split()[0] for text in listing.other_versions()
     ]
-    monkeypatch.setitem(VERSIONS, "timm", "0.0.1")
+    monkeypatch.setitem(library_versions(), "timm", "0.0.1")
     (said,) = [text for text in listing.other_versions() if text.startswith("timm")]
-    assert said == f"timm {metadata.version('timm')} is installed, the table tells of 0.0.1"
+    assert said == f"timm {metadata.version('timm')} is installed, the table describes 0.0.1"
 
 
 @pytest.mark.parametrize("variable", ["TORCH_HOME", "XDG_CACHE_HOME", "HOME"])

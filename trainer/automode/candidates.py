@@ -14,7 +14,7 @@ from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_settings, resolve, takes
-from trainer.models.published import FACTS
+from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 from trainer.settings import Settings, canonical
 from trainer.tasks import Task
@@ -227,13 +227,18 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
 
 
 def _has_weights(directory: Path, entry: ModelEntry) -> bool:
-    if entry.name in FACTS:
-        files: tuple[str, ...] = FACTS[entry.name].files
+    if entry.name in published_models():
+        files: tuple[str, ...] = published_models()[entry.name].files
     elif entry.name.startswith(catalog.TIMM):
         name = entry.library_name
         files = (f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth")
     else:  # the model comes in several sizes, each with facts of its own
-        files = tuple(f for name in FACTS if name.split(" ")[0] == entry.name for f in FACTS[name].files)
+        files = tuple(
+            f
+            for name in published_models()
+            if name.split(" ")[0] == entry.name
+            for f in published_models()[name].files
+        )
     return any((directory / file).is_file() for file in files)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.hardware import Hardware
 from trainer.models.card import ModelEntry
-from trainer.models.published import FACTS
+from trainer.models.published import published_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def step_cost(entry: ModelEntry, side: int | None = None) -> StepCost:
     if measured is None:
         other = entry.card.cost_model
         measured = MEASURED[other]
-        factor = _parameters(entry) / FACTS[other].parameters
+        factor = _parameters(entry) / published_models()[other].parameters
     if side is not None:
         factor *= (side / measured.side) ** 2
     return StepCost(
@@ -123,4 +123,5 @@ def affordable_epochs(seconds: float, seconds_per_epoch: float) -> int:
 def _parameters(entry: ModelEntry) -> int:
     """The number of parameters of the published model; for models that only timm knows, its cost model's."""
     names = (entry.name, f"{entry.name} medium", entry.card.cost_model)
-    return next(FACTS[name].parameters for name in names if name in FACTS)
+    known = published_models()
+    return next(known[name].parameters for name in names if name in known)

@@ -25,6 +25,7 @@ class FamilyCard:
         library: the model library: its import name, which is also the name of its distribution.
         licence: of the library's code, as an SPDX identifier.
         weights_licence: of published weights whose publisher states none for them alone.
+        pickled_weights: published files are pickles of whole networks, which can run code when read.
         published_classes: number of classes that published weights were trained on.
         extra: the extra of this project that installs the library; "" if it is always installed.
         library_prefix: with this prefix, a user can name any model that the library knows; "" for none.
@@ -57,6 +58,7 @@ class FamilyCard:
     licence: str
     weights_licence: str
     published_classes: int
+    pickled_weights: bool = False
     extra: str = ""
     library_prefix: str = ""
 

@@ -1,6 +1,6 @@
-"""What `trainer models` and `trainer weights` tell: sizes, licences, published files, and what is here.
+"""The content of `trainer models` and `trainer weights`: sizes, licences, published and local files.
 
-The table of models needs no model library: what only those know stands in facts.py.
+The table of models needs no model library: published.json holds what only those know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, get_args
 from trainer.models import catalog
 from trainer.models.card import FamilyCard, ModelEntry
 from trainer.models.defaults import default_settings, resolve, takes
-from trainer.models.published import FACTS, VERSIONS, Facts
+from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.choice import NONE, PRETRAINED
 from trainer.settings import Settings
 from trainer.tasks import Task
@@ -28,10 +28,10 @@ class Row:
     """One line of the table of models.
 
     Attributes:
-        model: as it stands behind `fit --model`; the task's default says so.
-        parameters: how many, with the classes that the weights were published for; 0 where one cannot say.
-        image_size: side of the square the network sees in pixels, or "short–long" sides' limits, by default.
-        here: where published weights lie on this machine, or "no"; "" where one cannot say.
+        model: the model's flags after `fit --model`; the task's default is marked.
+        parameters: their number, with the classes of the published weights; 0 if unknown.
+        image_size: default side of the square that the network sees, or "short–long" limits, in pixels.
+        here: where published weights are on this machine, or "no"; "" if unknown.
     """
 
     model: str
@@ -44,14 +44,14 @@ class Row:
 
 
 def rows(task: Task | None) -> Iterator[Row]:
-    """A row for each model and size, of one task or of all."""
+    """A row for each model and size, for one task or for all."""
     for entry in catalog.MODELS.values():
         if task is not None and task not in entry.tasks:
             continue
         default = " (default)" if task and entry.name == task.default_model else ""
         card = entry.card
         for size in sizes(entry):
-            facts = FACTS.get(with_size(entry, size), Facts(0, (), "", ""))
+            facts = published_models().get(with_size(entry, size), PublishedModel(0, (), "", ""))
             licence = _SPDX.get(facts.licence, facts.licence) or card.weights_licence
             yield Row(
                 flags(entry, size) + default,
@@ -69,50 +69,50 @@ def rows(task: Task | None) -> Iterator[Row]:
 
 
 def other_versions() -> list[str]:
-    """The libraries of which not the version that facts.py tells of is installed, in words."""
-    said = []
-    for name, version in VERSIONS.items():
+    """Notes about the libraries that are missing or installed in another version than published.json's."""
+    notes = []
+    for name, version in library_versions().items():
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            said.append(f"{name} is not installed; its models need it")
+            notes.append(f"{name} is not installed; its models need it")
             continue
         if installed != version:
-            said.append(f"{name} {installed} is installed, the table tells of {version}")
-    return said
+            notes.append(f"{name} {installed} is installed, the table describes {version}")
+    return notes
 
 
 def sizes(entry: ModelEntry) -> tuple[str, ...]:
-    """The values of model_size that the model comes in; one "" if it does not."""
+    """The values of model_size that a model supports; a single "" if it has no sizes."""
     if not takes(entry, "model_size"):
         return ("",)
     return tuple(map(str, get_args(Settings.model_fields["model_size"].annotation)))
 
 
 def with_size(entry: ModelEntry, size: str) -> str:
-    """What tells a model of one size from its others: `yolov5 medium`."""
+    """The name of a model in one size: `yolov5 medium`."""
     return f"{entry.name} {size}".rstrip()
 
 
 def flags(entry: ModelEntry, size: str) -> str:
-    """What stands behind `fit --model` for a model of one size: `yolov5 --model-size medium`."""
+    """The arguments of `fit --model` for a model in one size: `yolov5 --model-size medium`."""
     return f"{entry.name} --model-size {size}" if size else entry.name
 
 
 def image_size(entry: ModelEntry) -> str:
-    """The size to which the model's images are brought by default, in pixels."""
+    """The default size of the images that a model sees, in pixels."""
     defaults, name = default_settings(entry.tasks[0], entry.name), entry.card.size_setting
     longest = f"–{defaults['max_size']}" if name == "min_size" else ""
     return f"{defaults[name]}{longest}"
 
 
 def instructions(model: str, task: Task | None) -> Iterator[str]:
-    """What to download for a model, where to put it, and how to name it; in lines.
+    """Lines that say what to download for a model, where to put it, and how to use it.
 
     Raises:
-        JobError: there is no such model.
+        JobError: no model has this name.
     """
-    entry = _entry(model, task)
+    entry = catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
     card = entry.card
     for size in sizes(entry):
         published = published_of(entry, task or entry.tasks[0], size)
@@ -131,7 +131,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
         yield f"  save as      {name}"
         names = _names(published)
         if len(names) > 1:
-            yield f"               ({', '.join(names[1:])} will do as well)"
+            yield f"               (or {', '.join(names[1:])})"
         yield f"  checked by   {_check(published, card)}"
         yield f"  is here      {_here(names, published.hub) or 'no'}"
         yield "  to use it    mkdir -p weights"
@@ -140,29 +140,25 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
             f"               trainer fit --task {task or entry.tasks[0]} --model {flags(entry, size)} "
             "--weights weights ..."
         )
-        yield "               (TRAINER_WEIGHTS=weights says it for all commands; no network is used then)"
-        if not published.hub and card.library == "ultralytics":
-            yield "  beware       It is a pickle of a whole network, and reading a pickle can run code. In a"
-            yield "               directory, only the network's own classes are let through; a file with"
-            yield f"               more in it must itself be named, if you trust it: --weights weights/{name}"
+        yield "               (TRAINER_WEIGHTS=weights applies to all commands; no network is used then)"
+        if not published.hub and card.pickled_weights:
+            yield "  beware       It is a pickle of a whole network, and reading one can run code. From a"
+            yield "               directory, only the network's own classes are loaded; if you trust a file"
+            yield f"               that holds more, name the file itself: --weights weights/{name}"
 
 
 def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
-    """The `PublishedWeights` of a model, of one size, as its own library has it. Imports that library."""
+    """The `PublishedWeights` of a model in one size. Imports the model's library."""
     return family_of(entry, task, size).published()
 
 
 def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
-    """The family bound to a model with the classes it was published for. Imports the model's library."""
+    """A family bound to a model with the published number of classes. Imports the model's library."""
     from trainer.models import create, specify
 
     resolved = resolve(task, entry.name, {"model_size": size} if size else {})
     classes = tuple(map(str, range(entry.card.published_classes)))
     return create(specify(task, entry.name, resolved, classes, pretrained=True))
-
-
-def _entry(model: str, task: Task | None) -> ModelEntry:
-    return catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
 
 
 def _names(published: Any) -> tuple[str, ...]:
@@ -179,15 +175,15 @@ def _check(published: Any, card: FamilyCard) -> str:
     if published.md5:
         return f"its MD5, which must be {published.md5}, whenever it is used"
     if published.hub:
-        return "its SHA-256 at the hub, when trainer itself downloads it; not in a directory"
+        return "its SHA-256 at the hub when trainer downloads it; in a directory it is not checked"
     return f"nothing: {card.library} publishes no hash"
 
 
 def _here(files: tuple[str, ...], hub: str) -> str:
-    """Where on this machine training would find one of the files."""
-    named = os.environ.get("TRAINER_WEIGHTS", "")
-    if named not in ("", PRETRAINED, NONE):
-        path = Path(named).expanduser()
+    """Where on this machine a run would find one of the files; "" if nowhere."""
+    choice = os.environ.get("TRAINER_WEIGHTS", "")
+    if choice not in ("", PRETRAINED, NONE):
+        path = Path(choice).expanduser()
         if any((path / name).is_file() for name in files):
             return "TRAINER_WEIGHTS"
     cached = _in_hub_cache(hub) if hub else bool(files) and (_torch_cache() / files[0]).is_file()
@@ -195,13 +191,13 @@ def _here(files: tuple[str, ...], hub: str) -> str:
 
 
 def _torch_cache() -> Path:
-    """Where torch.hub keeps what it downloads, as torch itself decides it."""
+    """torch.hub's download directory, by torch's own rules but without importing torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub/checkpoints"
 
 
 def _in_hub_cache(repository: str) -> bool:
-    from huggingface_hub import constants  # the part of it that loads at once
+    from huggingface_hub import constants  # a part that loads quickly
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     revision = folder / "refs/main"
