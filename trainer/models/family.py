@@ -105,6 +105,8 @@ class Family(ABC):
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         """Run `infer` and the network's part of `postprocess` as one graph that torch.export can trace.
 
+        It may set the network's own thresholds: a network that is exported serves no other purpose.
+
         Args:
             images: preprocessed, [1, 3, h, w]; [N, 3, h, w] for a classifier.
 

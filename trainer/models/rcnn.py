@@ -40,6 +40,7 @@ class RCNN(Family):
         self.backbone = entry.name.split("_")[1]
         self.masks = spec.task is Task.SEGMENTATION
         self.one_stage = self.architecture in rcnn_networks.ONE_STAGE
+        self._limiter = "" if self.one_stage else "roi_heads"  # the module that applies the thresholds
         # Two stages count the background as class 0; one stage knows no background.
         self.first_label = 0 if self.one_stage else 1
 
@@ -108,13 +109,7 @@ class RCNN(Family):
 
     def _limited(self, network: nn.Module, parameters: ScoringParameters) -> Any:
         """The network with a request's thresholds, which torchvision keeps in its modules."""
-        return with_attributes(
-            network,
-            "" if self.one_stage else "roi_heads",
-            score_thresh=parameters.box_score_threshold,
-            nms_thresh=parameters.nms_iou_threshold,
-            detections_per_img=parameters.box_detections_per_image,
-        )
+        return with_attributes(network, self._limiter, **_limits(parameters))
 
     def postprocess(
         self, output: dict[str, Tensor], geometry: Geometry, parameters: ScoringParameters
@@ -144,13 +139,15 @@ class RCNN(Family):
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         """Detect, with masks over the whole image. The network itself normalises by ImageNet's statistics."""
-        limited = self._limited(network, parameters)
+        limiter = network.get_submodule(self._limiter)
+        for name, value in _limits(parameters).items():
+            setattr(limiter, name, value)
         with traceable_nms():
             if self.one_stage:
-                (detections,) = limited(list(images))
+                (detections,) = network(list(images))
             else:
                 proposals = self.spec.options["proposals"]
-                detections = rcnn_networks.traceable_detections(limited, images, proposals)
+                detections = rcnn_networks.traceable_detections(network, images, proposals)
         boxes = in_tensor(detections["boxes"], images)
         labels = detections["labels"] - self.first_label
         answer = {"boxes": boxes, "scores": detections["scores"], "labels": labels}
@@ -224,6 +221,15 @@ class RCNN(Family):
         body = network.get_submodule("backbone.body")
         stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
         return [stem, *([body.get_submodule(f"layer{i}")] for i in range(1, 5))]
+
+
+def _limits(parameters: ScoringParameters) -> dict[str, float]:
+    """A request's thresholds under torchvision's names."""
+    return {
+        "score_thresh": parameters.box_score_threshold,
+        "nms_thresh": parameters.nms_iou_threshold,
+        "detections_per_img": parameters.box_detections_per_image,
+    }
 
 
 class _TrainingDataset(TrainingDataset):

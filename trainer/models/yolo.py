@@ -58,6 +58,7 @@ class YOLO(UltralyticsFamily):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.end_to_end = bool(self.plan().get("end2end"))
+        self._head = self.last_layer().rstrip(".")  # read once: the plan is a file
 
     def build(self) -> nn.Module:
         model = SegmentationModel if self.masks else DetectionModel
@@ -122,8 +123,7 @@ class YOLO(UltralyticsFamily):
         """The network with a request's number of boxes, which an end-to-end head applies itself."""
         if not self.end_to_end:
             return network
-        head = len(network.get_submodule("model")) - 1  # type: ignore[arg-type]
-        return with_attributes(network, f"model.{head}", max_det=parameters.box_detections_per_image)
+        return with_attributes(network, self._head, max_det=parameters.box_detections_per_image)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         """Keep boxes that reach the threshold, by falling score; without an end-to-end head after NMS."""
@@ -157,7 +157,10 @@ class YOLO(UltralyticsFamily):
         return Preparation(resizing, (side, side))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
-        (output,) = self.infer(network, list(images), parameters)
+        if self.end_to_end:
+            head: Any = network.get_submodule(self._head)
+            head.max_det = parameters.box_detections_per_image
+        (output,) = self._outputs(network(images)[0])
         with traceable_nms():
             boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
         boxes = in_tensor(boxes, images)
