@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,58 +23,69 @@ DOUBLE_BOX_IOU = 0.9
 """Two boxes of one class on one image with this IoU are likely the same object."""
 
 
+_KINDS = {
+    "tiny-boxes": (
+        "tiny box",
+        "tiny boxes",
+        f"A side is shorter than {MIN_SIDE:.0f} pixels or {MIN_FRACTION:.0%} of the image, so little is "
+        "left at the model's input size. Were they drawn by accident, or is tile_grid_size needed?",
+    ),
+    "giant-boxes": (
+        "giant box",
+        "giant boxes",
+        f"They cover at least {GIANT_FRACTION:.0%} of the image. Is the whole image meant?",
+    ),
+    "narrow-boxes": (
+        "very narrow box",
+        "very narrow boxes",
+        f"One side is at least {MAX_ASPECT:.0f} times the other; anchors rarely fit such boxes.",
+    ),
+    "double-boxes": (
+        "object apparently labelled twice",
+        "objects apparently labelled twice",
+        f"Two boxes of one class overlap with an IoU of at least {DOUBLE_BOX_IOU}; remove one of them.",
+    ),
+}
+"""Kind of finding → its noun, singular and plural, and why it matters."""
+
+
 def find_suspicious_boxes(images: ExaminedImages) -> list[Finding]:
     """Find everything suspicious about boxes other than crowds."""
-    tiny: list[Place] = []
-    giant: list[Place] = []
-    narrow: list[Place] = []
-    double: list[Place] = []
+    found: dict[str, list[Place]] = {kind: [] for kind in _KINDS}
     for part, offset in with_offsets(images):
-        sizes = images.sizes[offset : offset + len(part)]
-        fractions, pixels = object_sizes(part, sizes)
-        image_of = np.repeat(np.arange(len(part)), np.diff(part.starts))
+        fractions, pixels = object_sizes(part, images.sizes[offset : offset + len(part)])
         shortest_side = np.nan_to_num(pixels.min(axis=1, initial=np.inf), nan=np.inf)
         shortest_fraction = fractions.min(axis=1, initial=np.inf)
         sides = np.where(np.isnan(pixels), fractions, pixels)
-        ratio = sides.max(axis=1, initial=0) / np.maximum(sides.min(axis=1, initial=np.inf), 1e-9)
-        crowd = part.crowd if part.crowd is not None else np.zeros(len(fractions), np.bool_)
+        aspect = sides.max(axis=1, initial=0) / np.maximum(sides.min(axis=1, initial=np.inf), 1e-9)
+        is_tiny = (shortest_side < MIN_SIDE) | (shortest_fraction < MIN_FRACTION)
+        single = ~part.crowd if part.crowd is not None else np.ones(len(fractions), np.bool_)
+        for kind, chosen in (
+            ("tiny-boxes", is_tiny),
+            ("giant-boxes", fractions.prod(axis=1) >= GIANT_FRACTION),
+            ("narrow-boxes", (aspect >= MAX_ASPECT) & ~is_tiny),
+        ):
+            indices = np.flatnonzero(chosen & single)
+            found[kind] += _places(part, offset, indices, fractions[indices], pixels[indices])
+        found["double-boxes"] += [replace(each, index=each.index + offset) for each in _double_boxes(part)]
+    return [
+        Finding(kind, counted(len(found[kind]), one, several), why, found[kind])
+        for kind, (one, several, why) in _KINDS.items()
+        if found[kind]
+    ]
 
-        def places(
-            chosen: npt.NDArray[np.bool_], *, part: Records = part, offset: int = offset,
-            fractions: FloatArray = fractions, pixels: FloatArray = pixels, image_of: IntArray = image_of,
-        ) -> Iterable[Place]:  # fmt: skip
-            for index in np.flatnonzero(chosen).tolist():
-                image = int(image_of[index])
-                detail = f"{part.classes[part.labels[index]]}, {_size_text(fractions[index], pixels[index])}"
-                number = index - int(part.starts[image])
-                yield Place(offset + image, part.location(image), detail, None, number)
 
-        tiny_mask = (shortest_side < MIN_SIDE) | (shortest_fraction < MIN_FRACTION)
-        tiny += places(tiny_mask & ~crowd)
-        giant += places((fractions.prod(axis=1) >= GIANT_FRACTION) & ~crowd)
-        narrow += places((ratio >= MAX_ASPECT) & ~tiny_mask & ~crowd)
-        double += [replace(place, index=place.index + offset) for place in _double_boxes(part)]
-    findings = []
-    if tiny:
-        title = f"{counted(len(tiny), 'tiny box', 'tiny boxes')}"
-        why = (
-            f"A side is shorter than {MIN_SIDE:.0f} pixels or {MIN_FRACTION:.0%} of the image, so little "
-            "remains at the model's input size. Were they drawn by accident, or is tile_grid_size needed?"
-        )
-        findings.append(Finding("tiny-boxes", title, why, tiny))
-    if giant:
-        title = f"{counted(len(giant), 'giant box', 'giant boxes')}"
-        why = f"They cover at least {GIANT_FRACTION:.0%} of the image. Is the whole image meant?"
-        findings.append(Finding("giant-boxes", title, why, giant))
-    if narrow:
-        title = f"{counted(len(narrow), 'very narrow box', 'very narrow boxes')}"
-        why = f"One side is at least {MAX_ASPECT:.0f} times the other; anchors rarely fit such boxes."
-        findings.append(Finding("narrow-boxes", title, why, narrow))
-    if double:
-        title = f"{counted(len(double), 'object')} apparently labelled twice"
-        why = f"Two boxes of one class overlap with an IoU of at least {DOUBLE_BOX_IOU}; remove one of them."
-        findings.append(Finding("double-boxes", title, why, double))
-    return findings
+def _places(
+    part: Records, offset: int, indices: IntArray, fractions: FloatArray, pixels: FloatArray
+) -> Iterator[Place]:
+    """Yield the places of some objects, given with their sizes; `offset` is the index of the first image."""
+    images = np.searchsorted(part.starts, indices, side="right") - 1
+    for index, image, fraction, side in zip(
+        indices.tolist(), images.tolist(), fractions, pixels, strict=True
+    ):
+        detail = f"{part.classes[part.labels[index]]}, {_size_text(fraction, side)}"
+        number = index - int(part.starts[image])
+        yield Place(offset + image, part.location(image), detail, number=number)
 
 
 def _double_boxes(part: Records) -> list[Place]:
@@ -98,7 +109,7 @@ def _double_boxes(part: Records) -> list[Place]:
                 if _iou(sides[place], sides[place + offset]) >= DOUBLE_BOX_IOU:
                     one, other = sorted((int(order[place]), int(order[place + offset])))
                     detail = f"{part.classes[labels[other]]}: objects {one + 1} and {other + 1} of the line"
-                    places.append(Place(image, part.location(image), detail, None, other))
+                    places.append(Place(image, part.location(image), detail, number=other))
     return places
 
 
