@@ -1,4 +1,4 @@
-"""Where images lie: image_url → local path or URL, and remote files fetched once into a cache on disk."""
+"""Resolves image_urls to local paths or URLs, and fetches remote files once into a cache on disk."""
 
 from __future__ import annotations
 
