@@ -1,4 +1,4 @@
-"""Examples that decode on access, and the items of validation."""
+"""Examples decoded on access, and the items of validation."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_examples(examples: RecordExamples) -> None:
     assert target.labels.tolist() == [2], "counted in the classes given"
 
 
-def test_truths_need_no_images(examples: RecordExamples) -> None:
+def test_targets_need_no_images(examples: RecordExamples) -> None:
     for path in Path(examples.records.source(0)).parent.glob("*.jpg"):
         path.unlink()
     targets = examples.targets
@@ -83,7 +83,7 @@ def test_truths_need_no_images(examples: RecordExamples) -> None:
         targets[4]
 
 
-def test_an_image_lost_since_the_check(examples: RecordExamples) -> None:
+def test_an_image_lost_after_the_check_is_an_error(examples: RecordExamples) -> None:
     Path(examples.records.source(2)).unlink()
     with pytest.raises(
         DataError, match=r"train\.jsonl:3: image_url: must be readable \(the image file does not"

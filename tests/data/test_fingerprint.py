@@ -1,4 +1,4 @@
-"""Equal data have equal fingerprints, wherever they lie; any change of them shows."""
+"""Fingerprints: equal for equal data wherever they are stored, different after any change."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_equal_data_have_one_fingerprint(tmp_path: Path, task: Task) -> None:
     assert fingerprint(data(tmp_path / "parts", task, lines[:7], lines[7:], validation)) == one
 
 
-def test_every_change_shows(tmp_path: Path) -> None:
+def test_every_change_of_the_data_changes_the_fingerprint(tmp_path: Path) -> None:
     task = Task.SEGMENTATION
     lines = [line for line in random_lines(task, 40, seed=1) if len(line["label"]) > 1]
     validation = random_lines(task, 10, seed=2)
@@ -75,7 +75,7 @@ def test_every_change_shows(tmp_path: Path) -> None:
     assert len(set(prints)) == len(variants) + 1
 
 
-def test_it_is_the_same_in_another_process(tmp_path: Path) -> None:
+def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     lines, validation = random_lines(Task.DETECTION, 9, seed=1), random_lines(Task.DETECTION, 3, seed=2)
     here = fingerprint(data(tmp_path, Task.DETECTION, lines, validation))
     code = """

@@ -1,4 +1,4 @@
-"""Decoding: every mode and format, EXIF orientation, damage, size limits."""
+"""Decoding images: modes, formats, EXIF orientation, damage and size limits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_files_of_every_suffix(suffix: str, photo: Image.Image, tmp_path: Path) 
         ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "JPEG"), ("YCbCr", "TIFF"),
     ],
 )  # fmt: skip
-def test_modes_look_as_their_rgb(mode: str, image_format: str, photo: Image.Image) -> None:
+def test_all_modes_decode_to_rgb(mode: str, image_format: str, photo: Image.Image) -> None:
     converted = photo.convert(mode)
     image = decode(encoded(converted, image_format))
     expected = np.asarray(converted.convert("RGB")).astype(int)
@@ -106,7 +106,7 @@ def test_32_bit_integers_are_taken_as_16_bits() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.0, 300.0], [0, 100, 255])]
 )
-def test_floats(values: list[float], expected: list[int]) -> None:
+def test_float_images_are_scaled(values: list[float], expected: list[int]) -> None:
     image = Image.fromarray(np.array([values], dtype=np.float32))
     assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
 
@@ -116,7 +116,7 @@ def test_float_nan_is_black() -> None:
     assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 255]
 
 
-def test_lab() -> None:
+def test_decode_converts_lab_to_rgb() -> None:
     profile, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     orange = Image.new("RGB", (4, 4), (230, 120, 30))
     converted = ImageCms.profileToProfile(orange, profile, lab, outputMode="LAB")
@@ -185,7 +185,7 @@ def test_exif_behind_the_pixels_of_a_png(photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("read", [decode, scan])
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "BMP", "TIFF"])
-def test_truncated(image_format: str, read: Any, photo: Image.Image) -> None:
+def test_truncated_files_are_errors(image_format: str, read: Any, photo: Image.Image) -> None:
     data = encoded(photo.resize((300, 200)), image_format)
     with pytest.raises(ImageError, match=r"truncated|damaged"):
         read(data[: len(data) // 2])
@@ -201,7 +201,7 @@ def test_truncated(image_format: str, read: Any, photo: Image.Image) -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     ],
 )
-def test_no_image(data: bytes, message: str, read: Any, tmp_path: Path) -> None:
+def test_other_files_are_errors(data: bytes, message: str, read: Any, tmp_path: Path) -> None:
     path = tmp_path / "file.jpg"
     path.write_bytes(data)
     for source in (data, path):
@@ -209,7 +209,7 @@ def test_no_image(data: bytes, message: str, read: Any, tmp_path: Path) -> None:
             read(source)
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="does not exist"):
         decode(tmp_path / "no.jpg")
     with pytest.raises(ImageError, match="cannot be read"):
@@ -263,7 +263,7 @@ def test_damage_never_surfaces_as_anything_but_image_error(photo: Image.Image) -
                         read(data.tobytes())
 
 
-def test_threads(photo: Image.Image) -> None:
+def test_decoding_is_thread_safe(photo: Image.Image) -> None:
     data = [encoded(photo, image_format) for image_format in ("JPEG", "PNG", "TIFF", "GIF")] * 10
     filters = list(warnings.filters)
     with ThreadPoolExecutor(8) as pool:

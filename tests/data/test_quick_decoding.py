@@ -1,4 +1,4 @@
-"""JPEGs decoded by OpenCV, for training: the pixels of `decode`, in less time."""
+"""Decoding JPEGs by OpenCV for training: the pixels of `decode` in less time."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_pixels_are_those_of_decode(
 
 
 @pytest.mark.parametrize("orientation", [*range(1, 9), 99])
-def test_upright(orientation: int, photo: Image.Image, tmp_path: Path) -> None:
+def test_decoded_images_are_upright(orientation: int, photo: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo.save(tmp_path / "1.jpg", exif=exif)
@@ -61,7 +61,7 @@ def test_upright(orientation: int, photo: Image.Image, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "suffix"), [("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("RGBA", "webp"), ("P", "gif")]
 )
-def test_what_is_no_jpeg_of_three_colours_is_left_to_pillow(
+def test_files_other_than_rgb_jpegs_are_left_to_pillow(
     mode: str, suffix: str, photo: Image.Image, tmp_path: Path
 ) -> None:
     path = tmp_path / f"1.{suffix}"
@@ -70,7 +70,7 @@ def test_what_is_no_jpeg_of_three_colours_is_left_to_pillow(
     np.testing.assert_array_equal(decode_quickly(path), decode(path))
 
 
-def test_truncated_files_get_the_answer_of_decode(photo: Image.Image, tmp_path: Path) -> None:
+def test_truncated_files_raise_the_error_of_decode(photo: Image.Image, tmp_path: Path) -> None:
     stream = io.BytesIO()
     photo.save(stream, "JPEG")
     whole, end = stream.getvalue(), b"\xff\xd9"

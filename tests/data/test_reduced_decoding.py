@@ -1,4 +1,4 @@
-"""JPEGs much larger than what a network sees, decoded at a reduced scale for training."""
+"""Decoding large JPEGs at a reduced scale for training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_short_side_is_kept(short_side: int | None, height: int, width: int) -> 
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_reduced_pixels_are_about_the_mean_of_those_they_stand_for(orientation: int) -> None:
+def test_reduced_pixels_are_about_the_mean_of_those_they_replace(orientation: int) -> None:
     content = jpeg((800, 600), orientation)
     whole = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     for scale in (2, 4, 8):
@@ -77,7 +77,7 @@ def test_other_formats_stay_as_they_are() -> None:
         (Task.DETECTION, "rtdetr-resnet50", {"image_size": 96}),
     ],
 )
-def test_what_the_network_is_trained_on_hardly_differs(
+def test_network_inputs_hardly_differ(
     task: Task, model: str, settings: dict[str, int], tmp_path: Path
 ) -> None:
     (tmp_path / "1.jpg").write_bytes(jpeg((1600, 1200)))

@@ -32,7 +32,7 @@ def test_samples_pass_every_check(task: Task, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_seeds(task: Task, tmp_path: Path) -> None:
+def test_samples_depend_only_on_the_seed(task: Task, tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         make(task, tmp_path / name, images=6, seed=seed)
     assert digest(tmp_path / "one") == digest(tmp_path / "again") != digest(tmp_path / "other")
@@ -78,7 +78,7 @@ def test_boxes_and_polygons_agree(tmp_path: Path) -> None:
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1 / 160)
 
 
-def test_too_few_images(tmp_path: Path) -> None:
+def test_too_few_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="must be at least 2"):
         make(Task.DETECTION, tmp_path / "new", images=1)
 

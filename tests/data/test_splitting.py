@@ -1,4 +1,4 @@
-"""Splitting: shares of classes, sizes, determinism."""
+"""Splitting data: class fractions, sizes, determinism."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_multiclass_is_exact(size: float) -> None:
 
 @pytest.mark.parametrize("task", [Task.MULTILABEL, Task.DETECTION, Task.SEGMENTATION])
 @pytest.mark.parametrize("size", [0.1, 0.2, 0.5])
-def test_label_sets_keep_their_shares(task: Task, size: float) -> None:
+def test_label_sets_keep_their_fractions(task: Task, size: float) -> None:
     sets = random_label_sets(600)
     records = records_of(task, [sorted(set(labels)) for labels in sets] if task is Task.MULTILABEL else sets)
     train, validation = split(records, task, size, seed=3)
@@ -81,7 +81,7 @@ def test_label_sets_keep_their_shares(task: Task, size: float) -> None:
     assert (object_counts(records, train) > 0).all()
 
 
-def test_better_than_chance() -> None:
+def test_stratified_split_is_better_than_a_random_one() -> None:
     records = records_of(Task.DETECTION, random_label_sets(200, seed=5))
     total = object_counts(records, np.arange(200))
 
@@ -127,7 +127,7 @@ def test_the_only_image_of_a_class_stays_in_training() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, -0.1, 1.5, float("nan")])
-def test_sizes_out_of_range(size: float) -> None:
+def test_fractions_out_of_range_are_errors(size: float) -> None:
     with pytest.raises(JobError, match="--validation-data-size: must be above 0 and below 1"):
         split(records_of(Task.CLASSIFICATION, [[0], [0]]), Task.CLASSIFICATION, size, 0)
 
@@ -147,7 +147,7 @@ def test_many_images_take_little_time() -> None:
     assert abs(len(validation) - 10_000) < 100
 
 
-def test_on_real_sets(shared_data: Path) -> None:
+def test_split_of_real_data(shared_data: Path) -> None:
     cases = [
         ("cards/multilabel", Task.MULTILABEL),
         ("cards/detection", Task.DETECTION),

@@ -1,4 +1,4 @@
-"""Tiles are trained with the objects that are in them, cut where the tile cuts them."""
+"""Tiles of training images: their objects, clipped at the tile edges."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_boxes_are_clipped_and_moved_into_the_tile() -> None:
     assert left.polygons is None
 
 
-def test_an_object_of_which_less_than_a_quarter_is_in_the_tile_is_left_out() -> None:
+def test_objects_less_than_a_quarter_in_the_tile_are_left_out() -> None:
     target = boxes((0.4, 0, 0.8, 1), (0.42, 0, 0.82, 1), (0.5, 0, 0.6, 1), crowd=())
     assert clip(target, LEFT).labels.tolist() == [0], "a quarter, a fifth, and only the edge"
     crowds = boxes((0.4, 0, 0.8, 1), (0.42, 0, 0.82, 1), (0.5, 0, 0.6, 1), crowd=(0, 1, 2))
@@ -59,7 +59,7 @@ def test_an_object_of_which_less_than_a_quarter_is_in_the_tile_is_left_out() -> 
     assert left.crowd.all()
 
 
-def test_an_object_without_an_area_is_in_no_tile() -> None:
+def test_objects_without_area_are_in_no_tile() -> None:
     target = boxes((0.2, 0.2, 0.2, 0.6), (0.1, 0.3, 0.4, 0.3))
     assert len(clip(target, LEFT).labels) == 0
 
@@ -74,7 +74,7 @@ def area(polygons: tuple[FloatArray, ...]) -> float:
     return total
 
 
-def test_a_concave_polygon_comes_apart_without_a_bridge() -> None:
+def test_clipping_splits_concave_polygons() -> None:
     """The arms of a U above the line that cuts them off from its bottom."""
     tile = np.array([0, 0, 1, 0.5])
     left = clip(outlines((U,)), tile)
@@ -99,7 +99,7 @@ def test_a_polygon_is_cut_at_all_four_edges() -> None:
     np.testing.assert_allclose(cut.boxes, [[0, 0, 1, 1]], atol=1e-6)
 
 
-def test_each_segment_is_cut_and_the_box_is_around_what_is_left() -> None:
+def test_each_segment_is_clipped_and_boxed() -> None:
     square = [(0.1, 0.1), (0.2, 0.1), (0.2, 0.2), (0.1, 0.2)]
     triangle = [(0.3, 0.5), (0.7, 0.5), (0.7, 0.9)]
     far = [(0.75, 0.1), (0.8, 0.1), (0.8, 0.2)]
@@ -114,7 +114,7 @@ def test_each_segment_is_cut_and_the_box_is_around_what_is_left() -> None:
     assert area(right.polygons[0]) == pytest.approx((0.06 + 0.0025) / 0.5, rel=1e-5)
 
 
-def test_an_object_is_not_where_its_box_is_but_its_polygons_are_not() -> None:
+def test_objects_are_only_where_their_polygons_are() -> None:
     """An L whose box covers the tile in its empty corner."""
     shape = [(0.1, 0.0), (0.2, 0.0), (0.2, 0.8), (0.9, 0.8), (0.9, 1.0), (0.1, 1.0)]
     corner = np.array([0.3, 0.0, 1.0, 0.7])
@@ -126,7 +126,7 @@ def test_an_object_is_not_where_its_box_is_but_its_polygons_are_not() -> None:
     assert len(TiledExamples(Drawn(boxes((0.1, 0.1, 0.9, 0.9))), quarters)) == 1 + 4
 
 
-def test_what_only_touches_the_tile_leaves_nothing_in_it() -> None:
+def test_polygons_that_only_touch_the_tile_are_left_out() -> None:
     touching = [(0.3, 0.1), (0.5, 0.1), (0.5, 0.4), (0.3, 0.4)]
     beside = [(0.6, 0.1), (0.9, 0.1), (0.9, 0.4), (0.6, 0.4)]
     right = clip(outlines((touching, beside)), RIGHT)
@@ -136,7 +136,7 @@ def test_what_only_touches_the_tile_leaves_nothing_in_it() -> None:
     assert len(clip(outlines((touching,), crowd=(0,)), RIGHT).labels) == 0
 
 
-def test_a_polygon_inside_stays_as_it_is() -> None:
+def test_polygons_inside_the_tile_are_unchanged() -> None:
     shape = [(0.1, 0.1), (0.4, 0.1), (0.25, 0.9)]
     left = clip(outlines((shape,)), LEFT)
     assert left.polygons is not None
@@ -155,7 +155,9 @@ def inside(point: FloatArray, polygons: tuple[FloatArray, ...]) -> bool:
 
 
 @given(seed=st.integers(0, 10**6), points=st.integers(3, 12), coarse=st.booleans())
-def test_a_point_is_in_the_pieces_if_it_is_in_the_polygon(seed: int, points: int, coarse: bool) -> None:
+def test_pieces_hold_exactly_the_points_of_the_polygon_in_the_tile(
+    seed: int, points: int, coarse: bool
+) -> None:
     """Also of polygons that cross themselves, and (coarse) with points and edges on the tile's border."""
     generator = np.random.default_rng(seed)
     polygon = generator.integers(0, 5, (points, 2)) / 4 if coarse else generator.random((points, 2))
@@ -201,7 +203,7 @@ class Drawn:
         return list(self._targets)
 
 
-def test_tiles_without_objects_are_not_trained() -> None:
+def test_tiles_without_objects_are_left_out() -> None:
     examples = Drawn(
         boxes((0.1, 0.1, 0.3, 0.4)),
         boxes(),
@@ -223,7 +225,7 @@ def test_tiles_without_objects_are_not_trained() -> None:
     np.testing.assert_allclose(tiled[6].target.boxes, [[0.2, 0.1, 0.6, 0.4]], atol=1e-6)  # type: ignore[union-attr]
 
 
-def test_truths_are_those_of_the_examples() -> None:
+def test_targets_are_those_of_the_examples() -> None:
     tiled = TiledExamples(Drawn(boxes((0.1, 0.1, 0.6, 0.4)), boxes((0.6, 0.1, 0.8, 0.4))), HALVES)
     targets = tiled.targets
     for index, target in enumerate(targets):
@@ -242,7 +244,7 @@ OBJECT = st.tuples(*[st.floats(0, 1, width=32)] * 4, st.booleans()).map(
 
 
 @given(rows=st.lists(OBJECT, max_size=6), columns=st.integers(1, 4), overlap=st.floats(0, 0.8))
-def test_just_the_tiles_that_hold_an_object_are_kept(rows: list[Any], columns: int, overlap: float) -> None:
+def test_exactly_the_tiles_with_objects_are_kept(rows: list[Any], columns: int, overlap: float) -> None:
     target = boxes(*[row[:4] for row in rows])
     target = Objects(target.boxes, target.labels, np.array([row[4] for row in rows], dtype=bool))
     corners = target.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)

@@ -1,4 +1,4 @@
-"""Loading data for a training, and the checks of the data as a whole."""
+"""Loading the data of a run, and the checks of the data as a whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refusal(*args: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_load_splits(write_lines: WriteLines) -> None:
+def test_load_splits_off_validation_data(write_lines: WriteLines) -> None:
     path = write_lines(lines(20), images=True)
     data = load(Task.CLASSIFICATION, [path], validation_size=0.3, seed=4, progress=False)
     assert (len(data.train), len(data.validation)) == (14, 6)
@@ -59,7 +59,7 @@ def test_classes_are_the_sorted_union(write_lines: WriteLines) -> None:
     )
 
 
-def test_everything_wrong_is_listed_at_once(write_lines: WriteLines) -> None:
+def test_all_problems_are_reported_at_once(write_lines: WriteLines) -> None:
     train = write_lines([*lines(3), {"image_url": "x.png"}, "broken"])
     for number in (0, 1):
         Image.new("RGB", (8, 6)).save(train.parent / f"{number}.png")
@@ -78,7 +78,7 @@ def test_everything_wrong_is_listed_at_once(write_lines: WriteLines) -> None:
         assert part in text
 
 
-def test_a_refusal_offers_to_go_on_only_where_that_would_help(write_lines: WriteLines) -> None:
+def test_skip_invalid_is_suggested_only_where_it_helps(write_lines: WriteLines) -> None:
     path = write_lines([*lines(3), "broken"])
     for number in range(3):
         Image.new("RGB", (8, 6)).save(path.parent / f"{number}.png")
@@ -87,7 +87,7 @@ def test_a_refusal_offers_to_go_on_only_where_that_would_help(write_lines: Write
     assert "--skip-invalid" not in refusal(Task.CLASSIFICATION, [write_lines(["broken"], "all.jsonl")])
 
 
-def test_skip_invalid(write_lines: WriteLines, tmp_path: Path) -> None:
+def test_skip_invalid_leaves_out_and_lists_invalid_lines(write_lines: WriteLines, tmp_path: Path) -> None:
     train = write_lines([*lines(6), {"image_url": "x.png", "label": ""}], images=True)
     (train.parent / "3.png").write_bytes(b"no image")
     (train.parent / "4.png").unlink()
@@ -103,13 +103,13 @@ def test_skip_invalid(write_lines: WriteLines, tmp_path: Path) -> None:
     assert "must be a class name" in written[2]["reasons"][0]
 
 
-def test_skip_invalid_drops_classes_that_are_gone(write_lines: WriteLines) -> None:
+def test_skip_invalid_drops_unused_classes(write_lines: WriteLines) -> None:
     train = write_lines([*lines(4), {"image_url": "gone.png", "label": "c"}], images=True)
     (train.parent / "gone.png").unlink()
     assert load(Task.CLASSIFICATION, [train], skip_invalid=True, progress=False).classes == ("a", "b")
 
 
-def test_too_few_lines_left_to_split_are_told_with_what_was_left_out(write_lines: WriteLines) -> None:
+def test_too_few_lines_to_split_are_reported_with_the_skipped_ones(write_lines: WriteLines) -> None:
     path = write_lines([*lines(1), {"image_url": "x.png", "label": ""}], images=True)
     text = refusal(Task.CLASSIFICATION, [path], skip_invalid=True)
     assert "train.jsonl:1: at least two images are needed" in text
@@ -133,14 +133,14 @@ def test_skip_invalid_does_not_excuse_missing_files(write_lines: WriteLines, tmp
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_nothing_left_to_train_on(task: Task, write_lines: WriteLines) -> None:
+def test_no_valid_training_image_is_an_error(task: Task, write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a.png", "label": 1.5}])
     assert "training data: must hold at least one valid image" in refusal(task, [path], skip_invalid=True)
     empty = write_lines([], "empty.jsonl")
     assert "training data: must hold at least one valid image" in refusal(task, [empty])
 
 
-def test_backgrounds_alone_are_nothing_to_train_on(write_lines: WriteLines) -> None:
+def test_backgrounds_alone_are_an_error(write_lines: WriteLines) -> None:
     path = write_lines(lines(3, label=[]), images=True)
     assert "must hold at least one object" in refusal(Task.DETECTION, [path])
     assert "must hold at least one class" in refusal(Task.MULTILABEL, [path])
@@ -162,7 +162,7 @@ def test_images_in_both_sets_are_a_warning(write_lines: WriteLines) -> None:
     assert "the first of 3 images in both" in str(warning)
 
 
-def test_the_same_image_by_another_path(write_lines: WriteLines) -> None:
+def test_images_in_both_sets_are_found_by_another_path(write_lines: WriteLines) -> None:
     train = write_lines(lines(4), images=True)
     other = [
         {"image_url": "../1.png", "label": "a"},
@@ -173,7 +173,7 @@ def test_the_same_image_by_another_path(write_lines: WriteLines) -> None:
     assert "the first of 2 images in both" in str(warning)
 
 
-def test_class_names_that_look_alike_are_a_warning(write_lines: WriteLines) -> None:
+def test_similar_class_names_are_a_warning(write_lines: WriteLines) -> None:
     names = ["cat", "Cat", "가", "\u1100\u1161", "dog"]  # the Korean syllable whole, and in parts
     path = write_lines(
         [{"image_url": f"{n}.png", "label": name} for n, name in enumerate(names)], images=True
@@ -185,7 +185,7 @@ def test_class_names_that_look_alike_are_a_warning(write_lines: WriteLines) -> N
     )
 
 
-def test_an_image_turned_by_exif_is_a_warning(write_lines: WriteLines) -> None:
+def test_a_declared_shape_before_rotation_is_a_warning(write_lines: WriteLines) -> None:
     details = {"width": 80, "height": 60}
     path = write_lines(
         [{"image_url": f"{n}.jpg", "label": [BOX], "image_details": details} for n in range(3)]
@@ -200,7 +200,7 @@ def test_an_image_turned_by_exif_is_a_warning(write_lines: WriteLines) -> None:
     assert "the first of 2 such lines" in str(warning)
 
 
-def test_long_lists_are_cut_by_kind(write_lines: WriteLines) -> None:
+def test_long_lists_are_shortened_by_kind(write_lines: WriteLines) -> None:
     path = write_lines([*lines(200), {"image_url": "x"}])
     with pytest.raises(DataError) as caught:
         load(Task.CLASSIFICATION, [path], check_images=False, progress=False)
@@ -212,7 +212,7 @@ def test_long_lists_are_cut_by_kind(write_lines: WriteLines) -> None:
 
 
 @pytest.mark.parametrize("check_images", [True, False])
-def test_a_folder_that_does_not_exist_is_said_once(check_images: bool, write_lines: WriteLines) -> None:
+def test_a_missing_folder_is_reported_once(check_images: bool, write_lines: WriteLines) -> None:
     path = write_lines([*lines(4), *lines(40, "gone/")])
     for number in range(4):
         Image.new("RGB", (8, 6)).save(path.parent / f"{number}.png")
@@ -246,7 +246,7 @@ def test_without_checking_images_only_existence_counts(write_lines: WriteLines) 
     assert "gone.png" in text
 
 
-def test_progress_in_a_log(
+def test_progress_is_logged(
     write_lines: WriteLines, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.data.progress._SECONDS_BETWEEN_LINES", 0.0)
@@ -266,7 +266,7 @@ def test_validate_summarises(write_lines: WriteLines) -> None:
     assert str(report.summary).splitlines()[0] == "3 images, 3 objects, 1 images without a label, 2 classes"
 
 
-def test_azure_set(shared_data: Path) -> None:
+def test_azure_data_are_loaded(shared_data: Path) -> None:
     folder = shared_data / "fridge_azure"
     data = load(
         Task.DETECTION,
@@ -292,7 +292,7 @@ def test_azure_set(shared_data: Path) -> None:
         ("fruits_nuts/detection", Task.DETECTION),
     ],
 )
-def test_real_sets(name: str, task: Task, shared_data: Path) -> None:
+def test_real_data_are_loaded(name: str, task: Task, shared_data: Path) -> None:
     paths = [shared_data / name / f"{part}.jsonl" for part in ("train", "validation")]
     data = load(task, paths[:1], paths[1:], progress=False)
     assert not data.warnings

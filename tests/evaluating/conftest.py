@@ -1,4 +1,4 @@
-"""Small packaged models and data for which they are neither right nor wrong throughout."""
+"""Small packaged models, and data on which they are partly right."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def targets(
     packaged: Callable[..., Path],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[Task], Path]:
-    """truths(task) → JSON lines of six images; what is true is made of what the packaged model predicts.
+    """targets(task) → JSON lines of six images whose targets derive from the packaged model's predictions.
 
-    Some of it is kept, some shifted, some called by another class, and some is not predicted at all.
+    Some are kept, some shifted, some renamed to another class, and some were not predicted.
     """
     from serving.predict import predict_files
 
     @cache
     def make(task: Task) -> Path:
-        folder = tmp_path_factory.mktemp("truths")
+        folder = tmp_path_factory.mktemp("targets")
         (folder / "images").mkdir()
         files = [folder / "images" / f"{number}.png" for number in range(len(SIZES))]
         for number, (file, size) in enumerate(zip(files, SIZES, strict=True)):

@@ -1,4 +1,4 @@
-"""Answers made anywhere find their images, and what is wrong with them is told by line."""
+"""Files of answers: assignment to images, and errors by line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def named(name: str) -> dict[str, Any]:
     return {"image_url": name, **RIGHT}
 
 
-def test_in_the_data_s_order(data: Path, tmp_path: Path) -> None:
+def test_answers_without_names_are_in_the_order_of_the_data(data: Path, tmp_path: Path) -> None:
     analysis = evaluated(data, [NOTHING, RIGHT, NOTHING], tmp_path)
     assert analysis.metrics["mean_average_precision"] == 1
     assert analysis.metrics["map"] == pytest.approx(1)
@@ -64,7 +64,7 @@ def test_in_the_data_s_order(data: Path, tmp_path: Path) -> None:
     ],
     ids=["sources", "urls and names", "windows"],
 )
-def test_by_name_in_any_order(names: list[str], data: Path, tmp_path: Path) -> None:
+def test_named_answers_may_be_in_any_order(names: list[str], data: Path, tmp_path: Path) -> None:
     names = [name.format(store=tmp_path) for name in names]
     answers = [
         {"image_url": names[0], **NOTHING},
@@ -91,7 +91,7 @@ def test_by_name_in_any_order(names: list[str], data: Path, tmp_path: Path) -> N
         ([{"boxes": [{"label": "can"}]}], r"must be an answer of the documented schema.*boxes\[0\]"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_by_line(answers: list[Any], message: str, data: Path, tmp_path: Path) -> None:
+def test_errors_are_reported_by_line(answers: list[Any], message: str, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         evaluated(data, answers, tmp_path)
 
@@ -121,7 +121,7 @@ def test_classifiers_may_name_their_classes_in_any_order(tmp_path: Path) -> None
         evaluated(data, other, tmp_path, Task.CLASSIFICATION)
 
 
-def test_masks_are_the_answers_polygons(tmp_path: Path) -> None:
+def test_masks_come_from_the_answers_polygons(tmp_path: Path) -> None:
     polygon = [0.1, 0.1, 0.5, 0.1, 0.5, 0.5, 0.1, 0.5]
     details = {"format": "png", "width": 100, "height": 100}
     (tmp_path / "a.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""`trainer evaluate` as users meet it."""
+"""`trainer evaluate` as users run it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any model and any answers against any data, by one ruler."""
+"""Evaluating models and answers on data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
 Packaged = Callable[..., Path]
-Truths = Callable[[Task], Path]
+TargetFiles = Callable[[Task], Path]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_a_model_and_its_written_answers_have_the_same_figures(
-    task: Task, packaged: Packaged, targets: Truths, tmp_path: Path
+def test_a_model_and_its_written_answers_have_the_same_metrics(
+    task: Task, packaged: Packaged, targets: TargetFiles, tmp_path: Path
 ) -> None:
     data = targets(task)
     found = evaluate_model(
@@ -71,7 +71,7 @@ def test_a_model_and_its_written_answers_have_the_same_figures(
         assert [each.location for each in again.mistakes] == [each.location for each in analysis.mistakes]
 
 
-def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, targets: Truths) -> None:
+def test_objects_below_the_score_threshold_are_ignored(packaged: Packaged, targets: TargetFiles) -> None:
     data = targets(Task.DETECTION)
     scores = [m.score for m in evaluate_model(packaged(Task.DETECTION), [data]).analysis.mistakes]
     middle = sorted(scores)[len(scores) // 2]
@@ -83,7 +83,7 @@ def test_the_training_threshold_cuts_what_is_looked_at(packaged: Packaged, targe
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.DETECTION])
-def test_slices(task: Task, packaged: Packaged, targets: Truths, tmp_path: Path) -> None:
+def test_slices_by_key_and_size(task: Task, packaged: Packaged, targets: TargetFiles, tmp_path: Path) -> None:
     data = targets(task)
     found = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"]))
     assert not any("is not a key of the data schema" in remark for remark in found.notes)
@@ -110,8 +110,8 @@ def test_slices(task: Task, packaged: Packaged, targets: Truths, tmp_path: Path)
         assert parts["camera", "right"].objects == alone.objects
 
 
-def test_numbers_of_many_values_become_four_parts(
-    packaged: Packaged, targets: Truths, tmp_path: Path
+def test_numbers_with_many_values_are_sliced_into_quarters(
+    packaged: Packaged, targets: TargetFiles, tmp_path: Path
 ) -> None:
     source = targets(Task.CLASSIFICATION)
     (line, *_) = lines_of(source)
@@ -126,7 +126,7 @@ def test_numbers_of_many_values_become_four_parts(
     assert parts == {"1 to 5.5": 5, "5.5 to 10": 5, "10 to 14.5": 4, "14.5 to 19": 5, "(none)": 1}
 
 
-def test_a_key_that_no_line_has_is_refused(packaged: Packaged, targets: Truths) -> None:
+def test_slicing_by_a_missing_key_is_an_error(packaged: Packaged, targets: TargetFiles) -> None:
     with pytest.raises(DataError, match="lamp: must be a key of the lines; no line has it"):
         evaluate_model(packaged(Task.DETECTION), [targets(Task.DETECTION)], Options(slice_by=["lamp"]))
     with pytest.raises(DataError, match=r"test.jsonl:1: meta: must be a string, a number or a boolean"):
@@ -134,7 +134,7 @@ def test_a_key_that_no_line_has_is_refused(packaged: Packaged, targets: Truths) 
 
 
 @pytest.fixture
-def with_unknown(targets: Truths, tmp_path: Path) -> Callable[[Task], Path]:
+def with_unknown(targets: TargetFiles, tmp_path: Path) -> Callable[[Task], Path]:
     """The data with a class that the model does not know on the second and fourth line."""
 
     def make(task: Task) -> Path:
@@ -154,7 +154,7 @@ def with_unknown(targets: Truths, tmp_path: Path) -> Callable[[Task], Path]:
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL, Task.DETECTION])
-def test_classes_that_the_model_does_not_know(
+def test_unknown_classes_are_errors_missed_or_ignored(
     task: Task, packaged: Packaged, with_unknown: Callable[[Task], Path]
 ) -> None:
     data = with_unknown(task)
@@ -176,8 +176,8 @@ def test_classes_that_the_model_does_not_know(
         assert ignored.analysis.objects == (missed.analysis.objects or 0) - 2
 
 
-def test_classes_that_the_data_do_not_have_are_told(
-    packaged: Packaged, targets: Truths, tmp_path: Path
+def test_classes_absent_from_the_data_are_noted(
+    packaged: Packaged, targets: TargetFiles, tmp_path: Path
 ) -> None:
     lines = lines_of(targets(Task.DETECTION))[:1]
     lines[0]["image_url"] = str(targets(Task.DETECTION).parent / lines[0]["image_url"])
@@ -188,7 +188,7 @@ def test_classes_that_the_data_do_not_have_are_told(
     assert all(found.analysis.per_class[name]["average_precision"] == -1 for name in absent)
 
 
-def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, targets: Truths, tmp_path: Path) -> None:
+def test_unreadable_images_are_named(packaged: Packaged, targets: TargetFiles, tmp_path: Path) -> None:
     lines = lines_of(targets(Task.CLASSIFICATION))
     for line in lines:
         line["image_url"] = str(targets(Task.CLASSIFICATION).parent / line["image_url"])
@@ -199,7 +199,7 @@ def test_an_image_that_cannot_be_read_is_named(packaged: Packaged, targets: Trut
         evaluate_model(packaged(Task.CLASSIFICATION), [write_lines(tmp_path / "data.jsonl", lines)])
 
 
-def test_options_out_of_range_are_refused_at_once(tmp_path: Path) -> None:
+def test_options_out_of_range_are_errors(tmp_path: Path) -> None:
     wrong = Options(iou_threshold=0.05, unknown_classes="perhaps")
     with pytest.raises(JobError) as caught:
         evaluate_model(tmp_path, ["none.jsonl"], wrong, box_score_threshold=2)

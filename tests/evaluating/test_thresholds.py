@@ -1,4 +1,4 @@
-"""Thresholds that an evaluation found, at work in the served model."""
+"""Score thresholds from an evaluation, applied to a served model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answer(model: Path, **parameters: float) -> Boxes:
     return boxes
 
 
-def test_each_class_has_its_own_and_a_request_overrides_all(model: Path) -> None:
+def test_each_class_has_its_threshold_unless_a_request_sets_one(model: Path) -> None:
     before = answer(model)
     label = before[len(before) // 2]["label"]
     middle = sorted(box["score"] for box in before if box["label"] == label)[-1]
@@ -58,7 +58,7 @@ def test_each_class_has_its_own_and_a_request_overrides_all(model: Path) -> None
     assert {box["label"] for box in answer(model)}.isdisjoint({other})
 
 
-def test_an_exported_graph_has_them_inside(model: Path) -> None:
+def test_an_exported_graph_contains_the_thresholds(model: Path) -> None:
     import torch
 
     from serving.onnx_export import _graph
@@ -76,7 +76,7 @@ def test_an_exported_graph_has_them_inside(model: Path) -> None:
     assert scores.tolist() == pytest.approx([box["score"] for box in expected], abs=1e-4)
 
 
-def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
+def test_thresholds_work_in_mlflow_and_in_a_copy(model: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import mlflow.pyfunc
@@ -90,7 +90,7 @@ def test_through_mlflow_and_into_a_copy(model: Path, tmp_path: Path) -> None:
         assert loaded.predict(row, params={"box_score_threshold": 0.0})["boxes"][0] == answer(model)
 
 
-def test_the_best_thresholds_of_an_evaluation(model: Path, targets: Callable[[Task], Path]) -> None:
+def test_best_thresholds_of_an_evaluation_are_applied(model: Path, targets: Callable[[Task], Path]) -> None:
     found = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
     thresholds.apply(model, {name: best.score for name, best in found.thresholds.items()})
     again = evaluate_model(model, [targets(Task.DETECTION)], device="cpu").analysis
@@ -101,7 +101,7 @@ def test_the_best_thresholds_of_an_evaluation(model: Path, targets: Callable[[Ta
         assert best.f1 >= found.served[name].f1
 
 
-def test_what_has_no_thresholds_is_refused(packaged: Callable[..., Path], model: Path) -> None:
+def test_models_without_thresholds_are_errors(packaged: Callable[..., Path], model: Path) -> None:
     with pytest.raises(RunError, match="has no score thresholds"):
         thresholds.apply(packaged(Task.CLASSIFICATION), {"can": 0.5})
     with pytest.raises(RunError, match="no class has a threshold to apply"):

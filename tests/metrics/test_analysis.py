@@ -1,4 +1,4 @@
-"""The error analysis, on scenes small enough to be worked out by hand, and its one JSON form."""
+"""The error analysis, checked by hand on small examples, and its JSON form."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TASKS = pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
     ],
     ids=["classification", "localisation", "both", "duplicate", "background"],
 )
-def test_each_kind_of_error_and_what_it_costs(
+def test_each_kind_of_error_has_its_cost(
     task: Task, prediction: Detections, target: Objects, kind: str, cost: float, missed: int
 ) -> None:
     split = errors(run(task, [prediction], [target]))
@@ -86,13 +86,13 @@ def test_each_kind_of_error_and_what_it_costs(
 
 
 @TASKS
-def test_missed_objects_cost_what_they_would_have_brought(task: Task) -> None:
+def test_cost_of_missed_objects(task: Task) -> None:
     split = errors(run(task, [found((0, 0.9, HERE))], [true((0, HERE), (0, THERE))]))
     assert split["missed"] == split["false negatives"] == (1, 0.5)
     assert split["false positives"] == (0, 0.0)
 
 
-def test_a_mended_error_on_an_object_that_is_found_brings_nothing() -> None:
+def test_fixing_an_error_on_a_found_object_gains_nothing() -> None:
     scene = found((1, 0.9, HERE), (0, 0.8, HERE)), true((0, HERE))
     split = errors(run(Task.DETECTION, [scene[0]], [scene[1]]))
     assert split["classification"] == (1, 0.0)
@@ -102,7 +102,7 @@ def test_a_mended_error_on_an_object_that_is_found_brings_nothing() -> None:
     assert split["classification"] == (2, 0.5)
 
 
-def test_all_missed_costs_everything_and_no_data_cost_nothing() -> None:
+def test_cost_is_1_if_all_is_missed_and_0_without_data() -> None:
     split = errors(run(Task.DETECTION, [found()], [true((0, HERE))]))
     assert split["missed"] == (1, 1.0)
     empty = run(Task.DETECTION, [], [])
@@ -112,7 +112,7 @@ def test_all_missed_costs_everything_and_no_data_cost_nothing() -> None:
 
 
 @TASKS
-def test_crowds_are_in_none_of_it(task: Task) -> None:
+def test_crowds_are_ignored(task: Task) -> None:
     analysis = run(task, [found((0, 0.9, HERE))], [true((0, HERE), crowd=[0])])
     assert analysis.objects == 0
     assert all(each.count == 0 for each in analysis.errors)
@@ -133,13 +133,13 @@ def test_confusion_matrices_by_score(task: Task) -> None:
     assert matrices[8].counts == [[0, 0, 2], [0, 0, 1]]
 
 
-def test_a_score_counts_at_its_own_threshold() -> None:
+def test_score_thresholds_are_inclusive() -> None:
     matrices = run(Task.DETECTION, [found((0, 0.7, HERE))], [true((0, HERE))]).confusion_matrices
     assert matrices[7].counts[0] == [1, 0, 0]
     assert matrices[8].counts[0] == [0, 0, 1]
 
 
-def test_image_level_by_hand() -> None:
+def test_image_level_metrics_by_hand() -> None:
     predictions = [
         found((0, 0.9, NOWHERE), (0, 0.8, HERE)),  # a false positive down to 0.8, true from there
         found((1, 0.85, HERE)),  # false for good
@@ -156,7 +156,7 @@ def test_image_level_by_hand() -> None:
     assert curve.y == pytest.approx([1, 1, 1 / 2, 1 / 3, 2 / 3, 2 / 3])
 
 
-def test_image_level_figures_are_those_of_the_definition_on_random_scenes() -> None:
+def test_image_level_metrics_equal_their_definition() -> None:
     rng = np.random.default_rng(0)
     spots = [(x / 5, y / 5, (x + 1) / 5, (y + 1) / 5) for x in range(5) for y in range(5)]
     predictions, targets = [], []
@@ -187,7 +187,7 @@ def test_image_level_figures_are_those_of_the_definition_on_random_scenes() -> N
     assert (analysis.image_level["recall"], analysis.image_level["precision"]) == pytest.approx(points[-1])
 
 
-def test_the_best_threshold_lies_between_what_is_kept_and_what_is_not() -> None:
+def test_best_threshold_is_midway_between_scores() -> None:
     predictions = [found((0, 0.9, HERE), (0, 0.8, THERE), (0, 0.2, NOWHERE), (0, 0.1, SHIFTED))]
     analysis = run(Task.DETECTION, predictions, [true((0, HERE), (0, THERE))])
     best = analysis.thresholds["can"]
@@ -251,7 +251,7 @@ def test_classification_lists() -> None:
     assert analysis.confusion_matrices[0].counts == [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
 
 
-def test_swapped_labels_are_found() -> None:
+def test_swapped_labels_are_label_issues() -> None:
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 300)
     logits = np.eye(3)[targets] * 6 + rng.normal(0, 1, (300, 3))
@@ -282,7 +282,7 @@ def test_multilabel_lists() -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_it_is_written_and_read_as_strict_json(task: Task, tmp_path: Path) -> None:
+def test_analysis_round_trips_through_strict_json(task: Task, tmp_path: Path) -> None:
     if task.is_classification:
         targets: list[object] = (
             [0, 1] if task is Task.CLASSIFICATION else [np.array([True, False, False])] * 2
@@ -304,7 +304,7 @@ def test_it_is_written_and_read_as_strict_json(task: Task, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_no_images_at_all(task: Task) -> None:
+def test_analysis_without_images(task: Task) -> None:
     analysis = analyse(task, CLASSES, [], [])
     assert analysis.images == 0
     assert Analysis.model_validate_json(analysis.to_json()).to_json() == analysis.to_json()

@@ -1,4 +1,4 @@
-"""Classification metrics against scikit-learn and against figures worked out by hand."""
+"""Classification metrics against scikit-learn and against values computed by hand."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def evaluate(task: Task, targets: npt.NDArray[np.generic], probs: Array) -> metr
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(3))
-def test_multiclass_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
+def test_multiclass_metrics_equal_scikit_learns(scenario: str, seed: int) -> None:
     targets, probs = multiclass(scenario, seed)
     labels = np.arange(probs.shape[1])
     expected = ranking_oracle(targets[:, None] == labels, probs) | decision_oracle(
@@ -132,7 +132,7 @@ def test_multiclass_figures_are_those_of_scikit_learn(scenario: str, seed: int) 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(3))
-def test_multilabel_figures_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
+def test_multilabel_metrics_equal_scikit_learns(scenario: str, seed: int) -> None:
     targets, probs = multilabel(scenario, seed)
     predicted = probs >= 0.5
     expected = ranking_oracle(targets, probs) | decision_oracle(targets, predicted)
@@ -194,7 +194,7 @@ def test_multilabel_by_hand_and_threshold_is_inclusive() -> None:
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
-def test_no_images_give_figures_that_are_not_numbers(task: Task) -> None:
+def test_metrics_without_images_are_nan(task: Task) -> None:
     evaluator = metrics.create(task, ["a", "b"])
     figures = evaluator.compute()
     assert task.primary_metric in figures
@@ -202,7 +202,7 @@ def test_no_images_give_figures_that_are_not_numbers(task: Task) -> None:
     assert evaluator.per_class()["a"]["support"] == 0
 
 
-def test_a_single_class_is_scored_without_complaint() -> None:
+def test_a_single_class_raises_no_warning() -> None:
     figures = evaluate(Task.CLASSIFICATION, np.array([0, 0]), np.ones((2, 1))).compute()
     assert figures["accuracy"] == 1
     assert figures["log_loss"] == pytest.approx(0, abs=1e-9)
@@ -210,13 +210,13 @@ def test_a_single_class_is_scored_without_complaint() -> None:
     assert figures["average_precision_score_macro"] == 1
 
 
-def test_sure_and_wrong_is_a_large_but_finite_loss() -> None:
+def test_loss_of_a_confident_mistake_is_finite() -> None:
     figures = evaluate(Task.CLASSIFICATION, np.array([0]), np.array([[0.0, 1.0]])).compute()
     assert 30 < figures["log_loss"] < 40
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
-def test_compute_changes_nothing_and_reset_forgets(task: Task) -> None:
+def test_compute_has_no_side_effect_and_reset_removes_images(task: Task) -> None:
     targets, probs = (multiclass if task is Task.CLASSIFICATION else multilabel)("random", 0)
     evaluator = evaluate(task, targets, probs)
     first = evaluator.compute()
@@ -252,7 +252,7 @@ def test_no_warning_escapes_in_half_precision() -> None:
         assert evaluator.compute()["accuracy"] == pytest.approx(1 / 3)
 
 
-def test_a_diverged_network_is_named() -> None:
+def test_a_diverged_network_is_an_error() -> None:
     evaluator = metrics.create(Task.CLASSIFICATION, ["a", "b"])
     with pytest.raises(TrainingError, match="diverged"):
         evaluator.update(Classification(np.array([np.nan, 0.5], dtype=np.float32)), 0)
@@ -271,19 +271,21 @@ def test_a_diverged_network_is_named() -> None:
         (Task.MULTILABEL, [0.2, 0.5], 1, "bool array"),
     ],
 )
-def test_what_does_not_fit_is_refused(task: Task, probs: list[float], target: object, message: str) -> None:
+def test_unfitting_predictions_and_targets_are_errors(
+    task: Task, probs: list[float], target: object, message: str
+) -> None:
     evaluator = metrics.create(task, ["a", "b"])
     with pytest.raises((TypeError, ValueError), match=message):
         evaluator.update(Classification(np.array(probs, dtype=np.float32)), target)  # type: ignore[arg-type]
     assert math.isnan(evaluator.compute()["accuracy"])  # and nothing was taken
 
 
-def test_detections_are_refused() -> None:
+def test_detections_are_errors() -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32), (4, 4))
     with pytest.raises(TypeError, match="Classification"):
         metrics.create(Task.CLASSIFICATION, ["a"]).update(nothing, 0)
 
 
-def test_a_class_named_twice_is_refused() -> None:
+def test_a_class_named_twice_is_an_error() -> None:
     with pytest.raises(ValueError, match="unique"):
         metrics.create(Task.CLASSIFICATION, ["a", "a"])

@@ -1,4 +1,4 @@
-"""COCO's figures against pycocotools itself."""
+"""COCO's metrics against pycocotools."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def evaluate(pairs: list[Pair], *, masks: bool, metric_type: str = "coco_voc") -
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("seed", range(6))
-def test_figures_are_those_of_pycocotools(masks: bool, seed: int) -> None:
+def test_metrics_equal_those_of_pycocotools(masks: bool, seed: int) -> None:
     pairs = random_pairs(seed, masks=masks)
     figures = evaluate(pairs, masks=masks)
     expected = oracle(pairs, masks=masks)
@@ -165,14 +165,14 @@ def test_figures_are_those_of_pycocotools(masks: bool, seed: int) -> None:
     assert 0.05 < figures["map"] < 0.95  # the scenes say something
 
 
-def test_more_than_a_hundred_detections_an_image() -> None:
+def test_more_than_100_detections_per_image() -> None:
     pairs = random_pairs(9, masks=False, most_found=500)
     assert max(len(prediction.scores) for prediction, _ in pairs) > 300
     expected = oracle(pairs, masks=False)
     assert {name: evaluate(pairs, masks=False)[name] for name in NAMES} == pytest.approx(expected, abs=1e-6)
 
 
-def test_tied_scores_are_ranked_as_pycocotools_does() -> None:
+def test_tied_scores_are_ranked_as_in_pycocotools() -> None:
     pairs = random_pairs(11, masks=False)
     for prediction, _ in pairs:
         prediction.scores[:] = np.round(prediction.scores * 4) / 4
@@ -181,14 +181,14 @@ def test_tied_scores_are_ranked_as_pycocotools_does() -> None:
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
-def test_crowds_alone_leave_everything_undefined(masks: bool) -> None:
+def test_metrics_of_crowds_alone_are_undefined(masks: bool) -> None:
     pairs = random_pairs(2, masks=masks, crowds=1.0)
     figures = evaluate(pairs, masks=masks)
     assert {name: figures[name] for name in NAMES} == oracle(pairs, masks=masks) == dict.fromkeys(NAMES, -1.0)
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
-def test_objects_of_which_none_is_found_give_zero(masks: bool) -> None:
+def test_metrics_without_matches_are_zero(masks: bool) -> None:
     nothing = Detections(
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int64),
@@ -201,7 +201,7 @@ def test_objects_of_which_none_is_found_give_zero(masks: bool) -> None:
     assert figures["map"] == figures["mar_100"] == figures["mean_average_precision"] == 0
 
 
-def test_found_objects_where_none_are_leave_everything_undefined() -> None:
+def test_metrics_without_targets_are_undefined() -> None:
     pairs = random_pairs(2, masks=False)
     nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
     figures = evaluate([(prediction, nothing) for prediction, _ in pairs], masks=False)
@@ -219,7 +219,7 @@ def test_object_sizes_are_measured_in_pixels() -> None:
         assert sizes == {key: pytest.approx(1.0) if key == name else -1 for key in sizes}
 
 
-def test_metric_types_name_what_is_computed() -> None:
+def test_metric_type_selects_the_metrics() -> None:
     pairs = random_pairs(1, masks=False)
     voc, coco, both, none = (
         evaluate(pairs, masks=False, metric_type=kind) for kind in ("voc", "coco", "coco_voc", "none")

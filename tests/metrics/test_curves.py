@@ -36,7 +36,7 @@ def decisions(scenario: str, seed: int) -> tuple[npt.NDArray[np.bool_], Array]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("seed", range(2))
-def test_curves_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
+def test_curves_equal_scikit_learns(scenario: str, seed: int) -> None:
     target, score = decisions(scenario, seed)
     line = curves.roc(target, score)
     assert line is not None
@@ -60,7 +60,7 @@ def test_curves_are_those_of_scikit_learn(scenario: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_gains_and_lift_are_counted(seed: int) -> None:
+def test_gains_and_lift_by_counting(seed: int) -> None:
     target, score = decisions("random", seed)
     gains, lift = curves.cumulative_gains(target, score), curves.lift(target, score)
     assert gains is not None
@@ -72,7 +72,7 @@ def test_gains_and_lift_are_counted(seed: int) -> None:
     assert lift.y[at] == pytest.approx(target[best].mean() / target.mean())
 
 
-def test_undefined_curves_are_left_out_and_take_no_part() -> None:
+def test_undefined_curves_are_left_out_of_averages() -> None:
     rng = np.random.default_rng(0)
     targets = np.equal.outer(rng.integers(0, 2, 60), np.arange(3))  # of the third class there are no images
     probs = rng.dirichlet(np.ones(3), 60)
@@ -88,7 +88,7 @@ def test_undefined_curves_are_left_out_and_take_no_part() -> None:
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-def test_averaged_roc_curves_have_the_averaged_area(average: str) -> None:
+def test_averaged_roc_curves_have_the_average_area(average: str) -> None:
     rng = np.random.default_rng(4)
     target = rng.integers(0, 4, 3000)
     probs = rng.dirichlet(np.ones(4), 3000) + np.eye(4)[target] * 0.4
@@ -99,7 +99,7 @@ def test_averaged_roc_curves_have_the_averaged_area(average: str) -> None:
     assert sk.auc(curve.x, curve.y) == pytest.approx(expected, abs=2e-3)
 
 
-def test_thinned_curves_keep_their_ends_and_course() -> None:
+def test_thinned_curves_keep_their_ends_and_shape() -> None:
     rng = np.random.default_rng(1)
     target = rng.random(50_000) < 0.5
     line = curves.roc(target, rng.random(50_000) + target)
@@ -118,7 +118,7 @@ def test_many_classes_make_no_large_file() -> None:
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
-def test_temperature_is_what_the_logits_were_multiplied_with(factor: float) -> None:
+def test_temperature_recovers_the_scale_of_the_logits(factor: float) -> None:
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 2, (20_000, 4))
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -147,7 +147,7 @@ def test_calibration_error_by_hand() -> None:
     assert calibration.expected_error(confidence, right) == pytest.approx(expected)
 
 
-def test_temperature_of_several_labels() -> None:
+def test_temperature_for_multilabel() -> None:
     rng = np.random.default_rng(5)
     honest = 1 / (1 + np.exp(-rng.normal(0, 2, (5000, 3))))
     targets = rng.random(honest.shape) < honest
@@ -158,7 +158,7 @@ def test_temperature_of_several_labels() -> None:
     assert found.error_scaled < 0.015 < found.error
 
 
-def test_a_network_that_is_never_wrong_has_the_lowest_temperature() -> None:
+def test_temperature_of_a_perfect_network_is_the_minimum() -> None:
     found = calibration.of_classes(np.eye(3)[[0, 1, 2]] * 0.9 + 0.1 / 3, np.array([0, 1, 2]))
     assert found is not None
     assert found.temperature == pytest.approx(0.01)

@@ -1,4 +1,4 @@
-"""VOC-style figures of detection and segmentation: by hand, and against a slow oracle in plain Python."""
+"""VOC-style metrics: by hand, and against a slow oracle in plain Python."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def random_scenes(seed: int, *, masks: bool = False) -> list[Scene]:
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.75, 1.0])
-def test_figures_are_those_of_the_definitions(masks: bool, threshold: float) -> None:
+def test_metrics_equal_their_definitions(masks: bool, threshold: float) -> None:
     for seed in range(60):
         scenes = random_scenes(seed, masks=masks)
         evaluator = evaluate(scenes, masks=masks, threshold=threshold)
@@ -184,7 +184,7 @@ def test_average_precision_by_hand() -> None:
     assert figures["recall"] == pytest.approx(2 / 3)
 
 
-def test_the_envelope_takes_the_highest_precision_beyond() -> None:
+def test_average_precision_uses_the_precision_envelope() -> None:
     """Wrong, then right twice: precision 0, 1/2, 2/3; from recall 0 on the envelope is 2/3."""
     scene: Scene = (
         [(0, 0.9, rectangle(6, 0, 8, 2)), (0, 0.8, rectangle(0, 0, 2, 2)), (0, 0.7, rectangle(3, 3, 5, 5))],
@@ -193,7 +193,7 @@ def test_the_envelope_takes_the_highest_precision_beyond() -> None:
     assert evaluate([scene]).compute()["mean_average_precision"] == pytest.approx(2 / 3)
 
 
-def test_a_prediction_looks_only_at_the_object_it_overlaps_most() -> None:
+def test_a_prediction_is_compared_only_with_its_nearest_target() -> None:
     """COCO's matching would give the second prediction the other object; here it is a false positive."""
     one, other = rectangle(0, 0, 4, 4), rectangle(0, 0, 4, 3)
     scene: Scene = ([(0, 0.9, one), (0, 0.8, one)], [(0, False, one), (0, False, other)])
@@ -202,13 +202,13 @@ def test_a_prediction_looks_only_at_the_object_it_overlaps_most() -> None:
     assert figures["precision"] == 0.5
 
 
-def test_an_object_counts_as_found_at_the_threshold_itself() -> None:
+def test_iou_threshold_is_inclusive() -> None:
     scene: Scene = ([(0, 0.9, rectangle(0, 0, 4, 2))], [(0, False, rectangle(0, 0, 4, 4))])
     assert evaluate([scene], threshold=0.5).compute()["mean_average_precision"] == 1
     assert evaluate([scene], threshold=0.51).compute()["mean_average_precision"] == 0
 
 
-def test_crowds_are_neither_missed_nor_wrongly_found() -> None:
+def test_crowds_count_neither_as_missed_nor_as_false_positives() -> None:
     crowd, lone = rectangle(0, 0, 8, 4), rectangle(0, 5, 2, 7)
     targets: list[True_] = [(0, True, crowd), (0, False, lone)]
     in_crowd: list[Found] = [(0, 0.95, rectangle(x, 0, x + 2, 2)) for x in range(6)]
@@ -217,7 +217,7 @@ def test_crowds_are_neither_missed_nor_wrongly_found() -> None:
     assert evaluate([([*in_crowd, (0, 0.9, lone)], targets)]).compute() == perfect
 
 
-def test_a_crowd_of_another_class_excuses_nothing() -> None:
+def test_a_crowd_of_another_class_is_no_match() -> None:
     scene: Scene = ([(0, 0.9, rectangle(0, 0, 2, 2))], [(1, True, rectangle(0, 0, 8, 8))])
     assert evaluate([scene]).per_class()["a"]["precision"] == 0
 
@@ -234,14 +234,14 @@ def test_a_crowd_of_another_class_excuses_nothing() -> None:
     ids=["nothing", "only found", "only true", "only a crowd", "a crowd found"],
 )
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
-def test_undefined_figures(scene: Scene, expected: tuple[float, float, float], masks: bool) -> None:
+def test_undefined_metrics(scene: Scene, expected: tuple[float, float, float], masks: bool) -> None:
     evaluator = evaluate([scene], masks=masks)
     names = ("average_precision", "precision", "recall")
     assert evaluator.per_class()["a"] == dict(zip(names, expected, strict=True))
     assert tuple(evaluator.compute().values()) == expected
 
 
-def test_undefined_figures_take_no_part_in_means() -> None:
+def test_undefined_metrics_are_left_out_of_means() -> None:
     """Class a perfect; b found without being there: no recall, precision 0; c missed: no precision."""
     cells = rectangle(0, 0, 2, 2)
     scene: Scene = (
@@ -253,13 +253,13 @@ def test_undefined_figures_take_no_part_in_means() -> None:
 
 @pytest.mark.parametrize("metric_type", METRIC_TYPES)
 @pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
-def test_no_images_are_no_error(task: Task, metric_type: str) -> None:
+def test_evaluation_without_images(task: Task, metric_type: str) -> None:
     evaluator = metrics.create(task, CLASSES, metric_type=metric_type)
     assert all(value == -1 for value in evaluator.compute().values())
     assert ("mean_average_precision" in evaluator.compute()) is (metric_type != "none")
 
 
-def test_masks_not_boxes_decide_in_segmentation() -> None:
+def test_segmentation_compares_masks_not_boxes() -> None:
     """Two diagonal halves share their bounding box and no pixel."""
     upper = frozenset(
         (x, y) for x, y in rectangle(0, 0, 8, 8) if x > y or (x, y) == (0, 0) or (x, y) == (7, 7)
@@ -277,7 +277,7 @@ def test_an_image_without_objects_needs_neither_masks_nor_polygons() -> None:
     assert evaluator.compute()["mean_average_precision"] == 1
 
 
-def test_the_truth_of_real_images_scores_perfectly(shared_data: Path) -> None:
+def test_targets_of_real_images_score_perfectly(shared_data: Path) -> None:
     """Dozens of touching nuclei an image; their polygons, drawn and cropped, must be found as themselves."""
     evaluator = metrics.create(Task.SEGMENTATION, ["nucleus"], metric_type="coco_voc")
     lines = (shared_data / "nuclei" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
@@ -298,7 +298,7 @@ def test_the_truth_of_real_images_scores_perfectly(shared_data: Path) -> None:
     assert figures["map"] == pytest.approx(1)
 
 
-def test_equal_scores_keep_the_order_in_which_they_came() -> None:
+def test_ties_are_ranked_in_the_order_of_images() -> None:
     cells = rectangle(0, 0, 2, 2)
     right: Scene = ([(0, 0.5, cells)], [(0, False, cells)])
     wrong: Scene = ([(0, 0.5, cells)], [])
@@ -306,7 +306,7 @@ def test_equal_scores_keep_the_order_in_which_they_came() -> None:
     assert evaluate([wrong, right]).compute()["mean_average_precision"] == 0.5
 
 
-def test_the_order_of_images_does_not_matter_where_scores_differ() -> None:
+def test_the_order_of_images_does_not_matter_without_ties() -> None:
     rng = np.random.default_rng(3)
     scenes = [
         ([(label, float(rng.random()), cells) for label, _, cells in found], true)
@@ -317,7 +317,7 @@ def test_the_order_of_images_does_not_matter_where_scores_differ() -> None:
     assert evaluate([scenes[i] for i in rng.permutation(len(scenes))]).compute() == pytest.approx(figures)
 
 
-def test_compute_changes_nothing_reset_forgets_and_an_evaluator_travels() -> None:
+def test_compute_reset_and_pickling_of_evaluators() -> None:
     evaluator = evaluate(random_scenes(4), metric_type="coco_voc")
     figures = evaluator.compute()
     assert evaluator.compute() == figures
@@ -341,7 +341,7 @@ def test_degenerate_boxes_overlap_nothing() -> None:
     assert evaluator.compute()["precision"] == 0
 
 
-def test_a_diverged_network_is_named() -> None:
+def test_a_diverged_network_is_an_error() -> None:
     prediction = Detections(
         np.array([[0, 0, np.nan, 1]], dtype=np.float32), np.array([0]), np.ones(1, np.float32), (8, 8)
     )
@@ -349,7 +349,7 @@ def test_a_diverged_network_is_named() -> None:
         metrics.create(Task.DETECTION, ["a"]).update(prediction, objects([]))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_unfitting_predictions_and_targets_are_errors() -> None:
     cells = rectangle(0, 0, 2, 2)
     found, true = detections([(0, 0.9, cells)]), objects([(0, False, cells)])
     segmentation = metrics.create(Task.SEGMENTATION, CLASSES)

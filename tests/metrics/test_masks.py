@@ -1,4 +1,4 @@
-"""Run-length masks against pycocotools and against plain arrays."""
+"""Run-length masks against pycocotools and plain arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decoded(rle: masks.Rle) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_a_crop_keeps_its_pixels_in_its_place(seed: int) -> None:
+def test_a_crop_is_encoded_at_its_place(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 12, 2)
     rows, columns = rng.integers(0, height + 1), rng.integers(0, width + 1)
@@ -36,7 +36,7 @@ def test_a_crop_keeps_its_pixels_in_its_place(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_polygons_become_the_pixels_that_coco_gives_them(seed: int) -> None:
+def test_polygons_are_rasterised_as_in_coco(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(5, 60, 2))
     segments = [rng.random((rng.integers(3, 9), 2)).astype(np.float32) for _ in range(rng.integers(1, 4))]
@@ -50,14 +50,14 @@ def test_a_polygon_over_the_whole_image_covers_it() -> None:
     assert decoded(masks.from_polygons([corners], (7, 5))).all()
 
 
-def test_a_polygon_along_pixel_edges_covers_just_these_pixels() -> None:
+def test_a_polygon_along_pixel_edges_covers_exactly_these_pixels() -> None:
     corners = np.array([[0.25, 0.5], [0.75, 0.5], [0.75, 1.0], [0.25, 1.0]], dtype=np.float32)
     expected = np.zeros((8, 8), dtype=bool)
     expected[4:, 2:6] = True
     np.testing.assert_array_equal(decoded(masks.from_polygons([corners], (8, 8))), expected)
 
 
-def test_overlap_with_a_crowd_is_the_part_of_the_mask_in_it() -> None:
+def test_overlap_with_a_crowd_is_relative_to_the_mask() -> None:
     size = (10, 10)
     small = masks.from_crop(Mask(0, 0, np.ones((2, 4), dtype=bool)), size)
     large = masks.from_crop(Mask(2, 0, np.ones((10, 8), dtype=bool)), size)
@@ -70,13 +70,13 @@ def test_overlap_with_a_crowd_is_the_part_of_the_mask_in_it() -> None:
 
 
 @pytest.mark.parametrize(("left", "top"), [(-1, 0), (0, -1), (7, 0), (0, 7)])
-def test_a_crop_beyond_its_image_is_refused(left: int, top: int) -> None:
+def test_a_crop_beyond_its_image_is_an_error(left: int, top: int) -> None:
     with pytest.raises(ValueError, match="must be inside its image of 10 x 10"):
         masks.from_crop(Mask(left, top, np.ones((4, 4), dtype=bool)), (10, 10))
 
 
 @pytest.mark.parametrize("points", [0, 1, 2])
-def test_a_polygon_of_fewer_than_three_points_is_refused(points: int) -> None:
+def test_a_polygon_with_fewer_than_three_points_is_an_error(points: int) -> None:
     with pytest.raises(ValueError, match="at least 3 points"):
         masks.from_polygons([np.zeros((points, 2), dtype=np.float32)], (10, 10))
     with pytest.raises(ValueError, match="at least 3 points"):

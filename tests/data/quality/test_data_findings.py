@@ -1,4 +1,4 @@
-"""What is odd about data: planted copies, leakage, boxes and imbalance are found, by file and line."""
+"""Findings about suspicious data: planted duplicates, leakage, boxes and imbalance are found by file and line."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def box(left: float, top: float, right: float, bottom: float, label: str = "a") 
     return {"label": label, "topX": left, "topY": top, "bottomX": right, "bottomY": bottom}
 
 
-def test_faultless_data_have_none(tmp_path: Path) -> None:
+def test_sound_data_have_no_findings(tmp_path: Path) -> None:
     train = write(tmp_path, "train", [(picture(n), "ab"[n % 2]) for n in range(24)])
     validation = write(tmp_path, "validation", [(picture(100 + n), "ab"[n % 2]) for n in range(4)])
     assert found(train, validation) == {}
 
 
-def test_copies_leakage_and_contradictions(tmp_path: Path) -> None:
+def test_duplicates_leakage_and_contradictions_are_found(tmp_path: Path) -> None:
     smaller = picture(3).resize((80, 60))
     train = write(
         tmp_path,
@@ -78,7 +78,7 @@ def test_copies_leakage_and_contradictions(tmp_path: Path) -> None:
     assert (wrong.where, wrong.detail) == (f"{train}:26", f"b here, a at {train}:5")
 
 
-def test_images_of_one_colour_and_tiny_ones(tmp_path: Path) -> None:
+def test_blank_and_small_images_are_found(tmp_path: Path) -> None:
     blank = Pillow.new("RGB", (64, 64), (9, 9, 9))
     train = write(
         tmp_path,
@@ -91,7 +91,7 @@ def test_images_of_one_colour_and_tiny_ones(tmp_path: Path) -> None:
     assert odd["small-images"].places[0].detail == "20 x 60 pixels"
 
 
-def test_boxes(tmp_path: Path) -> None:
+def test_tiny_giant_and_double_boxes_are_found(tmp_path: Path) -> None:
     boxes = [
         [box(0.1, 0.1, 0.5, 0.5)],
         [box(0.1, 0.1, 0.13, 0.5), box(0.3, 0.3, 0.6, 0.6)],  # 0.03 of 160 pixels: 4.8
@@ -114,7 +114,7 @@ def test_boxes(tmp_path: Path) -> None:
     assert (double.where, double.detail) == (f"{train}:5", "a: objects 1 and 3 of the line")
 
 
-def test_narrow_boxes_and_crowds(tmp_path: Path) -> None:
+def test_narrow_boxes_are_found_and_crowds_ignored(tmp_path: Path) -> None:
     narrow, crowd = box(0.0, 0.0, 1.0, 0.05), {**box(0.0, 0.0, 1.0, 1.0), "isCrowd": 1}
     train = write(
         tmp_path, "train", [(picture(0, (400, 400)), [narrow]), (picture(1), [crowd, box(0, 0, 0.5, 0.5)])]
@@ -124,7 +124,7 @@ def test_narrow_boxes_and_crowds(tmp_path: Path) -> None:
     assert "giant-boxes" not in odd
 
 
-def test_imbalance_rare_and_absent_classes(tmp_path: Path) -> None:
+def test_imbalance_rare_and_absent_classes_are_found(tmp_path: Path) -> None:
     labels = ["a"] * 30 + ["b"] * 2 + ["c"] * 12
     train = write(tmp_path, "train", [(picture(n), label) for n, label in enumerate(labels)])
     validation = write(
@@ -141,7 +141,7 @@ def test_imbalance_rare_and_absent_classes(tmp_path: Path) -> None:
     ]
 
 
-def test_more_images_than_the_limit_are_drawn_evenly_and_that_is_told(tmp_path: Path) -> None:
+def test_images_above_the_limit_are_sampled_evenly(tmp_path: Path) -> None:
     train = write(tmp_path, "train", [(picture(n % 2), "ab"[n % 2]) for n in range(40)])
     images = examine(records(train), None, limit=10)
     assert images.scanned == 10
@@ -159,7 +159,7 @@ def test_validation_data_are_checked_against_the_training_data(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["cards/detection", "fridge_multiclass"])
-def test_real_data_have_near_copies(shared_data: Path, name: str) -> None:
+def test_real_data_have_near_duplicates(shared_data: Path, name: str) -> None:
     """Shots of one scene in a row, by eye; of the cards some are in the validation data."""
     folder = shared_data / name
     task = Task.DETECTION if "cards" in name else Task.CLASSIFICATION

@@ -1,4 +1,4 @@
-"""Perceptual hashes and the search for images that look alike."""
+"""Perceptual hashes and the search for near-duplicates."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def distance(one: bytes, other: bytes) -> int:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_copies_of_another_size_quality_and_brightness_are_near(seed: int) -> None:
+def test_hash_hardly_changes_with_size_quality_and_brightness(seed: int) -> None:
     picture = scene(seed)
     original = encoded(picture)
     small = encoded(picture.resize((97, 73), Pillow.Resampling.BICUBIC))
@@ -48,13 +48,13 @@ def test_copies_of_another_size_quality_and_brightness_are_near(seed: int) -> No
         assert distance(original, copy) <= MAX_DISTANCE
 
 
-def test_other_pictures_are_far() -> None:
+def test_hashes_of_other_images_differ() -> None:
     hashes = np.stack([hash_of(encoded(scene(seed))) for seed in range(40)])
     one, other = np.triu_indices(40, 1)
     assert np.bitwise_count(hashes[one] ^ hashes[other]).sum(axis=1).min() > 2 * MAX_DISTANCE
 
 
-def test_a_turned_camera_is_no_difference() -> None:
+def test_hash_is_that_of_the_upright_image() -> None:
     picture = scene(1)
     exif = Pillow.Exif()
     exif[0x0112] = 6  # the stored pixels lie on their left side
@@ -64,7 +64,7 @@ def test_a_turned_camera_is_no_difference() -> None:
     assert scan(turned.getvalue()).size == picture.size
 
 
-def test_a_picture_without_contrast_is_like_nothing() -> None:
+def test_an_image_without_contrast_matches_nothing() -> None:
     blank = encoded(Pillow.new("RGB", (50, 40), (200, 10, 10)))
     assert scan(blank).hash == (0, 0)
     assert not len(find_similar(np.stack([hash_of(blank)] * 3)).pairs)
@@ -76,7 +76,7 @@ def brute_force(hashes: Hashes) -> set[tuple[int, int]]:
     return set(zip(one[near].tolist(), other[near].tolist(), strict=True))
 
 
-def test_the_search_finds_every_near_pair() -> None:
+def test_search_finds_every_near_pair() -> None:
     """Against comparing all with all; where hashes are equal the first stands for the others."""
     generator = np.random.default_rng(0)
     hashes = generator.integers(1, 2**63, (400, 2), dtype=np.uint64)
@@ -95,7 +95,7 @@ def test_the_search_finds_every_near_pair() -> None:
     assert (np.diff(found.distances) >= 0).all()
 
 
-def test_a_hundred_thousand_images_take_seconds_and_so_do_as_many_copies() -> None:
+def test_search_among_100_000_images_or_duplicates_takes_seconds() -> None:
     hashes = np.random.default_rng(0).integers(1, 2**63, (100_000, 2), dtype=np.uint64)
     hashes[90_000:90_100] = hashes[:100]
     started = time.process_time()
@@ -105,12 +105,12 @@ def test_a_hundred_thousand_images_take_seconds_and_so_do_as_many_copies() -> No
     assert time.process_time() - started < 20
 
 
-def test_a_search_that_finds_too_much_ends_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_stops_at_the_maximum_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(likeness, "MAX_PAIRS", 50)
     # 300 hashes that differ in one bit or two from each other
     hashes = np.stack([np.array([1 << bit, 5], dtype=np.uint64) for bit in range(8, 56)])
     assert not find_similar(hashes).is_complete
 
 
-def test_groups_are_what_pairs_join() -> None:
+def test_groups_join_connected_pairs() -> None:
     assert groups(np.array([[1, 5], [5, 7], [2, 3]])) == [[1, 5, 7], [2, 3]]

@@ -1,4 +1,4 @@
-"""Reading JSON lines: what is accepted, and what is left out."""
+"""Reading JSON lines: what is accepted and what is left out."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_multiclass(write_lines: WriteLines) -> None:
     assert records.source(0) == str(path.parent / "a.jpg")
 
 
-def test_multilabel_without_any_label(write_lines: WriteLines) -> None:
+def test_multilabel_accepts_images_without_labels(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": ["x", "z"]}, {"image_url": "b", "label": []}])
     result = read([path], MULTILABEL)
     assert result.problems == []
@@ -119,7 +119,7 @@ def test_integer_labels_become_strings(write_lines: WriteLines) -> None:
 
 
 @pytest.mark.parametrize("size", [499, "499", "499px", "499 px", "499PX"])
-def test_sizes(size: object, write_lines: WriteLines) -> None:
+def test_declared_sizes_are_read(size: object, write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": "x", "image_details": {"width": size, "height": size}}])
     result = read([path], CLASSIFICATION)
     assert result.problems == []
@@ -132,7 +132,7 @@ def test_image_details_are_optional(details: object, write_lines: WriteLines) ->
     assert read([path], CLASSIFICATION).problems == []
 
 
-def test_byte_order_mark_line_ends_and_blank_lines(tmp_path: Path) -> None:
+def test_byte_order_mark_line_ends_and_blank_lines_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"image_url": "a", "label": "x"}\r\n\r\n   \n{"image_url": "b", "label": "y"}\r\n'
@@ -153,12 +153,12 @@ def test_rounding_overshoot_is_clipped(write_lines: WriteLines) -> None:
     assert target.boxes.max() <= 1
 
 
-def test_integers_as_coordinates(write_lines: WriteLines) -> None:
+def test_integer_coordinates_are_accepted(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [box(topX=0, topY=0, bottomX=1, bottomY=1)]}])
     assert read([path], DETECTION).problems == []
 
 
-def test_keys_of_another_task_beside_the_right_ones(write_lines: WriteLines) -> None:
+def test_keys_of_another_task_are_allowed(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [{**BOX, **TRIANGLE}]}])
     assert messages(path, DETECTION) == [
         "warning: train.jsonl:1: label[].polygon: is not a key of the data schema and is ignored"
@@ -166,7 +166,7 @@ def test_keys_of_another_task_beside_the_right_ones(write_lines: WriteLines) -> 
     assert len(read([path], DETECTION).records) == len(read([path], SEGMENTATION).records) == 1
 
 
-def test_several_files_are_one_set(write_lines: WriteLines) -> None:
+def test_several_files_form_one_set(write_lines: WriteLines) -> None:
     first = write_lines([{"image_url": "a", "label": "x"}], "one/data.jsonl")
     second = write_lines(
         [{"image_url": "a", "label": "w"}, {"image_url": "b", "label": "x"}], "two/data.jsonl"
@@ -178,7 +178,7 @@ def test_several_files_are_one_set(write_lines: WriteLines) -> None:
     assert records.source(1) == str(second.parent / "a")
 
 
-def test_lines_across_chunks(write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_across_chunks_are_read_whole(write_lines: WriteLines, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [
         {"image_url": f"그림/{n}.jpg", "label": [box(label=f"종류{n % 3}")] * (n % 4)} for n in range(300)
     ]

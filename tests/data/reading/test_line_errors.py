@@ -1,4 +1,4 @@
-"""What each fault of a data file is told."""
+"""The error messages for invalid lines of data files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ IN_PIXELS = "is it in pixels? divide it by the image's"
          "train.jsonl:1: must be valid Unicode, got an unpaired surrogate, such as \\ud800"),
     ],
 )  # fmt: skip
-def test_multiclass_faults(line: object, expected: str, write_lines: WriteLines) -> None:
+def test_multiclass_errors(line: object, expected: str, write_lines: WriteLines) -> None:
     path = write_lines([line, {"image_url": "good", "label": "x"}])
     errors = [message for message in messages(path, CLASSIFICATION) if not message.startswith("warning")]
     assert errors == [expected]
@@ -96,7 +96,7 @@ def test_multiclass_faults(line: object, expected: str, write_lines: WriteLines)
         (["x", None], "label[1]: must be a class name (a string), got null"),
     ],
 )  # fmt: skip
-def test_multilabel_faults(label: object, expected: str, write_lines: WriteLines) -> None:
+def test_multilabel_errors(label: object, expected: str, write_lines: WriteLines) -> None:
     (message,) = messages(write_lines([{"image_url": "a", "label": label}]), MULTILABEL)
     assert expected in message
 
@@ -132,7 +132,7 @@ def test_multilabel_faults(label: object, expected: str, write_lines: WriteLines
          ["label[0].isCrowd: ", "label[0].topX: must be in [0, 1], got 2", "label[0].topY: must be in"]),
     ],
 )  # fmt: skip
-def test_detection_faults(label: object, expected: list[str], write_lines: WriteLines) -> None:
+def test_detection_errors(label: object, expected: list[str], write_lines: WriteLines) -> None:
     details = {"width": "640px", "height": 480}
     path = write_lines([{"image_url": "a", "label": label, "image_details": details}])
     found = messages(path, DETECTION)
@@ -157,19 +157,19 @@ def test_detection_faults(label: object, expected: list[str], write_lines: Write
         ("x", "label[0].polygon: must be a list of at least one segment"),
     ],
 )  # fmt: skip
-def test_segmentation_faults(polygon: object, expected: str, write_lines: WriteLines) -> None:
+def test_segmentation_errors(polygon: object, expected: str, write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [{"label": "x", "polygon": polygon}]}])
     (message,) = messages(path, SEGMENTATION)
     assert expected in message
     assert len(read([path], SEGMENTATION).records) == 0
 
 
-def test_detection_data_for_segmentation(write_lines: WriteLines) -> None:
+def test_detection_data_are_recognised_in_segmentation(write_lines: WriteLines) -> None:
     (message,) = messages(write_lines([{"image_url": "a", "label": [BOX]}]), SEGMENTATION)
     assert "this looks like object-detection data" in message
 
 
-def test_all_faults_of_all_lines_in_order(write_lines: WriteLines) -> None:
+def test_all_errors_of_all_lines_are_reported_in_order(write_lines: WriteLines) -> None:
     path = write_lines(
         [
             {"image_url": "a", "label": [box(topX=3, topY=4)]},
@@ -183,7 +183,7 @@ def test_all_faults_of_all_lines_in_order(write_lines: WriteLines) -> None:
     assert [message.split(" ")[0] for message in found] == [f"train.jsonl:{n}:" for n in (1, 1, 3, 4, 5, 5)]
 
 
-def test_unknown_keys_are_counted_not_repeated(write_lines: WriteLines) -> None:
+def test_unknown_keys_are_reported_once_with_their_count(write_lines: WriteLines) -> None:
     lines = [{"image_url": str(n), "label": [box(pose="left"), box(pose="x")], "id": n} for n in range(5)]
     path = write_lines([{"image_url": "first", "label": [BOX]}, *lines])
     said = "is not a key of the data schema and is ignored; the first of 5 such lines"
@@ -193,7 +193,7 @@ def test_unknown_keys_are_counted_not_repeated(write_lines: WriteLines) -> None:
     assert len(read([path], DETECTION).records) == 6
 
 
-def test_duplicate_images(write_lines: WriteLines) -> None:
+def test_repeated_images_are_errors(write_lines: WriteLines) -> None:
     urls = ["images/a.jpg", "images/b.jpg", "./images/a.jpg", "images/../images/a.jpg", "IMAGES/a.jpg"]
     path = write_lines([{"image_url": url, "label": [BOX]} for url in urls])
     (path.parent / "images").mkdir()
@@ -204,7 +204,7 @@ def test_duplicate_images(write_lines: WriteLines) -> None:
     assert read([path], DETECTION).records.image_urls == ["images/a.jpg", "images/b.jpg", "IMAGES/a.jpg"]
 
 
-def test_duplicates_across_files(write_lines: WriteLines) -> None:
+def test_repeated_images_across_files_are_errors(write_lines: WriteLines) -> None:
     first = write_lines([{"image_url": "images/a", "label": "x"}])
     second = write_lines([{"image_url": "../images/a", "label": "y"}], "more/data.jsonl")
     (problem,) = read([first, second], CLASSIFICATION).problems
@@ -214,7 +214,9 @@ def test_duplicates_across_files(write_lines: WriteLines) -> None:
 @pytest.mark.parametrize(
     ("labels", "bad_lines"), [((1, 2, "three"), [3]), (("1", 1, "2"), [2]), ((1, "1"), [1])]
 )
-def test_mixed_label_types(labels: tuple[object, ...], bad_lines: list[int], write_lines: WriteLines) -> None:
+def test_mixed_class_name_types_are_errors(
+    labels: tuple[object, ...], bad_lines: list[int], write_lines: WriteLines
+) -> None:
     path = write_lines([{"image_url": str(n), "label": label} for n, label in enumerate(labels)])
     (message,) = messages(path, CLASSIFICATION)
     assert message.startswith(
@@ -223,12 +225,12 @@ def test_mixed_label_types(labels: tuple[object, ...], bad_lines: list[int], wri
     assert [entry.line for entry in read([path], CLASSIFICATION).skipped] == bad_lines
 
 
-def test_mixed_label_types_within_a_line(write_lines: WriteLines) -> None:
+def test_mixed_class_name_types_within_a_line_are_an_error(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": ["x", 1]}, {"image_url": "b", "label": ["y"]}])
     assert [entry.line for entry in read([path], MULTILABEL).skipped] == [1]
 
 
-def test_odd_but_harmless_things_are_warnings(write_lines: WriteLines) -> None:
+def test_harmless_irregularities_are_warnings(write_lines: WriteLines) -> None:
     path = write_lines(
         [
             {"image_url": "a", "label": ["x", "x"]},
@@ -257,7 +259,7 @@ def test_odd_but_harmless_things_are_warnings(write_lines: WriteLines) -> None:
         ('{"image_url": "a", "label": "x"}'.encode("utf-16"), ": must be encoded in utf-8, got UTF-16"),
     ],
 )
-def test_other_files_are_one_problem(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_files_that_are_not_json_lines_are_one_problem(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     result = read([path], CLASSIFICATION)
@@ -266,7 +268,7 @@ def test_other_files_are_one_problem(content: bytes, expected: str, tmp_path: Pa
     assert f"train.jsonl{expected}" in str(problem)
 
 
-def test_other_encodings_are_said_by_line(tmp_path: Path) -> None:
+def test_other_encodings_are_reported_by_line(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(
         '{"image_url": "a", "label": "x"}\n{"image_url": "b", "label": "우유"}\n'.encode("cp949")
@@ -275,20 +277,20 @@ def test_other_encodings_are_said_by_line(tmp_path: Path) -> None:
     assert message == "train.jsonl:2: must be UTF-8, got byte 0xbf at column 30; save the file as UTF-8"
 
 
-def test_paths_that_do_not_exist(tmp_path: Path) -> None:
+def test_missing_paths_are_reported(tmp_path: Path) -> None:
     result = read([tmp_path / "no.jsonl", tmp_path / "neither"], CLASSIFICATION)
     assert len(result.problems) == 2
     assert not result.is_complete
     assert len(result.records) == 0
 
 
-def test_a_file_given_twice(write_lines: WriteLines) -> None:
+def test_a_file_given_twice_is_an_error(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": "x"}])
     (problem,) = read([path, path], CLASSIFICATION).problems
     assert "must be given only once" in str(problem)
 
 
-def test_an_empty_file(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_records(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.touch()
     for task in Task:
@@ -298,13 +300,13 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_deep_nesting_is_a_fault_not_a_crash(task: Task, write_lines: WriteLines) -> None:
+def test_deep_nesting_is_an_error_not_a_crash(task: Task, write_lines: WriteLines) -> None:
     path = write_lines(['{"image_url": "a", "label": ' + "[" * 100_000 + "]" * 100_000 + "}"])
     assert len(messages(path, task)) == 1
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_absurd_values_are_faults_not_crashes(task: Task, write_lines: WriteLines) -> None:
+def test_absurd_values_are_errors_not_crashes(task: Task, write_lines: WriteLines) -> None:
     good = {"image_url": "a", "label": LABELS[task]}
     values: list[Any] = [
         None,

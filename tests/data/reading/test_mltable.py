@@ -37,7 +37,7 @@ def table(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_azures_own_form(table: Callable[[str], Path]) -> None:
+def test_an_mltable_exported_by_azure_is_read(table: Callable[[str], Path]) -> None:
     folder = table(AZURE)
     for path in (folder, folder / "MLTable", f"{folder}/"):
         result = read([path], Task.CLASSIFICATION)
@@ -56,7 +56,7 @@ def test_azures_own_form(table: Callable[[str], Path]) -> None:
         "- {file: train.jsonl}\n- {file: sub/more.jsonl}",
     ],
 )
-def test_kinds_of_paths(paths: str, table: Callable[[str], Path]) -> None:
+def test_file_pattern_and_folder_paths(paths: str, table: Callable[[str], Path]) -> None:
     folder = table("paths:\n" + paths)
     (folder / "sub").mkdir()
     (folder / "sub" / "more.jsonl").write_text(LINE % "b")
@@ -66,7 +66,9 @@ def test_kinds_of_paths(paths: str, table: Callable[[str], Path]) -> None:
     assert len(result.records) == (1 if "./*" in paths else 2)
 
 
-def test_paths_elsewhere(table: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_paths_outside_the_folder(
+    table: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     other = tmp_path_factory.mktemp("other [1]")
     for name in ("b", "c", "d"):
         (other / name).mkdir()
@@ -92,7 +94,7 @@ def test_folder_with_glob_characters(tmp_path: Path) -> None:
     assert len(read([folder], Task.CLASSIFICATION).records) == 1
 
 
-def test_invalid_lines_drop(table: Callable[[str], Path]) -> None:
+def test_invalid_lines_can_be_dropped(table: Callable[[str], Path]) -> None:
     folder = table(AZURE.replace("error", "drop"))
     (folder / "train.jsonl").write_text("broken\n" + LINE % "a" + "[1]\n" + '{"image_url": "b.jpg"}\n')
     result = read([folder], Task.CLASSIFICATION)
@@ -124,7 +126,7 @@ def test_encodings(encoding: str, python: str, table: Callable[[str], Path]) -> 
     assert result.records.lines.tolist() == [1, 2]
 
 
-def test_wrong_content_for_the_encoding(table: Callable[[str], Path]) -> None:
+def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str], Path]) -> None:
     folder = table(AZURE.replace("utf8", "ascii"))
     (folder / "train.jsonl").write_text((LINE % "é").replace("x", "é"), encoding="utf-8")
     result = read([folder], Task.CLASSIFICATION)
@@ -163,7 +165,7 @@ def test_faults(content: str, expected: str, table: Callable[[str], Path]) -> No
     assert expected in "\n".join(map(str, result.problems))
 
 
-def test_a_folder_without_mltable_names_its_files(table: Callable[[str], Path]) -> None:
+def test_error_for_a_folder_without_mltable_names_its_jsonl_files(table: Callable[[str], Path]) -> None:
     folder = table("")
     (folder / "MLTable").unlink()
     (problem,) = read([folder], Task.CLASSIFICATION).problems

@@ -1,4 +1,4 @@
-"""What is read equals the original annotations that the real sets were converted from."""
+"""Real data read equal to the original annotations that they were converted from."""
 
 from __future__ import annotations
 

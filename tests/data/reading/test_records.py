@@ -106,12 +106,12 @@ def test_pickle(two_sets: tuple[Records, Records]) -> None:
     assert_same(copy.target(11), records.target(11))
 
 
-def test_a_class_list_that_lacks_one(two_sets: tuple[Records, Records]) -> None:
+def test_target_needs_all_classes(two_sets: tuple[Records, Records]) -> None:
     with pytest.raises(KeyError):
         two_sets[0].target(0, ("nothing",))
 
 
-def test_changing_a_truth_does_not_change_the_records(write_lines: Callable[..., Path]) -> None:
+def test_changing_a_target_does_not_change_the_records(write_lines: Callable[..., Path]) -> None:
     records = read([write_lines(random_lines(Task.SEGMENTATION, 9, 3))], Task.SEGMENTATION).records
     before = pickle.dumps(records)
     for index in range(9):
@@ -123,7 +123,7 @@ def test_changing_a_truth_does_not_change_the_records(write_lines: Callable[...,
     assert pickle.dumps(records) == before
 
 
-def test_a_record_of_three_boxes_takes_less_than_250_bytes(write_lines: Callable[..., Path]) -> None:
+def test_a_record_with_three_boxes_takes_less_than_250_bytes(write_lines: Callable[..., Path]) -> None:
     box = {"label": "can", "topX": 0.1, "topY": 0.2, "bottomX": 0.5, "bottomY": 0.6, "isCrowd": 0}
     path = write_lines([{"image_url": f"images/{n:07d}.jpg", "label": [box] * 3} for n in range(5000)])
     assert len(pickle.dumps(read([path], Task.DETECTION).records)) / 5000 < 250

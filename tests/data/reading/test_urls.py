@@ -1,4 +1,4 @@
-"""Where image_urls lead, and fetching remote images."""
+"""Resolving image_urls and fetching remote images."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_resolving(image_url: str, expected: str) -> None:
         ("https://other/a.jpg", "https://other/a.jpg"),
     ],
 )
-def test_resolving_beside_a_remote_data_file(image_url: str, expected: str) -> None:
+def test_resolving_against_a_remote_data_file(image_url: str, expected: str) -> None:
     assert resolve(image_url, "https://host/data/set") == expected
 
 
@@ -89,7 +89,7 @@ def test_datastore_content_at_its_root(tmp_path: Path) -> None:
     assert resolve(f"{LONG}/10.jpg", blob=str(tmp_path)) == f"{tmp_path}/10.jpg"
 
 
-def test_links_and_parents(tmp_path: Path) -> None:
+def test_links_and_parent_folders(tmp_path: Path) -> None:
     (tmp_path / "real" / "set").mkdir(parents=True)
     (tmp_path / "real" / "images").mkdir()
     (tmp_path / "real" / "images" / "a.jpg").touch()
@@ -110,7 +110,7 @@ def test_links_and_parents(tmp_path: Path) -> None:
         (f"{LONG}/a.jpg", "give the location of its content with --datastore blob=DIR_OR_URL"),
     ],
 )
-def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
+def test_unresolvable_urls_are_errors(image_url: str, said: str) -> None:
     with pytest.raises(UrlError) as caught:
         resolve(image_url)
     assert said in str(caught.value)
@@ -118,24 +118,24 @@ def test_what_cannot_be_resolved(image_url: str, said: str) -> None:
 
 @pytest.mark.skipif(find_spec("adlfs") is not None, reason="adlfs, an extra, is installed")
 @pytest.mark.parametrize("protocol", ["abfs", "abfss", "az"])
-def test_azures_storage_needs_an_extra(protocol: str) -> None:
+def test_azure_storage_needs_an_extra(protocol: str) -> None:
     with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install 'image-trainer\[azure\]'"):
         resolve(f"{protocol}://container@account.dfs.core.windows.net/images/a.jpg")
     with pytest.raises(UrlError, match=r"pip install 'image-trainer\[azure\]'"):
         resolve(f"{LONG}/a.jpg", blob=f"{protocol}://container")
 
 
-def test_an_old_protocol_of_azures_storage_is_written_anew() -> None:
+def test_error_for_wasb_suggests_abfss() -> None:
     with pytest.raises(UrlError, match="use abfss://CONTAINER@ACCOUNT"):
         resolve("wasbs://container@account.blob.core.windows.net/a.jpg")
 
 
-def test_a_datastore_directory_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_missing_datastore_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UrlError, match="mapped to a directory that exists"):
         resolve(f"{LONG}/a.jpg", blob=str(tmp_path / "no"))
 
 
-def test_an_unmapped_datastore_is_said_once(write_lines: Callable[..., Path]) -> None:
+def test_an_unmapped_datastore_is_reported_once(write_lines: Callable[..., Path]) -> None:
     lines = [{"image_url": f"{LONG}/{n // 2}/{n}.jpg", "label": "x"} for n in range(6)]
     lines.append({"image_url": "AmlDatastore://other/1.jpg", "label": "x"})
     path = write_lines(lines)
@@ -222,14 +222,14 @@ def test_many_threads_fetch_one_image(server: _Server, cache: Path) -> None:
     assert [path for path in cache.rglob("*") if path.is_file()] == [paths[0]], "no leftovers"
 
 
-def test_passing_errors_are_tried_again(server: _Server) -> None:
+def test_temporary_failures_are_retried(server: _Server) -> None:
     server.files["/a"] = b"content"
     server.failures = [503, 503]
     assert local_path(f"{server.url}/a").read_bytes() == b"content"
 
 
 @pytest.mark.parametrize(("statuses", "said"), [([500] * 9, "HTTP status 500"), ([403], "HTTP status 403")])
-def test_lasting_errors_name_url_and_status(
+def test_permanent_failures_name_url_and_status(
     statuses: list[int], said: str, server: _Server, cache: Path
 ) -> None:
     server.failures = list(statuses)
@@ -240,7 +240,7 @@ def test_lasting_errors_name_url_and_status(
     assert not [path for path in cache.rglob("*") if path.is_file()]
 
 
-def test_missing_and_unreachable(server: _Server) -> None:
+def test_missing_files_and_unreachable_hosts_are_errors(server: _Server) -> None:
     with pytest.raises(UrlError, match="404"):
         local_path(f"{server.url}/no.jpg")
     assert len(server.requests) <= 2, "a missing file is not asked for again and again"
