@@ -86,7 +86,7 @@ def test_objects_below_the_score_threshold_are_ignored(packaged: Packaged, targe
 def test_slices_by_key_and_size(task: Task, packaged: Packaged, targets: TargetFiles, tmp_path: Path) -> None:
     data = targets(task)
     found = evaluate_model(packaged(task), [data], Options(slice_by=["camera", "meta.lux"]))
-    assert not any("is not a key of the data schema" in remark for remark in found.notes)
+    assert not any("is not a key of the data schema" in note for note in found.notes)
     whole = found.analysis
     parts = {(part.by, part.value): part for part in whole.slices}
     assert {(by, value): part.images for (by, value), part in parts.items() if by != "object size"} == {
@@ -164,9 +164,9 @@ def test_unknown_classes_are_errors_missed_or_ignored(
     with pytest.raises(DataError, match=message):
         evaluate_model(packaged(task), [data])
     missed = evaluate_model(packaged(task), [data], Options(unknown_classes="missed"))
-    assert any("does not know bottle: counted as missed" in remark for remark in missed.notes)
+    assert any("does not know bottle: counted as missed" in note for note in missed.notes)
     # keys of the user's own that nothing is asked about are warned of
-    assert any("camera: is not a key of the data schema" in remark for remark in missed.notes)
+    assert any("camera: is not a key of the data schema" in note for note in missed.notes)
     assert missed.analysis.classes == sorted([*CLASSES, "bottle"])
     assert missed.analysis.per_class["bottle"]["recall"] == 0
     ignored = evaluate_model(packaged(task), [data], Options(unknown_classes="ignored"))

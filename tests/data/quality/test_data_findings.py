@@ -1,4 +1,4 @@
-"""Findings about suspicious data: planted duplicates, leakage, boxes and imbalance are found by file and line."""
+"""Findings about suspicious data: planted duplicates, leaks and boxes are found by file and line."""
 
 from __future__ import annotations
 
