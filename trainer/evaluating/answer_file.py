@@ -218,7 +218,7 @@ def _in_order(path: Path, line_numbers: Sequence[int], records: Records) -> Sequ
 def _by_name(
     path: Path, line_numbers: Sequence[int], names: Sequence[str | None], records: Records
 ) -> list[int]:
-    """For each image of the data, the index of the answer that names it."""
+    """The index of the answer that names each image of the data."""
     exact: dict[str, int] = {}
     by_file_name: dict[str, list[int]] = defaultdict(list)
     parts = []

@@ -35,7 +35,7 @@ _MAX_SHOWN_WARNINGS = 10
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to evaluate.
+    """Options of an evaluation.
 
     Attributes:
         iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.

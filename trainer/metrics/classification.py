@@ -55,7 +55,7 @@ class _ClassificationEvaluator(ABC):
         """The probabilities, which classes are true, and which are predicted; [n, C] each."""
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """For each class: precision, recall, f1-score, support (its images), auc and average_precision."""
+        """Report precision, recall, f1-score, support (images), auc and average_precision of each class."""
         probs, targets, predicted = self.arrays()
         hits = (targets & predicted).sum(axis=0)
         report = {}
@@ -85,8 +85,11 @@ class MulticlassEvaluator(_ClassificationEvaluator):
     """
 
     def compute(self) -> dict[str, float]:
-        """Compute accuracy, {AUC, average_precision_score, f1_score, precision_score,
-        recall_score}_{macro, micro, weighted} and log_loss (mean cross entropy in nats)."""
+        """Compute all metrics.
+
+        They are accuracy, log_loss (mean cross entropy in nats), and AUC, average_precision_score, f1_score,
+        precision_score and recall_score, each with the suffixes _macro, _micro and _weighted.
+        """
         probs, labels = self._stacked_probs(), self._labels()
         predicted = probs.argmax(axis=1) if len(labels) else labels
         metrics = {"accuracy": float(np.mean(predicted == labels)) if len(labels) else math.nan}
@@ -163,15 +166,14 @@ class MultilabelEvaluator(_ClassificationEvaluator):
         return {name: float(iou) for name, iou in zip(self.classes, by_class, strict=True)}
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """For each class what multi-class reports, and iou."""
+        """Report what multi-class does, and iou, of each class."""
         report = super().per_class()
         for name, iou in self.iou_classwise().items():
             report[name]["iou"] = iou
         return report
 
     def confusion_matrix(self) -> IntArray:
-        """For each class [[true negatives, false positives], [false negatives, true positives]], int64
-        [C, 2, 2]."""
+        """The matrix of each class, int64 [C, 2, 2]; rows: absent and present, columns: predicted so."""
         _, targets, predicted = self.arrays()
         counts = [
             (~targets & ~predicted).sum(axis=0),

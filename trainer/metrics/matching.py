@@ -163,7 +163,7 @@ def _match_image(
 
 
 def _highest(overlaps: DoubleArray) -> tuple[IntArray, DoubleArray]:
-    """For each row [n, m] the column of its highest value, and that value; NONE and −1 without columns."""
+    """The column of the highest value in each row [n, m], and that value; NONE and −1 without columns."""
     if not overlaps.shape[1]:
         return np.full(len(overlaps), NONE, dtype=np.int64), np.full(len(overlaps), -1.0)
     column = overlaps.argmax(axis=1)
