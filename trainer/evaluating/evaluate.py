@@ -221,7 +221,7 @@ def _data_notes(result: ReadResult) -> list[str]:
     """Warnings about the data, and the number of skipped lines."""
     notes = [str(problem) for problem in result.problems if problem.warning][:_MAX_SHOWN_WARNINGS]
     if result.skipped:
-        notes.append(f"{len(result.skipped):,} invalid lines are skipped")
+        notes.append(f"invalid lines skipped: {len(result.skipped):,}")
     return notes
 
 
