@@ -101,7 +101,7 @@ def test_training_of_the_other_rows(
         (timm_loop, Task.MULTILABEL, "timm/test_resnet"),
     ],
 )
-def test_peers_train_and_are_scored_by_our_ruler(
+def test_peers_train_and_are_scored_by_our_metrics(
     contender: object, task: Task, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
