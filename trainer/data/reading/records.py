@@ -231,29 +231,29 @@ def concatenate(parts: Sequence[Records]) -> Records:
         return parts[0]
     classes = tuple(sorted({name for part in parts for name in part.classes}))
     parts = [part.relabelled(classes) for part in parts]
+    lengths = [len(part) for part in parts]
     file_offsets = np.cumsum([0, *(len(part.files) for part in parts[:-1])])
     folder_offsets = np.cumsum([0, *(len(part.folders) for part in parts[:-1])])
+
+    def joined(column: str) -> Any:
+        return np.concatenate([getattr(part, column) for part in parts])
+
+    has_boxes = parts[0].task.has_boxes
     return Records(
         task=parts[0].task,
         classes=classes,
         files=tuple(file for part in parts for file in part.files),
-        file_index=_joined([p.file_index + o for p, o in zip(parts, file_offsets, strict=True)], np.int32),
-        lines=_joined([part.lines for part in parts], np.int32),
+        file_index=(joined("file_index") + np.repeat(file_offsets, lengths)).astype(np.int32),
+        lines=joined("lines"),
         folders=tuple(folder for part in parts for folder in part.folders),
-        folder_index=_joined(
-            [p.folder_index + o for p, o in zip(parts, folder_offsets, strict=True)], np.int32
-        ),
+        folder_index=(joined("folder_index") + np.repeat(folder_offsets, lengths)).astype(np.int32),
         names=b"".join([part.names for part in parts]),
         name_starts=join_starts([part.name_starts for part in parts]),
-        sizes=_joined([part.sizes for part in parts], np.int32),
+        sizes=joined("sizes"),
         starts=join_starts([part.starts for part in parts]),
-        labels=_joined([part.labels for part in parts], np.int32),
-        boxes=np.concatenate([p.boxes for p in parts if p.boxes is not None])
-        if parts[0].task.has_boxes
-        else None,
-        crowd=np.concatenate([p.crowd for p in parts if p.crowd is not None])
-        if parts[0].task.has_boxes
-        else None,
+        labels=joined("labels"),
+        boxes=joined("boxes") if has_boxes else None,
+        crowd=joined("crowd") if has_boxes else None,
         polygons=join_polygons([part.polygons for part in parts if part.polygons is not None]),
     )
 
@@ -277,10 +277,6 @@ def join_starts(parts: Sequence[IntArray]) -> IntArray:
 def starts_of(lengths: npt.NDArray[np.number | np.bool_]) -> IntArray:
     """The row starts [n + 1] of a ragged array with rows of the given lengths [n]."""
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _joined(parts: Sequence[npt.NDArray[np.integer]], dtype: type[np.int32]) -> Int32Array:
-    return np.concatenate(parts).astype(dtype, copy=False)
 
 
 def _take(starts: IntArray, index: IntArray, elements: bool = True) -> tuple[IntArray, IntArray]:
