@@ -101,7 +101,7 @@ def test_calls_wait_for_a_database_that_restarts(
     finally:
         back.join()
     said = [record.getMessage() for record in caplog.records if record.name == "trainer"]
-    assert [line.partition(",")[0] for line in said] == [
+    assert [line.partition(";")[0] for line in said] == [
         "the storage does not answer",
         "the storage answers again",
     ]
