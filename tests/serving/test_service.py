@@ -668,8 +668,8 @@ def test_memory_does_not_grow_with_requests(
     [
         (("--device", "cuda:99"), "--device cuda:99: cannot be used"),
         (("--workers", "0"), "--workers must be at least 1"),
-        (("--max-batch", "0"), "--max-batch is out of its range"),
-        (("--timeout-s", "-1"), "--timeout-s is out of its range"),
+        (("--max-batch", "0"), "--max-batch: input should be greater than or equal to 1, got 0"),
+        (("--timeout-s", "-1"), "--timeout-s: input should be greater than 0, got -1"),
         (("--auth-key-file", "/nowhere/keys"), "/nowhere/keys: the key file cannot be read"),
     ],
 )
