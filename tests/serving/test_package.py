@@ -135,8 +135,10 @@ print(json.dumps({"before": before, "second": second, "refusal": refusal, "after
 def test_two_models_in_one_process_share_equal_code_and_reject_different_code(
     packaged: Packaged, make_image: MakeImage, encode: Encode, tmp_path: Path
 ) -> None:
-    classifier, detector = packaged(Task.CLASSIFICATION), packaged(Task.DETECTION)
-    changed = tmp_path / "changed"
+    # Copies, because loading a model writes bytecode into its directory.
+    classifier, detector, changed = (tmp_path / name for name in ("classifier", "detector", "changed"))
+    for task, copied in ((Task.CLASSIFICATION, classifier), (Task.DETECTION, detector)):
+        shutil.copytree(packaged(task), copied)
     shutil.copytree(classifier, changed)
     with (changed / "code" / "serving" / "answers.py").open("a") as file:
         file.write("\n# of another version\n")
