@@ -15,7 +15,8 @@ from trainer.errors import JobError
 from trainer.models import Family, create, specify
 from trainer.models.classifiers import class_weights
 from trainer.models.defaults import resolve
-from trainer.models.training_items import Draw, TrainingDataset
+from trainer.models.family import TrainingDataset
+from trainer.models.training_items import Draw
 from trainer.tasks import Task
 
 SMALL = {"validation_crop_size": 64, "training_crop_size": 64}

@@ -30,9 +30,8 @@ import torch
 from torch import nn
 
 from trainer.annotations import Classification
-from trainer.models.family import Family
+from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
-from trainer.models.training_items import TrainingDataset
 from trainer.models.weights.published import PublishedWeights
 
 

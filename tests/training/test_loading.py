@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from trainer.models.training_items import Draw, TrainingDataset
+from trainer.models.family import TrainingDataset
+from trainer.models.training_items import Draw
 from trainer.training.loading import EpochSampler, SeededItems, move, validation_share
 
 

@@ -57,13 +57,14 @@ def create(spec: Spec) -> Family:
 
 
 def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], *, pretrained: bool) -> Spec:
-    """The spec of a model with these settings and sorted class names.
+    """Make the spec of a model with these settings.
 
     Args:
+        classes: sorted class names.
         pretrained: the network will start from weights, not from scratch.
 
     Raises:
-        JobError: the model is unknown or made for another task, or its library is not installed.
+        JobError: no model has this name, it cannot be trained for the task, or its library is not installed.
     """
     card = find(model, task).card
     return Spec(

@@ -19,12 +19,12 @@ from trainer.annotations import Classification, Examples, Image, Prediction, Tar
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.catalog import TIMM, find
 from trainer.models.colour_jitter import ColourJitter
-from trainer.models.family import Family
+from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.stacking import stacked
-from trainer.models.training_items import Batch, Draw, Progress, TrainingDataset
+from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task

@@ -1,4 +1,4 @@
-"""Brightness, contrast and saturation of training images, changed as torchvision does, but faster."""
+"""torchvision's jitter of brightness, contrast and saturation of training images, but faster."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GREY = np.array([0.2989, 0.587, 0.114])
-"""What red, green and blue add to the lightness, in torchvision's digits. Source: ITU-R BT.601."""
+"""Weights of red, green and blue in the lightness, with torchvision's digits. Source: ITU-R BT.601."""
 
 _FLOOR = 0.001 - 0.5
-"""Added before rounding cuts the fraction off, as torchvision does."""
+"""Added before rounding to the nearest, to cut the fraction off as torchvision does."""
 
 
 class ColourJitter:
-    """The three by factors of 1 ± `strength`, in random order, for a share of the images.
+    """Changes the three by factors of 1 ± `strength`, in random order, for a fraction of the images.
 
-    torchvision's RandomApply and ColorJitter, drawn alike from PyTorch's global generator and of the same
-    pixels but for one in 15, and these by a level or, seldom, up to three, in a ninth of the time: each of
-    the three is one affine map of the colours.
+    It does what torchvision's RandomApply and ColorJitter do, with the same draws from PyTorch's global
+    generator, in a ninth of the time, because each change is one affine map of the colours. One pixel in 15
+    differs, mostly by one level and by three at most.
+
+    Args:
+        share: the fraction of images that are changed.
     """
 
     def __init__(self, strength: float, share: float) -> None:
@@ -29,7 +32,7 @@ class ColourJitter:
         self.share = share
 
     def __call__(self, image: Tensor) -> Tensor:
-        """uint8 [3, h, w], RGB, to the same."""
+        """Change an image, uint8 [3, h, w], RGB."""
         if torch.rand(1) >= self.share:
             return image
         order = [kind for kind in torch.randperm(4).tolist() if kind < 3]  # torchvision's fourth is the hue
@@ -39,14 +42,14 @@ class ColourJitter:
 
 
 def changed(image: Tensor, order: Sequence[int], factors: Sequence[float]) -> Tensor:
-    """An image with other colours.
+    """Change an image's colours.
 
     Args:
         image: uint8 [3, h, w], RGB.
-        order: of 0 for brightness, 1 for contrast, 2 for saturation.
-        factors: by that number; 1 leaves as it is, 0 gives black, an even grey, shades of grey.
+        order: the changes to make: 0 brightness, 1 contrast, 2 saturation.
+        factors: one for each of these; 1 changes nothing, 0 makes black, an even grey, or shades of grey.
     """
-    import cv2  # where a packaged classifier is served it may be missing
+    import cv2  # may be missing where a packaged classifier is served
 
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     for kind in order:
@@ -56,10 +59,10 @@ def changed(image: Tensor, order: Sequence[int], factors: Sequence[float]) -> Te
 
 
 def _map(kind: int, factor: float, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix [3, 4] from a colour and 1 to the changed colour, in an image of this mean colour."""
+    """The matrix [3, 4] from (colour, 1) to the changed colour, in an image with this mean colour."""
     colours = factor * np.eye(3, 4)
     colours[:, 3] = _FLOOR
-    # Half a level less, since torchvision cuts the fraction off the lightness, too.
+    # Half a level less, because torchvision cuts off the fraction of the lightness, too.
     if kind == 1:
         colours[:, 3] += (1 - factor) * (GREY @ mean - 0.5)
     if kind == 2:

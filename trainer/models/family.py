@@ -16,7 +16,7 @@ from trainer.errors import RunError
 from trainer.models import tiling
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.spec import Spec
-from trainer.models.training_items import Batch, Progress, TrainingDataset
+from trainer.models.training_items import Batch, Draw, Progress
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -241,6 +241,28 @@ class Family(ABC):
             for index, output in zip(indices, inferred, strict=True):
                 outputs[index] = output
         return outputs
+
+
+class TrainingDataset(ABC):
+    """The augmented training items of one run.
+
+    Attributes:
+        family: the family that the items are for.
+    """
+
+    family: Family
+
+    @abstractmethod
+    def item(self, draw: Draw) -> Any:
+        """Make one item for `collate`: `draw.example`, augmented as in `draw.epoch`, mixed with `draw.pool`.
+
+        Random numbers come from the global generators of random, NumPy and torch. The caller seeds them for
+        each item, so that seed and draw alone determine it.
+        """
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Items → one batch for `Family.losses`. By default it holds nothing but the items."""
+        return self.family.collate(items)
 
 
 @contextmanager

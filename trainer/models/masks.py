@@ -1,4 +1,4 @@
-"""Masks between polygons, a network's small grids, and the pixels of an image."""
+"""Masks as polygons, as a network's small grids, and as pixels of an image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from trainer.annotations import FloatArray, Mask
 from trainer.models.geometry import Geometry
 
-_PIXELS_AT_ONCE = 1_000_000  # of a mask, so that large masks need no floating point copy of themselves
+_PIXELS_AT_ONCE = 1_000_000  # so that a large mask is never a floating-point array as a whole
 
 
 def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels.
 
-    A pixel is 1 where its centre lies inside one of the polygons, by the even-odd rule; COCO's masks
-    (`trainer.metrics.masks`) follow the same rule, but for rounding at the edges. OpenCV's fillPoly would
-    draw the outline too, and make each object a pixel wider and higher.
+    A pixel is 1 if its centre is inside one of the polygons, by the even-odd rule. COCO's masks
+    (`trainer.metrics.masks`) follow the same rule except for rounding at the edges. OpenCV's fillPoly also
+    draws the outline, which would make each object a pixel wider and higher.
     """
     height, width = geometry.image_size
     factor = np.array([width * geometry.scale[0], height * geometry.scale[1]])
@@ -33,11 +33,11 @@ def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[
 def _fill(
     canvas: np.ndarray[Any, np.dtype[np.uint8]], polygon: np.ndarray[Any, np.dtype[np.float64]]
 ) -> None:
-    """Set the pixels whose centre lies inside a polygon [n, 2] of (x, y) in pixels."""
+    """Set the pixels whose centre is inside a polygon [n, 2] of (x, y) in pixels."""
     height, width = canvas.shape
-    x, y = polygon.T - 0.5  # pixel centres then have whole numbers
+    x, y = polygon.T - 0.5  # so that pixel centres have integer coordinates
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
-    # Each edge crosses the rows first … last − 1, and there parts the pixels on its left from the others.
+    # Each edge crosses the rows first … last − 1, where it separates the pixels on its left from the others.
     first = np.ceil(np.minimum(y, next_y)).clip(0, height).astype(np.int64)
     last = np.ceil(np.maximum(y, next_y)).clip(0, height).astype(np.int64)
     spans = last - first
@@ -51,14 +51,14 @@ def _fill(
     left, right = int(column.min()), int(column.max())
     crossings = np.zeros((bottom - top, right - left + 1), dtype=np.uint8)
     np.add.at(crossings.reshape(-1), (row - top) * crossings.shape[1] + column - left, np.uint8(1))
-    # whether a row was crossed an odd number of times up to a pixel; the sum may well overflow
+    # 1 where a row is crossed an odd number of times up to the pixel; overflow of the sum does not matter
     canvas[top:bottom, left:right] |= np.cumsum(crossings, axis=1, dtype=np.uint8)[:, :-1] & 1
 
 
 def paste(box: FloatArray, mask: FloatArray, image_size: tuple[int, int], threshold: float) -> Mask:
-    """A mask head's probabilities [m, m] over a normalised box → the pixels of the image it covers.
+    """A mask head's probabilities [m, m] over a normalised box → the pixels of the image that it covers.
 
-    Sampled bilinearly at the pixel centres, as in He et al. 2017, with the border padded by zeros.
+    They are sampled bilinearly at the pixel centres, with zeros outside, as in He et al. 2017.
     """
     height, width = image_size
     x1, y1, x2, y2 = (float(v) for v in box * np.array([width, height, width, height], dtype=np.float32))
@@ -75,20 +75,20 @@ def paste(box: FloatArray, mask: FloatArray, image_size: tuple[int, int], thresh
 def paste_prototypes(
     box: FloatArray, coefficients: FloatArray, prototypes: FloatArray, geometry: Geometry, threshold: float
 ) -> Mask:
-    """The pixels in a box at which the object's mask, a sum of prototypes, is at least `threshold`.
+    """The pixels in a box where the object's mask, a weighted sum of prototypes, is at least `threshold`.
 
-    The sum is sampled bilinearly at the centres of the image's pixels, before the sigmoid, as ultralytics
-    does it (Bolya et al. 2019, YOLACT); a threshold of 0 takes the whole box.
+    The sum is sampled bilinearly at the centres of the image's pixels, before the sigmoid, as in ultralytics
+    (Bolya et al. 2019, YOLACT). A threshold of 0 gives the whole box.
 
     Args:
         box: normalised xyxy [4] in the image.
-        coefficients: [k]; YOLO has 32.
+        coefficients: weights of the prototypes, [k]; k is 32 for YOLO.
         prototypes: [k, h', w'] over the tensor that the network saw.
-        threshold: of the probability, in [0, 1].
+        threshold: minimum probability, in [0, 1].
     """
     height, width = geometry.image_size
     x1, y1, x2, y2 = (float(v) for v in box * np.array([width, height, width, height], dtype=np.float32))
-    # At least one pixel, and every pixel that the box touches.
+    # Every pixel that the box touches, and at least one.
     left, top = min(width - 1, int(x1)), min(height - 1, int(y1))
     right, bottom = max(left + 1, math.ceil(x2)), max(top + 1, math.ceil(y2))
     columns = _grid_positions(left, right, 0, geometry, prototypes.shape[2])
@@ -107,16 +107,17 @@ def paste_prototypes(
 
 
 def logit(probability: float) -> float:
-    """The number whose sigmoid is the probability; ∓∞ for 0 and 1."""
+    """The inverse of the sigmoid; ∓∞ for 0 and 1."""
     if probability in (0, 1):
         return math.inf if probability else -math.inf
     return math.log(probability / (1 - probability))
 
 
 def _grid_positions(start: int, stop: int, axis: int, geometry: Geometry, cells: int) -> FloatArray:
-    """Where the centres of pixels start … stop−1 lie among the centres of the grid's cells, 0 … cells − 1.
+    """Fractional cell indices, in [0, cells − 1], of the centres of pixels start … stop − 1.
 
-    axis: 0 for columns, 1 for rows. Beyond the outermost centres the outermost cell counts.
+    Args:
+        axis: 0 for columns, 1 for rows.
     """
     tensor = (np.arange(start, stop) + 0.5) * geometry.scale[axis] + geometry.offset[axis]
     positions = tensor * cells / geometry.tensor_size[1 - axis] - 0.5
@@ -124,7 +125,7 @@ def _grid_positions(start: int, stop: int, axis: int, geometry: Geometry, cells:
 
 
 def _interpolate(values: FloatArray, positions: FloatArray) -> FloatArray:
-    """The rows of `values` [n, m] at fractional positions [k], each in [0, n − 1] → [k, m]."""
+    """Interpolate the rows of `values` [n, m] at fractional positions [k], each in [0, n − 1] → [k, m]."""
     lower = positions.astype(np.int64)
     upper = np.minimum(lower + 1, len(values) - 1)
     weight = (positions - lower).astype(np.float32)[:, None]

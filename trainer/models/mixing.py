@@ -1,4 +1,8 @@
-"""Mixup and CutMix, and the losses of classifiers against hard, smoothed and mixed targets."""
+"""Mixup and CutMix, and the losses of classifiers for hard, smoothed and mixed targets.
+
+torchvision's v2.MixUp and v2.CutMix are not used: they only mix each image with its neighbour in the
+batch, and they draw other random numbers, which would change the results of a seed.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,19 @@ def mixed(
     mixup_alpha: float,
     cutmix_alpha: float,
 ) -> tuple[Tensor, Tensor]:
-    """A batch mixed with itself in another order, on its device; the arguments stay as they are.
+    """Mix a batch with itself in another order, on its device. The arguments are not changed.
 
-    mixup: x ← λ·x + (1 − λ)·x', λ ~ Beta(α, α), one for the batch. Source: Zhang et al. 2018.
-    CutMix: a rectangle of x' in x; its sides are √(1 − λ) of the image's, its centre lies anywhere, and the
-    part outside the image is cut off. 1 − λ is then its share of the image. Source: Yun et al. 2019.
-    Targets become λ·y + (1 − λ)·y'. Where both alphas are over 0, each batch takes one of the two by a coin.
+    mixup: x ← λ·x + (1 − λ)·x', with one λ ~ Beta(α, α) for the batch. Source: Zhang et al. 2018.
+    CutMix: a rectangle of x' replaces that of x. Its sides are √(1 − λ) of the image's, its centre is
+    anywhere in the image, and its part outside the image is cut off. 1 − λ is then its fraction of the area.
+    Source: Yun et al. 2019.
+    Targets become λ·y + (1 − λ)·y'. If both alphas are above 0, each batch uses one of the two at random.
 
     Args:
         images: float [B, 3, h, w].
-        targets: float [B, C], one-hot or several-hot.
-        generator: the draws do not depend on the device.
-        mixup_alpha, cutmix_alpha: 0 leaves the one out.
+        targets: float [B, C], one-hot or multi-hot.
+        generator: on the CPU, so that draws do not depend on the device.
+        mixup_alpha, cutmix_alpha: 0 turns it off.
     """
     cuts = cutmix_alpha > 0 and (mixup_alpha <= 0 or generator.random() < 0.5)
     alpha = cutmix_alpha if cuts else mixup_alpha
@@ -50,7 +55,7 @@ def mixed(
 
 
 def _rectangle(height: int, width: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
-    """Rows and columns of a rectangle with 1 − share of the area, less what would lie outside."""
+    """Rows and columns of a random rectangle with 1 − share of the area, clipped to the image."""
     sides = []
     for length in (height, width):
         side = round(length * math.sqrt(1 - share))
@@ -64,13 +69,13 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoot
 
     Args:
         logits: float [B, C].
-        targets: y, int64 [B] or, mixed, float [B, C] whose rows sum to 1.
+        targets: y, int64 [B]; if mixed, float [B, C] with rows that sum to 1.
         weights: w, float [C], or None for ones.
     """
     if not targets.is_floating_point():
         return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
     summed = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="sum")
-    # torch would divide by the images, though it divides by their weights where targets are hard.
+    # torch would divide by the number of images here, although it divides by their weights for hard targets.
     return summed / (len(targets) if weights is None else (targets @ weights).sum())
 
 
@@ -79,7 +84,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None
 
     Args:
         logits, targets: float [B, C]; y in [0, 1].
-        weights: of the positive part, float [C], or None for ones.
+        weights: of the positive term, float [C], or None for ones.
     """
     smoothed = targets * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)

@@ -14,12 +14,12 @@ from trainer.annotations import Detections, Examples, Image, Objects, Prediction
 from trainer.models import rcnn_networks
 from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.catalog import find
-from trainer.models.family import Family, with_attributes
+from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
 from trainer.models.masks import paste, rasterise
 from trainer.models.spec import Spec
-from trainer.models.training_items import Batch, Draw, Progress, TrainingDataset
+from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task

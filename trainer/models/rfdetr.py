@@ -28,12 +28,12 @@ from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, O
 from trainer.errors import JobError, Problem
 from trainer.models.box_augmentation import augment
 from trainer.models.catalog import find
-from trainer.models.family import Family
+from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
 from trainer.models.stacking import stacked
-from trainer.models.training_items import Batch, Draw, Progress, TrainingDataset
+from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task

@@ -1,4 +1,4 @@
-"""Images of one size into one tensor, in the memory layout in which the networks take them."""
+"""Stacks images of one size, in the memory layout that the networks take."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.utils.data import default_collate
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:
-    """[3, h, w] each → [B, 3, h, w], channels_last; in a loader's worker in memory that is shared already.
+    """Stack images [3, h, w] to [B, 3, h, w], channels_last; in a loader's worker directly in shared memory.
 
-    Images that lie so, as decoders give them, are copied in whole rows.
+    Images that already have this layout, as decoders produce it, are copied in whole rows.
     """
     batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
     return batch.permute(0, 3, 1, 2)

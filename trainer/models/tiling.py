@@ -1,8 +1,8 @@
-"""Tiling: small objects are found in parts of an image which the network sees enlarged.
+"""Tiling: the network sees parts of an image enlarged, in which it detects small objects.
 
-An image's views are the whole of it and, with `tile_grid_size`, its tiles row by row. Of n columns each is
-W / (r + (1 − r) · n) wide, so that neighbours share the part r, `tile_overlap_ratio`, of their width, and all
-of them cover the width W; rows likewise.
+An image's views are the whole image and, with `tile_grid_size`, its tiles row by row. Each of n columns is
+W / (r + (1 − r) · n) wide, so that neighbours overlap by the fraction r, `tile_overlap_ratio`, of
+their width, and all of them cover the width W. The same holds for rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.scoring import ScoringParameters
 
 
 class View(NamedTuple):
-    """A part of an image, in its pixels; right and bottom are the first beyond it."""
+    """A part of an image, in pixels; right and bottom are exclusive."""
 
     left: int
     top: int
@@ -36,9 +36,9 @@ def grid(parameters: ScoringParameters) -> npt.NDArray[np.float64]:
 
 
 def _edges(count: int, overlap: float) -> list[tuple[float, float]]:
-    """Where each of a row's tiles begins and ends, as fractions of the row."""
+    """The start and end of each tile in a row, as fractions of the row."""
     size = 1 / (overlap + (1 - overlap) * count)
-    # Multiplied out, so that without overlap one tile ends at the very number at which the next begins.
+    # Multiplied out, so that without overlap a tile ends exactly where the next one starts.
     starts = np.arange(count) * (1 - overlap)
     ends = (starts + 1) * size
     ends[-1] = 1
@@ -46,10 +46,10 @@ def _edges(count: int, overlap: float) -> list[tuple[float, float]]:
 
 
 def views(image_size: tuple[int, int], parameters: ScoringParameters) -> list[View]:
-    """The views of an image of (height, width) pixels: first the whole, then each tile of the grid.
+    """The views of an image of (height, width) pixels: first the whole image, then each tile of the grid.
 
-    Edges are rounded to the nearest pixel; the tiles leave out none. In an image with fewer pixels than the
-    grid has tiles, tiles repeat pixels, so that their number is the same for all images.
+    Edges are rounded to the nearest pixel, without leaving out any. In an image with fewer pixels than tiles,
+    tiles repeat pixels, so that all images have the same number of tiles.
     """
     height, width = image_size
     edges = np.rint(grid(parameters) * (width, height, width, height)).astype(int)
@@ -59,18 +59,18 @@ def views(image_size: tuple[int, int], parameters: ScoringParameters) -> list[Vi
 
 
 def cut(image: Image, view: View) -> Image:
-    """The pixels of a view: the image itself if it is the whole, else a copy of its own."""
+    """The pixels of a view: the image itself if the view is the whole image, else a copy."""
     part = image[view.top : view.bottom, view.left : view.right]
     return image if part.shape == image.shape else part.copy()
 
 
 def merge(found: Sequence[tuple[View, Prediction]], parameters: ScoringParameters) -> Prediction:
-    """One prediction of those in an image's views, in whatever order these come.
+    """Merge the predictions for an image's views, given in any order.
 
-    Of two boxes of one class from different views whose IoU is over `tile_predictions_nms_threshold`, the one
-    with the higher score stays, at equal scores that of the earlier of `views`: greedily by falling score, as
-    in NMS. Boxes of one view never suppress each other: the network has told these objects apart, by its own
-    NMS with its own threshold. At most `box_detections_per_image` are left.
+    Greedily by falling score, as in NMS, a box is dropped if its IoU with a better box of the same class from
+    another view exceeds `tile_predictions_nms_threshold`; at equal scores the earlier of `views` wins. Boxes
+    of one view never suppress each other: the network has already separated these objects by its own NMS
+    with its own threshold. At most `box_detections_per_image` boxes remain.
     """
     if len(found) == 1:
         return found[0][1]
@@ -100,7 +100,7 @@ def merge(found: Sequence[tuple[View, Prediction]], parameters: ScoringParameter
 
 
 def _moved(found: Detections, view: View, image_size: tuple[int, int]) -> Detections:
-    """What is found in a view, in the whole image of (height, width) pixels."""
+    """Move a view's detections to the whole image of (height, width) pixels."""
     height, width = image_size
     size = np.array([view.right - view.left, view.bottom - view.top] * 2)
     boxes = (found.boxes * size + np.array([view.left, view.top] * 2)) / (width, height, width, height)
@@ -113,7 +113,7 @@ def _moved(found: Detections, view: View, image_size: tuple[int, int]) -> Detect
 
 
 def _overlap(box: FloatArray, others: FloatArray, threshold: float) -> BoolArray:
-    """Which of the boxes [n, 4] have an IoU with `box` [4] over the threshold, bool [n]."""
+    """Whether each of the boxes [n, 4] has an IoU with `box` [4] above the threshold, bool [n]."""
     sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = sides.clip(0).prod(axis=1)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1)

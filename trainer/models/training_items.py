@@ -1,13 +1,9 @@
-"""What a family and the training loop exchange: draws, items, batches and the progress of the run."""
+"""What a family and the training loop exchange: draws, batches and the progress of the run."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
-
-if TYPE_CHECKING:
-    from trainer.models.family import Family
+from typing import Any, NamedTuple, TypeAlias
 
 Batch: TypeAlias = Mapping[str, Any]
 """A batch for `Family.losses`.
@@ -41,25 +37,3 @@ class Progress(NamedTuple):
 
     epoch: int
     epochs: int
-
-
-class TrainingDataset(ABC):
-    """The augmented training items of one run.
-
-    Attributes:
-        family: the family that the items are for.
-    """
-
-    family: Family
-
-    @abstractmethod
-    def item(self, draw: Draw) -> Any:
-        """Make one item for `collate`: `draw.example`, augmented as in `draw.epoch`, mixed with `draw.pool`.
-
-        Random numbers come from the global generators of random, NumPy and torch. The caller seeds them for
-        each item, so that seed and draw alone determine it.
-        """
-
-    def collate(self, items: Sequence[Any]) -> Batch:
-        """Items → one batch for `Family.losses`. By default it holds nothing but the items."""
-        return self.family.collate(items)

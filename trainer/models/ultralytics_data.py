@@ -20,8 +20,8 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Target
-from trainer.models.family import Family
-from trainer.models.training_items import Batch, Draw, TrainingDataset
+from trainer.models.family import Family, TrainingDataset
+from trainer.models.training_items import Batch, Draw
 from trainer.tasks import Task
 
 if TYPE_CHECKING:

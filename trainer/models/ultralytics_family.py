@@ -30,10 +30,10 @@ from ultralytics.utils import DEFAULT_CFG
 
 from trainer.annotations import Examples, FloatArray, Objects, Target
 from trainer.models.catalog import find
-from trainer.models.family import Family
+from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
 from trainer.models.stacking import stacked
-from trainer.models.training_items import Batch, Progress, TrainingDataset
+from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
 from trainer.tasks import Task
 

@@ -19,7 +19,8 @@ from trainer.data.datasets import ValidationDataset
 from trainer.data.tiles import TiledExamples
 from trainer.models import Family
 from trainer.models.defaults import default_settings
-from trainer.models.training_items import Batch, Draw, TrainingDataset
+from trainer.models.family import TrainingDataset
+from trainer.models.training_items import Batch, Draw
 from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
