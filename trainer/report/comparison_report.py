@@ -36,16 +36,7 @@ _MAX_BARS = 14
 
 @dataclass(frozen=True)
 class _ComparedRun:
-    """A run with everything that is compared.
-
-    Attributes:
-        name: unique among the runs.
-        run: the run.
-        result: its result.
-        rows: its metrics by epoch.
-        settings: its hyperparameters and weights.
-        analysis: its evaluation, if there is one.
-    """
+    """A run with everything that is compared; `name` is unique among the runs."""
 
     name: str
     run: Run

@@ -36,9 +36,6 @@ class EmbeddedImages:
         """Show an image with outlines; None if it cannot be read or the page's budget is used up.
 
         Args:
-            records: the data that the image is from.
-            index: of the image in the data.
-            outlines: what to draw over it.
             title: text above the image.
             alt: what the image shows, for readers who cannot see it.
         """

@@ -32,14 +32,10 @@ def bar_chart(
     """Draw horizontal bars, one for each label and series.
 
     Args:
-        name: file name without its ending.
-        title: the heading.
         labels: what the bars stand for.
         series: (name, values by label).
-        label_heading: heading of the labels' column in the table.
         limit: number of labels to draw; the table has all, and a note says so.
         high: end of the axis; None covers all values.
-        notes: remarks below the chart.
     """
     drawn_labels = labels[:limit]
     thickness = 18.0 if len(series) == 1 else 11.0
@@ -96,14 +92,10 @@ def histogram(
     """Draw how many values fall into each of 24 bins.
 
     Args:
-        name: file name without its ending.
-        title: the heading.
         values: those that are not finite are left out, and on a logarithmic axis those that are not positive.
-        x_label: name of the values.
         y_label: name of what is counted.
         log: whether the axis is logarithmic, with bins of equal ratio instead of equal width.
         are_counts: whether the values are whole numbers; each has a bar of its own if there are few.
-        notes: remarks below the chart.
     """
     usable = sorted(value for value in values if math.isfinite(value) and (value > 0 or not log))
     lowest, highest = (usable[0], usable[-1]) if usable else (0.0, 0.0)

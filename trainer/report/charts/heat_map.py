@@ -35,14 +35,9 @@ def heat_map(
     the file has all.
 
     Args:
-        name: file name without its ending.
-        title: the heading.
         rows: names of the true classes.
         columns: names of the predicted classes.
         counts: [rows][columns].
-        row_heading: what the rows are.
-        column_heading: what the columns are.
-        notes: remarks below the chart.
     """
     headings = (f"{row_heading} \\ {column_heading}", *columns)
     table = Table(name, title, headings, [(row, *values) for row, values in zip(rows, counts, strict=True)])

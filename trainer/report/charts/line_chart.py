@@ -45,17 +45,12 @@ def line_chart(
     """Draw lines over a common axis.
 
     Args:
-        name: file name without its ending.
-        title: the heading.
         series: the lines, which need not share their x values.
-        x_label: name of the horizontal axis.
         x_scale: scale of the horizontal axis; None covers all values.
-        y_label: name of the vertical axis.
         y_scale: scale of the vertical axis; None covers all values.
         best: x to mark with a vertical line, such as the best epoch.
         diagonal: whether to draw the diagonal, which chance or a perfect model would follow.
         marks: whether to mark each point with a tooltip; series of more than 60 points get no marks.
-        notes: remarks below the chart.
     """
     x_scale = x_scale or Scale.over(value for series_line in series for value in series_line.x)
     y_scale = y_scale or Scale.over(value for series_line in series for value in series_line.y)

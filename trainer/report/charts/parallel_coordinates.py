@@ -31,13 +31,10 @@ def parallel_coordinates(
     """Draw a vertical axis for each quantity and a line for each row.
 
     Args:
-        name: file name without its ending.
-        title: the heading.
         axes: keys of the rows; the higher a row's value on the last axis, the stronger its line.
         rows: values by axis; a missing value leaves a gap.
         labels: name of each row, for its tooltip.
         best: index of the row to highlight.
-        notes: remarks below the chart.
     """
     scales = [_axis([row.get(axis) for row in rows]) for axis in axes]
     order = [index for index in range(len(rows)) if index != best] + ([best] if best is not None else [])

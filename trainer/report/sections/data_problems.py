@@ -25,9 +25,7 @@ def add_data_problems(
     """Add the section of findings and schema violations.
 
     Args:
-        page: the report.
         images: the valid lines of the data; None if there is none.
-        embedded: embeds the images of findings.
         problems: errors and warnings from checking the data against the schema.
     """
     found = _finding_blocks(images, embedded) if images is not None else [paragraph("No line is valid.")]

@@ -48,10 +48,7 @@ def _confusions(analysis: Analysis) -> list[object]:
         return [*blocks, paragraph("No class is mistaken for another.")]
     pairs = [(pair.true, pair.predicted, pair.count, pair.share) for pair in analysis.confused_pairs]
     columns = ("labelled", "predicted", "count", "fraction of the class")
-    return [
-        *blocks,
-        Table("confused-pairs", "Most confused classes", columns, pairs, limit=_LISTED_PAIRS),
-    ]
+    return [*blocks, Table("confused-pairs", "Most confused classes", columns, pairs, limit=_LISTED_PAIRS)]
 
 
 def _decisions(matrix: ConfusionMatrix) -> tuple[int, int, int, int]:

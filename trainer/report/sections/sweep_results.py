@@ -29,9 +29,7 @@ def add_sweep_results(
     """Add the sections of a sweep, read from its trials.csv.
 
     Args:
-        page: the report.
-        run: the sweep's run.
-        metric: the primary metric.
+        metric: name of the primary metric.
         best: number of the best trial; None if no trial has a metric.
         max_latency_ms: limit for the best model, in milliseconds per image; None for no limit.
     """
