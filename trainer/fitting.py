@@ -87,7 +87,11 @@ def resume(
         "register_model": register_model,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    job = Job.read(run.job, output=run.directory, settings=settings or {}, **changes)
+    own = Job.read(run.job)
+    job = own.changed(str(run.job), output=run.directory, settings=settings or {}, **changes)
+    if job.sweeps is not own.sweeps:
+        rule = "cannot turn a single run into a sweep or a sweep into a single run; start a new run"
+        raise JobError("the run cannot be resumed:", [Problem("", "limits.max_trials", rule)])
     if job.sweeps:
         from trainer.sweep.execution.sweep_run import resume as resume_sweep
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import trainer
 from trainer.errors import JobError
 from trainer.job import sweep as job_sweep
 from trainer.job.job import Job, override
@@ -312,3 +313,24 @@ def test_constructor_takes_paths_of_registered_data() -> None:
     assert job.training_data == ("data/fridge", "data/second")
     with pytest.raises(ValueError, match="--data-asset fridge=PATH"):
         Job(task="object-detection", training_data="azureml:fridge@latest")
+
+
+def test_changed_replaces_settings_and_limits_one_by_one() -> None:
+    job = sweeping(
+        limits={"max_trials": 4, "timeout_minutes": 60}, settings={"seed": 7, "lr_scheduler": "step"}
+    )
+    changed = job.changed(
+        limits={"max_trials": 9}, settings={"learning_rate_scheduler": "warmup_cosine"}, gpus=0
+    )
+    assert changed.limits.model_dump() == {"max_trials": 9, "max_concurrent_trials": 1, "timeout_minutes": 60}
+    assert changed.settings == {"seed": 7, "learning_rate_scheduler": "warmup_cosine"}
+    assert (changed.gpus, changed.training_data) == (0, job.training_data)
+    with pytest.raises(JobError, match=r"job.yaml: gpus: must be auto"):
+        job.changed("job.yaml", gpus=-1)
+
+
+def test_resume_turns_no_single_run_into_a_sweep(tmp_path: Path) -> None:
+    job = Job(task="object-detection", training_data="a.jsonl", model="yolo11n")
+    (tmp_path / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
+    with pytest.raises(JobError, match="cannot turn a single run into a sweep"):
+        trainer.resume(tmp_path, limits={"max_trials": 3})

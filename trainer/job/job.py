@@ -65,6 +65,14 @@ class Job(AzureOptions):
         values, ignored_keys = job_file.read(Path(path))
         return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
+    def changed(self, where: str = "", **changes: Any) -> Job:
+        """Make a job with changes, which `Job.read` describes.
+
+        Raises:
+            JobError: all problems of the values.
+        """
+        return Job.of(where, **_changed(dict(self), changes))
+
     @classmethod
     def of(cls, where: str = "", **values: Any) -> Job:
         """Make a job from a user's values.
@@ -253,11 +261,11 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace a job file's values as `Job.read` describes."""
+    """Replace a job's values as `Job.read` describes."""
     merged = {**values, **changes}
     for name in ("limits", "datastores", "data_assets"):
         if changes.get(name) and values.get(name):
-            merged[name] = {**values[name], **dict(changes[name])}
+            merged[name] = {**dict(values[name]), **dict(changes[name])}
     settings = changes.get("settings") or {}
     merged["settings"] = override(values.get("settings", {}), settings)
     if "search_space" in values and "search_space" not in changes:
