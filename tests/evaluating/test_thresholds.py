@@ -104,5 +104,5 @@ def test_best_thresholds_of_an_evaluation_are_applied(model: Path, targets: Call
 def test_models_without_thresholds_are_errors(packaged: Callable[..., Path], model: Path) -> None:
     with pytest.raises(RunError, match="has no score thresholds"):
         thresholds.apply(packaged(Task.CLASSIFICATION), {"can": 0.5})
-    with pytest.raises(RunError, match="no class has a threshold to apply"):
+    with pytest.raises(RunError, match="there is no threshold to apply"):
         thresholds.apply(model, {})
