@@ -308,7 +308,7 @@ def test_known_attacks_are_rejected(server: Server) -> None:
     cases: list[tuple[bytes, str, int | None]] = [
         (table("[" + ", ".join(["null"] * 1_000_000) + "]"), "got null", 0),
         (table("[" + ", ".join(["[]"] * 1_000_000) + "]"), "a list of 0", 0),
-        (table("[" + ", ".join([f'"{tiny}"'] * 600_000) + "]"), "at most 1000 are scored", None),
+        (table("[" + ", ".join([f'"{tiny}"'] * 600_000) + "]"), "over the limit of 1000", None),
         (table(json.dumps([IMAGE] * 900 + [None])), "got null", 900),
         (b"[" * 10_000_000, "nested too deeply", None),
         (b'{"a":' * 2_000_000, "nested too deeply", None),
