@@ -124,7 +124,7 @@ def test_a_directory_of_published_files_fits_another_number_of_classes(
     assert loaded.fresh == ("fc.weight", "fc.bias")
     assert loaded.taken == len(imagenet) - 2
     assert set(loaded.left) == {"fc.weight", "fc.bias"}
-    assert str(loaded).endswith("; made for other classes, so starting anew: fc.weight, fc.bias")
+    assert str(loaded).endswith("; made for other classes, so random: fc.weight, fc.bias")
     assert_taken(network, imagenet, but=loaded.fresh)
     assert torch.equal(network.state_dict()["fc.weight"], head)
 
@@ -210,7 +210,7 @@ def test_a_backbones_file_starts_a_detector(tmp_path: Path) -> None:
     assert loaded.left == ("fc.weight", "fc.bias")
     text = str(loaded)
     assert "; in the file, but not taken: fc.weight, fc.bias" in text
-    layers = text.partition("not in the file, so starting anew: ")[2].split(", ")
+    layers = text.partition("not in the file, so random: ")[2].split(", ")
     assert {"backbone.fpn.inner_blocks (8)", "rpn.head.cls_logits (2)", "roi_heads.box_head.fc6 (2)"} <= {
         *layers
     }

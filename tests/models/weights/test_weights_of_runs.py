@@ -68,7 +68,7 @@ def test_a_run_of_other_classes_gives_all_but_its_head(
     network, loaded = load(family_of(Task.CLASSIFICATION, "resnet18", *classes), tmp_path)
     assert loaded.fresh == ("fc.weight", "fc.bias")
     assert f"trained on 3 classes: a, b, c, now {len(classes)} classes: {', '.join(classes)}" in str(loaded)
-    assert "made for other classes, so starting anew: fc.weight, fc.bias" in str(loaded)
+    assert "made for other classes, so random: fc.weight, fc.bias" in str(loaded)
     own = network.state_dict()
     assert torch.equal(own["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert own["fc.weight"].shape[0] == len(classes)

@@ -1,1 +1,1 @@
-"""Weights to start from: where they are found, how they are read, and what fits a network."""
+"""Weights to start from: finding them, reading them, and fitting them to a network."""

@@ -1,4 +1,4 @@
-"""Which weights a user chose to start from; free of torch, unlike the reading of them."""
+"""The user's choice of weights to start from. Does not import torch, unlike reading them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def choice_or_environment(choice: str | None) -> str:
 
 
 def of_run(run: str) -> str:
-    """The choice that `checkpoint_run_id` stands for: a run's directory, or the model of an MLflow run."""
-    # A run id has no separators in it: anything with one is a path, there or not.
+    """The choice that a `checkpoint_run_id` means: a run's directory, or the model of an MLflow run."""
+    # A run id has no path separators: anything with one is a path, whether it exists or not.
     if is_address(run) or Path(run).expanduser().exists() or re.search(r"[/\\]", run):
         return run
     return f"runs:/{run}/model"
 
 
 def is_address(choice: str) -> bool:
-    """Whether MLflow is to find it: `runs:/ID/model`, `models:/NAME/VERSION`."""
+    """Whether the choice is an address of MLflow: `runs:/ID/model` or `models:/NAME/VERSION`."""
     return re.match(r"(runs|models):/", choice) is not None

@@ -1,4 +1,4 @@
-"""Weights to start from, fitted to a network: what is taken, what starts anew, what is refused."""
+"""Loads weights into a network: which tensors fit, which start from random values, which are rejected."""
 
 from __future__ import annotations
 
@@ -19,21 +19,20 @@ from trainer.models.weights.published import PublishedWeights
 from trainer.models.weights.reading import read
 
 _COUNTER = "num_batches_tracked"
-"""Batch norms count batches under this name; frozen ones do not, and nothing needs the number."""
+"""The buffer in which batch norms count batches. Frozen ones have none, and nothing needs the number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was taken from where, and what was not; as text, all of it.
+    """A report of which tensors were loaded and which were not. As text it says all of it.
 
     Attributes:
-        source: the file, or the address it came from.
-        taken: how many of its tensors the network has now.
+        source: the file, or the address that it came from.
+        taken: number of its tensors that the network now has.
         fresh: the network's tensors that keep their random values.
         left: the file's tensors that the network did not take.
-        resampled: tensors taken at another size, as position embeddings are for another image size, and
-            queries where there are fewer.
-        remarks: what else a user should know.
+        resampled: tensors taken at another size, such as position embeddings for another image size.
+        remarks: notes for the user.
     """
 
     source: str
@@ -48,8 +47,14 @@ class Loaded:
         parts = (
             ("taken at another size", self.resampled),
             ("in the file, but not taken", [key for key in self.left if key not in fresh]),
-            ("not in the file, so starting anew", [key for key in self.fresh if key not in left]),
-            ("made for other classes, so starting anew", [key for key in self.fresh if key in left]),
+            (
+                "not in the file, so random",
+                [key for key in self.fresh if key not in left],
+            ),
+            (
+                "made for other classes, so random",
+                [key for key in self.fresh if key in left],
+            ),
         )
         text = f"{self.taken} tensors from {self.source}"
         text += "".join(f" ({remark})" for remark in self.remarks)
@@ -59,19 +64,19 @@ class Loaded:
 def load(
     network: nn.Module, model: str, published: PublishedWeights, choice: str, spec: Spec | None = None
 ) -> Loaded | None:
-    """Fill the network from `choice`.
+    """Load the chosen weights into the network.
 
     Args:
-        choice: "none"; "pretrained"; a directory of published files; a run's directory, a packaged model
-            or MLflow's address of one; a file.
-        spec: of the network; with it, what an earlier run trained is checked to be the same model, and its
-            head is taken only if the classes are the same, in the same order.
+        choice: "none"; "pretrained"; a directory of published files; a run's directory, a packaged model or
+            its MLflow address; a file.
+        spec: the network's spec. With it, weights of an earlier run must be of the same model, and their head
+            is taken only if the classes are the same in the same order.
 
     Returns:
-        What was loaded; None for "none".
+        A report; None for "none".
 
     Raises:
-        WeightsError: nothing there, damaged, not what was published, or made for another network.
+        WeightsError: the weights are missing, damaged, not the published ones, or made for another network.
     """
     if choice == NONE:
         return None
@@ -85,7 +90,7 @@ def load(
         if _architecture(before) != _architecture(spec):
             raise WeightsError(
                 f"{source.name} holds {_model_in_words(before)}, but {_model_in_words(spec)} is to be "
-                "trained; incremental training goes on with the same model. Give "
+                "trained; incremental training needs the same model. Give "
                 f"--model {before.model} --task {before.task}, or weights of {spec.model}"
             )
         other_classes = before.classes != spec.classes
@@ -100,7 +105,7 @@ def _architecture(spec: Spec) -> tuple[str, ...]:
 
 
 def _size(spec: Spec) -> str:
-    """Where one name stands for models of several sizes, which of them."""
+    """The size of a model whose name has several; "" for others."""
     return str(spec.options.get("architecture", ""))
 
 
@@ -115,7 +120,7 @@ def _in_words(classes: tuple[str, ...]) -> str:
 
 
 def _named(keys: Iterable[str]) -> str:
-    """Tensors by name; many of them by the layers that they lie in."""
+    """The tensors' names; if they are many, those of their layers, with the number of tensors in each."""
     keys = list(keys)
     if len(keys) <= 6:
         return ", ".join(keys)
@@ -143,11 +148,11 @@ def _fit(
     needed = [key for key in own if not key.startswith(head)] if head else list(own)
     left: list[str] = []
     if published.partial and not any(key in own for key in state):
-        # A backbone's file: its own classifier has no place here.
+        # A backbone's file, whose classifier is not used.
         left = [key for key in state if key.startswith("fc.")]
         state = {published.prefix + key: value for key, value in state.items() if key not in left}
         needed = [key for key in needed if key.startswith(published.prefix)]
-    elif len(state) < len(in_file):  # what was left out in adapting, beside what was renamed
+    elif len(state) < len(in_file):  # tensors that adapting dropped, not renamed
         kept = {id(value) for value in state.values()}
         left = [key for key, value in in_file.items() if key not in state and id(value) not in kept]
     if published.covers and all(key.startswith(published.covers) for key in state):
@@ -160,14 +165,14 @@ def _fit(
         else:
             fitting[key] = value
     try:
-        # Not before this are names compared: torchvision's layers rename those of older files as they load.
+        # Compare names only after loading: torchvision's layers rename those of older files as they load.
         outcome = network.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:4]]
     else:
         absent = set(outcome.missing_keys)
         missing = [key for key in needed if key in absent and not key.endswith(_COUNTER)]
-        # A deeper network's file holds all that a shallower one asks for.
+        # A deeper network's file has all tensors of a shallower one.
         surplus = [key for key in outcome.unexpected_keys if not key.endswith(_COUNTER)]
         reasons = [f"it lacks {', '.join(missing[:3])}"] if missing else []
         reasons += [f"it also holds {', '.join(surplus[:3])}"] if surplus else []

@@ -1,4 +1,4 @@
-"""Reads the tensors in a weights file, without running the code that a pickle may hold."""
+"""Reads the tensors in a weights file without running the code that a pickle may contain."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from trainer.errors import WeightsError
 from trainer.models.spec import Spec
 
 _HOLDERS = (argparse.Namespace, types.SimpleNamespace)
-"""In which files keep the settings of their training; they hold values and run nothing."""
+"""Classes in which files store their run's settings; they only hold values."""
 
 SPEC_KEY = "spec"
-"""Under which a run's checkpoints hold their network's Spec, as JSON."""
+"""The key of a checkpoint for its network's Spec, as JSON."""
 
 
 def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, Tensor], Spec | None]:
-    """The file's tensors by name, and what network they are of, where a checkpoint of ours says so.
+    """Read a file's tensors by name, and the spec of their network if the file is a checkpoint of ours.
 
-    A file that holds a whole network, as ultralytics publishes them, may be made of `network`'s own classes.
+    A file with a whole network, as ultralytics publishes them, may consist of objects of `network`'s classes.
 
     Args:
-        named: the user named this very file, and with it trusts the objects that it holds.
+        named: the user named this very file, and so trusts the objects in it.
 
     Raises:
-        WeightsError: it is damaged, holds no tensors by name, or objects of other classes and is not named.
+        WeightsError: the file is damaged, has no tensors by name, or has objects of other classes and is not
+            named.
     """
     try:
         if path.suffix == ".safetensors":
@@ -43,7 +44,7 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
         with torch.serialization.safe_globals([*_classes(network), *_HOLDERS]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises the same for forbidden objects and for files that are no pickle at all.
+        # torch raises the same error for forbidden objects and for files that are not pickles.
         holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
         if not holds_objects:
             raise WeightsError(f"{path} cannot be read as weights: {brief(error)}") from error
@@ -71,7 +72,7 @@ def read_spec(text: str | bytes, where: Path) -> Spec:
 
 
 def brief(error: Exception) -> str:
-    """An error's first line, cut where it gets long."""
+    """The first line of an error, shortened."""
     return str(error).split("\n", 1)[0][:300]
 
 
@@ -81,9 +82,9 @@ def _spec(content: object, path: Path) -> Spec | None:
 
 
 def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """The classes of the network's modules, also under the package's name, where older files have them."""
+    """The classes of the network's modules, also under the package's name that older files use."""
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    # Of a class of our own, what the library published is of a class that it is derived from.
+    # With base classes: published files hold the library's classes, from which ours may derive.
     kinds = {kind for module in network.modules() for kind in type(module).__mro__}
     for kind in kinds - {object}:
         allowed.append(kind)
@@ -101,7 +102,7 @@ def _starts_as_pickle(path: Path) -> bool:
 
 
 def _read_objects(path: Path) -> object:
-    """Everything in a pickle, running the code that it asks for."""
+    """Read everything in a pickle, running the code that it contains."""
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # the file's own code may raise anything
@@ -110,7 +111,7 @@ def _read_objects(path: Path) -> object:
 
 
 def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
-    """The state dict inside what libraries save around it."""
+    """Find the state dict inside the structures in which libraries save it."""
     if isinstance(content, nn.Module):
         return content.float().state_dict()
     if not isinstance(content, Mapping):
@@ -123,7 +124,7 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
 
 
 def scored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Of a run's checkpoint the network that evaluations score: its average if there is one; others as is."""
+    """Select the tensors of a checkpoint's evaluated network: the average if there is one; others as is."""
     for prefix in ("average.network.", "network."):
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if found:

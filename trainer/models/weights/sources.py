@@ -37,10 +37,10 @@ class Source:
 
     Attributes:
         path: the file.
-        name: what to call it in messages.
-        spec: of the network that an earlier run trained; None for published files.
+        name: its name in messages.
+        spec: the spec of an earlier run's network; None for published files.
         named: the user named this very file.
-        remark: what the user should know of it, "" if nothing.
+        remark: a note for the user, or "".
     """
 
     path: Path
@@ -51,15 +51,15 @@ class Source:
 
 
 def find(choice: str, model: str, published: PublishedWeights, scratch: Path) -> Source:
-    """The file that `choice` means. Only "pretrained" and MLflow's addresses may use the network.
+    """Find the file that a choice means. Only "pretrained" and MLflow addresses may use the network.
 
     Args:
-        choice: "pretrained", a directory of published files, a run's directory, a packaged model, a file,
-            or an address that MLflow resolves.
-        scratch: an empty directory for what MLflow fetches; needed until the file is read.
+        choice: "pretrained", a directory of published files, a run's directory, a packaged model, a file, or
+            an MLflow address.
+        scratch: an empty directory for MLflow's downloads, needed until the file is read.
 
     Raises:
-        WeightsError: nothing there, or a file that is not what was published.
+        WeightsError: there is no such file, or it is not the published one.
     """
     if choice == PRETRAINED:
         return _source(_download(model, published))
@@ -77,7 +77,7 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
 
 
 def published_names(published: PublishedWeights) -> tuple[str, ...]:
-    """Every name under which a directory may hold the file, the one at its address included."""
+    """Every name that the file may have in a directory, including the one in its address."""
     at_address = PurePosixPath(published.url).name
     tells = at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _UNTELLING
     more = (at_address,) if tells else ()
@@ -85,7 +85,7 @@ def published_names(published: PublishedWeights) -> tuple[str, ...]:
 
 
 def hash_in_name(name: str) -> str:
-    """The beginning of its SHA-256 that a publisher puts into a file's name, `name-HASH.pth`; or ""."""
+    """The start of a file's SHA-256 that its publisher put into its name, `name-HASH.pth`; or ""."""
     found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     return found[1] if found else ""
 
@@ -95,7 +95,7 @@ def _source(path: Path) -> Source:
 
 
 def _of_run(directory: Path) -> Source | None:
-    """The scored weights of a run or of a packaged model; of a run that did not end, its best so far."""
+    """The evaluated weights of a run or packaged model; for an unfinished run, the best so far."""
     for place in _PACKAGED:
         path = directory / place / _WEIGHTS_FILE
         spec = _spec_of(path)
@@ -109,7 +109,7 @@ def _of_run(directory: Path) -> Source | None:
 
 
 def _spec_of(path: Path) -> Spec | None:
-    """The spec beside a packaged model's weights, or that of the run to which a checkpoint belongs."""
+    """The spec next to a packaged model's weights, or that of a checkpoint's run."""
     places = [path.parent / _SPEC_FILE]
     if path.parent.name == "checkpoints":
         places.append(path.parent.parent / _PACKAGED[0] / _SPEC_FILE)
@@ -161,17 +161,17 @@ def _in_directory(directory: Path, model: str, published: PublishedWeights) -> P
 
 
 def _forged(path: Path, published: PublishedWeights) -> str:
-    """How a file under a published name differs from what was published; "" if it does not."""
+    """How a file with a published name differs from the published file; "" if it does not."""
     return _difference(path, _hash(published, path.name)) if path.name in published_names(published) else ""
 
 
 def _hash(published: PublishedWeights, name: str) -> str:
-    """The published hash of the file under one of its names: of its SHA-256 what is known, or its MD5."""
+    """The published hash of a file: the known part of its SHA-256, or its MD5."""
     return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
 
 
 def _md5() -> Any:
-    """Finds damage, no more: a forger could match it."""
+    """MD5 detects damage only: a forger could match it."""
     return hashlib.md5(usedforsecurity=False)
 
 
@@ -190,7 +190,7 @@ def _difference(path: Path, expected: str) -> str:
 
 
 def _download(model: str, published: PublishedWeights) -> Path:
-    """The published file from the library's own cache or, failing that, the network; checked either way."""
+    """The published file from the library's cache, or else from the network; checked either way."""
     if not (published.hub or published.url):
         raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
     try:
@@ -200,7 +200,7 @@ def _download(model: str, published: PublishedWeights) -> Path:
             path, expected = _from_address(published), _hash(published, PurePosixPath(published.url).name)
         difference = _difference(path, expected)
     except (OSError, ValueError, RuntimeError) as error:
-        # huggingface_hub and urllib both raise OSErrors where there is no network.
+        # huggingface_hub and urllib both raise OSError without a network.
         where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
         raise WeightsError(
             f"the pretrained weights of {model} are not on this machine and could not be fetched from "
@@ -210,14 +210,14 @@ def _download(model: str, published: PublishedWeights) -> Path:
     if difference:
         raise WeightsError(
             f"{path.resolve()} is not the file that was published for {model}: {difference}. "
-            "Delete it and try again; if the download is wrong each time, something between here and the "
-            "publisher changes it"
+            "Delete it and try again; if the download is wrong every time, something between this machine "
+            "and the publisher changes it"
         )
     return path
 
 
 def _from_hub(repository: str) -> tuple[Path, str]:
-    """A repository's weights in the hub's cache, and their SHA-256 where the hub gives it."""
+    """A repository's weights in the hub's cache, and their SHA-256 if the hub states it."""
     from huggingface_hub import (
         get_hf_file_metadata,
         hf_hub_download,
@@ -226,7 +226,7 @@ def _from_hub(repository: str) -> tuple[Path, str]:
     )
     from huggingface_hub.errors import EntryNotFoundError
 
-    # Without a network, asking the hub whether there is a newer one takes long.
+    # Try the cache first: without a network, asking the hub for a newer version takes long.
     for name in _HUB_FILES:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
@@ -244,7 +244,7 @@ def _from_hub(repository: str) -> tuple[Path, str]:
 
 
 def _hash_in_cache(path: Path) -> str:
-    """A large file's ETag is its SHA-256, and the hub's cache keeps the file under it, behind a link."""
+    """The SHA-256 in the name of a cached large file: its ETag, under which the hub's cache stores it."""
     name = path.resolve().name
     return name if _is_sha256(name) else ""
 
@@ -257,14 +257,14 @@ def _from_address(published: PublishedWeights) -> Path:
     file = Path(torch.hub.get_dir()) / "checkpoints" / published.files[0]
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
-        # What is not whole and right never lies under the published name.
+        # An incomplete or wrong file never gets the published name.
         with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
             part = Path(scratch) / file.name
             torch.hub.download_url_to_file(published.url, str(part), progress=sys.stderr.isatty())
             if difference := _difference(part, _hash(published, PurePosixPath(published.url).name)):
                 raise WeightsError(
-                    f"what {published.url} sent is not the published file: {difference}. It was thrown "
-                    "away; try again, or get it elsewhere and give --weights DIR"
+                    f"the file from {published.url} is not the published one: {difference}. It was deleted; "
+                    "try again, or get it elsewhere and give --weights DIR"
                 )
             shutil.move(part, file)
     return file
