@@ -38,8 +38,13 @@ LABELS = ("가위", "مقص, and a longer name than fits", "कैंची")
 SCENE = 1  # of Shapes: two objects of two classes
 
 
-def trained(task: Task, model: str, steps: int, **settings: Any) -> Scorer:
-    """A small network, trained on the four images of Shapes until it knows them, with LABELS for classes."""
+def trained(task: Task, model: str, steps: int, objects: int = 0, **settings: Any) -> Scorer:
+    """Train a small network on the four images of Shapes, with LABELS for classes.
+
+    Args:
+        steps: at least; CPUs round differently, so training continues until `objects` are found.
+        objects: number of objects that it must find in the image SCENE.
+    """
     case = make_case(task, model, **settings)
     with torch.random.fork_rng(devices=[]):
         network = case.build()
@@ -49,10 +54,18 @@ def trained(task: Task, model: str, steps: int, **settings: Any) -> Scorer:
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.0)
         dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
         items = [dataset.item(Draw(0, index)) for index in range(len(case.examples))]
-        for _ in range(steps):
+        scorer = Scorer(create(case.family.spec.model_copy(update={"classes": LABELS})), network)
+        for step in range(1, 6 * steps):
+            network.train()
             case.step(network, optimizer, items)
-    family = create(case.family.spec.model_copy(update={"classes": LABELS}))
-    return Scorer(family, network.eval().requires_grad_(False))
+            if step % steps:
+                continue
+            network.eval()
+            (answer,) = scorer.score_images([case.examples[SCENE].image], scorer.spec.parameters)
+            if len(answer.get("boxes", ())) >= objects:
+                break
+    network.requires_grad_(False)
+    return scorer
 
 
 @contextmanager
@@ -76,7 +89,7 @@ def serving(scorer: Scorer, **options: Any) -> Iterator[tuple[str, Callable[[], 
 
 @pytest.fixture(scope="module")
 def segmenter() -> Scorer:
-    return trained(Task.SEGMENTATION, "yolo11n-seg", 80, image_size=96, box_score_threshold=0.6)
+    return trained(Task.SEGMENTATION, "yolo11n-seg", 80, objects=2, image_size=96, box_score_threshold=0.6)
 
 
 @pytest.fixture(scope="module")
