@@ -13,8 +13,6 @@ import pytest
 from benchmarks import serving
 from benchmarks.measuring import Measurements
 
-pytestmark = pytest.mark.usefixtures("warm_processes")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
