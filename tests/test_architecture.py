@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,3 +93,13 @@ def test_layers_name_every_room_on_at_most_ten_floors() -> None:
 def test_every_file_can_be_read_in_one_sitting() -> None:
     lengths = {module: len(path.read_text("utf-8").splitlines()) for module, path in modules().items()}
     assert {module: length for module, length in lengths.items() if length > 450} == {}
+
+
+def test_architecture_page_names_files_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    names = {name for name in re.findall(r"`([\w./]+)`", page) if name.endswith((".py", "/"))}
+    files = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")]
+    places = [f"/{file}" for file in files] + [f"/{file.rpartition('/')[0]}/" for file in files]
+    placeholders = {"trainer/models/NAME.py"}
+    missing = {name for name in names - placeholders if not any(f"/{name}" in place for place in places)}
+    assert missing == set()
