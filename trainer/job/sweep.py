@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -85,7 +86,11 @@ class SamplingAlgorithm(BaseModel):
     @field_validator("logbase")
     @classmethod
     def _valid_base(cls, value: float | str | None) -> float | str | None:
-        if value is None or value == "e" or (isinstance(value, float) and value > 0 and value != 1):
+        if (
+            value is None
+            or value == "e"
+            or (isinstance(value, float) and 0 < value < math.inf and value != 1)
+        ):
             return value
         raise ValueError(f"must be e or a positive number other than 1, got {value!r}")
 

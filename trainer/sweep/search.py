@@ -64,13 +64,12 @@ def prepare_search(job: Job, where: str = "") -> Search:
             algorithm.type,
             seed=seed,
             rule=algorithm.rule,
-            logbase=algorithm.logbase,
             space=space or SearchSpace(()),
             max_trials=job.limits.max_trials,
             where=where,
         )
     except JobError as error:
-        problems += [problem for problem in error.problems if problem not in problems]
+        problems += error.problems
     try:
         pruner = early_termination.create_pruner(sweep.early_termination, where)
     except JobError as error:

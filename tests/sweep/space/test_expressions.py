@@ -21,7 +21,7 @@ from trainer.sweep.space.distributions import (
     RandInt,
     Uniform,
 )
-from trainer.sweep.space.expressions import log_base, read
+from trainer.sweep.space.expressions import read
 
 
 def refused(value: Any) -> str:
@@ -210,11 +210,3 @@ def test_an_expression_is_never_evaluated(tmp_path: Any) -> None:
     victim = tmp_path / "victim"
     refused(f"choice(open({str(victim)!r}, 'w'))")
     assert not victim.exists()
-
-
-def test_the_base_of_exponents() -> None:
-    assert log_base(None) == log_base("e") == math.e
-    assert log_base(10) == log_base("10") == 10
-    for wrong in (0, -2, 1, "x", True, math.inf):
-        with pytest.raises(JobError, match=r'logbase: must be "e" or a number over 0 other than 1, got'):
-            log_base(wrong)

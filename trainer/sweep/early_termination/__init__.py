@@ -11,11 +11,13 @@ from optuna.pruners import BasePruner, NopPruner
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.errors import JobError, Problem, did_you_mean, problem_of
-from trainer.sweep.early_termination.bandit import BanditPolicy
-from trainer.sweep.early_termination.median_stopping import MedianStoppingPolicy
-from trainer.sweep.early_termination.policy import Policy
-from trainer.sweep.early_termination.successive_halving import SuccessiveHalvingPolicy
-from trainer.sweep.early_termination.truncation_selection import TruncationSelectionPolicy
+from trainer.sweep.early_termination.policies import (
+    BanditPolicy,
+    MedianStoppingPolicy,
+    Policy,
+    SuccessiveHalvingPolicy,
+    TruncationSelectionPolicy,
+)
 
 __all__ = [
     "BanditPolicy",
@@ -54,8 +56,7 @@ def create_pruner(content: Any, where: str = "") -> BasePruner:
         problem = Problem(where, _FIELD, "must be a policy with the key type", repr(content))
         raise JobError("the sweep cannot be run:", [problem])
     values = {_snake_case(str(key)): value for key, value in content.items() if value is not None}
-    policy_type = values.pop("policy_type", None)
-    name = values.pop("type", policy_type)
+    name = values.pop("type", values.pop("policy_type", None))
     kind = _snake_case(str(name)).removesuffix("_policy")
     if kind not in _POLICIES:
         hint = did_you_mean(kind, _POLICIES, otherwise=f"choose one of {', '.join(_POLICIES)}")

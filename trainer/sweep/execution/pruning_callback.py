@@ -11,7 +11,7 @@ from lightning import Callback, Trainer
 from trainer.sweep import early_termination
 from trainer.sweep.execution.messages import Order
 from trainer.sweep.execution.storage import PATIENCE_SECONDS, open_storage, quiet
-from trainer.sweep.sampling.random import RandomSampler
+from trainer.sweep.sampling.per_trial import RandomSampler
 
 
 class ReportToStudy(Callback):

@@ -17,7 +17,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from trainer.sweep.attempts import first_attempt_number
-from trainer.sweep.sampling.random import RandomSampler
+from trainer.sweep.sampling.per_trial import RandomSampler
 from trainer.sweep.space.search_space import SearchSpace
 
 

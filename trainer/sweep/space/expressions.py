@@ -56,20 +56,6 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
         raise JobError("the search space cannot be used:", problems) from error
 
 
-def log_base(value: Any, where: str = "") -> float:
-    """The base that the sampling algorithm's `logbase` names; e if it is None.
-
-    Raises:
-        JobError: `value` is neither "e" nor a number over 0 other than 1.
-    """
-    number = math.e if value in (None, "e") else as_number(value)
-    if number is None or number <= 0 or number == 1:
-        rule = 'must be "e" or a number over 0 other than 1'
-        problem = Problem(where, "sweep.sampling_algorithm.logbase", rule, repr(value))
-        raise JobError("the sweep cannot be run:", [problem])
-    return number
-
-
 def as_number(value: Any) -> int | float | None:
     """A finite number, also one that YAML reads as text (1e-4, which has no point); None for all else."""
     if isinstance(value, str) and not _NO_NUMBER.search(value):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.errors import JobError, Problem
 from trainer.sweep.space.distributions import Choice, Distribution, Scalar
-from trainer.sweep.space.expressions import log_base, read
+from trainer.sweep.space.expressions import read
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -104,18 +104,14 @@ def parse(content: Any, where: str = "", *, logbase: Any = None) -> SearchSpace:
     Args:
         content: a list of maps, each a sub-space, or a single map.
         where: the file, for errors.
-        logbase: the sampling algorithm's: base of the exponents in loguniform's string form, e if None.
+        logbase: base of the exponents that bound loguniform in its string form: "e", a number, or None for e.
 
     Raises:
         JobError: everything that is wrong.
     """
     entries = content if isinstance(content, (list, tuple)) else [content]
     problems: list[Problem] = []
-    base = math.e
-    try:
-        base = log_base(logbase, where)
-    except JobError as error:
-        problems += error.problems
+    base = math.e if logbase in (None, "e") else float(logbase)
     sub_spaces = []
     for index, entry in enumerate(entries):
         location = f"search_space[{index}]" if entries is content else "search_space"
