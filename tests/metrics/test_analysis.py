@@ -12,7 +12,8 @@ import pytest
 
 from trainer.annotations import Classification, Detections, Mask, Objects
 from trainer.errors import RunError
-from trainer.metrics.analysis import analyse
+from trainer.metrics.analysis import analyse_classes, analyse_objects
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
@@ -53,7 +54,11 @@ THERE, NOWHERE = (0.6, 0.6, 0.9, 0.9), (0.6, 0.1, 0.8, 0.3)
 
 
 def run(task: Task, predictions: Sequence[Detections], targets: Sequence[Objects]) -> Analysis:
-    return analyse(task, CLASSES, predictions, targets, metric_type="voc", image_names=Lines())
+    images = [
+        EvaluatedImage.create(prediction, target, CLASSES, by_masks=task is Task.SEGMENTATION)
+        for prediction, target in zip(predictions, targets, strict=True)
+    ]
+    return analyse_objects(task, CLASSES, images, metric_type="voc", image_names=Lines())
 
 
 def errors(analysis: Analysis) -> dict[str, tuple[int, float]]:
@@ -230,7 +235,7 @@ def test_lists_name_images_by_file_and_line() -> None:
 
 def classified(task: Task, probs: Sequence[Sequence[float]], targets: Sequence[object]) -> Analysis:
     predictions = [Classification(np.array(row, np.float32)) for row in probs]
-    return analyse(task, ["a", "b", "c"], predictions, targets, image_names=Lines())  # type: ignore[arg-type]
+    return analyse_classes(task, ["a", "b", "c"], predictions, targets, Lines())  # type: ignore[arg-type]
 
 
 def test_classification_lists() -> None:
@@ -305,6 +310,10 @@ def test_analysis_round_trips_through_strict_json(task: Task, tmp_path: Path) ->
 
 @pytest.mark.parametrize("task", list(Task))
 def test_analysis_without_images(task: Task) -> None:
-    analysis = analyse(task, CLASSES, [], [])
+    analysis = (
+        analyse_classes(task, CLASSES, [], [])
+        if task.is_classification
+        else analyse_objects(task, CLASSES, [])
+    )
     assert analysis.images == 0
     assert Analysis.model_validate_json(analysis.to_json()).to_json() == analysis.to_json()

@@ -29,7 +29,6 @@ from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
-_METRIC_TYPE = "coco_voc"
 _MAX_SHOWN_WARNINGS = 10
 
 
@@ -283,14 +282,11 @@ def _analyse(
             classes,
             images,
             iou_threshold=options.iou_threshold,
-            metric_type=_METRIC_TYPE,
             score_threshold=score_threshold,
             served_thresholds=served_thresholds,
             image_names=subject.records,
         )
-        sliced = slice_metrics.of_objects(
-            task, classes, images, partitions, iou_threshold=options.iou_threshold, metric_type=_METRIC_TYPE
-        )
+        sliced = slice_metrics.of_objects(task, classes, images, partitions, options.iou_threshold)
     analysis = analysis.model_copy(update={"slices": sliced})
     if options.output is not None:
         _write(analysis, options.output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from serving.locate import find_artifacts
 from serving.scorer import in_batches, load_network
@@ -14,11 +13,6 @@ from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, local_path
 from trainer.errors import DataError, Problem, RunError
 from trainer.scoring import ScoringParameters
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trainer.models import Family, Spec
 
 LOWEST_SCORE = 0.001
 """Score threshold under which objects are ignored in average precision, as is usual for COCO."""
@@ -48,10 +42,8 @@ class PackagedModel:
                 torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise RunError(f"--device {device}: cannot be used: {str(error).splitlines()[0]}") from error
-        self._family: Family
-        self._network: nn.Module
         self._family, self._network = load_network(find_artifacts(run_or_model), device)
-        self.spec: Spec = self._family.spec
+        self.spec = self._family.spec
 
     def predict(
         self, records: Records, parameters: ScoringParameters

@@ -39,21 +39,14 @@ def of_objects(
     classes: Sequence[str],
     images: Sequence[EvaluatedImage],
     partitions: Mapping[str, Partition],
-    *,
     iou_threshold: float,
-    metric_type: str,
 ) -> list[Slice]:
     """Compute the metrics of slices for detection and segmentation, by object size first."""
     result = _by_object_size(task, classes, images, iou_threshold)
     for by, partition in partitions.items():
         for value, indices in partition.items():
-            objects, values = metrics_of_objects(
-                task,
-                classes,
-                [images[index] for index in indices],
-                iou_threshold=iou_threshold,
-                metric_type=metric_type,
-            )
+            chosen = [images[index] for index in indices]
+            objects, values = metrics_of_objects(task, classes, chosen, iou_threshold)
             result.append(Slice(by=by, value=value, images=len(indices), objects=objects, metrics=values))
     return result
 

@@ -45,16 +45,7 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
         "mistakes": [_flat_row(each) for each in analysis.mistakes],
         "worst_images": [_flat_row(each) for each in analysis.worst_images],
         "label_issues": [_flat_row(each) for each in analysis.label_issues],
-        "slices": [
-            {
-                "by": each.by,
-                "value": each.value,
-                "images": each.images,
-                "objects": each.objects,
-                **each.metrics,
-            }
-            for each in analysis.slices
-        ],
+        "slices": [{**each.model_dump(exclude={"metrics"}), **each.metrics} for each in analysis.slices],
         "curves": [
             {
                 "kind": kind,
@@ -71,24 +62,20 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
     return {name: rows for name, rows in result.items() if rows}
 
 
-def write_tables(analysis: Analysis, directory: Path) -> list[Path]:
+def write_tables(analysis: Analysis, directory: Path) -> None:
     """Write each table as NAME.csv; undefined values are empty in classification, otherwise -1.
 
     Raises:
         OSError: a file cannot be written.
     """
-    written = []
     for name, rows in tables(analysis).items():
-        path = directory / f"{name}.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with (directory / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(
                 {key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
                 for row in rows
             )
-        written.append(path)
-    return written
 
 
 def text_of(value: Any) -> str:

@@ -10,54 +10,9 @@ from trainer import metrics
 from trainer.annotations import Prediction, Target
 from trainer.metrics import coco, voc
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.image_names import ImageNames
 from trainer.metrics.matching import Matches, match_objects
-from trainer.metrics.results import Analysis, ConfusionMatrix
+from trainer.metrics.results import Analysis, ConfusionMatrix, ImageNames
 from trainer.tasks import Task
-
-
-def analyse(
-    task: Task,
-    classes: Sequence[str],
-    predictions: Iterable[Prediction],
-    targets: Iterable[Target],
-    *,
-    iou_threshold: float = 0.5,
-    metric_type: str = "coco_voc",
-    score_threshold: float | None = None,
-    image_names: ImageNames | None = None,
-) -> Analysis:
-    """Analyse an evaluation.
-
-    Args:
-        classes: names that labels index.
-        predictions: one per image, including objects of low scores, which average precision needs.
-        targets: one per image, in the same order.
-        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
-        metric_type: metrics of detection and segmentation: coco, voc or coco_voc.
-        score_threshold: lowest score of the predictions, for the record.
-        image_names: names of the images, such as `Records` of the same images in the same order.
-
-    Raises:
-        TrainingError: a prediction is not finite.
-        TypeError, ValueError: predictions or targets do not fit the task, its classes or each other.
-    """
-    if task.is_classification:
-        return analyse_classes(task, classes, predictions, targets, image_names)
-    by_masks = task is Task.SEGMENTATION
-    images = [
-        EvaluatedImage.create(prediction, target, classes, by_masks=by_masks)
-        for prediction, target in zip(predictions, targets, strict=True)
-    ]
-    return analyse_objects(
-        task,
-        classes,
-        images,
-        iou_threshold=iou_threshold,
-        metric_type=metric_type,
-        score_threshold=score_threshold,
-        image_names=image_names,
-    )
 
 
 def analyse_classes(
@@ -67,7 +22,18 @@ def analyse_classes(
     targets: Iterable[Target],
     image_names: ImageNames | None = None,
 ) -> Analysis:
-    """Analyse multi-class or multilabel predictions; see `analyse`."""
+    """Analyse multi-class or multilabel predictions.
+
+    Args:
+        classes: names that labels index.
+        predictions: one per image.
+        targets: one per image, in the same order.
+        image_names: names of the images, such as `Records` of the same images in the same order.
+
+    Raises:
+        TrainingError: a prediction is not finite.
+        TypeError, ValueError: predictions or targets do not fit the task, its classes or each other.
+    """
     from trainer.metrics import calibration, class_errors, curves
     from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 
@@ -122,14 +88,21 @@ def analyse_objects(
     served_thresholds: Mapping[str, float] | None = None,
     image_names: ImageNames | None = None,
 ) -> Analysis:
-    """Analyse detections or segmentations; see `analyse`.
+    """Analyse detections or segmentations.
 
     Args:
+        classes: names that labels index.
+        images: their predictions include objects of low scores, which average precision needs.
+        iou_threshold: minimum IoU for a match, in [0.1, 1].
+        metric_type: coco, voc or coco_voc.
+        score_threshold: lowest score of the predictions, for the record.
         served_thresholds: class name → score threshold that the model is served with.
+        image_names: names of the images, such as `Records` of the same images in the same order.
     """
     from trainer.metrics import object_errors, tide
 
-    matches = match_objects(images, iou_threshold, by_masks=task is Task.SEGMENTATION)
+    by_masks = task is Task.SEGMENTATION
+    matches = match_objects(images, iou_threshold, by_masks=by_masks)
     objects = np.bincount(matches.target_labels, minlength=len(classes))
     by_class = _voc_by_class(matches, len(classes))
     curves, thresholds, counts = object_errors.curves(matches, classes)
@@ -141,7 +114,7 @@ def analyse_objects(
         objects=int(objects.sum()),
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
-        metrics=voc.means(by_class) | _coco_metrics(task, classes, images, metric_type),
+        metrics=voc.means(by_class) | coco.of_type(metric_type, images, classes, by_masks=by_masks),
         per_class={
             name: values._asdict() | counts[name] for name, values in zip(classes, by_class, strict=True)
         },
@@ -159,29 +132,15 @@ def analyse_objects(
 
 
 def metrics_of_objects(
-    task: Task,
-    classes: Sequence[str],
-    images: Sequence[EvaluatedImage],
-    *,
-    iou_threshold: float,
-    metric_type: str,
+    task: Task, classes: Sequence[str], images: Sequence[EvaluatedImage], iou_threshold: float
 ) -> tuple[int, dict[str, float]]:
-    """Compute the number of target objects, without crowds, and the metrics; see `analyse`."""
-    matches = match_objects(images, iou_threshold, by_masks=task is Task.SEGMENTATION)
+    """Compute the number of target objects, without crowds, and all metrics; see `analyse_objects`."""
+    by_masks = task is Task.SEGMENTATION
+    matches = match_objects(images, iou_threshold, by_masks=by_masks)
     values = voc.means(_voc_by_class(matches, len(classes)))
-    return len(matches.target_labels), values | _coco_metrics(task, classes, images, metric_type)
+    return len(matches.target_labels), values | coco.compute(images, classes, by_masks=by_masks)
 
 
 def _voc_by_class(matches: Matches, classes: int) -> list[voc.ClassMetrics]:
     objects = np.bincount(matches.target_labels, minlength=classes)
     return voc.by_class(matches.scores, matches.labels, matches.outcomes, objects)
-
-
-def _coco_metrics(
-    task: Task, classes: Sequence[str], images: Sequence[EvaluatedImage], metric_type: str
-) -> dict[str, float]:
-    """COCO's metrics if `metric_type` includes them; for coco alone, also the mean average precision."""
-    if "coco" not in metric_type:
-        return {}
-    values = coco.compute(images, classes, by_masks=task is Task.SEGMENTATION)
-    return values | ({"mean_average_precision": values["map_50"]} if metric_type == "coco" else {})

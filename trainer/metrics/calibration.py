@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit, softmax
 
 from trainer.annotations import BoolArray, IntArray
 from trainer.metrics.curves import in_bins
@@ -33,75 +34,65 @@ def of_classes(probs: DoubleArray, targets: IntArray) -> Calibration | None:
     if not len(targets):
         return None
     logits = np.log(probs.clip(_MIN_PROB))
+    rows = np.arange(len(targets))
 
-    def scaled(temperature: float) -> DoubleArray:
-        powers = np.exp(_shifted(logits / temperature))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    def slope(prob: DoubleArray) -> float:
+        return float(((prob * logits).sum(axis=1) - logits[rows, targets]).mean())
 
-    def slope(inverse: float) -> float:
-        """Derivative of the mean loss with respect to 1/temperature."""
-        prob = scaled(1 / inverse)
-        return float(((prob * logits).sum(axis=1) - logits[np.arange(len(targets)), targets]).mean())
+    def measure(prob: DoubleArray) -> tuple[float, float]:
+        loss = -np.log(prob[rows, targets].clip(_EPSILON)).mean()
+        return expected_error(prob.max(axis=1), prob.argmax(axis=1) == targets), float(loss)
 
-    def loss(prob: DoubleArray) -> float:
-        return float(-np.log(prob[np.arange(len(targets)), targets].clip(_EPSILON)).mean())
-
-    def error(prob: DoubleArray) -> float:
-        return expected_error(prob.max(axis=1), prob.argmax(axis=1) == targets)
-
-    temperature = _minimum(slope)
-    after = scaled(temperature)
-    return Calibration(
-        bins=BINS, error=error(probs), temperature=temperature, log_loss=loss(probs),
-        log_loss_scaled=loss(after), error_scaled=error(after),
-    )  # fmt: skip
+    return _calibration(probs, lambda temperature: softmax(logits / temperature, axis=1), slope, measure)
 
 
 def of_labels(probs: DoubleArray, targets: BoolArray) -> Calibration | None:
     """Calibration of a multilabel network, over all decisions; both [n, C]. None without images."""
     if not targets.size:
         return None
-    prob, target = probs.ravel().clip(_MIN_PROB, 1 - _EPSILON), targets.ravel()
-    logits = np.log(prob) - np.log1p(-prob)
+    probs, target = probs.ravel().clip(_MIN_PROB, 1 - _EPSILON), targets.ravel()
+    logits = logit(probs)
 
-    def scaled(temperature: float) -> DoubleArray:
-        return np.asarray(1 / (1 + np.exp(-logits / temperature)))
+    def slope(prob: DoubleArray) -> float:
+        return float(((prob - target) * logits).mean())
 
-    def slope(inverse: float) -> float:
-        return float(((scaled(1 / inverse) - target) * logits).mean())
+    def measure(prob: DoubleArray) -> tuple[float, float]:
+        loss = -np.log(np.where(target, prob, 1 - prob).clip(_EPSILON)).mean()
+        return expected_error(prob, target), float(loss)
 
-    def loss(prob: DoubleArray) -> float:
-        return float(-np.log(np.where(target, prob, 1 - prob).clip(_EPSILON)).mean())
-
-    with np.errstate(over="ignore"):  # large logits at a low temperature: 1 / ∞ is 0
-        temperature = _minimum(slope)
-        after = scaled(temperature)
-    return Calibration(
-        bins=BINS, error=expected_error(probs.ravel(), target), temperature=temperature, log_loss=loss(prob),
-        log_loss_scaled=loss(after), error_scaled=expected_error(after, target),
-    )  # fmt: skip
+    return _calibration(probs, lambda temperature: expit(logits / temperature), slope, measure)
 
 
 def expected_error(confidence: DoubleArray, is_correct: BoolArray, bins: int = BINS) -> float:
     """Expected calibration error: the mean of |accuracy − mean confidence| over the bins; both [n]."""
     bin_index, _ = in_bins(confidence, bins)
-    gaps = np.bincount(bin_index, weights=is_correct, minlength=bins) - np.bincount(
-        bin_index, weights=confidence, minlength=bins
-    )
+    gaps = np.bincount(bin_index, weights=is_correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def _minimum(slope: Callable[[float], float]) -> float:
+def _calibration(
+    probs: DoubleArray,
+    scaled: Callable[[float], DoubleArray],
+    slope: Callable[[DoubleArray], float],
+    measure: Callable[[DoubleArray], tuple[float, float]],
+) -> Calibration:
     """Find the temperature of minimum loss, which is convex in 1/temperature, by bisection.
 
-    If the loss has no minimum, as for a network without errors, this is an end of the range.
+    If the loss has no minimum, as for a network without errors, the temperature is an end of the range.
+
+    Args:
+        scaled: temperature → probabilities, as `probs`.
+        slope: probabilities → derivative of the mean loss with respect to 1/temperature.
+        measure: probabilities → expected calibration error and mean loss.
     """
     low, high = 1 / _MAX_TEMPERATURE, 1 / _MIN_TEMPERATURE
     for _ in range(60):
         middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return float(1 / (low * high) ** 0.5)
-
-
-def _shifted(logits: DoubleArray) -> DoubleArray:
-    return np.asarray(logits - logits.max(axis=1, keepdims=True))
+        low, high = (low, middle) if slope(scaled(1 / middle)) > 0 else (middle, high)
+    temperature = float(1 / (low * high) ** 0.5)
+    error, loss = measure(probs)
+    error_scaled, loss_scaled = measure(scaled(temperature))
+    return Calibration(
+        bins=BINS, error=error, temperature=temperature, log_loss=loss,
+        log_loss_scaled=loss_scaled, error_scaled=error_scaled,
+    )  # fmt: skip

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import BoolArray, IntArray
-from trainer.metrics.image_names import ImageNames, name_fields
-from trainer.metrics.results import ConfusedPair, LabelIssue, Mistake, WorstImage
+from trainer.metrics.results import ConfusedPair, ImageNames, LabelIssue, Mistake, WorstImage, name_fields
 
 DoubleArray = npt.NDArray[np.float64]
 

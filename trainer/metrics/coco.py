@@ -90,6 +90,16 @@ def compute(images: Sequence[EvaluatedImage], classes: Sequence[str], *, by_mask
     return {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=True)}
 
 
+def of_type(
+    metric_type: str, images: Sequence[EvaluatedImage], classes: Sequence[str], *, by_masks: bool
+) -> dict[str, float]:
+    """COCO's metrics if `metric_type` includes them; for coco alone, also the mean average precision."""
+    if "coco" not in metric_type:
+        return {}
+    values = compute(images, classes, by_masks=by_masks)
+    return values | ({"mean_average_precision": values["map_50"]} if metric_type == "coco" else {})
+
+
 class _Annotations(COCO):  # type: ignore[misc]  # untyped
     """COCO's container without its index, which costs time and is not needed to evaluate all images."""
 

@@ -176,16 +176,11 @@ def _sampled(line: Line, kind: str) -> DoubleArray:
 
 def _calibrations(classes: Sequence[str], targets: BoolArray, probs: DoubleArray) -> list[Curve]:
     curves = []
-    sums = np.zeros((3, BINS))
+    sums = np.zeros((3, BINS))  # of x, of y, and the number of classes with scores in the bin
     for label, name in enumerate(classes):
         curves.append(_calibration(name, targets[:, label], probs[:, label]))
-        bin_index, counts = in_bins(probs[:, label], BINS)
-        filled = counts > 0
-        for row, values in enumerate((probs[:, label], targets[:, label])):
-            sums[row, filled] += (
-                np.bincount(bin_index, weights=values, minlength=BINS)[filled] / counts[filled]
-            )
-        sums[2] += filled
+        filled = in_bins(probs[:, label], BINS)[1] > 0
+        sums[:, filled] += np.array([curves[-1].x, curves[-1].y, np.ones(filled.sum())])
     curves.append(_calibration("micro", targets.ravel(), probs.ravel()))
     some = sums[2] > 0  # macro: in each bin, all classes with scores in it count equally
     x, y = sums[0, some] / sums[2, some], sums[1, some] / sums[2, some]

@@ -71,12 +71,8 @@ class DetectionEvaluator:
         """
         if self.metric_type == "none":
             return {}
-        metrics = voc.means(self._by_class())
-        if "coco" in self.metric_type:
-            metrics |= coco.compute(self._images, self.classes, by_masks=self.by_masks)
-        if self.metric_type == "coco":
-            metrics["mean_average_precision"] = metrics["map_50"]
-        return metrics
+        in_coco = coco.of_type(self.metric_type, self._images, self.classes, by_masks=self.by_masks)
+        return voc.means(self._by_class()) | in_coco
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """The VOC-style average_precision, precision and recall of each class."""

@@ -74,14 +74,15 @@ class EvaluatedImage:
         predicted_masks: list[Rle] = []
         target_masks: list[Rle] = []
         if by_masks:
-            count = len(prediction.masks or ()) if rles is None else len(rles)
-            if count != predicted:
+            predicted_masks = (
+                [masks.from_crop(mask, size) for mask in prediction.masks or ()]
+                if rles is None
+                else list(rles)
+            )
+            if len(predicted_masks) != predicted:
                 raise ValueError(f"each of {predicted} predicted objects must have a mask to score masks")
             if len(target.polygons or ()) != targets:
                 raise ValueError(f"each of {targets} target objects must have polygons to score masks")
-            predicted_masks = [masks.from_crop(mask, size) for mask in prediction.masks or ()]
-            if rles is not None:
-                predicted_masks = list(rles)
             target_masks = [masks.from_polygons(polygons, size) for polygons in target.polygons or ()]
         return cls(
             size=size,

@@ -91,7 +91,9 @@ def match_objects(images: Sequence[EvaluatedImage], threshold: float, *, by_mask
         threshold: minimum IoU for a match.
         by_masks: compare masks instead of boxes.
     """
-    parts = [_no_matches()]
+    none, no_boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
+    no_objects = EvaluatedImage((1, 1), no_boxes, none, no_boxes[:, 0], no_boxes, none, none.astype(np.bool_))
+    parts = [_match_image(0, no_objects, threshold, 0, 0, by_masks=by_masks)]  # so that there is a part
     predictions = targets = 0
     for index, image in enumerate(images):
         part = _match_image(index, image, threshold, predictions, targets, by_masks=by_masks)
@@ -168,13 +170,3 @@ def _highest(overlaps: DoubleArray) -> tuple[IntArray, DoubleArray]:
         return np.full(len(overlaps), NONE, dtype=np.int64), np.full(len(overlaps), -1.0)
     column = overlaps.argmax(axis=1)
     return column, overlaps[np.arange(len(column)), column]
-
-
-def _no_matches() -> Matches:
-    ints, floats, boxes = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 4), np.float32)
-    doubles = np.zeros(0)
-    return Matches(
-        images=ints, labels=ints, scores=floats, boxes=boxes, areas=doubles, kinds=ints,
-        matched_targets=ints, overlaps=doubles, target_images=ints, target_labels=ints, target_boxes=boxes,
-        target_areas=doubles, found_by=ints, predicted_as=ints, predicted_score=floats,
-    )  # fmt: skip

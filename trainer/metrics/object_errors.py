@@ -10,7 +10,6 @@ from trainer.annotations import BoolArray, FloatArray
 from trainer.metrics import voc
 from trainer.metrics.class_errors import MAX_LISTED
 from trainer.metrics.curves import Line, as_curve, thinned
-from trainer.metrics.image_names import ImageNames, name_fields
 from trainer.metrics.matching import (
     BACKGROUND,
     CLASSIFICATION,
@@ -26,10 +25,12 @@ from trainer.metrics.results import (
     ConfusedPair,
     ConfusionMatrix,
     Curve,
+    ImageNames,
     LabelIssue,
     Mistake,
     Threshold,
     WorstImage,
+    name_fields,
 )
 
 MISSED = "Missed"

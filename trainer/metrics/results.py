@@ -1,6 +1,6 @@
 """The result of an evaluation: one tree, written to `metrics.json` and read by the report.
 
-    analysis = analyse(task, classes, predictions, targets, image_names=records)   # trainer.metrics.analysis
+    analysis = analyse_classes(task, classes, predictions, targets, records)   # in trainer.metrics.analysis
     path.write_text(analysis.to_json())
     Analysis.read(path).metrics["mean_average_precision"]
 
@@ -11,6 +11,7 @@ named by their index in the data, file and line (`test.jsonl:17`) and image_url.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -128,6 +129,23 @@ class _OfImage(_Part):
     image: int
     location: str = ""
     image_url: str = ""
+
+
+class ImageNames(Protocol):
+    """The names of images; `trainer.data.reading.records.Records` provides them."""
+
+    def location(self, index: int) -> str:
+        """File and line that name the image, such as `test.jsonl:17`."""
+
+    def image_url(self, index: int) -> str:
+        """The image_url as the data file has it."""
+
+
+def name_fields(index: int, names: ImageNames | None) -> dict[str, Any]:
+    """The fields by which an entry names its image."""
+    if names is None:
+        return {"image": index}
+    return {"image": index, "location": names.location(index), "image_url": names.image_url(index)}
 
 
 class Mistake(_OfImage):

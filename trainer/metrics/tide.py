@@ -27,7 +27,13 @@ def split(matches: Matches, classes: int) -> list[ErrorKind]:
     """Compute count and cost of the six kinds of errors, and of all false positives and false negatives."""
     objects = np.bincount(matches.target_labels, minlength=classes)
     all_kept = np.ones(len(matches.images), dtype=np.bool_)
-    actual = _mean_precision(matches, matches.labels, matches.outcomes, all_kept, objects)
+
+    def mean_precision(
+        kept: BoolArray, labels: IntArray = matches.labels, outcomes: IntArray = matches.outcomes
+    ) -> float:
+        return voc.mean(_precisions(matches, labels, outcomes, kept, objects))
+
+    actual = mean_precision(all_kept)
 
     def entry(kind: str, count: int, fixed: float) -> ErrorKind:
         # Without any object there is nothing to gain.
@@ -38,14 +44,12 @@ def split(matches: Matches, classes: int) -> list[ErrorKind]:
     for number, kind in enumerate(KINDS):
         of_kind = matches.kinds == number
         if number in (CLASSIFICATION, LOCALISATION):
-            labels, outcomes, kept = _fixed(matches, of_kind)
+            fixed = mean_precision(*_fixed(matches, of_kind))
         else:
-            labels, outcomes, kept = matches.labels, matches.outcomes, ~of_kind
-        fixed = _mean_precision(matches, labels, outcomes, kept, objects)
+            fixed = mean_precision(~of_kind)
         entries.append(entry(kind, int(of_kind.sum()), fixed))
     is_correct = matches.kinds == CORRECT
-    without_errors = _mean_precision(matches, matches.labels, matches.outcomes, is_correct, objects)
-    false_positives = entry("false positives", int((~is_correct).sum()), without_errors)
+    false_positives = entry("false positives", int((~is_correct).sum()), mean_precision(is_correct))
     missed, false_negatives = (
         entry(kind, int(dropped.sum()), _without_targets(matches, dropped, objects))
         for kind, dropped in (("missed", matches.missed), ("false negatives", matches.found_by == NONE))
@@ -53,9 +57,9 @@ def split(matches: Matches, classes: int) -> list[ErrorKind]:
     return [*entries, missed, false_positives, false_negatives]
 
 
-def _fixed(matches: Matches, of_kind: BoolArray) -> tuple[IntArray, IntArray, BoolArray]:
-    """Labels, outcomes and which predictions are kept after fixing errors that have a target."""
-    labels, outcomes, kept = matches.labels.copy(), matches.outcomes, ~of_kind
+def _fixed(matches: Matches, of_kind: BoolArray) -> tuple[BoolArray, IntArray, IntArray]:
+    """Which predictions are kept, and the labels and outcomes, after fixing errors that have a target."""
+    kept, labels, outcomes = ~of_kind, matches.labels.copy(), matches.outcomes
     errors = np.flatnonzero(of_kind)
     errors = errors[matches.found_by[matches.matched_targets[errors]] == NONE]
     errors = errors[np.argsort(-matches.scores[errors], kind="stable")]
@@ -64,7 +68,7 @@ def _fixed(matches: Matches, of_kind: BoolArray) -> tuple[IntArray, IntArray, Bo
     labels[fixed] = matches.target_labels[matches.matched_targets[fixed]]
     outcomes[fixed] = voc.TRUE_POSITIVE
     kept[fixed] = True
-    return labels, outcomes, kept
+    return kept, labels, outcomes
 
 
 def _without_targets(matches: Matches, dropped: BoolArray, objects: IntArray) -> float:
@@ -78,12 +82,6 @@ def _without_targets(matches: Matches, dropped: BoolArray, objects: IntArray) ->
     for label in np.flatnonzero((remaining == 0) & (objects > 0)).tolist():
         values[label] = float(not (matches.labels == label).any())
     return voc.mean(values)
-
-
-def _mean_precision(
-    matches: Matches, labels: IntArray, outcomes: IntArray, kept: BoolArray, objects: IntArray
-) -> float:
-    return voc.mean(_precisions(matches, labels, outcomes, kept, objects))
 
 
 def _precisions(
