@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from importlib import resources
 from pathlib import Path
 
 from trainer.files import write_atomically
 from trainer.report.charts.chart import Chart, stylesheet
-from trainer.report.markup import Html, details, element, joined
-from trainer.report.tables import Folded, Table
+from trainer.report.markup import Html, element, joined
+from trainer.report.tables import Table
 
 # Browsers enforce that the page loads nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -19,8 +20,8 @@ class Page:
     """A report to which sections are added.
 
     Attributes:
-        charts: the charts on the page, each written as a file of its own, too.
-        tables: the tables on the page, those behind charts included; likewise.
+        charts: the charts on the page.
+        tables: the tables on the page, without those behind charts.
     """
 
     def __init__(self, title: str, subtitle: object = "") -> None:
@@ -37,35 +38,24 @@ class Page:
             ValueError: two charts or tables have the same name, which is their file name and anchor.
         """
         content: list[Html] = []
-        row: list[Html] = []
-        for block in blocks:
-            if isinstance(block, Chart):
-                self.charts.append(block)
-                if block.table is not None:
-                    self.tables.append(block.table)
-                row.append(block.html())
-                continue
-            content += _grid(row)
-            row = []
-            if isinstance(block, Table):
-                self.tables.append(block)
-                content.append(block.html())
-            elif isinstance(block, Folded):
-                self.tables.append(block.table)
-                content.append(details(block.summary, block.table.html()))
-            elif block is not None:
-                content.append(Html.escape(block))
-        content += _grid(row)
-        self._check_names()
+        for is_chart, group in itertools.groupby(blocks, key=lambda block: isinstance(block, Chart)):
+            parts = [self._html(block) for block in group if block is not None]
+            content += [element("div", *parts, class_="grid")] if is_chart else parts
+        names = [part.name for part in (*self.charts, *self.tables)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"names of charts and tables must differ: {sorted(names)}")
         if content:
             self._sections.append((_slug(title), title, joined(content)))
 
-    def _check_names(self) -> None:
-        chart_tables = {id(chart.table) for chart in self.charts}  # share the names of their charts
-        names = [chart.name for chart in self.charts]
-        names += [table.name for table in self.tables if id(table) not in chart_tables]
-        if len(set(names)) < len(names):
-            raise ValueError(f"names of charts and tables must differ: {sorted(names)}")
+    def _html(self, block: object) -> Html:
+        """Build a block, and remember charts and tables, which are written as files, too."""
+        if isinstance(block, Chart):
+            self.charts.append(block)
+        elif isinstance(block, Table):
+            self.tables.append(block)
+        else:
+            return Html.escape(block)
+        return block.html()
 
     def render(self) -> str:
         """Return the HTML document."""
@@ -103,12 +93,10 @@ class Page:
             old.unlink()
         for chart in self.charts:
             (directory / f"{chart.name}.svg").write_text(chart.file(), encoding="utf-8")
-        for table in self.tables:
-            (directory / f"{table.name}.csv").write_text(table.csv(), encoding="utf-8", newline="")
-
-
-def _grid(figures: list[Html]) -> list[Html]:
-    return [element("div", *figures, class_="grid")] if figures else []
+        for table in (*self.tables, *(chart.table for chart in self.charts)):
+            if table is not None:
+                path = directory / f"{table.name}.csv"
+                path.write_text(table.csv(), encoding="utf-8", newline="")
 
 
 def _slug(title: str) -> str:

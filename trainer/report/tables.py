@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.report.markup import Html, cell, element, joined, note
+from trainer.report.markup import Html, cell, details, element, note
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Table:
         columns: the headings.
         rows: cells; numbers are right-aligned and sort as numbers, HTML is kept as it is.
         limit: number of rows on the page; the file holds all rows.
+        summary: readers click this to unfold the table; None shows the table as it is.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     limit: int = 200
+    summary: str | None = None
 
     def html(self) -> Html:
         """Build the table in a box that scrolls sideways; with scripts, a click on a heading sorts it."""
@@ -51,11 +53,11 @@ class Table:
             class_="sortable",
             id=f"table-{self.name}",
         )
-        box = scrolling_box(table, self.title)
+        content = scrolling_box(table, self.title)
         omitted = len(self.rows) - self.limit
-        if omitted <= 0:
-            return box
-        return joined([box, note(f"{omitted:,} more rows are in {self.name}.csv.")])
+        if omitted > 0:
+            content += note(f"{omitted:,} more rows are in {self.name}.csv.")
+        return content if self.summary is None else details(self.summary, content)
 
     def csv(self) -> str:
         """Return all rows as CSV; undefined numbers are empty and markup is removed."""
@@ -69,14 +71,6 @@ class Table:
     def _is_numeric(self, index: int) -> bool:
         values = [row[index] for row in self.rows if row[index] is not None]
         return bool(values) and all(isinstance(value, int | float) for value in values)
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A table that readers unfold by clicking its summary."""
-
-    summary: str
-    table: Table
 
 
 def scrolling_box(content: Html, label: str) -> Html:

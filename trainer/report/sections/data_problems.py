@@ -12,7 +12,7 @@ from trainer.report.embedded_images import EmbeddedImages, card, gallery
 from trainer.report.markup import Html, element, joined, note, paragraph, source_location
 from trainer.report.outlines import labelled_outlines
 from trainer.report.page import Page
-from trainer.report.tables import Folded, Table
+from trainer.report.tables import Table
 
 _SHOWN_PLACES = 6
 _LISTED_PLACES = 50
@@ -60,10 +60,8 @@ def _blocks_of(finding: Finding, images: ExaminedImages, embedded: EmbeddedImage
     ]
     if finding.places:
         rows = [(element("code", place.where), place.detail) for place in finding.places]
-        table = Table(
-            f"finding-{finding.kind}", finding.title, ("location", "detail"), rows, limit=_LISTED_PLACES
-        )
-        blocks.append(Folded(f"All {len(rows):,}, by file and line", table))
+        name, summary = f"finding-{finding.kind}", f"All {len(rows):,}, by file and line"
+        blocks.append(Table(name, finding.title, ("location", "detail"), rows, _LISTED_PLACES, summary))
     return blocks
 
 
@@ -91,15 +89,10 @@ def _schema_blocks(problems: Sequence[Problem]) -> list[object]:
     if not problems:
         return []
     rows = [
-        (
-            "warning" if problem.warning else "error",
-            element("code", problem.where),
-            problem.field,
-            problem.rule,
-            problem.got,
-            problem.hint,
-        )
-        for problem in sorted(problems, key=lambda problem: problem.warning)
+        (kind, element("code", problem.where), problem.field, problem.rule, problem.got, problem.hint)
+        for kind, is_warning in (("error", False), ("warning", True))
+        for problem in problems
+        if problem.warning == is_warning
     ]
     errors = sum(not problem.warning for problem in problems)
     title = f"Data schema: {errors:,} errors, {len(problems) - errors:,} warnings"

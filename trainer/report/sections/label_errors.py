@@ -9,7 +9,7 @@ from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.markup import Html, element, note, paragraph, source_location
 from trainer.report.outlines import Outline, legend
 from trainer.report.page import Page
-from trainer.report.tables import Folded, Table
+from trainer.report.tables import Table
 
 _SHOWN, _LISTED = 8, 100
 
@@ -28,14 +28,14 @@ def _blocks(evaluated: EvaluatedRun, embedded: EmbeddedImages) -> list[object]:
         for issue in issues
     ]
     columns = ("location", "kind", "labelled", "predicted", "score")
-    table = Table("label-issues", "Likely label errors, most likely first", columns, rows, limit=_LISTED)
+    title, summary = "Likely label errors, most likely first", f"All {len(rows)}, by file and line"
     first_of_image = {issue.image: issue for issue in reversed(issues)}
     shown = [issue for issue in issues if first_of_image[issue.image] is issue][:_SHOWN]
     return [
         note("The model confidently disagrees with these labels. Check them: the model may be wrong, too."),
         legend("labelled", "wrong") if evaluated.analysis.task.has_boxes else None,
         gallery([_card(evaluated.records, issue, embedded) for issue in shown]),
-        Folded(f"All {len(rows)}, by file and line", table),
+        Table("label-issues", title, columns, rows, _LISTED, summary),
         note(embedded.note) if embedded.note else None,
     ]
 

@@ -9,7 +9,7 @@ from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.chart import Chart
 from trainer.report.markup import Html, element, facts
 from trainer.report.number_format import format_bytes, format_duration, format_value
-from trainer.report.tables import Folded, Table
+from trainer.report.tables import Table
 from trainer.runs import Result
 
 
@@ -54,11 +54,11 @@ def peak_memory(result: Result) -> str:
     return ", ".join(f"{format_bytes(size)} ({name})" for name, size in result.peak_memory.items())
 
 
-def settings(values: Mapping[str, Any]) -> Folded:
+def settings(values: Mapping[str, Any]) -> Table:
     """List the hyperparameters of a job."""
     rows = [(name, value if _is_number(value) else str(value)) for name, value in values.items()]
-    table = Table("settings", "Settings as in job.yaml", ("setting", "value"), rows)
-    return Folded(f"Settings ({len(values)})", table)
+    title, summary = "Settings as in job.yaml", f"Settings ({len(values)})"
+    return Table("settings", title, ("setting", "value"), rows, summary=summary)
 
 
 def _is_number(value: object) -> bool:

@@ -11,7 +11,7 @@ from trainer.report.charts.chart import Chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.scale import Scale, needs_log
 from trainer.report.page import Page
-from trainer.report.tables import Folded, Table
+from trainer.report.tables import Table
 
 Rows = Sequence[Mapping[str, float]]
 """The rows of metrics.csv: values by column, without the empty cells."""
@@ -38,9 +38,9 @@ def add_training_history(page: Page, rows: Rows, primary_metric: str, best_epoch
         tuple(int(row[name]) if name == "epoch" and name in row else row.get(name) for name in names)
         for row in rows
     ]
-    table = Table("metrics-by-epoch", "All metrics by epoch", names, cells, limit=500)
-    charts = _charts(rows, primary_metric, best_epoch)
-    page.add("Training history", *charts, Folded("All metrics by epoch", table))
+    title = "All metrics by epoch"
+    table = Table("metrics-by-epoch", title, names, cells, limit=500, summary=title)
+    page.add("Training history", *_charts(rows, primary_metric, best_epoch), table)
 
 
 def series_of(rows: Rows, column: str, name: str | None = None) -> Series:
