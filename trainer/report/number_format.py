@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 UNDEFINED = "–"
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def format_value(value: object) -> str:
@@ -14,7 +20,7 @@ def format_value(value: object) -> str:
     """
     if value is None:
         return UNDEFINED
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"

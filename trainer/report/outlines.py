@@ -85,9 +85,7 @@ def draw_outlines(outlines: Sequence[Outline], width: float, height: float) -> l
         size = (len(label) * _CHARACTER_WIDTH, _LABEL_HEIGHT)
         place = place_label(_pixel_box(outline, width, height), size, (width, height), taken)
         taken.append(place)
-        parts.append(
-            element("text", label, x=f"{place.x + 2:.1f}", y=f"{place.y + 11:.1f}", class_="o-label")
-        )
+        parts.append(shape("text", None, label, x=place.x + 2, y=place.y + 11, class_="o-label"))
     return parts
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.report.markup import Html, cell, details, element, note
+from trainer.report.number_format import is_number
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Table:
         head = element(
             "tr",
             *(
-                element("th", column, scope="col", class_="number" if is_number else None)
-                for column, is_number in zip(self.columns, numeric, strict=True)
+                element("th", column, scope="col", class_="number" if is_numeric else None)
+                for column, is_numeric in zip(self.columns, numeric, strict=True)
             ),
         )
         body = [
-            element("tr", *(_td(value, is_number) for value, is_number in zip(row, numeric, strict=True)))
+            element("tr", *(_td(value, is_numeric) for value, is_numeric in zip(row, numeric, strict=True)))
             for row in self.rows[: self.limit]
         ]
         table = element(
@@ -78,11 +79,11 @@ def scrolling_box(content: Html, label: str) -> Html:
     return element("div", content, class_="scrolls", tabindex="0", role="region", aria_label=label)
 
 
-def _td(value: object, is_number: bool) -> Html:
+def _td(value: object, is_numeric: bool) -> Html:
     sort_key = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         sort_key = repr(value) if value == value else ""  # read by page.js
-    return element("td", cell(value), class_="number" if is_number else None, data_value=sort_key)
+    return element("td", cell(value), class_="number" if is_numeric else None, data_value=sort_key)
 
 
 def _plain(value: object) -> object:

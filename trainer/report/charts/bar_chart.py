@@ -14,6 +14,7 @@ from trainer.report.markup import joined
 from trainer.report.number_format import format_value
 from trainer.report.tables import Table
 
+_MAX_LABELS = 30
 _BINS = 24
 _DESCRIBED_BARS = 10
 
@@ -25,19 +26,19 @@ def bar_chart(
     series: Sequence[tuple[str, Sequence[float]]],
     *,
     label_heading: str,
-    limit: int = 30,
     high: float | None = None,
     notes: Sequence[str] = (),
 ) -> Chart:
     """Draw horizontal bars, one for each label and series.
 
+    Only the first 30 labels are drawn if there are more; a note says so, and the table has all.
+
     Args:
         labels: what the bars stand for.
         series: (name, values by label).
-        limit: number of labels to draw; the table has all, and a note says so.
         high: end of the axis; None covers all values.
     """
-    drawn_labels = labels[:limit]
+    drawn_labels = labels[:_MAX_LABELS]
     thickness = 18.0 if len(series) == 1 else 11.0
     row_height = thickness * len(series) + 8
     label_width = min(150.0, max([text_width(label) for label in drawn_labels], default=0.0) + 10)
@@ -62,9 +63,8 @@ def bar_chart(
                 end_of_bar = scale.position(value) * extent
             parts.append(text(label_width + end_of_bar + 5, y + thickness / 2 + 3.5, format_value(value)))
     height = TOP + len(drawn_labels) * row_height + 4
-    if len(series) > 1:
-        key, height = legend([series_name for series_name, _ in series], height)
-        parts.append(key)
+    key, height = legend([series_name for series_name, _ in series], height)
+    parts.append(key)
     description = "; ".join(
         f"{label}: "
         + ", ".join(f"{series_name} {format_value(values[row])}" for series_name, values in series)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from trainer.report.charts.chart import Chart
 from trainer.report.charts.scale import Scale, needs_log
 from trainer.report.charts.svg import line, shape, text
 from trainer.report.markup import Html, joined
-from trainer.report.number_format import format_tick, format_value
+from trainer.report.number_format import format_tick, format_value, is_number
 
 _LEFT, _TOP, _RIGHT, _BOTTOM = 46.0, 40.0, 84.0, 14.0
 _AXIS_HEIGHT = 230.0
@@ -36,10 +37,13 @@ def parallel_coordinates(
         labels: name of each row, for its tooltip.
         best: index of the row to highlight.
     """
-    scales = [_axis([row.get(axis) for row in rows]) for axis in axes]
-    order = [index for index in range(len(rows)) if index != best] + ([best] if best is not None else [])
-    parts = [_row_line(axes, scales, rows[index], labels[index], index == best) for index in order]
-    for place, (axis, scale) in enumerate(zip(axes, scales, strict=True)):
+    drawn_axes = [_axis([row.get(axis) for row in rows]) for axis in axes]
+    parts = []
+    for index in sorted(range(len(rows)), key=lambda index: index == best):  # draw the best last, on top
+        heights = [axis.heights[index] for axis in drawn_axes]
+        values = {axis: rows[index][axis] for axis in axes if rows[index].get(axis) not in (None, "")}
+        parts.append(_row_line(labels[index], values, heights, index == best))
+    for place, (axis, drawn_axis) in enumerate(zip(axes, drawn_axes, strict=True)):
         x = _LEFT + place * _AXIS_DISTANCE
         parts.append(line(x, _TOP, x, _TOP + _AXIS_HEIGHT, "axis"))
         # Names of neighbouring axes are at different heights, so that long ones do not overlap.
@@ -47,81 +51,65 @@ def parallel_coordinates(
         parts.append(
             text(x, label_y, axis, anchor="middle", css_class="label", max_width=_AXIS_DISTANCE * 1.6)
         )
-        for position, label in scale.ticks():
-            y = _TOP + (1 - position) * _AXIS_HEIGHT
+        for height, label in drawn_axis.ticks:
+            y = _TOP + (1 - height) * _AXIS_HEIGHT
             parts.append(line(x - 3, y, x, y, "axis"))
             parts.append(text(x + 5, y + 3.5, label, max_width=_AXIS_DISTANCE - 30))
     best_named = "" if best is None else f" The best is {labels[best]}."
     description = f"{len(rows)} lines over the axes {', '.join(axes)}.{best_named}"
     width = _LEFT + max(1, len(axes) - 1) * _AXIS_DISTANCE + _RIGHT
-    height = _TOP + _AXIS_HEIGHT + _BOTTOM
-    return Chart(name, title, description, joined(parts), width, height, wide=True, notes=notes)
+    total_height = _TOP + _AXIS_HEIGHT + _BOTTOM
+    return Chart(name, title, description, joined(parts), width, total_height, wide=True, notes=notes)
 
 
 def _row_line(
-    axes: Sequence[str],
-    scales: Sequence[_NumberAxis | _NameAxis],
-    row: Mapping[str, object],
-    label: str,
-    is_best: bool,
+    label: str, values: Mapping[str, object], heights: Sequence[float | None], is_best: bool
 ) -> Html:
-    positions = [scale.position(row.get(axis)) for axis, scale in zip(axes, scales, strict=True)]
     commands = "".join(
-        f"{'L' if place and positions[place - 1] is not None else 'M'}{_LEFT + place * _AXIS_DISTANCE:.1f} "
-        f"{_TOP + (1 - position) * _AXIS_HEIGHT:.1f}"
-        for place, position in enumerate(positions)
-        if position is not None
+        f"{'L' if place and heights[place - 1] is not None else 'M'}{_LEFT + place * _AXIS_DISTANCE:.1f} "
+        f"{_TOP + (1 - height) * _AXIS_HEIGHT:.1f}"
+        for place, height in enumerate(heights)
+        if height is not None
     )
-    opacity = 1.0 if is_best else 0.2 + 0.6 * (positions[-1] or 0.0)
-    values = ", ".join(
-        f"{axis} {format_value(row[axis])}" for axis in axes if row.get(axis) not in (None, "")
-    )
+    opacity = 1.0 if is_best else 0.2 + 0.6 * (heights[-1] or 0.0)
+    tooltip = f"{label}: " + ", ".join(f"{axis} {format_value(value)}" for axis, value in values.items())
     css_class = "line s1 key" if is_best else "line s0"
-    return shape("path", f"{label}: {values}", d=commands, class_=css_class, stroke_opacity=f"{opacity:.2f}")
+    return shape("path", tooltip, d=commands, class_=css_class, stroke_opacity=f"{opacity:.2f}")
 
 
-class _NumberAxis:
-    """An axis of numbers, logarithmic if they span orders of magnitude."""
+@dataclass(frozen=True)
+class _Axis:
+    """A vertical axis; heights on it are 0 at its lower end and 1 at its upper end.
 
-    def __init__(self, values: Sequence[float]) -> None:
-        distinct = sorted(set(values))
-        self._choices = distinct if 1 < len(distinct) <= _FEW_VALUES else []
-        self._scale = Scale.over(values, log=needs_log(values))
-        if self._choices and not self._scale.log:
-            self._scale = Scale(self._choices[0], self._choices[-1])
+    Attributes:
+        heights: the height of each row's value; None leaves a gap in the row's line.
+        ticks: (height, label) of each tick.
+    """
 
-    def position(self, value: object) -> float | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return self._scale.position(value)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Return positions and labels; a choice among few numbers has each of them as a tick."""
-        values = self._choices or self._scale.ticks()
-        return [(self._scale.position(value), format_tick(value)) for value in values]
+    heights: Sequence[float | None]
+    ticks: Sequence[tuple[float, str]]
 
 
-class _NameAxis:
-    """An axis of names in alphabetical order."""
-
-    def __init__(self, values: Sequence[str]) -> None:
-        self._names = sorted(set(values))
-
-    def position(self, value: object) -> float | None:
-        if value in (None, "") or str(value) not in self._names:
-            return None
-        if len(self._names) == 1:
-            return 0.5
-        return self._names.index(str(value)) / (len(self._names) - 1)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        every = max(1, math.ceil(len(self._names) / _MAX_NAMES))
-        return [(self.position(name) or 0.0, name) for name in self._names[::every]]
-
-
-def _axis(values: Sequence[object]) -> _NumberAxis | _NameAxis:
+def _axis(values: Sequence[object]) -> _Axis:
     present = [value for value in values if value not in (None, "")]
-    numbers = [value for value in present if isinstance(value, int | float) and not isinstance(value, bool)]
-    if numbers and len(numbers) == len(present):
-        return _NumberAxis([float(value) for value in numbers])
-    return _NameAxis([str(value) for value in present])
+    if present and all(map(is_number, present)):
+        return _number_axis([value if is_number(value) else math.nan for value in values])
+    names = sorted({str(value) for value in present})
+    last = len(names) - 1
+    height_of = {name: index / last if last else 0.5 for index, name in enumerate(names)}
+    every = max(1, math.ceil(len(names) / _MAX_NAMES))
+    heights = [None if value in (None, "") else height_of[str(value)] for value in values]
+    return _Axis(heights, [(height_of[name], name) for name in names[::every]])
+
+
+def _number_axis(values: Sequence[float]) -> _Axis:
+    """Make an axis of numbers, logarithmic if they span orders of magnitude, with a tick at each if few."""
+    finite = [value for value in values if math.isfinite(value)]
+    choices = sorted(set(finite))
+    scale = Scale.over(finite, log=needs_log(finite))
+    has_tick_for_each = 1 < len(choices) <= _FEW_VALUES
+    if has_tick_for_each and not scale.log:
+        scale = Scale(choices[0], choices[-1])
+    ticks = choices if has_tick_for_each else scale.ticks()
+    heights = [scale.position(value) if math.isfinite(value) else None for value in values]
+    return _Axis(heights, [(scale.position(tick), format_tick(tick)) for tick in ticks])

@@ -14,13 +14,13 @@ CHARACTER_WIDTH = 6.0
 """Average width of a character in the charts' 11-pixel font; it differs a little between browsers."""
 
 
-def shape(name: str, tooltip: str | None = None, **attributes: object) -> Html:
+def shape(name: str, tooltip: str | None = None, content: str = "", **attributes: object) -> Html:
     """Build an SVG element; attributes are written as by `element`, floats with one decimal."""
     title = () if tooltip is None else (element("title", tooltip),)
     written = {
         key: f"{value:.1f}" if isinstance(value, float) else value for key, value in attributes.items()
     }
-    return element(name, *title, **written)
+    return element(name, content, *title, **written)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, css_class: str) -> Html:
@@ -45,17 +45,16 @@ def text(
     """Draw text. Text wider than `max_width` is shortened and gets a tooltip with all of it."""
     whole = str(content)
     short = whole if max_width is None else shorten(whole, max_width)
-    title = (element("title", whole),) if short != whole else ()
-    return element("text", short, *title, x=f"{x:.1f}", y=f"{y:.1f}", text_anchor=anchor, class_=css_class)
+    tooltip = whole if short != whole else None
+    return shape("text", tooltip, short, x=float(x), y=float(y), text_anchor=anchor, class_=css_class)
 
 
 def rotated_text(
     x: float, y: float, degrees: int, content: str, *, tooltip: str | None = None, **attributes: object
 ) -> Html:
     """Draw text turned around its anchor."""
-    title = () if tooltip is None else (element("title", tooltip),)
     transform = f"translate({x:.1f} {y:.1f}) rotate({degrees})"
-    return element("text", content, *title, transform=transform, **attributes)
+    return shape("text", tooltip, content, transform=transform, **attributes)
 
 
 def text_width(content: str) -> float:

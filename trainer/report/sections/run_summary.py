@@ -8,7 +8,7 @@ from typing import Any
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.chart import Chart
 from trainer.report.markup import Html, element, facts
-from trainer.report.number_format import format_bytes, format_duration, format_value
+from trainer.report.number_format import format_bytes, format_duration, format_value, is_number
 from trainer.report.tables import Table
 from trainer.runs import Result
 
@@ -56,13 +56,9 @@ def peak_memory(result: Result) -> str:
 
 def settings(values: Mapping[str, Any]) -> Table:
     """List the hyperparameters of a job."""
-    rows = [(name, value if _is_number(value) else str(value)) for name, value in values.items()]
+    rows = [(name, value if is_number(value) else str(value)) for name, value in values.items()]
     title, summary = "Settings as in job.yaml", f"Settings ({len(values)})"
     return Table("settings", title, ("setting", "value"), rows, summary=summary)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def durations(result: Result) -> Chart:
