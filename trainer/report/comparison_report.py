@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from trainer.errors import RunError
-from trainer.metrics.results import Analysis, Curve
+from trainer.metrics.results import Analysis
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.scale import Scale
@@ -19,18 +19,13 @@ from trainer.report.markup import Html, element, note
 from trainer.report.number_format import UNDEFINED, format_duration, format_value
 from trainer.report.page import Page
 from trainer.report.run_report import read_job
+from trainer.report.sections.curves import curve_chart
 from trainer.report.sections.run_summary import peak_memory, seed_shown
 from trainer.report.sections.training_history import is_loss, read_metrics, series_of
-from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS, comparison_rows, mark_if
+from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS
 from trainer.report.tables import Table
 from trainer.runs import Result, Run
 
-_CURVES = {
-    "precision_recall": ("Precision and recall", "recall", "precision"),
-    "roc": ("ROC, macro average", "false positive rate", "true positive rate"),
-    "image_level": ("Image level", "recall", "precision"),
-}
-"""(title, x label, y label) of each kind of curve."""
 _MAX_BARS = 14
 
 
@@ -92,7 +87,7 @@ def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
         ("report", *(_report_link(run.run, output) for run in compared)),
         ("model", *(result.model for result in results)),
         ("primary metric", *(result.primary_metric for result in results)),
-        ("value at the best epoch", *(mark_if(v, v == best and len(set(values)) > 1) for v in values)),
+        ("value at the best epoch", *(_mark_if(v, v == best and len(set(values)) > 1) for v in values)),
         ("best epoch", *(f"{result.best_epoch} of {result.epochs}" for result in results)),
         ("total time", *(format_duration(result.durations.total) for result in results)),
         ("training time", *(format_duration(result.durations.train) for result in results)),
@@ -137,9 +132,27 @@ def _metrics(compared: Sequence[_ComparedRun]) -> list[object]:
             bar_chart("compared-metrics", "Metrics at the best epoch", bar_names, series,
                       label_heading="metric", high=1.0)
         )  # fmt: skip
-    rows = comparison_rows(names, [run.result.metrics for run in compared])
+    rows = _comparison_rows(names, [run.result.metrics for run in compared])
     title = "All metrics at the best epoch, best values marked"
     return [*blocks, Table("metrics", title, ("metric", *(run.name for run in compared)), rows)]
+
+
+def _comparison_rows(
+    names: Iterable[str], metrics_of_runs: Sequence[Mapping[str, float]]
+) -> list[Sequence[object]]:
+    """Make a row for each metric with a column for each run, the best value marked if values differ."""
+    rows: list[Sequence[object]] = []
+    for name in names:
+        values = [metrics.get(name) for metrics in metrics_of_runs]
+        defined = [value for value in values if value is not None and value == value]
+        best = (min if is_loss(name) else max)(defined) if len(set(defined)) > 1 else None
+        rows.append([name, *(_mark_if(value, value == best) for value in values)])
+    return rows
+
+
+def _mark_if(value: float | None, is_best: bool) -> object:
+    """Return the value, as HTML with a check mark if it is the best."""
+    return element("span", format_value(value), " ✓", class_="best good") if is_best else value
 
 
 def _history(compared: Sequence[_ComparedRun]) -> list[object]:
@@ -171,34 +184,23 @@ def _classes(compared: Sequence[_ComparedRun]) -> Table | None:
         for classes in per_class.values()
     ]
     title = f"{main} by class, best values marked"
-    return Table("classes", title, ("class", *per_class), comparison_rows(labels, values))
+    return Table("classes", title, ("class", *per_class), _comparison_rows(labels, values))
 
 
 def _curves(compared: Sequence[_ComparedRun]) -> list[object]:
     """Draw one curve of each run: the macro average or, for detection, the image level."""
     blocks: list[object] = []
-    unit = Scale(0.0, 1.0)
-    for kind, (title, x_label, y_label) in _CURVES.items():
-        curves = [
-            (run.name, curve)
-            for run in compared
-            if run.analysis is not None
-            and (curve := _representative(run.analysis.curves.get(kind, []))) is not None
-        ]
-        if curves:
-            series = [Series(name, curve.x, curve.y) for name, curve in curves]
-            blocks.append(
-                line_chart(f"compared-curve-{kind.replace('_', '-')}", title, series,
-                           x_label=x_label, x_scale=unit, y_label=y_label, y_scale=unit, marks=False,
-                           diagonal=kind == "roc")
-            )  # fmt: skip
+    for kind, suffix in (("precision_recall", ""), ("roc", ", macro average"), ("image_level", "")):
+        series = []
+        for run in compared:
+            curves = run.analysis.curves.get(kind, []) if run.analysis is not None else []
+            is_only = len(curves) == 1
+            curve = next((each for each in curves if is_only or each.name in ("macro", "image_level")), None)
+            if curve is not None:
+                series.append(Series(run.name, curve.x, curve.y))
+        if series:
+            blocks.append(curve_chart(kind, series, prefix="compared-", suffix=suffix))
     return blocks
-
-
-def _representative(curves: Sequence[Curve]) -> Curve | None:
-    if len(curves) == 1:
-        return curves[0]
-    return next((curve for curve in curves if curve.name in ("macro", "image_level")), None)
 
 
 def _settings(compared: Sequence[_ComparedRun]) -> object:

@@ -103,8 +103,8 @@ def _shapes(outline: Outline, width: float, height: float) -> list[Html]:
             for polygon in outline.polygons
         ]
     box = _pixel_box(outline, width, height)
-    size = {"width": max(1.0, box.width), "height": max(1.0, box.height)}
-    return [shape("rect", outline.text, x=box.x, y=box.y, **size, class_=css_class)]
+    width, height = max(1.0, box.width), max(1.0, box.height)
+    return [shape("rect", outline.text, x=box.x, y=box.y, width=width, height=height, class_=css_class)]
 
 
 def _pixel_box(outline: Outline, width: float, height: float) -> Rectangle:

@@ -41,7 +41,7 @@ class Page:
         for is_chart, group in itertools.groupby(blocks, key=lambda block: isinstance(block, Chart)):
             parts = [self._html(block) for block in group if block is not None]
             content += [element("div", *parts, class_="grid")] if is_chart else parts
-        names = [part.name for part in (*self.charts, *self.tables)]
+        names = [chart.name for chart in self.charts] + [table.name for table in self.tables]
         if len(set(names)) < len(names):
             raise ValueError(f"names of charts and tables must differ: {sorted(names)}")
         if content:

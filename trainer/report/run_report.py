@@ -105,5 +105,4 @@ def _metrics_by_epoch(run: Run, result: Result) -> list[dict[str, float]]:
         return read_metrics(run.metrics)
     trials = read_trials(run.directory / TRIALS_FILE, result.primary_metric)
     best = next((trial for trial in trials if trial.number == result.best_trial), None)
-    directory = None if best is None else best.find_directory(run)
-    return [] if directory is None else read_metrics(directory / "metrics.csv")
+    return [] if best is None else read_metrics(best.run(run).metrics)

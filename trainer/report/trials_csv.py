@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,10 @@ class Trial:
     reason: str
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def find_directory(self, run: Run) -> Path | None:
-        """Return the trial's run directory, also if the sweep has been moved; None if it is gone."""
-        for directory in (run.directory / "trials" / Path(self.directory).name, Path(self.directory)):
-            if self.directory and directory.is_dir():
-                return directory
-        return None
+    def run(self, sweep: Run) -> Run:
+        """Return the trial's run, also if the sweep has been moved; its directory may be gone."""
+        directory = sweep.directory / "trials" / Path(self.directory).name
+        return Run(directory if directory.is_dir() or not self.directory else Path(self.directory))
 
 
 def read_trials(path: Path, metric: str) -> list[Trial]:
@@ -73,11 +70,6 @@ def read_trials(path: Path, metric: str) -> list[Trial]:
         )
         for row in rows
     ]
-
-
-def in_state(trials: Sequence[Trial], state: str) -> int:
-    """Count the trials in a state."""
-    return sum(trial.state == state for trial in trials)
 
 
 def _number(text: str) -> float | None:

@@ -42,7 +42,6 @@ def add_curves(page: Page, analysis: Analysis) -> None:
 
 
 def _chart(kind: str, analysis: Analysis) -> Chart:
-    title, x_label, y_label = _KINDS[kind]
     curves = analysis.curves[kind]
     drawn = _most_relevant(curves, analysis)
     notes = []
@@ -50,12 +49,26 @@ def _chart(kind: str, analysis: Analysis) -> Chart:
         notes.append(
             f"Shows {len(drawn)} of {len(curves)} lines: averages and the classes with the lowest metrics."
         )
+    return curve_chart(kind, [Series(curve.name, curve.x, curve.y) for curve in drawn], notes=notes)
+
+
+def curve_chart(
+    kind: str, series: Sequence[Series], *, prefix: str = "", suffix: str = "", notes: Sequence[str] = ()
+) -> Chart:
+    """Draw curves of one kind.
+
+    Args:
+        kind: a key of `Analysis.curves`.
+        prefix: put before the chart's name, which is unique on a page.
+        suffix: put after its title.
+    """
+    title, x_label, y_label = _KINDS[kind]
     unit = Scale(0.0, 1.0)
-    y_scale = Scale.over((y for curve in drawn for y in curve.y), low=0.0) if kind == "lift" else unit
+    y_scale = Scale.over((y for line in series for y in line.y), low=0.0) if kind == "lift" else unit
     return line_chart(
-        f"curve-{kind.replace('_', '-')}", title, [Series(curve.name, curve.x, curve.y) for curve in drawn],
-        x_label=x_label, x_scale=unit, y_label=y_label, y_scale=y_scale, diagonal=kind in _WITH_DIAGONAL,
-        marks=kind == "calibration", notes=notes,
+        f"{prefix}curve-{kind.replace('_', '-')}", title + suffix, series, x_label=x_label, x_scale=unit,
+        y_label=y_label, y_scale=y_scale, diagonal=kind in _WITH_DIAGONAL, marks=kind == "calibration",
+        notes=notes,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from trainer.report.page import Page
 from trainer.report.sections.setting_importance import setting_importance
 from trainer.report.sections.training_history import read_metrics, series_of
 from trainer.report.tables import Table
-from trainer.report.trials_csv import TRIALS_FILE, Trial, in_state, read_trials
+from trainer.report.trials_csv import TRIALS_FILE, Trial, read_trials
 from trainer.runs import Run
 
 _MAX_AXES = 10
@@ -37,8 +38,10 @@ def add_sweep_results(
     settings = list(dict.fromkeys(name for trial in trials for name in trial.settings))
     varied = [name for name in settings if len({str(trial.settings.get(name)) for trial in trials}) > 1]
     measured = [trial for trial in trials if trial.value is not None]
-    counts = [(state, in_state(trials, state)) for state in ("complete", "pruned", "failed")]
-    states = ", ".join(f"{count} {state}" for state, count in counts if count)
+    count_of = Counter(trial.state for trial in trials)
+    states = ", ".join(
+        f"{count_of[each]} {each}" for each in ("complete", "pruned", "failed") if count_of[each]
+    )
     page.add(
         "Trials",
         facts([("trials", f"{len(trials)}: {states}"), ("best trial", best)]),
@@ -47,7 +50,7 @@ def add_sweep_results(
     )
     if len(measured) > 1 and varied:
         page.add(f"Settings and {metric}", _parallel_coordinates(measured, varied, metric, best))
-        page.add("Importance of settings", *_importance(trials, metric))
+        page.add("Importance of settings", *_importance(trials, metric, count_of["complete"]))
     if any(trial.latency_ms is not None for trial in trials):
         page.add("Latency", *_pareto_front(trials, metric, max_latency_ms))
 
@@ -64,8 +67,7 @@ def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int |
     ]
     series = []
     for trial in sorted(measured, key=lambda trial: -(trial.value or 0.0))[:_MAX_LINES]:
-        directory = trial.find_directory(run)
-        rows = [] if directory is None else read_metrics(directory / "metrics.csv")
+        rows = read_metrics(trial.run(run).metrics)
         if any(metric in row for row in rows):
             series.append(series_of(rows, metric, f"trial {trial.number}"))
     if series:
@@ -124,13 +126,13 @@ def _parallel_coordinates(
     )  # fmt: skip
 
 
-def _importance(trials: Sequence[Trial], metric: str) -> list[object]:
+def _importance(trials: Sequence[Trial], metric: str, complete: int) -> list[object]:
     importance = setting_importance(trials)
     if isinstance(importance, str):
         return [paragraph(importance)]
     method = (
         f"Fraction of the variance of {metric} that each setting explains, by fANOVA (Hutter et al., 2014) "
-        f"as implemented in Optuna, from {in_state(trials, 'complete')} trials. With few trials it is only "
+        f"as implemented in Optuna, from {complete} trials. With few trials it is only "
         "a rough estimate, and it holds only for the values that were tried."
     )
     series = [("importance", list(importance.values()))]
