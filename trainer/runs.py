@@ -90,10 +90,32 @@ class Run:
     Attributes:
         is_rank_zero: whether this process writes the run. False in the other processes of a run on several
             devices, which may not even see the directory.
+        job: the resolved job, which can be run again.
+        metrics: one row of metrics per epoch.
+        best_checkpoint: the checkpoint of the epoch with the highest primary metric.
+        model: the directory of the packaged MLflow model.
+        predictions: the best epoch's predictions for the validation images, one per line.
+        report: the HTML report.
+        report_parts: the directory of the report's charts and tables, as SVG and CSV files.
+        evaluation: metrics and error analysis of the predictions: trainer.metrics.results.Analysis as JSON.
+        skipped: the records that were skipped at the user's request, one per line with the reason.
     """
 
     def __init__(self, directory: Path, *, is_rank_zero: bool = True) -> None:
         self.directory, self.is_rank_zero = directory, is_rank_zero
+        self.job = directory / "job.yaml"
+        self.metrics = directory / "metrics.csv"
+        self.checkpoints = directory / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best.ckpt"
+        self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.model = directory / "model"
+        self.predictions = directory / "predictions.jsonl"
+        self.result = directory / "result.json"
+        self.report = directory / "report.html"
+        self.report_parts = directory / "report"
+        self.evaluation = directory / "metrics.json"
+        self.log = directory / "trainer.log"
+        self.skipped = directory / "skipped.jsonl"
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
@@ -181,67 +203,6 @@ class Run:
         except OSError as error:
             raise RunError(f"{directory}: cannot be written to: {error.strerror}") from error
         return run
-
-    @property
-    def job(self) -> Path:
-        """The resolved job, which can be run again."""
-        return self.directory / "job.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One row of metrics per epoch."""
-        return self.directory / "metrics.csv"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The checkpoint of the epoch with the highest primary metric."""
-        return self.checkpoints / "best.ckpt"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        return self.checkpoints / "last.ckpt"
-
-    @property
-    def model(self) -> Path:
-        """The directory of the packaged MLflow model."""
-        return self.directory / "model"
-
-    @property
-    def predictions(self) -> Path:
-        """The best epoch's predictions for the validation images, one per line."""
-        return self.directory / "predictions.jsonl"
-
-    @property
-    def result(self) -> Path:
-        return self.directory / "result.json"
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.directory / "report.html"
-
-    @property
-    def report_parts(self) -> Path:
-        """The directory of the report's charts and tables, as SVG and CSV files."""
-        return self.directory / "report"
-
-    @property
-    def evaluation(self) -> Path:
-        """Metrics and error analysis of the predictions: trainer.metrics.results.Analysis as JSON."""
-        return self.directory / "metrics.json"
-
-    @property
-    def log(self) -> Path:
-        return self.directory / "trainer.log"
-
-    @property
-    def skipped(self) -> Path:
-        """The records that were skipped at the user's request, one per line with the reason."""
-        return self.directory / "skipped.jsonl"
 
     @contextmanager
     def lock(self, patience: float = 0) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +23,15 @@ from pydantic import (
 
 from trainer.fields import details, option
 from trainer.scoring import ScoringParameters
+
+# Each declares a setting under one heading of the help.
+_schedule = partial(option, group="Schedule")
+_optimizer = partial(option, group="Optimizer")
+_learning_rate = partial(option, group="Learning rate")
+_model = partial(option, group="Model")
+_images = partial(option, group="Images")
+_evaluation = partial(option, group="Evaluation")
+_hardware = partial(option, group="Hardware")
 
 
 class AdvancedSettings(BaseModel):
@@ -43,250 +53,194 @@ class Settings(ScoringParameters):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    number_of_epochs: int = option(15, "Number of passes over the training data.", "Schedule", gt=0)
-    recipe: Literal["reference", "modern"] = option(
+    number_of_epochs: int = _schedule(15, "Number of passes over the training data.", gt=0)
+    recipe: Literal["reference", "modern"] = _schedule(
         "reference",
         "Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. "
         "The modern recipe uses adamw and averaged weights; label smoothing, mixup and "
         "RandAugment for classifiers, layer-wise learning rates for ViTs, and large-scale jitter for "
         "R-CNNs. docs/settings.md lists its values.",
-        "Schedule",
     )
-    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = option(
-        78,
-        "Images per training batch on each device; auto finds the largest power of two that fits the GPU.",
-        "Schedule",
+    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _schedule(
+        78, "Images per training batch on each device; auto finds the largest power of two that fits the GPU."
     )
-    validation_batch_size: int = option(78, "Images per validation batch on each device.", "Schedule", gt=0)
-    gradient_accumulation_step: int = option(
+    validation_batch_size: int = _schedule(78, "Images per validation batch on each device.", gt=0)
+    gradient_accumulation_step: int = _schedule(
         1,
         "Number of batches whose gradients are accumulated before the optimizer steps.",
-        "Schedule",
         aliases=("grad_accumulation_step",),
         gt=0,
     )
-    evaluation_frequency: int = option(1, "Evaluate every N epochs.", "Schedule", gt=0)
-    checkpoint_frequency: int | None = option(
+    evaluation_frequency: int = _schedule(1, "Evaluate every N epochs.", gt=0)
+    checkpoint_frequency: int | None = _schedule(
         None,
         "Also keep a checkpoint every N epochs. The best and the last epoch's checkpoints are always kept.",
-        "Schedule",
         gt=0,
     )
-    early_stopping: bool = option(True, "Stop when the primary metric no longer improves.", "Schedule")
-    early_stopping_patience: int = option(
-        5, "Stop after this many evaluations without improvement.", "Schedule", gt=0
-    )
-    early_stopping_delay: int = option(
-        5, "Epochs to train before early stopping starts to count evaluations.", "Schedule", ge=0
+    early_stopping: bool = _schedule(True, "Stop when the primary metric no longer improves.")
+    early_stopping_patience: int = _schedule(5, "Stop after this many evaluations without improvement.", gt=0)
+    early_stopping_delay: int = _schedule(
+        5, "Epochs to train before early stopping starts to count evaluations.", ge=0
     )
 
-    learning_rate: float = option(0.01, "Peak learning rate.", "Optimizer", ge=0, le=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = option("sgd", "Optimizer.", "Optimizer")
-    momentum: float = option(0.9, "Momentum of sgd.", "Optimizer", ge=0, le=1)
-    nesterov: bool = option(True, "Use Nesterov momentum with sgd.", "Optimizer")
-    weight_decay: float = option(
-        1e-4, "Weight decay. Biases and weights of norm layers have none.", "Optimizer", ge=0, le=1
+    learning_rate: float = _optimizer(0.01, "Peak learning rate.", ge=0, le=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = _optimizer("sgd", "Optimizer.")
+    momentum: float = _optimizer(0.9, "Momentum of sgd.", ge=0, le=1)
+    nesterov: bool = _optimizer(True, "Use Nesterov momentum with sgd.")
+    weight_decay: float = _optimizer(
+        1e-4, "Weight decay. Biases and weights of norm layers have none.", ge=0, le=1
     )
-    beta1: float = option(0.9, "beta1 of adam and adamw.", "Optimizer", ge=0, lt=1)
-    beta2: float = option(0.999, "beta2 of adam and adamw.", "Optimizer", ge=0, lt=1)
-    ams_gradient: bool = option(
-        False, "Use the AMSGrad variant of adam and adamw.", "Optimizer", aliases=("amsgrad",)
+    beta1: float = _optimizer(0.9, "beta1 of adam and adamw.", ge=0, lt=1)
+    beta2: float = _optimizer(0.999, "beta2 of adam and adamw.", ge=0, lt=1)
+    ams_gradient: bool = _optimizer(False, "Use the AMSGrad variant of adam and adamw.", aliases=("amsgrad",))
+    gradient_clip_value: float | None = _optimizer(
+        5.0, "Clip each gradient element to [-value, value].", gt=0
     )
-    gradient_clip_value: float | None = option(
-        5.0, "Clip each gradient element to [-value, value].", "Optimizer", gt=0
+    gradient_clip_norm: float | None = _optimizer(None, "Scale gradients down to this total norm.", gt=0)
+
+    learning_rate_scheduler: Literal["warmup_cosine", "step"] = _learning_rate(
+        "warmup_cosine", "Learning-rate schedule.", aliases=("lr_scheduler",)
     )
-    gradient_clip_norm: float | None = option(
-        None, "Scale gradients down to this total norm.", "Optimizer", gt=0
+    step_lr_gamma: float = _learning_rate(
+        0.5, "step: factor by which the learning rate is multiplied at each step.", ge=0, le=1
+    )
+    step_lr_step_size: int = _learning_rate(5, "step: number of epochs between steps.", gt=0)
+    warmup_cosine_lr_cycles: float = _learning_rate(
+        0.45, "warmup_cosine: fraction of a full cosine cycle; 0.5 ends at 0.", ge=0, le=1
+    )
+    warmup_cosine_lr_warmup_epochs: int = _learning_rate(
+        2, "warmup_cosine: number of epochs of linear warm-up.", ge=0
     )
 
-    learning_rate_scheduler: Literal["warmup_cosine", "step"] = option(
-        "warmup_cosine", "Learning-rate schedule.", "Learning rate", aliases=("lr_scheduler",)
-    )
-    step_lr_gamma: float = option(
-        0.5,
-        "step: factor by which the learning rate is multiplied at each step.",
-        "Learning rate",
-        ge=0,
-        le=1,
-    )
-    step_lr_step_size: int = option(5, "step: number of epochs between steps.", "Learning rate", gt=0)
-    warmup_cosine_lr_cycles: float = option(
-        0.45, "warmup_cosine: fraction of a full cosine cycle; 0.5 ends at 0.", "Learning rate", ge=0, le=1
-    )
-    warmup_cosine_lr_warmup_epochs: int = option(
-        2, "warmup_cosine: number of epochs of linear warm-up.", "Learning rate", ge=0
-    )
-
-    model_size: Literal["small", "medium", "large", "extra_large"] = option(
-        "medium", "Size of yolov5.", "Model"
-    )
-    checkpoint_run_id: str | None = option(
+    model_size: Literal["small", "medium", "large", "extra_large"] = _model("medium", "Size of yolov5.")
+    checkpoint_run_id: str | None = _model(
         None,
         "Start from the weights of an earlier run of the same model: its directory or its MLflow run id. "
         "--weights overrides it.",
-        "Model",
         min_length=1,
     )
-    layers_to_freeze: int | None = option(
-        None, "Number of layer groups to freeze, counted from the input.", "Model", gt=0
+    layers_to_freeze: int | None = _model(
+        None, "Number of layer groups to freeze, counted from the input.", gt=0
     )
-    layer_decay: float = option(
+    layer_decay: float = _model(
         1.0,
         "Factor of the learning rate from each layer group to the one before it, so that groups near the "
         "input learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate.",
-        "Model",
         gt=0,
         le=1,
     )
-    average_weights: bool = option(False, "Evaluate and package a moving average of the weights.", "Model")
-    weighted_loss: Literal[0, 1, 2] = option(
+    average_weights: bool = _model(False, "Evaluate and package a moving average of the weights.")
+    weighted_loss: Literal[0, 1, 2] = _model(
         0,
         "Weight the loss of each class by its rarity: 0 off, 1 by the square root of the weights, 2 by the "
         "weights. It takes effect if the most frequent class is over twice as frequent as the rarest.",
-        "Model",
     )
-    label_smoothing: float = option(
+    label_smoothing: float = _model(
         0.0,
         "Fraction of each target spread evenly over all classes; for multilabel, over present and absent.",
-        "Model",
         ge=0,
         lt=1,
     )
-    balanced_sampling: bool = option(
-        False,
-        "Sample images of rare classes more often, so that all classes are seen equally often.",
-        "Images",
+    balanced_sampling: bool = _images(
+        False, "Sample images of rare classes more often, so that all classes are seen equally often."
     )
 
-    validation_resize_size: int = option(
+    validation_resize_size: int = _images(
         256,
         "Short side, in pixels, to which images are resized before the centre crop.",
-        "Images",
         aliases=("valid_resize_size",),
         gt=0,
     )
-    validation_crop_size: int = option(
-        224,
-        "Side of the centre crop that the network sees, in pixels.",
-        "Images",
-        aliases=("valid_crop_size",),
-        gt=0,
+    validation_crop_size: int = _images(
+        224, "Side of the centre crop that the network sees, in pixels.", aliases=("valid_crop_size",), gt=0
     )
-    training_crop_size: int = option(
-        224,
-        "Side of the random crop in training, in pixels.",
-        "Images",
-        aliases=("train_crop_size",),
-        gt=0,
+    training_crop_size: int = _images(
+        224, "Side of the random crop in training, in pixels.", aliases=("train_crop_size",), gt=0
     )
-    min_size: int = option(
+    min_size: int = _images(
         600,
         "Short side to which images are resized, in pixels. It is less where the long side would exceed "
         "max_size.",
-        "Images",
         gt=0,
     )
-    max_size: int = option(
+    max_size: int = _images(
         1333,
         "Maximum long side in pixels. Images that min_size would make longer are resized to it instead.",
-        "Images",
         gt=0,
     )
-    image_size: int = option(
-        640,
-        "Side of the square that images are fitted into, in pixels.",
-        "Images",
-        aliases=("img_size",),
-        ge=32,
+    image_size: int = _images(
+        640, "Side of the square that images are fitted into, in pixels.", aliases=("img_size",), ge=32
     )
-    multi_scale: bool = option(False, "Vary the image size by ±50 % from batch to batch.", "Images")
-    random_augment: bool = option(
-        False,
-        "Use RandAugment, two random changes of colour or geometry, instead of colour jitter.",
-        "Images",
+    multi_scale: bool = _images(False, "Vary the image size by ±50 % from batch to batch.")
+    random_augment: bool = _images(
+        False, "Use RandAugment, two random changes of colour or geometry, instead of colour jitter."
     )
-    mixup_alpha: float = option(
-        0.0,
-        "Blend pairs of images by a fraction drawn from Beta(alpha, alpha); 0 turns it off.",
-        "Images",
-        ge=0,
+    mixup_alpha: float = _images(
+        0.0, "Blend pairs of images by a fraction drawn from Beta(alpha, alpha); 0 turns it off.", ge=0
     )
-    cutmix_alpha: float = option(
+    cutmix_alpha: float = _images(
         0.0,
         "Paste a part of one image, its area drawn from Beta(alpha, alpha), into another; 0 turns it off. "
         "With mixup_alpha, each batch uses one of the two.",
-        "Images",
         ge=0,
     )
-    large_scale_jitter: bool = option(
+    large_scale_jitter: bool = _images(
         False,
         "Scale each image by ×0.1 to ×2, then crop or pad it to its size, instead of cropping and "
         "expanding it.",
-        "Images",
     )
-    advanced_settings: AdvancedSettings = option(
+    advanced_settings: AdvancedSettings = _images(
         AdvancedSettings(),
         "JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true) and "
         "stream_image_files (false).",
-        "Images",
     )
 
-    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = option(
-        "voc", "Detection metrics to compute at each evaluation.", "Evaluation"
+    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _evaluation(
+        "voc", "Detection metrics to compute at each evaluation."
     )
-    validation_iou_threshold: float = option(
+    validation_iou_threshold: float = _evaluation(
         0.5,
         "Minimum IoU at which a predicted box matches an object.",
-        "Evaluation",
         aliases=("box_iou_thresh",),
         ge=0.1,
         le=1,
     )
-    log_validation_loss: Literal["Enable", "Disable"] = option(
-        "Enable", "Also compute the loss at each evaluation.", "Evaluation"
+    log_validation_loss: Literal["Enable", "Disable"] = _evaluation(
+        "Enable", "Also compute the loss at each evaluation."
     )
 
-    log_training_metrics: Literal["Enable", "Disable"] = option(
-        "Disable",
-        "Also compute the metrics of the training images at each evaluation.",
-        "Evaluation",
+    log_training_metrics: Literal["Enable", "Disable"] = _evaluation(
+        "Disable", "Also compute the metrics of the training images at each evaluation."
     )
 
-    number_of_workers: int = option(
+    number_of_workers: int = _hardware(
         8,
         "Worker processes per device that decode and augment images, at most its share of the cores.",
-        "Hardware",
         aliases=("num_workers",),
         ge=0,
     )
-    image_cache_megabytes: int = option(
+    image_cache_megabytes: int = _hardware(
         256,
         "Memory in MB in which each worker process caches decoded training images, for YOLO resized ones; "
         "0 turns the cache off.",
-        "Hardware",
         ge=0,
     )
-    random_seed: int | None = option(
+    random_seed: int | None = _hardware(
         None,
         "Seed of the data split, augmentation and initial weights. Without one, it is drawn at random. "
         "YOLO's mosaics of more than 256 images also depend on number_of_workers and image_cache_megabytes.",
-        "Hardware",
         aliases=("seed",),
         ge=0,
         le=2**32 - 1,  # the generators of NumPy take no more
     )
-    distributed: bool = option(True, "Use all GPUs that were asked for; false uses one.", "Hardware")
-    sync_batch_norm: bool = option(
-        False,
-        "Compute batch-norm statistics over the batches of all GPUs instead of each GPU's own.",
-        "Hardware",
+    distributed: bool = _hardware(True, "Use all GPUs that were asked for; false uses one.")
+    sync_batch_norm: bool = _hardware(
+        False, "Compute batch-norm statistics over the batches of all GPUs instead of each GPU's own."
     )
-    enable_onnx_normalization: bool = option(
-        False,
-        "Let the ONNX file of `trainer export` take images in [0, 255] and normalise them itself.",
-        "Images",
+    enable_onnx_normalization: bool = _images(
+        False, "Let the ONNX file of `trainer export` take images in [0, 255] and normalise them itself."
     )
-    compile: bool = option(False, "Compile the network with torch.compile before training.", "Hardware")
+    compile: bool = _hardware(False, "Compile the network with torch.compile before training.")
 
     @field_validator("training_batch_size", mode="wrap")
     @classmethod
@@ -306,11 +260,7 @@ class Settings(ScoringParameters):
         return value
 
     @field_validator(
-        "optimizer",
-        "learning_rate_scheduler",
-        "model_size",
-        "validation_metric_type",
-        "recipe",
+        *("optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type", "recipe"),
         mode="before",
     )
     @classmethod

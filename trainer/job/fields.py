@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -16,35 +17,38 @@ from trainer.job.sweep import Limits, Sweep
 from trainer.models.weights.choice import NONE
 from trainer.tasks import Task
 
+# Each declares a field under one heading of the help.
+_data = partial(option, group="Data")
+_model = partial(option, group="Model")
+_hardware = partial(option, group="Hardware")
+_sweep = partial(option, group="Sweep")
+_output = partial(option, group="Output")
+
 
 class SweepOptions(BaseModel):
     """What only a sweep uses, of the options that Azure's job files have no keys for."""
 
-    objective: Literal["latency"] | None = option(
+    objective: Literal["latency"] | None = _sweep(
         None,
         "latency: optimise short answers along with the primary metric. The table of trials marks those that "
         "no other trial beats in both.",
-        "Sweep",
     )
-    max_latency_ms: float | None = option(
+    max_latency_ms: float | None = _sweep(
         None,
         "Choose the best model among those that answer one image within this many milliseconds on this "
         "machine.",
-        "Sweep",
         gt=0,
     )
-    storage: str | None = option(
+    storage: str | None = _sweep(
         None,
         "Database in which several machines share the trials: postgresql://USER:PASSWORD@HOST/NAME. "
         "[default: a file in the run's directory]",
-        "Sweep",
         min_length=1,
     )
-    study: str | None = option(
+    study: str | None = _sweep(
         None,
         "Name of the sweep in the storage; `trainer worker` joins by it. [default: derived from the run's "
         "directory]",
-        "Sweep",
         min_length=1,
     )
 
@@ -52,61 +56,50 @@ class SweepOptions(BaseModel):
 class LocalOptions(SweepOptions):
     """The section `local` of a job file: what Azure's forms have no keys for."""
 
-    weights: str | None = option(
+    weights: str | None = _model(
         None,
         "Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an "
         "earlier run's directory, or runs:/ID/model in MLflow. The environment variable TRAINER_WEIGHTS sets "
         "the default. [default: pretrained]",
-        "Model",
     )
-    gpus: int | Literal["auto"] = option(
-        "auto", "Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none.", "Hardware"
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware(
+        "auto", "Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."
     )
-    processes: int | None = option(
-        None, "Train in this many processes on the CPU instead of on GPUs.", "Hardware", gt=0
+    processes: int | None = _hardware(
+        None, "Train in this many processes on the CPU instead of on GPUs.", gt=0
     )
-    datastores: dict[str, str] = option(
+    datastores: dict[str, str] = _data(
         {},
         "Directory or URL that azureml://…/datastores/NAME/… refers to.",
-        "Data",
         flag="--datastore",
         form="NAME=DIR_OR_URL",
     )
-    data_assets: dict[str, str] = option(
+    data_assets: dict[str, str] = _data(
         {},
         "Path of the data that a job file calls azureml:NAME:VERSION. NAME:VERSION=PATH sets the path of one "
         "version only.",
-        "Data",
         flag="--data-asset",
         form="NAME=PATH",
     )
-    skip_invalid: bool = option(
-        False,
-        "Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons.",
-        "Data",
+    skip_invalid: bool = _data(
+        False, "Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons."
     )
-    tracking_uri: str | None = option(
+    tracking_uri: str | None = _output(
         None,
         "MLflow server or database that records the run, or none. The environment variable "
         "MLFLOW_TRACKING_URI sets the default. [default: mlflow.db next to the run's directory]",
-        "Output",
         min_length=1,
     )
-    register_model: str | None = option(
-        None, "Register the packaged model in MLflow under this name.", "Output"
-    )
+    register_model: str | None = _output(None, "Register the packaged model in MLflow under this name.")
 
     @field_validator("gpus", mode="wrap")
     @classmethod
     def _count_or_auto(cls, value: Any, validate: Any) -> Any:
         """Report one problem instead of one for each kind of value."""
         try:
-            count = validate(value)
+            return validate(value)
         except ValidationError as error:
             raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value!r}") from error
-        if count != "auto" and count < 0:
-            raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value}")
-        return count
 
     @field_validator("tracking_uri", "storage")
     @classmethod
@@ -136,41 +129,33 @@ class AzureOptions(LocalOptions):
         description="Training data: a .jsonl file or an MLTable folder, local or by URL.",
         json_schema_extra={"group": "Data", "flag": "--data"},
     )
-    validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = option(
-        (),
-        "Validation data. Without it, a stratified part of the training data is held out.",
-        "Data",
+    validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = _data(
+        (), "Validation data. Without it, a stratified part of the training data is held out."
     )
-    validation_data_size: float = option(
-        0.2, "Fraction of the training data to hold out, in (0, 1).", "Data", gt=0, lt=1
+    validation_data_size: float = _data(
+        0.2, "Fraction of the training data to hold out, in (0, 1).", gt=0, lt=1
     )
-    primary_metric: str | None = option(
+    primary_metric: str | None = _model(
         None,
         "Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]",
-        "Model",
     )
-    limits: Parsed[Limits, Limits | Mapping[str, int | None]] = option(
-        Limits(), "Limits of trials and time.", "Sweep"
-    )
-    sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = option(
+    limits: Parsed[Limits, Limits | Mapping[str, int | None]] = _sweep(Limits(), "Limits of trials and time.")
+    sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = _sweep(
         None,
         "How to search the search space. Without it, trials are sampled at random and none ends early; in "
         "AutoMode docs/automode.md describes the search.",
-        "Sweep",
     )
     search_space: Parsed[tuple[dict[str, Any], ...], Mapping[str, Any] | Sequence[Mapping[str, Any]]] = (
-        option(
+        _sweep(
             (),
             "Sub-spaces: parameter or model_name to expression, as job files write them. Without any, a job "
             "of more than one trial leaves models and settings to the trainer (AutoMode).",
-            "Sweep",
         )
     )
-    name: str | None = option(None, "Name of the run, part of its default directory.", "Output")
-    experiment_name: str | None = option(
+    name: str | None = _output(None, "Name of the run, part of its default directory.")
+    experiment_name: str | None = _output(
         None,
         "MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME or one for the task]",
-        "Output",
         min_length=1,
         max_length=500,
     )
@@ -188,13 +173,10 @@ class AzureOptions(LocalOptions):
     @field_validator("training_data", "validation_data", mode="before")
     @classmethod
     def _as_texts(cls, value: Any) -> Any:
-        if isinstance(value, (str, Path)):
-            return (str(value),)
-        return (
-            [str(item) if isinstance(item, Path) else item for item in value]
-            if isinstance(value, Sequence)
-            else value
-        )
+        paths = (value,) if isinstance(value, (str, Path)) else value
+        if not isinstance(paths, Sequence):
+            return value
+        return [str(path) if isinstance(path, Path) else path for path in paths]
 
     @field_validator("training_data", "validation_data")
     @classmethod

@@ -91,29 +91,16 @@ class Job(AzureOptions):
             ) from error
 
     @model_validator(mode="after")
-    def _metric_fits_the_task(self) -> Job:
+    def _fields_fit_each_other(self) -> Job:
         if self.primary_metric is not None and self.primary_metric not in self.task.primary_metrics:
             known = " or ".join(self.task.primary_metrics)
             raise ValueError(f"primary_metric of {self.task} must be {known}, got {self.primary_metric!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _sweep_has_trials(self) -> Job:
         if self.sweep is not None and not self.sweeps:
             raise ValueError("sweep needs a search_space to search, or limits.max_trials over 1")
-        return self
-
-    @model_validator(mode="after")
-    def _sweep_options_have_a_sweep(self) -> Job:
-        """Reject options that a single run would ignore."""
         options = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
-        if options and not self.sweeps:
+        if options and not self.sweeps:  # a single run would ignore them
             need = "needs" if len(options) == 1 else "need"
             raise ValueError(f"{', '.join(options)} {need} a search_space or limits.max_trials over 1")
-        return self
-
-    @model_validator(mode="after")
-    def _early_termination_has_one_objective(self) -> Job:
         if self.measures_latency and self.sweep is not None and self.sweep.early_termination is not None:
             raise ValueError("early_termination uses only the primary metric; remove the latency objective")
         return self
