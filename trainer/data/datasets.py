@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 from torch.utils.data import Dataset
@@ -70,27 +70,28 @@ class RecordExamples:
     @property
     def targets(self) -> Sequence[Target]:
         """The target of each image; needs no decoding."""
-        return _Targets(self.records)
+        return LazyTargets(len(self), self.records.target)
 
 
-class _Targets(Sequence[Target]):
-    """The targets of records, created on access."""
+class LazyTargets(Sequence[Target]):
+    """Targets that are created on access."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, count: int, create: Callable[[int], Target]) -> None:
+        self._count = count
+        self._create = create
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Target: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[Target]: ...
     def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
-        positions = range(len(self._records))[index]
+        positions = range(self._count)[index]
         if isinstance(positions, range):
-            return [self._records.target(position) for position in positions]
-        return self._records.target(positions)
+            return [self._create(position) for position in positions]
+        return self._create(positions)
 
 
 class ValidationDataset(Dataset[dict[str, Any]]):

@@ -135,16 +135,10 @@ def open_image(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
         ImageError: as in `decode`.
     """
     try:
-        if isinstance(source, bytes):
-            if not source:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
                 raise ImageError("the image is empty (0 bytes)")
-            file: io.BytesIO | io.BufferedReader = io.BytesIO(source)
-        else:
-            file = open(source, "rb")  # noqa: SIM115 (closed below, like the BytesIO)
-            if os.fstat(file.fileno()).st_size == 0:
-                file.close()
-                raise ImageError("the image is empty (0 bytes)")
-        with file:
+            file.seek(0)
             with _quiet():
                 image = Pillow.open(file, formats=_formats())
             with image:

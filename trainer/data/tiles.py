@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias, overload
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.annotations import Example, Examples, FloatArray, IntArray, Objects, Target
+from trainer.data.datasets import LazyTargets
 from trainer.models import tiling
 from trainer.scoring import ScoringParameters
 
@@ -34,54 +35,38 @@ class TiledExamples:
     def __init__(self, examples: Examples, parameters: ScoringParameters) -> None:
         self._examples = examples
         self._parameters = parameters
-        self._targets = _Targets(examples.targets, tiling.grid(parameters))
-
-    def __len__(self) -> int:
-        return len(self._targets)
-
-    def __getitem__(self, index: int) -> Example:
-        if index < len(self._examples):
-            return self._examples[index]
-        number, tile = self._targets.tile(index)
-        image = self._examples[number].image
-        view = tiling.views((image.shape[0], image.shape[1]), self._parameters)[1 + tile]
-        return Example(tiling.cut(image, view), self._targets[index])
-
-    @property
-    def targets(self) -> Sequence[Target]:
-        return self._targets
-
-
-class _Targets(Sequence[Target]):
-    """The targets of the images, then of their tiles with objects, created on access."""
-
-    def __init__(self, images: Sequence[Target], grid: Float64Array) -> None:
-        self._images = images
-        self._grid = grid
-        occupied = [_occupied_tiles(target, grid) for target in images]
+        self._grid = tiling.grid(parameters)
+        self._image_targets = examples.targets
+        occupied = [_occupied_tiles(target, self._grid) for target in self._image_targets]
         self._image_of = np.repeat(np.arange(len(occupied)), [len(tiles) for tiles in occupied])
         self._tile_of = np.concatenate([np.zeros(0, dtype=np.int64), *occupied])
 
     def __len__(self) -> int:
-        return len(self._images) + len(self._tile_of)
+        return len(self._examples) + len(self._tile_of)
 
-    def tile(self, index: int) -> tuple[int, int]:
+    def __getitem__(self, index: int) -> Example:
+        if index < len(self._examples):
+            return self._examples[index]
+        number, tile = self._tile(index)
+        image = self._examples[number].image
+        view = tiling.views((image.shape[0], image.shape[1]), self._parameters)[1 + tile]
+        return Example(tiling.cut(image, view), self._target(index))
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """The targets of the images, then of their tiles."""
+        return LazyTargets(len(self), self._target)
+
+    def _tile(self, index: int) -> tuple[int, int]:
         """The index of a tile's image, and the tile's index in the grid."""
-        number = index - len(self._images)
+        number = index - len(self._examples)
         return int(self._image_of[number]), int(self._tile_of[number])
 
-    @overload
-    def __getitem__(self, index: int) -> Target: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Target]: ...
-    def __getitem__(self, index: int | slice) -> Target | Sequence[Target]:
-        positions = range(len(self))[index]
-        if isinstance(positions, range):
-            return [self[position] for position in positions]
-        if positions < len(self._images):
-            return self._images[positions]
-        image, tile = self.tile(positions)
-        target = self._images[image]
+    def _target(self, index: int) -> Target:
+        if index < len(self._examples):
+            return self._image_targets[index]
+        image, tile = self._tile(index)
+        target = self._image_targets[image]
         assert isinstance(target, Objects), "only tasks with boxes have tiles"
         return clip(target, self._grid[tile])
 

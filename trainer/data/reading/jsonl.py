@@ -14,15 +14,7 @@ from trainer.data.reading.file_report import FileReport
 from trainer.data.reading.line_errors import examine_line
 from trainer.data.reading.record_builder import MixedClassNames, RecordBuilder
 from trainer.data.reading.records import Records, concatenate
-from trainer.data.reading.schema import (
-    FAST_ERRORS,
-    FORMATS,
-    Details,
-    MultilabelLine,
-    fast_reader,
-    show,
-    side_length,
-)
+from trainer.data.reading.schema import FAST_ERRORS, FORMATS, Details, fast_reader, show, side_length
 from trainer.data.reading.skipped import Skipped
 from trainer.data.reading.urls import Resolver, UrlError
 from trainer.errors import Problem
@@ -166,11 +158,10 @@ class _FileReader:
         if details.format and details.format.lower() not in FORMATS:
             rule = f"should be one of {', '.join(FORMATS)}"
             self.report.add_shared_warning(number, "image_details.format", rule, repr(details.format))
-        if isinstance(line, MultilabelLine) and len(set(line.label)) < len(line.label):
+        if self._task is Task.MULTILABEL and len(set(line.label)) < len(line.label):
             rule = "should name each class only once"
             self.report.add_shared_warning(number, "label", rule, show(line.label))
-        size = (side_length(details.width) or 0, side_length(details.height) or 0)
-        self._builder.add(number, *place, size, line.label, checked=True)
+        self._builder.add(number, *place, examined.size, line.label, checked=True)
 
     def _resolve(self, image_url: str | None, number: int) -> tuple[int, str] | None:
         """Resolve an image_url; if that fails, report it (once for each cause) and return None."""
@@ -192,9 +183,7 @@ class _FileReader:
             got = f"{mixed.kind}, {', '.join(records.classes[name] for name in names[:3])}"
             rule = "class names in a file must be all strings or all integers"
             self.report.add_shared_error(int(records.lines[index]), "label", rule, got)
-        keep = np.ones(len(records), dtype=np.bool_)
-        keep[mixed.indices] = False
-        return records.subset(np.flatnonzero(keep))
+        return records.subset(np.setdiff1d(np.arange(len(records)), mixed.indices))
 
 
 _SUSPICIOUS = (-1, -1)

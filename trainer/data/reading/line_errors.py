@@ -16,8 +16,10 @@ from trainer.data.reading.schema import FORMATS, LINES, OVERSHOOT, SMALLEST_SIDE
 from trainer.errors import Problem
 from trainer.tasks import Task
 
+_LINE_KEYS = ("image_url", "image_details", "label")
 _DETAIL_KEYS = ("format", "width", "height")
-_OBJECT_KEYS = {Task.DETECTION: ("topX", "topY", "bottomX", "bottomY"), Task.SEGMENTATION: ("polygon",)}
+_SHAPE_KEYS = {Task.DETECTION: ("topX", "topY", "bottomX", "bottomY"), Task.SEGMENTATION: ("polygon",)}
+_OBJECT_KEYS = {task: ("label", *keys, "isCrowd") for task, keys in _SHAPE_KEYS.items()}
 
 
 @dataclass
@@ -33,7 +35,7 @@ class LineReport:
         is_json: whether the line is a JSON object.
     """
 
-    line: Line | None = None
+    line: Line[Any] | None = None
     problems: list[Problem] = field(default_factory=list)
     unknown_keys: dict[str, None] = field(default_factory=dict)
     image_url: str | None = None
@@ -56,15 +58,15 @@ def examine_line(text: bytes, task: Task) -> LineReport:
     if report.problems:
         report.is_json = False
         return report
-    known = {"image_url", "image_details", "label"}
-    _note_unknown(content, known, "", report)
-    _check_image_url(content, report)
+    _note_unknown(content, _LINE_KEYS, "", report)
+    if _has(content, "image_url", _LINE_KEYS, "", report):
+        if isinstance(content["image_url"], str):
+            report.image_url = content["image_url"]
+        else:
+            report.add_value("image_url", "must be a string", content["image_url"])
     if content.get("image_details") is not None:
         _check_details(content["image_details"], report)
-        report.size = _declared_size(content["image_details"])
-    if "label" not in content:
-        _add_missing(content, known, "label", "", report)
-    else:
+    if _has(content, "label", _LINE_KEYS, "", report):
         _CHECKS[task](content["label"], task, report)
     if not report.problems:
         report.line = msgspec.convert(_without_unknown_keys(content, task), LINES[task])
@@ -96,27 +98,19 @@ def _parse(text: bytes, report: LineReport) -> dict[str, Any]:
     return content
 
 
-def _check_image_url(content: Mapping[str, Any], report: LineReport) -> None:
-    if "image_url" not in content:
-        _add_missing(content, {"image_url", "image_details", "label"}, "image_url", "", report)
-    elif not isinstance(content["image_url"], str):
-        report.add_value("image_url", "must be a string", content["image_url"])
-    else:
-        report.image_url = content["image_url"]
-
-
 def _check_details(details: object, report: LineReport) -> None:
     if not isinstance(details, dict):
         report.add_value("image_details", "must be an object {format, width, height}", details)
         return
-    _note_unknown(details, set(_DETAIL_KEYS), "image_details.", report)
+    _note_unknown(details, _DETAIL_KEYS, "image_details.", report)
     if not isinstance(details.get("format", ""), str):
         report.add_value("image_details.format", f"must be one of {', '.join(FORMATS)}", details["format"])
-    for key in ("width", "height"):
-        value = details.get(key, UNSET)
-        if side_length(value) is None:
+    width, height = (side_length(details.get(key, UNSET)) for key in ("width", "height"))
+    report.size = (width or 0, height or 0)
+    for key, pixels in (("width", width), ("height", height)):
+        if pixels is None:
             rule = 'must be a positive number of pixels, such as 499 or "499px"'
-            report.add_value(f"image_details.{key}", rule, value)
+            report.add_value(f"image_details.{key}", rule, details[key])
 
 
 def _check_multiclass(label: object, task: Task, report: LineReport) -> None:
@@ -137,10 +131,9 @@ def _check_multilabel(label: object, task: Task, report: LineReport) -> None:
 def _check_boxes(label: object, task: Task, report: LineReport) -> None:
     for path, box in _objects(label, task, report):
         corners: dict[str, float] = {}
-        for index, key in enumerate(_OBJECT_KEYS[task]):
-            if key not in box:
-                _add_missing(box, {"label", *_OBJECT_KEYS[task], "isCrowd"}, key, path, report)
-            elif _check_coordinate(f"{path}.{key}", box[key], index % 2, report):
+        for index, key in enumerate(_SHAPE_KEYS[task]):
+            is_there = _has(box, key, _OBJECT_KEYS[task], path, report)
+            if is_there and _check_coordinate(f"{path}.{key}", box[key], index % 2, report):
                 corners[key] = min(max(box[key], 0.0), 1.0)
         for near, far in (("topX", "bottomX"), ("topY", "bottomY")):
             if near in corners and far in corners and not _is_less(corners[near], corners[far]):
@@ -155,16 +148,12 @@ def _is_less(near: float, far: float) -> bool:
 
 def _check_outlines(label: object, task: Task, report: LineReport) -> None:
     for path, outline in _objects(label, task, report):
-        if "polygon" not in outline:
-            _add_missing(outline, {"label", "polygon", "isCrowd"}, "polygon", path, report)
+        if not _has(outline, "polygon", _OBJECT_KEYS[task], path, report):
             continue
         polygon = outline["polygon"]
-        if (
-            not isinstance(polygon, list)
-            or not polygon
-            or not all(isinstance(part, list) for part in polygon)
-        ):
-            flat = isinstance(polygon, list) and polygon and all(_is_number(value) for value in polygon)
+        is_list = isinstance(polygon, list) and len(polygon) > 0
+        if not is_list or not all(isinstance(part, list) for part in polygon):
+            flat = is_list and all(_is_number(value) for value in polygon)
             hint = "wrap it in another list: [[x1, y1, …]]" if flat else ""
             rule = "must be a list of at least one segment [x1, y1, x2, y2, …]"
             report.add_value(f"{path}.polygon", rule, polygon, hint)
@@ -191,7 +180,7 @@ def _check_segment(path: str, segment: Sequence[Any], report: LineReport) -> Non
 
 def _objects(label: object, task: Task, report: LineReport) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects in a label with their fields, after checking class names and crowd flags."""
-    needed = _OBJECT_KEYS[task]
+    needed, known = _SHAPE_KEYS[task], _OBJECT_KEYS[task]
     # Further keys, of other tasks, are allowed: one file may serve several tasks.
     has_keys = isinstance(label, list) and any(
         isinstance(e, dict) and not e.keys().isdisjoint(needed) for e in label
@@ -200,17 +189,14 @@ def _objects(label: object, task: Task, report: LineReport) -> list[tuple[str, d
         _add_wrong_shape("label", label, task, report)
         return []
     objects = []
-    known = {"label", "isCrowd", *needed}
     for index, entry in enumerate(label):
         path = f"label[{index}]"
         if not isinstance(entry, dict):
-            report.add_value(path, f"must be an object {{{', '.join(('label', *needed, 'isCrowd'))}}}", entry)
+            report.add_value(path, f"must be an object {{{', '.join(known)}}}", entry)
             continue
         _note_unknown(entry, known, "label[].", report)
-        if "label" in entry:
+        if _has(entry, "label", known, path, report):
             _check_class_name(f"{path}.label", entry["label"], report)
-        else:
-            _add_missing(entry, known, "label", path, report)
         crowd = entry.get("isCrowd", 0)
         if not isinstance(crowd, bool | int) or crowd not in (0, 1):
             report.add_value(f"{path}.isCrowd", "must be 0, 1, true or false", crowd)
@@ -237,7 +223,7 @@ def task_of_label(label: object) -> Task | None:
     if all(isinstance(entry, dict) for entry in label):
         if any("polygon" in entry for entry in label):
             return Task.SEGMENTATION
-        if any(key in entry for entry in label for key in ("topX", "topY", "bottomX", "bottomY")):
+        if any(key in entry for entry in label for key in _SHAPE_KEYS[Task.DETECTION]):
             return Task.DETECTION
     return None
 
@@ -276,32 +262,32 @@ def _check_coordinate(path: str, value: Any, axis: int, report: LineReport) -> b
     return True
 
 
-def _add_missing(entry: Mapping[str, Any], known: set[str], key: str, path: str, report: LineReport) -> None:
+def _has(entry: Mapping[str, Any], key: str, known: Sequence[str], path: str, report: LineReport) -> bool:
+    """Whether an entry has a key; if not, report that it is missing."""
+    if key in entry:
+        return True
     plain = key.lower().replace("_", "")
     similar = [k for k in entry if k not in known and k.lower().replace("_", "") == plain]
     hint = f"did you mean {similar[0]!r}? keys are case-sensitive" if similar else ""
     report.add(f"{path}.{key}" if path else key, "is missing", "", hint)
+    return False
 
 
-def _note_unknown(entry: Mapping[str, Any], known: set[str], prefix: str, report: LineReport) -> None:
+def _note_unknown(entry: Mapping[str, Any], known: Sequence[str], prefix: str, report: LineReport) -> None:
     for key in entry:
         if key not in known:
             report.unknown_keys[prefix + key] = None
 
 
-def _declared_size(details: object) -> tuple[int, int]:
-    if not isinstance(details, dict):
-        return 0, 0
-    return side_length(details.get("width", UNSET)) or 0, side_length(details.get("height", UNSET)) or 0
-
-
 def _without_unknown_keys(content: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """A valid line without its unknown keys."""
-    kept = {key: content[key] for key in ("image_url", "label", "image_details") if key in content}
-    if kept.get("image_details") is not None:
-        details = kept["image_details"]
-        kept["image_details"] = {key: details[key] for key in _DETAIL_KEYS if key in details}
+    known = _only(content, _LINE_KEYS)
+    if known.get("image_details") is not None:
+        known["image_details"] = _only(known["image_details"], _DETAIL_KEYS)
     if task.has_boxes:
-        keys = ("label", *_OBJECT_KEYS[task], "isCrowd")
-        kept["label"] = [{key: entry[key] for key in keys if key in entry} for entry in kept["label"]]
-    return kept
+        known["label"] = [_only(entry, _OBJECT_KEYS[task]) for entry in known["label"]]
+    return known
+
+
+def _only(entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key in keys}

@@ -92,7 +92,7 @@ class Records:
             classification.
         crowd: bool [m]; None for classification.
         polygons: segmentation only.
-        looks: of the images; None before they are decoded.
+        scans: of the images; None before they are decoded.
     """
 
     task: Task
@@ -186,7 +186,6 @@ class Records:
         """The records at `indices`, in that order, with the same classes."""
         index = np.asarray(indices, dtype=np.int64)
         bounds = zip(self.name_starts[index].tolist(), self.name_starts[index + 1].tolist(), strict=True)
-        name_starts, _ = _take(self.name_starts, index, elements=False)
         starts, objects = _take(self.starts, index)
         return dataclasses.replace(
             self,
@@ -194,7 +193,7 @@ class Records:
             lines=self.lines[index],
             folder_index=self.folder_index[index],
             names=b"".join([self.names[start:end] for start, end in bounds]),
-            name_starts=name_starts,
+            name_starts=starts_of(np.diff(self.name_starts)[index]),
             sizes=self.sizes[index],
             starts=starts,
             scans=None if self.scans is None else self.scans.subset(index),
@@ -279,12 +278,10 @@ def starts_of(lengths: npt.NDArray[np.number | np.bool_]) -> IntArray:
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def _take(starts: IntArray, index: IntArray, elements: bool = True) -> tuple[IntArray, IntArray]:
+def _take(starts: IntArray, index: IntArray) -> tuple[IntArray, IntArray]:
     """Take rows of a ragged array: their new row starts, and the old indices of their elements."""
     lengths = starts[index + 1] - starts[index]
     taken = starts_of(lengths)
-    if not elements:
-        return taken, taken
     return taken, np.arange(taken[-1]) + np.repeat(starts[index] - taken[:-1], lengths)
 
 

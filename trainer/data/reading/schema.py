@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -48,37 +48,20 @@ class Outline(Struct, forbid_unknown_fields=True, gc=False):
     isCrowd: Flag = False  # noqa: N815
 
 
-class MulticlassLine(Struct, forbid_unknown_fields=True, gc=False):
+Label = TypeVar("Label")
+
+
+class Line(Struct, Generic[Label], forbid_unknown_fields=True, gc=False):
     image_url: str
-    label: ClassName
+    label: Label
     image_details: Details | None = None
 
 
-class MultilabelLine(Struct, forbid_unknown_fields=True, gc=False):
-    image_url: str
-    label: list[ClassName]
-    image_details: Details | None = None
-
-
-class DetectionLine(Struct, forbid_unknown_fields=True, gc=False):
-    image_url: str
-    label: list[Box]
-    image_details: Details | None = None
-
-
-class SegmentationLine(Struct, forbid_unknown_fields=True, gc=False):
-    image_url: str
-    label: list[Outline]
-    image_details: Details | None = None
-
-
-Line: TypeAlias = MulticlassLine | MultilabelLine | DetectionLine | SegmentationLine
-
-LINES: dict[Task, type[Line]] = {
-    Task.CLASSIFICATION: MulticlassLine,
-    Task.MULTILABEL: MultilabelLine,
-    Task.DETECTION: DetectionLine,
-    Task.SEGMENTATION: SegmentationLine,
+LINES: dict[Task, Any] = {
+    Task.CLASSIFICATION: Line[ClassName],
+    Task.MULTILABEL: Line[list[ClassName]],
+    Task.DETECTION: Line[list[Box]],
+    Task.SEGMENTATION: Line[list[Outline]],
 }
 
 FAST_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
