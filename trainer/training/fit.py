@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback
 
@@ -97,10 +98,12 @@ def _lead(plan: Plan) -> Run:
     store = tracking.find(job.tracking_uri, directory)
     run, prepared = _prepare(plan, store)
     data, versions = prepared.data, library_versions()
+    parameters = _parameters(job, data)
+    tags = {"model": job.model_name, **tracking.tags_of(job, data, versions)}
     with (
         run.lock(),
         logging_to(run.log),
-        tracking.start_training_run(store, run, job, data, versions, plan.parent_run_id) as tracker,
+        tracking.start(store, run.directory, job, parameters, tags, plan.parent_run_id) as tracker,
     ):
         _log_start(plan, prepared, run)
         run.write_job(job.to_yaml())
@@ -147,6 +150,17 @@ def _prepare(plan: Plan, store: Store | None) -> tuple[Run, Prepared]:
         if skipped.exists():
             shutil.copyfile(skipped, run.skipped)
     return run, prepared
+
+
+def _parameters(job: Job, data: Data) -> dict[str, Any]:
+    """What MLflow shows as the run's parameters."""
+    return {
+        "primary_metric": job.metric,
+        **job.to_dict()["training_parameters"],
+        "training_images": len(data.train),
+        "validation_images": len(data.validation),
+        "classes": len(data.classes),
+    }
 
 
 def _result(

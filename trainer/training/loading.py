@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from itertools import chain
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,9 +26,6 @@ from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
 from trainer.training.memory import give_back
-
-FloatArray64: TypeAlias = npt.NDArray[np.float64]
-
 
 _SMALL_DATA_SET = 256
 """Up to this many training images, any image may be mixed with any other."""
@@ -57,7 +55,7 @@ class EpochSampler(Sampler[Draw]):
         seed: int,
         rank: int,
         ranks: int,
-        weights: FloatArray64 | None = None,
+        weights: npt.NDArray[np.float64] | None = None,
         epoch: int = 0,
         batch_size: int = 1,
         workers: int = 0,
@@ -144,7 +142,7 @@ class Batches(LightningDataModule):
             images.
         batch_size: training images in a batch, on each device.
         first_epoch: the epoch at which the run starts, counted from 0; above 0 when resuming.
-        parts: divides the number of validation images in a batch; training batches keep their size.
+        micro_batches: divides the number of validation images in a batch; training batches keep their size.
     """
 
     def __init__(
@@ -155,7 +153,7 @@ class Batches(LightningDataModule):
         settings: Settings,
         seed: int,
         first_epoch: int = 0,
-        parts: int = 1,
+        micro_batches: int = 1,
         training_in_full: Examples | None = None,
     ) -> None:
         """
@@ -170,7 +168,7 @@ class Batches(LightningDataModule):
             size = int(defaults["training_batch_size"])
         self.batch_size = size
         self.first_epoch = first_epoch
-        self.parts = parts
+        self.micro_batches = micro_batches
         self.seed = seed
         self.family = family
         self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
@@ -201,23 +199,20 @@ class Batches(LightningDataModule):
         )  # fmt: skip
         # Batch norm cannot learn from a single image; the epoch's order decides which one is left out.
         drops = len(sampler) % size == 1 and len(sampler) > 1
-        items = self.training_items
-        return self._loader(items, sampler, size, drop_last=drops, collate_fn=items.collate)
+        return self._loader(self.training_items, sampler, size, drop_last=drops)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         rank, ranks = self._ranks()
-        size = max(1, self.settings.validation_batch_size // self.parts)
+        size = max(1, self.settings.validation_batch_size // self.micro_batches)
+        shares = [validation_share(items.images, rank, ranks) for items in self.scored]
         return [
-            self._loader(
-                items,
-                items.items_of(validation_share(items.images, rank, ranks)),
-                size,
-                collate_fn=items.collate,
-            )
-            for items in self.scored
+            self._loader(items, items.items_of(share), size)
+            for items, share in zip(self.scored, shares, strict=True)
         ]
 
-    def _loader(self, items: Dataset[Any], sampler: Any, size: int, **options: Any) -> DataLoader[Any]:
+    def _loader(
+        self, items: SeededItems | ValidationDataset, sampler: Any, size: int, *, drop_last: bool = False
+    ) -> DataLoader[Any]:
         workers = self._workers()
         return DataLoader(
             items,
@@ -228,7 +223,8 @@ class Batches(LightningDataModule):
             # Not if a GPU exists but is not to be used: pinning talks to its driver.
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             worker_init_fn=_begin_worker,
-            **options,
+            collate_fn=items.collate,
+            drop_last=drop_last,
         )
 
     def _workers(self) -> int:
@@ -250,9 +246,8 @@ def validation_share(images: int, rank: int, ranks: int) -> range:
 def _begin_worker(_worker: int) -> None:
     """Set up a loader worker.
 
-    Workers run in parallel: threads of OpenCV in each would compete for the cores. A worker forked from a run
-        on
-    a CPU inherits the setting to keep all memory that it ever took, which it does not need.
+    Workers run in parallel, so OpenCV's threads would compete for the cores. A worker forked from a run on a
+    CPU inherits that process's setting to keep freed memory, and does not need it.
     """
     cv2.setNumThreads(0)
     give_back()
@@ -277,9 +272,9 @@ def gather(items: Sequence[Any], ranks: int) -> list[Any]:
     """
     if ranks == 1:
         return list(items)
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, list(items))
-    return [item for part in parts for item in part]
+    by_rank: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(by_rank, list(items))
+    return list(chain.from_iterable(by_rank))
 
 
 def share_buffers(network: nn.Module, ranks: int) -> None:

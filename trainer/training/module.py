@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ from trainer.training.optimizers import build_optimizer, build_schedule, restart
 
 log = logging.getLogger("trainer")
 
-SEED_KEY, PARTS_KEY = "trainer_seed", "trainer_parts"
-"""The keys of a checkpoint for the run's seed and for `TrainingModule.parts`."""
+SEED_KEY, MICRO_BATCHES_KEY = "trainer_seed", "trainer_parts"
+"""The keys of a checkpoint for the run's seed and for `TrainingModule.micro_batches`."""
 LARGEST_LOSS = 100.0
 """A run with a larger loss has diverged."""
 _BATCHES_PER_CHECK = 10
@@ -43,8 +44,8 @@ class TrainingModule(LightningModule):
     Attributes:
         metrics: the last evaluation's metrics by name, the same on every rank.
         evaluated_epoch: the epoch of that evaluation, counted from 0; −1 before the first.
-        parts: number of micro-batches into which each batch is split; above 1 once memory ran out. Their
-            gradients add up to those of the whole batch.
+        micro_batches: the number into which each batch is split; above 1 once memory ran out. Their gradients
+            add up to those of the whole batch.
         timed_out: a time limit ended the run.
     """
 
@@ -55,24 +56,22 @@ class TrainingModule(LightningModule):
         evaluations: Sequence[Evaluation],
         settings: Settings,
         seed: int,
-        parts: int = 1,
+        micro_batches: int = 1,
     ) -> None:
         """
         Args:
             evaluations: of the validation images and, if the settings say so, of the training images.
         """
         super().__init__()
-        # Optimise manually, so that a step which ran out of memory can be repeated with smaller
-        # micro-batches.
+        # Optimise manually, so that a step that ran out of memory can be repeated in smaller micro-batches.
         self.automatic_optimization = False
         self.seed = seed
-        self.parts = parts
+        self.micro_batches = micro_batches
         self._window: list[Batch] = []
         self.family = family
         self.network = network
         self.settings = settings
-        average = WeightAverage(network, tau=family.average_tau) if settings.average_weights else None
-        self.average = average
+        self.average = WeightAverage(network, tau=family.average_tau) if settings.average_weights else None
         self.frozen = self._freeze(settings.layers_to_freeze)
         if settings.compile:
             for part in family.parts_to_compile(network):
@@ -92,9 +91,7 @@ class TrainingModule(LightningModule):
         return self.network if self.average is None else self.average.network
 
     def _freeze(self, groups: int | None) -> list[nn.Module]:
-        frozen = [
-            layer for group in self.family.freeze_groups(self.network)[: groups or 0] for layer in group
-        ]
+        frozen = list(chain.from_iterable(self.family.freeze_groups(self.network)[: groups or 0]))
         for layer in frozen:
             layer.requires_grad_(False)
         return frozen
@@ -115,7 +112,7 @@ class TrainingModule(LightningModule):
         return move(batch, device)
 
     def on_train_start(self) -> None:
-        """Replace a checkpoint's learning rates and steps by those of the present settings and batches."""
+        """Replace a checkpoint's learning rates and steps by those of the current settings and batches."""
         steps = steps_per_epoch(self.settings, int(self.trainer.num_training_batches))
         restart(self._schedule(), self._groups, self.current_epoch * steps)
 
@@ -151,8 +148,7 @@ class TrainingModule(LightningModule):
         if batch_idx % _BATCHES_PER_CHECK == 0:
             self._raise_if_diverged(losses["loss"].item())
         if batch_idx + 1 == self.trainer.num_training_batches:
-            # Check the epoch's mean before callbacks save a checkpoint: no run may resume from a diverged
-            # one.
+            # Checked before callbacks save a checkpoint, because no run may resume from a diverged one.
             self._raise_if_diverged(self.losses["loss"])
         if is_last_of_window:
             self._step()
@@ -173,17 +169,18 @@ class TrainingModule(LightningModule):
             for number, batch in enumerate(batches, start=1):
                 losses: dict[str, Tensor] = {}
                 images = len(batch["images"])
-                size = -(-images // self.parts)
+                size = -(-images // self.micro_batches)
+                # Ranks average their gradients, so a summed loss counts the images of all ranks' batches.
+                scale = images * self.trainer.world_size if self.family.sums_losses else 1
                 for start in range(0, images, size):
                     stop = min(start + size, images)
                     last = number == len(batches) and stop == images
                     with nullcontext() if sync and last else self._unsynchronised():
-                        part = batch if size == images else self.family.part(batch, start, stop)
-                        part_losses = self._losses(part)
+                        micro_batch = batch if size == images else self.family.part(batch, start, stop)
+                        new_losses = self._losses(micro_batch)
                         fraction = (stop - start) / images
-                        weight = fraction * self._images_summed(batch) / window_size
-                        self.manual_backward(part_losses["loss"] * weight)
-                    for name, loss in part_losses.items():
+                        self.manual_backward(new_losses["loss"] * (fraction * scale / window_size))
+                    for name, loss in new_losses.items():
                         losses[name] = losses.get(name, 0) + fraction * loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -199,37 +196,33 @@ class TrainingModule(LightningModule):
         """Drop the window's gradients after memory ran out, and use micro-batches half as large from now on.
 
         Raises:
-            NoMemoryError: the micro-batches are single images already, or there are other ranks, which do not
-                know of it.
+            NoMemoryError: the micro-batches are single images already, or other ranks, which memory did not
+                fail, would wait for this one.
         """
         self._optimizer().zero_grad(set_to_none=True)
         images = len(batch["images"])
         where = (
             f"epoch {self.current_epoch + 1}: {self.device} ran out of memory with batches of {images} images"
         )
+        smaller = "lower the image size or take a smaller model"
         if self.trainer.world_size > 1:
-            raise NoMemoryError(f"{where}; {self._advice(images)}")
-        if self.parts >= images:
-            raise NoMemoryError(
-                f"{where} even one image at a time; lower the image size or take a smaller model"
+            accumulated = 2 * self.settings.gradient_accumulation_step
+            halved = (
+                f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
+                f"{accumulated}` resumes after the last epoch with the same number of images in each step"
             )
-        self.parts *= 2
+            raise NoMemoryError(f"{where}; {halved if images > 1 else smaller}")
+        if self.micro_batches >= images:
+            raise NoMemoryError(f"{where} even one image at a time; {smaller}")
+        self.micro_batches *= 2
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning(
             "%s; continuing from the last step with micro-batches of %d and gradients accumulated over %d",
-            where, -(-images // self.parts), self.parts * self.settings.gradient_accumulation_step,
+            where, -(-images // self.micro_batches),
+            self.micro_batches * self.settings.gradient_accumulation_step,
         )  # fmt: skip
-
-    def _advice(self, images: int) -> str:
-        if images == 1:
-            return "lower the image size or take a smaller model"
-        accumulated = 2 * self.settings.gradient_accumulation_step
-        return (
-            f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
-            f"{accumulated}` resumes after the last epoch with the same number of images in each step"
-        )
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -252,7 +245,7 @@ class TrainingModule(LightningModule):
             self.average.update(self.network)
 
     def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Clip the gradients. Lightning refuses to with a fused optimizer, which could unscale gradients."""
+        """Clip the gradients. Lightning rejects that for fused optimizers, which could unscale gradients."""
         norm, value = self.settings.gradient_clip_norm, self.settings.gradient_clip_value
         if norm:
             nn.utils.clip_grad_norm_(parameters, norm)
@@ -276,15 +269,6 @@ class TrainingModule(LightningModule):
             ) from error
         return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
-    def _images_summed(self, batch: Batch) -> int:
-        """The factor from mean losses to those of the recipe: the images of all ranks' batches, or 1.
-
-        All ranks', because ranks average their gradients.
-        """
-        if not self.family.sums_losses:
-            return 1
-        return len(batch["images"]) * self.trainer.world_size
-
     def _raise_if_diverged(self, loss: float) -> None:
         if not loss <= LARGEST_LOSS:  # true for NaN, too
             raise TrainingError(
@@ -296,14 +280,14 @@ class TrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # With the spec the file describes its own weights, wherever it is moved.
         checkpoint[SPEC_KEY] = self.family.spec.model_dump_json()
-        checkpoint[SEED_KEY], checkpoint[PARTS_KEY] = self.seed, self.parts
+        checkpoint[SEED_KEY], checkpoint[MICRO_BATCHES_KEY] = self.seed, self.micro_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.parts = max(self.parts, checkpoint[PARTS_KEY])
+        self.micro_batches = max(self.micro_batches, checkpoint[MICRO_BATCHES_KEY])
 
     @property
     def losses(self) -> dict[str, float]:
-        """Means of the training losses, and of their sum, "loss", over this rank's epoch so far."""
+        """Mean training losses over this rank's epoch so far, by name; "loss" is their sum."""
         return {name: (total / self._batches).item() for name, total in self._sums.items()}
 
     def losses_of_all(self) -> dict[str, float]:

@@ -5,9 +5,9 @@
         ...  # each trial: fit(its_job, parent_run_id=sweep.run_id), with its tracking_uri set to store.uri
         sweep.log(1, {"mean_average_precision": 0.5})
 
-MLflow's global state is neither used nor changed. An outage of the server costs a line in the log: metrics
-are sent in the background, and again once the server answers. If it stays away, they are sent from its
-metrics.csv when the run is resumed. Neither torch nor Lightning is imported here, and MLflow only if needed.
+MLflow's global state is neither used nor changed. Metrics are sent in the background. If the server does not
+answer, the log gets a warning and training continues; they are sent once it answers again or, from the run's
+metrics.csv, when the run is resumed. Neither torch nor Lightning is imported here, and MLflow only if needed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,26 +39,23 @@ if TYPE_CHECKING:
 
     from trainer.data.training_data import Data
     from trainer.job.job import Job
-    from trainer.runs import Run
 
 log = logging.getLogger("trainer")
 
-NOTE = "mlflow.json"
-"""The file in a run's directory that names its run in MLflow."""
+NOTE = "mlflow.json"  # in a run's directory; names its run in MLflow
 _DIRECTORY_TAG, _FAILURE_TAG = "run_directory", "failure"
 _ARTIFACTS = ("job.yaml", "metrics.csv", "result.json", "metrics.json", "trials.csv", "report.html", "report")
-_LONGEST_NAME, _LONGEST_PARAMETER, _LONGEST_TAG = 250, 500, 5000
-"""Characters that servers of all versions accept."""
+_LONGEST_NAME, _LONGEST_PARAMETER, _LONGEST_TAG = 250, 500, 5000  # characters; all servers accept these
 _SECONDS_TO_FINISH = 10.0
 
 
 def find(choice: str | None, directory: Path) -> Store | None:
-    """The store to track a run in; None if it is not tracked.
+    """The MLflow store of a run; None if the run is not tracked.
 
     Args:
         choice: the store's address or "none"; None takes MLFLOW_TRACKING_URI, else the store that tracked
             the run before, else the database next to the run's directory.
-        directory: the run's; need not exist yet.
+        directory: the run's, which need not exist yet.
 
     Raises:
         RunError: the directory's note of its earlier tracking cannot be read.
@@ -97,58 +94,34 @@ def start(
         return
     with store.use() as client:
         run, is_new = _create_or_resume(client, store, directory, job, parent_run_id)
-        run_id = run.info.run_id
         _describe(client, run, params, {**tags, **_origin(), _DIRECTORY_TAG: str(directory.absolute())})
         if not is_new:
-            client.update_run(run_id, status="RUNNING")
+            client.update_run(run.info.run_id, status="RUNNING")
             if _FAILURE_TAG in run.data.tags:
-                client.delete_tag(run_id, _FAILURE_TAG)
+                client.delete_tag(run.info.run_id, _FAILURE_TAG)
     _write_note(directory, store, run)
     log.info("tracking: %s", store.where_to_look(run))
     with quiet(), ExitStack() as waits:
         waits.enter_context(short_waits())  # here, because threads share the environment
-        tracker = MlflowTracker(store, directory, run_id, is_new, waits)
+        tracker = MlflowTracker(store, directory, run.info.run_id, is_new, waits)
+        status = "FINISHED"
         try:
             yield tracker
         except TrackingError:
-            tracker.end("FINISHED")  # a model that could not be registered is a good model all the same
-            raise
+            raise  # the model is trained, even if it could not be registered
         except KeyboardInterrupt:
-            tracker.end("KILLED")
+            status = "KILLED"
             raise
         except BaseException as error:
+            status = "FAILED"
             tracker.tag({_FAILURE_TAG: f"{type(error).__name__}: {error}"})
-            tracker.end("FAILED")
             raise
-        tracker.end("FINISHED")
-
-
-def start_training_run(
-    store: Store | None,
-    run: Run,
-    job: Job,
-    data: Data,
-    versions: Mapping[str, str],
-    parent_run_id: str | None = None,
-) -> AbstractContextManager[Tracker]:
-    """`start` for a single training run, with its settings as parameters.
-
-    Args:
-        versions: of the libraries that affect the result, by name.
-    """
-    params = {
-        "primary_metric": job.metric,
-        **job.to_dict()["training_parameters"],
-        "training_images": len(data.train),
-        "validation_images": len(data.validation),
-        "classes": len(data.classes),
-    }
-    tags = {"model": job.model_name, **tags_of(job, data, versions)}
-    return start(store, run.directory, job, params, tags, parent_run_id)
+        finally:
+            tracker.end(status)
 
 
 def tags_of(job: Job, data: Data, versions: Mapping[str, str]) -> dict[str, str]:
-    """Tags to search runs by: the task, the data's fingerprint and the libraries' versions."""
+    """Tags for finding runs: the task, the data's fingerprint and the libraries' versions."""
     return {
         "task": job.task.value,
         "data_fingerprint": fingerprint(data),
@@ -166,11 +139,10 @@ class Tracker:
     run_id: str | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Send metrics in the background.
+        """Send metrics in the background, except those that MLflow has from before the run was resumed.
 
         Args:
-            step: the epoch, counted from 1, or a sweep's trial. What MLflow has from before the run was
-                resumed is not sent again.
+            step: the epoch, counted from 1, or a sweep's trial.
             metrics: by name; characters that MLflow does not allow in names become "_".
         """
 
@@ -193,9 +165,11 @@ class MlflowTracker(Tracker):
         waits: the context that shortens MLflow's waits; closed for the upload of a model.
     """
 
+    run_id: str
+
     def __init__(self, store: Store, directory: Path, run_id: str, is_new: bool, waits: ExitStack) -> None:
         self.store, self.directory, self.run_id = store, directory, run_id
-        self._id, self._is_new, self._waits = run_id, is_new, waits
+        self._is_new, self._waits = is_new, waits
         self._known_steps: dict[str, set[int]] = {}
         self._tags: dict[str, str] = {}
         self._lock = threading.Lock()  # guards the four below
@@ -203,15 +177,17 @@ class MlflowTracker(Tracker):
         self._sender: threading.Thread | None = None
         self._had_outage = self._is_ending = False
         self._monitor: Any = None
-        self._start_system_monitor()
+        with quiet(ignore_warnings=True):
+            self._attempt("the system metrics", self._start_system_monitor)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [Metric(_allowed(name), float(value), now, step) for name, value in metrics.items()]
         with self._lock:
-            self._pending += entries
+            for name, value in metrics.items():
+                key = re.sub(r"[^\w./ -]", "_", name)[:_LONGEST_NAME]
+                self._pending.append(Metric(key, float(value), now, step))
             if self._sender is None:  # it lives until everything is sent or the server fails
                 self._sender = threading.Thread(target=self._send_pending, name="tracking", daemon=True)
                 self._sender.start()
@@ -223,7 +199,7 @@ class MlflowTracker(Tracker):
         client = self.store.client
         try:
             with quiet(ignore_warnings=True):
-                artifacts = client.get_run(self._id).info.artifact_uri  # fails fast if the server is gone
+                artifacts = client.get_run(self.run_id).info.artifact_uri  # fails fast if the server is gone
                 self._waits.close()  # the upload may take long
                 version = self._register(client, name, model, artifacts)
         except Exception as error:
@@ -238,58 +214,56 @@ class MlflowTracker(Tracker):
         """The new version's number. The files of earlier versions are left as they are."""
         from mlflow.exceptions import MlflowException
 
-        taken = {file.path for file in client.list_artifacts(self._id)}
+        taken = {file.path for file in client.list_artifacts(self.run_id)}
         folders = ["model", *(f"model-{number}" for number in range(2, len(taken) + 3))]
         folder = next(folder for folder in folders if folder not in taken)
-        client.log_artifacts(self._id, str(model), folder)
+        client.log_artifacts(self.run_id, str(model), folder)
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        return str(client.create_model_version(name, posixpath.join(artifacts, folder), self._id).version)
+        return str(client.create_model_version(name, posixpath.join(artifacts, folder), self.run_id).version)
 
     def end(self, status: str) -> None:
         """Send what is left, then the run's final status."""
-        with short_waits(), quiet(ignore_warnings=True):
-            self._finish(status)
-
-    def _finish(self, status: str) -> None:
         deadline = time.monotonic() + _SECONDS_TO_FINISH
         with self._lock:
-            self._is_ending, sender = True, self._sender
-        for thread in (sender, self._stop_system_monitor()):
-            if thread is not None:
+            self._is_ending, threads = True, [self._sender] if self._sender else []
+        with short_waits(), quiet(ignore_warnings=True):
+            if self._monitor is not None:  # it waits for the server, hence the thread
+                threads.append(threading.Thread(target=self._monitor.finish, daemon=True))
+                threads[-1].start()
+            for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        with self._lock:
-            # The sender may still be waiting for the server; sending a metric twice does no harm.
-            pending, self._pending = self._pending, []
-        if not self._attempt("the last metrics", lambda: self._send(pending)):
-            return
-        if self._had_outage:
-            log.info("tracking: %s answers again and has all metrics", self.store.shown)
-        self._attempt("the tags", self._send_tags)
-        self._attempt("the files", self._send_files)
-        self._attempt("the final status", lambda: self.store.client.set_terminated(self._id, status))
+            with self._lock:
+                # The sender may still be waiting for the server; sending a metric twice does no harm.
+                pending, self._pending = self._pending, []
+            if not self._attempt("the last metrics", lambda: self._send(pending)):
+                return
+            if self._had_outage:
+                log.info("tracking: %s answers again and has all metrics", self.store.shown)
+            self._attempt("the tags", self._send_tags)
+            self._attempt("the files", self._send_files)
+            self._attempt("the final status", lambda: self.store.client.set_terminated(self.run_id, status))
 
     def _send_pending(self) -> None:
-        """The sender thread."""
-        while batch := self._next_batch():
-            try:
+        """Send metrics until none are pending or the server fails: the sender thread."""
+        try:
+            while batch := self._next_batch():
                 self._send(batch)
-            except Exception as error:
                 with self._lock:
-                    self._sender = None  # the next epoch starts another one, which tries again
-                    is_news, self._had_outage = not (self._had_outage or self._is_ending), True
-                if is_news:
-                    log.warning(
-                        "tracking: %s: %s; training continues, and the metrics are sent later",
-                        self.store.shown, self.store.reason(error),
-                    )  # fmt: skip
-                log.debug("tracking failed", exc_info=True)
-                return
+                    del self._pending[: len(batch)]
+        except Exception as error:
             with self._lock:
-                del self._pending[: len(batch)]
+                self._sender = None  # the next epoch starts another one, which tries again
+                is_news, self._had_outage = not (self._had_outage or self._is_ending), True
+            if is_news:
+                log.warning(
+                    "tracking: %s: %s; training continues, and the metrics are sent later",
+                    self.store.shown, self.store.reason(error),
+                )  # fmt: skip
+            log.debug("tracking failed", exc_info=True)
 
     def _next_batch(self) -> list[Metric]:
         with self._lock:
@@ -300,12 +274,12 @@ class MlflowTracker(Tracker):
 
     def _send(self, metrics: list[Metric]) -> None:
         unsent = metrics if self._is_new else [metric for metric in metrics if not self._has(metric)]
-        self.store.client.log_batch(self._id, metrics=unsent)
+        self.store.client.log_batch(self.run_id, metrics=unsent)
 
     def _has(self, metric: Metric) -> bool:
         """Whether MLflow has this step of the metric from before the run was resumed."""
         if metric.key not in self._known_steps:
-            history = self.store.client.get_metric_history(self._id, metric.key)
+            history = self.store.client.get_metric_history(self.run_id, metric.key)
             self._known_steps[metric.key] = {entry.step for entry in history}
         return metric.step in self._known_steps[metric.key]
 
@@ -313,18 +287,15 @@ class MlflowTracker(Tracker):
         from mlflow.entities import RunTag
 
         tags = [RunTag(name, value[:_LONGEST_TAG]) for name, value in self._tags.items()]
-        self.store.client.log_batch(self._id, tags=tags)
+        self.store.client.log_batch(self.run_id, tags=tags)
 
     def _send_files(self) -> None:
-        client = self.store.client
         for path in map(self.directory.joinpath, _ARTIFACTS):
-            if path.is_dir():
-                client.log_artifacts(self._id, str(path), path.name)
-            elif path.exists():
-                client.log_artifact(self._id, str(path))
+            if path.exists():
+                self.store.client.log_artifact(self.run_id, str(path))
 
     def _attempt(self, what: str, send: Callable[[], object]) -> bool:
-        """Whether it could be sent; if not, the log says so."""
+        """Call `send`, and log a warning if it fails. Returns whether it succeeded."""
         try:
             send()
         except Exception as error:
@@ -341,29 +312,12 @@ class MlflowTracker(Tracker):
         is_off = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("false", "0")
         if is_off or find_spec("psutil") is None:
             return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        def begin() -> None:
-            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-            self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
-                self._id, resume_logging=not self._is_new, tracking_uri=self.store.uri
-            )
-            self._monitor.start()
-
-        with quiet(ignore_warnings=True):
-            self._attempt("the system metrics", begin)
-
-    def _stop_system_monitor(self) -> threading.Thread | None:
-        """Stop the monitor in a thread, because it waits for the server."""
-        if self._monitor is None:
-            return None
-        thread = threading.Thread(target=self._monitor.finish, daemon=True)
-        thread.start()
-        return thread
-
-
-def _allowed(name: str) -> str:
-    return re.sub(r"[^\w./ -]", "_", name)[:_LONGEST_NAME]
+        self._monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            self.run_id, resume_logging=not self._is_new, tracking_uri=self.store.uri
+        )
+        self._monitor.start()
 
 
 def _create_or_resume(
@@ -401,14 +355,12 @@ def _describe(
 ) -> None:
     from mlflow.entities import Param, RunTag
 
-    earlier = run.data.params
+    known = run.data.params
     values = {name: str(value)[:_LONGEST_PARAMETER] for name, value in params.items()}
-    changed = {
-        f"changed.{name}": value for name, value in values.items() if earlier.get(name, value) != value
-    }
+    changed = {f"changed.{name}": value for name, value in values.items() if known.get(name, value) != value}
     client.log_batch(
         run.info.run_id,
-        params=[Param(name, value) for name, value in values.items() if name not in earlier],
+        params=[Param(name, value) for name, value in values.items() if name not in known],
         tags=[RunTag(name, value) for name, value in {**tags, **changed}.items()],
     )
 
@@ -429,9 +381,7 @@ def _default_database(directory: Path) -> str:
 def _read_note(directory: Path) -> dict[str, str | None]:
     path = directory / NOTE
     try:
-        note = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
+        note = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise RunError(
             f"{path}: cannot be read: {error}; if you delete it, a new MLflow run starts"
