@@ -54,10 +54,10 @@ def test_the_allocators_error_is_known() -> None:
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_smaller_parts_train_what_the_whole_batches_would_have(
+def test_micro_batches_train_like_whole_batches(
     digits: dict[Task, SampleData], tmp_path: Path, accumulated: int
 ) -> None:
-    """A ViT has no batch statistics, so the parts' gradients add up to those of the batch."""
+    """A ViT has no batch statistics, so the gradients of micro-batches add up to those of the batch."""
     values = {**VIT, "gradient_accumulation_step": accumulated}
     whole = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "whole", **values))
     memory = SmallMemory(most=3, from_batch=1)
@@ -71,7 +71,7 @@ def test_smaller_parts_train_what_the_whole_batches_would_have(
     assert set(memory.sizes[-4:]) == {2}
     log = parts.log.read_text("utf-8")
     assert "ran out of memory with batches of 8 images" in log
-    assert f"batches of 2, gradients of {4 * accumulated} of them" in log
+    assert f"micro-batches of 2 and gradients accumulated over {4 * accumulated}" in log
 
 
 def test_parts_stay_small_after_a_stop(digits: dict[Task, SampleData], tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from torch import nn
 class WeightAverage(nn.Module):
     """A moving average, updated after each step: average ← d · average + (1 − d) · weights.
 
-    With tau, d = decay · (1 − exp(−steps / tau)), so that it reaches far back only after thousands of steps;
-    source: ultralytics. Without tau, d = min(decay, (1 + steps) / (10 + steps)), so that it is always about
-    the mean over the last ninth of the run, however short that is; source: TensorFlow.
+    With tau, d = decay · (1 − exp(−steps / tau)), which averages over many steps only after thousands;
+    source: ultralytics. Without tau, d = min(decay, (1 + steps) / (10 + steps)), which is about the mean over
+    the last ninth of the run, however short the run is; source: TensorFlow.
 
-    timm's ModelEmaV3 has only the latter, walks all modules at each step, and does not save its steps.
+    timm's ModelEmaV3 has only the second, walks all modules at each step, and does not save its steps.
     """
 
     steps: torch.Tensor
@@ -27,16 +27,15 @@ class WeightAverage(nn.Module):
         self.decay, self.tau = decay, tau
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._count = 0
-        self._own: _Tensors | None = None
-        self._new: _Tensors | None = None
+        self._own, self._new = _Tensors(self.network), _Tensors(network)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Add the network's present weights and statistics to the average."""
+        """Add the network's current weights and statistics to the average."""
         self._count += 1
         self.steps += 1
-        if self._own is None or self._new is None or self._new.network is not network:
-            self._own, self._new = _Tensors(self.network), _Tensors(network)
+        if self._new.network is not network:
+            self._new = _Tensors(network)
         decay = self._decay_at(self._count)
         (floats, counts), (new_floats, new_counts) = self._own.now(), self._new.now()
         torch._foreach_lerp_(floats, new_floats, 1 - decay)

@@ -1,4 +1,4 @@
-"""Finds the largest training batch that fits a GPU, by trying, before the first epoch."""
+"""Finds the largest training batch that fits a GPU by trying batches before the first epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("trainer")
 
 _HEADROOM = 0.15
 """Fraction of the GPU's memory to leave free: images and objects differ from batch to batch."""
-_EXAMPLES = 16  # different ones in a batch that is tried
+_EXAMPLES = 16  # number of different examples in a batch to try
 
 
 def largest_power_of_two(fits: Callable[[int], bool], most: int) -> int:
@@ -32,7 +32,7 @@ def largest_power_of_two(fits: Callable[[int], bool], most: int) -> int:
 
 
 class FindBatchSize(Callback):
-    """For `training_batch_size: auto`, sets the batch size before the loader is made, alike on all ranks."""
+    """Sets the batch size for `training_batch_size: auto`, alike on all ranks, before the loader is made."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

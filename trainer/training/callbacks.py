@@ -34,7 +34,7 @@ class StopAt(Callback):
     """Stops training after the first evaluation past a point in time.
 
     Args:
-        deadline: on the clock of `time.monotonic`; that of rank 0 counts.
+        deadline: in seconds, on rank 0's `time.monotonic` clock.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -107,7 +107,7 @@ class ShowProgress(Callback):
 
 
 class LogProgress(Callback):
-    """Logs a line every minute within an epoch, so that long epochs are seen to progress."""
+    """Logs a line every minute within an epoch, to show the progress of long epochs."""
 
     SECONDS_BETWEEN_LINES = 60.0
 
@@ -132,7 +132,7 @@ class RecordMetrics(Callback):
     """Records each epoch's metrics in metrics.csv and in the log, and tracks them.
 
     metrics.csv is the only record of earlier epochs: a resumed run reads it, keeps the epochs up to its
-    checkpoint, and tracks those again that the tracking server does not have.
+    checkpoint, and tracks those that the tracking server lacks.
     """
 
     def __init__(self, path: Path, best: KeepBest) -> None:

@@ -57,7 +57,7 @@ class KeepBest(Callback):
 class SaveCheckpoints(Callback):
     """Saves last.ckpt after every epoch, best.ckpt at a new best, and epoch-N.ckpt as often as configured.
 
-    It comes after the callbacks whose state belongs to the epoch. A checkpoint is written once, under a
+    It must follow the callbacks whose state a checkpoint includes. A checkpoint is written once, under a
     temporary name, and then given its names, so that a run killed at any moment can resume from last.ckpt.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,10 +19,10 @@ from trainer.job.job import Job
 from trainer.settings import Settings
 
 ALONE = "TRAINER_ALONE"
-"""Environment variable of a process that trains alone, whatever launcher started its ancestors: a trial's."""
+"""Environment variable that makes a trial's process train alone, even if a launcher started the sweep."""
 
 CORES = "TRAINER_CORES"
-"""Environment variable with the cores of a process that shares the machine with others: a trial's."""
+"""Environment variable with the number of CPU cores that a trial's process may use."""
 
 _TIMEOUT = timedelta(minutes=30)
 """Longest wait of one rank for another. A rank that died is noticed at once; this limit is for a network that
@@ -71,16 +71,13 @@ class Devices:
 
     @property
     def are_launched_separately(self) -> bool:
-        """Whether there are processes that rank 0 did not start, and could pass nothing."""
+        """Whether some ranks were not started by rank 0, which therefore could not send them anything."""
         return bool(self.launcher) or self.nodes > 1
 
     def __str__(self) -> str:
-        """Such as `2 machines with 4 GPUs each`."""
-        count = self.local_ranks
-        if self.gpus:
-            local = "1 GPU" if count == 1 else f"{count} GPUs"
-        else:
-            local = "1 process on the CPU" if count == 1 else f"{count} processes on the CPU"
+        """The devices in words, such as `2 machines with 4 GPUs each`."""
+        one, more = ("GPU", "GPUs") if self.gpus else ("process on the CPU", "processes on the CPU")
+        local = f"{self.local_ranks} {one if self.local_ranks == 1 else more}"
         return local if self.nodes == 1 else f"{self.nodes} machines with {local} each"
 
     def options(self) -> dict[str, Any]:
@@ -163,7 +160,7 @@ def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] 
         count = wanted if settings.distributed or not on_gpus else 1
         devices = Devices("", on_gpus, job.nodes, node, count or 1, 0, address, port)
     else:
-        devices = Devices(gpus=on_gpus, **launched)
+        devices = replace(launched, gpus=on_gpus)
         problems += _contradictions(job, settings, devices, there, environment)
     if settings.sync_batch_norm and devices.ranks > 1:
         if not on_gpus:
@@ -182,13 +179,13 @@ def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.enviro
     cores = available_cores()
     cores = min(cores, int(environment.get(CORES, cores)))
     launched = _launched(environment)
-    if launched and launched["launcher"] == "srun" and "SLURM_CPUS_PER_TASK" in environment:
+    if launched and launched.launcher == "srun" and "SLURM_CPUS_PER_TASK" in environment:
         return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each task has cores of its own
     return max(1, cores // local_ranks)
 
 
-def _launched(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """This process's place among those that torchrun or srun started; None without a launcher."""
+def _launched(environment: Mapping[str, str]) -> Devices | None:
+    """This process among those that torchrun or srun started, not yet on GPUs; None without a launcher."""
     if environment.get(ALONE):
         return None
 
@@ -197,37 +194,28 @@ def _launched(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
     step = int(environment.get("SLURM_STEP_ID", 0))
     if "TORCHELASTIC_RUN_ID" in environment:
-        place = {
-            "launcher": "torchrun",
-            "nodes": number("WORLD_SIZE") // number("LOCAL_WORLD_SIZE"),
-            "node": number("GROUP_RANK"),
-            "local_ranks": number("LOCAL_WORLD_SIZE"),
-            "local_rank": number("LOCAL_RANK"),
-        }
+        launcher, local_ranks = "torchrun", number("LOCAL_WORLD_SIZE")
+        nodes = number("WORLD_SIZE") // local_ranks
+        node, local_rank = number("GROUP_RANK"), number("LOCAL_RANK")
     # Unlike SLURM_NTASKS, batch scripts do not have this: only what srun starts, a shell for salloc included.
     elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
-        place = {
-            "launcher": "srun",
-            "nodes": number("SLURM_STEP_NUM_NODES"),
-            "node": number("SLURM_NODEID"),
-            "local_ranks": number("SLURM_STEP_NUM_TASKS") // number("SLURM_STEP_NUM_NODES"),
-            "local_rank": number("SLURM_LOCALID"),
-        }
+        launcher, nodes = "srun", number("SLURM_STEP_NUM_NODES")
+        local_ranks = number("SLURM_STEP_NUM_TASKS") // nodes
+        node, local_rank = number("SLURM_NODEID"), number("SLURM_LOCALID")
     else:
         return None
-    nodes = environment.get("SLURM_STEP_NODELIST", "127.0.0.1")
-    first = SLURMEnvironment.resolve_root_node_address(nodes)
+    first = SLURMEnvironment.resolve_root_node_address(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     # Every rank derives the same port; two steps of one job almost never do.
     offset = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
-    place["address"] = environment.get("MASTER_ADDR", first)
-    place["port"] = int(environment.get("MASTER_PORT", 15000 + offset % 10000))
-    return place
+    address = environment.get("MASTER_ADDR", first)
+    port = int(environment.get("MASTER_PORT", 15000 + offset % 10000))
+    return Devices(launcher, False, nodes, node, local_ranks, local_rank, address, port)
 
 
 def _contradictions(
     job: Job, settings: Settings, devices: Devices, there: int, environment: Mapping[str, str]
 ) -> list[Problem]:
-    """Where the job asks for something else than the launcher started."""
+    """Problems where the job contradicts what the launcher started."""
     by, count = devices.launcher, devices.local_ranks
     problems = []
     total, rank = ("WORLD_SIZE", "RANK") if by == "torchrun" else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
@@ -256,7 +244,7 @@ def _contradictions(
 
 
 def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]) -> tuple[int, str, int]:
-    """This machine's number and rank 0's address and port, if the user starts a command on each machine."""
+    """This machine's number, and rank 0's address and port, if the user starts a command on each machine."""
     if nodes == 1:
         return 0, "127.0.0.1", 0
     rule = f"{nodes} machines need a launcher on each"

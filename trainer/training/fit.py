@@ -47,7 +47,7 @@ def fit(
     """Train a model on the job's data, package the best epoch's weights, and score the validation data.
 
     Resuming continues after the last epoch that has a checkpoint, with the batches and metrics of an
-    uninterrupted run, provided that as many processes load the images. More epochs stretch the learning-rate
+    uninterrupted run if the number of loader processes is the same. More epochs stretch the learning-rate
     schedule over the new number.
 
     If torchrun or srun starts the processes, each of them calls `fit` and gets the run. Rank 0 writes it. The

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -33,8 +34,9 @@ _POOL_SIZE, _MIN_POOL_SIZE = 128, 64
 """Sizes of the pool of a worker's latest images with which those of larger data sets are mixed."""
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[Draw]):
-    """Yields one rank's part of a random order of the examples, a new order each epoch.
+    """Yields one rank's share of the examples, in a random order that differs from epoch to epoch.
 
     The order depends on seed and epoch alone, so that a run resumed at an epoch sees the same batches. All
     ranks get equally many draws: the first examples of the order fill up the last rank's.
@@ -49,22 +51,15 @@ class EpochSampler(Sampler[Draw]):
         cached: examples that a worker keeps decoded, the latest ones; 0: any may be mixed with any.
     """
 
-    def __init__(
-        self,
-        length: int,
-        seed: int,
-        rank: int,
-        ranks: int,
-        weights: npt.NDArray[np.float64] | None = None,
-        epoch: int = 0,
-        batch_size: int = 1,
-        workers: int = 0,
-        cached: int = 0,
-    ) -> None:
-        self.length, self.seed, self.rank, self.ranks = length, seed, rank, ranks
-        self.weights = weights
-        self.epoch = epoch
-        self.batch_size, self.workers, self.cached = batch_size, workers, cached
+    length: int
+    seed: int
+    rank: int
+    ranks: int
+    weights: npt.NDArray[np.float64] | None = None
+    epoch: int = 0
+    batch_size: int = 1
+    workers: int = 0
+    cached: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -101,8 +96,9 @@ class EpochSampler(Sampler[Draw]):
 class SeededItems(Dataset[Any]):
     """A family's training items, whose random augmentation depends on the seed and the draw alone.
 
-    So runs are repeatable and can resume at any epoch. The global generators, which libraries use, are seeded
-    for each item and restored after it, except in a loader's worker, which has no other use for them.
+    This makes runs repeatable and lets them resume at any epoch. The global generators, which libraries use,
+    are seeded for each item and restored after it, except in a loader's worker, which does not use them
+    otherwise.
     """
 
     def __init__(self, dataset: TrainingDataset, seed: int) -> None:
@@ -110,7 +106,9 @@ class SeededItems(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> Any:
-        states = _generators() if get_worker_info() is None else None
+        states = None
+        if get_worker_info() is None:  # reading the states takes 0.1 ms
+            states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
         seeds = np.random.SeedSequence([self.seed, draw.epoch, draw.example]).generate_state(3)
         random.seed(int(seeds[0]))
         np.random.seed(seeds[1])  # noqa: NPY002
@@ -126,11 +124,6 @@ class SeededItems(Dataset[Any]):
 
     def collate(self, items: Sequence[Any]) -> Batch:
         return self.dataset.collate(items)
-
-
-def _generators() -> tuple[Any, Any, Tensor]:
-    """The states of the global generators; reading them takes 0.1 ms."""
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
 
 
 class Batches(LightningDataModule):

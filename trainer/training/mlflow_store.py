@@ -152,9 +152,10 @@ class Store:
         """MLflow's client; opens a database, and creates a SQLite database that does not exist."""
         from mlflow import MlflowClient
 
-        if (url := self._database()) is not None:
-            file = _sqlite_file(url)
-            _create_database(file, self.uri) if file is not None else _try_connection(url)
+        if (file := self._sqlite_file()) is not None:
+            _create_database(file, self.uri)
+        elif (url := self._database()) is not None:
+            _try_connection(url)
         return MlflowClient(self.uri)
 
     def experiment(self, name: str) -> str:
@@ -168,7 +169,10 @@ class Store:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return self.client.create_experiment(name, artifact_location=self._artifacts())
+                # A SQLite database has its artifacts next to it; a server decides itself.
+                file = self._sqlite_file()
+                artifacts = str(file.parent / _ARTIFACTS) if file is not None else None
+                return self.client.create_experiment(name, artifact_location=artifacts)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -205,12 +209,6 @@ class Store:
             return f"{self.shown.rstrip('/')}/{page}"
         return f"{self.shown}, run {run.info.run_id}"
 
-    def _artifacts(self) -> str | None:
-        """The artifact folder of a SQLite database, next to it; None leaves the choice to the server."""
-        url = self._database()
-        file = _sqlite_file(url) if url is not None else None
-        return str(file.parent / _ARTIFACTS) if file is not None else None
-
     def _database(self) -> URL | None:
         from mlflow.store.db.db_types import DATABASE_ENGINES
         from sqlalchemy import make_url
@@ -218,16 +216,16 @@ class Store:
         kind = self.uri.partition(":")[0].partition("+")[0]
         return make_url(self.uri) if kind in DATABASE_ENGINES else None
 
+    def _sqlite_file(self) -> Path | None:
+        url = self._database()
+        database = url.database if url is not None and url.get_backend_name() == "sqlite" else None
+        return Path(database) if database and database != ":memory:" else None
+
 
 def sqlite_uri(path: Path) -> str:
     """The address of a database file."""
     # SQLAlchemy takes every other character literally.
     return "sqlite:///" + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
-
-
-def _sqlite_file(url: URL) -> Path | None:
-    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
-    return Path(str(url.database)) if is_file else None
 
 
 def _create_database(path: Path, uri: str) -> None:

@@ -196,8 +196,8 @@ class TrainingModule(LightningModule):
         """Drop the window's gradients after memory ran out, and use micro-batches half as large from now on.
 
         Raises:
-            NoMemoryError: the micro-batches are single images already, or other ranks, which memory did not
-                fail, would wait for this one.
+            NoMemoryError: the micro-batches are single images already, or there are other ranks, which would
+                not repeat the step.
         """
         self._optimizer().zero_grad(set_to_none=True)
         images = len(batch["images"])

@@ -1,6 +1,6 @@
 """The process of a rank that another process started: `python -m trainer.training.rank_process`.
 
-Its orders come through standard input, whose end means that the process that started it is gone.
+It reads its orders from standard input. When the input ends, the process that started it is gone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.training.devices import Devices
 from trainer.training.memory import NO_MEMORY
 
 LOST = 3
-"""Exit status of a rank that lost contact with another one, which is the one to blame."""
+"""Exit status of a rank that lost contact with another rank, which is to blame."""
 REFUSED = 5
 """Exit status of a rank whose standard error ends with the error that the user should see."""
 
@@ -31,7 +31,7 @@ class LostContactError(BrokenOffError):
 
 
 def packed(function: Callable[..., object], devices: Devices, *arguments: Any) -> bytes:
-    """Orders for `main`: to call function(devices, what to call when it is ready, *arguments).
+    """Orders for `main` to call function(devices, ready, *arguments), which calls ready() when it is.
 
     Raises:
         TrainingError: an argument cannot be pickled, such as a lambda or an open file.

@@ -61,7 +61,7 @@ class OtherRanks:
     def start(self, function: Callable[..., object], *arguments: Any) -> Devices:
         """Start this machine's other ranks, unless a launcher has.
 
-        Each calls function(its Devices, what to call when it is ready, *arguments).
+        Each calls function(devices, ready, *arguments) with its own devices; `start` waits for its ready().
 
         Returns:
             This process's devices, with the port where the ranks meet.
@@ -96,7 +96,7 @@ class OtherRanks:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            # By this variable libraries know which process should print.
+            # Libraries read this variable to decide which process prints.
             env={**os.environ, "LOCAL_RANK": str(devices.local_rank)},
         )
         self._processes[devices.rank], self._stderr[devices.rank] = process, stderr
@@ -142,7 +142,7 @@ class OtherRanks:
         ) from error
 
     def _failed(self) -> list[int]:
-        """Ranks that failed; first those that did not fail because of another one."""
+        """The ranks that failed, starting with those that did not fail because of another rank."""
         statuses = {rank: process.poll() for rank, process in self._processes.items()}
         return sorted((rank for rank, s in statuses.items() if s), key=lambda rank: statuses[rank] == LOST)
 

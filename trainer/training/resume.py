@@ -20,7 +20,7 @@ _SHAPING = ("optimizer", "ams_gradient", "layer_decay", "layers_to_freeze", "ave
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What has to be known of a run's last checkpoint before its network is built.
+    """What is needed from a run's last checkpoint before the network is built.
 
     Attributes:
         run: whose checkpoint it is.
@@ -89,7 +89,7 @@ def check_same_network(checkpoint: Checkpoint, spec: Spec) -> None:
     """
     run = checkpoint.run
     earlier = read_spec(checkpoint.spec, run.last_checkpoint)
-    # How the network is exported one day does not change it.
+    # An export setting does not change the network.
     earlier = earlier.model_copy(update={"enable_onnx_normalization": spec.enable_onnx_normalization})
     if earlier.model_dump_json() != spec.model_dump_json():
         raise RunError(

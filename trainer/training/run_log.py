@@ -16,26 +16,24 @@ def logging_to(path: Path) -> Iterator[None]:
     """Write all log messages to this file, too, debug messages and the traceback of a failure included."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.DEBUG)
-    try:
-        yield
-    except KeyboardInterrupt:
-        log.warning("interrupted; `trainer fit --resume %s` continues after the last epoch", path.parent)
-        raise
-    except Exception:
-        log.debug("the run failed", exc_info=True)  # for the file only: the caller shows the error itself
-        raise
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
-        handler.close()
+    with log_level(logging.DEBUG, log.name):
+        log.addHandler(handler)
+        try:
+            yield
+        except KeyboardInterrupt:
+            log.warning("interrupted; `trainer fit --resume %s` continues after the last epoch", path.parent)
+            raise
+        except Exception:
+            log.debug("the run failed", exc_info=True)  # for the file only: the caller shows the error itself
+            raise
+        finally:
+            log.removeHandler(handler)
+            handler.close()
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's advice on settings that are decided here."""
+    """Hide Lightning's advice about settings that this package chooses."""
     with log_level(logging.ERROR, "lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning.*")
         yield
@@ -43,7 +41,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def log_level(level: int, *names: str) -> Iterator[None]:
-    """Set the level of these loggers, and restore it afterwards."""
+    """Set the level of these loggers within the context."""
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:

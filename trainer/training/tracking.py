@@ -130,7 +130,7 @@ def tags_of(job: Job, data: Data, versions: Mapping[str, str]) -> dict[str, str]
 
 
 class Tracker:
-    """Receives the metrics of a run. This one, for a run that is not tracked, ignores them.
+    """Receives a run's metrics. This base class, for runs that are not tracked, ignores them.
 
     Attributes:
         run_id: MLflow's; None if the run is not tracked.

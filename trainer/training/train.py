@@ -1,4 +1,4 @@
-"""The epochs of a training run, on one rank of it."""
+"""Trains all epochs of a run, on one of its ranks."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ log = logging.getLogger("trainer")
 
 @dataclass(frozen=True)
 class Trained:
-    """What training came to.
+    """The outcome of training.
 
     Attributes:
         directory: of the run; rank 0 sends it to the others.
-        epochs: how many the network has been trained for, those before a stop included.
+        epochs: number of epochs trained, including those before the run was resumed.
         best: the best epoch and its metrics.
         timed_out: a time limit ended training.
         evaluation_seconds: time spent in evaluations.
@@ -152,7 +152,7 @@ def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, Traini
         tiles = len(batches.training) - len(training)
         log.info("tile_grid_size %s: training on %d tiles, too", settings.tile_grid_size, tiles)
     targets = [validation.targets, training.targets][: len(batches.scored)]
-    evaluations = [Evaluation(family, of, settings) for of in targets]
+    evaluations = [Evaluation(family, each, settings) for each in targets]
     return batches, TrainingModule(family, prepared.network, evaluations, settings, seed, plan.micro_batches)
 
 
