@@ -150,7 +150,8 @@ def test_auto_on_a_cpu_is_the_models_default(digits: dict[Task, SampleData], tmp
             number_of_epochs=1,
         )
     )
-    assert "training_batch_size auto: a CPU's memory is not what limits it; 16" in run.log.read_text("utf-8")
+    log = run.log.read_text("utf-8")
+    assert "training_batch_size auto: 16, the model's default; memory does not limit it on a CPU" in log
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
