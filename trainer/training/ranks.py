@@ -193,10 +193,8 @@ class OtherRanks:
         self._wait(_SECONDS_AFTER_SIGTERM)
         self._kill()
         for process, stderr in zip(self._processes.values(), self._stderr.values(), strict=True):
-            process.wait()
-            for pipe in (process.stdin, process.stdout, stderr):
-                if pipe is not None:
-                    pipe.close()
+            with process, stderr:  # closes the pipes
+                process.wait()
 
     def _kill(self) -> None:
         for process in self._processes.values():
