@@ -31,7 +31,7 @@ from trainer.training.memory import give_back
 _SMALL_DATA_SET = 256
 """Up to this many training images, any image may be mixed with any other."""
 _POOL_SIZE, _MIN_POOL_SIZE = 128, 64
-"""Sizes of the pool of a worker's latest images with which those of larger data sets are mixed."""
+"""Largest and smallest number of images in a pool of partners for mosaics."""
 
 
 @dataclass(eq=False)
@@ -39,16 +39,17 @@ class EpochSampler(Sampler[Draw]):
     """Yields one rank's share of the examples, in a random order that differs from epoch to epoch.
 
     The order depends on seed and epoch alone, so that a run resumed at an epoch sees the same batches. All
-    ranks get equally many draws: the first examples of the order fill up the last rank's.
+    ranks get equally many draws: if the order is too short for that, its first examples are drawn twice.
 
-    For mosaics each draw names a pool of partners: the examples of the worker's latest batches, which are
-    still decoded, filled up at random while they are few. It depends on batch size and number of workers. An
-    empty pool means all examples; it is used for up to 256 examples, and if the cache holds none or all.
+    Each draw also names a pool of partners for mosaics: the examples of the worker's latest batches, which
+    are still decoded, and random ones while those are few. The pool depends on batch size and number of
+    workers. An empty pool means all examples; draws have one if there are at most 256 examples, or if the
+    cache holds none or all of them.
 
     Args:
-        weights: draw with replacement, each example by its probability, instead of each once.
+        weights: the examples' probabilities, for draws with replacement; None draws each example once.
         epoch: the first epoch; loader workers ask for items before Lightning says which epoch it is.
-        cached: examples that a worker keeps decoded, the latest ones; 0: any may be mixed with any.
+        cached: number of latest examples that a worker keeps decoded; 0 mixes any example with any other.
     """
 
     length: int

@@ -169,7 +169,7 @@ class Store:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                # A SQLite database has its artifacts next to it; a server decides itself.
+                # Artifacts are stored next to a SQLite database; a server chooses their place itself.
                 file = self._sqlite_file()
                 artifacts = str(file.parent / _ARTIFACTS) if file is not None else None
                 return self.client.create_experiment(name, artifact_location=artifacts)

@@ -35,7 +35,7 @@ def build_optimizer(
             factor = settings.layer_decay ** (len(layers) - depths[name])
             # Norm weights and biases are the parameters of one dimension.
             decays = parameter.ndim > 1 and name not in exempt
-            # The key is not rate and decay themselves, which may differ in a resumed run.
+            # Rate and decay themselves may differ in a resumed run, whose groups must stay the same.
             groups.setdefault((factor, decays), []).append(parameter)
     rate, decay = settings.learning_rate, settings.weight_decay
     return _optimizer(
@@ -70,7 +70,7 @@ def _optimizer(groups: list[dict[str, Any]], settings: Settings) -> Optimizer:
     fused = all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
     rate = settings.learning_rate
     if settings.optimizer == "sgd":
-        # Nesterov's momentum needs a momentum; without one the two are equal.
+        # PyTorch rejects Nesterov momentum without momentum, where it would change nothing.
         nesterov = settings.nesterov and settings.momentum > 0
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=nesterov, fused=fused)
     adam = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
@@ -124,7 +124,7 @@ def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) 
 
     Args:
         groups: the options of the optimizer's parameter groups as built, with their `initial_lr`.
-        step: the schedule's step, counted by the present batches.
+        step: the schedule's step, counted in the current batches.
     """
     schedule.last_epoch = step
     schedule.base_lrs = [group["initial_lr"] for group in groups]

@@ -62,7 +62,7 @@ def check_resumable(run: Run, settings: Settings) -> None:
     earlier = Job.read(run.job).resolve_settings()
     if run.result.exists():
         result = run.read_result()
-        # A run that its time limit stopped has epochs left of those that it was started with.
+        # A run that was stopped by its time limit still has some of its own epochs left.
         trained = result.epochs if result.timed_out else earlier.number_of_epochs
         if settings.number_of_epochs <= trained:
             raise RunError(
