@@ -325,6 +325,7 @@ def test_changed_replaces_settings_and_limits_one_by_one() -> None:
     assert changed.limits.model_dump() == {"max_trials": 9, "max_concurrent_trials": 1, "timeout_minutes": 60}
     assert changed.settings == {"seed": 7, "learning_rate_scheduler": "warmup_cosine"}
     assert (changed.gpus, changed.training_data) == (0, job.training_data)
+    assert "nodes" not in changed.model_fields_set  # a launcher may still choose it
     with pytest.raises(JobError, match=r"job.yaml: gpus: must be auto"):
         job.changed("job.yaml", gpus=-1)
 

@@ -71,7 +71,8 @@ class Job(AzureOptions):
         Raises:
             JobError: all problems of the values.
         """
-        return Job.of(where, **_changed(dict(self), changes))
+        chosen = {name: value for name, value in self if name in self.model_fields_set}
+        return Job.of(where, **_changed(chosen, changes))
 
     @classmethod
     def of(cls, where: str = "", **values: Any) -> Job:
