@@ -12,7 +12,7 @@ from trainer.data.images import ImageError, thumbnail
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, local_path
 from trainer.report.charts.svg import shape
-from trainer.report.markup import Html, element
+from trainer.report.markup import Html, element, note
 from trainer.report.outlines import Outline, draw_outlines
 
 _LONGER_SIDE = 320
@@ -23,8 +23,7 @@ _JPEG_QUALITY = 78
 class EmbeddedImages:
     """Embeds each image once, however often it is shown, until the page's budget is used up."""
 
-    def __init__(self, max_total_bytes: int = _MAX_TOTAL_BYTES) -> None:
-        self._max_total_bytes = max_total_bytes
+    def __init__(self) -> None:
         self._total_bytes = 0
         self._embedded: dict[str, tuple[str, float, float]] = {}
         self._omitted = 0
@@ -59,7 +58,7 @@ class EmbeddedImages:
         if source in self._embedded:
             name, width, height = self._embedded[source]
             return element("use", href=f"#{name}"), width, height
-        if self._total_bytes >= self._max_total_bytes:
+        if self._total_bytes >= _MAX_TOTAL_BYTES:
             self._omitted += 1
             return None
         try:
@@ -81,15 +80,14 @@ class EmbeddedImages:
         )  # fmt: skip
         return image, width, height
 
-    @property
-    def note(self) -> str | None:
-        """What is not shown and why; None if everything is."""
+    def note(self) -> Html | None:
+        """Say what is not shown and why; None if everything is."""
         sentences = []
         if self._omitted:
             sentences.append(f"{self._omitted} images are left out to keep this file small.")
         if self._unreadable:
             sentences.append(f"{self._unreadable} images could not be read.")
-        return " ".join(sentences) or None
+        return note(" ".join(sentences)) if sentences else None
 
 
 def card(panes: Sequence[Html | None], *caption: object) -> Html | None:
@@ -97,12 +95,8 @@ def card(panes: Sequence[Html | None], *caption: object) -> Html | None:
     shown = [pane for pane in panes if pane is not None]
     if not shown:
         return None
-    return element(
-        "div",
-        element("div", *shown, class_="panes"),
-        element("div", *caption, class_="caption"),
-        class_="picture",
-    )
+    panes_shown, text = element("div", *shown, class_="panes"), element("div", *caption, class_="caption")
+    return element("div", panes_shown, text, class_="picture")
 
 
 def gallery(cards: Sequence[Html | None], *, pairs: bool = False) -> Html | None:

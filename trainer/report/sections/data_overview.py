@@ -33,7 +33,7 @@ def _headline(images: ExaminedImages) -> Html:
     validation = images.validation
     classes = {name for part in images.parts for name in part.classes}
     sizes = _known_sizes(images)
-    median = np.median(sizes, axis=0) if len(sizes) else None
+    median = "{:.0f} × {:.0f} pixels".format(*np.median(sizes, axis=0)) if len(sizes) else None
     unlabelled = sum(int(np.count_nonzero(np.diff(part.starts) == 0)) for part in images.parts)
     has_boxes = images.train.task.has_boxes
     return facts(
@@ -43,10 +43,7 @@ def _headline(images: ExaminedImages) -> Html:
             ("classes", len(classes)),
             ("objects", sum(len(part.labels) for part in images.parts) if has_boxes else None),
             ("images without a label", unlabelled or None),
-            (
-                "median image size",
-                f"{median[0]:.0f} × {median[1]:.0f} pixels" if median is not None else None,
-            ),
+            ("median image size", median),
             ("files", ", ".join(dict.fromkeys(file for part in images.parts for file in part.files))),
         ]
     )
@@ -54,8 +51,7 @@ def _headline(images: ExaminedImages) -> Html:
 
 def _known_sizes(images: ExaminedImages) -> IntArray:
     """Return (width, height) in pixels of the images whose size is known, int64 [n, 2]."""
-    known: IntArray = images.sizes[(images.sizes > 0).all(axis=1)]
-    return known
+    return images.sizes[(images.sizes > 0).all(axis=1)]
 
 
 def _charts(images: ExaminedImages) -> list[object]:
@@ -72,12 +68,8 @@ def _charts(images: ExaminedImages) -> list[object]:
     if images.train.task.has_boxes:
         blocks += _object_charts(images)
     if 0 < images.scanned < len(images):
-        blocks.append(
-            note(
-                f"Image sizes and near-duplicates are based on a sample of {images.scanned:,} of the "
-                f"{len(images):,} images."
-            )
-        )
+        sample = f"a sample of {images.scanned:,} of the {len(images):,} images"
+        blocks.append(note(f"Image sizes and near-duplicates are based on {sample}."))
     return blocks
 
 
@@ -107,17 +99,13 @@ def _count_by_class(records: Records, names: Sequence[str]) -> list[float]:
 
 
 def _object_charts(images: ExaminedImages) -> list[Chart]:
-    relative, absolute, per_image = [], [], []
-    offset = 0
-    for part in images.parts:
-        fractions, pixels = object_sizes(part, images.sizes[offset : offset + len(part)])
-        relative.append(np.sqrt(fractions.prod(axis=1)) * 100)
-        absolute.append(np.sqrt(pixels.prod(axis=1)))
-        per_image.append(np.diff(part.starts))
-        offset += len(part)
-    percentages = np.concatenate(relative).tolist()
-    sides = np.concatenate(absolute)
+    sizes = np.split(images.sizes, [len(images.train)])
+    measured = [object_sizes(*part) for part in zip(images.parts, sizes, strict=False)]
+    fractions, pixels = (np.concatenate(of_parts) for of_parts in zip(*measured, strict=True))
+    percentages = (np.sqrt(fractions.prod(axis=1)) * 100).tolist()
+    sides = np.sqrt(pixels.prod(axis=1))
     sides = sides[np.isfinite(sides)]
+    per_image = np.concatenate([np.diff(part.starts) for part in images.parts]).tolist()
     coco_sizes = (
         f"By COCO's definition {np.mean(sides < _SMALL):.0%} are small (area below {_SMALL}² pixels), "
         f"{np.mean((sides >= _SMALL) & (sides < _LARGE)):.0%} medium and "
@@ -128,8 +116,8 @@ def _object_charts(images: ExaminedImages) -> list[Chart]:
     return [
         histogram("object-sizes", "Object sizes", percentages, log=needs_log(percentages), y_label="objects",
                   x_label="√(box area), % of √(image area)", notes=[coco_sizes] if coco_sizes else []),
-        histogram("objects-per-image", "Objects per image", np.concatenate(per_image).tolist(),
-                  x_label="objects", y_label="images", are_counts=True),
+        histogram("objects-per-image", "Objects per image", per_image, x_label="objects", y_label="images",
+                  are_counts=True),
     ]  # fmt: skip
 
 
@@ -143,27 +131,23 @@ def _examples(records: Records, embedded: EmbeddedImages) -> list[object]:
     images = gallery(cards)
     if images is None:
         return [note("The images cannot be read from this machine, so none is shown.")]
-    return [
-        legend("labelled") if records.task.has_boxes else None,
-        images,
-        note(embedded.note) if embedded.note else None,
-    ]
+    return [legend("labelled") if records.task.has_boxes else None, images, embedded.note()]
 
 
-def _example_indices(records: Records, count: int = _EXAMPLES) -> list[int]:
+def _example_indices(records: Records) -> list[int]:
     """Choose images that show each class in turn, the same ones each time."""
     image_of_label = np.repeat(np.arange(len(records)), np.diff(records.starts))
     generator = np.random.default_rng(0)
     queues = [
         generator.permutation(np.unique(image_of_label[records.labels == label])).tolist()
-        for label in generator.permutation(len(records.classes))[:count]
+        for label in generator.permutation(len(records.classes))[:_EXAMPLES]
     ]
     chosen: dict[int, None] = {}
-    while len(chosen) < count and any(queues):
+    while len(chosen) < _EXAMPLES and any(queues):
         for queue in queues:
             while queue:
                 index = queue.pop()
                 if index not in chosen:
                     chosen[index] = None
                     break
-    return list(chosen)[:count]
+    return list(chosen)[:_EXAMPLES]

@@ -36,7 +36,7 @@ def _blocks(evaluated: EvaluatedRun, embedded: EmbeddedImages) -> list[object]:
         legend("labelled", "wrong") if evaluated.analysis.task.has_boxes else None,
         gallery([_card(evaluated.records, issue, embedded) for issue in shown]),
         Table("label-issues", title, columns, rows, _LISTED, summary),
-        note(embedded.note) if embedded.note else None,
+        embedded.note(),
     ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from trainer.annotations import Objects
@@ -31,10 +29,8 @@ def add_prediction_examples(page: Page, evaluated: EvaluatedRun, embedded: Embed
         wrong = gallery(_wrong_classifications(evaluated, embedded))
         page.add("Most confident errors", wrong or paragraph("No errors, or no image that can be read."))
         correct = gallery(_correct_classifications(evaluated, embedded))
-        page.add(
-            "Correct predictions",
-            correct or paragraph("No correct predictions, or no image that can be read."),
-        )
+        nothing = paragraph("No correct predictions, or no image that can be read.")
+        page.add("Correct predictions", correct or nothing)
 
 
 def _add_pairs(page: Page, evaluated: EvaluatedRun, embedded: EmbeddedImages) -> None:
@@ -60,17 +56,14 @@ def _images_without_errors(evaluated: EvaluatedRun, wrong: set[int]) -> list[int
 
 
 def _wrong_classifications(evaluated: EvaluatedRun, embedded: EmbeddedImages) -> list[Html | None]:
-    mistakes = {mistake.image: mistake for mistake in reversed(evaluated.analysis.mistakes)}
-    most_confident = [
-        mistake for mistake in evaluated.analysis.mistakes if mistakes[mistake.image] is mistake
-    ]
     cards = []
-    for mistake in most_confident[:_WRONG]:
-        labels = describe_labels(evaluated.records, mistake.image)
-        answer = _describe_answer(evaluated, mistake.image)
-        pane = embedded.pane(evaluated.records, mistake.image, alt=f"{labels}, predicted {answer}")
+    for index in list(dict.fromkeys(mistake.image for mistake in evaluated.analysis.mistakes))[:_WRONG]:
+        labels = describe_labels(evaluated.records, index)
+        answer = _describe_answer(evaluated, index)
+        pane = embedded.pane(evaluated.records, index, alt=f"{labels}, predicted {answer}")
         verdict = element("span", f"predicted {answer}", class_="bad")
-        cards.append(card([pane], verdict, f", labelled {labels} · ", source_location(mistake.location)))
+        location = source_location(evaluated.records.location(index))
+        cards.append(card([pane], verdict, f", labelled {labels} · ", location))
     return cards
 
 
@@ -143,7 +136,8 @@ def _matched_outlines(
     analysis, size = evaluated.analysis, evaluated.sizes[index]
     classes, by_masks = analysis.classes, analysis.task is Task.SEGMENTATION
     found, polygons = evaluated.answers.detections(index, classes, size)
-    thresholds = _thresholds(evaluated)
+    best = analysis.thresholds
+    thresholds = [best[name].score if name in best else _DEFAULT_THRESHOLD for name in classes]
     kept = np.flatnonzero(found.scores >= np.array(thresholds, np.float32)[found.labels]).tolist()
     counted = np.flatnonzero(~target.crowd)
     image = EvaluatedImage(
@@ -169,9 +163,3 @@ def _matched_outlines(
         outlines.append(Outline((left, top, right, bottom), text, verdict, flat_polygons))
     missed = counted[np.flatnonzero(matches.found_by == matching.NONE)].tolist()
     return outlines, missed
-
-
-def _thresholds(evaluated: EvaluatedRun) -> Sequence[float]:
-    """Return the best score threshold of each class."""
-    best = evaluated.analysis.thresholds
-    return [best[name].score if name in best else _DEFAULT_THRESHOLD for name in evaluated.analysis.classes]
