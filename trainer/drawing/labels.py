@@ -83,16 +83,21 @@ def draw_labels(
         picture_size: (width, height) in pixels.
     """
     padding = max(2, text_size // 5)
+    label_height = round(text_size * 1.2) + 2 * padding
     labels: list[_Label] = []
     # Place the labels with the highest scores first, and draw them last, on top.
     for found, color in zip(objects, colors, strict=True):
-        box = _pixel_box(found["box"], picture_size)
+        left, top, right, bottom = pixel_corners(found["box"], picture_size)
+        max_width = min(picture_size[0], max(right - left, picture_size[0] * STYLE.label_share))
+        texts = _label_texts(canvas, found, text_size, max_width - 2 * padding)
+        size = (sum(width for _, _, width in texts) + 2 * padding, label_height)
         taken = [label.place for label in labels]
-        label = _make_label(canvas, found, box, color, text_size, padding, picture_size, taken)
+        place = place_label(Rectangle(left, top, right - left, bottom - top), size, picture_size, taken)
         # In a crowd, labels larger than their objects would hide other objects.
-        area = _box_area(found["box"]) * math.prod(picture_size)
-        if len(objects) <= STYLE.crowd or label.place.width * label.place.height <= area:
-            labels.append(label)
+        box = found["box"]
+        area = (box["bottomX"] - box["topX"]) * (box["bottomY"] - box["topY"]) * math.prod(picture_size)
+        if len(objects) <= STYLE.crowd or place.width * place.height <= area:
+            labels.append(_Label(texts, color, place))
     for label in reversed(labels):
         x, y, width, height = label.place
         canvas.rectangle((x, y, x + width, y + height), fill=label.color)
@@ -102,32 +107,21 @@ def draw_labels(
             x += text_width
 
 
-def _make_label(
-    canvas: ImageDraw.ImageDraw,
-    found: Mapping[str, Any],
-    box: Rectangle,
-    color: Color,
-    text_size: int,
-    padding: int,
-    picture_size: tuple[int, int],
-    taken: Sequence[Rectangle],
-) -> _Label:
+def pixel_corners(
+    box: Mapping[str, float], picture_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom) in pixels of a box of a documented answer."""
+    width, height = picture_size[0] - 1, picture_size[1] - 1
+    return box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
+
+
+def _label_texts(
+    canvas: ImageDraw.ImageDraw, found: Mapping[str, Any], text_size: int, max_width: float
+) -> tuple[tuple[str, Font, float], ...]:
+    """Return the class name, shortened so that both fit, and the score; see `_Label.texts`."""
     # Draw the score as a text of its own: names written from right to left would move it to their other side.
     score, score_font = text_and_font(f" {found['score']:.2f}", text_size)
     score_width = canvas.textlength(score, font=score_font)
-    max_width = min(picture_size[0], max(box.width, picture_size[0] * STYLE.label_share))
-    name, name_font = fit_text(found["label"], text_size, max_width - score_width - 2 * padding)
+    name, name_font = fit_text(found["label"], text_size, max_width - score_width)
     name_width = canvas.textlength(name, font=name_font)
-    size = (name_width + score_width + 2 * padding, round(text_size * 1.2) + 2 * padding)
-    texts = ((name, name_font, name_width), (score, score_font, score_width))
-    return _Label(texts, color, place_label(box, size, picture_size, taken))
-
-
-def _pixel_box(box: Mapping[str, float], picture_size: tuple[int, int]) -> Rectangle:
-    width, height = picture_size[0] - 1, picture_size[1] - 1
-    left, top = box["topX"] * width, box["topY"] * height
-    return Rectangle(left, top, box["bottomX"] * width - left, box["bottomY"] * height - top)
-
-
-def _box_area(box: Mapping[str, float]) -> float:
-    return (box["bottomX"] - box["topX"]) * (box["bottomY"] - box["topY"])
+    return (name, name_font, name_width), (score, score_font, score_width)

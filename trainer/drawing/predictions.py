@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from PIL import Image as PILImage
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageOps
 
 from trainer.annotations import Image
 from trainer.drawing.fonts import text_and_font
-from trainer.drawing.labels import draw_labels
+from trainer.drawing.labels import draw_labels, pixel_corners
 from trainer.drawing.style import STYLE, Color, class_color, class_dash
 
 Point: TypeAlias = tuple[float, float]
@@ -29,19 +29,13 @@ def draw_answer(image: Image, answer: Mapping[str, Any], classes: Sequence[str])
         answer: a documented answer, with `boxes` or with `probs` and `labels`.
         classes: the model's class names, whose order decides the colours.
     """
-    picture = _enlarged(PILImage.fromarray(image))
+    picture = PILImage.fromarray(image)
+    factor = max(1.0, STYLE.smallest_side / max(picture.size))
+    picture = ImageOps.scale(picture, factor, PILImage.Resampling.BICUBIC)
     if "boxes" in answer:
         _draw_objects(picture, answer["boxes"], classes)
         return picture
     return _with_probabilities(picture, answer["probs"], answer["labels"], classes)
-
-
-def _enlarged(picture: PILImage.Image) -> PILImage.Image:
-    factor = STYLE.smallest_side / max(picture.size)
-    if factor <= 1:
-        return picture
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-    return picture.resize(size, PILImage.Resampling.BICUBIC)
 
 
 def _draw_objects(
@@ -65,7 +59,7 @@ def _draw_objects(
             _draw_outline(canvas, points, color, line_width, dash)
         # Polygons already show the object, so their box gets a thinner line.
         box_line_width = max(1, line_width // 2) if segments else line_width
-        _draw_box(canvas, _pixel_corners(found["box"], picture), color, box_line_width, dash)
+        _draw_box(canvas, pixel_corners(found["box"], picture.size), color, box_line_width, dash)
     draw_labels(canvas, objects, [class_color(index) for index in indices], text_size, picture.size)
 
 
@@ -104,8 +98,9 @@ def _draw_outline(
 
 
 def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[tuple[Point, Point]]:
-    """Yield the dashes of a line through points; `lengths` are those of dashes and gaps in turn."""
-    part, remaining, is_dash = 0, lengths[0], True
+    """Yield the dashes of a line through points; `lengths` are those of a dash and of a gap."""
+    pattern = itertools.cycle(zip(lengths, (True, False), strict=True))
+    remaining, is_dash = next(pattern)
     for (x, y), (end_x, end_y) in itertools.pairwise(points):
         length = math.hypot(end_x - x, end_y - y)
         done = 0.0
@@ -120,13 +115,7 @@ def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[tuple
             done += step
             remaining -= step
             if remaining <= 1e-9:
-                part = (part + 1) % len(lengths)
-                remaining, is_dash = lengths[part], not is_dash
-
-
-def _pixel_corners(box: Mapping[str, float], picture: PILImage.Image) -> tuple[float, float, float, float]:
-    width, height = picture.width - 1, picture.height - 1
-    return box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
+                remaining, is_dash = next(pattern)
 
 
 def _with_probabilities(

@@ -46,11 +46,6 @@ def element(name: str, *content: object, **attributes: object) -> Html:
     return Html(f"<{name}{written}>{joined(content)}</{name}>")
 
 
-def paragraph(*content: object) -> Html:
-    """Build a paragraph."""
-    return element("p", *content)
-
-
 def note(*content: object) -> Html:
     """Build a paragraph in small print, such as what was left out or how something was measured."""
     return element("p", *content, class_="note")

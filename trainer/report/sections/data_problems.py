@@ -9,7 +9,7 @@ from trainer.data.quality.examined_images import MAX_SCANNED, ExaminedImages
 from trainer.data.quality.finding import Finding, Place
 from trainer.errors import Problem
 from trainer.report.embedded_images import EmbeddedImages, card, gallery
-from trainer.report.markup import Html, element, joined, note, paragraph, source_location
+from trainer.report.markup import Html, element, joined, note, source_location
 from trainer.report.outlines import labelled_outlines
 from trainer.report.page import Page
 from trainer.report.tables import Table
@@ -28,7 +28,7 @@ def add_data_problems(
         images: the valid lines of the data; None if there is none.
         problems: errors and warnings from checking the data against the schema.
     """
-    found = _finding_blocks(images, embedded) if images is not None else [paragraph("No line is valid.")]
+    found = _finding_blocks(images, embedded) if images is not None else [element("p", "No line is valid.")]
     page.add("Data problems", *found, *_schema_blocks(problems))
 
 
@@ -36,7 +36,7 @@ def _finding_blocks(images: ExaminedImages, embedded: EmbeddedImages) -> list[ob
     findings = find_suspicious(images)
     blocks: list[object] = []
     if not findings:
-        blocks.append(paragraph("No duplicates, leakage, suspicious boxes or class imbalance found."))
+        blocks.append(element("p", "No duplicates, leakage, suspicious boxes or class imbalance found."))
     for finding in findings:
         blocks += _blocks_of(finding, images, embedded)
     scanned = images.scanned
@@ -53,7 +53,7 @@ def _blocks_of(finding: Finding, images: ExaminedImages, embedded: EmbeddedImage
     are_pairs = any(place.other is not None for place in finding.places)
     blocks: list[object] = [
         element("h3", bullet, finding.title),
-        paragraph(finding.why),
+        element("p", finding.why),
         gallery(
             [_card(images, place, embedded) for place in finding.places[:_SHOWN_PLACES]], pairs=are_pairs
         ),

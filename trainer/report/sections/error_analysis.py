@@ -6,7 +6,7 @@ from trainer.metrics.results import Analysis, ConfusionMatrix
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.chart import Chart
 from trainer.report.charts.heat_map import heat_map
-from trainer.report.markup import paragraph
+from trainer.report.markup import element
 from trainer.report.page import Page
 from trainer.report.tables import Table
 from trainer.tasks import Task
@@ -45,7 +45,7 @@ def _confusions(analysis: Analysis) -> list[object]:
         )
         blocks.append(_matrix_chart(matrix))
     if not analysis.confused_pairs:
-        return [*blocks, paragraph("No class is mistaken for another.")]
+        return [*blocks, element("p", "No class is mistaken for another.")]
     pairs = [(pair.true, pair.predicted, pair.count, pair.share) for pair in analysis.confused_pairs]
     columns = ("labelled", "predicted", "count", "fraction of the class")
     return [*blocks, Table("confused-pairs", "Most confused classes", columns, pairs, limit=_LISTED_PAIRS)]

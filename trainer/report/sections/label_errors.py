@@ -6,7 +6,7 @@ from trainer.data.reading.records import Records
 from trainer.metrics.results import LabelIssue
 from trainer.report.embedded_images import EmbeddedImages, card, gallery
 from trainer.report.evaluated_run import EvaluatedRun
-from trainer.report.markup import Html, element, note, paragraph, source_location
+from trainer.report.markup import Html, element, note, source_location
 from trainer.report.outlines import Outline, legend
 from trainer.report.page import Page
 from trainer.report.tables import Table
@@ -22,7 +22,7 @@ def add_label_errors(page: Page, evaluated: EvaluatedRun, embedded: EmbeddedImag
 def _blocks(evaluated: EvaluatedRun, embedded: EmbeddedImages) -> list[object]:
     issues = evaluated.analysis.label_issues
     if not issues:
-        return [paragraph("None: the model does not confidently disagree with any label.")]
+        return [element("p", "None: the model does not confidently disagree with any label.")]
     rows = [
         (element("code", issue.location), issue.kind, issue.given, issue.suggested, issue.score)
         for issue in issues

@@ -9,7 +9,7 @@ from trainer.metrics import masks, matching
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.report.embedded_images import EmbeddedImages, card, gallery
 from trainer.report.evaluated_run import EvaluatedRun
-from trainer.report.markup import Html, element, note, paragraph, source_location
+from trainer.report.markup import Html, element, note, source_location
 from trainer.report.outlines import Outline, Verdict, describe_labels, legend, outlines_of
 from trainer.report.page import Page
 from trainer.tasks import Task
@@ -27,9 +27,9 @@ def add_prediction_examples(page: Page, evaluated: EvaluatedRun, embedded: Embed
         _add_pairs(page, evaluated, embedded)
     else:
         wrong = gallery(_wrong_classifications(evaluated, embedded))
-        page.add("Most confident errors", wrong or paragraph("No errors, or no image that can be read."))
+        page.add("Most confident errors", wrong or element("p", "No errors, or no image that can be read."))
         correct = gallery(_correct_classifications(evaluated, embedded))
-        nothing = paragraph("No correct predictions, or no image that can be read.")
+        nothing = element("p", "No correct predictions, or no image that can be read.")
         page.add("Correct predictions", correct or nothing)
 
 
@@ -41,7 +41,7 @@ def _add_pairs(page: Page, evaluated: EvaluatedRun, embedded: EmbeddedImages) ->
         "Images with the most errors",
         legend("labelled", "correct", "wrong", "missed"),
         note("Labels are on the left, predictions at each class's best score threshold on the right."),
-        gallery(worst_cards, pairs=True) or paragraph("No errors."),
+        gallery(worst_cards, pairs=True) or element("p", "No errors."),
     )
     best_cards = [_pair(evaluated, index, embedded) for index in best[:_CORRECT_PAIRS]]
     page.add("Images with the fewest errors", gallery(best_cards, pairs=True))
@@ -139,7 +139,7 @@ def _matched_outlines(
     best = analysis.thresholds
     thresholds = [best[name].score if name in best else _DEFAULT_THRESHOLD for name in classes]
     kept = np.flatnonzero(found.scores >= np.array(thresholds, np.float32)[found.labels]).tolist()
-    counted = np.flatnonzero(~target.crowd)
+    counted, labelled = np.flatnonzero(~target.crowd), target.polygons or ()
     image = EvaluatedImage(
         size=size,
         boxes=found.boxes[kept],
@@ -148,10 +148,8 @@ def _matched_outlines(
         target_boxes=target.boxes[counted],
         target_labels=target.labels[counted],
         crowd=target.crowd[counted],
-        masks=[masks.from_polygons(polygons[i], size) for i in kept] if by_masks else (),
-        target_masks=[masks.from_polygons((target.polygons or ())[i], size) for i in counted.tolist()]
-        if by_masks
-        else (),
+        masks=[masks.from_polygons(polygons[i], size) for i in kept if by_masks],
+        target_masks=[masks.from_polygons(labelled[i], size) for i in counted.tolist() if by_masks],
     )
     matches = matching.match_objects([image], analysis.iou_threshold or _DEFAULT_IOU, by_masks=by_masks)
     outlines = []

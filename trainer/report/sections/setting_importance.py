@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainer.report.charts.scale import needs_log
 from trainer.report.trials_csv import Trial
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
 MIN_TRIALS = 10
 """Number of complete trials below which importance says nothing."""
@@ -34,32 +31,35 @@ def setting_importance(trials: Sequence[Trial]) -> dict[str, float] | str:
             "trainer fit --resume with a higher --max-trials adds trials."
         )
     shared = set.intersection(*(set(trial.settings) for trial in complete))
-    distributions = {
-        name: distribution
-        for name in sorted(shared)
-        if (distribution := _distribution([trial.settings[name] for trial in complete])) is not None
-    }
-    if not distributions:
+    columns = {name: [trial.settings[name] for trial in complete] for name in sorted(shared)}
+    varied = {name: values for name, values in columns.items() if len(set(map(str, values))) > 1}
+    if not varied:
         return "No setting that all trials share has more than one value."
     if len({trial.value for trial in complete}) == 1:
         return "All trials have the same metric."
-    return _fanova(complete, distributions)
+    return _fanova(varied, [trial.value for trial in complete])
 
 
-def _fanova(trials: Sequence[Trial], distributions: dict[str, BaseDistribution]) -> dict[str, float]:
+def _fanova(columns: Mapping[str, Sequence[Any]], metrics: Sequence[float | None]) -> dict[str, float]:
+    """Estimate the importance of settings from their values and the metric in each trial."""
     import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    frozen_trials = [
+    distributions: dict[str, BaseDistribution] = {}
+    parameters: dict[str, Sequence[float | str]] = {}
+    for name, values in columns.items():
+        if all(isinstance(value, int | float) for value in values):
+            parameters[name] = numbers = [float(value) for value in values]
+            distributions[name] = FloatDistribution(min(numbers), max(numbers), log=needs_log(numbers))
+        else:
+            parameters[name] = names = [str(value) for value in values]
+            distributions[name] = CategoricalDistribution(sorted(set(names)))
+    trials = [
         optuna.create_trial(
-            params={
-                name: _as_parameter(trial.settings[name], distribution)
-                for name, distribution in distributions.items()
-            },
-            distributions=distributions,
-            value=trial.value,
+            params=dict(zip(columns, row, strict=True)), distributions=distributions, value=metric
         )
-        for trial in trials
+        for row, metric in zip(zip(*parameters.values(), strict=True), metrics, strict=True)
     ]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -67,27 +67,9 @@ def _fanova(trials: Sequence[Trial], distributions: dict[str, BaseDistribution])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about experimental features
             study = optuna.create_study(direction="maximize")
-            study.add_trials(frozen_trials)
+            study.add_trials(trials)
             evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
             importance = get_param_importances(study, evaluator=evaluator)
     finally:
         optuna.logging.set_verbosity(verbosity)
     return {name: float(value) for name, value in importance.items()}
-
-
-def _distribution(values: Sequence[Any]) -> BaseDistribution | None:
-    """Return the range of the values that were tried; None for a single value."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if len({str(value) for value in values}) < 2:
-        return None
-    if all(isinstance(value, int | float) for value in values):
-        numbers = [float(value) for value in values]
-        return FloatDistribution(min(numbers), max(numbers), log=needs_log(numbers))
-    return CategoricalDistribution(sorted({str(value) for value in values}))
-
-
-def _as_parameter(value: Any, distribution: BaseDistribution) -> Any:
-    from optuna.distributions import CategoricalDistribution
-
-    return str(value) if isinstance(distribution, CategoricalDistribution) else float(value)

@@ -11,7 +11,7 @@ from trainer.report.charts.line_chart import line_chart
 from trainer.report.charts.parallel_coordinates import parallel_coordinates
 from trainer.report.charts.scale import Scale
 from trainer.report.charts.scatter_chart import Point, scatter_chart
-from trainer.report.markup import Html, element, facts, note, paragraph
+from trainer.report.markup import Html, element, facts, note
 from trainer.report.page import Page
 from trainer.report.sections.setting_importance import setting_importance
 from trainer.report.sections.training_history import read_metrics, series_of
@@ -57,7 +57,7 @@ def add_sweep_results(
 
 def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int | None) -> list[object]:
     if not measured:
-        return [paragraph("No trial was evaluated.")]
+        return [element("p", "No trial was evaluated.")]
     points = [
         Point(float(trial.number), trial.value or 0.0, f"trial {trial.number}", trial.number == best)
         for trial in measured
@@ -80,23 +80,21 @@ def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int |
 def _trial_table(
     run: Run, trials: Sequence[Trial], settings: Sequence[str], metric: str, best: int | None
 ) -> Table:
-    has_latency = any(trial.latency_ms is not None for trial in trials)
-    has_reasons = any(trial.reason for trial in trials)
-    columns = ["trial", "state", metric]
-    if has_latency:
-        columns += ["latency, ms", "Pareto front"]
-    columns += ["seconds", *settings]
-    if has_reasons:
-        columns.append("reason")
-    rows = []
-    for trial in trials:
-        row: list[object] = [_trial_link(run, trial, trial.number == best), trial.state, trial.value]
-        if has_latency:
-            row += [trial.latency_ms, "yes" if trial.is_pareto else ""]
-        row += [trial.seconds, *(trial.settings.get(name) for name in settings)]
-        rows.append([*row, trial.reason] if has_reasons else row)
+    columns: dict[str, list[object]] = {
+        "trial": [_trial_link(run, trial, trial.number == best) for trial in trials],
+        "state": [trial.state for trial in trials],
+        metric: [trial.value for trial in trials],
+    }
+    if any(trial.latency_ms is not None for trial in trials):
+        columns["latency, ms"] = [trial.latency_ms for trial in trials]
+        columns["Pareto front"] = ["yes" if trial.is_pareto else "" for trial in trials]
+    columns["seconds"] = [trial.seconds for trial in trials]
+    columns |= {name: [trial.settings.get(name) for trial in trials] for name in settings}
+    if any(trial.reason for trial in trials):
+        columns["reason"] = [trial.reason for trial in trials]
+    rows = list(zip(*columns.values(), strict=True))
     title = "Trials (click a heading to sort, a trial number for its report)"
-    return Table("trials", title, columns, rows, limit=_LISTED_TRIALS)
+    return Table("trials", title, list(columns), rows, limit=_LISTED_TRIALS)
 
 
 def _trial_link(run: Run, trial: Trial, is_best: bool) -> Html:
@@ -129,7 +127,7 @@ def _parallel_coordinates(
 def _importance(trials: Sequence[Trial], metric: str, complete: int) -> list[object]:
     importance = setting_importance(trials)
     if isinstance(importance, str):
-        return [paragraph(importance)]
+        return [element("p", importance)]
     method = (
         f"Fraction of the variance of {metric} that each setting explains, by fANOVA (Hutter et al., 2014) "
         f"as implemented in Optuna, from {complete} trials. With few trials it is only "
