@@ -34,23 +34,17 @@ class Table:
 
     def html(self) -> Html:
         """Build the table in a box that scrolls sideways; with scripts, a click on a heading sorts it."""
-        numeric = [self._is_numeric(index) for index in range(len(self.columns))]
-        head = element(
-            "tr",
-            *(
-                element("th", column, scope="col", class_="number" if is_numeric else None)
-                for column, is_numeric in zip(self.columns, numeric, strict=True)
-            ),
-        )
-        body = [
-            element("tr", *(_td(value, is_numeric) for value, is_numeric in zip(row, numeric, strict=True)))
+        classes = ["number" if self._is_numeric(index) else None for index in range(len(self.columns))]
+        headings = map(_heading, self.columns, classes)
+        rows = (
+            element("tr", *(_cell(*pair) for pair in zip(row, classes, strict=True)))
             for row in self.rows[: self.limit]
-        ]
+        )
         table = element(
             "table",
             element("caption", self.title),
-            element("thead", head),
-            element("tbody", *body),
+            element("thead", element("tr", *headings)),
+            element("tbody", *rows),
             class_="sortable",
             id=f"table-{self.name}",
         )
@@ -79,11 +73,15 @@ def scrolling_box(content: Html, label: str) -> Html:
     return element("div", content, class_="scrolls", tabindex="0", role="region", aria_label=label)
 
 
-def _td(value: object, is_numeric: bool) -> Html:
+def _heading(column: str, css_class: str | None) -> Html:
+    return element("th", column, scope="col", class_=css_class)
+
+
+def _cell(value: object, css_class: str | None) -> Html:
     sort_key = None
     if is_number(value):
         sort_key = repr(value) if value == value else ""  # read by page.js
-    return element("td", cell(value), class_="number" if is_numeric else None, data_value=sort_key)
+    return element("td", cell(value), class_=css_class, data_value=sort_key)
 
 
 def _plain(value: object) -> object:

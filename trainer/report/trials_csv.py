@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Trial:
     seconds: float | None
     directory: str
     reason: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any]
 
     def run(self, sweep: Run) -> Run:
         """Return the trial's run, also if the sweep has been moved; its directory may be gone."""

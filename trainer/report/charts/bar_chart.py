@@ -48,9 +48,8 @@ def bar_chart(
     parts = []
     for row, label in enumerate(drawn_labels):
         top = TOP + row * row_height
-        parts.append(
-            text(label_width - 6, top + row_height / 2, label, anchor="end", max_width=label_width - 8)
-        )
+        middle, max_width = top + row_height / 2, label_width - 8
+        parts.append(text(label_width - 6, middle, label, anchor="end", max_width=max_width))
         for index, (series_name, values) in enumerate(series):
             value, y = values[row], top + index * thickness
             end_of_bar = 0.0

@@ -61,12 +61,9 @@ def line_chart(
         parts.append(line(*start, *end, "guide"))
     if best is not None and x_scale.low <= best <= x_scale.high:
         x = area.x(best)
-        is_at_right = x > WIDTH * 0.75
+        anchor, offset = ("end", -4) if x > WIDTH * 0.75 else ("start", 4)
         parts.append(line(x, TOP, x, TOP + HEIGHT, "guide"))
-        label = f"best: {format_tick(best)}"
-        parts.append(
-            text(x + (-4 if is_at_right else 4), TOP + 9, label, anchor="end" if is_at_right else "start")
-        )
+        parts.append(text(x + offset, TOP + 9, f"best: {format_tick(best)}", anchor=anchor))
     for index, series_line in enumerate(series):
         points = list(zip(series_line.x, series_line.y, strict=True))
         parts.append(area.path(points, series_class(index)))

@@ -51,12 +51,11 @@ def _blocks_of(finding: Finding, images: ExaminedImages, embedded: EmbeddedImage
     css_class = "bad" if finding.serious else "warn"
     bullet = element("span", "● ", class_=css_class, aria_hidden="true")
     are_pairs = any(place.other is not None for place in finding.places)
+    cards = [_card(images, place, embedded) for place in finding.places[:_SHOWN_PLACES]]
     blocks: list[object] = [
         element("h3", bullet, finding.title),
         element("p", finding.why),
-        gallery(
-            [_card(images, place, embedded) for place in finding.places[:_SHOWN_PLACES]], pairs=are_pairs
-        ),
+        gallery(cards, pairs=are_pairs),
     ]
     if finding.places:
         rows = [(element("code", place.where), place.detail) for place in finding.places]
@@ -75,9 +74,8 @@ def _card(images: ExaminedImages, place: Place, embedded: EmbeddedImages) -> Htm
         location = images.where(index)
         side = "validation" if images.in_validation(index) else "training"
         title = joined([f"{side}: ", source_location(location)]) if is_pair else ""
-        panes.append(
-            embedded.pane(records, own_index, outlines, title=title, alt=f"{side} image of {location}")
-        )
+        alt = f"{side} image of {location}"
+        panes.append(embedded.pane(records, own_index, outlines, title=title, alt=alt))
     if is_pair and None in panes:
         return None
     location_shown = () if is_pair else (source_location(place.where), " ")

@@ -40,10 +40,9 @@ def _confusions(analysis: Analysis) -> list[object]:
     blocks: list[object] = []
     if analysis.confusion_matrices:
         # Detectors have a matrix for each score threshold: show the one nearest to 0.5.
-        matrix = min(
-            analysis.confusion_matrices, key=lambda matrix: abs((matrix.score_threshold or 0.0) - 0.5)
-        )
-        blocks.append(_matrix_chart(matrix))
+        matrices = analysis.confusion_matrices
+        nearest = min(matrices, key=lambda matrix: abs((matrix.score_threshold or 0.0) - 0.5))
+        blocks.append(_matrix_chart(nearest))
     if not analysis.confused_pairs:
         return [*blocks, element("p", "No class is mistaken for another.")]
     pairs = [(pair.true, pair.predicted, pair.count, pair.share) for pair in analysis.confused_pairs]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,12 +63,10 @@ def _fanova(columns: Mapping[str, Sequence[Any]], metrics: Sequence[float | None
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about experimental features
-            study = optuna.create_study(direction="maximize")
-            study.add_trials(trials)
-            evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
-            importance = get_param_importances(study, evaluator=evaluator)
+        study = optuna.create_study(direction="maximize")
+        study.add_trials(trials)
+        evaluator = FanovaImportanceEvaluator(n_trees=_TREES, seed=0)
+        importance = get_param_importances(study, evaluator=evaluator)
     finally:
         optuna.logging.set_verbosity(verbosity)
     return {name: float(value) for name, value in importance.items()}
