@@ -22,7 +22,7 @@ class Rectangle(NamedTuple):
     height: float
 
     def overlaps(self, other: Rectangle) -> bool:
-        """Whether the two have a point in common."""
+        """Whether the two rectangles overlap; touching edges do not count."""
         return (
             self.x < other.x + other.width
             and other.x < self.x + self.width
@@ -77,7 +77,7 @@ def draw_labels(
 
     Args:
         canvas: the picture to draw on.
-        objects: boxes of a documented answer, highest score first.
+        objects: the `boxes` of an answer in the documented format, highest score first.
         colors: the colour of each object's class.
         text_size: height of the text in pixels.
         picture_size: (width, height) in pixels.
@@ -110,7 +110,7 @@ def draw_labels(
 def pixel_corners(
     box: Mapping[str, float], picture_size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """Return (left, top, right, bottom) in pixels of a box of a documented answer."""
+    """Return (left, top, right, bottom) of an answer's box, in pixels."""
     width, height = picture_size[0] - 1, picture_size[1] - 1
     return box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
 

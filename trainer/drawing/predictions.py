@@ -26,8 +26,8 @@ def draw_answer(image: Image, answer: Mapping[str, Any], classes: Sequence[str])
 
     Args:
         image: uint8 [H, W, 3].
-        answer: a documented answer, with `boxes` or with `probs` and `labels`.
-        classes: the model's class names, whose order decides the colours.
+        answer: an answer in the documented format, with `boxes` or with `probs` and `labels`.
+        classes: the model's class names; their order determines the colours.
     """
     picture = PILImage.fromarray(image)
     factor = max(1.0, STYLE.smallest_side / max(picture.size))

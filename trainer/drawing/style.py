@@ -25,7 +25,7 @@ class Style:
     """How predictions look, in drawings and on the page of `trainer serve`.
 
     Attributes:
-        palette: colours by class index; they repeat, each time with other dashes.
+        palette: colours by class index; reused, each time with other dashes, if there are more classes.
         dashes: lengths of dashes and gaps in line widths, a pattern for each use of the palette; () is solid.
         picture_by_text: the picture's longer side divided by the height of its text.
         smallest_text: minimum height of text, in pixels.

@@ -23,7 +23,7 @@ class Answers(Protocol):
         """Return a detector's answer without masks, and each object's polygons [points, 2].
 
         Args:
-            index: of the image.
+            index: index of the image.
             classes: class names that the answer's labels index.
             size: (height, width) of the image in pixels.
         """
@@ -31,7 +31,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """An evaluation, the labelled images and the answers, all in the same order.
+    """An evaluation with the labelled images and the answers, which are in the same order.
 
     Attributes:
         analysis: the evaluation.

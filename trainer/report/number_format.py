@@ -1,4 +1,4 @@
-"""Numbers, durations and sizes as text for readers."""
+"""Formats numbers, durations and sizes for readers."""
 
 from __future__ import annotations
 

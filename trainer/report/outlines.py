@@ -1,4 +1,4 @@
-"""Outlines of labelled and predicted objects, drawn as SVG over an image, and what is labelled in words."""
+"""Draws outlines of labelled and predicted objects as SVG over an image, and describes labels in words."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Outline:
 def outlines_of(
     objects: Objects, classes: Sequence[str], verdicts: Mapping[int, Verdict] | None = None
 ) -> list[Outline]:
-    """Make the outlines of labelled objects; `verdicts` by index for those that are not just "labelled"."""
+    """Make the outlines of labelled objects; `verdicts` has those other than "labelled", by object index."""
     outlines = []
     for index, (box, label) in enumerate(zip(objects.boxes.tolist(), objects.labels.tolist(), strict=True)):
         polygons: tuple[tuple[float, ...], ...] = ()
@@ -54,7 +54,7 @@ def outlines_of(
 
 
 def labelled_outlines(records: Records, index: int, only: int | None = None) -> list[Outline]:
-    """Make the outlines of what is labelled in an image, or of one of its objects; none in classification."""
+    """Make the outlines of an image's labelled objects, or of the object `only`; none in classification."""
     target = records.target(index)
     if not isinstance(target, Objects):
         return []
@@ -75,7 +75,7 @@ def describe_labels(records: Records, index: int) -> str:
 
 
 def draw_outlines(outlines: Sequence[Outline], width: float, height: float) -> list[Html]:
-    """Draw outlines over an image of `width` × `height`; in a crowd only tooltips tell the classes."""
+    """Draw outlines over an image of `width` × `height`; in a crowd only tooltips name the classes."""
     parts = [part for outline in outlines for part in _shapes(outline, width, height)]
     if len(outlines) > STYLE.crowd:
         return parts

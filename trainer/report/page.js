@@ -20,7 +20,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     heading.append(button);
     button.addEventListener("click", () => {
       const before = heading.getAttribute("aria-sort");
-      // The first click sorts numbers from the highest, text from the first in the alphabet.
+      // The first click sorts numbers in descending order, text in alphabetical order.
       const isNumber = heading.classList.contains("number");
       const order = before ? (before === "descending" ? "ascending" : "descending") : isNumber ? "descending" : "ascending";
       headings.forEach((each) => each.removeAttribute("aria-sort"));

@@ -42,9 +42,9 @@ def write_run_report(
 
     Args:
         run: the run.
-        data: the data it was trained on; None leaves out the sections about them.
-        evaluated: its predictions on the validation data; None leaves out the sections about them.
-        notes: remarks for the top of the report, such as why sections are missing.
+        data: the data it was trained on; None leaves out the sections about the data.
+        evaluated: its predictions on the validation data; None leaves out the sections about predictions.
+        notes: sentences for the top of the report, such as why sections are missing.
         output: the file to write; None writes report.html and its parts into the run's directory.
 
     Returns:

@@ -1,5 +1,5 @@
 """The report's charts as SVG with text alternatives; one module for each kind of chart.
 
 Functions that draw a chart take its `name` (the file name without its ending), its `title` and its `notes`
-(remarks below it); see `Chart`.
+(sentences below it); see `Chart`.
 """

@@ -34,7 +34,7 @@ def bar_chart(
     Only the first 30 labels are drawn if there are more; a note says so, and the table has all.
 
     Args:
-        labels: what the bars stand for.
+        labels: names of the bars.
         series: (name, values by label).
         high: end of the axis; None covers all values.
     """
@@ -91,7 +91,7 @@ def histogram(
     """Draw how many values fall into each of 24 bins.
 
     Args:
-        values: those that are not finite are left out, and on a logarithmic axis those that are not positive.
+        values: values to count; leaves out those that are not finite or, on a logarithmic axis, not positive.
         y_label: name of what is counted.
         log: whether the axis is logarithmic, with bins of equal ratio instead of equal width.
         are_counts: whether the values are whole numbers; each has a bar of its own if there are few.

@@ -27,7 +27,7 @@ class Chart:
         body: SVG elements in a viewBox of `width` × `height`.
         table: the numbers behind it; None if another table on the page has them.
         wide: whether it takes the page's whole width; on small screens it then scrolls.
-        notes: remarks below the chart.
+        notes: sentences below the chart, in small print.
     """
 
     name: str

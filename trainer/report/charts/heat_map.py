@@ -32,7 +32,7 @@ def heat_map(
     """Draw a matrix of counts in which each cell is shaded by its fraction of the row's total.
 
     With more than 40 rows or columns, only the 40 rows with the most confusions and their columns are drawn;
-    the file has all.
+    the CSV file has all.
 
     Args:
         rows: names of the true classes.

@@ -42,7 +42,7 @@ def line_chart(
     marks: bool = True,
     notes: Sequence[str] = (),
 ) -> Chart:
-    """Draw lines over a common axis.
+    """Draw lines that share their axes.
 
     Args:
         series: the lines, which need not share their x values.
@@ -94,7 +94,7 @@ def _description(series: Sequence[Series], x_label: str) -> str:
 
 
 def _table(name: str, title: str, series: Sequence[Series], x_label: str) -> Table:
-    """Tabulate the lines: in columns if they share their x values, else below each other; thinned out."""
+    """Tabulate about 100 points: lines side by side if they share their x values, else one after another."""
     if all(list(series_line.x) == list(series[0].x) for series_line in series):
         rows: list[Sequence[object]] = [
             (x, *(series_line.y[row] for series_line in series))

@@ -18,8 +18,8 @@ class PlotArea:
     """Places values between a horizontal and a vertical axis.
 
     Attributes:
-        width: of the area between the axes, in viewBox units.
-        total_height: of area, axes and labels.
+        width: width of the area between the axes, in viewBox units.
+        total_height: height of the area, the axes and their labels, in viewBox units.
     """
 
     width = WIDTH - LEFT - RIGHT
@@ -29,11 +29,11 @@ class PlotArea:
         self._x_scale, self._y_scale, self._x_label, self._y_label = x_scale, y_scale, x_label, y_label
 
     def x(self, value: float) -> float:
-        """Return a value's place from left to right."""
+        """Return the x coordinate of a value on the horizontal axis."""
         return LEFT + self._x_scale.position(value) * self.width
 
     def y(self, value: float) -> float:
-        """Return a value's place from top to bottom."""
+        """Return the y coordinate, counted from the top, of a value on the vertical axis."""
         return TOP + (1 - self._y_scale.position(value)) * HEIGHT
 
     def axes(self) -> Html:
@@ -78,5 +78,5 @@ class PlotArea:
         return shape("path", d="".join(commands), class_=f"line {css_class}") if commands else Html()
 
     def mark(self, x: float, y: float, css_class: str, tooltip: str, radius: float = 2.2) -> Html:
-        """Draw a point that shows its tooltip when pointed at."""
+        """Draw a point that shows its tooltip on hover."""
         return shape("circle", tooltip, cx=self.x(x), cy=self.y(y), r=radius, class_=f"mark {css_class}")

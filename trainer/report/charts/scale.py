@@ -1,4 +1,4 @@
-"""Axis scales: where a value lies on an axis, and which values to write at it."""
+"""Axis scales: where a value is on an axis, and which values are labelled."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Scale:
         return cls(1.0, high, False, float(math.ceil(_tick_step(high - 1.0))))
 
     def position(self, value: float) -> float:
-        """Return where a value lies: 0 at the low end, 1 at the high end; values outside are clipped."""
+        """Return a value's position: 0 at the low end, 1 at the high end; values outside are clipped."""
         if self.log:
             if value <= 0:
                 return 0.0

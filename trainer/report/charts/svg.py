@@ -42,7 +42,7 @@ def text(
     css_class: str | None = None,
     max_width: float | None = None,
 ) -> Html:
-    """Draw text. Text wider than `max_width` is shortened and gets a tooltip with all of it."""
+    """Draw text. Text wider than `max_width` is shortened and gets a tooltip with the full text."""
     whole = str(content)
     short = whole if max_width is None else shorten(whole, max_width)
     tooltip = whole if short != whole else None
@@ -52,7 +52,7 @@ def text(
 def rotated_text(
     x: float, y: float, degrees: int, content: str, *, tooltip: str | None = None, **attributes: object
 ) -> Html:
-    """Draw text turned around its anchor."""
+    """Draw text rotated around its anchor."""
     transform = f"translate({x:.1f} {y:.1f}) rotate({degrees})"
     return shape("text", tooltip, content, transform=transform, **attributes)
 

@@ -65,7 +65,7 @@ def _blocks_of(finding: Finding, images: ExaminedImages, embedded: EmbeddedImage
 
 
 def _card(images: ExaminedImages, place: Place, embedded: EmbeddedImages) -> Html | None:
-    """Show the image of a finding, or a pair of images of which both can be shown."""
+    """Show the image of a finding, or both images of a pair; None if an image cannot be shown."""
     is_pair = place.other is not None
     panes = []
     for index in [place.index] if place.other is None else [place.other, place.index]:

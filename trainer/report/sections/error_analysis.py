@@ -16,7 +16,7 @@ _KINDS = {
     "classification": "right place, wrong class",
     "localisation": "right class, imprecise place",
     "both": "wrong class and imprecise place",
-    "duplicate": "an object that is already found",
+    "duplicate": "another prediction of an object already found",
     "background": "no object there",
     "missed": "an object without a prediction",
     "false positives": "all wrong predictions",

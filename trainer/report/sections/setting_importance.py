@@ -9,25 +9,24 @@ from trainer.report.charts.scale import needs_log
 from trainer.report.trials_csv import Trial
 
 MIN_TRIALS = 10
-"""Number of complete trials below which importance says nothing."""
+"""Minimum number of complete trials for a meaningful estimate."""
 _TREES = 64
 
 
 def setting_importance(trials: Sequence[Trial]) -> dict[str, float] | str:
     """Estimate the importance of each setting that all complete trials have, by fANOVA.
 
-    All sub-spaces are pooled: a setting is taken as the trials had it, whatever sub-space they are from, and
-    the model is a setting like others.
+    The trials of all sub-spaces are pooled, and the model is a setting like any other.
 
     Returns:
-        The importance of each setting, highest first, in [0, 1] and summing up to 1; or a sentence that says
+        The importance of each setting in [0, 1], highest first and adding up to 1; or a sentence that says
         why there is none.
     """
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     if len(complete) < MIN_TRIALS:
         return (
             f"Importance needs at least {MIN_TRIALS} complete trials; there are {len(complete)}. "
-            "trainer fit --resume with a higher --max-trials adds trials."
+            "To add trials, run trainer fit --resume with a higher --max-trials."
         )
     shared = set.intersection(*(set(trial.settings) for trial in complete))
     columns = {name: [trial.settings[name] for trial in complete] for name in sorted(shared)}

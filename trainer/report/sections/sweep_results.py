@@ -116,7 +116,7 @@ def _parallel_coordinates(
     ]
     omitted = len(varied) - len(axes)
     if omitted:
-        notes.append(f"{omitted} settings that fewer trials have are left out.")
+        notes.append(f"{omitted} settings that fewer trials share are left out.")
     best_index = next((index for index, trial in enumerate(measured) if trial.number == best), None)
     return parallel_coordinates(
         "parallel-coordinates", "Parallel coordinates", [*axes, metric], rows,
@@ -149,7 +149,7 @@ def _pareto_front(trials: Sequence[Trial], metric: str, max_latency_ms: float | 
     ]
     notes = ["The line is the Pareto front: no trial is better than these in both metric and latency."]
     if max_latency_ms is not None:
-        notes.append(f"The best model is the best of those within {max_latency_ms:g} ms.")
+        notes.append(f"The best model is the best one within {max_latency_ms:g} ms.")
     title = f"{metric} and latency"
     return [
         scatter_chart("pareto", title, points, x_label="latency, ms per image", y_label=metric,

@@ -30,7 +30,7 @@ def _overall(analysis: Analysis) -> list[object]:
     }
     counts: list[tuple[str, object]] = [("images", analysis.images), ("objects", analysis.objects)]
     if analysis.iou_threshold is not None:
-        counts.append(("minimum IoU of a match", analysis.iou_threshold))
+        counts.append(("minimum IoU for a match", analysis.iou_threshold))
     rows = list(zip(metrics, _defined(analysis, metrics, metrics), strict=True))
     blocks: list[object] = [facts(counts), Table("metrics", "All metrics", ("metric", "value"), rows)]
     if analysis.slices:
