@@ -10,7 +10,7 @@ epoch. Ours and the loops of timm and torchvision choose the best epoch by this 
 own fitness.
 
 Each metric is written to the results file as soon as it is known, with its commit, so interrupting the script
-loses one run at most. Runs in the results file are not repeated: after a change of the code, pass another
+loses one run at most. Runs in the results file are not repeated: after changing the code, pass another
 `--results`. Without a data root, data sets made by `trainer sample-data` are used.
 
 The spread is the standard deviation over seeds. Ours misses the goal if its mean is lower than the peer's by

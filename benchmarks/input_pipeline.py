@@ -102,7 +102,7 @@ def lines(arguments: Any) -> None:
 
 def rate(make: Callable[[int], object], count: int) -> Measurements:
     """Return items per second of this thread's CPU time."""
-    gc.collect()  # else a collection of all that was imported would be timed with some item
+    gc.collect()  # so that no item is timed with the collection of what imports left behind
     began = time.thread_time()
     for index in range(count):
         make(index)

@@ -33,7 +33,7 @@ Measurements = dict[str, float]
 NOT_MEASURED = "not measured yet"
 
 
-class Absent(Exception):  # noqa: N818 (it is a fact, not a fault)
+class Absent(Exception):  # noqa: N818 (reported, not an error)
     """A peer is not installed; its row in the table says so."""
 
 
@@ -60,7 +60,7 @@ def run(
     least once per second: memory that forked workers share counts once.
 
     Raises:
-        RuntimeError: the command failed; has the end of its output.
+        RuntimeError: the command failed; the message contains the end of its output.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
@@ -113,7 +113,7 @@ class _Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        pause = 0.05  # short enough for short commands; grows, so as not to disturb long ones
+        pause = 0.05  # short enough for short commands; it grows, so that long ones are not disturbed
         while True:
             try:
                 family = [self._process, *self._process.children(recursive=True)]

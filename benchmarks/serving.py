@@ -4,8 +4,8 @@
     python benchmarks/serving.py --memory              # also measures memory growth; about 10 minutes more
 
 Everything runs on this machine, one server at a time, in rounds that alternate between the contenders, with
-untrained networks of four classes and 640 x 480 JPEGs. The clients share one process and have a connection
-each, on which they send the next request after the answer to the last.
+untrained networks of four classes and 640 x 480 JPEGs. The clients share one process; each has its own
+connection and sends its next request when the last one is answered.
 
 ceiling   decoding, preprocessing and the batched network in one process with the service's threads, without
           HTTP, JSON or base64: the fastest of several ways, with the same memory layout as the service
