@@ -25,6 +25,7 @@ _PREFERRED = (
     "AppleSDGothicNeo.ttc",
     "malgun.ttf",
 )
+_STYLES = ("bold", "italic", "oblique", "light", "thin")
 _NOT_A_CHARACTER = "\U0010ffff"
 _TEST_SIZE = 20
 
@@ -94,9 +95,7 @@ def _font_files() -> tuple[str, ...]:
 
     def rank(file: Path) -> tuple[int, bool, str]:
         order = _PREFERRED.index(file.name) if file.name in _PREFERRED else len(_PREFERRED)
-        is_styled = any(
-            style in file.stem.lower() for style in ("bold", "italic", "oblique", "light", "thin")
-        )
+        is_styled = any(style in file.stem.lower() for style in _STYLES)
         return order, is_styled, file.name
 
     return tuple(str(file) for file in sorted(files, key=rank))

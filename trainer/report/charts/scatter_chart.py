@@ -31,17 +31,14 @@ def scatter_chart(
     *,
     x_label: str,
     y_label: str,
-    join_highlighted: bool = False,
     notes: Sequence[str] = (),
 ) -> Chart:
-    """Draw points; with `join_highlighted`, a line joins the highlighted ones from left to right."""
+    """Draw points; a line joins the highlighted ones, if there are several, from left to right."""
     area = PlotArea(
         Scale.over(point.x for point in points), Scale.over(point.y for point in points), x_label, y_label
     )
     highlighted = sorted((point for point in points if point.is_highlighted), key=lambda point: point.x)
-    parts = [area.axes()]
-    if join_highlighted:
-        parts.append(area.path([(point.x, point.y) for point in highlighted], "s1"))
+    parts = [area.axes(), area.path([(point.x, point.y) for point in highlighted], "s1")]
     for point in points:
         tooltip = f"{point.label}: {y_label} {format_value(point.y)}, {x_label} {format_value(point.x)}"
         css_class, radius = ("s1", 5.0) if point.is_highlighted else ("s0", 3.5)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.report.charts.bar_chart import bar_chart
+from trainer.report.charts.chart import Chart
 from trainer.report.charts.line_chart import line_chart
 from trainer.report.charts.parallel_coordinates import parallel_coordinates
 from trainer.report.charts.scale import Scale
@@ -52,7 +53,7 @@ def add_sweep_results(
         page.add(f"Settings and {metric}", _parallel_coordinates(measured, varied, metric, best))
         page.add("Importance of settings", *_importance(trials, metric, count_of["complete"]))
     if any(trial.latency_ms is not None for trial in trials):
-        page.add("Latency", *_pareto_front(trials, metric, max_latency_ms))
+        page.add("Latency", _pareto_front(trials, metric, max_latency_ms))
 
 
 def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int | None) -> list[object]:
@@ -107,7 +108,7 @@ def _trial_link(run: Run, trial: Trial, is_best: bool) -> Html:
 
 def _parallel_coordinates(
     measured: Sequence[Trial], varied: Sequence[str], metric: str, best: int | None
-) -> object:
+) -> Chart:
     # Settings of a single sub-space are mostly gaps, so choose those that most trials have.
     axes = sorted(varied, key=lambda name: -sum(name in trial.settings for trial in measured))[:_MAX_AXES]
     rows: list[Mapping[str, object]] = [{**trial.settings, metric: trial.value} for trial in measured]
@@ -141,7 +142,7 @@ def _importance(trials: Sequence[Trial], metric: str, complete: int) -> list[obj
     ]
 
 
-def _pareto_front(trials: Sequence[Trial], metric: str, max_latency_ms: float | None) -> list[object]:
+def _pareto_front(trials: Sequence[Trial], metric: str, max_latency_ms: float | None) -> Chart:
     points = [
         Point(trial.latency_ms, trial.value, f"trial {trial.number}", trial.is_pareto)
         for trial in trials
@@ -151,7 +152,6 @@ def _pareto_front(trials: Sequence[Trial], metric: str, max_latency_ms: float | 
     if max_latency_ms is not None:
         notes.append(f"The best model is the best one within {max_latency_ms:g} ms.")
     title = f"{metric} and latency"
-    return [
-        scatter_chart("pareto", title, points, x_label="latency, ms per image", y_label=metric,
-                      join_highlighted=True, notes=notes)
-    ]  # fmt: skip
+    return scatter_chart(
+        "pareto", title, points, x_label="latency, ms per image", y_label=metric, notes=notes
+    )
