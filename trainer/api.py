@@ -1,4 +1,4 @@
-"""The names that `import trainer` offers."""
+"""The public API: the names that `import trainer` provides."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def evaluate(
         run_or_model: a run, its directory, or the directory of an MLflow model; None: evaluate `predictions`.
         data: `.jsonl` files and MLTable folders with the targets, local or by URL.
         predictions: JSON lines of the documented schema, one per image.
-        task: what the predictions are for. A model knows its own task.
+        task: the task of the predictions. A model knows its own task.
         output: directory to write metrics.json, tables and a model's predictions.jsonl to.
         slice_by: keys of the data's lines; the metrics are also computed for each of their values.
         iou_threshold: minimum IoU for a match, in [0.1, 1].
@@ -110,7 +110,7 @@ def validate(
         print(report.errors, *report.problems, sep="\\n")
 
     Args:
-        task: what the data are for.
+        task: the task that the data are for.
         data: `.jsonl` files and MLTable folders, local or by URL.
         validation_data: validation data to check too, also for images that are in the training data.
         images: also decode every image; otherwise local files only have to exist.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -16,12 +17,7 @@ from trainer.errors import RunError, problems_of
 from trainer.files import write_atomically
 from trainer.tasks import Task
 
-
-def _null_is_nan(value: Any) -> Any:
-    return float("nan") if value is None else value
-
-
-MetricValue = Annotated[float, BeforeValidator(_null_is_nan)]
+MetricValue = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A metric's value. NaN if it is undefined, which JSON writes as null."""
 
 

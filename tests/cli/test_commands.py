@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from trainer import cli, settings
-from trainer.cli.arguments import flag_of, mapping
-from trainer.cli.hyperparameters import Hyperparameters
+from trainer.cli.arguments import Hyperparameters, flag_of, mapping
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.job.sweep import Limits

@@ -45,7 +45,7 @@ def test_the_facts_are_those_of_the_libraries(model: str) -> None:
             measured = collect_published.measure(entry, size)
             assert measured.parameters == facts.parameters, DUE
         if metadata.version(library) == library_versions()[library]:  # another may publish other files
-            published = listing.published_of(entry, entry.tasks[0], size)
+            published = listing.family_of(entry, entry.tasks[0], size).published()
             names = published_names(published)
             told = (facts.files, facts.hub, facts.licence)
             assert (names, published.hub, published.licence) == told, DUE

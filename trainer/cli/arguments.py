@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the fields of a job as flags."""
+"""Arguments that several commands share, and flags for a job's fields and every hyperparameter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from trainer.errors import JobError, Problem
 from trainer.fields import details
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
+from trainer.models.defaults import default_in_words, models_taking
+from trainer.settings import Settings, aliases_of
 from trainer.tasks import Task
 
 _TASKS = f"One of {', '.join(Task)}; names as in job files are accepted, too."
@@ -35,6 +37,13 @@ JobFlags: Any = flags_of(
     note=lambda name: _TASKS if name == "task" else "",
 )
 LimitsFlags: Any = flags_of(Limits, group="Sweep")
+Hyperparameters: Any = flags_of(
+    Settings,
+    group="Scoring",
+    aliases=aliases_of,
+    note=lambda name: f"Only {models_taking(name)}." if models_taking(name) else "",
+    default=default_in_words,
+)
 
 
 def job_values(job: Any, limits: Any) -> dict[str, Any]:

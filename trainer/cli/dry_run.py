@@ -1,6 +1,6 @@
 """Shows what a job would do, as YAML, for `trainer fit --dry-run`.
 
-Needs neither torch nor, unless the data are to be checked, the data.
+It does not import torch, and reads the data only if they are to be checked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""`trainer evaluate`."""
+"""`trainer evaluate` and `trainer report`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -112,6 +113,32 @@ def evaluate(
         print(f"thresholds applied: {apply(run_or_model, best, model_output)}")
 
 
+@app.command
+def report(
+    runs: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, output: Path | None = None
+) -> None:
+    """Rewrite a run's report.html, or compare several runs of one task side by side.
+
+    A run writes its report when it ends; this command writes it again, for example after an update. Where the
+    data have moved, the report says so and omits the parts that need them.
+
+    Examples:
+
+        trainer report runs/one
+        trainer report runs/one runs/two --output comparison.html
+
+    Parameters
+    ----------
+    runs
+        Directories of finished runs.
+    output
+        File to write. [default: report.html in the run's directory; comparison.html here for several runs]
+    """
+    from trainer.training.report_writing import remake
+
+    print(f"report  {remake(runs, output)}")
+
+
 def _unusable(flag: str, rule: str) -> JobError:
     return JobError("the evaluation cannot be run:", [Problem(flag, "", rule)])
 
@@ -136,33 +163,25 @@ def _show(analysis: Analysis) -> None:
     """Print the first rows of each table; the metrics of the whole come last, where a terminal ends."""
     from rich.console import Console
 
-    from trainer.evaluating.tables import Row, sample, tables
+    from trainer.evaluating.tables import sample, tables
 
     rows_of = tables(analysis)
     console = Console(width=None if sys.stdout.isatty() else 160)
 
-    def show(title: str, rows: list[Row], columns: tuple[str, ...], most: int) -> None:
-        columns = tuple(column for column in columns if any(row.get(column) is not None for row in rows))
+    def show(name: str, title: str, columns: Sequence[str], most: int = _MANY_ROWS) -> None:
+        rows = rows_of.get(name, [])
+        columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
         cells, more = sample(rows, columns, most)
         _print(console, title, columns, cells, more)
 
     for name, title, columns in _TABLES:
-        if name in rows_of:
-            most = _MANY_ROWS if name in ("errors", "thresholds") else _FEW_ROWS
-            show(title, rows_of[name], columns, most)
+        show(name, title, columns, _MANY_ROWS if name in ("errors", "thresholds") else _FEW_ROWS)
     _show_confusion(console, analysis)
-    if "slices" in rows_of:
-        metrics = [name for name in analysis.metrics if name in _SLICE_METRICS]
-        show("slices", rows_of["slices"], ("by", "value", "images", "objects", *metrics), _MANY_ROWS)
-    show(
-        "metrics of each class",
-        rows_of.get("per_class", []),
-        tuple(rows_of.get("per_class", [{}])[0]),
-        _MANY_ROWS,
-    )
-    if "image_level" in rows_of:
-        show("whether an image has any object", rows_of["image_level"], ("figure", "value"), _MANY_ROWS)
-    show(f"metrics on {analysis.images:,} images", rows_of["figures"], ("figure", "value"), _MANY_ROWS)
+    metrics = [name for name in analysis.metrics if name in _SLICE_METRICS]
+    show("slices", "slices", ("by", "value", "images", "objects", *metrics))
+    show("per_class", "metrics of each class", tuple(rows_of.get("per_class", [{}])[0]))
+    show("image_level", "whether an image has any object", ("figure", "value"))
+    show("figures", f"metrics on {analysis.images:,} images", ("figure", "value"))
 
 
 _SLICE_METRICS = (
@@ -184,7 +203,7 @@ def _show_confusion(console: Console, analysis: Analysis) -> None:
     _print(console, title, ("", *matrix.columns), rows, 0)
 
 
-def _print(console: Console, title: str, columns: tuple[str, ...], rows: list[list[str]], more: int) -> None:
+def _print(console: Console, title: str, columns: Sequence[str], rows: list[list[str]], more: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`trainer predict`, `trainer serve` and `trainer export`: what is done with a trained model."""
+"""`trainer predict`, `trainer serve` and `trainer export`: the commands that use a trained model."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def predict(
     draw
         Draw each answer on its image and write it into this folder.
     explain
-        Explain each answer by xrai, integrated_gradients, guided_gradcam or guided_backprop, boxes by drise.
-        The explanations are written as images into the folder of --draw, without it as base64 into the lines.
+        Explain each answer with xrai, integrated_gradients, guided_gradcam or guided_backprop; boxes with
+        drise. The explanations are written as images to the folder of --draw; without --draw, as base64 in
+        the lines.
     xai_parameters
         Parameters of the explanation as JSON, as in requests: '{"n_steps": 20, "attributions": true}'.
     """
@@ -81,8 +82,8 @@ def predict(
             undrawable.update(label for label in labels if not is_drawable(label))
     if undrawable:
         print(
-            f"no font of this machine has {', '.join(sorted(undrawable)[:3])}, drawn as escapes: install "
-            "one that has, for Korean by apt-get install fonts-nanum, for most scripts fonts-noto",
+            f"no font on this machine has {', '.join(sorted(undrawable)[:3])}, drawn as escapes; install "
+            "one that does: apt-get install fonts-nanum for Korean, fonts-noto for most scripts",
             file=sys.stderr,
         )
     for written in (output, draw):

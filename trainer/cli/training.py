@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from trainer.cli.application import app, application
-from trainer.cli.arguments import Count, JobFlags, LimitsFlags, Switch, flag_of, job_values
+from trainer.cli.application import ShortHelp, app, application
+from trainer.cli.arguments import Count, Hyperparameters, JobFlags, LimitsFlags, Switch, flag_of, job_values
 from trainer.cli.flags import heading, values_of, whole_number_or_word
-from trainer.cli.help import ShortHelp
-from trainer.cli.hyperparameters import Hyperparameters
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job, override
 
@@ -83,9 +81,9 @@ def fit(
         return
     values, settings = job_values(job, limits), values_of(hyperparameters)
     if check_data and not dry_run:
-        raise _unusable("--check-data", "needs --dry-run; training always checks its data")
+        raise _unusable("needs --dry-run; training always checks its data", "--check-data")
     if resume is not None and dry_run:
-        raise _unusable("--dry-run", "cannot be combined with --resume; job.yaml in the run has its settings")
+        raise _unusable("cannot be combined with --resume; job.yaml in the run has its settings", "--dry-run")
     if resume is not None:
         own = Job.read(config).settings if config is not None else {}
         _resume(resume, values, override(own, settings))
@@ -93,7 +91,7 @@ def fit(
     if config is None:
         missing = [flag_of(name) for name in ("task", "training_data") if name not in values]
         if missing:
-            raise _unusable(*missing, "must be given, as a flag or by --config")
+            raise _unusable("must be given, as a flag or by --config", *missing)
         wanted = Job.of(settings=settings, **values)
     else:
         wanted = Job.read(config, settings=settings, **values)
@@ -112,8 +110,7 @@ def fit(
     _show(run_job(wanted, progress=True))
 
 
-def _unusable(*flags_and_rule: str) -> JobError:
-    *flags, rule = flags_and_rule
+def _unusable(rule: str, *flags: str) -> JobError:
     return JobError("the job cannot be run:", [Problem(flag, "", rule) for flag in flags])
 
 

@@ -26,16 +26,16 @@ _output = partial(option, group="Output")
 
 
 class SweepOptions(BaseModel):
-    """What only a sweep uses, of the options that Azure's job files have no keys for."""
+    """Options that only a sweep uses and that Azure's job files have no keys for."""
 
     objective: Literal["latency"] | None = _sweep(
         None,
-        "latency: optimise short answers along with the primary metric. The table of trials marks those that "
+        "latency: minimise latency while maximising the primary metric. The table of trials marks those that "
         "no other trial beats in both.",
     )
     max_latency_ms: float | None = _sweep(
         None,
-        "Choose the best model among those that answer one image within this many milliseconds on this "
+        "Choose the best model among those that score one image within this many milliseconds on this "
         "machine.",
         gt=0,
     )
@@ -54,7 +54,7 @@ class SweepOptions(BaseModel):
 
 
 class LocalOptions(SweepOptions):
-    """The section `local` of a job file: what Azure's forms have no keys for."""
+    """The section `local` of a job file: options that Azure's forms have no keys for."""
 
     weights: str | None = _model(
         None,
@@ -117,7 +117,7 @@ class LocalOptions(SweepOptions):
 
 
 class AzureOptions(LocalOptions):
-    """The fields that a job file has under the same keys, next to its section `local`."""
+    """The fields that are keys of a job file, next to its section `local`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -148,8 +148,8 @@ class AzureOptions(LocalOptions):
     search_space: Parsed[tuple[dict[str, Any], ...], Mapping[str, Any] | Sequence[Mapping[str, Any]]] = (
         _sweep(
             (),
-            "Sub-spaces: parameter or model_name to expression, as job files write them. Without any, a job "
-            "of more than one trial leaves models and settings to the trainer (AutoMode).",
+            "Sub-spaces that map parameters or model_name to expressions, as in job files. Without any, a "
+            "job of more than one trial leaves models and settings to the trainer (AutoMode).",
         )
     )
     name: str | None = _output(None, "Name of the run, part of its default directory.")

@@ -16,12 +16,12 @@ from trainer.job.places import anchored, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
 
-_LOCAL_KEYS = tuple(LocalOptions.model_fields)
 _DATA_KEYS = ("path", "type", "mode")
 _CLOUD_DATA_KEYS = ("mode", "description", "datastore")
 _DATA_TYPES = ("mltable", "uri_file", "uri_folder")
 _NODES = "node_count_per_trial"
 _SECTIONS = ("training_parameters", "limits", "sweep", "properties", "local")
+_ANCHORS = {"weights": anchored, "tracking_uri": tracking_place, "storage": tracking_place}
 _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
@@ -29,8 +29,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read a job file.
 
     Returns:
-        The fields of a Job, whose values are still to be checked, and the keys that have no effect outside
-        Azure.
+        The fields of a Job, with unchecked values, and the keys that have no effect outside Azure.
 
     Raises:
         JobError: the file is missing, is neither YAML nor JSON, or has unknown or misplaced keys.
@@ -111,20 +110,19 @@ def _unknown_keys(where: str, form: Mapping[str, Any]) -> list[Problem]:
         elif key not in KEYS and key not in CLOUD_KEYS:
             hint = nearest(key, KEYS | CLOUD_KEYS)
             problems.append(Problem(where, key, "is not a key of job files", hint=hint))
-    sections: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "limits": (form.get("limits"), LIMITS),
-        "sweep": (form.get("sweep"), SWEEP),
-        "local": (form.get("local"), _LOCAL_KEYS),
-    }
-    algorithm = (form.get("sweep") or {}).get("sampling_algorithm")
-    sections["sweep.sampling_algorithm"] = (algorithm if isinstance(algorithm, Mapping) else None, SAMPLING)
     for key in ("training_data", "validation_data"):
         entries = form.get(key)
         for entry in entries if isinstance(entries, list) else [entries]:
             if isinstance(entry, Mapping):
                 own = {name: value for name, value in entry.items() if name not in _CLOUD_DATA_KEYS}
                 problems += _unknown_in(where, key, own, _DATA_KEYS)
-    for name, (section, known) in sections.items():
+    algorithm = (form.get("sweep") or {}).get("sampling_algorithm")
+    for name, section, known in (
+        ("limits", form.get("limits"), LIMITS),
+        ("sweep", form.get("sweep"), SWEEP),
+        ("local", form.get("local"), tuple(LocalOptions.model_fields)),
+        ("sweep.sampling_algorithm", algorithm if isinstance(algorithm, Mapping) else None, SAMPLING),
+    ):
         problems += _unknown_in(where, name, section or {}, known)
     return problems
 
@@ -166,8 +164,8 @@ def _malformed_mappings(where: str, local: Mapping[str, Any]) -> list[Problem]:
 def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str, Any]:
     """The fields of a Job for a checked form. Its paths are relative to the file."""
     parameters = dict(form.get("training_parameters") or {})
-    local = dict(form.get("local") or {})
-    properties = dict(form.get("properties") or {})
+    local = form.get("local") or {}
+    properties = form.get("properties") or {}
     values: dict[str, Any] = {
         key: form[key]
         for key in ("task", "primary_metric", "validation_data_size", "limits", "search_space")
@@ -177,10 +175,10 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         if form.get(key):
             values[key] = tuple(_data_paths(path, key, form[key], ignored))
     if form.get("sweep"):
-        values["sweep"] = dict(form["sweep"])
-    if parameters.get(MODEL_NAME) is not None:
-        values["model"] = parameters[MODEL_NAME]
-    parameters.pop(MODEL_NAME, None)
+        values["sweep"] = form["sweep"]
+    model = parameters.pop(MODEL_NAME, None)
+    if model is not None:
+        values["model"] = model
     if name := form.get("display_name") or form.get("name"):
         values["name"] = str(name)
     if experiment := form.get("experiment_name"):
@@ -193,16 +191,13 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
     if isinstance(run, str) and run and (path.parent / run).exists():
         parameters[RUN_ID] = anchored(run, path.parent)  # like every other path in the file
     values["settings"] = parameters
-    values.update({key: value for key, value in local.items() if value is not None})
-    if isinstance(local.get("weights"), str):
-        values["weights"] = anchored(local["weights"], path.parent)
-    for key in ("tracking_uri", "storage"):
+    values |= {key: value for key, value in local.items() if value is not None}
+    for key, anchor in _ANCHORS.items():
         if isinstance(local.get(key), str):
-            values[key] = tracking_place(local[key], path.parent)
-    for key in ("datastores", "data_assets"):
-        if key in values:
-            places = local[key] or {}
-            values[key] = {str(name): anchored(at, path.parent) for name, at in places.items()}
+            values[key] = anchor(local[key], path.parent)
+    for key in values.keys() & {"datastores", "data_assets"}:
+        places = local[key] or {}
+        values[key] = {str(name): anchored(at, path.parent) for name, at in places.items()}
     return values
 
 

@@ -34,18 +34,19 @@ KEYS = (AzureOptions.model_fields.keys() - LocalOptions.model_fields.keys()) | {
 LIMITS = tuple(Limits.model_fields)
 SWEEP = tuple(Sweep.model_fields)
 SAMPLING = tuple(SamplingAlgorithm.model_fields)
+_PARAMETERS = NAMES.keys() | {MODEL_NAME}
 
 _V1 = {
-    "hyperparameter_sampling": "",
-    "policy": "",
-    "early_termination_policy": "",
-    "arguments": "",
-    "iterations": "max_trials",
-    "max_concurrent_iterations": "max_concurrent_trials",
-    "experiment_timeout_minutes": "timeout_minutes",
-    "experiment_timeout_hours": "timeout_minutes",
+    "hyperparameter_sampling": ("sweep", "sampling_algorithm"),
+    "policy": ("sweep", "early_termination"),
+    "early_termination_policy": ("sweep", "early_termination"),
+    "arguments": ("training_parameters", ""),
+    "iterations": ("limits", "max_trials"),
+    "max_concurrent_iterations": ("limits", "max_concurrent_trials"),
+    "experiment_timeout_minutes": ("limits", "timeout_minutes"),
+    "experiment_timeout_hours": ("limits", "timeout_minutes"),
 }
-"""Keys of SDK v1; those that are limits, with the limit's present name."""
+"""Keys of SDK v1 → section and key that hold their values."""
 _ALIASES = {
     "task_type": "task",
     "job_type": "type",
@@ -59,44 +60,212 @@ _ALIASES = {
     "verbosity": "log_verbosity",
     "validation_size": "validation_data_size",
 }
-_DATA_ALIASES = {"uri": "path", "job_input_type": "type"}
+_DATA = (("path", "type", "mode", "description", "datastore"), {"uri": "path", "job_input_type": "type"})
 _TYPE_ALIASES = {"policy_type": "type", "sampling_algorithm_type": "type", "name": "type"}
+_SECTIONS: dict[str, tuple[Collection[str], Mapping[str, str]]] = {
+    "": (KEYS | CLOUD_KEYS | _V1.keys(), _ALIASES),
+    "training_data": _DATA,
+    "validation_data": _DATA,
+    "training_parameters": (_PARAMETERS, {}),
+    "search_space": (_PARAMETERS, {}),
+    "limits": ((*LIMITS, "timeout"), {}),
+    "sweep": ((*SWEEP, "limits"), {}),
+    "sweep.sampling_algorithm": (SAMPLING, _TYPE_ALIASES),
+    "hyperparameter_sampling": (
+        (*SAMPLING, "parameter_space", "properties"),
+        {**_TYPE_ALIASES, "search_space": "parameter_space"},
+    ),
+}
+"""The keys of each section in all forms, and further names of some; "" is the top of the file."""
 _NO_POLICIES = ("", "none", "default", "no_termination")
 _DURATION = re.compile(
     r"P(?:(?P<days>[\d.]+)D)?(?:T(?:(?P<hours>[\d.]+)H)?(?:(?P<minutes>[\d.]+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
 )
+_SECONDS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def to_yaml_form(content: Mapping[Any, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
     """The content of a job file under the keys of the command line's YAML, and its problems."""
-    problems: list[Problem] = []
-    body, is_rest = _unwrapped(content)
-    form = _renamed(body, KEYS | CLOUD_KEYS | _V1.keys(), _ALIASES, where, "", problems)
-    if is_rest:  # a request's body lists unset keys as null
-        form = {key: _without_nulls(value) for key, value in form.items() if value is not None}
-    _fold_v1(form, where, problems)
-    for key in ("training_data", "validation_data"):
-        entries = form.get(key)
-        if isinstance(entries, list):
-            form[key] = [_data(entry, where, key, problems) for entry in entries]
-        elif isinstance(entries, Mapping):
-            form[key] = _data(entries, where, key, problems)
-    if isinstance(form.get("training_parameters"), Mapping):
-        names = NAMES.keys() | {MODEL_NAME}
-        parameters = form["training_parameters"]
-        form["training_parameters"] = _renamed(parameters, names, {}, where, "training_parameters", problems)
-    _fold_sweep(form, where, problems)
-    if isinstance(form.get("limits"), Mapping):
-        form["limits"] = _limits(form["limits"], where, problems)
-    if form.get("search_space"):
-        form["search_space"] = _spaces(form["search_space"], where, problems)
-    return form, problems
+    rewriter = _Rewriter(where)
+    return rewriter.rewrite(content), rewriter.problems
 
 
 def snake_case(name: str) -> str:
     """learningRate → learning_rate, stepLRGamma → step_lr_gamma."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return name.replace("-", "_").lower()
+
+
+def nearest(key: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names the known key closest to a wrong one."""
+    return did_you_mean(snake_case(key), known, otherwise=otherwise, most=1, cutoff=0.6)
+
+
+class _Rewriter:
+    """Rewrites the content of one file and collects the problems that it finds.
+
+    It leaves values of a wrong type as they are: the checks of the sections and of the job report them.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.problems: list[Problem] = []
+
+    def rewrite(self, content: Mapping[Any, Any]) -> dict[str, Any]:
+        """Rewrite the content of a file."""
+        body, is_rest = _unwrapped(content)
+        form = self.rename("", body)
+        if is_rest:  # a request's body lists unset keys as null
+            form = {key: _without_nulls(value) for key, value in form.items() if value is not None}
+        self.fold_v1(form)
+        for section in ("training_data", "validation_data", "training_parameters"):
+            if section in form:
+                form[section] = self.rename_each(section, form[section])
+        self.fold_sweep(form)
+        if isinstance(form.get("limits"), Mapping):
+            form["limits"] = self.limits(form["limits"])
+        if form.get("search_space"):
+            form["search_space"] = self.spaces(form["search_space"])
+        return form
+
+    def report(self, field: str, rule: str, value: Any) -> None:
+        """Add a problem."""
+        self.problems.append(Problem(self.where, field, rule, repr(value)))
+
+    def rename(self, section: str, content: Mapping[Any, Any]) -> dict[str, Any]:
+        """Rename the keys of a section that are other spellings of known names."""
+        known, aliases = _SECTIONS[section]
+        renamed: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for key, value in content.items():
+            spelling = str(key)
+            name = snake_case(spelling)
+            name = aliases.get(name, name)
+            if name not in known:
+                name = spelling
+            if name in renamed and renamed[name] != value:
+                field = f"{section}.{spelling}" if section else spelling
+                self.report(field, f"contradicts {origins[name]}, its other name", value)
+            renamed[name], origins[name] = value, spelling
+        return renamed
+
+    def rename_each(self, section: str, content: Any) -> Any:
+        """Rename the keys of a mapping, or of each in a list; anything else is returned unchanged."""
+        if isinstance(content, list):
+            return [self.rename_each(section, item) for item in content]
+        return self.rename(section, content) if isinstance(content, Mapping) else content
+
+    def put(self, form: dict[str, Any], section: str, key: str, value: Any, field: str) -> None:
+        """Set a key of a section, or report that it has another value already."""
+        into = form if not section else form.setdefault(section, {})
+        if not isinstance(into, dict):
+            return
+        if key in into and into[key] != value:
+            path = f"{section}.{key}" if section else key
+            self.report(field, f"contradicts {path}, its other name", value)
+        into[key] = value
+
+    def fold_v1(self, form: dict[str, Any]) -> None:
+        """Move the arguments of AutoMLImageConfig to their places in the YAML form."""
+        arguments = {key: form.pop(key) for key in _V1 if key in form}
+        if not arguments:
+            return
+        for name in [key for key in form if key in _PARAMETERS]:  # its keyword arguments
+            self.put(form, "training_parameters", name, form.pop(name), name)
+        for key, value in arguments.items():
+            if value is None:
+                continue
+            if key == "arguments":
+                self.fold_arguments(form, value)
+                continue
+            if key == "hyperparameter_sampling":
+                value = self.split_sampling(form, value)
+                if not value:
+                    continue
+            if key == "experiment_timeout_hours":
+                hours, value = value, _minutes(value)
+                if value is None:
+                    self.report(key, "must be a number of hours over 0", hours)
+                    continue
+            self.put(form, *_V1[key], value, key)
+
+    def fold_arguments(self, form: dict[str, Any], value: Any) -> None:
+        """Read `["--learning_rate", 0.01, …]` as training parameters."""
+        pairs = value if isinstance(value, list) else []
+        names = [str(name) for name in pairs[::2]]
+        if not pairs or len(pairs) % 2 or not all(name.startswith("--") for name in names):
+            self.report("arguments", "must be a list that alternates --name and value", value)
+            return
+        for name, item in zip(names, pairs[1::2], strict=True):
+            key = name[2:].replace("-", "_")
+            self.put(form, "training_parameters", key, item, f"arguments.{name}")
+
+    def split_sampling(self, form: dict[str, Any], value: Any) -> Any:
+        """Move the search space out of v1's sampling object and return the algorithm."""
+        field = "hyperparameter_sampling"
+        if not isinstance(value, Mapping):
+            return value
+        algorithm = _flat(self.rename(field, value))
+        if space := algorithm.pop("parameter_space", None):
+            self.put(form, "", "search_space", space, f"{field}.parameter_space")
+        return algorithm
+
+    def fold_sweep(self, form: dict[str, Any]) -> None:
+        """Rename the sweep's keys and move its limits, which older files have there, to the job's."""
+        if not isinstance(form.get("sweep"), Mapping):
+            return
+        sweep = self.rename("sweep", form["sweep"])
+        inner = sweep.pop("limits", None)
+        if isinstance(inner, Mapping):
+            # In older files the job's own limits concern the job, and those of `sweep` its trials.
+            outer = form.get("limits") or {}
+            if isinstance(outer, Mapping):
+                form["limits"] = {**outer, **self.limits(inner)}
+        elif inner is not None:
+            self.report("sweep.limits", "must be a mapping", inner)
+        algorithm = sweep.get("sampling_algorithm")
+        if isinstance(algorithm, Mapping):
+            algorithm = self.rename("sweep.sampling_algorithm", algorithm)
+            sweep["sampling_algorithm"] = algorithm | _type(algorithm.get("type"), "parameter_sampling")
+        elif isinstance(algorithm, str):
+            sweep["sampling_algorithm"] = _type(algorithm, "parameter_sampling")["type"]
+        policy = sweep.get("early_termination")
+        if isinstance(policy, str):
+            policy = {"type": policy}
+        if isinstance(policy, Mapping):
+            flat = {snake_case(str(key)): value for key, value in _flat(policy).items()}
+            flat = {_TYPE_ALIASES.get(key, key): value for key, value in flat.items()}
+            flat |= _type(flat.get("type"), "policy")
+            sweep["early_termination"] = None if flat.get("type") in _NO_POLICIES else flat
+        form["sweep"] = {key: value for key, value in sweep.items() if value is not None}
+
+    def limits(self, limits: Mapping[Any, Any]) -> dict[str, Any]:
+        """Rename the keys of limits and convert an ISO duration to minutes."""
+        renamed = {key: value for key, value in self.rename("limits", limits).items() if value is not None}
+        if "timeout" in renamed:
+            duration = renamed.pop("timeout")
+            match = _DURATION.fullmatch(str(duration).strip().upper())
+            parts = match.groupdict("0") if match else {}
+            minutes = math.ceil(sum(float(number) * _SECONDS[unit] for unit, number in parts.items()) / 60)
+            if minutes:
+                renamed["timeout_minutes"] = minutes
+            else:
+                rule = "must be a duration longer than zero, such as PT60M or PT1H"
+                self.report("limits.timeout", rule, duration)
+        return renamed
+
+    def spaces(self, spaces: Any) -> Any:
+        """Rename the sub-spaces' parameters to the settings' names, and flatten v1's nested sub-spaces."""
+        flat: list[Any] = []
+        for space in spaces if isinstance(spaces, list) else [spaces]:
+            if not isinstance(space, Mapping):
+                return spaces
+            nested = _maps_of_choice(space.get("model"))
+            rest = {key: value for key, value in space.items() if key != "model" or not nested}
+            for own in nested or ({},):
+                merged = self.rename("search_space", {**rest, **own})
+                flat.append({name: _expression(expression) for name, expression in merged.items()})
+        return flat
 
 
 def _unwrapped(content: Mapping[Any, Any]) -> tuple[dict[Any, Any], bool]:
@@ -125,56 +294,6 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _renamed(
-    content: Mapping[Any, Any],
-    known: Collection[str],
-    aliases: Mapping[str, str],
-    where: str,
-    section: str,
-    problems: list[Problem],
-) -> dict[str, Any]:
-    """Rename the keys that are other spellings of known names."""
-    renamed: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for key, value in content.items():
-        spelling = str(key)
-        name = snake_case(spelling)
-        name = aliases.get(name, name)
-        if name not in known:
-            name = spelling
-        if name in renamed and renamed[name] != value:
-            field = f"{section}.{spelling}" if section else spelling
-            problems.append(
-                Problem(where, field, f"contradicts {origins[name]}, its other name", repr(value))
-            )
-        renamed[name], origins[name] = value, spelling
-    return renamed
-
-
-def _fold_v1(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
-    """Move the arguments of AutoMLImageConfig to their places in the YAML form."""
-    arguments = {key: form.pop(key) for key in _V1 if key in form}
-    if not arguments:
-        return
-    for name in [key for key in form if key in NAMES or key == MODEL_NAME]:  # its keyword arguments
-        _put(form, "training_parameters", name, form.pop(name), where, name, problems)
-    for key, value in arguments.items():
-        if value is None:
-            continue
-        if key == "arguments":
-            _fold_arguments(form, value, where, problems)
-        elif key == "hyperparameter_sampling":
-            _fold_sampling(form, value, where, problems)
-        elif limit := _V1[key]:
-            number = _minutes(value) if key == "experiment_timeout_hours" else value
-            if number is None:
-                problems.append(Problem(where, key, "must be a number of hours over 0", repr(value)))
-                continue
-            _put(form, "limits", limit, number, where, key, problems)
-        else:
-            _put(form, "sweep", "early_termination", value, where, key, problems)
-
-
 def _minutes(hours: Any) -> int | None:
     """Convert hours to minutes; None if they are not a positive number."""
     try:
@@ -182,67 +301,6 @@ def _minutes(hours: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return math.ceil(minutes) if 0 < minutes < math.inf and not isinstance(hours, bool) else None
-
-
-def _fold_arguments(form: dict[str, Any], value: Any, where: str, problems: list[Problem]) -> None:
-    """Read `["--learning_rate", 0.01, …]` as training parameters."""
-    pairs = value if isinstance(value, list) else []
-    names = [str(name) for name in pairs[::2]]
-    if not pairs or len(pairs) % 2 or not all(name.startswith("--") for name in names):
-        rule = "must be a list that alternates --name and value"
-        problems.append(Problem(where, "arguments", rule, repr(value)))
-        return
-    for name, item in zip(names, pairs[1::2], strict=True):
-        key = name[2:].replace("-", "_")
-        _put(form, "training_parameters", key, item, where, f"arguments.{name}", problems)
-
-
-def _fold_sampling(form: dict[str, Any], value: Any, where: str, problems: list[Problem]) -> None:
-    """Split v1's sampling object into algorithm and search space."""
-    field = "hyperparameter_sampling"
-    if isinstance(value, Mapping):
-        known = (*SAMPLING, "parameter_space", "properties")
-        algorithm = _renamed(
-            value, known, {**_TYPE_ALIASES, "search_space": "parameter_space"}, where, field, problems
-        )
-        algorithm = _flat(algorithm)
-        space = algorithm.pop("parameter_space", None)
-        if space:
-            _put(form, "", "search_space", space, where, f"{field}.parameter_space", problems)
-        value = algorithm
-    if value:
-        _put(form, "sweep", "sampling_algorithm", value, where, field, problems)
-
-
-def _fold_sweep(form: dict[str, Any], where: str, problems: list[Problem]) -> None:
-    """Rename the sweep's keys and move its limits, which older files have there, to the job's."""
-    if not isinstance(form.get("sweep"), Mapping):
-        return
-    sweep = _renamed(form["sweep"], (*SWEEP, "limits"), {}, where, "sweep", problems)
-    inner = sweep.pop("limits", None)
-    if isinstance(inner, Mapping):
-        # In older files the job's own limits concern the job, and those of `sweep` its trials.
-        outer = form.get("limits") or {}
-        if isinstance(outer, Mapping):  # anything else is reported by the check of the sections
-            form["limits"] = {**outer, **_limits(inner, where, problems)}
-    elif inner is not None:
-        problems.append(Problem(where, "sweep.limits", "must be a mapping", repr(inner)))
-    algorithm = sweep.get("sampling_algorithm")
-    if isinstance(algorithm, Mapping):
-        field = "sweep.sampling_algorithm"
-        algorithm = _renamed(algorithm, SAMPLING, _TYPE_ALIASES, where, field, problems)
-        sweep["sampling_algorithm"] = algorithm | _type(algorithm.get("type"), "parameter_sampling")
-    elif isinstance(algorithm, str):
-        sweep["sampling_algorithm"] = _type(algorithm, "parameter_sampling")["type"]
-    policy = sweep.get("early_termination")
-    if isinstance(policy, str):
-        policy = {"type": policy}
-    if isinstance(policy, Mapping):
-        flat = _flat(policy)
-        flat = {_TYPE_ALIASES.get(snake_case(str(key)), snake_case(str(key))): v for key, v in flat.items()}
-        flat |= _type(flat.get("type"), "policy")
-        sweep["early_termination"] = None if flat.get("type") in _NO_POLICIES else flat
-    form["sweep"] = {key: value for key, value in sweep.items() if value is not None}
 
 
 def _flat(content: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -260,51 +318,6 @@ def _type(name: Any, ending: str) -> dict[str, Any]:
     plain = name.lower() if name.isupper() else snake_case(name)
     plain = plain.removesuffix(f"_{ending}").removesuffix("_optimization")
     return {"type": "bayesian" if plain == "bayesianoptimization" else plain}
-
-
-def _limits(limits: Mapping[Any, Any], where: str, problems: list[Problem]) -> dict[str, Any]:
-    renamed = _renamed(limits, (*LIMITS, "timeout"), {}, where, "limits", problems)
-    renamed = {key: value for key, value in renamed.items() if value is not None}
-    if "timeout" not in renamed:
-        return renamed
-    duration = renamed.pop("timeout")
-    match = _DURATION.fullmatch(str(duration).strip().upper())
-    parts = {unit: float(value) for unit, value in match.groupdict("0").items()} if match else {}
-    minutes = math.ceil(
-        parts.get("days", 0) * 1440
-        + parts.get("hours", 0) * 60
-        + parts.get("minutes", 0)
-        + parts.get("seconds", 0) / 60
-    )
-    if minutes:
-        renamed["timeout_minutes"] = minutes
-    else:
-        rule = "must be a duration longer than zero, such as PT60M or PT1H"
-        problems.append(Problem(where, "limits.timeout", rule, repr(duration)))
-    return renamed
-
-
-def _data(entry: Any, where: str, key: str, problems: list[Problem]) -> Any:
-    known = ("path", "type", "mode", "description", "datastore")
-    return (
-        _renamed(entry, known, _DATA_ALIASES, where, key, problems) if isinstance(entry, Mapping) else entry
-    )
-
-
-def _spaces(spaces: Any, where: str, problems: list[Problem]) -> Any:
-    """Rename the sub-spaces' parameters to the settings' names, and flatten v1's nested sub-spaces."""
-    flat: list[Any] = []
-    for space in spaces if isinstance(spaces, list) else [spaces]:
-        if not isinstance(space, Mapping):
-            return spaces  # reported by the check of the job
-        nested = _maps_of_choice(space.get("model"))
-        rest = {key: value for key, value in space.items() if key != "model" or not nested}
-        for own in nested or ({},):
-            merged = _renamed(
-                {**rest, **own}, NAMES.keys() | {MODEL_NAME}, {}, where, "search_space", problems
-            )
-            flat.append({name: _expression(expression) for name, expression in merged.items()})
-    return flat
 
 
 def _maps_of_choice(expression: Any) -> list[Mapping[Any, Any]]:
@@ -325,21 +338,3 @@ def _expression(expression: Any) -> Any:
         values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], list) else arguments
         return {"type": "choice", "values": values}
     return f"{name}({', '.join(map(str, arguments))})"
-
-
-def _put(
-    form: dict[str, Any], section: str, key: str, value: Any, where: str, field: str, problems: list[Problem]
-) -> None:
-    """Set a key of a section, or report that it has another value already."""
-    into = form if not section else form.setdefault(section, {})
-    if not isinstance(into, dict):
-        return  # reported by the check of the sections
-    if key in into and into[key] != value:
-        path = f"{section}.{key}" if section else key
-        problems.append(Problem(where, field, f"contradicts {path}, its other name", repr(value)))
-    into[key] = value
-
-
-def nearest(key: str, known: Iterable[str], otherwise: str = "") -> str:
-    """A hint that names the known key closest to a wrong one."""
-    return did_you_mean(snake_case(key), known, otherwise=otherwise, most=1, cutoff=0.6)

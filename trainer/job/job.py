@@ -1,4 +1,4 @@
-"""A job: what to train on what, read from a job file or made in Python."""
+"""A job: what to train and on which data, read from a job file or made in Python."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Job(AzureOptions):
 
         Args:
             where: origin to name in error messages instead of the path.
-            changes: fields that replace the file's. Of `settings`, `limits`, `datastores` and `data_assets`
-                each entry replaces its own. Settings and a model given here also fix what the file's search
-                space would vary.
+            changes: fields that replace the file's. Entries of `settings`, `limits`, `datastores` and
+                `data_assets` replace those of the same name. Settings and a model given here also fix what
+                the file's search space would vary.
 
         Raises:
             JobError: the file cannot be read, or all problems of its keys or values.
@@ -66,7 +66,7 @@ class Job(AzureOptions):
         return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
     def changed(self, where: str = "", **changes: Any) -> Job:
-        """Make a job with changes, which `Job.read` describes.
+        """Return a copy with changes, which `Job.read` describes.
 
         Raises:
             JobError: all problems of the values.
@@ -148,11 +148,11 @@ class Job(AzureOptions):
         return resolve(self.task, self.model_name, values, where)
 
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
-        """The single run of a trial.
+        """The job of a trial, a single run.
 
         Args:
             proposal: values from the sampler: settings by any of their names, and the model as "model_name".
-                They replace the job's own settings. If the model is among them, the job's settings that do
+                They replace the job's own settings. If they include the model, settings of the job that do
                 not apply to it are dropped: they are for other models of the search space.
         """
         chosen = {canonical(name): value for name, value in proposal.items()}

@@ -86,13 +86,10 @@ class SamplingAlgorithm(BaseModel):
     @field_validator("logbase")
     @classmethod
     def _valid_base(cls, value: float | str | None) -> float | str | None:
-        if (
-            value is None
-            or value == "e"
-            or (isinstance(value, float) and 0 < value < math.inf and value != 1)
-        ):
-            return value
-        raise ValueError(f"must be e or a positive number other than 1, got {value!r}")
+        is_base = isinstance(value, float) and 0 < value < math.inf and value != 1
+        if value not in (None, "e") and not is_base:
+            raise ValueError(f"must be e or a positive number other than 1, got {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _only_random_has_rules(self) -> SamplingAlgorithm:

@@ -1,6 +1,6 @@
 """The content of `trainer models` and `trainer weights`: sizes, licences, published and local files.
 
-The table of models needs no model library: published.json holds what only those know.
+The table of models needs no model library: published.json holds what only the libraries know.
 """
 
 from __future__ import annotations
@@ -114,8 +114,10 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
     """
     entry = catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
     card = entry.card
+    from trainer.models.weights.sources import published_names
+
     for size in sizes(entry):
-        published = published_of(entry, task or entry.tasks[0], size)
+        published = family_of(entry, task or entry.tasks[0], size).published()
         yield f"{flags(entry, size)}  ({', '.join(entry.tasks)})"
         address, name = published.url, published.files[0]
         if published.hub:
@@ -129,7 +131,7 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
         yield f"  licence      of the weights: {licence}; of {card.library}: {card.licence}"
         yield f"  download     {address}"
         yield f"  save as      {name}"
-        names = _names(published)
+        names = published_names(published)
         if len(names) > 1:
             yield f"               (or {', '.join(names[1:])})"
         yield f"  checked by   {_check(published, card)}"
@@ -147,11 +149,6 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
             yield f"               that holds more, name the file itself: --weights weights/{name}"
 
 
-def published_of(entry: ModelEntry, task: Task, size: str) -> Any:
-    """The `PublishedWeights` of a model in one size. Imports the model's library."""
-    return family_of(entry, task, size).published()
-
-
 def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
     """A family bound to a model with the published number of classes. Imports the model's library."""
     from trainer.models import create, specify
@@ -159,12 +156,6 @@ def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
     resolved = resolve(task, entry.name, {"model_size": size} if size else {})
     classes = tuple(map(str, range(entry.card.published_classes)))
     return create(specify(task, entry.name, resolved, classes, pretrained=True))
-
-
-def _names(published: Any) -> tuple[str, ...]:
-    from trainer.models.weights.sources import published_names
-
-    return published_names(published)
 
 
 def _check(published: Any, card: FamilyCard) -> str:
