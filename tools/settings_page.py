@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from trainer import settings
+from trainer.fields import help_text
 from trainer.models import catalog, defaults
 from trainer.settings import Settings
 from trainer.tasks import Task
@@ -43,7 +44,7 @@ def settings_table() -> str:
             _kind(info),
             defaults.default_in_words(name),
             defaults.models_taking(name) or "all",
-            info.description or "",
+            help_text(info),
         ]
         groups.setdefault(settings.group_of(name), []).append(f"| {' | '.join(cells)} |")
     head = "| name, older names | values | default | models | effect |\n|---|---|---|---|---|"

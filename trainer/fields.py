@@ -30,7 +30,6 @@ else:
 
 def option(
     default: Any,
-    description: str,
     group: str,
     *,
     aliases: tuple[str, ...] = (),
@@ -38,11 +37,12 @@ def option(
     form: str = "",
     **more: Any,
 ) -> Any:
-    """An optional field with its help text.
+    """An optional field of a model that takes help texts from the docstrings below its fields.
+
+    The first sentence of such a docstring is the short help; `[default: …]` at its end describes a default
+    that depends on something else.
 
     Args:
-        description: its first sentence is the short help; `[default: …]` at its end describes a default that
-            depends on something else.
         group: heading under which help lists the field.
         aliases: older names of the field.
         flag: command-line flag if it is not the field's name, such as `--data`.
@@ -50,7 +50,12 @@ def option(
         more: further arguments of `pydantic.Field`, such as `gt`.
     """
     extra: dict[str, Any] = {"group": group, "aliases": list(aliases), "flag": flag, "form": form}
-    return Field(default, description=description, json_schema_extra=extra, **more)
+    return Field(default, json_schema_extra=extra, **more)
+
+
+def help_text(info: FieldInfo) -> str:
+    """The help text of a field, on one line."""
+    return " ".join((info.description or "").split())
 
 
 def details(info: FieldInfo) -> dict[str, Any]:

@@ -51,196 +51,141 @@ class Settings(ScoringParameters):
     `trainer.models.defaults.resolve` makes them from a user's values and a model's defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    number_of_epochs: int = _schedule(15, "Number of passes over the training data.", gt=0)
-    recipe: Literal["reference", "modern"] = _schedule(
-        "reference",
-        "Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. "
-        "The modern recipe uses adamw and averaged weights; label smoothing, mixup and "
-        "RandAugment for classifiers, layer-wise learning rates for ViTs, and large-scale jitter for "
-        "R-CNNs. docs/settings.md lists its values.",
-    )
-    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _schedule(
-        78, "Images per training batch on each device; auto finds the largest power of two that fits the GPU."
-    )
-    validation_batch_size: int = _schedule(78, "Images per validation batch on each device.", gt=0)
-    gradient_accumulation_step: int = _schedule(
-        1,
-        "Number of batches whose gradients are accumulated before the optimizer steps.",
-        aliases=("grad_accumulation_step",),
-        gt=0,
-    )
-    evaluation_frequency: int = _schedule(1, "Evaluate every N epochs.", gt=0)
-    checkpoint_frequency: int | None = _schedule(
-        None,
-        "Also keep a checkpoint every N epochs. The best and the last epoch's checkpoints are always kept.",
-        gt=0,
-    )
-    early_stopping: bool = _schedule(True, "Stop when the primary metric no longer improves.")
-    early_stopping_patience: int = _schedule(5, "Stop after this many evaluations without improvement.", gt=0)
-    early_stopping_delay: int = _schedule(
-        5, "Epochs to train before early stopping starts to count evaluations.", ge=0
-    )
+    number_of_epochs: int = _schedule(15, gt=0)
+    """Number of passes over the training data."""
+    recipe: Literal["reference", "modern"] = _schedule("reference")
+    """Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. The
+    modern recipe uses adamw and averaged weights; label smoothing, mixup and RandAugment for classifiers,
+    layer-wise learning rates for ViTs, and large-scale jitter for R-CNNs. docs/settings.md lists its
+    values."""
+    training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _schedule(78)
+    """Images per training batch on each device; auto finds the largest power of two that fits the GPU."""
+    validation_batch_size: int = _schedule(78, gt=0)
+    """Images per validation batch on each device."""
+    gradient_accumulation_step: int = _schedule(1, aliases=("grad_accumulation_step",), gt=0)
+    """Number of batches whose gradients are accumulated before the optimizer steps."""
+    evaluation_frequency: int = _schedule(1, gt=0)
+    """Evaluate every N epochs."""
+    checkpoint_frequency: int | None = _schedule(None, gt=0)
+    """Also keep a checkpoint every N epochs. The best and the last epoch's checkpoints are always kept."""
+    early_stopping: bool = _schedule(True)
+    """Stop when the primary metric no longer improves."""
+    early_stopping_patience: int = _schedule(5, gt=0)
+    """Stop after this many evaluations without improvement."""
+    early_stopping_delay: int = _schedule(5, ge=0)
+    """Epochs to train before early stopping starts to count evaluations."""
 
-    learning_rate: float = _optimizer(0.01, "Peak learning rate.", ge=0, le=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = _optimizer("sgd", "Optimizer.")
-    momentum: float = _optimizer(0.9, "Momentum of sgd.", ge=0, le=1)
-    nesterov: bool = _optimizer(True, "Use Nesterov momentum with sgd.")
-    weight_decay: float = _optimizer(
-        1e-4, "Weight decay. Biases and weights of norm layers have none.", ge=0, le=1
-    )
-    beta1: float = _optimizer(0.9, "beta1 of adam and adamw.", ge=0, lt=1)
-    beta2: float = _optimizer(0.999, "beta2 of adam and adamw.", ge=0, lt=1)
-    ams_gradient: bool = _optimizer(False, "Use the AMSGrad variant of adam and adamw.", aliases=("amsgrad",))
-    gradient_clip_value: float | None = _optimizer(
-        5.0, "Clip each gradient element to [-value, value].", gt=0
-    )
-    gradient_clip_norm: float | None = _optimizer(None, "Scale gradients down to this total norm.", gt=0)
+    learning_rate: float = _optimizer(0.01, ge=0, le=1)
+    """Peak learning rate."""
+    optimizer: Literal["sgd", "adam", "adamw"] = _optimizer("sgd")
+    """Optimizer."""
+    momentum: float = _optimizer(0.9, ge=0, le=1)
+    """Momentum of sgd."""
+    nesterov: bool = _optimizer(True)
+    """Use Nesterov momentum with sgd."""
+    weight_decay: float = _optimizer(1e-4, ge=0, le=1)
+    """Weight decay. Biases and weights of norm layers have none."""
+    beta1: float = _optimizer(0.9, ge=0, lt=1)
+    """beta1 of adam and adamw."""
+    beta2: float = _optimizer(0.999, ge=0, lt=1)
+    """beta2 of adam and adamw."""
+    ams_gradient: bool = _optimizer(False, aliases=("amsgrad",))
+    """Use the AMSGrad variant of adam and adamw."""
+    gradient_clip_value: float | None = _optimizer(5.0, gt=0)
+    """Clip each gradient element to [-value, value]."""
+    gradient_clip_norm: float | None = _optimizer(None, gt=0)
+    """Scale gradients down to this total norm."""
 
     learning_rate_scheduler: Literal["warmup_cosine", "step"] = _learning_rate(
-        "warmup_cosine", "Learning-rate schedule.", aliases=("lr_scheduler",)
+        "warmup_cosine", aliases=("lr_scheduler",)
     )
-    step_lr_gamma: float = _learning_rate(
-        0.5, "step: factor by which the learning rate is multiplied at each step.", ge=0, le=1
-    )
-    step_lr_step_size: int = _learning_rate(5, "step: number of epochs between steps.", gt=0)
-    warmup_cosine_lr_cycles: float = _learning_rate(
-        0.45, "warmup_cosine: fraction of a full cosine cycle; 0.5 ends at 0.", ge=0, le=1
-    )
-    warmup_cosine_lr_warmup_epochs: int = _learning_rate(
-        2, "warmup_cosine: number of epochs of linear warm-up.", ge=0
-    )
+    """Learning-rate schedule."""
+    step_lr_gamma: float = _learning_rate(0.5, ge=0, le=1)
+    """step: factor by which the learning rate is multiplied at each step."""
+    step_lr_step_size: int = _learning_rate(5, gt=0)
+    """step: number of epochs between steps."""
+    warmup_cosine_lr_cycles: float = _learning_rate(0.45, ge=0, le=1)
+    """warmup_cosine: fraction of a full cosine cycle; 0.5 ends at 0."""
+    warmup_cosine_lr_warmup_epochs: int = _learning_rate(2, ge=0)
+    """warmup_cosine: number of epochs of linear warm-up."""
 
-    model_size: Literal["small", "medium", "large", "extra_large"] = _model("medium", "Size of yolov5.")
-    checkpoint_run_id: str | None = _model(
-        None,
-        "Start from the weights of an earlier run of the same model: its directory or its MLflow run id. "
-        "--weights overrides it.",
-        min_length=1,
-    )
-    layers_to_freeze: int | None = _model(
-        None, "Number of layer groups to freeze, counted from the input.", gt=0
-    )
-    layer_decay: float = _model(
-        1.0,
-        "Factor of the learning rate from each layer group to the one before it, so that groups near the "
-        "input learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate.",
-        gt=0,
-        le=1,
-    )
-    average_weights: bool = _model(False, "Evaluate and package a moving average of the weights.")
-    weighted_loss: Literal[0, 1, 2] = _model(
-        0,
-        "Weight the loss of each class by its rarity: 0 off, 1 by the square root of the weights, 2 by the "
-        "weights. It takes effect if the most frequent class is over twice as frequent as the rarest.",
-    )
-    label_smoothing: float = _model(
-        0.0,
-        "Fraction of each target spread evenly over all classes; for multilabel, over present and absent.",
-        ge=0,
-        lt=1,
-    )
-    balanced_sampling: bool = _images(
-        False, "Sample images of rare classes more often, so that all classes are seen equally often."
-    )
+    model_size: Literal["small", "medium", "large", "extra_large"] = _model("medium")
+    """Size of yolov5."""
+    checkpoint_run_id: str | None = _model(None, min_length=1)
+    """Start from the weights of an earlier run of the same model: its directory or its MLflow run id.
+    --weights overrides it."""
+    layers_to_freeze: int | None = _model(None, gt=0)
+    """Number of layer groups to freeze, counted from the input."""
+    layer_decay: float = _model(1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer group to the one before it, so that groups near the input
+    learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate."""
+    average_weights: bool = _model(False)
+    """Evaluate and package a moving average of the weights."""
+    weighted_loss: Literal[0, 1, 2] = _model(0)
+    """Weight the loss of each class by its rarity: 0 off, 1 by the square root of the weights, 2 by the
+    weights. It takes effect if the most frequent class is over twice as frequent as the rarest."""
+    label_smoothing: float = _model(0.0, ge=0, lt=1)
+    """Fraction of each target spread evenly over all classes; for multilabel, over present and absent."""
+    balanced_sampling: bool = _images(False)
+    """Sample images of rare classes more often, so that all classes are seen equally often."""
 
-    validation_resize_size: int = _images(
-        256,
-        "Short side, in pixels, to which images are resized before the centre crop.",
-        aliases=("valid_resize_size",),
-        gt=0,
-    )
-    validation_crop_size: int = _images(
-        224, "Side of the centre crop that the network sees, in pixels.", aliases=("valid_crop_size",), gt=0
-    )
-    training_crop_size: int = _images(
-        224, "Side of the random crop in training, in pixels.", aliases=("train_crop_size",), gt=0
-    )
-    min_size: int = _images(
-        600,
-        "Short side to which images are resized, in pixels. It is less where the long side would exceed "
-        "max_size.",
-        gt=0,
-    )
-    max_size: int = _images(
-        1333,
-        "Maximum long side in pixels. Images that min_size would make longer are resized to it instead.",
-        gt=0,
-    )
-    image_size: int = _images(
-        640, "Side of the square that images are fitted into, in pixels.", aliases=("img_size",), ge=32
-    )
-    multi_scale: bool = _images(False, "Vary the image size by ±50 % from batch to batch.")
-    random_augment: bool = _images(
-        False, "Use RandAugment, two random changes of colour or geometry, instead of colour jitter."
-    )
-    mixup_alpha: float = _images(
-        0.0, "Blend pairs of images by a fraction drawn from Beta(alpha, alpha); 0 turns it off.", ge=0
-    )
-    cutmix_alpha: float = _images(
-        0.0,
-        "Paste a part of one image, its area drawn from Beta(alpha, alpha), into another; 0 turns it off. "
-        "With mixup_alpha, each batch uses one of the two.",
-        ge=0,
-    )
-    large_scale_jitter: bool = _images(
-        False,
-        "Scale each image by ×0.1 to ×2, then crop or pad it to its size, instead of cropping and "
-        "expanding it.",
-    )
-    advanced_settings: AdvancedSettings = _images(
-        AdvancedSettings(),
-        "JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true) and "
-        "stream_image_files (false).",
-    )
+    validation_resize_size: int = _images(256, aliases=("valid_resize_size",), gt=0)
+    """Short side, in pixels, to which images are resized before the centre crop."""
+    validation_crop_size: int = _images(224, aliases=("valid_crop_size",), gt=0)
+    """Side of the centre crop that the network sees, in pixels."""
+    training_crop_size: int = _images(224, aliases=("train_crop_size",), gt=0)
+    """Side of the random crop in training, in pixels."""
+    min_size: int = _images(600, gt=0)
+    """Short side to which images are resized, in pixels. It is less where the long side would exceed
+    max_size."""
+    max_size: int = _images(1333, gt=0)
+    """Maximum long side in pixels. Images that min_size would make longer are resized to it instead."""
+    image_size: int = _images(640, aliases=("img_size",), ge=32)
+    """Side of the square that images are fitted into, in pixels."""
+    multi_scale: bool = _images(False)
+    """Vary the image size by ±50 % from batch to batch."""
+    random_augment: bool = _images(False)
+    """Use RandAugment, two random changes of colour or geometry, instead of colour jitter."""
+    mixup_alpha: float = _images(0.0, ge=0)
+    """Blend pairs of images by a fraction drawn from Beta(alpha, alpha); 0 turns it off."""
+    cutmix_alpha: float = _images(0.0, ge=0)
+    """Paste a part of one image, its area drawn from Beta(alpha, alpha), into another; 0 turns it off. With
+    mixup_alpha, each batch uses one of the two."""
+    large_scale_jitter: bool = _images(False)
+    """Scale each image by ×0.1 to ×2, then crop or pad it to its size, instead of cropping and expanding
+    it."""
+    advanced_settings: AdvancedSettings = _images(AdvancedSettings())
+    """JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true) and
+    stream_image_files (false)."""
 
-    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _evaluation(
-        "voc", "Detection metrics to compute at each evaluation."
-    )
-    validation_iou_threshold: float = _evaluation(
-        0.5,
-        "Minimum IoU at which a predicted box matches an object.",
-        aliases=("box_iou_thresh",),
-        ge=0.1,
-        le=1,
-    )
-    log_validation_loss: Literal["Enable", "Disable"] = _evaluation(
-        "Enable", "Also compute the loss at each evaluation."
-    )
+    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _evaluation("voc")
+    """Detection metrics to compute at each evaluation."""
+    validation_iou_threshold: float = _evaluation(0.5, aliases=("box_iou_thresh",), ge=0.1, le=1)
+    """Minimum IoU at which a predicted box matches an object."""
+    log_validation_loss: Literal["Enable", "Disable"] = _evaluation("Enable")
+    """Also compute the loss at each evaluation."""
 
-    log_training_metrics: Literal["Enable", "Disable"] = _evaluation(
-        "Disable", "Also compute the metrics of the training images at each evaluation."
-    )
+    log_training_metrics: Literal["Enable", "Disable"] = _evaluation("Disable")
+    """Also compute the metrics of the training images at each evaluation."""
 
-    number_of_workers: int = _hardware(
-        8,
-        "Worker processes per device that decode and augment images, at most its share of the cores.",
-        aliases=("num_workers",),
-        ge=0,
-    )
-    image_cache_megabytes: int = _hardware(
-        256,
-        "Memory in MB in which each worker process caches decoded training images, for YOLO resized ones; "
-        "0 turns the cache off.",
-        ge=0,
-    )
-    random_seed: int | None = _hardware(
-        None,
-        "Seed of the data split, augmentation and initial weights. Without one, it is drawn at random. "
-        "YOLO's mosaics of more than 256 images also depend on number_of_workers and image_cache_megabytes.",
-        aliases=("seed",),
-        ge=0,
-        le=2**32 - 1,  # the generators of NumPy take no more
-    )
-    distributed: bool = _hardware(True, "Use all GPUs that were asked for; false uses one.")
-    sync_batch_norm: bool = _hardware(
-        False, "Compute batch-norm statistics over the batches of all GPUs instead of each GPU's own."
-    )
-    enable_onnx_normalization: bool = _images(
-        False, "Let the ONNX file of `trainer export` take images in [0, 255] and normalise them itself."
-    )
-    compile: bool = _hardware(False, "Compile the network with torch.compile before training.")
+    number_of_workers: int = _hardware(8, aliases=("num_workers",), ge=0)
+    """Worker processes per device that decode and augment images, at most its share of the cores."""
+    image_cache_megabytes: int = _hardware(256, ge=0)
+    """Memory in MB in which each worker process caches decoded training images, for YOLO resized ones; 0
+    turns the cache off."""
+    random_seed: int | None = _hardware(None, aliases=("seed",), ge=0, le=2**32 - 1)  # NumPy's maximum
+    """Seed of the data split, augmentation and initial weights. Without one, it is drawn at random. YOLO's
+    mosaics of more than 256 images also depend on number_of_workers and image_cache_megabytes."""
+    distributed: bool = _hardware(True)
+    """Use all GPUs that were asked for; false uses one."""
+    sync_batch_norm: bool = _hardware(False)
+    """Compute batch-norm statistics over the batches of all GPUs instead of each GPU's own."""
+    enable_onnx_normalization: bool = _images(False)
+    """Let the ONNX file of `trainer export` take images in [0, 255] and normalise them itself."""
+    compile: bool = _hardware(False)
+    """Compile the network with torch.compile before training."""
 
     @field_validator("training_batch_size", mode="wrap")
     @classmethod

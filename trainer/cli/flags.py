@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter, Token
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainer.fields import details
+from trainer.fields import details, help_text
 from trainer.settings import shown
 
 _HEADINGS = (
@@ -104,7 +104,7 @@ def help_of(info: FieldInfo, note: str = "", default: str | None = None) -> str:
         note: a sentence to add.
         default: the default in words; None: the field's own.
     """
-    text = info.description or ""
+    text = help_text(info)
     if form := details(info).get("form"):
         text = f"{form}: {text[:1].lower()}{text[1:]}"
     if get_origin(info.annotation) is Literal:

@@ -28,69 +28,45 @@ _output = partial(option, group="Output")
 class SweepOptions(BaseModel):
     """Options that only a sweep uses and that Azure's job files have no keys for."""
 
-    objective: Literal["latency"] | None = _sweep(
-        None,
-        "latency: minimise latency while maximising the primary metric. The table of trials marks those that "
-        "no other trial beats in both.",
-    )
-    max_latency_ms: float | None = _sweep(
-        None,
-        "Choose the best model among those that score one image within this many milliseconds on this "
-        "machine.",
-        gt=0,
-    )
-    storage: str | None = _sweep(
-        None,
-        "Database in which several machines share the trials: postgresql://USER:PASSWORD@HOST/NAME. "
-        "[default: a file in the run's directory]",
-        min_length=1,
-    )
-    study: str | None = _sweep(
-        None,
-        "Name of the sweep in the storage; `trainer worker` joins by it. [default: derived from the run's "
-        "directory]",
-        min_length=1,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    objective: Literal["latency"] | None = _sweep(None)
+    """latency: minimise latency while maximising the primary metric. The table of trials marks those that no
+    other trial beats in both."""
+    max_latency_ms: float | None = _sweep(None, gt=0)
+    """Choose the best model among those that score one image within this many milliseconds on this
+    machine."""
+    storage: str | None = _sweep(None, min_length=1)
+    """Database in which several machines share the trials: postgresql://USER:PASSWORD@HOST/NAME. [default: a
+    file in the run's directory]"""
+    study: str | None = _sweep(None, min_length=1)
+    """Name of the sweep in the storage; `trainer worker` joins by it. [default: derived from the run's
+    directory]"""
 
 
 class LocalOptions(SweepOptions):
     """The section `local` of a job file: options that Azure's forms have no keys for."""
 
-    weights: str | None = _model(
-        None,
-        "Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an "
-        "earlier run's directory, or runs:/ID/model in MLflow. The environment variable TRAINER_WEIGHTS sets "
-        "the default. [default: pretrained]",
-    )
-    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware(
-        "auto", "Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."
-    )
-    processes: int | None = _hardware(
-        None, "Train in this many processes on the CPU instead of on GPUs.", gt=0
-    )
-    datastores: dict[str, str] = _data(
-        {},
-        "Directory or URL that azureml://…/datastores/NAME/… refers to.",
-        flag="--datastore",
-        form="NAME=DIR_OR_URL",
-    )
-    data_assets: dict[str, str] = _data(
-        {},
-        "Path of the data that a job file calls azureml:NAME:VERSION. NAME:VERSION=PATH sets the path of one "
-        "version only.",
-        flag="--data-asset",
-        form="NAME=PATH",
-    )
-    skip_invalid: bool = _data(
-        False, "Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons."
-    )
-    tracking_uri: str | None = _output(
-        None,
-        "MLflow server or database that records the run, or none. The environment variable "
-        "MLFLOW_TRACKING_URI sets the default. [default: mlflow.db next to the run's directory]",
-        min_length=1,
-    )
-    register_model: str | None = _output(None, "Register the packaged model in MLflow under this name.")
+    weights: str | None = _model(None)
+    """Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an
+    earlier run's directory, or runs:/ID/model in MLflow. The environment variable TRAINER_WEIGHTS sets the
+    default. [default: pretrained]"""
+    gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware("auto")
+    """Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."""
+    processes: int | None = _hardware(None, gt=0)
+    """Train in this many processes on the CPU instead of on GPUs."""
+    datastores: dict[str, str] = _data({}, flag="--datastore", form="NAME=DIR_OR_URL")
+    """Directory or URL that azureml://…/datastores/NAME/… refers to."""
+    data_assets: dict[str, str] = _data({}, flag="--data-asset", form="NAME=PATH")
+    """Path of the data that a job file calls azureml:NAME:VERSION. NAME:VERSION=PATH sets the path of one
+    version only."""
+    skip_invalid: bool = _data(False)
+    """Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons."""
+    tracking_uri: str | None = _output(None, min_length=1)
+    """MLflow server or database that records the run, or none. The environment variable MLFLOW_TRACKING_URI
+    sets the default. [default: mlflow.db next to the run's directory]"""
+    register_model: str | None = _output(None)
+    """Register the packaged model in MLflow under this name."""
 
     @field_validator("gpus", mode="wrap")
     @classmethod
@@ -119,46 +95,32 @@ class LocalOptions(SweepOptions):
 class AzureOptions(LocalOptions):
     """The fields that are keys of a job file, next to its section `local`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    task: Parsed[Task, Task | str] = Field(
-        description="The task to train for.", json_schema_extra={"group": "Data"}
-    )
+    task: Parsed[Task, Task | str] = Field(json_schema_extra={"group": "Data"})
+    """The task to train for."""
     training_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = Field(
-        min_length=1,
-        description="Training data: a .jsonl file or an MLTable folder, local or by URL.",
-        json_schema_extra={"group": "Data", "flag": "--data"},
+        min_length=1, json_schema_extra={"group": "Data", "flag": "--data"}
     )
-    validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = _data(
-        (), "Validation data. Without it, a stratified part of the training data is held out."
-    )
-    validation_data_size: float = _data(
-        0.2, "Fraction of the training data to hold out, in (0, 1).", gt=0, lt=1
-    )
-    primary_metric: str | None = _model(
-        None,
-        "Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]",
-    )
-    limits: Parsed[Limits, Limits | Mapping[str, int | None]] = _sweep(Limits(), "Limits of trials and time.")
-    sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = _sweep(
-        None,
-        "How to search the search space. Without it, trials are sampled at random and none ends early; in "
-        "AutoMode docs/automode.md describes the search.",
-    )
+    """Training data: a .jsonl file or an MLTable folder, local or by URL."""
+    validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = _data(())
+    """Validation data. Without it, a stratified part of the training data is held out."""
+    validation_data_size: float = _data(0.2, gt=0, lt=1)
+    """Fraction of the training data to hold out, in (0, 1)."""
+    primary_metric: str | None = _model(None)
+    """Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]"""
+    limits: Parsed[Limits, Limits | Mapping[str, int | None]] = _sweep(Limits())
+    """Limits of trials and time."""
+    sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = _sweep(None)
+    """How to search the search space. Without it, trials are sampled at random and none ends early; in
+    AutoMode docs/automode.md describes the search."""
     search_space: Parsed[tuple[dict[str, Any], ...], Mapping[str, Any] | Sequence[Mapping[str, Any]]] = (
-        _sweep(
-            (),
-            "Sub-spaces that map parameters or model_name to expressions, as in job files. Without any, a "
-            "job of more than one trial leaves models and settings to the trainer (AutoMode).",
-        )
+        _sweep(())
     )
-    name: str | None = _output(None, "Name of the run, part of its default directory.")
-    experiment_name: str | None = _output(
-        None,
-        "MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME or one for the task]",
-        min_length=1,
-        max_length=500,
-    )
+    """Sub-spaces that map parameters or model_name to expressions, as in job files. Without any, a job of
+    more than one trial leaves models and settings to the trainer (AutoMode)."""
+    name: str | None = _output(None)
+    """Name of the run, part of its default directory."""
+    experiment_name: str | None = _output(None, min_length=1, max_length=500)
+    """MLflow experiment. [default: MLFLOW_EXPERIMENT_NAME or one for the task]"""
 
     @field_validator("task", mode="before")
     @classmethod

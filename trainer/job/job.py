@@ -33,20 +33,15 @@ class Job(AzureOptions):
     It raises pydantic's ValidationError, a ValueError, for wrong values.
     """
 
-    model: str | None = option(
-        None, "Name from `trainer models`. [default: the task's default model]", "Model"
-    )
-    settings: dict[str, Any] = option({}, "Hyperparameters that differ from the defaults.", "Model")
-    nodes: int = option(
-        1,
-        "Number of machines that train one model together, each with this many GPUs or processes. torchrun "
-        "and srun set it; docs/many-machines.md shows how.",
-        "Hardware",
-        gt=0,
-    )
-    output: Parsed[Path | None, str | Path | None] = option(
-        None, "Directory of the run, new or empty. [default: a new one under runs/]", "Output"
-    )
+    model: str | None = option(None, "Model")
+    """Name from `trainer models`. [default: the task's default model]"""
+    settings: dict[str, Any] = option({}, "Model")
+    """Hyperparameters that differ from the defaults."""
+    nodes: int = option(1, "Hardware", gt=0)
+    """Number of machines that train one model together, each with this many GPUs or processes. torchrun and
+    srun set it; docs/many-machines.md shows how."""
+    output: Parsed[Path | None, str | Path | None] = option(None, "Output")
+    """Directory of the run, new or empty. [default: a new one under runs/]"""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod

@@ -20,30 +20,16 @@ MODEL_NAME = "model_name"
 class Limits(BaseModel):
     """Limits of a job's trials and time."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    timeout_minutes: int | None = option(
-        None,
-        "Stop after this many minutes, counted from the moment the data are loaded. The run ends at its next "
-        "evaluation and is then packaged and reported; --resume trains the remaining epochs. In a sweep, no "
-        "new trial starts and running trials stop at their next evaluation. [default: none]",
-        "Sweep",
-        gt=0,
-    )
-    max_trials: int = option(
-        1,
-        "Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode.",
-        "Sweep",
-        ge=1,
-        le=1000,
-    )
-    max_concurrent_trials: int = option(
-        1,
-        "Number of trials to run at once, up to 100; they share this machine's GPUs.",
-        "Sweep",
-        ge=1,
-        le=100,
-    )
+    timeout_minutes: int | None = option(None, "Sweep", gt=0)
+    """Stop after this many minutes, counted from the moment the data are loaded. The run ends at its next
+    evaluation and is then packaged and reported; --resume trains the remaining epochs. In a sweep, no new
+    trial starts and running trials stop at their next evaluation. [default: none]"""
+    max_trials: int = option(1, "Sweep", ge=1, le=1000)
+    """Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode."""
+    max_concurrent_trials: int = option(1, "Sweep", ge=1, le=100)
+    """Number of trials to run at once, up to 100; they share this machine's GPUs."""
 
     @field_validator("*", mode="before")
     @classmethod
