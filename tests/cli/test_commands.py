@@ -17,6 +17,7 @@ import yaml
 from trainer import cli, settings
 from trainer.cli.arguments import Hyperparameters, flag_of, mapping
 from trainer.errors import JobError
+from trainer.fields import help_text
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
 from trainer.settings import Settings
@@ -108,14 +109,14 @@ def test_help_all_shows_every_flag_with_names_default_and_models() -> None:
         for each in (name, *settings.aliases_of(name)):
             assert f"--{each.replace('_', '-')} " in text, each
         assert settings.group_of(name) in text
-        assert (info.description or "")[:40] in text, name
+        assert help_text(info)[:40] in text, name
     assert "[default: 15; 30 for YOLO models, RT-DETRs and RF-DETRs]" in text
     assert "yolov5. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
     assert "One of sgd, adam, adamw. [default: sgd" in text
     for name, info in Job.model_fields.items():
         if name not in ("settings", "limits", "sweep", "search_space", "ignored_keys"):
             assert f"{flag_of(name)} " in text
-            assert (info.description or "")[1:40] in text, name
+            assert help_text(info)[1:40] in text, name
     for name in Limits.model_fields:
         assert f"--{name.replace('_', '-')} " in text
     for flag in ("--config", "--resume", "--dry-run", "--check-data"):
