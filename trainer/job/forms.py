@@ -118,9 +118,14 @@ class _Rewriter:
         if is_rest:  # a request's body lists unset keys as null
             form = {key: _without_nulls(value) for key, value in form.items() if value is not None}
         self.fold_v1(form)
-        for section in ("training_data", "validation_data", "training_parameters"):
-            if section in form:
-                form[section] = self.rename_each(section, form[section])
+        for section in ("training_data", "validation_data"):
+            data = form.get(section)
+            if isinstance(data, list):
+                form[section] = [self.rename(section, e) if isinstance(e, Mapping) else e for e in data]
+            elif isinstance(data, Mapping):
+                form[section] = self.rename(section, data)
+        if isinstance(form.get("training_parameters"), Mapping):
+            form["training_parameters"] = self.rename("training_parameters", form["training_parameters"])
         self.fold_sweep(form)
         if isinstance(form.get("limits"), Mapping):
             form["limits"] = self.limits(form["limits"])
@@ -148,12 +153,6 @@ class _Rewriter:
                 self.report(field, f"contradicts {origins[name]}, its other name", value)
             renamed[name], origins[name] = value, spelling
         return renamed
-
-    def rename_each(self, section: str, content: Any) -> Any:
-        """Rename the keys of a mapping, or of each in a list; anything else is returned unchanged."""
-        if isinstance(content, list):
-            return [self.rename_each(section, item) for item in content]
-        return self.rename(section, content) if isinstance(content, Mapping) else content
 
     def put(self, form: dict[str, Any], section: str, key: str, value: Any, field: str) -> None:
         """Set a key of a section, or report that it has another value already."""
