@@ -212,7 +212,9 @@ def test_a_published_file_starts_all_but_the_head(tmp_path: Path, nano: dict[str
     assert loaded.fresh == tuple(key for key in own if key.startswith(HEAD))
     assert set(loaded.left) == set(loaded.fresh)
     assert all(torch.equal(value, nano[key]) for key, value in own.items() if key not in loaded.fresh)
-    assert "made for other classes, so random: transformer.enc_out_class_embed (26)" in str(loaded)
+    assert "made for other classes, so randomly initialized: transformer.enc_out_class_embed (26)" in str(
+        loaded
+    )
     # The user named the file; that it is not what was published is said nevertheless.
     assert "its MD5 must be fb6504cce7fbdc783f7a46991f07639f" in str(loaded)
 
@@ -270,7 +272,7 @@ def test_a_published_file_with_more_queries_than_the_configuration_is_cut(tmp_pa
     file = saved(tmp_path, {**state, **longer}, "rf-detr-seg-large.pt")
     network = built(family)
     loaded = weights.load(network, "rfdetr-seg-large", family.published(), str(file), family.spec)
-    assert f"taken at another size: {', '.join(QUERIES)}" in str(loaded)
+    assert f"resized: {', '.join(QUERIES)}" in str(loaded)
     for name in QUERIES:
         expected = longer[name].view(13, 300, -1)[:, :200]
         assert torch.equal(network.get_parameter(name).view(13, 200, -1), expected)

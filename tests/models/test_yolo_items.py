@@ -16,7 +16,7 @@ from ultralytics.data.augment import RandomPerspective
 
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
-from trainer.models.stacking import stacked
+from trainer.models.tensors import stacked
 from trainer.models.training_items import Draw, Progress
 from trainer.models.ultralytics_data import _Placing
 

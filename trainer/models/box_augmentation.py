@@ -78,11 +78,9 @@ def _visible(objects: Objects, size: tuple[int, int]) -> Objects:
 
 def _bounds(mask: npt.NDArray[np.uint8]) -> FloatArray:
     """The normalised box around a mask's pixels; zeros if it has none."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return np.zeros(4, dtype=np.float32)
     height, width = mask.shape
-    box = [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+    left, top, columns, rows = cv2.boundingRect(mask)
+    box = [left / width, top / height, (left + columns) / width, (top + rows) / height]
     return np.array(box, dtype=np.float32)
 
 
@@ -93,12 +91,8 @@ def _crop(image: Image, objects: Objects, generator: np.random.Generator) -> tup
     height, width = image.shape[:2]
     left, top = generator.uniform(0, objects.boxes[:, :2].min(axis=0))
     right, bottom = generator.uniform(objects.boxes[:, 2:].max(axis=0), 1)
-    x1, y1, x2, y2 = (
-        int(left * width),
-        int(top * height),
-        math.ceil(right * width),
-        math.ceil(bottom * height),
-    )
+    x1, y1 = int(left * width), int(top * height)
+    x2, y2 = math.ceil(right * width), math.ceil(bottom * height)
     scale = np.array([width / (x2 - x1), height / (y2 - y1)])
     return image[y1:y2, x1:x2], _moved(objects, scale, np.array([-x1 / (x2 - x1), -y1 / (y2 - y1)]))
 

@@ -7,6 +7,7 @@ its entries.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from trainer.errors import JobError, Problem, did_you_mean
@@ -158,17 +159,11 @@ YOLO = FamilyCard(
     tiny_settings={"image_size": 128},
 )
 
-RTDETR = FamilyCard(
+RTDETR = replace(  # the same library and licence, images and augmentation
+    YOLO,
     name="rtdetr",
     module="trainer.models.rtdetr",
     words="RT-DETRs",
-    library=YOLO.library,
-    licence=YOLO.licence,
-    weights_licence=YOLO.weights_licence,
-    published_classes=YOLO.published_classes,
-    pickled_weights=YOLO.pickled_weights,
-    settings=_SQUARE_SETTINGS,
-    size_setting="image_size",
     defaults={
         **YOLO.defaults,
         # As in the paper: transformers are trained by adamw, at low rates.
@@ -177,12 +172,9 @@ RTDETR = FamilyCard(
         "gradient_clip_norm": 0.1,
         "gradient_clip_value": None,
     },
+    modern={},
     epochs=60,
-    step_images=16,
-    min_step_images=4,
-    searched_sides=YOLO.searched_sides,
     slowness=1.5,
-    mixing_seconds=0.02,
     cost_model="rtdetr-l",
     smallest_models=("rtdetr-l",),
     tiny_settings={"image_size": 64},
@@ -281,7 +273,7 @@ def _rcnn(architecture: str, depth: int = 50, version: str = "") -> ModelEntry:
     name = f"{architecture}_resnet{depth}_fpn{version}"
     task = Task.SEGMENTATION if architecture == "maskrcnn" else Task.DETECTION
     published = "COCO" if depth == 50 else "ImageNet-1k (backbone only)"
-    return ModelEntry(name, RCNN, (task,), architecture + version, published)
+    return ModelEntry(name, RCNN, (task,), name, published)
 
 
 def _yolo(name: str, *settings: str) -> ModelEntry:

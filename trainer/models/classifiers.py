@@ -23,7 +23,7 @@ from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
-from trainer.models.stacking import stacked
+from trainer.models.tensors import stacked
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -90,22 +90,11 @@ class Classifiers(Family):
         resized = (max(crop, round(height * scale)), max(crop, round(width * scale)))
         top, left = (resized[0] - crop) // 2, (resized[1] - crop) // 2
         # Resize only the part that the crop keeps: less work, the same pixels.
-        box = tuple(
-            offset * side / whole
-            for offset, side, whole in (
-                (left, width, resized[1]),
-                (top, height, resized[0]),
-                (left + crop, width, resized[1]),
-                (top + crop, height, resized[0]),
-            )
-        )
-        cut = PILImage.fromarray(image).resize((crop, crop), PILImage.Resampling.BILINEAR, box=box)
-        geometry = Geometry(
-            image_size=(height, width),
-            tensor_size=(crop, crop),
-            scale=(resized[1] / width, resized[0] / height),
-            offset=(-left, -top),
-        )
+        x1, x2 = (offset * width / resized[1] for offset in (left, left + crop))
+        y1, y2 = (offset * height / resized[0] for offset in (top, top + crop))
+        cut = PILImage.fromarray(image).resize((crop, crop), PILImage.Resampling.BILINEAR, (x1, y1, x2, y2))
+        scale_xy = (resized[1] / width, resized[0] / height)
+        geometry = Geometry((height, width), (crop, crop), scale_xy, (-left, -top))
         return np.array(cut), geometry
 
     def normalised(self, image: Tensor) -> Tensor:

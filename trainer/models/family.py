@@ -56,6 +56,11 @@ class Family(ABC):
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
 
+    @property
+    def masks(self) -> bool:
+        """Whether the network predicts masks."""
+        return self.spec.task is Task.SEGMENTATION
+
     @staticmethod
     @abstractmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
@@ -211,11 +216,8 @@ class Family(ABC):
         """Keep the boxes that reach their class's threshold; all if the request sets its own threshold."""
         thresholds = self.spec.class_score_thresholds
         default = self.spec.parameters.box_score_threshold
-        if (
-            not thresholds
-            or not isinstance(prediction, Detections)
-            or parameters.box_score_threshold != default
-        ):
+        overridden = parameters.box_score_threshold != default
+        if not thresholds or overridden or not isinstance(prediction, Detections):
             return prediction
         lowest = np.array([thresholds.get(name, default) for name in self.spec.classes], dtype=np.float32)
         kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()

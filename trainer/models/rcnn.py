@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction
 from trainer.models import rcnn_networks
 from trainer.models.box_augmentation import augment, flip, jitter_scale
-from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
@@ -35,12 +34,7 @@ class RCNN(Family):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        entry = find(spec.model, spec.task)
-        self.architecture = entry.library_name
-        self.backbone = entry.name.split("_")[1]
-        self.masks = spec.task is Task.SEGMENTATION
-        self.one_stage = self.architecture in rcnn_networks.ONE_STAGE
-        self._limiter = "" if self.one_stage else "roi_heads"  # the module that applies the thresholds
+        self.one_stage = spec.model.startswith(rcnn_networks.ONE_STAGE)
         # Two stages count the background as class 0; one stage knows no background.
         self.first_label = 0 if self.one_stage else 1
 
@@ -58,8 +52,7 @@ class RCNN(Family):
 
     def build(self) -> nn.Module:
         return rcnn_networks.build(
-            self.architecture,
-            self.backbone,
+            self.spec.model,
             len(self.spec.classes) + self.first_label,
             frozen_norms=self.spec.options["norm"] == "frozen",
             proposals=self.spec.options["proposals"],
@@ -67,7 +60,7 @@ class RCNN(Family):
         )
 
     def published(self) -> PublishedWeights:
-        return rcnn_networks.published(self.architecture, self.backbone)
+        return rcnn_networks.published(self.spec.model)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
@@ -109,28 +102,30 @@ class RCNN(Family):
 
     def _limited(self, network: nn.Module, parameters: ScoringParameters) -> Any:
         """The network with a request's thresholds, which torchvision keeps in its modules."""
-        return with_attributes(network, self._limiter, **_limits(parameters))
+        return with_attributes(
+            network,
+            "" if self.one_stage else "roi_heads",
+            score_thresh=parameters.box_score_threshold,
+            nms_thresh=parameters.nms_iou_threshold,
+            detections_per_img=parameters.box_detections_per_image,
+        )
 
     def postprocess(
         self, output: dict[str, Tensor], geometry: Geometry, parameters: ScoringParameters
     ) -> Prediction:
         order = output["scores"].argsort(descending=True, stable=True)
-        boxes = geometry.boxes_to_image(output["boxes"][order].float().cpu().numpy())
+        found = {name: values[order].cpu() for name, values in output.items()}
+        boxes = geometry.boxes_to_image(found["boxes"].float().numpy())
         masks = None
         if self.masks:
-            probabilities = output["masks"][order, 0].float().cpu().numpy()
+            probabilities = found["masks"][:, 0].float().numpy()
             threshold = parameters.mask_pixel_score_threshold
             masks = tuple(
                 paste(box, mask, geometry.image_size, threshold)
                 for box, mask in zip(boxes, probabilities, strict=True)
             )
-        return Detections(
-            boxes=boxes,
-            labels=output["labels"][order].cpu().numpy() - self.first_label,
-            scores=output["scores"][order].float().cpu().numpy(),
-            image_size=geometry.image_size,
-            masks=masks,
-        )
+        labels, scores = found["labels"].numpy() - self.first_label, found["scores"].float().numpy()
+        return Detections(boxes, labels, scores, geometry.image_size, masks)
 
     def preparation(self) -> Preparation:
         sizes = {name: self.spec.options[name] for name in ("min_size", "max_size")}
@@ -139,9 +134,7 @@ class RCNN(Family):
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         """Detect, with masks over the whole image. The network itself normalises by ImageNet's statistics."""
-        limiter = network.get_submodule(self._limiter)
-        for name, value in _limits(parameters).items():
-            setattr(limiter, name, value)
+        network = self._limited(network, parameters)
         with traceable_nms():
             if self.one_stage:
                 (detections,) = network(list(images))
@@ -221,15 +214,6 @@ class RCNN(Family):
         body = network.get_submodule("backbone.body")
         stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
         return [stem, *([body.get_submodule(f"layer{i}")] for i in range(1, 5))]
-
-
-def _limits(parameters: ScoringParameters) -> dict[str, float]:
-    """A request's thresholds under torchvision's names."""
-    return {
-        "score_thresh": parameters.box_score_threshold,
-        "nms_thresh": parameters.nms_iou_threshold,
-        "detections_per_img": parameters.box_detections_per_image,
-    }
 
 
 class _TrainingDataset(TrainingDataset):

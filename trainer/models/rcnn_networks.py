@@ -7,23 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
-from torchvision.models.detection import (
-    FCOS,
-    FasterRCNN,
-    FasterRCNN_ResNet50_FPN_V2_Weights,
-    FasterRCNN_ResNet50_FPN_Weights,
-    FCOS_ResNet50_FPN_Weights,
-    MaskRCNN,
-    MaskRCNN_ResNet50_FPN_V2_Weights,
-    MaskRCNN_ResNet50_FPN_Weights,
-    RetinaNet,
-    RetinaNet_ResNet50_FPN_V2_Weights,
-    RetinaNet_ResNet50_FPN_Weights,
-    fasterrcnn_resnet50_fpn_v2,
-    maskrcnn_resnet50_fpn_v2,
-    retinanet_resnet50_fpn_v2,
-)
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -31,25 +16,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from trainer.models.family import with_attributes
 from trainer.models.graphs import filled, rounded_up
+from trainer.models.tensors import as_float32
 from trainer.models.weights.published import PublishedWeights
 
-ONE_STAGE = ("retinanet", "retinanet_v2", "fcos")
+ONE_STAGE = ("retinanet", "fcos")
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-_VERSION_2 = {
-    "fasterrcnn_v2": fasterrcnn_resnet50_fpn_v2,
-    "maskrcnn_v2": maskrcnn_resnet50_fpn_v2,
-    "retinanet_v2": retinanet_resnet50_fpn_v2,
-}
 _VERSION_1 = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet, "fcos": FCOS}
-_COCO_WEIGHTS: dict[str, Any] = {
-    "fasterrcnn": FasterRCNN_ResNet50_FPN_Weights,
-    "fasterrcnn_v2": FasterRCNN_ResNet50_FPN_V2_Weights,
-    "maskrcnn": MaskRCNN_ResNet50_FPN_Weights,
-    "maskrcnn_v2": MaskRCNN_ResNet50_FPN_V2_Weights,
-    "retinanet": RetinaNet_ResNet50_FPN_Weights,
-    "retinanet_v2": RetinaNet_ResNet50_FPN_V2_Weights,
-    "fcos": FCOS_ResNet50_FPN_Weights,
-}
 _HEAD = (
     "roi_heads.box_predictor.",
     "roi_heads.mask_predictor.mask_fcn_logits.",
@@ -59,19 +31,18 @@ _HALF_PRECISION = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "r
 """The modules that compute in half precision in a mixed-precision run; their outputs go on in float32."""
 
 
-def build(
-    architecture: str, backbone: str, classes: int, *, frozen_norms: bool, proposals: int, sampled: int
-) -> nn.Module:
+def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sampled: int) -> nn.Module:
     """A network with random weights.
 
     Args:
-        architecture: torchvision's name without the backbone, such as `maskrcnn_v2`.
-        backbone: torchvision's name of a ResNet; version 2 of an architecture always has resnet50.
+        name: as torchvision names its networks, with any ResNet: `fasterrcnn_resnet18_fpn`, or for version 2,
+            which always has a ResNet-50, `maskrcnn_resnet50_fpn_v2`.
         classes: as the network counts them; with two stages the background included.
         frozen_norms: batch norms keep their statistics; those of version 2 are always trained.
         proposals: regions of an image that the second stage classifies; twice as many in training.
         sampled: regions of an image that the second stage's losses use.
     """
+    architecture, backbone, *_ = name.split("_")
     stage_two: dict[str, int] = {}
     if architecture not in ONE_STAGE:
         stage_two = {
@@ -81,9 +52,8 @@ def build(
             "rpn_post_nms_top_n_test": proposals,
             "box_batch_size_per_image": sampled,
         }
-    if architecture in _VERSION_2:
-        make = _VERSION_2[architecture]
-        network = make(weights=None, weights_backbone=None, num_classes=classes, **stage_two)
+    if name.endswith("_v2"):
+        network = get_model(name, weights=None, weights_backbone=None, num_classes=classes, **stage_two)
     else:
         levels: dict[str, Any] = {}
         if architecture in ONE_STAGE:
@@ -105,10 +75,11 @@ def build(
     return built
 
 
-def published(architecture: str, backbone: str) -> PublishedWeights:
-    """COCO's weights with a resnet50; otherwise ImageNet's for the backbone."""
+def published(name: str) -> PublishedWeights:
+    """COCO's weights for a network with a ResNet-50; ImageNet's for the backbone of the others."""
+    backbone = name.split("_")[1]
     if backbone == "resnet50":
-        url = _COCO_WEIGHTS[architecture].COCO_V1.url
+        url = get_model_weights(name).COCO_V1.url
         return PublishedWeights(files=(url.rsplit("/", 1)[1],), url=url, head=_HEAD)
     url = get_model_weights(backbone).IMAGENET1K_V1.url
     file = url.rsplit("/", 1)[1]
@@ -172,12 +143,8 @@ def traceable_detections(network: Any, images: Tensor, proposals: int) -> dict[s
 
 
 def _in_float(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-    """A forward hook: the same structure of dicts, lists and tuples with its tensors in float32."""
-    if isinstance(output, Tensor):
-        return output.float()
-    if isinstance(output, dict):
-        return type(output)((key, _in_float(_module, (), value)) for key, value in output.items())
-    return type(output)(_in_float(_module, (), value) for value in output)
+    """A forward hook that returns a module's output in float32."""
+    return as_float32(output)
 
 
 class _NormaliseAndPad(GeneralizedRCNNTransform):

@@ -18,11 +18,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
 from trainer.errors import JobError, Problem
@@ -32,7 +32,7 @@ from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
 from trainer.models.masks import logit, paste_prototypes, rasterise
-from trainer.models.stacking import stacked
+from trainer.models.tensors import stacked, stretched
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -89,10 +89,6 @@ class RFDETR(Family):
     resized.
     """
 
-    @property
-    def masks(self) -> bool:
-        return self.spec.task is Task.SEGMENTATION
-
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
         config = _config(task, model)
@@ -147,11 +143,7 @@ class RFDETR(Family):
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Stretch to the square, as rfdetr's `predict` does, and normalise by ImageNet's statistics."""
-        side = self.spec.options["image_size"]
-        height, width = image.shape[:2]
-        resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
-        geometry = Geometry((height, width), (side, side), (side / width, side / height))
-        tensor = torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255
+        tensor, geometry = stretched(image, self.spec.options["image_size"])
         return (tensor - IMAGENET_MEAN) / IMAGENET_STD, geometry
 
     def infer(
@@ -173,20 +165,15 @@ class RFDETR(Family):
         return self._outputs(predictions), self._losses(network, predictions, batch)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        corners, scores, labels, queries = self._chosen(output, parameters)
-        boxes = geometry.boxes_to_image(corners.cpu().numpy())
+        *chosen, queries = self._chosen(output, parameters)
+        corners, scores, labels = (each.cpu().numpy() for each in chosen)
+        boxes = geometry.boxes_to_image(corners)
         masks = None
         if output.masks is not None:
             grids = output.masks[queries].float().cpu().numpy()
             threshold = parameters.mask_pixel_score_threshold
             masks = tuple(_mask(*pair, geometry, threshold) for pair in zip(boxes, grids, strict=True))
-        return Detections(
-            boxes=boxes,
-            labels=labels.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            image_size=geometry.image_size,
-            masks=masks,
-        )
+        return Detections(boxes, labels, scores, geometry.image_size, masks)
 
     def _chosen(self, output: Output, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The pairs of query and class with the highest scores, as rfdetr ranks them.
@@ -199,9 +186,8 @@ class RFDETR(Family):
         limit = min(parameters.box_detections_per_image, queries)
         kept = scores[:limit] >= parameters.box_score_threshold
         scores, order = scores[:limit][kept], order[:limit][kept]
-        chosen = output.boxes[order // classes]
-        centre, half = chosen[:, :2], chosen[:, 2:] / 2
-        boxes = torch.cat([centre - half, centre + half], dim=1) * self.spec.options["image_size"]
+        boxes = box_convert(output.boxes[order // classes], "cxcywh", "xyxy")
+        boxes = boxes * self.spec.options["image_size"]
         return boxes, scores, order % classes, order // classes
 
     def preparation(self) -> Preparation:
@@ -224,15 +210,12 @@ class RFDETR(Family):
         return {"image": image, "target": self.target(target, geometry)}
 
     def target(self, objects: Objects, geometry: Geometry) -> dict[str, Tensor]:
-        """rfdetr's target: labels; boxes, normalised centre and size; masks bool [n, h, w]. No crowds."""
+        """rfdetr's target: labels; boxes, normalised cx, cy, w, h; masks bool [n, h, w]; without crowds."""
         sized = (objects.boxes[:, 2:] > objects.boxes[:, :2]).all(axis=1)
         kept = np.flatnonzero(~objects.crowd & sized)
         corners = torch.from_numpy(objects.boxes[kept]).float().reshape(-1, 4)
-        centre = (corners[:, :2] + corners[:, 2:]) / 2
-        target = {
-            "labels": torch.from_numpy(objects.labels[kept]),
-            "boxes": torch.cat([centre, corners[:, 2:] - corners[:, :2]], dim=1),
-        }
+        boxes = box_convert(corners, "xyxy", "cxcywh")
+        target = {"labels": torch.from_numpy(objects.labels[kept]), "boxes": boxes}
         if self.masks:
             assert objects.polygons is not None, "segmentation data hold polygons"
             masks = torch.zeros(len(kept), *geometry.tensor_size, dtype=torch.bool)
@@ -261,8 +244,7 @@ class RFDETR(Family):
     def _losses(self, network: nn.Module, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         self.criterion.train(network.training)
         targets = list(batch["targets"])
-        # Without a divisor it divides by the objects of all ranks, and waits for ranks that have no batch
-        # left.
+        # Without a divisor it divides by the objects of all ranks and waits for ranks without a batch.
         groups = self.criterion.group_detr if network.training else 1
         objects = max(1, groups * sum(len(target["labels"]) for target in targets))
         divisor = torch.tensor(float(objects), device=predictions["pred_logits"].device)
@@ -271,11 +253,8 @@ class RFDETR(Family):
         layers = self.config.dec_layers + 1
         losses = {}
         for name, key in _LOSSES.items():
-            parts = [
-                all_losses[part] * factors[part]
-                for part in factors
-                if re.fullmatch(rf"{key}(_\d+|_enc)?", part)
-            ]
+            of_layers = re.compile(rf"{key}(_\d+|_enc)?")
+            parts = [all_losses[part] * factors[part] for part in factors if of_layers.fullmatch(part)]
             if parts:
                 losses[name] = torch.stack(parts).sum() / layers
         return losses
@@ -314,8 +293,7 @@ def _quiet() -> Iterator[None]:
 def _fitted(tensors: dict[str, Tensor], network: nn.Module, groups: int) -> dict[str, Tensor]:
     """Take as many queries of each group as the network has.
 
-    Small images have fewer queries, and rfdetr's configuration of seg-large has fewer than its published
-    file.
+    Networks for small images have fewer than the published file, and so has rfdetr's own seg-large.
     """
     own = network.state_dict()
     fitted = {_KEYPOINTS: own[_KEYPOINTS], **tensors}

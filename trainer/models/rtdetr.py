@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
+from torchvision.ops import box_convert
 
 from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import in_float32
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor
+from trainer.models.tensors import stretched
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 
 HIDDEN, POINTS, HEADS = 256, 4, 8  # of the decoder, ultralytics' values
 _LOSSES = {"class_loss": "loss_class", "box_loss": "loss_bbox", "giou_loss": "loss_giou"}
+_RESNET_NAMES = (
+    (r"^(conv|bn)1\.", r"model.0.layer.0.\1."),
+    (r"^layer(\d)\.(\d+)\.(conv|bn)(\d)\.", r"model.\1.layer.\2.cv\4.\3."),
+    (r"^layer(\d)\.(\d+)\.downsample\.0\.", r"model.\1.layer.\2.shortcut.0.conv."),
+    (r"^layer(\d)\.(\d+)\.downsample\.1\.", r"model.\1.layer.\2.shortcut.0.bn."),
+)
+"""How torchvision names a ResNet's tensors, and how ultralytics does."""
 
 
 class RTDETR(UltralyticsFamily):
@@ -68,8 +77,7 @@ class RTDETR(UltralyticsFamily):
         parts = ("enc_score_head.", "dec_score_head.", "denoising_class_embed.")
         head = tuple(self.last_layer() + part for part in parts)
         if self._resnet:
-            # ultralytics publishes no weights for these: as in the paper, the backbone starts from
-            # ImageNet's.
+            # ultralytics publishes none. As in the paper, the backbone starts from ImageNet's.
             url = get_model_weights(self._resnet).IMAGENET1K_V1.url
             return PublishedWeights(
                 files=(url.rsplit("/", 1)[1],),
@@ -83,11 +91,7 @@ class RTDETR(UltralyticsFamily):
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Stretch to the square; values in [0, 1]."""
-        side = self.spec.options["image_size"]
-        height, width = image.shape[:2]
-        resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
-        geometry = Geometry((height, width), (side, side), (side / width, side / height))
-        return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+        return stretched(image, self.spec.options["image_size"])
 
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
@@ -104,20 +108,14 @@ class RTDETR(UltralyticsFamily):
         return list(predictions[0]), self._losses(network, predictions, {**batch, "img": images})
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        boxes, scores, labels = self._chosen(output, parameters)
-        return Detections(
-            boxes=geometry.boxes_to_image(boxes.cpu().numpy()),
-            labels=labels.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            image_size=geometry.image_size,
-        )
+        boxes, scores, labels = (each.cpu().numpy() for each in self._chosen(output, parameters))
+        return Detections(geometry.boxes_to_image(boxes), labels, scores, geometry.image_size)
 
     def _chosen(self, output: Tensor, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor]:
         """The boxes that reach the threshold: xyxy in tensor pixels [n, 4]; scores [n]; labels [n]."""
         chosen = output[: parameters.box_detections_per_image]  # by falling score
         chosen = chosen[chosen[:, 4] >= parameters.box_score_threshold]
-        centre, half = chosen[:, :2], chosen[:, 2:4] / 2
-        boxes = torch.cat([centre - half, centre + half], dim=1) * self.spec.options["image_size"]
+        boxes = box_convert(chosen[:, :4], "cxcywh", "xyxy") * self.spec.options["image_size"]
         return boxes, chosen[:, 4], chosen[:, 5].long()
 
     def preparation(self) -> Preparation:
@@ -212,29 +210,18 @@ def _as_torchvision(backbone: nn.Module) -> None:
 
 
 def _renamed_resnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a torchvision ResNet's tensors ultralytics' names; leave those of a whole RT-DETR as they are.
+    """Give a torchvision ResNet's tensors ultralytics' names, without the classifier.
 
-    conv1 → model.0.layer.0.conv, layer1.0.bn2 → model.1.layer.0.cv2.bn,
-    layer2.0.downsample.1 → model.2.layer.0.shortcut.0.bn; the classifier is dropped.
+    The tensors of a whole RT-DETR stay as they are.
     """
     if "conv1.weight" not in tensors:
         return tensors
     renamed = {}
     for key, value in tensors.items():
-        *parts, tensor = key.split(".")
-        if parts[0] == "fc":
-            continue
-        if parts[0] in ("conv1", "bn1"):
-            name = f"model.0.layer.0.{parts[0].rstrip('1')}"
-        else:
-            layer, block, module = parts[0].removeprefix("layer"), parts[1], parts[2]
-            if module == "downsample":
-                inner = f"shortcut.0.{'conv' if parts[3] == '0' else 'bn'}"
-            else:
-                inner = f"cv{module[-1]}.{module[:-1]}"
-            name = f"model.{layer}.layer.{block}.{inner}"
-        renamed[f"{name}.{tensor}"] = value
-    return renamed
+        for pattern, replacement in _RESNET_NAMES:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return {key: value for key, value in renamed.items() if not key.startswith("fc.")}
 
 
 FAMILY = RTDETR

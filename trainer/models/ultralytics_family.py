@@ -32,7 +32,7 @@ from trainer.annotations import Examples, FloatArray, Objects, Target
 from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
-from trainer.models.stacking import stacked
+from trainer.models.tensors import stacked
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
 from trainer.tasks import Task
@@ -69,10 +69,6 @@ class UltralyticsFamily(Family):
     def architecture(self) -> str:
         """ultralytics' name of the network, such as `yolo11n-seg`."""
         return str(self.spec.options["architecture"])
-
-    @property
-    def masks(self) -> bool:
-        return self.spec.task is Task.SEGMENTATION
 
     def plan(self) -> dict[str, Any]:
         """ultralytics' description of the network: its layers under "backbone" and "head"."""

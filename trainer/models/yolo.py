@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,6 +17,7 @@ from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
+from trainer.models.tensors import as_float32
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
@@ -127,23 +128,18 @@ class YOLO(UltralyticsFamily):
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         """Keep boxes that reach the threshold, by falling score; without an end-to-end head after NMS."""
-        boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
-        placed = geometry.boxes_to_image(boxes.cpu().numpy())
+        chosen = self._chosen(output.rows, parameters)
+        corners, scores, labels, coefficients = (each.cpu().numpy() for each in chosen)
+        boxes = geometry.boxes_to_image(corners)
         masks = None
         if output.prototypes is not None:
             prototypes = output.prototypes.cpu().numpy()
             threshold = parameters.mask_pixel_score_threshold
             masks = tuple(
                 paste_prototypes(box, row, prototypes, geometry, threshold)
-                for box, row in zip(placed, coefficients.cpu().numpy(), strict=True)
+                for box, row in zip(boxes, coefficients, strict=True)
             )
-        return Detections(
-            boxes=placed,
-            labels=labels.cpu().numpy(),
-            scores=scores.cpu().numpy(),
-            image_size=geometry.image_size,
-            masks=masks,
-        )
+        return Detections(boxes, labels, scores, geometry.image_size, masks)
 
     def _chosen(self, rows: Tensor, parameters: ScoringParameters) -> _Chosen:
         if self.end_to_end:
@@ -198,17 +194,8 @@ class YOLO(UltralyticsFamily):
                 criterion.o2m, criterion.o2o = 0.0, 1.0
         # The criterion decodes boxes, for which bfloat16 has too few digits.
         with in_float32(images.device):
-            losses, names = network.loss(batch, _as_float(predictions))
+            losses, names = network.loss(batch, as_float32(predictions))
         return {name: loss / len(images) for name, loss in zip(names, losses, strict=True)}
-
-
-def _as_float(predictions: Any) -> Any:
-    """Convert the tensors in nested dicts, lists and tuples to float32."""
-    if isinstance(predictions, Tensor):
-        return predictions.float()
-    if isinstance(predictions, Mapping):
-        return {key: _as_float(value) for key, value in predictions.items()}
-    return type(predictions)(_as_float(value) for value in predictions)
 
 
 _Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -228,8 +215,7 @@ def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _C
     scores, labels = scores.max(dim=1)
     kept = scores >= parameters.box_score_threshold
     boxes, scores, labels, coefficients = boxes[kept], scores[kept], labels[kept], coefficients[kept]
-    centre, half = boxes[:, :2], boxes[:, 2:] / 2
-    boxes = torch.cat([centre - half, centre + half], dim=1)
+    boxes = box_ops.box_convert(boxes, "cxcywh", "xyxy")
     chosen = box_ops.batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)  # by falling score
     chosen = chosen[: parameters.box_detections_per_image]
     return boxes[chosen], scores[chosen], labels[chosen], coefficients[chosen]

@@ -124,7 +124,7 @@ def test_a_directory_of_published_files_fits_another_number_of_classes(
     assert loaded.fresh == ("fc.weight", "fc.bias")
     assert loaded.taken == len(imagenet) - 2
     assert set(loaded.left) == {"fc.weight", "fc.bias"}
-    assert str(loaded).endswith("; made for other classes, so random: fc.weight, fc.bias")
+    assert str(loaded).endswith("; made for other classes, so randomly initialized: fc.weight, fc.bias")
     assert_taken(network, imagenet, but=loaded.fresh)
     assert torch.equal(network.state_dict()["fc.weight"], head)
 
@@ -166,7 +166,7 @@ def test_a_vits_position_embedding_is_resampled_to_the_crop(tmp_path: Path) -> N
     assert loaded is not None
     assert loaded.fresh == ("head.weight", "head.bias")
     assert loaded.resampled == ("pos_embed",)
-    assert "; taken at another size: pos_embed;" in str(loaded)
+    assert "; resized: pos_embed;" in str(loaded)
     state = network.state_dict()
     assert state["pos_embed"].shape[1] == 1 + 4 * 4
     assert torch.equal(state["pos_embed"][:, 0], published.state_dict()["pos_embed"][:, 0])
@@ -209,8 +209,8 @@ def test_a_backbones_file_starts_a_detector(tmp_path: Path) -> None:
     assert "roi_heads.box_predictor.cls_score.weight" in loaded.fresh
     assert loaded.left == ("fc.weight", "fc.bias")
     text = str(loaded)
-    assert "; in the file, but not taken: fc.weight, fc.bias" in text
-    layers = text.partition("not in the file, so random: ")[2].split(", ")
+    assert "; unused: fc.weight, fc.bias" in text
+    layers = text.partition("not in the file, so randomly initialized: ")[2].split(", ")
     assert {"backbone.fpn.inner_blocks (8)", "rpn.head.cls_logits (2)", "roi_heads.box_head.fc6 (2)"} <= {
         *layers
     }

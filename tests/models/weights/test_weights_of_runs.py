@@ -68,7 +68,7 @@ def test_a_run_of_other_classes_gives_all_but_its_head(
     network, loaded = load(family_of(Task.CLASSIFICATION, "resnet18", *classes), tmp_path)
     assert loaded.fresh == ("fc.weight", "fc.bias")
     assert f"trained on 3 classes: a, b, c, now {len(classes)} classes: {', '.join(classes)}" in str(loaded)
-    assert "made for other classes, so random: fc.weight, fc.bias" in str(loaded)
+    assert "made for other classes, so randomly initialized: fc.weight, fc.bias" in str(loaded)
     own = network.state_dict()
     assert torch.equal(own["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert own["fc.weight"].shape[0] == len(classes)
@@ -103,7 +103,7 @@ def test_a_run_of_another_model_is_refused_with_both_names(
 def test_a_run_of_another_size_of_the_model_is_refused(tmp_path: Path) -> None:
     small = family_of(Task.DETECTION, "yolov5", model_size="small")
     packaged(small, tmp_path / "model")
-    with pytest.raises(WeightsError, match=r"yolov5 \(yolov5s\), but yolov5 \(yolov5m\) is to be trained"):
+    with pytest.raises(WeightsError, match=r"yolov5 \(yolov5s\), but this run trains yolov5 \(yolov5m\)"):
         load(family_of(Task.DETECTION, "yolov5"), tmp_path)
     assert load(small, tmp_path)[1].fresh == ()
 
@@ -124,7 +124,7 @@ def test_one_network_under_timms_name_and_ours_is_the_same_model(tmp_path: Path,
 def test_a_damaged_spec_is_refused(tmp_path: Path, resnet: Family) -> None:
     artifacts, _ = packaged(resnet, tmp_path / "model")
     (artifacts / "spec.json").write_text('{"model": "resnet18"}', encoding="utf-8")
-    with pytest.raises(WeightsError, match=r"spec\.json does not say what model it holds"):
+    with pytest.raises(WeightsError, match=r"spec\.json describes no model"):
         load(resnet, tmp_path)
 
 
@@ -141,7 +141,9 @@ def test_a_run_that_did_not_end_gives_its_best_checkpoint(tmp_path: Path, resnet
     assert "has not finished" in str(loaded)
     moved = (tmp_path / "checkpoints/best.ckpt").rename(tmp_path / "mine.ckpt")
     assert load(family_of(Task.CLASSIFICATION, "resnet18", "x", "y", "z"), moved)[1].fresh != ()
-    with pytest.raises(WeightsError, match="holds resnet18 for image-classification, but resnet34"):
+    with pytest.raises(
+        WeightsError, match="holds weights of resnet18 for image-classification, but this run trains resnet34"
+    ):
         load(family_of(Task.CLASSIFICATION, "resnet34"), moved)
 
 
@@ -188,7 +190,7 @@ def test_an_mlflow_run_gives_its_model(tmp_path: Path, resnet: Family, store: st
 def test_a_run_that_mlflow_does_not_know_is_refused_with_the_store(resnet: Family, store: str) -> None:
     with pytest.raises(WeightsError) as caught:
         load(resnet, of_run("0123456789abcdef0123456789abcdef"))
-    assert f"MLflow finds no such model in its store at {store}" in str(caught.value)
+    assert f"MLflow found no such model in its store at {store}" in str(caught.value)
     assert "MLFLOW_TRACKING_URI" in str(caught.value)
 
 

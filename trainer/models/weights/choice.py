@@ -16,8 +16,8 @@ def choice_or_environment(choice: str | None) -> str:
 
 
 def of_run(run: str) -> str:
-    """The choice that a `checkpoint_run_id` means: a run's directory, or the model of an MLflow run."""
-    # A run id has no path separators: anything with one is a path, whether it exists or not.
+    """The choice for a `checkpoint_run_id`: a run's directory, or the model of an MLflow run."""
+    # A run id has no path separator, so anything with one is a path, whether it exists or not.
     if is_address(run) or Path(run).expanduser().exists() or re.search(r"[/\\]", run):
         return run
     return f"runs:/{run}/model"

@@ -24,14 +24,14 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A report of which tensors were loaded and which were not. As text it says all of it.
+    """Which tensors were loaded and which were not; `str` describes it for the log.
 
     Attributes:
         source: the file, or the address that it came from.
-        taken: number of its tensors that the network now has.
+        taken: number of the file's tensors that were loaded.
         fresh: the network's tensors that keep their random values.
-        left: the file's tensors that the network did not take.
-        resampled: tensors taken at another size, such as position embeddings for another image size.
+        left: the file's tensors that were not loaded.
+        resampled: tensors that were resized, such as position embeddings for another image size.
         remarks: notes for the user.
     """
 
@@ -44,21 +44,15 @@ class Loaded:
 
     def __str__(self) -> str:
         fresh, left = set(self.fresh), set(self.left)
-        parts = (
-            ("taken at another size", self.resampled),
-            ("in the file, but not taken", [key for key in self.left if key not in fresh]),
-            (
-                "not in the file, so random",
-                [key for key in self.fresh if key not in left],
-            ),
-            (
-                "made for other classes, so random",
-                [key for key in self.fresh if key in left],
-            ),
-        )
+        parts = {
+            "resized": self.resampled,
+            "unused": [key for key in self.left if key not in fresh],
+            "not in the file, so randomly initialized": [key for key in self.fresh if key not in left],
+            "made for other classes, so randomly initialized": [key for key in self.fresh if key in left],
+        }
         text = f"{self.taken} tensors from {self.source}"
         text += "".join(f" ({remark})" for remark in self.remarks)
-        return text + "".join(f"; {what}: {_named(keys)}" for what, keys in parts if keys)
+        return text + "".join(f"; {what}: {_named(keys)}" for what, keys in parts.items() if keys)
 
 
 def load(
@@ -67,8 +61,8 @@ def load(
     """Load the chosen weights into the network.
 
     Args:
-        choice: "none"; "pretrained"; a directory of published files; a run's directory, a packaged model or
-            its MLflow address; a file.
+        choice: "none", "pretrained", a file, a directory of published files, a run's directory, or a packaged
+            model or its MLflow address.
         spec: the network's spec. With it, weights of an earlier run must be of the same model, and their head
             is taken only if the classes are the same in the same order.
 
@@ -89,9 +83,9 @@ def load(
     if before is not None and spec is not None:
         if _architecture(before) != _architecture(spec):
             raise WeightsError(
-                f"{source.name} holds {_model_in_words(before)}, but {_model_in_words(spec)} is to be "
-                "trained; incremental training needs the same model. Give "
-                f"--model {before.model} --task {before.task}, or weights of {spec.model}"
+                f"{source.name} holds weights of {_model_in_words(before)}, but this run trains "
+                f"{_model_in_words(spec)}; incremental training needs the same model. "
+                f"Use --model {before.model} --task {before.task}, or weights of {spec.model}"
             )
         other_classes = before.classes != spec.classes
         if other_classes:
@@ -100,7 +94,7 @@ def load(
 
 
 def _architecture(spec: Spec) -> tuple[str, ...]:
-    """What two networks have in common if they can share their weights."""
+    """What must be equal in two networks for one to take the weights of the other."""
     return spec.family, network_name(find(spec.model, spec.task)), _size(spec)
 
 
@@ -148,7 +142,7 @@ def _fit(
     needed = [key for key in own if not key.startswith(head)] if head else list(own)
     left: list[str] = []
     if published.partial and not any(key in own for key in state):
-        # A backbone's file, whose classifier is not used.
+        # The file is of a backbone, whose classifier is not used.
         left = [key for key in state if key.startswith("fc.")]
         state = {published.prefix + key: value for key, value in state.items() if key not in left}
         needed = [key for key in needed if key.startswith(published.prefix)]
@@ -178,16 +172,16 @@ def _fit(
         reasons += [f"it also holds {', '.join(surplus[:3])}"] if surplus else []
     if reasons:
         raise WeightsError(
-            f"{source} does not fit {model}, it was made for another network: {'; '.join(reasons)}. "
-            f"Give the weights of {model}, {published.files[0]}, or --weights none"
+            f"{source} does not fit {model}; it was made for another network: {'; '.join(reasons)}. "
+            f"Use the weights published for {model} ({published.files[0]}), or train from scratch with "
+            "--weights none"
         )
+    resized = [key for key in fitting if key in in_file and in_file[key].shape != fitting[key].shape]
     return Loaded(
         source,
         taken=len(fitting) - len(outcome.unexpected_keys),
         fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
         left=tuple(key for key in left if not key.endswith(_COUNTER)),
-        resampled=tuple(
-            key for key, value in fitting.items() if key in in_file and in_file[key].shape != value.shape
-        ),
+        resampled=tuple(resized),
         remarks=tuple(remarks),
     )

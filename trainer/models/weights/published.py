@@ -1,4 +1,4 @@
-"""Where the weights that a model's library publishes are found, and what of them a network takes."""
+"""Describes a model's published weights: where they are found, and which of their tensors a network takes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from trainer.errors import WeightsError
 from trainer.models.spec import Spec
 
 _HOLDERS = (argparse.Namespace, types.SimpleNamespace)
-"""Classes in which files store their run's settings; they only hold values."""
+"""Classes in which files store the settings of their run; they only hold values."""
 
 SPEC_KEY = "spec"
 """The key of a checkpoint for its network's Spec, as JSON."""
@@ -29,11 +29,11 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
     A file with a whole network, as ultralytics publishes them, may consist of objects of `network`'s classes.
 
     Args:
-        named: the user named this very file, and so trusts the objects in it.
+        named: the user named this very file, and thereby trusts the objects in it.
 
     Raises:
-        WeightsError: the file is damaged, has no tensors by name, or has objects of other classes and is not
-            named.
+        WeightsError: the file is damaged, holds no named tensors, or holds objects of other classes without
+            having been named by the user.
     """
     try:
         if path.suffix == ".safetensors":
@@ -44,13 +44,13 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
         with torch.serialization.safe_globals([*_classes(network), *_HOLDERS]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch raises the same error for forbidden objects and for files that are not pickles.
+        # torch raises the same error for objects that it rejects and for files that are not pickles.
         holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
         if not holds_objects:
             raise WeightsError(f"{path} cannot be read as weights: {brief(error)}") from error
         if not named:
             raise WeightsError(
-                f"{path} holds Python objects, not tensors alone, and reading it can run code. "
+                f"{path} holds Python objects besides tensors, and reading it can run code. "
                 f"If you trust it, name the file itself: --weights {path}"
             ) from error
         content = _read_objects(path)
@@ -61,13 +61,13 @@ def read_spec(text: str | bytes, where: Path) -> Spec:
     """A Spec from its JSON.
 
     Raises:
-        WeightsError: it is damaged, or of another version.
+        WeightsError: it is damaged, or another version wrote it.
     """
     try:
         return Spec.from_json(text)
     except ValueError as error:
         raise WeightsError(
-            f"{where} does not say what model it holds: {brief(error)}; it is damaged, or another version's"
+            f"{where} describes no model: {brief(error)}; it is damaged, or another version wrote it"
         ) from error
 
 
@@ -115,7 +115,7 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
     if isinstance(content, nn.Module):
         return content.float().state_dict()
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds no tensors by name but a {type(content).__name__}")
+        raise WeightsError(f"{path} holds a {type(content).__name__} instead of named tensors")
     for key in ("ema", "model", "state_dict"):
         if isinstance(content.get(key), (Mapping, nn.Module)):
             return _tensors(content[key], path)
@@ -124,7 +124,7 @@ def _tensors(content: object, path: Path) -> Mapping[str, Tensor]:
 
 
 def scored(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Select the tensors of a checkpoint's evaluated network: the average if there is one; others as is."""
+    """Select a checkpoint's evaluated network: the average, if there is one. Other tensors stay unchanged."""
     for prefix in ("average.network.", "network."):
         found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if found:

@@ -1,4 +1,4 @@
-"""Finds the file that a choice of weights means: published, downloaded or local, or an earlier run's."""
+"""Finds the file that the user chose: published weights, downloaded or local, or those of an earlier run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,14 @@ from trainer.models.weights.reading import brief, read_spec
 if TYPE_CHECKING:
     from trainer.models.weights.published import PublishedWeights
 
-# Where a run keeps the weights that it packaged, and beside them what they are the weights of.
+# Where a run stores its packaged weights, with their spec in the same directory.
 _PACKAGED = ("model/artifacts", "artifacts", ".")
 _WEIGHTS_FILE, _SPEC_FILE = "weights.pt", "spec.json"
 _BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-_UNTELLING = ("checkpoint_best_regular.pth",)  # several models' name at rfdetr's, and of all that it trains
-_MD5 = "md5:"  # before a hash of that kind
+_AMBIGUOUS = ("checkpoint_best_regular.pth",)  # rfdetr's name for several models and for all that it trains
+_MD5 = "md5:"  # marks a hash of this kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Source:
 
 
 def find(choice: str, model: str, published: PublishedWeights, scratch: Path) -> Source:
-    """Find the file that a choice means. Only "pretrained" and MLflow addresses may use the network.
+    """Find the chosen file. Only "pretrained" and MLflow addresses may use the network.
 
     Args:
         choice: "pretrained", a directory of published files, a run's directory, a packaged model, a file, or
@@ -67,7 +68,7 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
         return _from_mlflow(choice, scratch)
     path = Path(choice).expanduser()
     if path.is_file():
-        return Source(path, str(path), spec=_spec_of(path), named=True, remark=_forged(path, published))
+        return Source(path, str(path), spec=_spec_of(path), named=True, remark=_mismatch(path, published))
     if not path.is_dir():
         raise WeightsError(
             f"--weights {path}: no such file or directory; give a file, a directory of published files, a "
@@ -79,13 +80,14 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
 def published_names(published: PublishedWeights) -> tuple[str, ...]:
     """Every name that the file may have in a directory, including the one in its address."""
     at_address = PurePosixPath(published.url).name
-    tells = at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _UNTELLING
-    more = (at_address,) if tells else ()
-    return tuple(dict.fromkeys((*published.files, *more)))
+    names = published.files
+    if at_address.endswith((".pth", ".pt", ".bin", ".safetensors")) and at_address not in _AMBIGUOUS:
+        names += (at_address,)
+    return tuple(dict.fromkeys(names))
 
 
 def hash_in_name(name: str) -> str:
-    """The start of a file's SHA-256 that its publisher put into its name, `name-HASH.pth`; or ""."""
+    """The start of a file's SHA-256 as given in its name, `name-HASH.pth`; "" if there is none."""
     found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     return found[1] if found else ""
 
@@ -95,7 +97,10 @@ def _source(path: Path) -> Source:
 
 
 def _of_run(directory: Path) -> Source | None:
-    """The evaluated weights of a run or packaged model; for an unfinished run, the best so far."""
+    """The evaluated weights of a run or packaged model; for an unfinished run, the best so far.
+
+    None if the directory holds neither.
+    """
     for place in _PACKAGED:
         path = directory / place / _WEIGHTS_FILE
         spec = _spec_of(path)
@@ -104,8 +109,7 @@ def _of_run(directory: Path) -> Source | None:
     path = directory / _BEST_CHECKPOINT
     if not path.is_file():
         return None
-    remark = "the run has not finished: its best epoch so far"
-    return Source(path, str(path), remark=remark)
+    return Source(path, str(path), remark="the run has not finished; this is its best epoch so far")
 
 
 def _spec_of(path: Path) -> Spec | None:
@@ -128,13 +132,13 @@ def _from_mlflow(address: str, scratch: Path) -> Source:
         directory = Path(download_artifacts(artifact_uri=address, dst_path=str(scratch)))
     except (MlflowException, OSError) as error:
         raise WeightsError(
-            f"{address}: MLflow finds no such model in its store at {mlflow.get_tracking_uri()}: "
-            f"{brief(error)}. Name the store by MLFLOW_TRACKING_URI, or give the directory of the run"
+            f"{address}: MLflow found no such model in its store at {mlflow.get_tracking_uri()}: "
+            f"{brief(error)}. Set MLFLOW_TRACKING_URI to the right store, or give the run's directory"
         ) from error
     found = _of_run(directory)
     if found is None or found.spec is None:
         raise WeightsError(
-            f"{address}: lacks artifacts/{_WEIGHTS_FILE}; only models that `trainer fit` packaged can be "
+            f"{address}: has no artifacts/{_WEIGHTS_FILE}; only models packaged by `trainer fit` can be "
             "trained further"
         )
     return Source(found.path, address, spec=found.spec)
@@ -142,55 +146,50 @@ def _from_mlflow(address: str, scratch: Path) -> Source:
 
 def _in_directory(directory: Path, model: str, published: PublishedWeights) -> Path:
     names = published_names(published)
-    for name in names:
-        path = directory / name
-        if path.is_file():
-            remark = _forged(path, published)
-            if remark:
-                raise WeightsError(
-                    f"{path} is not the published file: {remark}. Download it again "
-                    f"(`trainer weights --model {model}` says from where); if you made it yourself, name the "
-                    f"file: --weights {path}"
-                )
-            return path
-    raise WeightsError(
-        f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for a "
-        "run's own. Put the file there, name it with --weights FILE, or train from scratch with "
-        "--weights none"
-    )
+    path = next((directory / name for name in names if (directory / name).is_file()), None)
+    if path is None:
+        raise WeightsError(
+            f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for "
+            "the weights of a run. Put the file there, name it with --weights FILE, or train from scratch "
+            "with --weights none"
+        )
+    if remark := _mismatch(path, published):
+        raise WeightsError(
+            f"{path} is not the published file: {remark}. Download it again "
+            f"(`trainer weights --model {model}` prints the address); if you made it yourself, name the file: "
+            f"--weights {path}"
+        )
+    return path
 
 
-def _forged(path: Path, published: PublishedWeights) -> str:
+def _mismatch(path: Path, published: PublishedWeights) -> str:
     """How a file with a published name differs from the published file; "" if it does not."""
     return _difference(path, _hash(published, path.name)) if path.name in published_names(published) else ""
 
 
 def _hash(published: PublishedWeights, name: str) -> str:
-    """The published hash of a file: the known part of its SHA-256, or its MD5."""
+    """The published hash of a file: the known start of its SHA-256, or its MD5; "" if there is none."""
     return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
-
-
-def _md5() -> Any:
-    """MD5 detects damage only: a forger could match it."""
-    return hashlib.md5(usedforsecurity=False)
 
 
 def _difference(path: Path, expected: str) -> str:
     if not expected:
         return ""
-    name, make = ("MD5", _md5) if expected.startswith(_MD5) else ("SHA-256", hashlib.sha256)
-    expected = expected.removeprefix(_MD5)
+    name: str = "SHA-256"
+    make: Any = hashlib.sha256
+    if expected.startswith(_MD5):  # detects damage only: a forger could match it
+        name, make, expected = "MD5", partial(hashlib.md5, usedforsecurity=False), expected.removeprefix(_MD5)
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, make).hexdigest()
     if actual.startswith(expected):
         return ""
-    whole = len(expected) == len(actual)
-    shown, must = (actual, "must be") if whole else (actual[: len(expected)], "must begin with")
-    return f"its {name} {must} {expected}, but {'is' if whole else 'begins with'} {shown}"
+    if len(actual) == len(expected):
+        return f"its {name} must be {expected}, but is {actual}"
+    return f"its {name} must begin with {expected}, but begins with {actual[: len(expected)]}"
 
 
 def _download(model: str, published: PublishedWeights) -> Path:
-    """The published file from the library's cache, or else from the network; checked either way."""
+    """The published file, from the library's cache or else downloaded; checked either way."""
     if not (published.hub or published.url):
         raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
     try:
@@ -209,48 +208,38 @@ def _download(model: str, published: PublishedWeights) -> Path:
         ) from error
     if difference:
         raise WeightsError(
-            f"{path.resolve()} is not the file that was published for {model}: {difference}. "
-            "Delete it and try again; if the download is wrong every time, something between this machine "
-            "and the publisher changes it"
+            f"{path.resolve()} is not the file published for {model}: {difference}. Delete it and try again; "
+            "if that does not help, something between this machine and the publisher alters the download"
         )
     return path
 
 
 def _from_hub(repository: str) -> tuple[Path, str]:
     """A repository's weights in the hub's cache, and their SHA-256 if the hub states it."""
-    from huggingface_hub import (
-        get_hf_file_metadata,
-        hf_hub_download,
-        hf_hub_url,
-        try_to_load_from_cache,
-    )
+    import huggingface_hub as hub
     from huggingface_hub.errors import EntryNotFoundError
 
     # Try the cache first: without a network, asking the hub for a newer version takes long.
     for name in _HUB_FILES:
-        cached = try_to_load_from_cache(repository, name)
+        cached = hub.try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
-            return Path(cached), _hash_in_cache(Path(cached))
-    for name in _HUB_FILES:
-        try:
-            path = Path(hf_hub_download(repository, name))
-        except EntryNotFoundError:
-            if name == _HUB_FILES[-1]:
-                raise
-            continue
-        expected = _hash_in_cache(path) or get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
-        return path, expected if _is_sha256(expected) else ""
-    raise AssertionError("the last name raises")
+            return Path(cached), _sha256_of_etag(Path(cached).resolve().name)
+    safetensors, pickle = _HUB_FILES
+    try:
+        path = Path(hub.hf_hub_download(repository, safetensors))
+    except EntryNotFoundError:
+        path = Path(hub.hf_hub_download(repository, pickle))
+    # The hub's cache stores a file under its ETag.
+    expected = _sha256_of_etag(path.resolve().name)
+    if not expected:
+        stated = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path.name)).etag
+        expected = _sha256_of_etag(stated or "")
+    return path, expected
 
 
-def _hash_in_cache(path: Path) -> str:
-    """The SHA-256 in the name of a cached large file: its ETag, under which the hub's cache stores it."""
-    name = path.resolve().name
-    return name if _is_sha256(name) else ""
-
-
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+def _sha256_of_etag(etag: str) -> str:
+    """A large file's ETag at the hub is its SHA-256; those of others are not, for which this is ""."""
+    return etag if re.fullmatch(r"[0-9a-f]{64}", etag) else ""
 
 
 def _from_address(published: PublishedWeights) -> Path:
@@ -263,8 +252,8 @@ def _from_address(published: PublishedWeights) -> Path:
             torch.hub.download_url_to_file(published.url, str(part), progress=sys.stderr.isatty())
             if difference := _difference(part, _hash(published, PurePosixPath(published.url).name)):
                 raise WeightsError(
-                    f"the file from {published.url} is not the published one: {difference}. It was deleted; "
-                    "try again, or get it elsewhere and give --weights DIR"
+                    f"the file downloaded from {published.url} is not the published one: {difference}. It "
+                    "was deleted; try again, or download it on another machine and give --weights DIR"
                 )
             shutil.move(part, file)
     return file

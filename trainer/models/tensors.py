@@ -1,0 +1,41 @@
+"""Tensors that several families need: stretched images, batches in the networks' layout, boxes, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from trainer.annotations import Image
+from trainer.models.geometry import Geometry
+
+
+def stretched(image: Image, side: int) -> tuple[Tensor, Geometry]:
+    """Stretch an image to a square of `side` pixels: float32 [3, side, side] in [0, 1]."""
+    import cv2  # may be missing where a packaged classifier is served
+
+    height, width = image.shape[:2]
+    resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
+    geometry = Geometry((height, width), (side, side), (side / width, side / height))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+
+
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """Stack images [3, h, w] to [B, 3, h, w], channels_last; in a loader's worker directly in shared memory.
+
+    Images that already have this layout, as decoders produce it, are copied in whole rows.
+    """
+    batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
+    return batch.permute(0, 3, 1, 2)
+
+
+def as_float32(nested: Any) -> Any:
+    """Convert the tensors in nested dicts, lists and tuples to float32; the structure stays the same."""
+    if isinstance(nested, Tensor):
+        return nested.float()
+    if isinstance(nested, dict):
+        return type(nested)((key, as_float32(value)) for key, value in nested.items())
+    return type(nested)(as_float32(value) for value in nested)
