@@ -156,8 +156,8 @@ def _in_directory(directory: Path, model: str, published: PublishedWeights) -> P
     if remark := _mismatch(path, published):
         raise WeightsError(
             f"{path} is not the published file: {remark}. Download it again "
-            f"(`trainer weights --model {model}` prints the address); if you made it yourself, name the file: "
-            f"--weights {path}"
+            f"(`trainer weights --model {model}` prints the address); if you made it yourself, name the "
+            f"file: --weights {path}"
         )
     return path
 
