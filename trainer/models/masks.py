@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from trainer.annotations import FloatArray, Mask
+from trainer.annotations import FloatArray, IntArray, Mask, Objects
 from trainer.models.geometry import Geometry
 
 _PIXELS_AT_ONCE = 1_000_000  # so that a large mask is never a floating-point array as a whole
@@ -28,6 +28,17 @@ def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[
     for polygon in polygons:
         _fill(canvas, polygon.astype(np.float64) * factor + geometry.offset)
     return canvas
+
+
+def rasterise_all(
+    objects: Objects, indices: IntArray, geometry: Geometry
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The masks of some of an image's objects: uint8 [n, h, w] of 0 and 1 in tensor pixels."""
+    assert objects.polygons is not None, "segmentation data hold polygons"
+    masks = np.zeros((len(indices), *geometry.tensor_size), dtype=np.uint8)
+    for mask, index in zip(masks, indices, strict=True):
+        mask[:] = rasterise(objects.polygons[index], geometry)
+    return masks
 
 
 def _fill(

@@ -16,7 +16,7 @@ from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
-from trainer.models.masks import paste, rasterise
+from trainer.models.masks import paste, rasterise_all
 from trainer.models.spec import Spec
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
@@ -170,12 +170,7 @@ class RCNN(Family):
             "labels": torch.from_numpy(objects.labels[kept] + self.first_label),
         }
         if self.masks:
-            assert objects.polygons is not None, "segmentation data hold polygons"
-            masks = [rasterise(objects.polygons[i], geometry) for i in kept]
-            size = (0, *geometry.tensor_size)
-            target["masks"] = (
-                torch.from_numpy(np.stack(masks)) if masks else torch.zeros(size, dtype=torch.uint8)
-            )
+            target["masks"] = torch.from_numpy(rasterise_all(objects, kept, geometry))
         return target
 
     def collate(self, items: Sequence[Item]) -> Batch:

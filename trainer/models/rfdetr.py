@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -31,8 +30,8 @@ from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
-from trainer.models.masks import logit, paste_prototypes, rasterise
-from trainer.models.tensors import stacked, stretched
+from trainer.models.masks import logit, paste_prototypes, rasterise_all
+from trainer.models.tensors import rescaled, stacked, stretched
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -217,11 +216,8 @@ class RFDETR(Family):
         boxes = box_convert(corners, "xyxy", "cxcywh")
         target = {"labels": torch.from_numpy(objects.labels[kept]), "boxes": boxes}
         if self.masks:
-            assert objects.polygons is not None, "segmentation data hold polygons"
-            masks = torch.zeros(len(kept), *geometry.tensor_size, dtype=torch.bool)
-            for mask, index in zip(masks, kept, strict=True):
-                mask.copy_(torch.from_numpy(rasterise(objects.polygons[index], geometry)))
-            target["masks"] = masks
+            masks = rasterise_all(objects, kept, geometry)
+            target["masks"] = torch.from_numpy(masks.view(np.bool_))  # without a copy
         return target
 
     def collate(self, items: Sequence[Item]) -> Batch:
@@ -236,10 +232,7 @@ class RFDETR(Family):
         rfdetr sums them over the layers. This is their mean, because a network from scratch would seem to
         diverge otherwise; for adamw, and with a clipped gradient norm, the two are equivalent.
         """
-        images = batch["images"]
-        if size := batch.get("shared", {}).get("size"):
-            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-        return self._losses(network, network(images), batch)
+        return self._losses(network, network(rescaled(batch)), batch)
 
     def _losses(self, network: nn.Module, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         self.criterion.train(network.training)

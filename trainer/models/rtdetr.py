@@ -105,7 +105,7 @@ class RTDETR(UltralyticsFamily):
         """Run the network once: it returns its predictions with what the losses are computed from."""
         images = batch["images"]
         predictions = network(images)
-        return list(predictions[0]), self._losses(network, predictions, {**batch, "img": images})
+        return list(predictions[0]), self.library_losses(network, {**batch, "img": images}, None, predictions)
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         boxes, scores, labels = (each.cpu().numpy() for each in self._chosen(output, parameters))
@@ -131,17 +131,13 @@ class RTDETR(UltralyticsFamily):
         return [network.get_submodule("before_decoder")]
 
     def library_losses(
-        self, network: Any, batch: dict[str, Any], progress: Progress | None
+        self, network: Any, batch: dict[str, Any], progress: Progress | None, predictions: Any = None
     ) -> dict[str, Tensor]:
         """Compute ultralytics' losses of the encoder and each decoder layer; in training also of denoising.
 
         ultralytics sums them over the layers. This is their mean, because a network from scratch would seem
         to diverge otherwise; for adamw, and with a clipped gradient norm, the two are equivalent.
         """
-        return self._losses(network, None, batch)
-
-    def _losses(self, network: Any, predictions: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the mean losses from the network's predictions; None: from a new forward pass."""
         # In eval mode only the decoder's last layer makes predictions.
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
         # The decoder passes on coordinates, which bfloat16 would round to 1/256 of the image.

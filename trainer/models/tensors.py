@@ -1,4 +1,4 @@
-"""Tensors that several families need: stretched images, batches in the networks' layout, boxes, float32."""
+"""Tensors as several families need them: stretched, resized and stacked images, and float32 outputs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from trainer.annotations import Image
 from trainer.models.geometry import Geometry
+from trainer.models.training_items import Batch
 
 
 def stretched(image: Image, side: int) -> tuple[Tensor, Geometry]:
@@ -21,6 +23,14 @@ def stretched(image: Image, side: int) -> tuple[Tensor, Geometry]:
     resized = cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
     geometry = Geometry((height, width), (side, side), (side / width, side / height))
     return torch.from_numpy(resized).permute(2, 0, 1).contiguous().float() / 255, geometry
+
+
+def rescaled(batch: Batch) -> Tensor:
+    """A batch's "images", resized to squares of the "shared" `size` that multi_scale drew, if it did."""
+    images: Tensor = batch["images"]
+    if size := batch.get("shared", {}).get("size"):
+        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return images
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,6 @@ os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-tra
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import polygons2masks_overlap
@@ -32,7 +31,7 @@ from trainer.annotations import Examples, FloatArray, Objects, Target
 from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
-from trainer.models.tensors import stacked
+from trainer.models.tensors import rescaled, stacked
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
 from trainer.tasks import Task
@@ -136,18 +135,19 @@ class UltralyticsFamily(Family):
         return {**batch, **images, **objects, "batch_idx": batch["batch_idx"][chosen] - start}
 
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
-        images = batch["images"]
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        if size := batch.get("shared", {}).get("size"):
-            images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-        return self.library_losses(network, {**batch, "img": images}, progress)
+        if batch["images"].dtype == torch.uint8:
+            batch = {**batch, "images": batch["images"].float() / 255}
+        return self.library_losses(network, {**batch, "img": rescaled(batch)}, progress)
 
     @abstractmethod
     def library_losses(
-        self, network: Any, batch: dict[str, Any], progress: Progress | None
+        self, network: Any, batch: dict[str, Any], progress: Progress | None, predictions: Any = None
     ) -> dict[str, Tensor]:
-        """Do what `losses` does for a batch in ultralytics' form: "img" is float32 [B, 3, h, w] in [0, 1]."""
+        """Do what `losses` does for a batch in ultralytics' form: "img" is float32 [B, 3, h, w] in [0, 1].
+
+        Args:
+            predictions: the network's output for the batch; None runs the network.
+        """
 
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """The backbone's layers: model.0–9, or model.0–4 if the backbone is a ResNet."""

@@ -117,7 +117,7 @@ class YOLO(UltralyticsFamily):
         """Run the network once: it returns its predictions with what the losses are computed from."""
         images = batch["images"]
         predictions = self._limited(network, parameters)(images)
-        losses = self._losses(network, predictions, {**batch, "img": images}, None)
+        losses = self.library_losses(network, {**batch, "img": images}, None, predictions)
         return self._outputs(predictions[0]), losses
 
     def _limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
@@ -168,19 +168,16 @@ class YOLO(UltralyticsFamily):
         return detections
 
     def library_losses(
-        self, network: Any, batch: dict[str, Any], progress: Progress | None
+        self, network: Any, batch: dict[str, Any], progress: Progress | None, predictions: Any = None
     ) -> dict[str, Tensor]:
         """Compute ultralytics' own losses.
 
         In training an end-to-end network's two heads weigh 0.8 and 0.2 in the first epoch, 0.1 and 0.9 in the
         last; in validation only the second counts, which makes the predictions.
         """
-        return self._losses(network, network(batch["img"]), batch, progress)
-
-    def _losses(
-        self, network: Any, predictions: Any, batch: dict[str, Any], progress: Progress | None
-    ) -> dict[str, Tensor]:
         images = batch["img"]
+        if predictions is None:
+            predictions = network(images)
         criterion = getattr(network, "criterion", None)
         if criterion is None or getattr(criterion, "one2one", criterion).device != images.device:
             # It keeps tensors on the device for which it was made.
