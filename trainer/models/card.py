@@ -8,8 +8,6 @@ from typing import Any
 
 from trainer.tasks import Task
 
-NO_VALUES: Mapping[str, Any] = {}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyCard:
@@ -114,8 +112,8 @@ class ModelEntry:
 
     def defaults_for(self, task: Task) -> dict[str, Any]:
         """The settings in which the model differs from the general defaults."""
-        return {**self.card.defaults, **self.defaults.get(task, NO_VALUES)}
+        return {**self.card.defaults, **self.defaults.get(task, {})}
 
     def modern_for(self, task: Task) -> dict[str, Any]:
         """The settings of the modern recipe that differ from `defaults_for`; empty if there is none."""
-        return {**self.card.modern, **self.modern.get(task, NO_VALUES)}
+        return {**self.card.modern, **self.modern.get(task, {})}

@@ -26,8 +26,8 @@ _BOX_SETTINGS = (
 )
 _SQUARE_SETTINGS = (*_BOX_SETTINGS, "image_size", "multi_scale")
 
-# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none: their defaults are their
-# authors' recipes, which are today's anyway.
+# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none, because their defaults, their
+# authors' recipes, are modern already.
 _ADAMW = {
     "optimizer": "adamw",
     # The cosine ends at 0, where the averaged weights have settled.

@@ -141,12 +141,12 @@ class Classifiers(Family):
         """Four in five random crops take at least half of the image's side, and none takes less than 0.28."""
         return 3 * settings.training_crop_size
 
-    def validation_item(self, image: Tensor, truth: Target, geometry: Geometry) -> tuple[Tensor, Target]:
-        return image, truth
+    def validation_item(self, image: Tensor, target: Target, geometry: Geometry) -> tuple[Tensor, Target]:
+        return image, target
 
     def collate(self, items: Sequence[tuple[Tensor, Target]]) -> Batch:
         dtype = np.float32 if self.multilabel else np.int64
-        targets = torch.from_numpy(np.array([truth for _, truth in items], dtype=dtype))
+        targets = torch.from_numpy(np.array([target for _, target in items], dtype=dtype))
         return {"images": stacked([image for image, _ in items]), "targets": targets}
 
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
@@ -225,12 +225,12 @@ def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
     return adapt
 
 
-def class_weights(truths: Sequence[Target], classes: int, multilabel: bool, kind: int) -> Tensor | None:
+def class_weights(targets: Sequence[Target], classes: int, multilabel: bool, kind: int) -> Tensor | None:
     """Loss weights against class imbalance, float32 [C]; None if off or if the data are balanced.
 
     With f_c images of class c among n images: 1/f_c for multi-class, (n − f_c)/f_c for multilabel; kind 1
-        takes
-    the square root. A class without images gets 0. Data count as balanced up to max f // max(1, min f) = 2.
+    takes the square root. A class without images gets 0. Data count as balanced up to
+    max f // max(1, min f) = 2.
     Source: the documented `weighted_loss` of Azure AutoML for Images.
 
     Args:
@@ -239,12 +239,12 @@ def class_weights(truths: Sequence[Target], classes: int, multilabel: bool, kind
     if kind == 0:
         return None
     if multilabel:
-        frequency = np.sum(np.stack([np.asarray(truth) for truth in truths]), axis=0).astype(np.float64)
+        frequency = np.sum(np.stack([np.asarray(target) for target in targets]), axis=0).astype(np.float64)
     else:
-        frequency = np.bincount(np.array(truths, dtype=np.int64), minlength=classes).astype(np.float64)
+        frequency = np.bincount(np.array(targets, dtype=np.int64), minlength=classes).astype(np.float64)
     if frequency.max() // max(1.0, frequency.min()) <= 2:
         return None
-    numerator = len(truths) - frequency if multilabel else np.ones(classes)
+    numerator = len(targets) - frequency if multilabel else np.ones(classes)
     weights = np.divide(numerator, frequency, out=np.zeros(classes), where=frequency > 0)
     return torch.from_numpy(np.sqrt(weights) if kind == 1 else weights).float()
 
@@ -285,8 +285,7 @@ class _TrainingDataset(TrainingDataset):
     def item(self, draw: Draw) -> tuple[Tensor, Target]:
         example = self.examples[draw.example]
         pixels = example.image if self.crops else self.centre_crop(example.image)[0]
-        # Without a copy colours stay interleaved in memory: torchvision crops and resizes three times as
-        # fast.
+        # Without a copy colours stay interleaved in memory, which torchvision resizes three times as fast.
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)

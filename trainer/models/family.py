@@ -48,7 +48,7 @@ class Family(ABC):
     """
 
     average_tau: ClassVar[float | None] = None
-    """Steps over which the average of the weights sets in; None: in proportion to the length of the run."""
+    """Steps over which weight averaging ramps up; None: in proportion to the length of the run."""
 
     sums_losses: ClassVar[bool] = False
     """The recipe's learning rates are for losses summed over a batch's images, not averaged."""
@@ -116,7 +116,7 @@ class Family(ABC):
             images: preprocessed, [1, 3, h, w]; [N, 3, h, w] for a classifier.
 
         Returns:
-            `probs` [N, C], or the image's detections by falling score: `boxes` float32 [n, 4], xyxy in tensor
+            `probs` [N, C], or the detections by descending score: `boxes` float32 [n, 4], xyxy in tensor
             pixels; `scores` float32 [n]; `labels` int64 [n]; for segmentation also `masks` bool [n, h, w].
 
         Raises:
@@ -138,8 +138,8 @@ class Family(ABC):
     def short_side(self, settings: Settings) -> int | None:
         """Pixels that the short side of a training image needs; larger images may be decoded smaller.
 
-        Large enough that augmented images hardly differ; None if that is not known. Validation and serving
-        always see the whole image.
+        With that many, augmented images hardly differ; None if the number is unknown. Validation and serving
+        always see images at full resolution.
         """
         return None
 

@@ -16,7 +16,7 @@ from trainer.models.family import in_float32
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor
 from trainer.models.tensors import stretched
-from trainer.models.training_items import Batch, Progress
+from trainer.models.training_items import Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -93,19 +93,9 @@ class RTDETR(UltralyticsFamily):
         """Stretch to the square; values in [0, 1]."""
         return stretched(image, self.spec.options["image_size"])
 
-    def infer(
-        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
-    ) -> Sequence[Tensor]:
-        """float32 [boxes, 6] an image: normalised centre x and y, width, height; falling score; class."""
-        return list(network(torch.stack(list(tensors)))[0])
-
-    def infer_with_losses(
-        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
-    ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-        """Run the network once: it returns its predictions with what the losses are computed from."""
-        images = batch["images"]
-        predictions = network(images)
-        return list(predictions[0]), self.library_losses(network, {**batch, "img": images}, None, predictions)
+    def outputs(self, predictions: Tensor) -> list[Tensor]:
+        """float32 [boxes, 6] for each image, by descending score: normalised cx, cy, w, h; score; class."""
+        return list(predictions)
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         boxes, scores, labels = (each.cpu().numpy() for each in self._chosen(output, parameters))
@@ -113,7 +103,7 @@ class RTDETR(UltralyticsFamily):
 
     def _chosen(self, output: Tensor, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor]:
         """The boxes that reach the threshold: xyxy in tensor pixels [n, 4]; scores [n]; labels [n]."""
-        chosen = output[: parameters.box_detections_per_image]  # by falling score
+        chosen = output[: parameters.box_detections_per_image]  # in descending order of score
         chosen = chosen[chosen[:, 4] >= parameters.box_score_threshold]
         boxes = box_convert(chosen[:, :4], "cxcywh", "xyxy") * self.spec.options["image_size"]
         return boxes, chosen[:, 4], chosen[:, 5].long()

@@ -65,12 +65,12 @@ def cut(image: Image, view: View) -> Image:
 
 
 def merge(found: Sequence[tuple[View, Prediction]], parameters: ScoringParameters) -> Prediction:
-    """Merge the predictions for an image's views, given in any order.
+    """Merge the predictions for an image's views, in any order.
 
-    Greedily by falling score, as in NMS, a box is dropped if its IoU with a better box of the same class from
-    another view exceeds `tile_predictions_nms_threshold`; at equal scores the earlier of `views` wins. Boxes
-    of one view never suppress each other: the network has already separated these objects by its own NMS
-    with its own threshold. At most `box_detections_per_image` boxes remain.
+    Boxes are visited by descending score, as in NMS. A box is dropped if its IoU with a better box of the
+    same class from another view exceeds `tile_predictions_nms_threshold`; at equal scores the earlier of
+    `views` wins. Boxes of one view never suppress each other: the network has already separated these
+    objects by its own NMS with its own threshold. At most `box_detections_per_image` boxes remain.
     """
     if len(found) == 1:
         return found[0][1]

@@ -1,4 +1,4 @@
-"""What the families in yolo.py and rtdetr.py share: options, batches, freeze groups.
+"""What the families in yolo.py and rtdetr.py share: options, inference, batches, freeze groups.
 
 ultralytics is licensed under the AGPL-3.0. Only these files and ultralytics_data.py import it, when one of
 its models is used; this file comes first because ultralytics reads its environment when it is imported.
@@ -34,6 +34,7 @@ from trainer.models.geometry import Geometry
 from trainer.models.tensors import rescaled, stacked
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
+from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -86,6 +87,28 @@ class UltralyticsFamily(Family):
         network.args = copy(DEFAULT_CFG)  # the gains of the losses
         module: nn.Module = network
         return module
+
+    def infer(
+        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
+    ) -> list[Any]:
+        return self.outputs(self.limited(network, parameters)(torch.stack(list(tensors)))[0])
+
+    def infer_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[list[Any], dict[str, Tensor]]:
+        """Run the network once: it returns its predictions with what the losses are computed from."""
+        images = batch["images"]
+        predictions = self.limited(network, parameters)(images)
+        losses = self.library_losses(network, {**batch, "img": images}, None, predictions)
+        return self.outputs(predictions[0]), losses
+
+    def limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
+        """The network with those of a request's limits that it applies itself; by default none."""
+        return network
+
+    @abstractmethod
+    def outputs(self, predictions: Any) -> list[Any]:
+        """Split the predictions for a batch into one raw output for each image."""
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
         return UltralyticsItems(self, examples, settings, stretches=self.stretches)
@@ -164,11 +187,10 @@ def _in_tensor(points: FloatArray, geometry: Geometry) -> FloatArray:
 
 
 def _masks(label: dict[str, Any], size: tuple[int, int]) -> tuple[Any, dict[str, Tensor]]:
-    """The objects' order by falling area, and ultralytics' two mask targets at a quarter of `size`.
+    """The objects' order by descending area, and ultralytics' two mask targets at a quarter of `size`.
 
-    masks: [1, h/4, w/4], for each pixel the position in that order, from 1, of the smallest object that
-        covers
-    it, or 0; sem_masks: float32 [h/4, w/4], that object's class.
+    masks: [1, h/4, w/4], for each pixel the position in that order, from 1, of the smallest object there,
+    or 0; sem_masks: float32 [h/4, w/4], that object's class.
     """
     height, width = size
     ratio = DEFAULT_CFG.mask_ratio

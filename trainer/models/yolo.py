@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -18,7 +17,7 @@ from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_float32
-from trainer.models.training_items import Batch, Progress
+from trainer.models.training_items import Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -37,7 +36,7 @@ class Output(NamedTuple):
 
     Attributes:
         rows: float32 [anchors, 4 + C (+ 32)]: centre x and y, width, height in tensor pixels, class scores
-            and mask coefficients; of an end-to-end network [detections, 6 (+ 32)], by falling score: left,
+            and mask coefficients; of an end-to-end network [detections, 6 (+ 32)], by descending score: left,
             top, right, bottom, score, class and mask coefficients.
         prototypes: float32 [32, h/4, w/4], or None for a detector without masks.
     """
@@ -100,34 +99,20 @@ class YOLO(UltralyticsFamily):
         )
         return torch.from_numpy(canvas).permute(2, 0, 1).contiguous().float() / 255, geometry
 
-    def infer(
-        self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
-    ) -> Sequence[Output]:
-        return self._outputs(self._limited(network, parameters)(torch.stack(list(tensors)))[0])
-
-    def _outputs(self, predictions: Any) -> list[Output]:
+    def outputs(self, predictions: Any) -> list[Output]:
         rows, prototypes = predictions if self.masks else (predictions, [None] * len(predictions))
         if not self.end_to_end:
             rows = rows.transpose(1, 2)
         return [Output(*pair) for pair in zip(rows, prototypes, strict=True)]
 
-    def infer_with_losses(
-        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
-    ) -> tuple[Sequence[Output], dict[str, Tensor]]:
-        """Run the network once: it returns its predictions with what the losses are computed from."""
-        images = batch["images"]
-        predictions = self._limited(network, parameters)(images)
-        losses = self.library_losses(network, {**batch, "img": images}, None, predictions)
-        return self._outputs(predictions[0]), losses
-
-    def _limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
+    def limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
         """The network with a request's number of boxes, which an end-to-end head applies itself."""
         if not self.end_to_end:
             return network
         return with_attributes(network, self._head, max_det=parameters.box_detections_per_image)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        """Keep boxes that reach the threshold, by falling score; without an end-to-end head after NMS."""
+        """Keep boxes that reach the threshold, by descending score; after NMS unless end-to-end."""
         chosen = self._chosen(output.rows, parameters)
         corners, scores, labels, coefficients = (each.cpu().numpy() for each in chosen)
         boxes = geometry.boxes_to_image(corners)
@@ -156,7 +141,7 @@ class YOLO(UltralyticsFamily):
         if self.end_to_end:
             head: Any = network.get_submodule(self._head)
             head.max_det = parameters.box_detections_per_image
-        (output,) = self._outputs(network(images)[0])
+        (output,) = self.outputs(network(images)[0])
         with traceable_nms():
             boxes, scores, labels, coefficients = self._chosen(output.rows, parameters)
         boxes = in_tensor(boxes, images)
@@ -196,7 +181,7 @@ class YOLO(UltralyticsFamily):
 
 
 _Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Boxes by falling score: xyxy in tensor pixels [n, 4], scores [n], labels [n], mask coefficients [n, k]."""
+"""Boxes by descending score: xyxy in tensor pixels [n, 4], scores [n], labels [n], coefficients [n, k]."""
 
 
 def _ranked(rows: Tensor, parameters: ScoringParameters) -> _Chosen:
@@ -213,7 +198,7 @@ def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _C
     kept = scores >= parameters.box_score_threshold
     boxes, scores, labels, coefficients = boxes[kept], scores[kept], labels[kept], coefficients[kept]
     boxes = box_ops.box_convert(boxes, "cxcywh", "xyxy")
-    chosen = box_ops.batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)  # by falling score
+    chosen = box_ops.batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)
     chosen = chosen[: parameters.box_detections_per_image]
     return boxes[chosen], scores[chosen], labels[chosen], coefficients[chosen]
 
