@@ -202,10 +202,9 @@ class Family(ABC):
         for start in range(0, len(views), _VIEWS_PER_BATCH):
             batch = views[start : start + _VIEWS_PER_BATCH]
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
+            tensors = [tensor.to(device) for tensor, _ in prepared]
             with in_float32(device):
-                outputs = self._infer_by_size(
-                    network, [tensor.to(device) for tensor, _ in prepared], parameters
-                )
+                outputs = self._infer_by_size(network, tensors, parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 predictions[index].append((view, self.postprocess(output, geometry, parameters)))
         return [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.annotations import FloatArray, IntArray, Mask, Objects
 from trainer.models.geometry import Geometry
@@ -15,7 +15,7 @@ from trainer.models.geometry import Geometry
 _PIXELS_AT_ONCE = 1_000_000  # so that a large mask is never a floating-point array as a whole
 
 
-def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> NDArray[np.uint8]:
     """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels.
 
     A pixel is 1 if its centre is inside one of the polygons, by the even-odd rule. COCO's masks
@@ -30,9 +30,7 @@ def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> np.ndarray[
     return canvas
 
 
-def rasterise_all(
-    objects: Objects, indices: IntArray, geometry: Geometry
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def rasterise_all(objects: Objects, indices: IntArray, geometry: Geometry) -> NDArray[np.uint8]:
     """The masks of some of an image's objects: uint8 [n, h, w] of 0 and 1 in tensor pixels."""
     assert objects.polygons is not None, "segmentation data hold polygons"
     masks = np.zeros((len(indices), *geometry.tensor_size), dtype=np.uint8)
@@ -41,9 +39,7 @@ def rasterise_all(
     return masks
 
 
-def _fill(
-    canvas: np.ndarray[Any, np.dtype[np.uint8]], polygon: np.ndarray[Any, np.dtype[np.float64]]
-) -> None:
+def _fill(canvas: NDArray[np.uint8], polygon: NDArray[np.float64]) -> None:
     """Set the pixels whose centre is inside a polygon [n, 2] of (x, y) in pixels."""
     height, width = canvas.shape
     x, y = polygon.T - 0.5  # so that pixel centres have integer coordinates

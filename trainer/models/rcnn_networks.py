@@ -53,7 +53,7 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
             "box_batch_size_per_image": sampled,
         }
     if name.endswith("_v2"):
-        network = get_model(name, weights=None, weights_backbone=None, num_classes=classes, **stage_two)
+        network: nn.Module = get_model(name, weights_backbone=None, num_classes=classes, **stage_two)
     else:
         levels: dict[str, Any] = {}
         if architecture in ONE_STAGE:
@@ -67,12 +67,11 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
         )
         network = _VERSION_1[architecture](body, num_classes=classes, **stage_two)
     network.transform = _NormaliseAndPad(1, 1, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD)
-    built: nn.Module = network
     # Anchors and decoded boxes take the type of these outputs; in bfloat16 they would be off by pixels.
-    for name, module in built.named_modules():
-        if name in _HALF_PRECISION:
+    for path, module in network.named_modules():
+        if path in _HALF_PRECISION:
             module.register_forward_hook(_in_float)
-    return built
+    return network
 
 
 def published(name: str) -> PublishedWeights:

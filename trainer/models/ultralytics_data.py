@@ -52,11 +52,8 @@ def label_of(objects: Objects, *, masks: bool) -> dict[str, Any]:
     if masks:
         assert objects.polygons is not None, "segmentation data hold polygons"
         outlines = [_outline(objects.polygons[i]) for i in kept]
-    return {
-        "cls": objects.labels[kept].astype(np.float32)[:, None],
-        "bboxes": placed,
-        "segments": outlines,
-    }
+    labels = objects.labels[kept].astype(np.float32)[:, None]
+    return {"cls": labels, "bboxes": placed, "segments": outlines}
 
 
 def _outline(segments: Sequence[FloatArray]) -> FloatArray:

@@ -133,19 +133,14 @@ class UltralyticsFamily(Family):
         if self.masks:
             order, masks = _masks(label, geometry.tensor_size)
             label["cls"], label["bboxes"] = label["cls"][order], label["bboxes"][order]
-        return {
-            "img": image,
-            "cls": torch.from_numpy(label["cls"]),
-            "bboxes": torch.from_numpy(label["bboxes"]),
-            **masks,
-        }
+        objects = {name: torch.from_numpy(label[name]) for name in ("cls", "bboxes")}
+        return {"img": image, **objects, **masks}
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
         keys = ("cls", "bboxes", *(("masks", "sem_masks") if self.masks else ()))
-        # ultralytics numbers the images in place: give it numbers of its own.
-        parts = [
-            {**{key: item[key] for key in keys}, "batch_idx": torch.zeros(len(item["cls"]))} for item in items
-        ]
+        parts = [{key: item[key] for key in keys} for item in items]
+        for part in parts:
+            part["batch_idx"] = torch.zeros(len(part["cls"]))  # ultralytics adds the image's number in place
         batch: dict[str, Any] = YOLODataset.collate_fn(parts)
         batch["images"] = stacked([item["img"] for item in items])
         return batch

@@ -360,13 +360,13 @@ print(trainer.fit(job).read_result().model_path)
     trained = torch.load(run / "model/artifacts/weights.pt", weights_only=True)
     assert torch.allclose(trained["conv1.weight"], imagenet["conv1.weight"], atol=1e-4)
     # And what that run trained can be trained further: the same classes, so the head too.
-    spec = Spec.model_validate_json((run / "model/artifacts/spec.json").read_text("utf-8"))
+    spec = Spec.from_json((run / "model/artifacts/spec.json").read_text("utf-8"))
     for given in (run, run / "model", run / "checkpoints/best.ckpt", run / "checkpoints/last.ckpt"):
         network, loaded = load(create(spec), given)
         assert loaded.fresh == ()
         assert torch.equal(network.state_dict()["fc.weight"], trained["fc.weight"]), given
     checkpoint = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
-    assert Spec.model_validate_json(checkpoint["spec"]) == spec
+    assert Spec.from_json(checkpoint["spec"]) == spec
 
 
 def test_a_directory_serves_torchvision_and_ultralytics_without_any_network(tmp_path: Path) -> None:
