@@ -67,14 +67,13 @@ def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], 
         JobError: no model has this name, it cannot be trained for the task, or its library is not installed.
     """
     card = find(model, task).card
+    parameters = {name: getattr(settings, name) for name in ScoringParameters.model_fields}
     return Spec(
         family=card.name,
         model=model,
         task=task,
         classes=tuple(classes),
         options=_family_class(card).options(task, model, settings, pretrained),
-        parameters=ScoringParameters(
-            **{name: getattr(settings, name) for name in ScoringParameters.model_fields}
-        ),
+        parameters=ScoringParameters(**parameters),
         enable_onnx_normalization=settings.enable_onnx_normalization,
     )

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -221,13 +220,8 @@ class Family(ABC):
         lowest = np.array([thresholds.get(name, default) for name in self.spec.classes], dtype=np.float32)
         kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()
         masks = prediction.masks and tuple(prediction.masks[index] for index in kept)
-        return replace(
-            prediction,
-            boxes=prediction.boxes[kept],
-            labels=prediction.labels[kept],
-            scores=prediction.scores[kept],
-            masks=masks,
-        )
+        boxes, labels = prediction.boxes[kept], prediction.labels[kept]
+        return Detections(boxes, labels, prediction.scores[kept], prediction.image_size, masks)
 
     def _infer_by_size(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters

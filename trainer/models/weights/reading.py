@@ -54,7 +54,8 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
                 f"If you trust it, name the file itself: --weights {path}"
             ) from error
         content = _read_objects(path)
-    return _tensors(content, path), _spec(content, path)
+    spec = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
+    return _tensors(content, path), read_spec(spec, path) if isinstance(spec, str) else None
 
 
 def read_spec(text: str | bytes, where: Path) -> Spec:
@@ -74,11 +75,6 @@ def read_spec(text: str | bytes, where: Path) -> Spec:
 def brief(error: Exception) -> str:
     """The first line of an error, shortened."""
     return str(error).split("\n", 1)[0][:300]
-
-
-def _spec(content: object, path: Path) -> Spec | None:
-    text = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
-    return read_spec(text, path) if isinstance(text, str) else None
 
 
 def _classes(network: nn.Module) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
