@@ -212,9 +212,7 @@ def test_a_published_file_starts_all_but_the_head(tmp_path: Path, nano: dict[str
     assert loaded.fresh == tuple(key for key in own if key.startswith(HEAD))
     assert set(loaded.left) == set(loaded.fresh)
     assert all(torch.equal(value, nano[key]) for key, value in own.items() if key not in loaded.fresh)
-    assert "made for other classes, so randomly initialized: transformer.enc_out_class_embed (26)" in str(
-        loaded
-    )
+    assert "so randomly initialized: transformer.enc_out_class_embed (26)" in str(loaded)
     # The user named the file; that it is not what was published is said nevertheless.
     assert "its MD5 must be fb6504cce7fbdc783f7a46991f07639f" in str(loaded)
 
