@@ -1,4 +1,4 @@
-"""Turns predictions into the documented JSON objects; no other module knows their schemas."""
+"""Turns predictions into the documented JSON objects."""
 
 from __future__ import annotations
 

@@ -42,11 +42,12 @@ def follow_imports(roots: Sequence[str], without: Collection[str] = ()) -> Carri
         seen.add(name)
         if parent:
             pending.append(parent)
-        module = _Module.find(name)
-        if module is None:
+        file = _source(name)
+        if file is None:
             continue
-        files[module.relative_path] = module.file
-        for imported, is_lazy in module.imports():
+        path = Path(*name.split("."))
+        files[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
+        for imported, is_lazy in _imports(ast.parse(file.read_bytes())):
             package = imported.partition(".")[0]
             if package in packages:
                 pending.append(imported)
@@ -55,34 +56,17 @@ def follow_imports(roots: Sequence[str], without: Collection[str] = ()) -> Carri
     return CarriedCode(files, frozenset(imports))
 
 
-@dataclass(frozen=True)
-class _Module:
-    name: str
-    file: Path
-    is_package: bool
-
-    @classmethod
-    def find(cls, name: str) -> _Module | None:
-        """The module with this name, found without importing it; None if the name is not a module's."""
-        try:
-            spec = find_spec(name)
-        except ModuleNotFoundError:  # its parent is a module, so the name is that of a class or function
-            return None
-        if spec is None or spec.origin is None:
-            return None
-        return cls(name, Path(spec.origin), spec.submodule_search_locations is not None)
-
-    @property
-    def relative_path(self) -> Path:
-        path = Path(*self.name.split("."))
-        return path / "__init__.py" if self.is_package else path.with_suffix(".py")
-
-    def imports(self) -> Iterator[tuple[str, bool]]:
-        """Names that the source imports, and whether it does so inside a function."""
-        yield from _imports(ast.parse(self.file.read_bytes()))
+def _source(name: str) -> Path | None:
+    """A module's file, found without importing the module; None if the name is not a module's."""
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:  # its parent is a module, so the name is that of a class or function
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
 def _imports(node: ast.AST, *, is_lazy: bool = False) -> Iterator[tuple[str, bool]]:
+    """Names that a syntax tree imports, and whether it does so inside a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from ((alias.name, is_lazy) for alias in child.names)

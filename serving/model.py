@@ -17,14 +17,9 @@ from serving.payload import COLUMN, parse_rows
 from serving.scorer import Scorer
 from serving.wording import shown
 from trainer.errors import RequestError
-from trainer.tasks import Task
 
-ANSWER_COLUMNS = {
-    Task.CLASSIFICATION: ("probs", "labels"),
-    Task.MULTILABEL: ("probs", "labels"),
-    Task.DETECTION: ("boxes",),
-    Task.SEGMENTATION: ("boxes",),
-}
+_SCORES = ("probs", "labels", "boxes")
+_EXPLANATIONS = ("visualizations", "attributions")
 
 
 class ImageModel(PythonModel):
@@ -53,22 +48,20 @@ class ImageModel(PythonModel):
             MlflowException: names the wrong row or parameter; MLflow's servers answer 400.
         """
         assert self.scorer is not None, "MLflow calls load_context first"
-        task = self.scorer.spec.task
         try:
-            rows = parse_rows(_values(model_input), task)
+            rows = parse_rows(_values(model_input), self.scorer.spec.task)
             answers = self.scorer.score(rows, params or {})
         except RequestError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
-        return _table(answers, ANSWER_COLUMNS[task])
+        return _table(answers)
 
 
-def _table(answers: Sequence[Answer], columns: Sequence[str]) -> pd.DataFrame:
+def _table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row per answer, with a column for each kind of explanation that any row requested."""
-    explanations = [
-        name for name in ("visualizations", "attributions") if any(name in each for each in answers)
-    ]
-    table = _Answers if explanations else pd.DataFrame
-    return table([to_lists(each) for each in answers], columns=[*columns, *explanations])
+    names = set[str]().union(*answers)
+    table = _Answers if names.intersection(_EXPLANATIONS) else pd.DataFrame
+    columns = [name for name in (*_SCORES, *_EXPLANATIONS) if name in names]
+    return table([to_lists(each) for each in answers], columns=columns)
 
 
 class _Answers(pd.DataFrame):

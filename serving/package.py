@@ -133,7 +133,7 @@ def _save(target: Path, staging: Path, code: list[str], spec: Spec, example: byt
             pip_requirements=list(requirements(spec)),
             metadata={"task": spec.task.value, "model": spec.model},
         )
-        # MLflow records the files' original paths, which are gone and nobody else's business.
+        # MLflow records the files' original paths, which no longer exist and reveal this machine's folders.
         flavor = model.flavors["python_function"]
         flavor["model_code_path"] = _LOADER_FILE
         for artifact in flavor["artifacts"].values():
@@ -157,9 +157,7 @@ def _distribution_of(package: str) -> str:
     return package if package in names else names[0]
 
 
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
+_distributions = cache(metadata.packages_distributions)
 
 
 def signature(spec: Spec) -> ModelSignature:
@@ -223,8 +221,7 @@ def _quiet_mlflow() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     os.environ.update(_MLFLOW_SETTINGS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)

@@ -6,7 +6,6 @@ Nothing in a request is ever used as a URL or a path: a row is the image itself,
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ MAX_EXPLAINED_ROWS = 64
 COLUMN = "image"
 
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-# The first four must be digits: the text form of a PPM image has a blank among them.
+# The first four must be digits: a PPM image in text form has a space among its first four bytes.
 _BASE64_BYTES = re.compile(rb"[A-Za-z0-9+/_-]{4}[A-Za-z0-9+/_\-\s]*+={0,2}\s*+")
 _URL_SAFE = str.maketrans("-_", "+/")
 _XAI_KEYS = ("image_base64", "model_explainability", "xai_parameters")
@@ -165,11 +164,11 @@ def _object(
     return value
 
 
-def _params(value: Any, name: str) -> Mapping[str, Any]:
+def _params(value: Any, name: str, row: int | None = None) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise RequestError(f"{name} must be an object, got {shown(value)}")
+        raise RequestError(f"{name} must be an object, got {shown(value)}", row=row)
     return value
 
 
@@ -221,21 +220,17 @@ def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> Ima
     is_explained = value.get("model_explainability")
     if not (is_explained is None or isinstance(is_explained, bool)):
         raise RequestError(f"model_explainability must be true or false, got {shown(is_explained)}", row=row)
-    parameters = value.get("xai_parameters")
-    if not (parameters is None or isinstance(parameters, Mapping)):
-        raise RequestError(f"xai_parameters must be an object, got {shown(parameters)}", row=row)
-    explanation = parse_explanation(parameters or {}, task, row) if is_explained else None
+    parameters = _params(value.get("xai_parameters"), "xai_parameters", row)
+    explanation = parse_explanation(parameters, task, row) if is_explained else None
     return ImageRow(_image_bytes(value["image_base64"], row), explanation)
 
 
 def _image_bytes(value: Any, row: int) -> bytes:
-    if isinstance(value, (bytearray, memoryview)):
-        value = bytes(value)
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        image = bytes(value)
         # base64.encodebytes() returns bytes; no image file consists only of the base64 alphabet.
-        if value and _BASE64_BYTES.fullmatch(value):
-            return _decode_base64(value.decode("ascii"), row)
-        image = value
+        if _BASE64_BYTES.fullmatch(image):
+            image = _decode_base64(image.decode("ascii"), row)
     elif isinstance(value, str):
         image = _decode_base64(value, row)
     else:
@@ -250,7 +245,7 @@ def _decode_base64(text: str, row: int) -> bytes:
     digits = "".join(text[prefix.end() if prefix else 0 :].split()).translate(_URL_SAFE)
     try:
         return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise RequestError(
             f"not base64, got {shown(text)}; send an image file as base64, not a path or URL", row=row
         ) from None

@@ -40,8 +40,8 @@ def predict_files(
 
     Raises:
         RunError: there is no model, or the output cannot be written.
-        DataError: before scoring, the paths that lead to no image; after all others are scored and written,
-            the images that cannot be decoded.
+        DataError: before scoring, if a path matches no image; after all other images are scored and
+            written, if some cannot be decoded.
         RequestError: a parameter does not apply to the model's task or is out of range, or the explanation
             method does not suit the model.
     """
@@ -74,26 +74,24 @@ def predict_files(
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the image files that paths lead to, each once and in order; directories and globs sorted by name.
+    """List the image files that paths match, each once and in order; directories and globs sorted by name.
 
     Raises:
-        DataError: names the paths that lead to no image.
+        DataError: names the paths that match no image.
     """
     images: dict[Path, None] = {}
     problems = []
     known = suffixes()
     for path in paths:
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
-            files = [file for file in inside if file.is_file()]
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
             rule = f"must contain an image file ({', '.join(sorted(known))})"
         elif path.is_file():
             files, rule = [path], ""
         else:
-            matches = glob.glob(str(path), recursive=True)
-            files = [Path(match) for match in sorted(matches)]
-            files = [file for file in files if file.is_file()]
+            files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
             rule = "must be a file, a directory or a glob pattern that matches a file"
+        files = [file for file in files if file.is_file()]
         images.update(dict.fromkeys(files))
         if not files:
             problems.append(Problem(str(path), "", rule))

@@ -111,11 +111,11 @@ class Scorer:
 
     def score_images(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Answer]:
         """Score decoded images as one batch; returns one answer per image, in order."""
-        points = parameters.max_number_of_polygon_points
-        return [
-            to_answer(prediction, self.spec.classes, points)
-            for prediction in self._predict(images, parameters)
-        ]
+        import torch
+
+        with self._lock, torch.inference_mode():
+            predictions = self._family.predict(self._network, images, parameters)
+        return [self._answer(prediction, parameters) for prediction in predictions]
 
     def explain(
         self, image: Image, answer: Answer, request: ExplanationRequest, row: int | None = None
@@ -155,7 +155,7 @@ class Scorer:
         """
         prediction = self._family.postprocess(output, geometry, parameters)
         prediction = self._family.above_class_thresholds(prediction, parameters)
-        return encode(to_answer(prediction, self.spec.classes, parameters.max_number_of_polygon_points))
+        return encode(self._answer(prediction, parameters))
 
     def replica(self) -> Scorer:
         """A scorer with its own modules and the same weights; both can be used at the same time."""
@@ -169,11 +169,8 @@ class Scorer:
         if self.device.type == "cpu":
             self._network.to(memory_format=torch.channels_last)
 
-    def _predict(self, images: Sequence[Image], parameters: ScoringParameters) -> list[Prediction]:
-        import torch
-
-        with self._lock, torch.inference_mode():
-            return self._family.predict(self._network, images, parameters)
+    def _answer(self, prediction: Prediction, parameters: ScoringParameters) -> Answer:
+        return to_answer(prediction, self.spec.classes, parameters.max_number_of_polygon_points)
 
 
 def load_network(directory: Path, device: str | None = None) -> tuple[Family, nn.Module]:

@@ -1,4 +1,4 @@
-"""How the errors about a request word its values and the ranges that parameters must be in."""
+"""Words for values and for the ranges of parameters, in error messages about requests."""
 
 from __future__ import annotations
 

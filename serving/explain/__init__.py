@@ -1,1 +1,1 @@
-"""Explanations: which parts of an image speak for a class or for a detected object."""
+"""Explanations of answers: which parts of an image support a class or a detected object."""

@@ -97,11 +97,10 @@ class Explainer:
                 title = f"{answer['labels'][target]}  {answer['probs'][target]:.3f}"
                 heat = method.heat(relevance)
                 pictures.append(_encoded(subject.pixels, heat, title, request.xai_algorithm))
+        entries = _requested(request, pictures, attributions)
         if self._family.spec.task is Task.MULTILABEL:
-            return _requested(request, pictures, attributions)
-        return _requested(
-            request, pictures[0] if pictures else None, attributions[0] if attributions else None
-        )
+            return entries
+        return {name: values[0] for name, values in entries.items()}
 
     def _explain_boxes(self, image: Image, answer: Answer, request: ExplanationRequest) -> dict[str, Any]:
         """A map and a picture for each box, in the answer's order; the detector scores without tiles."""

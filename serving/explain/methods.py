@@ -1,19 +1,14 @@
-"""The methods for classifiers by name. To add one, write a module with a `METHOD` and list it here."""
+"""Classifiers' methods by name. To add one, name it in `Algorithm` and write its module with a `METHOD`."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
+from serving.explain.request import CLASSIFIER_ALGORITHMS
 from serving.explain.subject import Method
 
-MODULES = {
-    "xrai": "serving.explain.xrai",
-    "integrated_gradients": "serving.explain.integrated_gradients",
-    "guided_gradcam": "serving.explain.guided_gradcam",
-    "guided_backprop": "serving.explain.guided_backprop",
-}
-
-NAMES = tuple(MODULES)
+NAMES = CLASSIFIER_ALGORITHMS
+MODULES = {name: f"serving.explain.{name}" for name in NAMES}
 
 
 def find(name: str) -> Method:

@@ -38,7 +38,7 @@ def four_panels(
         box: normalised xyxy [4], drawn on the panels.
     """
     size = _panel_size(image)
-    photo = _resized(image, size)
+    photo = np.asarray(PILImage.fromarray(image).resize(size, PILImage.Resampling.BICUBIC), np.float32)
     fine = np.asarray(PILImage.fromarray(relevance).resize(size, PILImage.Resampling.BILINEAR))
     colours = _colours(_heat(fine))
     grey = 235 + 0.08 * (photo.mean(axis=2, keepdims=True) - 128)
@@ -72,11 +72,6 @@ def _panel_size(image: Image) -> tuple[int, int]:
     height, width = image.shape[:2]
     factor = _SIDE / max(height, width)
     return max(1, round(width * factor)), max(1, round(height * factor))
-
-
-def _resized(image: Image, size: tuple[int, int]) -> FloatArray:
-    resized = PILImage.fromarray(image).resize(size, PILImage.Resampling.BICUBIC)
-    return np.asarray(resized).astype(np.float32)
 
 
 def _heat(relevance: FloatArray) -> FloatArray:

@@ -16,7 +16,7 @@ Approximation = Literal[
     "riemann_left", "riemann_right", "riemann_middle", "riemann_trapezoid", "gausslegendre"
 ]
 
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+CLASSIFIER_ALGORITHMS = tuple(name for name in get_args(Algorithm) if name != "drise")
 
 
 class ExplanationRequest(BaseModel):
@@ -58,8 +58,7 @@ class ExplanationRequest(BaseModel):
 
 def algorithms_of(task: Task) -> tuple[str, ...]:
     """The methods that requests may name for a task. For boxes, the documented default also selects drise."""
-    gradients = tuple(name for name in ALGORITHMS if name != "drise")
-    return gradients if task.is_classification else ("drise", "xrai")
+    return CLASSIFIER_ALGORITHMS if task.is_classification else ("drise", "xrai")
 
 
 def parse_explanation(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _cut_off_stem(network: Halves, images: Tensor) -> Halves:
 
 @dataclass
 class _Run:
-    """Inputs and outputs of the innermost modules in a forward pass, by name, in the order of their calls."""
+    """Inputs and outputs of the innermost modules in a forward pass, by name, in the order of their ends."""
 
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
@@ -96,20 +97,14 @@ class _Run:
 def _observe(network: nn.Module, images: Tensor) -> _Run:
     network, run = with_shared_tensors(network), _Run()
 
-    def observe(name: str, module: nn.Module) -> None:
-        def before(_: nn.Module, values: tuple[Any, ...]) -> None:
-            run.inputs[name] = values[0] if values else None
-            run.calls[name] += 1
-
-        def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            run.outputs[name] = output
-
-        module.register_forward_pre_hook(before)
-        module.register_forward_hook(after)
+    def observe(name: str, _: nn.Module, values: tuple[Any, ...], output: Any) -> None:
+        run.inputs[name] = values[0] if values else None
+        run.outputs[name] = output
+        run.calls[name] += 1
 
     for name, module in network.named_modules():
         if name and (not any(module.children()) or isinstance(module, nn.BatchNorm2d)):
-            observe(name, module)
+            module.register_forward_hook(partial(observe, name))
     network(images)
     return run
 

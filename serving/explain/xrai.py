@@ -1,20 +1,33 @@
-"""XRAI (Kapishnikov et al. 2019, arXiv 1906.02825): integrated gradients, averaged over image regions."""
+"""XRAI (Kapishnikov et al. 2019, arXiv 1906.02825): integrated gradients, averaged over image regions.
+
+The regions are segments at several scales; they overlap.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt, find_objects
+from skimage.segmentation import felzenszwalb
+from skimage.transform import resize
 from torch import Tensor
 
 from serving.explain.integrated_gradients import along_paths
 from serving.explain.request import ExplanationRequest
-from serving.explain.segments import regions
 from serving.explain.streams import streams
 from serving.explain.subject import Method, Subject
-from trainer.annotations import BoolArray, FloatArray
+from trainer.annotations import BoolArray, FloatArray, Image
 
+# The paper's values for the segments, and the image size that they are meant for.
+_SCALES = (50, 100, 150, 250, 500, 1200)
+_SIGMA = 0.8
+_MIN_PIXELS = 150
+_DILATION = 5
+_SIDE = 224
 _MIN_ADDED_PIXELS = 50  # of the input image, for a region to count; the saliency package's value
 
 
@@ -95,6 +108,42 @@ def _fill(result: FloatArray, values: FloatArray, free: BoolArray) -> FloatArray
     if free.any():
         result[free] = values[free].mean()
     return result
+
+
+def regions(image: Image) -> BoolArray:
+    """Felzenszwalb's segments at each scale, dilated by five pixels to include the edges around them.
+
+    Args:
+        image: uint8 [s, s, 3].
+
+    Returns:
+        bool [m, g, g], where g is the smaller of s and 224.
+    """
+    side = len(image)
+    grid = min(side, _SIDE)
+    low, high = float(image.min()), float(image.max())
+    values = (image.astype(np.float64) - low) / max(high - low, 1.0) * 2 - 1
+    if side != _SIDE:
+        values = resize(values, (_SIDE, _SIDE), order=3, anti_aliasing=True)  # type: ignore[no-untyped-call]
+    # Each grid cell takes the label of the pixel at its centre.
+    centres = (np.arange(grid) + 0.5) * _SIDE / grid
+    cells = np.ix_(centres.astype(np.int64), centres.astype(np.int64))
+    masks = []
+    for scale in _SCALES:
+        labels = felzenszwalb(values, scale=scale, sigma=_SIGMA, min_size=_MIN_PIXELS)[cells]
+        for label, place in enumerate(find_objects(labels + 1)):
+            if place is not None:
+                masks.append(_dilated(labels == label, place, _DILATION * grid / side))
+    return np.stack(masks)
+
+
+def _dilated(mask: BoolArray, place: tuple[slice, slice], distance: float) -> BoolArray:
+    """The mask with everything within a distance in cells; `place` is its bounding box."""
+    margin = math.ceil(distance)
+    window = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in place)
+    dilated = np.zeros_like(mask)
+    dilated[window] = distance_transform_edt(~mask[window]) <= distance
+    return dilated
 
 
 METHOD = Xrai()

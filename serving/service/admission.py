@@ -65,7 +65,7 @@ class Admission:
             BusyError: they exceed a limit.
         """
         with self._lock:
-            # The only request is accepted whatever its size, which other limits bound.
+            # A request that is alone is always accepted; other limits bound its size.
             is_only = self.images == own[0] and self.bytes == own[1]
             if images and self.images + images > self.max_images and not is_only:
                 raise self._busy(
@@ -97,23 +97,15 @@ class Ticket:
         self.images = 0
         self.bytes = 0
 
-    def take_images(self, count: int) -> None:
-        """Count the request's images.
+    def take(self, *, images: int = 0, size: int = 0) -> None:
+        """Count images of the request, or bytes of it before or while they are read.
 
         Raises:
-            BusyError: they exceed the limit.
+            BusyError: they exceed a limit.
         """
-        self._admission.take(count, 0, (self.images, self.bytes))
-        self.images += count
-
-    def take_bytes(self, count: int) -> None:
-        """Count bytes of the request, before or while they are read.
-
-        Raises:
-            BusyError: they exceed the limit.
-        """
-        self._admission.take(0, count, (self.images, self.bytes))
-        self.bytes += count
+        self._admission.take(images, size, (self.images, self.bytes))
+        self.images += images
+        self.bytes += size
 
     def __enter__(self) -> Ticket:
         return self

@@ -78,7 +78,7 @@ class Batcher:
         max_batch: int,
         max_wait: float,
         threads: int,
-        observe: Callable[[int, float, float], None] = lambda *_: None,
+        observe: Callable[[int, float, float], None],
     ) -> None:
         """
         Args:

@@ -24,16 +24,14 @@ from serving.wording import shown
 from trainer.errors import RequestError
 from trainer.tasks import Task
 
-# A client that is cut off while it sends does not see the error, so up to this much of a request that is too
-# large is read and dropped.
+# A client that is cut off while sending never sees the error, so up to this much of an oversized request is
+# read and dropped.
 _MAX_DROPPED_BYTES = 20 * MAX_REQUEST_BYTES
 
 _CSV = "text/csv"
 
-
-def score_media_type(request: Request) -> str:
-    """The content type of a request to /score: JSON, "image/*" or octet-stream."""
-    return _media_type(request, (JSON, "image/*", "application/octet-stream"))
+SCORE_TYPES = (JSON, "image/*", "application/octet-stream")
+INVOCATION_TYPES = (JSON, _CSV)
 
 
 def parse_score_body(body: bytes, media_type: str, task: Task) -> Payload:
@@ -47,11 +45,6 @@ def parse_score_body(body: bytes, media_type: str, task: Task) -> Payload:
     if not body:
         raise RequestError("the image is empty", row=0)
     return Payload((ImageRow(body),), {})
-
-
-def invocation_media_type(request: Request) -> str:
-    """The content type of a request to /invocations: JSON or CSV."""
-    return _media_type(request, (JSON, _CSV))
 
 
 def parse_invocation_body(body: bytes, media_type: str, task: Task) -> Payload:
@@ -71,7 +64,7 @@ def parse_invocation_body(body: bytes, media_type: str, task: Task) -> Payload:
     return Payload(parse_rows(table[COLUMN].tolist(), task), {})
 
 
-def _media_type(request: Request, supported: tuple[str, ...]) -> str:
+def media_type_of(request: Request, supported: tuple[str, ...]) -> str:
     """The request's content type as one of those supported; the first if the request names none.
 
     Raises:
@@ -110,7 +103,7 @@ async def read_body(request: Request, ticket: Ticket, timeout_s: float) -> bytes
     ):
         raise _too_large()
     if announced <= MAX_REQUEST_BYTES:
-        ticket.take_bytes(announced)
+        ticket.take(size=announced)
     chunks: list[bytes] = []
     received = 0
     try:
@@ -123,7 +116,7 @@ async def read_body(request: Request, ticket: Ticket, timeout_s: float) -> bytes
                     chunks.clear()
                     continue
                 if received > ticket.bytes:
-                    ticket.take_bytes(received - ticket.bytes)
+                    ticket.take(size=received - ticket.bytes)
                 chunks.append(chunk)
     except TimeoutError:
         rule = f"the request was not complete within {timeout_s:g} s"

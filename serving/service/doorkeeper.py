@@ -15,7 +15,7 @@ from serving.service.responses import CODES, error_response
 from serving.service.telemetry import AccessLog, Metrics
 
 SCORED = "trainer.scored"
-"""Key of the request's scope under which the app leaves `rows` and `batch` for metrics and log."""
+"""Key of the request's scope under which the app stores `rows` and `batch` for the metrics and the log."""
 
 _GUARDED = ("/score", "/invocations", "/swagger.json", "/metrics")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)

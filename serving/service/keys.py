@@ -32,7 +32,7 @@ class Keys:
         except OSError as error:
             raise RunError(f"{path}: the key file cannot be read: {error.strerror}") from error
         except UnicodeDecodeError:
-            raise RunError(f"{path}: the key file must be text, one key a line") from None
+            raise RunError(f"{path}: the key file must be text, one key per line") from None
         keys = [line.strip() for line in text.splitlines() if line.strip()]
         if not keys:
             raise RunError(f"{path}: holds no key; create one: openssl rand -hex 32 > {path}")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import multiprocessing.connection
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -16,10 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from serving.locate import find_artifacts
 from serving.service.keys import Keys
@@ -29,7 +27,6 @@ from trainer.errors import RunError, TrainerError
 
 _logger = logging.getLogger(__name__)
 _FAILED = 3  # a worker's exit status when its model cannot be loaded
-_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +60,15 @@ def serve(
     Args:
         port: 0 takes any free port.
         workers: number of processes; each loads the model, and the options' limits apply to each.
-        auth_key_file: file with one or two keys, one per line; None answers everybody.
+        auth_key_file: file with one or two keys, one per line; None requires no key.
         device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
         options: limits and sizes; None takes the defaults and divides the cores among the workers.
         access_log: write a JSON line per request to stdout.
         announce: called with the service's URL once it answers requests.
 
     Raises:
-        RunError: there is no model, a key file is wrong, the device does not exist, or the address is
-            not available.
+        RunError: there is no model, the key file is invalid, the device does not exist, or the address
+            is not available.
         WeightsError: the model's weights are damaged.
     """
     if workers < 1:
@@ -80,7 +77,7 @@ def serve(
     keys = Keys.read(auth_key_file) if auth_key_file is not None else None
     if options is None:
         options = Options(cores=max(1, available_cores() // workers))
-    # OpenMP threads that spin while they wait would take the cores from those that decode. PyTorch reads the
+    # OpenMP threads that spin while waiting would take cores from the decoding threads. PyTorch reads the
     # variable when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     work = _Work(artifacts, options, keys, access_log, device)
@@ -90,7 +87,10 @@ def serve(
         if workers == 1:
             _run(work, listener, lambda: announce(url))
         else:
-            _Supervisor(work, listener, workers).run(lambda: announce(url))
+            with tempfile.TemporaryDirectory(
+                prefix="trainer-metrics-", ignore_cleanup_errors=True
+            ) as metrics:
+                _Supervisor(work, listener, metrics).run(workers, lambda: announce(url))
 
 
 def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> None:
@@ -118,7 +118,6 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         scorer, work.options, keys=work.keys, access_log=AccessLog() if work.access_log else None
     )
     service: Service = app.state.service
-    _ = service.pipeline.batcher  # start its threads before the first request
     config = uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -126,17 +125,13 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         access_log=False,
         log_level="warning",
         server_header=False,
-        # Longer than proxies keep idle connections; otherwise they would send into closed ones.
+        # Longer than proxies keep idle connections open; otherwise they would send requests into closed ones.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(work.options.shutdown_timeout_s)),
     )
     # After it has stopped, uvicorn raises the signal again; being told to stop is not a failure.
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        with suppress(KeyboardInterrupt):
-            Server(config).run(sockets=[listener])
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    with _handling(lambda: None, signal.SIGTERM), suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])
     if not service.closed:
         # A normal exit would wait for the service's threads.
         sys.stdout.flush()
@@ -156,8 +151,9 @@ def _checked_device(device: str | None) -> str | None:
     return device
 
 
-def _work_main(work: _Work, listener: socket.socket, ready: Any) -> None:
-    """Main function of a worker process."""
+def _work_main(work: _Work, listener: socket.socket, ready: Connection, metrics: str) -> None:
+    """Run a worker process; it combines its metrics with the others' through the directory `metrics`."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics  # before _run imports prometheus_client
     try:
         _run(work, listener, lambda: ready.send(None))
     except TrainerError as error:
@@ -168,43 +164,38 @@ def _work_main(work: _Work, listener: socket.socket, ready: Any) -> None:
 class _Supervisor:
     """Starts the worker processes, replaces those that die, and stops them all."""
 
-    def __init__(self, work: _Work, listener: socket.socket, workers: int) -> None:
+    def __init__(self, work: _Work, listener: socket.socket, metrics: str) -> None:
         self._work = work
         self._listener = listener
-        self._count = workers
-        self._context = multiprocessing.get_context("spawn")
+        self._metrics = metrics
         self._stopped = threading.Event()
 
-    def run(self, ready: Callable[[], None]) -> None:
+    def run(self, workers: int, ready: Callable[[], None]) -> None:
         """Run until SIGTERM or Ctrl-C."""
-        listening: list[multiprocessing.connection.Connection] = []
-        workers: list[SpawnProcess] = []
-        with _multiprocess_metrics(), self._signals():
-            for _ in range(self._count):
-                worker, pipe = self._start()
-                workers.append(worker)
-                listening.append(pipe)
+        # The terminal sends Ctrl-C to the workers, too; both signals must have the same effect.
+        with _handling(self._stopped.set, signal.SIGTERM, signal.SIGINT):
+            started = [self._start() for _ in range(workers)]
+            processes = [process for process, _ in started]
             try:
-                if self._all_ready(workers, listening):
+                self._await_ready([pipe for _, pipe in started])
+                if not self._stopped.is_set():
                     ready()
-                    self._watch(workers)
+                    self._watch(processes)
             finally:
-                self._end(workers)
+                self._end(processes)
 
-    def _start(self) -> tuple[SpawnProcess, multiprocessing.connection.Connection]:
-        receiving, sending = self._context.Pipe(duplex=False)
-        worker = self._context.Process(target=_work_main, args=(self._work, self._listener, sending))
+    def _start(self) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        receiving, sending = context.Pipe(duplex=False)
+        worker = context.Process(target=_work_main, args=(self._work, self._listener, sending, self._metrics))
         worker.start()
         sending.close()
         return worker, receiving
 
-    def _all_ready(
-        self, workers: list[SpawnProcess], pipes: list[multiprocessing.connection.Connection]
-    ) -> bool:
-        waiting = list(pipes)
+    def _await_ready(self, waiting: list[Connection]) -> None:
         while waiting and not self._stopped.is_set():
-            for pipe in multiprocessing.connection.wait(waiting, timeout=0.2):
-                assert isinstance(pipe, multiprocessing.connection.Connection)
+            for pipe in wait(waiting, timeout=0.2):
+                assert isinstance(pipe, Connection)
                 try:
                     pipe.recv()
                 except EOFError:
@@ -212,7 +203,6 @@ class _Supervisor:
                         "a worker process ended before it was ready; see its message above"
                     ) from None
                 waiting.remove(pipe)
-        return not self._stopped.is_set()
 
     def _watch(self, workers: list[SpawnProcess]) -> None:
         from prometheus_client.multiprocess import mark_process_dead
@@ -224,8 +214,7 @@ class _Supervisor:
                 _logger.error(
                     "worker process %s ended with status %s; starting another", worker.pid, worker.exitcode
                 )
-                if worker.pid is not None:
-                    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+                mark_process_dead(worker.pid, self._metrics)  # type: ignore[no-untyped-call]
                 workers[index], _ = self._start()
                 self._stopped.wait(1)  # do not restart as fast as an out-of-memory killer can kill
 
@@ -240,32 +229,16 @@ class _Supervisor:
                 worker.kill()
                 worker.join()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        # The terminal sends Ctrl-C to the workers, too; both signals must have the same effect.
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        previous = {number: signal.signal(number, lambda *_: self._stopped.set()) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
 
 @contextmanager
-def _multiprocess_metrics() -> Iterator[None]:
-    """Provide a directory through which the workers' metrics are combined."""
-    previous = os.environ.get(_MULTIPROCESS)
-    directory = tempfile.mkdtemp(prefix="trainer-metrics-")
-    os.environ[_MULTIPROCESS] = directory
+def _handling(handler: Callable[[], None], *signals: signal.Signals) -> Iterator[None]:
+    """Call `handler` on these signals; the previous handlers are restored afterwards."""
+    previous = {number: signal.signal(number, lambda *_: handler()) for number in signals}
     try:
         yield
     finally:
-        if previous is None:
-            del os.environ[_MULTIPROCESS]
-        else:
-            os.environ[_MULTIPROCESS] = previous
-        shutil.rmtree(directory, ignore_errors=True)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 def _bound_socket(host: str, port: int) -> socket.socket:

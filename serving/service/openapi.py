@@ -6,11 +6,11 @@ from importlib import metadata
 from typing import Any
 
 from serving.payload import COLUMN
+from serving.service.responses import JSON
 from serving.service.schemas import REFERENCE, json_schemas
 from trainer.models import Spec
 from trainer.tasks import Task
 
-_JSON = "application/json"
 _STATUSES = {
     400: "The request, a parameter or a row is wrong; `row` names the row.",
     401: "The key is missing or wrong.",
@@ -40,7 +40,7 @@ def describe(spec: Spec, *, needs_key: bool) -> dict[str, Any]:
     score = _operation(
         "Score images",
         {
-            _JSON: {"schema": _ref("ScoreRequest"), "example": {"input_data": example}},
+            JSON: {"schema": _ref("ScoreRequest"), "example": {"input_data": example}},
             "image/*": binary,
             "application/octet-stream": binary,
         },
@@ -49,7 +49,7 @@ def describe(spec: Spec, *, needs_key: bool) -> dict[str, Any]:
     invocations = _operation(
         "Score images, in MLflow's forms",
         {
-            _JSON: {"schema": _ref("InvocationRequest"), "example": {"dataframe_split": example}},
+            JSON: {"schema": _ref("InvocationRequest"), "example": {"dataframe_split": example}},
             "text/csv": {"schema": {"type": "string"}, "example": f"{COLUMN}\n{_PIXEL}\n"},
         },
         {
@@ -86,11 +86,11 @@ def _ref(name: str) -> dict[str, Any]:
 
 def _operation(summary: str, content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     errors: dict[str, Any] = {
-        str(status): {"description": text, "content": {_JSON: {"schema": _ref("Error")}}}
+        str(status): {"description": text, "content": {JSON: {"schema": _ref("Error")}}}
         for status, text in _STATUSES.items()
     }
     errors["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-    success = {"description": "One answer per row, in order.", "content": {_JSON: answer}}
+    success = {"description": "One answer per row, in order.", "content": {JSON: answer}}
     return {
         "summary": summary,
         "requestBody": {"required": True, "content": content},

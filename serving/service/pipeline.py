@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
@@ -41,16 +41,13 @@ class Scored(NamedTuple):
     batch: int
 
 
-class _Opened(NamedTuple):
-    payload: Payload
-    parameters: ScoringParameters
-    is_first_started: bool
+_Opened = tuple[Payload, ScoringParameters]
 
 
 class Pipeline:
-    """The threads that score for one model. Created in the event loop's thread and ended by `close`."""
+    """The threads that score for one model; used in one event loop and ended by `close`."""
 
-    def __init__(self, scorer: Scorer, options: Options, observe: Observe = lambda *_: None) -> None:
+    def __init__(self, scorer: Scorer, options: Options, observe: Observe) -> None:
         on_cpu = scorer.device.type == "cpu"
         cores = options.cores
         # Lanes of one thread each do not wait for one another; two keep a GPU busy.
@@ -93,9 +90,9 @@ class Pipeline:
             await self._slots.acquire()
             self.batcher.expect()
             self._pool.submit(self._open, parse, ticket, opened, pending[0])
-            payload, parameters, is_started = await opened
-            if not is_started:
-                pending.clear()
+            payload, parameters = await opened
+            if _is_slow(payload.rows[0], parameters):
+                pending.clear()  # _open has not started it
             for index in range(len(pending), len(payload.rows)):
                 while len(pending) >= self._window:
                     answered.append(await pending.popleft())
@@ -157,19 +154,17 @@ class Pipeline:
                 )
             parameters = self._scorer.parameters(payload.parameters)
             self._scorer.check(payload.rows)
-            ticket.take_images(len(payload.rows))
+            ticket.take(images=len(payload.rows))
         except Exception as error:  # noqa: BLE001 (passed to the request)
             self.batcher.forget()
             deliver([(opened, error, self._slots.release)])
             return
-        is_started = not _is_slow(payload.rows[0], parameters)
-        result = _Opened(payload, parameters, is_started)
-        if is_started:
-            deliver([(opened, result, None)])
-            self._prepare(0, payload.rows[0], parameters, first)
-        else:
+        if _is_slow(payload.rows[0], parameters):
             self.batcher.forget()
-            deliver([(opened, result, self._slots.release)])
+            deliver([(opened, (payload, parameters), self._slots.release)])
+        else:
+            deliver([(opened, (payload, parameters), None)])
+            self._prepare(0, payload.rows[0], parameters, first)
 
     def _prepare(
         self, index: int, row: ImageRow, parameters: ScoringParameters, answer: asyncio.Future[Answered]
@@ -225,8 +220,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def joined(answers: Sequence[bytes]) -> bytes:
-    """Join answers into a JSON list."""
-    return b"[" + b", ".join(answers) + b"]"

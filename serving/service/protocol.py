@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 from asyncio.events import TimerHandle
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -83,8 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         status, code, message = self._rejection or (400, "bad_request", "not a valid HTTP request")
         self._rejection = (status, code, message)
-        error: dict[str, Any] = {"error": {"code": code, "message": message, "row": None}}
-        body = json.dumps(error).encode("ascii")
+        body = json.dumps({"error": {"code": code, "message": message, "row": None}}).encode("ascii")
         head = b"content-type: application/json\r\nconnection: close\r\n"
         head += b"content-length: %d\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)

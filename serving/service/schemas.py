@@ -66,15 +66,18 @@ class Table(_Model):
     data: Rows
 
 
-class InputData(Table):
+class _Request(_Model):
     params: ScoringParameters | None = None
 
 
-class ScoreRequest(_Model):
+class InputData(Table, _Request):
+    pass
+
+
+class ScoreRequest(_Request):
     """The documented form of a request."""
 
     input_data: InputData
-    params: ScoringParameters | None = None
 
 
 class Record(_Model):
@@ -85,24 +88,20 @@ class Column(_Model):
     image: Rows
 
 
-class SplitRequest(_Model):
+class SplitRequest(_Request):
     dataframe_split: Table
-    params: ScoringParameters | None = None
 
 
-class RecordsRequest(_Model):
+class RecordsRequest(_Request):
     dataframe_records: list[Record]
-    params: ScoringParameters | None = None
 
 
-class InstancesRequest(_Model):
+class InstancesRequest(_Request):
     instances: list[Row | Record]
-    params: ScoringParameters | None = None
 
 
-class InputsRequest(_Model):
+class InputsRequest(_Request):
     inputs: Rows | Column
-    params: ScoringParameters | None = None
 
 
 class Box(_Model):
@@ -167,21 +166,20 @@ def json_schemas(spec: Spec) -> dict[str, Any]:
         ref_template=REFERENCE,
     )
     schemas: dict[str, Any] = {name: roots[name, "validation"] for name in types} | definitions["$defs"]
-    _set_parameters(schemas["ScoringParameters"]["properties"], spec)
+    parameters = schemas["ScoringParameters"]
+    parameters["properties"] = _parameters(parameters["properties"], spec)
     schemas["ExplanationRequest"]["properties"]["xai_algorithm"]["enum"] = list(algorithms_of(spec.task))
     _set_classes(schemas, spec)
     return schemas
 
 
-def _set_parameters(properties: dict[str, Any], spec: Spec) -> None:
-    """Keep the parameters that apply to the task, with the model's defaults."""
-    known = parameters_of(spec.task)
-    for name in list(properties):
-        if name in known:
-            properties[name]["default"] = getattr(spec.parameters, name)
-            properties[name]["description"] += f" Must be {range_of(name)}."
-        else:
-            del properties[name]
+def _parameters(properties: dict[str, Any], spec: Spec) -> dict[str, Any]:
+    """The schemas of the parameters that apply to the task, with the model's defaults."""
+    kept = {name: properties[name] for name in parameters_of(spec.task)}
+    for name, schema in kept.items():
+        schema["default"] = getattr(spec.parameters, name)
+        schema["description"] += f" Must be {range_of(name)}."
+    return kept
 
 
 def _set_classes(schemas: dict[str, Any], spec: Spec) -> None:

@@ -27,7 +27,7 @@ from serving.service.keys import Keys
 from serving.service.openapi import describe
 from serving.service.options import Options
 from serving.service.page import page_route
-from serving.service.pipeline import Pipeline, joined
+from serving.service.pipeline import Pipeline
 from serving.service.responses import (
     JSON,
     error_response,
@@ -37,6 +37,7 @@ from serving.service.responses import (
 )
 from serving.service.telemetry import AccessLog, Metrics
 from trainer.errors import RequestError, TrainerError
+from trainer.tasks import Task
 
 _CLOSING_S = 5.0
 _PATIENCE_S = 0.5
@@ -48,7 +49,7 @@ class Service:
 
     Attributes:
         draining: the service was told to stop; it is no longer ready, but still answers requests.
-        closed: none of its threads is working, or none was started.
+        closed: none of its threads is working.
     """
 
     def __init__(self, scorer: Scorer, options: Options) -> None:
@@ -56,34 +57,30 @@ class Service:
         self.options = options
         self.admission = Admission(options.max_queue, options.max_queue_mb * 1_000_000)
         self.metrics = Metrics(self.admission)
+        self.pipeline = Pipeline(scorer, options, self.metrics.saw_batch)
         self.draining = False
-        self.closed = True
-        self._pipeline: Pipeline | None = None
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """Created on first use, in the event loop's thread."""
-        if self._pipeline is None:
-            self.closed = False
-            self._pipeline = Pipeline(self.scorer, self.options, self.metrics.saw_batch)
-        return self._pipeline
+        self.closed = False
 
     @property
     def ready(self) -> bool:
         return not self.draining and self.pipeline.batcher.alive
 
-    def close(self) -> None:
-        """End the threads, without waiting for one that is busy with a long explanation."""
-        if self._pipeline is not None:
-            self.closed = self._pipeline.close(_CLOSING_S)
-
     async def answer(
         self,
         request: Request,
-        parse: Callable[[bytes], Payload],
-        wrap: Callable[[bytes], bytes] = lambda answers: answers,
+        media_types: tuple[str, ...],
+        parse: Callable[[bytes, str, Task], Payload],
+        wrap: bytes = b"%b",
     ) -> Response:
-        """Read, score and answer a request."""
+        """Read, score and answer a request.
+
+        Args:
+            media_types: the content types that it may have.
+            parse: parses a body of one of these types.
+            wrap: format of the answer's body around the list of answers.
+        """
+        media_type = bodies.media_type_of(request, media_types)
+        task = self.scorer.spec.task
         with self.admission.enter() as ticket:
             body = await bodies.read_body(request, ticket, self.options.read_timeout_s)
             try:
@@ -91,7 +88,7 @@ class Service:
                     asyncio.timeout(self.options.timeout_s) as timeout,
                     _expiring_with_client(request, timeout),
                 ):
-                    scored = await self.pipeline.score(lambda: parse(body), ticket)
+                    scored = await self.pipeline.score(lambda: parse(body, media_type, task), ticket)
             except TimeoutError:
                 if request.scope.get(_CLIENT_GONE):
                     raise HTTPException(499, "the client closed the connection") from None
@@ -102,34 +99,30 @@ class Service:
                 ) from None
         self.admission.done(len(scored.answers))
         request.scope[SCORED] = {"rows": len(scored.answers), "batch": scored.batch}
-        return Response(wrap(joined(scored.answers)), media_type=JSON)
+        return Response(wrap % (b"[" + b", ".join(scored.answers) + b"]"), media_type=JSON)
 
 
 @asynccontextmanager
 async def _expiring_with_client(request: Request, timeout: asyncio.Timeout) -> AsyncIterator[None]:
-    """Let the timeout expire at once if the client disconnects.
-
-    It only starts to watch after a moment, by which most requests have been answered.
-    """
-    watch: asyncio.Task[None] | None = None
+    """Let the timeout expire at once if the client disconnects."""
 
     async def wait_for_disconnect() -> None:
+        await asyncio.sleep(_PATIENCE_S)  # by then, most requests have been answered
         # The body has been read, so the next message can only be the disconnect.
         await request.receive()
         request.scope[_CLIENT_GONE] = True
         timeout.reschedule(asyncio.get_running_loop().time())
 
-    def start() -> None:
-        nonlocal watch
-        watch = asyncio.create_task(wait_for_disconnect())
-
-    timer = asyncio.get_running_loop().call_later(_PATIENCE_S, start)
+    watch = asyncio.create_task(wait_for_disconnect())
     try:
         yield
     finally:
-        timer.cancel()
-        if watch is not None:
-            watch.cancel()
+        watch.cancel()
+
+
+def _fixed(path: str, content: bytes) -> Route:
+    """A route that always gives the same answer."""
+    return Route(path, Response(content, media_type=JSON), methods=["GET"])
 
 
 def create_app(
@@ -142,62 +135,45 @@ def create_app(
     """Create the scoring service for one model.
 
     Args:
-        keys: bearer keys that requests must have; None answers everybody.
+        keys: bearer keys that requests must have; None requires no key.
         access_log: gets a line per request.
     """
     service = Service(scorer, options or Options())
-    task = scorer.spec.task
-    description = encode(describe(scorer.spec, needs_key=keys is not None))
 
     async def score(request: Request) -> Response:
-        media_type = bodies.score_media_type(request)
-        return await service.answer(request, lambda body: bodies.parse_score_body(body, media_type, task))
+        return await service.answer(request, bodies.SCORE_TYPES, bodies.parse_score_body)
 
     async def invocations(request: Request) -> Response:
-        media_type = bodies.invocation_media_type(request)
         return await service.answer(
-            request,
-            lambda body: bodies.parse_invocation_body(body, media_type, task),
-            lambda answers: b'{"predictions": ' + answers + b"}",
+            request, bodies.INVOCATION_TYPES, bodies.parse_invocation_body, b'{"predictions": %b}'
         )
-
-    async def swagger(_: Request) -> Response:
-        return Response(description, media_type=JSON)
 
     async def metrics(_: Request) -> Response:
         content, media_type = service.metrics.text()
         return Response(content, headers={"content-type": media_type})
-
-    async def live(_: Request) -> Response:
-        return Response(encode({"status": "alive"}), media_type=JSON)
 
     async def ready(_: Request) -> Response:
         if not service.ready:
             return error_response(503, "the service is stopping, or its threads have ended")
         return Response(encode({"status": "ready"}), media_type=JSON)
 
-    async def ping(_: Request) -> Response:
-        return Response("\n", media_type=JSON)
-
-    async def version(_: Request) -> Response:
-        return Response(metadata.version("mlflow"), media_type=JSON)
-
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(service.close)
+        # Do not wait for a thread that is busy with a long explanation.
+        service.closed = await asyncio.to_thread(service.pipeline.close, _CLOSING_S)
 
     app = Starlette(
         routes=[
             Route("/score", score, methods=["POST"]),
             Route("/invocations", invocations, methods=["POST"]),
-            Route("/swagger.json", swagger),
+            _fixed("/swagger.json", encode(describe(scorer.spec, needs_key=keys is not None))),
             Route("/metrics", metrics),
-            Route("/livez", live),
+            _fixed("/livez", encode({"status": "alive"})),
             Route("/readyz", ready),
-            Route("/ping", ping),
-            Route("/health", ping),
-            Route("/version", version),
+            _fixed("/ping", b"\n"),
+            _fixed("/health", b"\n"),
+            _fixed("/version", metadata.version("mlflow").encode("ascii")),
             page_route(scorer.spec, key_required=keys is not None),
         ],
         middleware=[Middleware(Doorkeeper, metrics=service.metrics, keys=keys, access_log=access_log)],

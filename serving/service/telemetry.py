@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TextIO
 
 from prometheus_client import (
@@ -27,7 +29,6 @@ from serving.service.admission import Admission
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Metrics:
@@ -36,44 +37,25 @@ class Metrics:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "trainer_requests", "Requests answered.", ("path", "status"), registry=registry
+        counter = partial(Counter, registry=registry)
+        seconds = partial(Histogram, buckets=_SECONDS, registry=registry)
+        gauge = partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        self.requests = counter("trainer_requests", "Requests answered.", ("path", "status"))
+        self.errors = counter("trainer_errors", "Requests answered with an error, by kind.", ("kind",))
+        self.seconds = seconds(
+            "trainer_request_seconds", "Time from a request's headers to its answer.", ("path",)
         )
-        self.errors = Counter(
-            "trainer_errors", "Requests answered with an error, by kind.", ("kind",), registry=registry
-        )
-        self.seconds = Histogram(
-            "trainer_request_seconds",
-            "Time from a request's headers to its answer.",
-            ("path",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.images = Counter("trainer_images", "Images scored.", registry=registry)
+        self.images = counter("trainer_images", "Images scored.")
         self.batch = Histogram(
             "trainer_batch_images", "Images per batch.", buckets=_IMAGES, registry=registry
         )
-        self.waited = Histogram(
-            "trainer_batch_wait_seconds",
-            "Time that a batch's oldest image waited for the network.",
-            buckets=_SECONDS,
-            registry=registry,
+        self.waited = seconds(
+            "trainer_batch_wait_seconds", "Time that a batch's oldest image waited for the network."
         )
-        self.network = Histogram(
-            "trainer_batch_seconds", "Time of a batch in the network.", buckets=_SECONDS, registry=registry
-        )
-        mode: Any = "livesum"
-        self.queue_images = Gauge(
-            "trainer_queue_images",
-            "Images accepted but not answered yet.",
-            registry=registry,
-            multiprocess_mode=mode,
-        )
-        self.queue_bytes = Gauge(
-            "trainer_queue_bytes",
-            "Bytes of requests that are being received or not answered yet.",
-            registry=registry,
-            multiprocess_mode=mode,
+        self.network = seconds("trainer_batch_seconds", "Time of a batch in the network.")
+        self.queue_images = gauge("trainer_queue_images", "Images accepted but not answered yet.")
+        self.queue_bytes = gauge(
+            "trainer_queue_bytes", "Bytes of requests that are being received or not answered yet."
         )
         admission.changed = self.refresh
 
@@ -100,7 +82,7 @@ class Metrics:
     def text(self) -> tuple[bytes, str]:
         """The metrics in Prometheus's text format, and its content type."""
         registry = self._registry
-        if os.environ.get(MULTIPROCESS):
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
@@ -115,8 +97,6 @@ class AccessLog:
     def write(self, **fields: Any) -> None:
         """Write a line: `time` (UTC, ISO 8601) and the fields."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        try:
+        with suppress(OSError, ValueError):  # the log's reader is gone; keep answering requests
             self._stream.write(json.dumps({"time": now, **fields}) + "\n")
             self._stream.flush()
-        except (OSError, ValueError):
-            pass  # the log's reader is gone; keep answering requests

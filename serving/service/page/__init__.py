@@ -10,7 +10,6 @@ from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -57,12 +56,7 @@ def page_route(spec: Spec, *, key_required: bool = False) -> Route:
         # This address may serve another model tomorrow.
         "Cache-Control": "no-cache",
     }
-    encoded = content.encode("utf-8")
-
-    async def page(_: Request) -> Response:
-        return Response(encoded, media_type="text/html", headers=headers)
-
-    return Route("/", page)
+    return Route("/", Response(content, media_type="text/html", headers=headers), methods=["GET"])
 
 
 def facts(spec: Spec, key_required: bool) -> dict[str, Any]:
