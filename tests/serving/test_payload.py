@@ -71,7 +71,7 @@ def test_params_may_be_outside_or_inside_input_data() -> None:
     assert inside.parameters == outside.parameters == params
     assert parse_score_request({**request([URL_SAFE]), "params": None}, Task.DETECTION).parameters == {}
     twice = {**request([URL_SAFE], params=params), "params": {"box_score_threshold": 0.5}}
-    with pytest.raises(RequestError, match="both in params and in input_data"):
+    with pytest.raises(RequestError, match="is in both params and input_data"):
         parse_score_request(twice, Task.DETECTION)
 
 
