@@ -16,7 +16,7 @@ from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
-from trainer.settings import Settings, canonical
+from trainer.settings import canonical
 from trainer.tasks import Task
 
 MANY_IMAGES = 1000
@@ -134,11 +134,7 @@ def has_recipes(entry: ModelEntry) -> bool:
 
 def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
     """The job's settings without those that do not apply to a model."""
-    return {
-        name: value
-        for name, value in job.settings.items()
-        if canonical(name) not in Settings.model_fields or takes(entry, canonical(name))
-    }
+    return {name: value for name, value in job.settings.items() if takes(entry, canonical(name))}
 
 
 def _recipe(job: Job) -> str | None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
-from trainer.job.sweep import MODEL_NAME, Sweep
-from trainer.models import catalog
-from trainer.models.card import ModelEntry
-from trainer.models.defaults import takes
+from trainer.job.sweep import Sweep
 from trainer.settings import Settings, canonical
 from trainer.sweep.space.compatibility import check_space
-from trainer.sweep.space.distributions import Choice
-from trainer.sweep.space.search_space import SearchSpace, SubSpace, parse
+from trainer.sweep.space.search_space import SearchSpace, parse
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -56,7 +51,7 @@ def prepare_search(job: Job, where: str = "") -> Search:
     space = sampler = pruner = None
     try:
         space = parse(list(job.search_space), where, logbase=algorithm.logbase)
-        space = _check_with_settings(job, space, where)
+        space = check_space(space, job.task, job.model_name, job.settings, where)
     except JobError as error:
         problems += error.problems
     try:
@@ -92,44 +87,3 @@ def random_seed(job: Job) -> int | None:
         return Settings.model_validate({"random_seed": values.get("random_seed")}).random_seed
     except ValueError:  # the check of the settings reports it
         return None
-
-
-def _check_with_settings(job: Job, space: SearchSpace, where: str) -> SearchSpace:
-    """Check each sub-space together with those of the job's settings that apply to its models.
-
-    A setting of the job counts for all sub-spaces: it may apply to the models of one and not to another's.
-    """
-    problems: list[Problem] = []
-    models = [list(_models(job, sub_space)) for sub_space in space.sub_spaces]
-    all_models = [entry for entries in models for entry in entries]
-    checked: list[SubSpace] = []
-    for sub_space, entries in zip(space.sub_spaces, models, strict=True):
-        fixed = {
-            name: value
-            for name, value in job.settings.items()
-            if all(_takes(entry, name) for entry in entries)
-            or not any(_takes(entry, name) for entry in all_models)
-        }
-        alone = SearchSpace((sub_space,))
-        try:
-            checked += check_space(alone, job.task, job.model_name, fixed, where).sub_spaces
-        except JobError as error:
-            problems += [problem for problem in error.problems if problem not in problems]
-    if problems:
-        raise JobError("the search space cannot be used:", problems)
-    return replace(space, sub_spaces=tuple(checked))
-
-
-def _models(job: Job, sub_space: SubSpace) -> Iterator[ModelEntry]:
-    """The models of a sub-space, without the names that are unknown."""
-    names = sub_space.parameters.get(MODEL_NAME, job.model_name)
-    for name in names.values if isinstance(names, Choice) else (names,):
-        try:
-            yield catalog.find(str(name), job.task)
-        except JobError:  # the check of the space reports it
-            continue
-
-
-def _takes(entry: ModelEntry, name: str) -> bool:
-    setting = canonical(name)
-    return setting not in Settings.model_fields or takes(entry, setting)

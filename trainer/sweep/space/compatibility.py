@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
@@ -15,13 +15,10 @@ from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import models_taking, resolve, takes
-from trainer.settings import Settings, aliases_of
+from trainer.settings import NAMES, Settings, canonical
 from trainer.sweep.space.distributions import TAIL, Choice, Distribution, Normal, Scalar
 from trainer.sweep.space.search_space import SearchSpace, SubSpace
 from trainer.tasks import Task
-
-_NAMES = {alias: name for name in Settings.model_fields for alias in (name, *aliases_of(name))}
-"""The present name of each setting, by all of its names."""
 
 
 def check_space(
@@ -47,29 +44,43 @@ def check_space(
     """
     problems: list[Problem] = []
     checked = []
-    for sub_space in space.sub_spaces:
-        cut, found = _check_sub_space(sub_space, task, default_model, fixed or {}, where)
+    models = [_models(sub_space, task, default_model, where) for sub_space in space.sub_spaces]
+    all_entries = [entry for entries, _ in models for entry in entries]
+    for sub_space, (entries, unknown) in zip(space.sub_spaces, models, strict=True):
+        searched = {canonical(name) for name in sub_space.parameters if name != MODEL_NAME}
+        # A setting of the job may apply to the models of one sub-space and not to those of another.
+        applied = {
+            name: value
+            for name, value in (fixed or {}).items()
+            if (setting := canonical(name)) not in searched
+            and (all(takes(e, setting) for e in entries) or not any(takes(e, setting) for e in all_entries))
+        }
+        cut, found = _check_parameters(sub_space, entries, where)
+        problems += unknown + found
+        if not unknown and not found:
+            for entry in entries:
+                problems += _conflicts(cut, task, entry.name, applied, where)
         checked.append(cut)
-        problems += found
     if problems:
         raise JobError("the search space cannot be used:", list(dict.fromkeys(problems)))
     return replace(space, sub_spaces=tuple(checked))
 
 
-def _check_sub_space(
-    sub_space: SubSpace, task: Task, default_model: str, fixed: Mapping[str, Any], where: str
+def _check_parameters(
+    sub_space: SubSpace, models: Sequence[ModelEntry], where: str
 ) -> tuple[SubSpace, list[Problem]]:
-    models, problems = _models(sub_space, task, default_model, where)
+    """Check each parameter by itself; normal distributions of the returned sub-space are cut off."""
+    problems: list[Problem] = []
     parameters: dict[str, Distribution | Scalar] = {}
     origins: dict[str, str] = {}
     for name, value in sub_space.parameters.items():
         parameters[name] = value
         if name == MODEL_NAME:
             continue
-        field, setting = f"{sub_space.field}.{name}", _NAMES.get(name)
+        field, setting = f"{sub_space.field}.{name}", NAMES.get(name)
         if setting is None:
             hint = did_you_mean(
-                name, [MODEL_NAME, *_NAMES], otherwise="`trainer fit --help-all` lists all", most=2
+                name, [MODEL_NAME, *NAMES], otherwise="`trainer fit --help-all` lists all", most=2
             )
             problems.append(Problem(where, field, "is not a setting", hint=hint))
             continue
@@ -86,12 +97,7 @@ def _check_sub_space(
             value = parameters[name] = _cut(value, setting)
         found = _value_problems(value, setting)
         problems += [replace(problem, where=where, field=field) for problem in found]
-    cut = replace(sub_space, parameters=parameters)
-    if not problems:
-        others_fixed = {name: value for name, value in fixed.items() if _NAMES.get(name, name) not in origins}
-        for entry in models:
-            problems += _conflicts(cut, task, entry.name, others_fixed, where)
-    return cut, problems
+    return replace(sub_space, parameters=parameters), problems
 
 
 def _models(
