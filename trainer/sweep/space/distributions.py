@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,18 +26,17 @@ TAIL = 1e-6
 
 
 class Distribution(ABC):
-    """The values that one hyperparameter can have, and their probabilities.
-
-    Attributes:
-        keys: keys of the YAML form besides `type`, in the order of the string form; fields have these names.
-    """
-
-    keys: ClassVar[tuple[str, ...]] = ()
+    """The values that one hyperparameter can have, and their probabilities."""
 
     @classmethod
     def type_name(cls) -> str:
         """The `type` in the YAML form, such as quniform."""
         return cls.__name__.lower()
+
+    @classmethod
+    def parameters(cls) -> list[str]:
+        """The keys of the YAML form besides `type`, in the order of the string form: positional fields."""
+        return [field.name for field in fields(cls) if not field.kw_only]  # type: ignore[arg-type]
 
     @abstractmethod
     def suggest(self, trial: BaseTrial, name: str) -> Any:
@@ -46,10 +45,6 @@ class Distribution(ABC):
     @abstractmethod
     def to_optuna(self) -> BaseDistribution:
         """The distribution that Optuna draws from, from which `suggest` computes the value."""
-
-    @abstractmethod
-    def contains(self, value: object) -> bool:
-        """Whether the value can be drawn."""
 
     @property
     @abstractmethod
@@ -62,7 +57,7 @@ class Distribution(ABC):
 
     def to_content(self) -> dict[str, Any]:
         """The YAML form."""
-        return {"type": self.type_name(), **{key: getattr(self, key) for key in self.keys}}
+        return {"type": self.type_name(), **{key: getattr(self, key) for key in self.parameters()}}
 
 
 @dataclass(frozen=True)
@@ -72,8 +67,6 @@ class Choice(Distribution):
     Attributes:
         values: at least one, without duplicates.
     """
-
-    keys = ("values",)
 
     values: tuple[Scalar, ...]
 
@@ -89,9 +82,6 @@ class Choice(Distribution):
         from optuna.distributions import CategoricalDistribution
 
         return CategoricalDistribution(self.options)
-
-    def contains(self, value: object) -> bool:
-        return any(type(own) is type(value) and own == value for own in self.values)
 
     @property
     def bounds(self) -> tuple[Scalar, ...]:
@@ -109,8 +99,6 @@ class RandInt(Distribution):
         upper: at least 1.
     """
 
-    keys = ("upper",)
-
     upper: int
 
     def suggest(self, trial: BaseTrial, name: str) -> int:
@@ -121,26 +109,24 @@ class RandInt(Distribution):
 
         return IntDistribution(0, self.upper - 1)
 
-    def contains(self, value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < self.upper
-
     @property
     def bounds(self) -> tuple[Scalar, ...]:
         return 0, self.upper - 1
 
 
 class Drawn(Distribution):
-    """A number computed from another one, which Optuna draws from an interval."""
+    """A number computed from another one, which Optuna draws from an interval.
+
+    Attributes:
+        log: whether it draws on a logarithmic scale.
+    """
+
+    log: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def interval(self) -> tuple[float, float]:
         """The interval that Optuna draws from."""
-
-    @property
-    def log(self) -> bool:
-        """Whether it draws on a logarithmic scale."""
-        return False
 
     @abstractmethod
     def value(self, drawn: float) -> float:
@@ -154,10 +140,6 @@ class Drawn(Distribution):
 
         return FloatDistribution(*self.interval, log=self.log)
 
-    def contains(self, value: object) -> bool:
-        low, high = map(self.value, self.interval)
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-
     @property
     def bounds(self) -> tuple[Scalar, ...]:
         return tuple(map(self.value, self.interval))
@@ -168,25 +150,22 @@ class Drawn(Distribution):
             yield self.value(low + (high - low) * part / 14)
 
 
+@dataclass(frozen=True)
 class Quantized(Drawn):
     """round(x / q) · q for the numbers x of another distribution; whole numbers if q is whole."""
 
     q: float
 
     def value(self, drawn: float) -> float:
-        return _quantized(super().value(drawn), self.q)  # type: ignore[safe-super]
-
-    def contains(self, value: object) -> bool:
-        if not (isinstance(value, (int, float)) and super().contains(value)):
-            return False
-        return math.isclose(_quantized(value, self.q), value, abs_tol=1e-12)
+        steps = round(super().value(drawn) / self.q)  # type: ignore[safe-super]
+        if float(self.q).is_integer():
+            return steps * int(self.q)
+        return float(Decimal(steps) * Decimal(str(self.q)))  # without binary rounding errors
 
 
 @dataclass(frozen=True)
 class Uniform(Drawn):
     """Any number from min_value to max_value, all equally likely."""
-
-    keys: ClassVar[tuple[str, ...]] = ("min_value", "max_value")
 
     min_value: float
     max_value: float
@@ -203,27 +182,17 @@ class Uniform(Drawn):
 class LogUniform(Uniform):
     """Any number from min_value to max_value, both over 0, with a uniformly distributed logarithm."""
 
-    @property
-    def log(self) -> bool:
-        return True
+    log = True
 
 
 @dataclass(frozen=True)
 class QUniform(Quantized, Uniform):
     """round(uniform(min_value, max_value) / q) · q: the extreme values may exceed the bounds by q/2."""
 
-    keys = (*Uniform.keys, "q")
-
-    q: float
-
 
 @dataclass(frozen=True)
 class QLogUniform(Quantized, LogUniform):
     """round(loguniform(min_value, max_value) / q) · q."""
-
-    keys = (*LogUniform.keys, "q")
-
-    q: float
 
 
 @dataclass(frozen=True)
@@ -235,8 +204,6 @@ class Normal(Drawn):
         sigma: the standard deviation, over 0.
         quantiles: the interval of quantiles to draw, within (0, 1); narrower for a setting with limits.
     """
-
-    keys: ClassVar[tuple[str, ...]] = ("mu", "sigma")
 
     mu: float
     sigma: float
@@ -262,18 +229,10 @@ class LogNormal(Normal):
 class QNormal(Quantized, Normal):
     """round(normal(mu, sigma) / q) · q."""
 
-    keys = (*Normal.keys, "q")
-
-    q: float
-
 
 @dataclass(frozen=True)
 class QLogNormal(Quantized, LogNormal):
     """round(lognormal(mu, sigma) / q) · q."""
-
-    keys = (*LogNormal.keys, "q")
-
-    q: float
 
 
 TYPES: Mapping[str, type[Distribution]] = {
@@ -285,9 +244,3 @@ TYPES: Mapping[str, type[Distribution]] = {
     )
 }
 """The classes by their type in the YAML form."""
-
-
-def _quantized(value: float, q: float) -> float:
-    """round(value / q) · q, an int if q is whole, without binary rounding errors in the last digits."""
-    steps = round(value / q)
-    return steps * int(q) if float(q).is_integer() else float(Decimal(steps) * Decimal(str(q)))

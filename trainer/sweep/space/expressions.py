@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.errors import JobError, Problem, did_you_mean
-from trainer.sweep.space.distributions import TYPES, Choice, Distribution, Scalar
+from trainer.sweep.space.distributions import TYPES, Choice, Distribution, LogUniform, Scalar
 
 MAX_VALUES = 10_000
 """Most values of a choice."""
@@ -95,7 +95,7 @@ def _of_mapping(content: Mapping[Any, Any], logbase: float) -> Distribution:
     cls = _type(str(content["type"]))
     parameters = {key: content[key] for key in content if key != "type"}
     lowest = as_number(parameters.get("min_value"))
-    if _is_logarithmic(cls) and lowest is not None and lowest < 0:  # not a plain value
+    if issubclass(cls, LogUniform) and lowest is not None and lowest < 0:  # not a plain value
         parameters = _with_powers(parameters, logbase)
     return _build(cls, parameters)
 
@@ -113,16 +113,16 @@ def _of_text(text: str, logbase: float) -> Distribution:
     values = [_literal(argument) for argument in call.args]
     if cls is Choice and values:
         values = [values[0] if len(values) == 1 and isinstance(values[0], list) else values]
-    if len(values) > len(cls.keys):
-        raise _unreadable(f"{cls.type_name()} takes {', '.join(cls.keys)} and no more", text)
-    parameters = dict(zip(cls.keys, values, strict=False))
+    if len(values) > len(cls.parameters()):
+        raise _unreadable(f"{cls.type_name()} takes {', '.join(cls.parameters())} and no more", text)
+    parameters = dict(zip(cls.parameters(), values, strict=False))
     for keyword in call.keywords:
         if keyword.arg is None or keyword.arg in parameters:
             raise _unreadable("cannot be read as an expression", text, _EXAMPLE)
         parameters[keyword.arg] = _literal(keyword.value)
     if cls is Choice:
         parameters.setdefault("values", [])
-    if _is_logarithmic(cls):
+    if issubclass(cls, LogUniform):
         parameters = _with_powers(parameters, logbase)
     return _build(cls, parameters)
 
@@ -174,19 +174,15 @@ def _type(name: str) -> type[Distribution]:
     return cls
 
 
-def _is_logarithmic(cls: type[Distribution]) -> bool:
-    return "loguniform" in cls.type_name()
-
-
 def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distribution:
     name = cls.type_name()
     problems = [
-        Problem("", "", f"{name} has no key {key}", hint=_similar(str(key), cls.keys))
+        Problem("", "", f"{name} has no key {key}", hint=_similar(str(key), cls.parameters()))
         for key in parameters
-        if key not in cls.keys
+        if key not in cls.parameters()
     ]
     values: dict[str, Any] = {}
-    for key in cls.keys:
+    for key in cls.parameters():
         try:
             if parameters.get(key) is None:
                 raise _unreadable(f"{name} needs {key}")
@@ -219,7 +215,7 @@ def _parameter(cls: type[Distribution], key: str, value: Any) -> int | float:
         raise _unreadable("upper must be a whole number of at least 1", value)
     if key in ("q", "sigma") and number <= 0:
         raise _unreadable(f"{key} must be over 0", value)
-    if key == "min_value" and _is_logarithmic(cls) and number <= 0:
+    if key == "min_value" and issubclass(cls, LogUniform) and number <= 0:
         raise _unreadable("min_value must be over 0", value)
     return int(number) if key == "upper" else number
 
