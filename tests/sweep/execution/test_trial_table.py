@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from trainer.sweep.execution.trial_records import Record
-from trainer.sweep.execution.trial_table import render
+from trainer.sweep.execution.trial_records import Record, render
 
 
 def test_table_shows_reasons_with_brackets() -> None:

@@ -11,7 +11,7 @@ from trainer.sweep.execution import study_setup
 from trainer.sweep.execution.inputs import read_data
 from trainer.sweep.execution.messages import Outcome
 from trainer.sweep.execution.slots import make_slots
-from trainer.sweep.execution.trial_table import log_outcome
+from trainer.sweep.execution.trial_records import log_outcome
 from trainer.sweep.execution.worker import Worker, watch
 from trainer.sweep.search import prepare_search
 from trainer.training.mlflow_store import OFF

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,13 +15,13 @@ from typing import Any
 from trainer.data.training_data import Data
 from trainer.errors import RunError
 from trainer.job.job import Job
-from trainer.runs import Result, Run
-from trainer.sweep.execution import study_setup, trial_table
+from trainer.runs import Run
+from trainer.sweep.execution import study_setup, trial_records
 from trainer.sweep.execution.inputs import Inputs, read_data, read_inputs
 from trainer.sweep.execution.messages import Outcome
 from trainer.sweep.execution.slots import Slot, make_slots
 from trainer.sweep.execution.trial_queue import TrialQueue
-from trainer.sweep.execution.trial_records import Record, best_of
+from trainer.sweep.execution.trial_records import Record
 from trainer.sweep.execution.worker import Worker, watch
 from trainer.sweep.first_trials import FirstTrials
 from trainer.sweep.search import Search, prepare_search
@@ -126,6 +126,7 @@ class _Sweep:
     run: Run
     queue: TrialQueue
     storage_address: str
+    _writing: Lock = field(default_factory=Lock, init=False)  # trials end in several threads
 
     def finish(self, slots: Sequence[Slot], progress: bool) -> Run:
         """Run all trials, then package, report and track the best one.
@@ -145,7 +146,6 @@ class _Sweep:
             study_setup.open_to_workers(
                 self.queue.study, job, run, deadline=deadline, tracking=(address, tracker.run_id)
             )
-            table = _TrialTable(self.queue, job, run.directory / "trials.csv")
             worker = Worker(
                 self.queue,
                 job.model_copy(update={"tracking_uri": address}),
@@ -155,12 +155,12 @@ class _Sweep:
                 slots,
                 deadline=deadline,
                 parent_run=tracker.run_id,
-                on_trial_end=table.update,
+                on_trial_end=self._on_trial_end,
             )
             try:
-                watch(worker, table.render if progress and sys.stdout.isatty() else None)
+                watch(worker, self._table if progress and sys.stdout.isatty() else None)
             finally:
-                records = table.write()
+                records = self._write_trials()
             self._package_best(records, started)
             report(run, job, self.data)
             result = run.read_result()
@@ -170,6 +170,20 @@ class _Sweep:
             if job.register_model is not None:
                 tracker.register(job.register_model, run.model)
         return run
+
+    def _on_trial_end(self, number: int, outcome: Outcome) -> None:
+        trial_records.log_outcome(number, outcome, self.job.metric)
+        self._write_trials()
+
+    def _write_trials(self) -> list[Record]:
+        """Write trials.csv, after each trial, so that a sweep that is killed later has it too."""
+        with self._writing:
+            records = self.queue.records()
+            trial_records.write_csv(self.run.directory / "trials.csv", records, self.job.metric)
+            return records
+
+    def _table(self) -> Any:
+        return trial_records.render(self.queue.records(), self.job.metric, self.job.max_latency_ms)
 
     def _log_start(self, slots: int) -> None:
         train, validation = len(self.data.train), len(self.data.validation)
@@ -195,7 +209,7 @@ class _Sweep:
             RunError: no trial finished, or the best trial's directory is on another machine.
         """
         run, job = self.run, self.job
-        best = best_of(records, job.max_latency_ms)
+        best = trial_records.best_of(records, job.max_latency_ms)
         if best is None:
             bound = f" within {job.max_latency_ms:g} ms" if job.max_latency_ms else ""
             raise RunError(f"{run.directory}: no trial finished{bound}; trials.csv has the reason for each")
@@ -206,38 +220,15 @@ class _Sweep:
         result = trial.read_result()
         spent = {"train": trained - started, "package": ended - trained, "total": ended - started}
         durations = result.durations.model_copy(update=spent)
-        values = {**result.model_dump(), "durations": durations, "best_trial": best.number}
-        run.write_result(Result(**values))
+        run.write_result(result.model_copy(update={"durations": durations, "best_trial": best.number}))
         if not sys.stdout.isatty():
             from rich.console import Console
 
-            Console(width=160).print(trial_table.render(records, job.metric, job.max_latency_ms))
+            Console(width=160).print(self._table())
         log.info(
             "%s %.4f in trial %d, the best of %d, after %.0f s",
             job.metric, best.values[0], best.number, len(records), ended - started,
         )  # fmt: skip
-
-
-class _TrialTable:
-    """Keeps trials.csv up to date, also for a sweep that is killed later."""
-
-    def __init__(self, queue: TrialQueue, job: Job, path: Path) -> None:
-        self._queue, self._job, self._path = queue, job, path
-        self._lock = Lock()  # trials end in several threads
-
-    def update(self, number: int, outcome: Outcome) -> None:
-        """Log a trial that has ended and write the table."""
-        trial_table.log_outcome(number, outcome, self._job.metric)
-        self.write()
-
-    def write(self) -> list[Record]:
-        with self._lock:
-            records = self._queue.records()
-            trial_table.write_csv(self._path, records, self._job.metric)
-            return records
-
-    def render(self) -> Any:
-        return trial_table.render(self._queue.records(), self._job.metric, self._job.max_latency_ms)
 
 
 def _run_of(best: Record) -> Run:

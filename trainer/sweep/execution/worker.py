@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any
@@ -18,11 +19,10 @@ from optuna.trial import Trial
 from trainer.errors import TrainerError
 from trainer.job.job import Job
 from trainer.sweep.attempts import MICRO_BATCHES, trial_number
-from trainer.sweep.execution.fork_client import ForkServer
+from trainer.sweep.execution.fork_client import ForkServer, run_trial
 from trainer.sweep.execution.messages import Order, Outcome
 from trainer.sweep.execution.slots import Slot
 from trainer.sweep.execution.storage import HEARTBEAT_SECONDS
-from trainer.sweep.execution.trial_process import run_trial
 from trainer.sweep.execution.trial_queue import TrialQueue
 from trainer.sweep.search import Search
 
@@ -31,10 +31,11 @@ log = logging.getLogger("trainer")
 _POLL_SECONDS = 1.0
 
 
+@dataclass(eq=False)
 class Worker:
     """Runs trials until the queue is empty, `stop` is set, or the deadline has passed.
 
-    Args:
+    Attributes:
         storage: address of the study's storage, for the trials' processes.
         directory: gets a run's directory for each trial, named by its number.
         deadline: UNIX time after which no trial starts and running ones end at their next evaluation.
@@ -42,37 +43,30 @@ class Worker:
         on_trial_end: called in a slot's thread with a trial's number and how its attempt ended.
     """
 
-    def __init__(
-        self,
-        queue: TrialQueue,
-        job: Job,
-        search: Search,
-        storage: str,
-        directory: Path,
-        slots: Sequence[Slot],
-        *,
-        deadline: float | None = None,
-        parent_run: str | None = None,
-        on_trial_end: Callable[[int, Outcome], None],
-    ) -> None:
-        self.queue, self.job, self.search, self.storage = queue, job, search, storage
-        self.directory, self.slots, self.deadline = directory, slots, deadline
-        self.parent_run, self.on_trial_end = parent_run, on_trial_end
+    queue: TrialQueue
+    job: Job
+    search: Search
+    storage: str
+    directory: Path
+    slots: Sequence[Slot]
+    deadline: float | None
+    parent_run: str | None
+    on_trial_end: Callable[[int, Outcome], None]
+
+    def __post_init__(self) -> None:
         self.stop = Event()
         self._taking = Lock()
         self._slots_ended = Event()
         self._running: dict[int, Trial] = {}  # by Optuna's ID
         self._lost: set[int] = set()  # IDs of trials that another worker took over
-        self._slot_threads: list[Thread] = []
-        self._heartbeat: Thread | None = None
+        self._slot_threads = [Thread(target=self._guarded, args=(self._work, slot)) for slot in self.slots]
+        self._heartbeat = Thread(target=self._guarded, args=(self._beat,))
         self._errors: list[BaseException] = []
-        self._server = ForkServer(slots[0].thread_variables(), directory / "fork_server.out")
+        self._server = ForkServer(self.slots[0].thread_variables(), self.directory / "fork_server.out")
 
     def start(self) -> None:
         """Start the threads; `wait` waits for their end."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._slot_threads = [Thread(target=self._guarded, args=(self._work, slot)) for slot in self.slots]
-        self._heartbeat = Thread(target=self._guarded, args=(self._beat,))
         for thread in (*self._slot_threads, self._heartbeat):
             thread.start()
 
@@ -91,8 +85,7 @@ class Worker:
             thread.join()
         self._slots_ended.set()
         self._server.close()
-        if self._heartbeat is not None:
-            self._heartbeat.join()
+        self._heartbeat.join()
         if self._errors:
             raise self._errors[0]
 
