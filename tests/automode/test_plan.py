@@ -22,7 +22,7 @@ from trainer.data.samples import make
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.sweep.attempts import next_attempt
-from trainer.sweep.early_termination import BanditPolicy, SuccessiveHalvingPolicy
+from trainer.sweep.early_termination.policies import BanditPolicy, SuccessiveHalvingPolicy
 from trainer.sweep.first_trials import FirstTrials, optuna_parameters
 from trainer.sweep.search import Search, prepare_search
 from trainer.tasks import Task

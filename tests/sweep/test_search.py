@@ -9,7 +9,7 @@ import pytest
 
 from trainer.errors import JobError
 from trainer.job.job import Job
-from trainer.sweep.early_termination import BanditPolicy
+from trainer.sweep.early_termination.policies import BanditPolicy
 from trainer.sweep.search import prepare_search
 
 SPACE: list[dict[str, Any]] = [

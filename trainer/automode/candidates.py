@@ -223,18 +223,16 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
 
 
 def _has_weights(directory: Path, entry: ModelEntry) -> bool:
-    if entry.name in published_models():
-        files: tuple[str, ...] = published_models()[entry.name].files
-    elif entry.name.startswith(catalog.TIMM):
+    # A model that comes in several sizes has facts for each, named "MODEL SIZE".
+    files = [
+        file
+        for name, facts in published_models().items()
+        if name.split(" ")[0] == entry.name
+        for file in facts.files
+    ]
+    if not files and entry.name.startswith(catalog.TIMM):
         name = entry.library_name
-        files = (f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth")
-    else:  # the model comes in several sizes, each with facts of its own
-        files = tuple(
-            f
-            for name in published_models()
-            if name.split(" ")[0] == entry.name
-            for f in published_models()[name].files
-        )
+        files = [f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"]
     return any((directory / file).is_file() for file in files)
 
 

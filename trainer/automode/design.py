@@ -159,16 +159,13 @@ class _Designer:
 
 def _usual_values(distributions: Mapping[str, Distribution], budget: Budget) -> dict[str, Any]:
     """The model's usual value of each parameter that is searched."""
-    resolved = budget.resolved.model_dump()
-    values: dict[str, Any] = {}
-    for name, distribution in distributions.items():
-        if name == MODEL_NAME:
-            values[name] = budget.entry.name
-        elif isinstance(distribution, Choice):
-            values[name] = distribution.values[0]
-        else:
-            values[name] = resolved[name]
-    return values
+    usual = {**budget.resolved.model_dump(), MODEL_NAME: budget.entry.name}
+    return {
+        name: distribution.values[0]
+        if isinstance(distribution, Choice) and name != MODEL_NAME
+        else usual[name]
+        for name, distribution in distributions.items()
+    }
 
 
 def _range_around(values: Sequence[float], factor: float) -> LogUniform:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from trainer.automode.costs import side_of
@@ -76,8 +76,11 @@ def choose_size(
     usual, largest = USUAL[device][name], LARGEST[device][name]
     sides = [side for side in entry.card.searched_sides if side <= largest]
     limit = MAX_ENLARGEMENT * data.long_side / scale
-    needed = 0.0 if reduction == 2 else _needed_long_side(data) / scale
-    side = _first_at_least(sides, max(min(usual, limit), min(needed, limit)))
+    needed = 0.0  # the size at which three quarters of the objects have MIN_OBJECT_PIXELS
+    if reduction < 2 and data.small_object_side:
+        needed = MIN_OBJECT_PIXELS / data.small_object_side / scale
+    least = min(limit, max(usual, needed))
+    side = next((side for side in sides if side >= least), sides[-1])
     reasons = [f"{name} {side} to save time"] if reduction == 2 else []
     if side > usual:
         pixels = round(data.small_object_side * usual * scale)
@@ -103,15 +106,6 @@ def choose_size(
             f"{pixels} pixels"
         )
     return ImageSize(settings, largest_proposed, views, "; ".join(reasons))
-
-
-def _needed_long_side(data: DataStatistics) -> float:
-    """The long side in pixels at which three quarters of the objects have MIN_OBJECT_PIXELS."""
-    return MIN_OBJECT_PIXELS / data.small_object_side if data.small_object_side else 0.0
-
-
-def _first_at_least(sides: Sequence[int], least: float) -> int:
-    return next((side for side in sides if side >= least), sides[-1])
 
 
 def _tile_grid(data: DataStatistics, long_side: float) -> str | None:

@@ -96,16 +96,11 @@ def _complete_sweep(job: Job, evaluations: int) -> Sweep:
     Args:
         evaluations: the fewest that a trial has.
     """
-    own = job.sweep
-    algorithm, policy = SamplingAlgorithm(type="bayesian"), None
-    if own is not None and "sampling_algorithm" in own.model_fields_set:
-        algorithm = own.sampling_algorithm
-    if own is not None:
-        policy = own.early_termination
-    elif evaluations > 1 and not job.measures_latency:
-        policy = {
-            "type": "successive_halving",
-            "min_resource": max(1, evaluations // 4),
-            "reduction_factor": 2,
-        }
+    sweep = job.sweep or Sweep()
+    algorithm, policy = sweep.sampling_algorithm, sweep.early_termination
+    if "sampling_algorithm" not in sweep.model_fields_set:
+        algorithm = SamplingAlgorithm(type="bayesian")
+    if job.sweep is None and evaluations > 1 and not job.measures_latency:
+        first_rung = max(1, evaluations // 4)
+        policy = {"type": "successive_halving", "min_resource": first_rung, "reduction_factor": 2}
     return Sweep(sampling_algorithm=algorithm, early_termination=policy)

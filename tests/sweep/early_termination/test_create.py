@@ -12,12 +12,12 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from trainer.errors import JobError
-from trainer.sweep.early_termination import (
+from trainer.sweep.early_termination import create_pruner
+from trainer.sweep.early_termination.policies import (
     BanditPolicy,
     MedianStoppingPolicy,
     SuccessiveHalvingPolicy,
     TruncationSelectionPolicy,
-    create_pruner,
 )
 
 Ends = Callable[..., bool]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from optuna.trial import TrialState
 
-from trainer.sweep.early_termination import SuccessiveHalvingPolicy
+from trainer.sweep.early_termination.policies import SuccessiveHalvingPolicy
 
 Ends = Callable[..., bool]
 POLICY = {"type": "successive_halving", "min_resource": 2, "reduction_factor": 2}

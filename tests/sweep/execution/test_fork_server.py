@@ -93,7 +93,7 @@ def test_trials_run_beside_each_other_and_end_each_for_itself(start: Start, tmp_
     (tmp_path / "first.json").write_text("no order", encoding="utf-8")
     assert first.wait(60) == 1
     assert "ValidationError" in (tmp_path / "first.out").read_text("utf-8")
-    assert second.poll() is None
+    assert second.returncode is None
     second.kill()
     assert second.wait(60) == -signal.SIGKILL
     assert (tmp_path / "second.out").read_text("utf-8") == ""
@@ -128,7 +128,7 @@ def test_what_has_spoken_to_a_gpus_driver_is_not_forked(
     trial = server.start(order, order.with_suffix(".out"), {})
     command = Path(f"/proc/{begun(trial)}/cmdline")
     wait_for(lambda: b"trainer.sweep.execution.trial\0" in command.read_bytes())
-    assert trial.poll() is None
+    assert trial.returncode is None
     server.close()
     wait_for(lambda: not is_alive(begun(trial)))
 

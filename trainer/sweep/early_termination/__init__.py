@@ -11,27 +11,13 @@ from optuna.pruners import BasePruner, NopPruner
 from pydantic import TypeAdapter, ValidationError
 
 from trainer.errors import JobError, Problem, did_you_mean, problem_of
-from trainer.sweep.early_termination.policies import (
-    BanditPolicy,
-    MedianStoppingPolicy,
-    Policy,
-    SuccessiveHalvingPolicy,
-    TruncationSelectionPolicy,
-)
+from trainer.sweep.early_termination import policies
 
-__all__ = [
-    "BanditPolicy",
-    "MedianStoppingPolicy",
-    "SuccessiveHalvingPolicy",
-    "TruncationSelectionPolicy",
-    "create_pruner",
-]
-
-_POLICIES: Mapping[str, type[Policy]] = {
-    "bandit": BanditPolicy,
-    "median_stopping": MedianStoppingPolicy,
-    "truncation_selection": TruncationSelectionPolicy,
-    "successive_halving": SuccessiveHalvingPolicy,
+_POLICIES: Mapping[str, type[policies.Policy]] = {
+    "bandit": policies.BanditPolicy,
+    "median_stopping": policies.MedianStoppingPolicy,
+    "truncation_selection": policies.TruncationSelectionPolicy,
+    "successive_halving": policies.SuccessiveHalvingPolicy,
 }
 _FIELD = "sweep.early_termination"
 

@@ -60,11 +60,6 @@ class Progress:
         """The best value; −inf if there are none."""
         return max(self.values, default=-math.inf)
 
-    @property
-    def average(self) -> float:
-        """The mean of the values, of which there must be at least one."""
-        return fmean(self.values)
-
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
 class Policy(BasePruner):
@@ -153,12 +148,11 @@ class BanditPolicy(PeriodicPolicy):
 
     def is_poor(self, trial: Progress, others: list[Progress], interval: int) -> bool:
         best = max([trial.best, *(other.best for other in others)])
-        return trial.best < best - self._slack(best, trial.is_negated)
-
-    def _slack(self, best: float, is_negated: bool) -> float:
         if self.slack_factor is None:
-            return self.slack_amount or 0.0
-        return abs(best) * self.slack_factor / (1 if is_negated else 1 + self.slack_factor)
+            slack = self.slack_amount or 0.0
+        else:
+            slack = abs(best) * self.slack_factor / (1 if trial.is_negated else 1 + self.slack_factor)
+        return trial.best < best - slack
 
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
@@ -173,7 +167,7 @@ class MedianStoppingPolicy(PeriodicPolicy):
     """
 
     def is_poor(self, trial: Progress, others: list[Progress], interval: int) -> bool:
-        averages = [progress.average for progress in (trial, *others) if progress.values]
+        averages = [fmean(progress.values) for progress in (trial, *others) if progress.values]
         return bool(averages) and trial.best < median(averages)
 
 

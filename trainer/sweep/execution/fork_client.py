@@ -42,7 +42,7 @@ _RANK_VARIABLES = (
 
 
 class TrialProcess:
-    """The process of a trial, with the interface of `subprocess.Popen`; its parent is the fork server.
+    """The process of a trial, whose parent is the fork server.
 
     Attributes:
         pid: None until it has started.
@@ -69,9 +69,6 @@ class TrialProcess:
             if self.returncode is None:
                 self.returncode = status
         self._ended.set()
-
-    def poll(self) -> int | None:
-        return self.returncode
 
     def wait(self, seconds: float | None = None) -> int | None:
         """Wait for the end, at most some seconds; returns `returncode`."""

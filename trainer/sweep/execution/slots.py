@@ -47,16 +47,15 @@ def make_slots(job: Job, count: int) -> list[Slot]:
         JobError: the job asks for more GPUs than there are.
     """
     gpus = [] if job.processes else _gpus(job.gpus)
-    if not gpus:
-        cores = max(1, available_cores() // count)
-        return [Slot((), max(1, cores // (job.processes or 1)), cores)] * count
-    if count > len(gpus):
+    if 0 < len(gpus) < count:
         log.warning("running %d trials at a time, not %d: there are %d GPUs", len(gpus), count, len(gpus))
         count = len(gpus)
+    cores = max(1, available_cores() // count)
+    if not gpus:
+        return [Slot((), max(1, cores // (job.processes or 1)), cores)] * count
     gpus_per_slot, idle = divmod(len(gpus), count)
     if idle:
         log.warning("%d of %d GPUs stay idle: %d trials cannot share them evenly", idle, len(gpus), count)
-    cores = max(1, available_cores() // count)
     return [Slot(tuple(gpus[i * gpus_per_slot :][:gpus_per_slot]), cores, cores) for i in range(count)]
 
 

@@ -198,6 +198,6 @@ def _is_another_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to another user
-        return True
+    except PermissionError:  # it belongs to another user
+        pass
     return True

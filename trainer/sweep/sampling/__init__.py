@@ -8,8 +8,7 @@ from optuna.samplers import BaseSampler
 
 from trainer.errors import JobError, Problem
 from trainer.sweep.sampling.grid import GridSampler
-from trainer.sweep.sampling.per_trial import STARTUP_TRIALS, BayesianSampler, RandomSampler
-from trainer.sweep.sampling.sobol import SobolSampler
+from trainer.sweep.sampling.per_trial import STARTUP_TRIALS, BayesianSampler, RandomSampler, SobolSampler
 from trainer.sweep.space.distributions import Choice
 from trainer.sweep.space.search_space import SearchSpace
 
@@ -43,9 +42,10 @@ def create_sampler(
         return SobolSampler(space, seed) if rule == "sobol" else RandomSampler(seed)
     hint = "list the values in a choice, or sample by random or bayesian"
     problems = [
-        Problem(where, name, "must be a choice for a grid", distribution.type_name(), hint)
-        for name, distribution in space.located_distributions()
-        if not isinstance(distribution, Choice)
+        Problem(where, f"{sub_space.field}.{name}", "must be a choice for a grid", value.type_name(), hint)
+        for sub_space in space.sub_spaces
+        for name, value in sub_space.distributions.items()
+        if not isinstance(value, Choice)
     ]
     if problems:
         raise JobError("the sweep cannot be run:", problems)

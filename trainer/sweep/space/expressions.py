@@ -20,15 +20,8 @@ _CALL = re.compile(r"\s*[A-Za-z_]\w*\s*\(.*\)\s*", re.DOTALL)
 _START = re.compile(rf"\s*({'|'.join(TYPES)})\s*\(", re.IGNORECASE)
 _NO_NUMBER = re.compile(r"[^\d.eE+-]")
 _NAMED = {"true": True, "false": False, "null": None, "none": None}
+_SUMMARY = "the search space cannot be used:"
 _EXAMPLE = "write it as choice('a', 'b') or uniform(0.001, 0.01)"
-
-
-class _UnreadableError(ValueError):
-    """An expression that breaks rules; `read` adds the location to its problems."""
-
-    def __init__(self, *problems: Problem) -> None:
-        super().__init__(*problems)
-        self.problems = problems
 
 
 def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distribution | Scalar:
@@ -51,9 +44,9 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
         if isinstance(value, str) and (_CALL.fullmatch(value) or _START.match(value)):
             return _of_text(value, logbase)
         return _scalar(value)
-    except _UnreadableError as error:
+    except JobError as error:
         problems = [replace(problem, where=where, field=field) for problem in error.problems]
-        raise JobError("the search space cannot be used:", problems) from error
+        raise JobError(error.summary, problems) from error
 
 
 def as_number(value: Any) -> int | float | None:
@@ -74,8 +67,9 @@ def _similar(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, known, otherwise=f"there are {', '.join(known)}", most=2)
 
 
-def _unreadable(rule: str, got: Any = "", hint: str = "") -> _UnreadableError:
-    return _UnreadableError(Problem("", "", rule, repr(got) if got != "" else "", hint))
+def _unreadable(rule: str, got: Any = "", hint: str = "") -> JobError:
+    """The error of a rule that is broken; `read` adds the location."""
+    return JobError(_SUMMARY, [Problem("", "", rule, repr(got) if got != "" else "", hint)])
 
 
 def _scalar(value: Any) -> Scalar:
@@ -189,13 +183,13 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distributi
             values[key] = (
                 _options(parameters[key]) if key == "values" else _parameter(cls, key, parameters[key])
             )
-        except _UnreadableError as error:
+        except JobError as error:
             problems += error.problems
     if not problems and "min_value" in values and values["min_value"] > values["max_value"]:
         got = f"{parameters['min_value']} and {parameters['max_value']}"
         problems.append(Problem("", "", "min_value must not be over max_value", got))
     if problems:
-        raise _UnreadableError(*problems)
+        raise JobError(_SUMMARY, problems)
     made = cls(**values)
     try:
         reach = () if cls is Choice else made.bounds

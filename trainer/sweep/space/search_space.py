@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +68,6 @@ class SearchSpace:
             for name, distribution in sub_space.distributions.items():
                 named[self.prefix(index) + name] = distribution.to_optuna()
         return named
-
-    def located_distributions(self) -> Iterator[tuple[str, Distribution]]:
-        """Each distribution after its field in the job file."""
-        for sub_space in self.sub_spaces:
-            for name, distribution in sub_space.distributions.items():
-                yield f"{sub_space.field}.{name}", distribution
 
     def prefix(self, index: int) -> str:
         """The start of Optuna's names for the parameters of a sub-space."""
