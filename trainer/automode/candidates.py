@@ -111,7 +111,7 @@ def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], 
         groups = list(table[CPU if not on_gpu else SCRATCH if from_scratch else GPU])
         if job.measures_latency and on_gpu:
             groups += table[CPU]
-            reasons.append("latency counts as well: small models are tried, too")
+            reasons.append("latency is an objective, so small models are tried as well")
         groups = [_ordered(group, images) for group in groups if group.from_scratch or not from_scratch]
         groups = _with_library(groups, job.task, reasons)
         groups = _with_weights(groups, job, reasons)

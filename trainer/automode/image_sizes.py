@@ -17,13 +17,13 @@ USUAL = {"gpu": {"image_size": 640, "min_size": 600}, "cpu": {"image_size": 320,
 LARGEST = {"gpu": {"image_size": 1280, "min_size": 1000}, "cpu": {"image_size": 640, "min_size": 600}}
 
 MIN_OBJECT_PIXELS = 24
-"""Side that three quarters of the objects should at least have, in pixels."""
+"""Least side, in pixels, that three quarters of the objects should have."""
 TILED_BELOW_PIXELS = 16
 """If a quarter of the objects is smaller even at the largest size, images are tiled."""
 REDUCTIONS = (0, 1, 2)
-"""For ever less time: all sizes and tiles; a single size without tiles; the usual size or a smaller one."""
+"""From slow to fast: all sizes and tiles; a single size without tiles; the usual size or a smaller one."""
 MAX_ENLARGEMENT = 1.5
-"""Beyond this factor, enlarging an image shows nothing more."""
+"""Enlarging an image beyond this factor reveals no more detail."""
 _MAX_TILES = 4  # along the long side
 _LONG_BY_SHORT = 5 / 3  # torchvision's 1333 by 800
 _CROPS = {"gpu": 224, "cpu": 160}

@@ -42,7 +42,7 @@ def trial_number(attempt: FrozenTrial | Trial) -> int:
 
 
 def count_trials_before(attempts: Sequence[FrozenTrial], number: int) -> int:
-    """The trial number of the first attempt that Optuna numbers `number`, whoever asks and whenever."""
+    """The trial number of the first attempt that Optuna numbers `number`; all processes get the same."""
     return sum(is_first_attempt(other) for other in attempts if other.number < number)
 
 

@@ -119,9 +119,9 @@ def _progress(trial: FrozenTrial, interval: int, is_negated: bool) -> Progress:
 
 @dataclass(frozen=True, config=_STRICT_KEYS)
 class BanditPolicy(PeriodicPolicy):
-    """Ends a trial whose best metric up to interval n is below what the slack leaves of the best trial's.
+    """Ends a trial whose best metric up to interval n is worse than the best trial's by more than the slack.
 
-    That limit is best / (1 + slack_factor) or best − slack_amount; if less is better, the limit is
+    The limit is best / (1 + slack_factor) or best − slack_amount; if less is better, it is
     best · (1 + slack_factor) or best + slack_amount. "Best" is the best metric of any trial up to the same
     interval. If best is negative, as an undefined precision of −1 is, the factor leaves as much room below
     it as below its amount: best − |best| · slack_factor / (1 + slack_factor), which equals the formula above
@@ -209,8 +209,8 @@ class SuccessiveHalvingPolicy(Policy):
     rung. No trial waits for others, so the comparison depends on the order in which they arrive.
 
     Azure has no such policy. Source: Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning".
-    They round down, as they can resume an ended trial; here it has ended for good. (Optuna's pruner keeps the
-    values at the rungs with each attempt at a trial, so a retried trial would count twice.)
+    They round down, since they can resume a trial; here a trial has ended for good. (Optuna's pruner keeps
+    the values at the rungs with each attempt at a trial, so a retried trial would count twice.)
 
     Attributes:
         min_resource: the first rung, in evaluations.

@@ -105,7 +105,7 @@ class ForkServer:
     """A fork server, started with the first trial and again if it dies. Can be used from several threads.
 
     Args:
-        environment: variables to set in the server, such as OMP_NUM_THREADS, which counts on import.
+        environment: variables to set in the server, such as OMP_NUM_THREADS, which is read on import.
         log: file for what the server prints itself; removed if it prints nothing.
         modules: imported before the first trial.
     """

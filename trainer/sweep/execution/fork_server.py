@@ -27,7 +27,7 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 class Request(BaseModel):
-    """Asks for the process of a trial.
+    """A request to start the process of a trial.
 
     Attributes:
         number: names the process in events.
@@ -43,7 +43,7 @@ class Request(BaseModel):
 
 
 class Event(BaseModel):
-    """Reports that the process of a request was started, or that it ended.
+    """A report that the process of a request has started or ended.
 
     Attributes:
         pid: of the process that was started.
@@ -156,7 +156,7 @@ class _Children:
 
 
 def _become_trial(request: Request) -> None:
-    """Give a forked process the session, files, environment and signals of one started for the trial."""
+    """Give a forked process a session, files, environment and signal handlers of its own."""
     os.setsid()  # a process group of its own, which can be killed as one
     os.dup2(os.open(os.devnull, os.O_RDONLY), _STDIN)
     output = os.open(request.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

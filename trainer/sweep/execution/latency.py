@@ -16,7 +16,7 @@ _SIZE = (480, 640)
 
 
 def median_latency(run: Run, device: str | None = None) -> float:
-    """Median milliseconds from a decoded image of 640 × 480 pixels to its answer, one image at a time.
+    """Median milliseconds from a decoded image of 640 × 480 pixels to its predictions, one image at a time.
 
     Args:
         device: name of torch's device; None: the first GPU, or the CPU without one.

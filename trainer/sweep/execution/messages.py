@@ -21,7 +21,7 @@ class Order(BaseModel):
         deadline: UNIX time after which the trial ends at its next evaluation.
         measures_latency: whether to package the model and time it for the second objective.
         parent_run: ID of the sweep's run in MLflow.
-        micro_batches: into how many parts each batch is split, as memory ran out before.
+        micro_batches: how many micro-batches each batch is split into; over 1 after memory ran out.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -41,7 +41,7 @@ class ReportToStudy(Callback):
             study = optuna.load_study(
                 study_name=self.order.study,
                 storage=open_storage(self.order.storage, patience=PATIENCE_SECONDS),
-                sampler=RandomSampler(),  # never used here, but Optuna wants one
+                sampler=RandomSampler(),  # never used here, but Optuna requires one
                 pruner=early_termination.create_pruner(self.order.policy),
             )
         self._trial = optuna.trial.Trial(study, self.order.trial_id)

@@ -28,7 +28,7 @@ class Slot:
     cores: int
 
     def thread_variables(self) -> dict[str, str]:
-        """OpenMP's environment variables, which count when its library is loaded."""
+        """Environment variables that OpenMP reads when its library is loaded."""
         variables = {"OMP_NUM_THREADS": str(self.threads)}
         if not self.gpus:
             variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads of parallel trials must not spin

@@ -60,7 +60,7 @@ _DRIVERS = {
 class SharedStorage(RDBStorage):
     """Optuna's storage in a database, which waits while the database cannot be reached.
 
-    A restart or a broken network must not cost trials of hours. A call that fails for such a reason, or
+    A restart or a broken network must not cost hours of training. A call that fails for such a reason, or
     because of a deadlock, is repeated until it succeeds or `PATIENCE_SECONDS` have passed. If only the answer
     was lost, the call takes effect twice, which does no harm: writing a value twice changes nothing, and a
     trial that was created or taken unnoticed has no heartbeat, so it fails like that of a dead worker.
@@ -220,9 +220,9 @@ _WARNING_FILTERS = RLock()  # Python's warning filters are shared by all threads
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Optuna where it reports each trial, and warns about heartbeats.
+    """Silence Optuna's log of each trial, and its warnings about heartbeats.
 
-    The warnings say that heartbeats are experimental, and meant for Optuna's own loop.
+    The warnings say that heartbeats are experimental and meant for Optuna's own loop.
     """
     logger = logging.getLogger("optuna")
     with _WARNING_FILTERS, warnings.catch_warnings():

@@ -80,7 +80,7 @@ def create_study(job: Job, search: Search, address: str, run: Run) -> TrialQueue
 
 
 def find_study(job: Job, search: Search, address: str, run: Run) -> TrialQueue:
-    """Load the study of a run that is resumed; create it if the run was stopped before.
+    """Load the study of a run that is resumed; create it if the run was stopped before it had one.
 
     Raises:
         JobError: the storage cannot be used.

@@ -92,8 +92,8 @@ def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
         return fit(job, **options)
     run = Run.open(order.directory)
     if _is_first_rank():
-        # A worker that lost touch with the storage may still train here: it ends once it can reach it again,
-        # or once its patience is over.
+        # The trial of a worker that lost the storage may still be training here. It ends once it reaches the
+        # storage again, or once its patience has run out.
         with run.lock(2 * PATIENCE_SECONDS):
             pass
     if run.result.exists():

@@ -64,7 +64,7 @@ class TrialQueue:
 
     @property
     def has_more(self) -> bool:
-        """Whether there is an attempt to start, be it new or waiting."""
+        """Whether there is an attempt to start, new or waiting."""
         trials = self._attempts()
         if attempts.unqueued_retries(trials) or any(trial.state is TrialState.WAITING for trial in trials):
             return True
@@ -143,7 +143,7 @@ class TrialQueue:
         for trial in own:
             self._storage.record_heartbeat(trial._trial_id)
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        # If the database was away, give the others time to send their heartbeats.
+        # If the database was unreachable, give the others time to send their heartbeats.
         if self._storage.is_steady(GRACE_SECONDS):
             for silent in self._silent(running):
                 host = silent.user_attrs.get("host", "its machine")

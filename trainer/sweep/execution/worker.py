@@ -79,7 +79,7 @@ class Worker:
         """Wait for the running trials.
 
         Raises:
-            BaseException: the first error in one of the worker's threads, which is not a trial's.
+            BaseException: the first error in the worker's own threads; a trial's error is its outcome.
         """
         for thread in self._slot_threads:
             thread.join()
@@ -187,7 +187,7 @@ def watch(worker: Worker, show: Callable[[], Any] | None = None) -> None:
     """Start a worker and wait for its end; Ctrl-C ends its trials first.
 
     Args:
-        show: makes what a terminal displays meanwhile, anything that rich can render.
+        show: returns what a terminal displays meanwhile: anything that rich can render.
     """
     worker.start()
     try:

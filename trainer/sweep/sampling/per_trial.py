@@ -40,7 +40,7 @@ class PerTrialSampler(BaseSampler):
     keep the state of their random generator: with a seed, each process would propose the same settings.)
 
     Args:
-        seed: None: other settings in each sweep.
+        seed: None: each sweep gets different settings.
     """
 
     def __init__(self, seed: int | None = None) -> None:

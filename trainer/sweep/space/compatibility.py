@@ -103,7 +103,7 @@ def _check_parameters(
 def _models(
     sub_space: SubSpace, task: Task, default: str, where: str
 ) -> tuple[list[ModelEntry], list[Problem]]:
-    """Every model that the sub-space can propose, and the names that are no models of the task."""
+    """Every model that the sub-space can propose, and problems of names that are not models of the task."""
     value = sub_space.parameters.get(MODEL_NAME, default)
     field = f"{sub_space.field}.{MODEL_NAME}" if MODEL_NAME in sub_space.parameters else MODEL_NAME
     if isinstance(value, Distribution) and not isinstance(value, Choice):
@@ -123,7 +123,7 @@ def _value_problems(value: Distribution | Scalar, setting: str) -> list[Problem]
     """Why the setting rejects some of the values that may be proposed."""
     if not isinstance(value, Distribution):
         return _rejections(setting, value)
-    # The tails of a normal distribution are cut where they go too far, so only its median must be right.
+    # The tails of a normal distribution are cut off where the setting rejects them, so check its median.
     bounds = (value.value(0.5),) if isinstance(value, Normal) else value.bounds
     problems = [problem for bound in bounds for problem in _rejections(setting, bound)]
     if not problems and any(_rejections(setting, inner) for inner in value.inside()):
@@ -152,7 +152,7 @@ def _cut(normal: Normal, setting: str) -> Normal:
         return not _rejections(setting, normal.value(quantile))
 
     low, high = (_last_accepted(accepts, 0.5, end) for end in normal.quantiles)
-    # If next to nothing is left, the setting takes whole numbers: _value_problems reports the whole.
+    # If almost nothing is left, the setting takes whole numbers only, which _value_problems reports.
     return replace(normal, quantiles=(low, high)) if high - low > TAIL else normal
 
 
@@ -206,7 +206,7 @@ def _resolving_problems(task: Task, model: str, values: Mapping[str, Any]) -> tu
 
 
 def _extremes(value: Distribution) -> tuple[Scalar, ...]:
-    """Up to four values: all there are, the least and the greatest number, or the first ones."""
+    """All values if there are at most four, else the least and the greatest number, or the first four."""
     values = value.bounds
     if len(values) <= 4:
         return values

@@ -72,7 +72,7 @@ class Choice(Distribution):
 
     @property
     def options(self) -> tuple[Scalar, ...]:
-        """The choices given to Optuna. It takes 1, 1.0 and True for equal; such values are given as text."""
+        """The choices as Optuna gets them: as text if some are equal to Optuna, as 1, 1.0 and True are."""
         return self.values if len(set(self.values)) == len(self.values) else tuple(map(repr, self.values))
 
     def suggest(self, trial: BaseTrial, name: str) -> Scalar:

@@ -50,7 +50,7 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
 
 
 def as_number(value: Any) -> int | float | None:
-    """A finite number, also one that YAML reads as text (1e-4, which has no point); None for all else."""
+    """The value as a finite number, even if YAML read it as text (1e-4, for lack of a point); else None."""
     if isinstance(value, str) and not _NO_NUMBER.search(value):
         try:
             value = float(value)
