@@ -1,4 +1,4 @@
-"""Trials with the metric that they have reported, in real study_setup."""
+"""Trials with the metric that they have reported, in real studies."""
 
 from __future__ import annotations
 
