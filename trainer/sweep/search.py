@@ -47,7 +47,7 @@ def prepare_search(job: Job, where: str = "") -> Search:
     problems: list[Problem] = []
     sweep = job.sweep or Sweep()
     algorithm = sweep.sampling_algorithm
-    seed = sampling_seed(job)
+    seed = random_seed(job) if algorithm.seed is None else algorithm.seed
     space = sampler = pruner = None
     try:
         space = parse(list(job.search_space), where, logbase=algorithm.logbase)
@@ -72,12 +72,6 @@ def prepare_search(job: Job, where: str = "") -> Search:
     if problems or space is None or sampler is None or pruner is None:
         raise JobError("the sweep cannot be run:", problems)
     return Search(space, sampler, pruner, is_repeatable=seed is not None or algorithm.type == "grid")
-
-
-def sampling_seed(job: Job) -> int | None:
-    """The seed of the sampling algorithm; the job's random_seed if it has none."""
-    seed = job.sweep.sampling_algorithm.seed if job.sweep else None
-    return random_seed(job) if seed is None else seed
 
 
 def random_seed(job: Job) -> int | None:
