@@ -1,4 +1,4 @@
-"""Running out of memory: the allocator's own errors, met by training in smaller parts."""
+"""Running out of memory: the allocator's own errors, met by training in micro-batches."""
 
 from __future__ import annotations
 
@@ -61,20 +61,20 @@ def test_micro_batches_train_like_whole_batches(
     values = {**VIT, "gradient_accumulation_step": accumulated}
     whole = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "whole", **values))
     memory = SmallMemory(most=3, from_batch=1)
-    parts = trainer.fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "parts", **values), callbacks=[memory]
+    split = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "split", **values), callbacks=[memory]
     )
-    for one, other in zip(rows(whole), rows(parts), strict=True):
+    for one, other in zip(rows(whole), rows(split), strict=True):
         for name in ("train_loss", "log_loss", "learning_rate"):
             assert float(other[name]) == pytest.approx(float(one[name]), abs=2e-4)
     assert 4 in memory.sizes  # tried after 8
     assert set(memory.sizes[-4:]) == {2}
-    log = parts.log.read_text("utf-8")
+    log = split.log.read_text("utf-8")
     assert "ran out of memory with batches of 8 images" in log
     assert f"micro-batches of 2 and gradients accumulated over {4 * accumulated}" in log
 
 
-def test_parts_stay_small_after_a_stop(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_micro_batches_stay_small_after_a_resume(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     first = trainer.fit(
         job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **VIT),
         callbacks=[SmallMemory(most=4)],
@@ -92,7 +92,7 @@ def test_one_image_too_many_is_an_error_with_advice(digits: dict[Task, SampleDat
         )
 
 
-PARTED = [
+MODELS = [
     (Task.MULTILABEL, "resnet18"),
     (Task.DETECTION, "fasterrcnn_resnet18_fpn"),
     (Task.SEGMENTATION, "yolo11n-seg"),
@@ -100,8 +100,8 @@ PARTED = [
 ]
 
 
-@pytest.mark.parametrize(("task", "model"), PARTED, ids=[model for _, model in PARTED])
-def test_a_part_of_a_batch_is_the_batch_of_that_part(task: Task, model: str) -> None:
+@pytest.mark.parametrize(("task", "model"), MODELS, ids=[model for _, model in MODELS])
+def test_part_of_a_batch_equals_the_batch_of_those_images(task: Task, model: str) -> None:
     case: Case = make_case(task, model)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
     items = [dataset.item(Draw(0, index)) for index in range(4)]
