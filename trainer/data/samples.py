@@ -201,9 +201,9 @@ def _enlarged(glyph: FloatArray, height: int) -> FloatArray:
     _, parts, stats, _ = cv2.connectedComponentsWithStats((alpha > 0.5).astype(np.uint8))
     areas = stats[:, cv2.CC_STAT_AREA]
     ink = np.isin(parts, np.flatnonzero(areas >= 0.03 * areas[1:].sum())) & (parts > 0)
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     soft = cv2.dilate(ink.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)) * alpha
-    cropped = soft[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    left, top, columns, rows = cv2.boundingRect(ink.astype(np.uint8))
+    cropped = soft[top : top + rows, left : left + columns]
     width = max(1, round(cropped.shape[1] * height / cropped.shape[0]))
     resized: FloatArray = cv2.resize(cropped, (width, height), interpolation=cv2.INTER_AREA)
     return resized
@@ -235,13 +235,13 @@ def _label(task: Task, placed: list[_Placed]) -> Any:
 
 
 def _box(pixels: BoolArray) -> dict[str, float]:
-    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    left, top, columns, rows = cv2.boundingRect(pixels.astype(np.uint8))
     height, width = pixels.shape
     return {
-        "topX": round(int(columns[0]) / width, 5),
-        "topY": round(int(rows[0]) / height, 5),
-        "bottomX": round((int(columns[-1]) + 1) / width, 5),
-        "bottomY": round((int(rows[-1]) + 1) / height, 5),
+        "topX": round(left / width, 5),
+        "topY": round(top / height, 5),
+        "bottomX": round((left + columns) / width, 5),
+        "bottomY": round((top + rows) / height, 5),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import astuple
 
-from trainer.annotations import Classification, Detections, FloatArray
+from trainer.annotations import Classification, Detections, FloatArray, Target
 from trainer.data.images import ImageError, probe
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError, is_url, local_path
 from trainer.errors import DataError, Problem
+from trainer.metrics import masks
+from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.tasks import Task
 
 _MAX_SHOWN = 20
@@ -95,9 +98,7 @@ class Answers:
         """
         detected = self._answers[index].boxes or []
         position = {name: label for label, name in enumerate(classes)}
-        boxes = np.array(
-            [[b.box.topX, b.box.topY, b.box.bottomX, b.box.bottomY] for b in detected], np.float32
-        ).reshape(-1, 4)
+        boxes = np.array([astuple(each.box) for each in detected], np.float32).reshape(-1, 4)
         labels = np.array([position[str(each.label)] for each in detected], np.int64)
         scores = np.array([each.score for each in detected], np.float32)
         polygons = [
@@ -105,6 +106,22 @@ class Answers:
             for each in detected
         ]
         return Detections(boxes.clip(0, 1), labels, scores, size), polygons
+
+    def evaluated_images(
+        self, classes: Sequence[str], sizes: Sequence[tuple[int, int]], targets: Iterable[Target]
+    ) -> list[EvaluatedImage]:
+        """All answers as detections with their targets; masks are the areas of the polygons.
+
+        Args:
+            sizes: (height, width) of each image.
+        """
+        by_masks = self.task is Task.SEGMENTATION
+        images = []
+        for index, (size, target) in enumerate(zip(sizes, targets, strict=True)):
+            prediction, polygons = self.detections(index, classes, size)
+            rles = [masks.from_polygons(each, size) for each in polygons] if by_masks else None
+            images.append(EvaluatedImage.create(prediction, target, classes, by_masks=by_masks, rles=rles))
+        return images
 
 
 def read(path: Path, task: Task, records: Records) -> Answers:
@@ -190,7 +207,7 @@ def _problems_in(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
         return
     for position, detected in enumerate(answer.boxes):
         field = f"boxes[{position}]"
-        sides = (detected.box.topX, detected.box.topY, detected.box.bottomX, detected.box.bottomY)
+        sides = astuple(detected.box)
         if not all(-_OVERSHOOT <= side <= 1 + _OVERSHOOT for side in sides):
             hint = "are they in pixels?" if max(sides) > 2 else ""
             yield Problem(where, f"{field}.box", "must be in [0, 1]", str(list(sides)), hint)

@@ -22,14 +22,12 @@ from trainer.evaluating.evaluation_data import UNKNOWN_CLASSES, EvaluationData
 from trainer.evaluating.packaged_model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.tables import write_tables
 from trainer.files import write_atomically
-from trainer.metrics import masks
 from trainer.metrics.analysis import analyse_classes, analyse_objects
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
-_MAX_SHOWN_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +97,7 @@ def evaluate_model(
     _check_options(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
-    result = evaluation_data.load(
-        spec.task,
-        data,
-        datastores=options.datastores,
-        skip_invalid=options.skip_invalid,
-        extra_keys=options.slice_by,
-    )
+    result = _load(spec.task, data, options)
     subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
@@ -134,7 +126,6 @@ def evaluate_model(
         sizes,
         partitions,
         options,
-        notes=[*subject.notes, *_data_notes(result)],
         score_threshold=box_score_threshold if spec.task.has_boxes else None,
         served_thresholds=served_thresholds if spec.task.has_boxes else {},
     )
@@ -160,14 +151,7 @@ def evaluate_answers(
     """
     options = options or Options()
     _check_options(options, LOWEST_SCORE)
-    result = evaluation_data.load(
-        task,
-        data,
-        datastores=options.datastores,
-        skip_invalid=options.skip_invalid,
-        extra_keys=options.slice_by,
-        needs_images=False,  # their sizes may be declared in the data
-    )
+    result = _load(task, data, options, needs_images=False)  # their sizes may be declared in the data
     records = result.records
     answers = answer_file.read(predictions, task, records)
     if not answers.is_by_name and result.skipped:
@@ -185,21 +169,19 @@ def evaluate_answers(
         results += [answers.classification(index, subject.classes) for index in range(len(answers))]
     else:
         sizes = answer_file.image_sizes(subject.records)
-        by_masks = task is Task.SEGMENTATION
-        for index, size in enumerate(sizes):
-            prediction, polygons = answers.detections(index, subject.classes, size)
-            rles = [masks.from_polygons(each, size) for each in polygons] if by_masks else None
-            target = subject.target(index)
-            results.append(
-                EvaluatedImage.create(prediction, target, subject.classes, by_masks=by_masks, rles=rles)
-            )
-    return _analyse(
-        subject,
-        results,
-        sizes,
-        partitions,
-        options,
-        notes=[*subject.notes, *_data_notes(result)],
+        targets = (subject.target(index) for index in range(len(sizes)))
+        results += answers.evaluated_images(subject.classes, sizes, targets)
+    return _analyse(subject, results, sizes, partitions, options)
+
+
+def _load(task: Task, data: Sequence[PathLike], options: Options, *, needs_images: bool = True) -> ReadResult:
+    return evaluation_data.load(
+        task,
+        data,
+        datastores=options.datastores,
+        skip_invalid=options.skip_invalid,
+        extra_keys=options.slice_by,
+        needs_images=needs_images,
     )
 
 
@@ -214,14 +196,6 @@ def _check_options(options: Options, box_score_threshold: float) -> None:
         problems.append(Problem("--unknown-classes", "", rule, repr(options.unknown_classes)))
     if problems:
         raise JobError("the evaluation cannot be run:", problems)
-
-
-def _data_notes(result: ReadResult) -> list[str]:
-    """Warnings about the data, and the number of skipped lines."""
-    notes = [str(problem) for problem in result.problems if problem.warning][:_MAX_SHOWN_WARNINGS]
-    if result.skipped:
-        notes.append(f"invalid lines skipped: {len(result.skipped):,}")
-    return notes
 
 
 def _indices_in(records: Records, subset: Records) -> list[int]:
@@ -257,7 +231,6 @@ def _analyse(
     partitions: dict[str, slices.Partition],
     options: Options,
     *,
-    notes: list[str],
     score_threshold: float | None = None,
     served_thresholds: Mapping[str, float] | None = None,
 ) -> Evaluation:
@@ -290,7 +263,7 @@ def _analyse(
     analysis = analysis.model_copy(update={"slices": sliced})
     if options.output is not None:
         _write(analysis, options.output)
-    return Evaluation(analysis, notes)
+    return Evaluation(analysis, subject.notes)
 
 
 def _open_answers(output: Path) -> TextIO:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainer.annotations import Target
+from trainer.data.quality.finding import names_text
 from trainer.data.quality.image_checks import check_images
 from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.file_report import first_of
@@ -21,6 +22,7 @@ from trainer.tasks import Task
 UNKNOWN_CLASSES = ("error", "missed", "ignored")
 """What to do with classes of the data that the model does not know; see `for_classes`."""
 _MAX_SHOWN = 20
+_MAX_SHOWN_WARNINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,13 @@ class EvaluationData:
         records: the images to evaluate.
         files: the data files; `records.file_index` points into them.
         classes: names that labels index: those of the model, and unknown ones that count as missed.
-        notes: remarks on the classes for the user, one line each.
+        notes: remarks for the user, one line each: on the classes, warnings, and the number of skipped lines.
     """
 
     records: Records
     files: tuple[DataFile, ...]
     classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
     def target(self, index: int) -> Target:
         """The target of an image, its labels as indices into `classes`."""
@@ -87,43 +89,40 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
     Raises:
         DataError: there are unknown classes and that is an error, or no image is left.
     """
-    records, files = result.records, result.files
+    records = result.records
     unknown = [name for name in records.classes if name not in known]
     absent = [name for name in known if name not in records.classes]
-    notes = []
+    notes: list[str] = []
     if absent:
-        notes.append(f"the data have no {_names_text(absent)}: the metrics of these classes are undefined")
-    if not unknown:
-        return EvaluationData(records, files, tuple(known), tuple(notes))
-    if unknown_classes == "error":
+        notes.append(f"the data have no {names_text(absent)}: the metrics of these classes are undefined")
+    if unknown and unknown_classes == "error":
         raise DataError(
             "the data have classes that the model does not know; --unknown-classes missed counts them as "
             "missed, --unknown-classes ignored leaves them out",
             [_unknown_class(records, name, known) for name in unknown[:_MAX_SHOWN]],
         )
-    if unknown_classes == "missed":
-        notes.append(f"the model does not know {_names_text(unknown)}: counted as missed")
+    classes = tuple(known)
+    if unknown and unknown_classes == "missed":
+        notes.append(f"the model does not know {names_text(unknown)}: counted as missed")
         classes = tuple(sorted({*known, *unknown}))
-        return EvaluationData(records, files, classes, tuple(notes))
-    notes.append(f"the model does not know {_names_text(unknown)}: left out")
-    if records.task is Task.CLASSIFICATION:
-        is_known = np.isin(np.array(records.classes), known)[records.labels]
-        records = records.subset(np.flatnonzero(is_known))
-    records = records.with_only(known)
-    if not len(records):
-        rule = "must hold an image of a class that the model knows"
-        raise DataError("there is nothing to evaluate", [Problem("data", "", rule, _names_text(unknown))])
-    return EvaluationData(records, files, tuple(known), tuple(notes))
+    elif unknown:
+        notes.append(f"the model does not know {names_text(unknown)}: left out")
+        if records.task is Task.CLASSIFICATION:
+            is_known = np.isin(np.array(records.classes), known)[records.labels]
+            records = records.subset(np.flatnonzero(is_known))
+        records = records.with_only(known)
+        if not len(records):
+            rule = "must hold an image of a class that the model knows"
+            raise DataError("there is nothing to evaluate", [Problem("data", "", rule, names_text(unknown))])
+    notes += [str(problem) for problem in result.problems if problem.warning][:_MAX_SHOWN_WARNINGS]
+    if result.skipped:
+        notes.append(f"invalid lines skipped: {len(result.skipped):,}")
+    return EvaluationData(records, result.files, classes, notes)
 
 
 def _unknown_class(records: Records, name: str, known: Sequence[str]) -> Problem:
     labels = np.flatnonzero(records.labels == records.classes.index(name))
     image = int(np.searchsorted(records.starts, labels[0], side="right")) - 1
-    known_text = f"the model knows {_names_text(known)}"
+    known_text = f"the model knows {names_text(known)}"
     hint = "; ".join(part for part in (first_of(len(labels), "such labels"), known_text) if part)
     return Problem(records.location(image), "label", "must be a class that the model knows", repr(name), hint)
-
-
-def _names_text(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

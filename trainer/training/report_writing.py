@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.annotations import Objects
 from trainer.data.fingerprint import fingerprint
 from trainer.data.training_data import Data
 from trainer.errors import RunError, TrainerError
 from trainer.evaluating import answer_file
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
-from trainer.metrics import masks
-from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.report.comparison_report import write_comparison
 from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.run_report import write_run_report
@@ -107,13 +104,7 @@ def evaluate(run: Run, job: Job, data: Data) -> EvaluatedRun:
         analysis = analysing.analyse_classes(task, classes, predictions, targets, records)
         return EvaluatedRun(analysis, records, answers)
     sizes = _sizes(data)
-    by_masks = task is Task.SEGMENTATION
-    images = []
-    for index, (size, target) in enumerate(zip(sizes, targets, strict=True)):
-        assert isinstance(target, Objects), "the task has boxes"
-        prediction, polygons = answers.detections(index, classes, size)
-        rles = [masks.from_polygons(polygon, size) for polygon in polygons] if by_masks else None
-        images.append(EvaluatedImage.create(prediction, target, classes, by_masks=by_masks, rles=rles))
+    images = answers.evaluated_images(classes, sizes, targets)
     iou_threshold, metric_type = _validation_settings(run, job)
     analysis = analysing.analyse_objects(
         task, classes, images, iou_threshold=iou_threshold, metric_type=metric_type, image_names=records

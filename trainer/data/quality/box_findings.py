@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ MAX_ASPECT = 20.0
 DOUBLE_BOX_IOU = 0.9
 """Two boxes of one class on one image with this IoU are likely the same object."""
 
+DoubleArray: TypeAlias = npt.NDArray[np.float64]
 
 _KINDS = {
     "tiny-boxes": (
@@ -105,22 +107,22 @@ def _double_boxes(part: Records) -> list[Place]:
             )
             if not near.any():
                 break
-            for place in np.flatnonzero(near & (labels[order[offset:]] == labels[order[:-offset]])).tolist():
-                if _iou(sides[place], sides[place + offset]) >= DOUBLE_BOX_IOU:
-                    one, other = sorted((int(order[place]), int(order[place + offset])))
-                    detail = f"{part.classes[labels[other]]}: objects {one + 1} and {other + 1} of the line"
-                    places.append(Place(image, part.location(image), detail, number=other))
+            near &= labels[order[offset:]] == labels[order[:-offset]]
+            candidates = np.flatnonzero(near)
+            is_double = _iou(sides[candidates], sides[candidates + offset]) >= DOUBLE_BOX_IOU
+            for place in candidates[is_double].tolist():
+                one, other = sorted((int(order[place]), int(order[place + offset])))
+                detail = f"{part.classes[labels[other]]}: objects {one + 1} and {other + 1} of the line"
+                places.append(Place(image, part.location(image), detail, number=other))
     return places
 
 
-def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return float(intersection / (sum(areas) - intersection))
+def _iou(boxes: DoubleArray, others: DoubleArray) -> DoubleArray:
+    """IoU of each box with the other box of the same row; both xyxy [k, 4], of positive area."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    intersection = sides.clip(min=0).prod(axis=1)
+    areas = [(each[:, 2:] - each[:, :2]).prod(axis=1) for each in (boxes, others)]
+    return np.asarray(intersection / (areas[0] + areas[1] - intersection))
 
 
 def _size_text(fraction: FloatArray, pixels: FloatArray) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import numpy as np
 
 from trainer.annotations import IntArray
 from trainer.data.quality import box_findings
 from trainer.data.quality.examined_images import ExaminedImages, with_offsets
-from trainer.data.quality.finding import Finding, Place, counted
+from trainer.data.quality.finding import Finding, Place, counted, names_text
 from trainer.data.quality.near_duplicates import SimilarImages, find_similar, groups
 from trainer.data.reading.records import Records
 
@@ -25,16 +23,15 @@ _SAME_IMAGE_DISTANCE = 2
 
 def find_suspicious(images: ExaminedImages) -> list[Finding]:
     """Find everything suspicious about the data, serious findings first."""
-    findings: list[Finding] = []
     similar = find_similar(images.scans.hashes)
-    findings += _duplicates(images, similar)
-    findings += _contradictions(images, similar)
-    findings += _class_balance(images)
-    findings += _image_sizes(images)
-    if images.train.task.has_boxes:
-        findings += box_findings.find_suspicious_boxes(images)
-    else:
-        findings += _backgrounds(images)
+    has_boxes = images.train.task.has_boxes
+    findings = [
+        *_duplicates(images, similar),
+        *_contradictions(images, similar),
+        *_class_balance(images),
+        *_image_sizes(images),
+        *(box_findings.find_suspicious_boxes(images) if has_boxes else _backgrounds(images)),
+    ]
     return sorted(findings, key=lambda finding: not finding.serious)
 
 
@@ -80,13 +77,16 @@ def _contradictions(images: ExaminedImages, similar: SimilarImages) -> list[Find
     for one, other in similar.pairs[similar.distances <= _SAME_IMAGE_DISTANCE].tolist():
         first, second = _classes_of(images, one), _classes_of(images, other)
         if first != second:
-            detail = f"{_labels_text(second)} here, {_labels_text(first)} at {images.where(one)}"
+            here, there = (names_text(names) or "no label" for names in (second, first))
+            detail = f"{here} here, {there} at {images.where(one)}"
             places.append(Place(other, images.where(other), detail, one))
     if not places:
         return []
     title = f"{counted(len(places), 'duplicate')} with other labels than the original"
     why = "One of the two labels is wrong, and the model learns both."
-    return [Finding("contradictions", title, why, _in_order(places), serious=True)]
+    return [
+        Finding("contradictions", title, why, sorted(places, key=lambda place: place.index), serious=True)
+    ]
 
 
 def _class_balance(images: ExaminedImages) -> list[Finding]:
@@ -110,7 +110,7 @@ def _class_balance(images: ExaminedImages) -> list[Finding]:
             if count and label not in part.classes
         ]
         if missing:
-            title = f"{name} data have no image of {_names_text(sorted(set(missing)))}"
+            title = f"{name} data have no image of {names_text(sorted(set(missing)))}"
             why = (
                 "These classes will never be predicted."
                 if name == "Training"
@@ -124,7 +124,7 @@ def _class_balance(images: ExaminedImages) -> list[Finding]:
     ]
     if few:
         title = f"{counted(len(few), 'class', 'classes')} with fewer than {FEW_IMAGES} training images"
-        title += f": {_names_text(few)}"
+        title += f": {names_text(few)}"
         findings.append(Finding("rare-classes", title, "That is usually too few to learn a class.", []))
     return findings
 
@@ -186,16 +186,3 @@ def _classes_of(images: ExaminedImages, index: int) -> list[str]:
     labels = records.labels[records.starts[own] : records.starts[own + 1]]
     names = sorted(records.classes[label] for label in labels.tolist())
     return sorted(set(names)) if records.task.has_boxes else names
-
-
-def _labels_text(names: Sequence[str]) -> str:
-    return _names_text(names) if names else "no label"
-
-
-def _names_text(names: Sequence[str], most: int = 8) -> str:
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _in_order(places: Iterable[Place]) -> list[Place]:
-    return sorted(places, key=lambda place: place.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -46,3 +47,9 @@ class Finding:
 def counted(count: int, one: str, several: str | None = None) -> str:
     """A number with its noun: `1 image`, `3 images`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def names_text(names: Sequence[str]) -> str:
+    """The first eight names, and how many more there are."""
+    rest = f" and {len(names) - 8:,} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + rest

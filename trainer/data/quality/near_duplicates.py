@@ -2,7 +2,7 @@
 
 It finds copies of another size, format or brightness, and consecutive shots of one scene, but not crops and
 mirrored copies. The hash is that of trainer.data.image_scan; the library imagehash computes it, too, but
-would add SciPy and PyWavelets, and has no search.
+would add PyWavelets, and has no search.
 
 Two hashes of 128 bits that differ in at most 7 bits agree in at least one of their eight parts of 16 bits. So
 the images are sorted by each part in turn and compared with their neighbours of the same part: n log n, not
@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from trainer.annotations import IntArray
 
@@ -68,21 +70,14 @@ def find_similar(hashes: npt.NDArray[np.uint64]) -> SimilarImages:
 
 def groups(pairs: IntArray) -> list[list[int]]:
     """Group images that pairs connect, directly or through others; each group in ascending order."""
-    leader: dict[int, int] = {}
-
-    def first_of(index: int) -> int:
-        while leader.setdefault(index, index) != index:
-            leader[index] = leader[leader[index]]
-            index = leader[index]
-        return index
-
-    for left, right in pairs.tolist():
-        low, high = sorted((first_of(left), first_of(right)))
-        leader[high] = low
-    members: dict[int, list[int]] = {}
-    for index in sorted(leader):
-        members.setdefault(first_of(index), []).append(index)
-    return list(members.values())
+    if not len(pairs):
+        return []
+    images, nodes = np.unique(pairs, return_inverse=True)
+    edges = coo_array((np.ones(len(pairs)), tuple(nodes.reshape(-1, 2).T)), shape=(len(images),) * 2)
+    _, group = connected_components(edges, directed=False)
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order])) + 1
+    return [members.tolist() for members in np.split(images[order], starts)]
 
 
 def _distances(left: npt.NDArray[np.uint64], right: npt.NDArray[np.uint64]) -> IntArray:
