@@ -17,7 +17,7 @@ from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Records
 from trainer.errors import JobError, Problem, RunError
-from trainer.evaluating import answer_file, evaluation_data, slice_metrics, slices
+from trainer.evaluating import answer_file, evaluation_data, slices
 from trainer.evaluating.evaluation_data import UNKNOWN_CLASSES, EvaluationData
 from trainer.evaluating.packaged_model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.tables import write_tables
@@ -247,7 +247,7 @@ def _analyse(
         predictions = [each for each in results if isinstance(each, Classification)]
         targets = [subject.target(index) for index in range(len(predictions))]
         analysis = analyse_classes(task, classes, predictions, targets, subject.records)
-        sliced = slice_metrics.of_classes(task, classes, predictions, targets, partitions)
+        sliced = slices.of_classes(task, classes, predictions, targets, partitions)
     else:
         images = [each for each in results if isinstance(each, EvaluatedImage)]
         analysis = analyse_objects(
@@ -259,7 +259,7 @@ def _analyse(
             served_thresholds=served_thresholds,
             image_names=subject.records,
         )
-        sliced = slice_metrics.of_objects(task, classes, images, partitions, options.iou_threshold)
+        sliced = slices.of_objects(task, classes, images, partitions, options.iou_threshold)
     analysis = analysis.model_copy(update={"slices": sliced})
     if options.output is not None:
         _write(analysis, options.output)

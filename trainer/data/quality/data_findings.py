@@ -53,22 +53,20 @@ def _duplicates(images: ExaminedImages, similar: SimilarImages) -> list[Finding]
             place = Place(index, images.where(index), f"{relation} {images.where(other)}", other)
             (leaks if is_leak else duplicates).append(place)
     rest = "" if similar.is_complete else " There are so many that the search ended early."
-    findings = []
-    if leaks:
-        title = f"{counted(len(leaks), 'validation image')} also in the training data"
-        why = (
-            "Metrics on images that the model was trained on are too good. Remove them from one of the sets, "
-            "and keep images of one scene, patient or video in the same set."
-        )
-        findings.append(Finding("leakage", title, why + rest, leaks, serious=True))
-    if duplicates:
-        title = f"{counted(len(duplicates), 'image')} like another of the same set"
-        why = (
-            "Duplicates count several times in training and may be split between training and validation. "
-            "Keep one of each unless they are intended."
-        )
-        findings.append(Finding("duplicates", title, why + rest, duplicates))
-    return findings
+    why_leaks = (
+        "Metrics on images that the model was trained on are too good. Remove them from one of the sets, "
+        "and keep images of one scene, patient or video in the same set."
+    )
+    why_duplicates = (
+        "Duplicates count several times in training and may be split between training and validation. "
+        "Keep one of each unless they are intended."
+    )
+    return [
+        *_of_images(
+            "leakage", leaks, "validation image", "also in the training data", why_leaks + rest, True
+        ),
+        *_of_images("duplicates", duplicates, "image", "like another of the same set", why_duplicates + rest),
+    ]
 
 
 def _contradictions(images: ExaminedImages, similar: SimilarImages) -> list[Finding]:
@@ -80,13 +78,11 @@ def _contradictions(images: ExaminedImages, similar: SimilarImages) -> list[Find
             here, there = (names_text(names) or "no label" for names in (second, first))
             detail = f"{here} here, {there} at {images.where(one)}"
             places.append(Place(other, images.where(other), detail, one))
-    if not places:
-        return []
-    title = f"{counted(len(places), 'duplicate')} with other labels than the original"
+    places = sorted(places, key=lambda place: place.index)
     why = "One of the two labels is wrong, and the model learns both."
-    return [
-        Finding("contradictions", title, why, sorted(places, key=lambda place: place.index), serious=True)
-    ]
+    return _of_images(
+        "contradictions", places, "duplicate", "with other labels than the original", why, serious=True
+    )
 
 
 def _class_balance(images: ExaminedImages) -> list[Finding]:
@@ -132,21 +128,17 @@ def _class_balance(images: ExaminedImages) -> list[Finding]:
 def _image_sizes(images: ExaminedImages) -> list[Finding]:
     small = np.flatnonzero((images.sizes > 0).all(axis=1) & (images.sizes.min(axis=1) < MIN_IMAGE_SIDE))
     blank = np.flatnonzero(images.scans.sizes.all(axis=1) & ~images.scans.hashes.any(axis=1))
-    findings = []
-    if len(blank):
-        places = [Place(i, images.where(i), "without contrast") for i in blank.tolist()]
-        title = f"{counted(len(places), 'image')} of a single colour"
-        findings.append(
-            Finding("blank-images", title, "Is the image damaged, or was the lens covered?", places)
-        )
-    if len(small):
-        places = [
-            Place(i, images.where(i), f"{images.sizes[i][0]} x {images.sizes[i][1]} pixels")
-            for i in small.tolist()
-        ]
-        title = f"{counted(len(places), 'image')} with a side under {MIN_IMAGE_SIDE} pixels"
-        findings.append(Finding("small-images", title, "Are these thumbnails of larger images?", places))
-    return findings
+    blanks = [Place(i, images.where(i), "without contrast") for i in blank.tolist()]
+    thumbnails = [
+        Place(i, images.where(i), f"{images.sizes[i][0]} x {images.sizes[i][1]} pixels")
+        for i in small.tolist()
+    ]
+    under, why_small = f"with a side under {MIN_IMAGE_SIDE} pixels", "Are these thumbnails of larger images?"
+    why_blank = "Is the image damaged, or was the lens covered?"
+    return [
+        *_of_images("blank-images", blanks, "image", "of a single colour", why_blank),
+        *_of_images("small-images", thumbnails, "image", under, why_small),
+    ]
 
 
 def _backgrounds(images: ExaminedImages) -> list[Finding]:
@@ -155,17 +147,15 @@ def _backgrounds(images: ExaminedImages) -> list[Finding]:
         for part, offset in with_offsets(images)
         for index in np.flatnonzero(np.diff(part.starts) == 0).tolist()
     ]
-    if not places:
-        return []
-    title = f"{counted(len(places), 'image')} without any label"
-    return [
-        Finding(
-            "unlabelled",
-            title,
-            "They teach the model that none of the classes is present. Is that right?",
-            places,
-        )
-    ]
+    why = "They teach the model that none of the classes is present. Is that right?"
+    return _of_images("unlabelled", places, "image", "without any label", why)
+
+
+def _of_images(
+    kind: str, places: list[Place], noun: str, fact: str, why: str, serious: bool = False
+) -> list[Finding]:
+    """The finding titled, for example, "3 images without any label"; none if there are no places."""
+    return [Finding(kind, f"{counted(len(places), noun)} {fact}", why, places, serious)] if places else []
 
 
 def _parts_with_others(images: ExaminedImages) -> list[tuple[Records, Records, str]]:
