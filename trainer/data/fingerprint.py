@@ -22,9 +22,8 @@ def fingerprint(data: Data) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for records in (data.train, data.validation):
         for part in _parts(records):
-            digest.update(
-                len(part).to_bytes(8, "little")
-            )  # so that moving bytes between parts changes the hash
+            # The length, so that moving bytes between parts changes the hash.
+            digest.update(len(part).to_bytes(8, "little"))
             digest.update(part)
     return digest.hexdigest()
 

@@ -144,9 +144,7 @@ def open_image(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
             with image:
                 width, height = image.size
                 if width * height > max_pixels:
-                    raise TooManyPixelsError(
-                        _too_large(f"{width} x {height} = {width * height:,}", max_pixels)
-                    )
+                    raise _too_many_pixels(f"{width} x {height} = {width * height:,}", max_pixels)
                 yield image
     except UnidentifiedImageError:
         raise ImageError(
@@ -154,9 +152,8 @@ def open_image(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
         ) from None
     except Pillow.DecompressionBombError as error:
         # Pillow checks a limit of its own, above MAX_PIXELS, before it reports the size.
-        raise TooManyPixelsError(
-            _too_large("".join(re.findall(r"\d+ pixels", str(error))[:1]), max_pixels)
-        ) from None
+        got = "".join(re.findall(r"\d+ pixels", str(error))[:1])
+        raise _too_many_pixels(got, max_pixels) from None
     except FileNotFoundError:
         raise ImageError("the image file does not exist") from None
     except OSError as error:
@@ -167,8 +164,9 @@ def open_image(source: Source, max_pixels: int) -> Iterator[Pillow.Image]:
         raise ImageError(f"the image {_damage(error)}") from error
 
 
-def _too_large(got: str, max_pixels: int) -> str:
-    return f"the image has too many pixels: {got}, at most {max_pixels:,} are allowed; scale it down"
+def _too_many_pixels(got: str, max_pixels: int) -> TooManyPixelsError:
+    rule = f"at most {max_pixels:,} are allowed; scale it down"
+    return TooManyPixelsError(f"the image has too many pixels: {got}, {rule}")
 
 
 def _damage(error: Exception) -> str:

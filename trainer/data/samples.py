@@ -83,10 +83,8 @@ def make(
         JobError: there are fewer than two images, or the directory is not empty.
     """
     if images < 2:
-        problem = Problem(
-            "--images", "", "must be at least 2, one for each of training and validation", str(images)
-        )
-        raise JobError("the sample data cannot be written", [problem])
+        rule = "must be at least 2, one for each of training and validation"
+        raise JobError("the sample data cannot be written", [Problem("--images", "", rule, str(images))])
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         rule = "must be a new or empty folder"
         raise JobError("the sample data cannot be written", [Problem("directory", "", rule, str(directory))])

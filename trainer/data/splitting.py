@@ -35,18 +35,15 @@ def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[Int
     """
     if not 0 < fraction < 1:
         rule = "must be above 0 and below 1"
-        problem = Problem("--validation-data-size", "", rule, str(fraction))
-        raise JobError("the data cannot be split", [problem])
+        raise JobError(
+            "the data cannot be split", [Problem("--validation-data-size", "", rule, str(fraction))]
+        )
     count = len(records)
     if count < 2:
-        problem = Problem(
-            records.location(0) if count else "",
-            "",
-            "at least two images are needed to split off validation data",
-            str(count),
-            "add images, or give validation data with --validation-data",
-        )
-        raise DataError("the data cannot be split", [problem])
+        where = records.location(0) if count else ""
+        rule = "at least two images are needed to split off validation data"
+        hint = "add images, or give validation data with --validation-data"
+        raise DataError("the data cannot be split", [Problem(where, "", rule, str(count), hint)])
     generator = np.random.default_rng(seed)
     if task is Task.CLASSIFICATION:
         side = _split_classes(records.labels.astype(np.int64), fraction, generator)

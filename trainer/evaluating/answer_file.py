@@ -212,9 +212,8 @@ def _problems_in(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
             hint = "are they in pixels?" if max(sides) > 2 else ""
             yield Problem(where, f"{field}.box", "must be in [0, 1]", str(list(sides)), hint)
         elif sides[0] > sides[2] or sides[1] > sides[3]:
-            yield Problem(
-                where, f"{field}.box", "topX and topY must not exceed bottomX and bottomY", str(list(sides))
-            )
+            rule = "topX and topY must not exceed bottomX and bottomY"
+            yield Problem(where, f"{field}.box", rule, str(list(sides)))
         if not 0 <= detected.score <= 1:
             yield Problem(where, f"{field}.score", "must be in [0, 1]", str(detected.score))
         if task is Task.SEGMENTATION:
@@ -259,12 +258,10 @@ def _by_name(
             common = [_common_suffix(own_parts, parts[candidate]) for candidate in candidates]
             closest = [c for c, count in zip(candidates, common, strict=True) if count == max(common)]
             if len(closest) != 1:
-                rule = "must name an image of the data" if not closest else "must name one image of the data"
-                got = (
-                    f"{name!r}, which fits {len(closest)}, such as {records.location(closest[0])}"
-                    if closest
-                    else repr(name)
-                )
+                rule, got = "must name an image of the data", repr(name)
+                if closest:
+                    rule = "must name one image of the data"
+                    got += f", which fits {len(closest)}, such as {records.location(closest[0])}"
                 problems.append(Problem(where, "image_url", rule, got))
                 continue
             index = closest[0]

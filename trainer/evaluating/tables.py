@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,16 +48,10 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
         "label_issues": [_flat_row(each) for each in analysis.label_issues],
         "slices": [{**each.model_dump(exclude={"metrics"}), **each.metrics} for each in analysis.slices],
         "curves": [
-            {
-                "kind": kind,
-                "name": curve.name,
-                "x": x,
-                "y": y,
-                "score": curve.scores[point] if curve.scores else None,
-            }
+            {"kind": kind, "name": curve.name, "x": x, "y": y, "score": score}
             for kind, curves in analysis.curves.items()
             for curve in curves
-            for point, (x, y) in enumerate(zip(curve.x, curve.y, strict=True))
+            for x, y, score in itertools.zip_longest(curve.x, curve.y, curve.scores)
         ],
     }
     return {name: rows for name, rows in result.items() if rows}

@@ -154,10 +154,8 @@ def _curves(
     sampled = np.array([_sampled(class_line, kind) for class_line in lines if class_line is not None])
     grid = _GRID[1:] if kind == "lift" else _GRID
     weights = targets.sum(axis=0)[defined]
-    curves.append(Curve(name="macro", x=grid.tolist(), y=sampled.mean(axis=0).tolist()))
-    average = np.average(sampled, axis=0, weights=weights)
-    curves.append(Curve(name="weighted", x=grid.tolist(), y=average.tolist()))
-    return curves
+    averages = {"macro": sampled.mean(axis=0), "weighted": np.average(sampled, axis=0, weights=weights)}
+    return curves + [Curve(name=name, x=grid.tolist(), y=y.tolist()) for name, y in averages.items()]
 
 
 def _sampled(line: Line, kind: str) -> DoubleArray:

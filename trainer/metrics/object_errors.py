@@ -135,11 +135,11 @@ def image_level(matches: Matches) -> tuple[dict[str, float], list[Curve]]:
     recall = hits / images if images else np.full(len(hits), np.nan)
     with np.errstate(invalid="ignore"):
         precision = hits / (hits + wrong)
-    figures = voc.summarize(voc.Curve(precision, recall), images)._asdict()
+    metrics = voc.summarize(voc.Curve(precision, recall), images)._asdict()
     if not images or not len(scores):
-        return figures, []
+        return metrics, []
     line = Line(np.r_[0.0, recall], np.r_[precision[0], precision], np.r_[np.nan, scores])
-    return figures, [as_curve("image_level", thinned(line, _STEP))]
+    return metrics, [as_curve("image_level", thinned(line, _STEP))]
 
 
 def confusion_matrices(matches: Matches, classes: Sequence[str]) -> list[ConfusionMatrix]:
@@ -175,14 +175,14 @@ def confused_pairs(
     entries = []
     for number, (of, taken_for) in enumerate(pairs.tolist()):
         rows = errors[which.ravel() == number]
-        is_seen = len(np.unique(matches.matched_targets[rows]))
+        count = len(np.unique(matches.matched_targets[rows]))
         most_confident = matches.images[rows[np.argsort(-matches.scores[rows], kind="stable")]].tolist()
         entries.append(
             ConfusedPair(
                 true=classes[of],
                 predicted=classes[taken_for],
-                count=is_seen,
-                share=float(is_seen / objects[of]),
+                count=count,
+                share=float(count / objects[of]),
                 images=list(dict.fromkeys(most_confident))[:_MAX_EXAMPLES],
             )
         )
@@ -256,14 +256,12 @@ def label_issues(
         if target != NONE and (matches.found_by[target] != NONE or target in reported):
             continue
         reported.add(target)
-        kind = int(matches.kinds[row])
-        name = classes[matches.labels[row]]
         entries.append(
             LabelIssue(
                 **name_fields(int(matches.images[row]), image_names),
-                kind=kinds[kind],
+                kind=kinds[int(matches.kinds[row])],
                 given="" if target == NONE else classes[matches.target_labels[target]],
-                suggested=name,
+                suggested=classes[matches.labels[row]],
                 score=float(matches.scores[row]),
                 box=_box(matches.boxes[row]),
                 given_box=None if target == NONE else _box(matches.target_boxes[target]),

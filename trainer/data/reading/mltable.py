@@ -146,11 +146,8 @@ class _Reader:
         if kind == "pattern" and not is_url(value):
             found = _matching(self._folder, value.removeprefix("./"))
         else:
-            inside = (
-                value
-                if is_url(value) or os.path.isabs(value)
-                else f"{self._folder}/{value.removeprefix('./')}"
-            )
+            is_absolute = is_url(value) or os.path.isabs(value)
+            inside = value if is_absolute else f"{self._folder}/{value.removeprefix('./')}"
             try:
                 path = resolve_path(inside, self._datastores)
             except UrlError as error:

@@ -35,12 +35,8 @@ def write_skipped(path: Path, skipped: Iterable[Skipped]) -> None:
             texts = pick_lines(file, [entry.line for entry in entries])
             for entry in entries:
                 text = texts[entry.line].decode("utf-8", errors="backslashreplace").rstrip("\r")
-                line = {
-                    "file": file.name,
-                    "line": entry.line,
-                    "reasons": entry.reasons,
-                    "record": _as_json(text),
-                }
+                record = _as_json(text)
+                line = {"file": file.name, "line": entry.line, "reasons": entry.reasons, "record": record}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -100,18 +100,13 @@ def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tu
         if protocol == "file":
             return _with_slash(_path_of_file_url(written)), True
         if protocol in ("azureml", "amldatastore"):
-            raise UrlError(
-                "must have the form azureml://…/datastores/NAME/paths/PATH", repr(written), "", written
-            )
+            rule = "must have the form azureml://…/datastores/NAME/paths/PATH"
+            raise UrlError(rule, repr(written), cause=written)
         require_protocol(protocol)
         return written, False
     if _WINDOWS_DRIVE.match(written) and os.name != "nt":
-        raise UrlError(
-            "must be a path on this machine",
-            repr(written),
-            "use paths relative to the data file",
-            written[:2],
-        )
+        rule, hint = "must be a path on this machine", "use paths relative to the data file"
+        raise UrlError(rule, repr(written), hint, cause=written[:2])
     return _join(base, written.replace("\\", "/")), False
 
 
@@ -239,12 +234,8 @@ def _datastore_root(name: str, datastores: Mapping[str, str]) -> str:
         return root
     path = _path_of_file_url(root) if is_url(root) else os.path.abspath(os.path.expanduser(root))
     if not os.path.isdir(path):
-        raise UrlError(
-            f"the datastore {name!r} must be mapped to a directory that exists",
-            path,
-            f"correct --datastore {name}=DIR_OR_URL",
-            f"datastore {name}",
-        )
+        rule = f"the datastore {name!r} must be mapped to a directory that exists"
+        raise UrlError(rule, path, f"correct --datastore {name}=DIR_OR_URL", cause=f"datastore {name}")
     return path
 
 
