@@ -20,7 +20,7 @@ from trainer.models.family import Family
 class RecordExamples:
     """Records as trainer.annotations.Examples.
 
-    Each process caches the images it decodes; callers must not write into them.
+    Each process caches the images it decodes; callers must not modify them.
 
     Args:
         classes: names that labels are to index; a superset of the records' own.

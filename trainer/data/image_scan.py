@@ -44,7 +44,7 @@ def scan(source: Source, *, max_pixels: int = MAX_PIXELS) -> Scan:
     """Read an image to its last byte, as cheaply as its format allows.
 
     Raises:
-        ImageError: `images.decode` would raise it, too.
+        ImageError: as in `images.decode`.
     """
     with open_image(source, max_pixels) as image:
         size = upright_size(image)

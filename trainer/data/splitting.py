@@ -57,7 +57,8 @@ def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[Int
 def _split_classes(labels: IntArray, fraction: float, generator: np.random.Generator) -> npt.NDArray[np.int8]:
     """Assign a side to each image of multi-class data.
 
-    Each class gives its fraction, rounded so that the sum is right, but keeps at least one training image.
+    Each class contributes its fraction, rounded so that the total is right, but keeps at least one training
+    image.
     """
     counts = np.bincount(labels)
     shares = counts * fraction

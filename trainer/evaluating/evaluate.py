@@ -57,7 +57,7 @@ class Evaluation:
 
     Attributes:
         analysis: metrics, curves, errors and slices.
-        notes: remarks on the data for the user, one line each.
+        notes: one-line notes on the data for the user.
     """
 
     analysis: Analysis

@@ -33,7 +33,7 @@ class EvaluationData:
         records: the images to evaluate.
         files: the data files; `records.file_index` points into them.
         classes: names that labels index: those of the model, and unknown ones that count as missed.
-        notes: remarks for the user, one line each: on the classes, warnings, and the number of skipped lines.
+        notes: one-line notes for the user: on classes, warnings, and the number of skipped lines.
     """
 
     records: Records

@@ -93,7 +93,7 @@ def match_objects(images: Sequence[EvaluatedImage], threshold: float, *, by_mask
     """
     none, no_boxes = np.zeros(0, np.int64), np.zeros((0, 4), np.float32)
     no_objects = EvaluatedImage((1, 1), no_boxes, none, no_boxes[:, 0], no_boxes, none, none.astype(np.bool_))
-    parts = [_match_image(0, no_objects, threshold, 0, 0, by_masks=by_masks)]  # so that there is a part
+    parts = [_match_image(0, no_objects, threshold, 0, 0, by_masks=by_masks)]  # never empty
     predictions = targets = 0
     for index, image in enumerate(images):
         part = _match_image(index, image, threshold, predictions, targets, by_masks=by_masks)

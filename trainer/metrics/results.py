@@ -170,7 +170,7 @@ class Mistake(_OfImage):
 
 
 class WorstImage(_OfImage):
-    """An image with many or grave mistakes.
+    """An image with many or serious mistakes.
 
     Attributes:
         loss: the image's loss in nats, for classification.
