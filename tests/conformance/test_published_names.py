@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.conformance.conftest import Case, make_case
 from trainer.models import catalog
-from trainer.models.training_items import Draw
+from trainer.models.training_items import Draw, Progress
 from trainer.tasks import Task
 
 # Families of an extra have a check of this kind of their own.
@@ -34,7 +34,7 @@ def step(case: Case, network: nn.Module, items: list[Any]) -> dict[str, float]:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(descend)
-    losses = case.family.losses(network.train(), case.family.collate(items))
+    losses = case.family.losses(network.train(), case.family.collate(items), Progress(0, 1))
     torch.stack(list(losses.values())).sum().backward()
     return {name: loss.item() for name, loss in losses.items()}
 
