@@ -69,8 +69,12 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "runs" / "one", folder / "runs" / "two")
     asset = job.to_yaml().replace(str(folder / "train.jsonl"), "azureml:fridge-items:1")
     (folder / "job.yml").write_text(asset, "utf-8")
-    (folder / "data").mkdir()
-    (folder / "data" / "fridge").symlink_to(folder / "train.jsonl")
+    table = folder / "data" / "fridge"
+    table.mkdir(parents=True)
+    (table / "images").symlink_to(folder / "images")
+    shutil.copy(folder / "train.jsonl", table)
+    text = "paths:\n- file: ./train.jsonl\ntransformations:\n- read_json_lines: {}\ntype: mltable\n"
+    (table / "MLTable").write_text(text, "utf-8")
     return folder
 
 
@@ -98,7 +102,9 @@ def test_readme_commands_run_one_after_the_other(
         if words[:2] == ["fit", "--resume"]:
             words = [*words[:3], f"--number-of-epochs={2 + len(ran)}"]  # the run is finished: more epochs
         elif words[0] == "fit" and "--dry-run" not in words:
-            words += [*tiny, "--gpus=0", "--tracking-uri=none"]
+            given = " ".join(words)
+            words += [flag for flag in tiny if flag.partition("=")[0] not in given]
+            words += ["--gpus=0", "--tracking-uri=none"]
         if "--config" in words and "--data-asset" not in words:
             words += ["--data-asset", "fridge-items=data/fridge"]
         if "configs/" in command or "--max-trials" in words or "answers.jsonl" in words:
