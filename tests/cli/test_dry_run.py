@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,3 +242,18 @@ def test_wrong_jobs_are_errors(
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     assert said in done.stderr
+
+
+def test_resume_takes_only_the_settings_of_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+
+    def resume(directory: Path, settings: dict[str, Any], **others: Any) -> SimpleNamespace:
+        taken.extend([directory, settings, others])
+        return SimpleNamespace(is_rank_zero=False)
+
+    monkeypatch.setattr("trainer.fitting.resume", resume)
+    # A flag mapped these data when the run started; it cannot be given again.
+    path = write(tmp_path, training_data={"path": "azureml:fridge:1"}, training_parameters={"seed": 7})
+    arguments = ["fit", "--config", str(path), "--resume", str(tmp_path), "--number-of-epochs", "9"]
+    cli.app(arguments, exit_on_error=False, result_action="return_value")
+    assert taken == [tmp_path, {"seed": 7, "number_of_epochs": 9}, {"progress": True}]

@@ -12,6 +12,7 @@ import trainer
 from trainer.errors import JobError
 from trainer.job import sweep as job_sweep
 from trainer.job.job import Job, override
+from trainer.job.sweep import Limits
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -35,8 +36,8 @@ def test_missing_keys_are_reported_alone() -> None:
     with pytest.raises(JobError) as caught:
         Job.of("job.yml", model="resnet18")
     assert {str(problem) for problem in caught.value.problems} == {
-        "job.yml: task: field required",
-        "job.yml: training_data: field required",
+        "job.yml: task: field required; add it or give --task",
+        "job.yml: training_data: field required; add it or give --data",
     }
     with pytest.raises(JobError, match="training_data"):
         Job.of("job.yml", task="object-detection", training_data=())
@@ -326,6 +327,7 @@ def test_changed_replaces_settings_and_limits_one_by_one() -> None:
     assert changed.settings == {"seed": 7, "learning_rate_scheduler": "warmup_cosine"}
     assert (changed.gpus, changed.training_data) == (0, job.training_data)
     assert "nodes" not in changed.model_fields_set  # a launcher may still choose it
+    assert job.changed(limits=Limits(max_trials=9)).limits == changed.limits
     with pytest.raises(JobError, match=r"job.yaml: gpus: must be auto"):
         job.changed("job.yaml", gpus=-1)
 

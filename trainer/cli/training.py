@@ -13,6 +13,7 @@ from trainer.cli.application import ShortHelp, app, application
 from trainer.cli.arguments import Count, Hyperparameters, JobFlags, LimitsFlags, Switch, flag_of, job_values
 from trainer.cli.flags import heading, values_of, whole_number_or_word
 from trainer.errors import JobError, Problem
+from trainer.job import file as job_file
 from trainer.job.job import Job, override
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def fit(
     if resume is not None and dry_run:
         raise _unusable("cannot be combined with --resume; job.yaml in the run has its settings", "--dry-run")
     if resume is not None:
-        own = Job.read(config).settings if config is not None else {}
+        # Of the file only the settings count, so the rest need not be complete.
+        own = job_file.read(config)[0]["settings"] if config is not None else {}
         _resume(resume, values, override(own, settings))
         return
     if config is None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trainer.errors import JobError, Problem, problem_of
-from trainer.fields import Parsed, option
+from trainer.fields import Parsed, details, option
 from trainer.job import file as job_file
 from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
 from trainer.job.places import anchored, data_entry, without_password
@@ -234,6 +234,8 @@ def _problem(item: Any, where: str) -> Problem:
     loc = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
     problem = problem_of(item, where, ".".join(map(str, loc)))
     hint = "it is a fraction of the training data such as 0.2" if loc == ("validation_data_size",) else ""
+    if item["type"] == "missing" and loc[0] in Job.model_fields:
+        hint = f"add it or give {details(Job.model_fields[loc[0]]).get('flag') or f'--{loc[0]}'}"
     return replace(problem, hint=hint)
 
 
@@ -245,6 +247,9 @@ def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Replace a job's values as `Job.read` describes."""
+    limits = changes.get("limits")
+    if isinstance(limits, BaseModel):
+        changes = {**changes, "limits": limits.model_dump(exclude_unset=True)}
     merged = {**values, **changes}
     for name in ("limits", "datastores", "data_assets"):
         if changes.get(name) and values.get(name):
