@@ -39,6 +39,13 @@ def test_problems_of_shows_no_value_for_a_missing_field() -> None:
     assert str(problems_of(raised.value)[0]) == "inner: field required"
 
 
+def test_problems_of_does_not_repeat_text_that_is_not_json() -> None:
+    with pytest.raises(ValidationError) as raised:
+        _Form.model_validate_json("{" + 1000 * " ")
+    assert str(problems_of(raised.value)[0]).startswith("invalid JSON: EOF")
+    assert len(str(problems_of(raised.value)[0])) < 100
+
+
 def test_did_you_mean_names_close_names_or_gives_the_alternative() -> None:
     known = ("learning_rate", "weight_decay")
     assert did_you_mean("Learning_rat", known) == "did you mean learning_rate?"

@@ -74,8 +74,9 @@ def problem_of(item: Mapping[str, Any], where: str = "", field: str | None = Non
     """
     field = ".".join(map(str, item["loc"])) if field is None else field
     message = str(item["msg"]).removeprefix("Value error, ")
-    # Our own validators state the value in their message; a missing field has none.
-    shows_value = item["type"] not in ("value_error", "missing")
+    # Our own validators state the value in their message, a missing field has none, and that of JSON is its
+    # whole text.
+    shows_value = item["type"] not in ("value_error", "missing", "json_invalid")
     return Problem(
         where, field, message[:1].lower() + message[1:], repr(item["input"]) if shows_value else ""
     )
