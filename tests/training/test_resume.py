@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ from trainer.data.samples import SampleData
 from trainer.errors import JobError, RunError
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.callbacks import StopAt
+from trainer.training.callbacks import RecordMetrics, StopAt
+from trainer.training.checkpoints import KeepBest
 from trainer.training.fit import fit
+from trainer.training.resume import read_checkpoint
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # These draw random numbers in training steps, average weights or count epochs themselves.
@@ -254,3 +257,23 @@ def test_export_setting_may_change(
     resumed = trainer.resume(run.directory, {"number_of_epochs": 3, "enable_onnx_normalization": True})
     kept = torch.load(resumed.last_checkpoint, weights_only=True)["spec"]
     assert json.loads(kept)["enable_onnx_normalization"] is True
+
+
+@pytest.mark.parametrize("content", ["epoch;loss\n1;0.5\n", "epoch,loss\n1,low\n", "epoch,loss\n1,0.5,0.7\n"])
+def test_damaged_metrics_csv_is_an_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    record = RecordMetrics(path, KeepBest("accuracy"))
+    at_second_epoch: Any = SimpleNamespace(is_global_zero=True, current_epoch=1)
+    with pytest.raises(RunError, match=r"metrics\.csv: is damaged, .* or move it away to resume"):
+        record.on_train_start(at_second_epoch, None)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, [1, 2]])
+def test_file_that_is_not_a_checkpoint_of_a_run_is_an_error(tmp_path: Path, content: Any) -> None:
+    run = Run(tmp_path)
+    run.checkpoints.mkdir()
+    torch.save(content, run.last_checkpoint)
+    with pytest.raises(RunError, match=r"last\.ckpt: this version cannot resume from it"):
+        read_checkpoint(run)

@@ -6,12 +6,14 @@ import csv
 import logging
 import math
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.errors import RunError
 from trainer.files import atomic_writer
 from trainer.settings import Settings
 from trainer.training.checkpoints import KeepBest
@@ -142,10 +144,7 @@ class RecordMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.is_global_zero and trainer.current_epoch and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [
-                    row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch
-                ]
+            self.rows = _read_rows(self.path, trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
         self.start = time.perf_counter()
@@ -189,6 +188,25 @@ class RecordMetrics(Callback):
             writer.writerows(self.rows)
 
 
+def _read_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
+    """Read the first epochs of metrics.csv, as text.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+        for value in chain.from_iterable(row.values() for row in rows):
+            float(value or "nan")
+    except (OSError, csv.Error, KeyError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{path}: is damaged, so the metrics of earlier epochs cannot be read ({type(error).__name__}: "
+            f"{error}); restore it, or move it away to resume without them"
+        ) from error
+    return rows
+
+
 class TrackMetrics(Callback):
     """Tracks an epoch's metrics once its checkpoint is saved, so that no tracked epoch is trained again."""
 
@@ -204,6 +222,6 @@ class TrackMetrics(Callback):
 
     def _track(self) -> None:
         for row in self.record.rows[self.tracked :]:
-            metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v != ""}
+            metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
             self.tracker.log(int(row["epoch"]), metrics)
         self.tracked = len(self.record.rows)

@@ -272,7 +272,7 @@ class TrainingModule(LightningModule):
     def _raise_if_diverged(self, loss: float) -> None:
         if not loss <= LARGEST_LOSS:  # true for NaN, too
             raise TrainingError(
-                f"the training diverged in epoch {self.current_epoch + 1}: its loss is {loss:.4g}, over "
+                f"training diverged in epoch {self.current_epoch + 1}: its loss is {loss:.4g}, over "
                 f"{LARGEST_LOSS:g}. Lower learning_rate ({self.settings.learning_rate:g}) or lengthen "
                 f"warmup_cosine_lr_warmup_epochs ({self.settings.warmup_cosine_lr_warmup_epochs})"
             )

@@ -48,7 +48,7 @@ def read_checkpoint(run: Run) -> Checkpoint | None:
         raise RunError(f"{run.last_checkpoint}: cannot be read: {error}") from error
     try:
         return Checkpoint(run, content[SEED_KEY], content[SPEC_KEY], content["epoch"])
-    except KeyError as error:
+    except (KeyError, TypeError, IndexError) as error:
         raise RunError(f"{run.last_checkpoint}: this version cannot resume from it") from error
 
 
