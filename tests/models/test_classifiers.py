@@ -108,6 +108,8 @@ def test_any_timm_name_trains_and_answers(name: str) -> None:
 def test_an_unknown_timm_name_gets_near_ones() -> None:
     with pytest.raises(JobError, match=r"has no model 'resnt18'.*did you mean timm/resnet18 "):
         family_of("timm/resnt18")
+    with pytest.raises(JobError, match=r"has no model 'some_future_model'; upgrade timm"):
+        family_of("timm/some_future_model")
 
 
 def test_class_weights_are_the_documented_ones() -> None:

@@ -212,7 +212,8 @@ def _config(library_name: str) -> Any:
     config = timm.get_pretrained_cfg(library_name) if timm.is_model(library_name) else None
     if config is None:
         known = [TIMM + name for name in timm.list_models() + timm.list_pretrained()]
-        hint = did_you_mean(TIMM + library_name, known, otherwise="upgrade timm")
+        # The common prefix alone makes any two names half alike.
+        hint = did_you_mean(TIMM + library_name, known, otherwise="upgrade timm", cutoff=0.75)
         rule = f"timm {timm.__version__} has no model {library_name!r}"
         raise JobError("the model cannot be used", [Problem("model_name", "", rule, hint=hint)])
     return config

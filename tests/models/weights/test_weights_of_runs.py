@@ -121,6 +121,14 @@ def test_one_network_under_timms_name_and_ours_is_the_same_model(tmp_path: Path,
     assert load(family_of(Task.MULTILABEL, "timm/resnet18.a1_in1k"), tmp_path)[1].fresh == ()
 
 
+def test_a_run_of_a_model_that_this_version_does_not_know_is_refused(tmp_path: Path, resnet: Family) -> None:
+    artifacts, _ = packaged(resnet, tmp_path / "model")
+    spec = resnet.spec.model_copy(update={"model": "resnet9000"})
+    (artifacts / "spec.json").write_text(spec.to_json(), encoding="utf-8")
+    with pytest.raises(WeightsError, match="holds weights of resnet9000 .*, but this run trains resnet18"):
+        load(resnet, tmp_path)
+
+
 def test_a_damaged_spec_is_refused(tmp_path: Path, resnet: Family) -> None:
     artifacts, _ = packaged(resnet, tmp_path / "model")
     (artifacts / "spec.json").write_text('{"model": "resnet18"}', encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from trainer.errors import WeightsError
+from trainer.errors import JobError, WeightsError
 from trainer.models.catalog import find, network_name
 from trainer.models.spec import Spec
 from trainer.models.weights import sources as weights_sources
@@ -95,7 +95,11 @@ def load(
 
 def _architecture(spec: Spec) -> tuple[str, ...]:
     """What must be equal in two networks for one to take the weights of the other."""
-    return spec.family, network_name(find(spec.model, spec.task)), _size(spec)
+    try:
+        name = network_name(find(spec.model, spec.task))
+    except JobError:  # an earlier run's model that this version does not know
+        name = spec.model
+    return spec.family, name, _size(spec)
 
 
 def _size(spec: Spec) -> str:
