@@ -40,7 +40,8 @@ class ScoringParameters(BaseModel):
     )
     tile_grid_size: str | None = Field(
         None,
-        description="Also score the image in tiles, columns × rows such as 3x2; helps with small objects.",
+        description="Also score the image in tiles, columns × rows such as 3x2, or none; helps with small "
+        "objects.",
     )
     tile_overlap_ratio: float = Field(
         0.25,

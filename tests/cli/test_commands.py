@@ -147,6 +147,10 @@ def test_every_command_has_help(command: str) -> None:
     assert f"trainer {command}" in done.stdout
 
 
+def test_help_of_predict_says_how_to_turn_tiling_off() -> None:
+    assert "such as 3x2, or none" in trainer("predict", "--help").stdout
+
+
 def test_help_names_the_tasks_after_each_commands_own_words() -> None:
     for command, words in (
         ("fit", "The task to train for."),
