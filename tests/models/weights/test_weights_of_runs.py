@@ -125,7 +125,7 @@ def test_a_run_of_a_model_that_this_version_does_not_know_is_refused(tmp_path: P
     artifacts, _ = packaged(resnet, tmp_path / "model")
     spec = resnet.spec.model_copy(update={"model": "resnet9000"})
     (artifacts / "spec.json").write_text(spec.to_json(), encoding="utf-8")
-    with pytest.raises(WeightsError, match="holds weights of resnet9000 .*, but this run trains resnet18"):
+    with pytest.raises(WeightsError, match=r"holds weights of resnet9000 .*, but this run trains resnet18"):
         load(resnet, tmp_path)
 
 
