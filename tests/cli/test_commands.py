@@ -122,6 +122,7 @@ def test_help_all_shows_every_flag_with_names_default_and_models() -> None:
     for flag in ("--config", "--resume", "--dry-run", "--check-data"):
         assert f"{flag} " in text
     assert "--no-dry-run" not in text
+    assert "such as 3x2, or none;" in text  # a request may turn off a model's own tiles
     assert "--empty-data" not in text
 
 

@@ -38,8 +38,8 @@ class Job(AzureOptions):
     settings: dict[str, Any] = option({}, "Model")
     """Hyperparameters that differ from the defaults."""
     nodes: int = option(1, "Hardware", gt=0)
-    """Number of machines that train one model together, each with this many GPUs or processes. torchrun and
-    srun set it; docs/many-machines.md shows how."""
+    """Number of machines that train one model together; gpus and processes are per machine. torchrun and srun
+    set it; docs/many-machines.md shows how."""
     output: Parsed[Path | None, str | Path | None] = option(None, "Output")
     """Directory of the run, new or empty. [default: a new one under runs/]"""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
