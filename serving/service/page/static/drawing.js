@@ -148,18 +148,18 @@ function drawLabel(context, chip, sizes) {
 
 /** The label, shortened to fit, and isolated from the score's writing direction. */
 function fitted(context, label, tail, room) {
-  const told = (text) => `\u2068${text}\u2069${tail}`;
-  if (context.measureText(told(label)).width <= room) return told(label);
+  const isolated = (text) => `\u2068${text}\u2069${tail}`;
+  if (context.measureText(isolated(label)).width <= room) return isolated(label);
   const characters = Array.from(label);
   let low = 0;
   let high = characters.length;
   while (low < high) {
     const middle = Math.ceil((low + high) / 2);
-    const fits = context.measureText(told(`${characters.slice(0, middle).join("")}…`)).width <= room;
+    const fits = context.measureText(isolated(`${characters.slice(0, middle).join("")}…`)).width <= room;
     if (fits) low = middle;
     else high = middle - 1;
   }
-  return told(`${characters.slice(0, low).join("")}…`);
+  return isolated(`${characters.slice(0, low).join("")}…`);
 }
 
 /** The object at a point of the image (in CSS pixels): the smallest box around it, or null. */

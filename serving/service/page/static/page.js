@@ -103,11 +103,11 @@ async function ask(explanation = null) {
   state.controller = controller;
   hideFailure();
   const started = performance.now();
-  const told = explanation ? $("explain-status") : $("status");
+  const statusNode = explanation ? $("explain-status") : $("status");
   const doing = explanation ? "Explaining" : "Scoring";
   const tick = () => {
     const seconds = Math.floor((performance.now() - started) / 1000);
-    told.textContent = seconds ? `${doing}… ${seconds} s` : `${doing}…`;
+    statusNode.textContent = seconds ? `${doing}… ${seconds} s` : `${doing}…`;
   };
   tick();
   say(`${doing}.`);
@@ -117,19 +117,19 @@ async function ask(explanation = null) {
   const request = parametersAt(explanation ? state.threshold : MODEL.lowest_threshold);
   try {
     state.base64 ??= await readBase64(state.file);
-    const answer = await askPatiently(request, explanation, controller.signal, timer, told);
+    const answer = await askPatiently(request, explanation, controller.signal, timer, statusNode);
     if (controller.signal.aborted) return false;
     const seconds = ((performance.now() - started) / 1000).toFixed(2);
     if (explanation) state.explanation = { parameters: explanation, request, answer };
     else state.answer = answer;
     fileFacts(`answered in ${seconds} s`);
-    told.textContent = "";
+    statusNode.textContent = "";
     if (explanation) showExplanation();
     else showAnswer();
     return true;
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return false;
-    told.textContent = "";
+    statusNode.textContent = "";
     if (!explanation) {
       $("status").textContent = "No answer.";
       $("known-section").hidden = false;
@@ -147,7 +147,7 @@ async function ask(explanation = null) {
 }
 
 /** Like `score`, but retry while the service is busy, at the time that it names. */
-async function askPatiently(request, explanation, signal, timer, told) {
+async function askPatiently(request, explanation, signal, timer, statusNode) {
   for (let left = PATIENCE; ; left--) {
     try {
       return await score(state.base64, request, explanation, state.key, signal);
@@ -155,11 +155,11 @@ async function askPatiently(request, explanation, signal, timer, told) {
       if (!(error instanceof Failure) || error.retryAfter === null || left === 0) throw error;
       clearInterval(timer);
       for (let seconds = Math.min(60, Math.ceil(error.retryAfter)); seconds > 0; seconds--) {
-        told.textContent = `The service is busy. Retrying in ${seconds} s…`;
+        statusNode.textContent = `The service is busy. Retrying in ${seconds} s…`;
         await new Promise((resolve) => setTimeout(resolve, 1000));
         signal.throwIfAborted();
       }
-      told.textContent = "Retrying…";
+      statusNode.textContent = "Retrying…";
     }
   }
 }
@@ -243,9 +243,9 @@ function updateObjects() {
   $("objects-title").textContent = counted(visible.length, "object");
   $("objects").hidden = visible.length === 0;
   const hidden = above.length - visible.length;
-  const told = `${counted(above.length, "object")} at ${shownThreshold()} or above${hidden ? `, ${hidden} hidden` : ""}`;
-  $("status").textContent = told;
-  say(told);
+  const message = `${counted(above.length, "object")} at ${shownThreshold()} or above${hidden ? `, ${hidden} hidden` : ""}`;
+  $("status").textContent = message;
+  say(message);
   draw();
 }
 
@@ -280,8 +280,8 @@ function updateProbabilities() {
     : `Show all ${counted(labels.length, "class", "classes")}`;
   const above = ranked.filter(({ prob }) => prob >= state.threshold).length;
   const best = [nameOf(ranked[0].label), ` ${ranked[0].prob.toFixed(3)}`];
-  const told = MODEL.multilabel ? [`${above} of ${counted(labels.length, "label")} at ${shownThreshold()} or above`] : best;
-  $("status").replaceChildren(...told);
+  const message = MODEL.multilabel ? [`${above} of ${counted(labels.length, "label")} at ${shownThreshold()} or above`] : best;
+  $("status").replaceChildren(...message);
   say($("status").textContent);
 }
 
@@ -295,11 +295,11 @@ function showExplanation() {
   });
   showMaps($("maps-list"), pictures, captions, (index) => `Evidence for ${titles[index]?.label ?? "the answer"}`);
   $("maps").hidden = pictures.length === 0;
-  let told = "The service cannot explain this model.";
-  if (pictures.length) told = `${counted(pictures.length, "heat map")} of the evidence for the answer.`;
-  else if (answer.visualizations) told = "Nothing is at or above the threshold, so there is nothing to explain.";
-  $("explain-status").textContent = told;
-  say(told);
+  let message = "The service cannot explain this model.";
+  if (pictures.length) message = `${counted(pictures.length, "heat map")} of the evidence for the answer.`;
+  else if (answer.visualizations) message = "Nothing is at or above the threshold, so there is nothing to explain.";
+  $("explain-status").textContent = message;
+  say(message);
   // Their height is only known once they are decoded.
   const decoded = [...$("maps-list").querySelectorAll("img")].map((image) => image.decode());
   Promise.allSettled(decoded).then(() => $("maps").scrollIntoView({ block: "nearest" }));

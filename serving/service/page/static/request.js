@@ -95,8 +95,8 @@ function parsed(text) {
 function failureOf(response, answer) {
   const status = response.status;
   // The page sends one row, so its number says nothing.
-  const told = (answer?.error?.message ?? "").replace(/^row 0: /, "");
-  const detail = told ? told[0].toUpperCase() + told.slice(1) : `HTTP status ${status}`;
+  const message = (answer?.error?.message ?? "").replace(/^row 0: /, "");
+  const detail = message ? message[0].toUpperCase() + message.slice(1) : `HTTP status ${status}`;
   const more = { status };
   if (status === 401 || status === 403) return new Failure("This service requires a key", detail, more);
   if (status === 429 || status === 503) {
