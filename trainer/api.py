@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from trainer.data.validate import ValidationReport
     from trainer.evaluating.evaluate import Evaluation
 
-__version__ = version("image-trainer")
+try:
+    __version__ = version("image-trainer")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
 
 Data = str | PathLike[str] | Sequence[str | PathLike[str]]
 

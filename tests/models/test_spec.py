@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
+from importlib import metadata
 from typing import Any
 
 import pytest
 
+from trainer import api
 from trainer.models.spec import SPEC_FORMAT, Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -35,6 +38,15 @@ def test_a_spec_without_a_number_is_of_format_1() -> None:
     before = json.loads(SPEC.to_json())
     del before["format"], before["written_by"]
     assert Spec.from_json(json.dumps(before)).format == 1
+
+
+def test_a_checkout_that_is_not_installed_writes_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert Spec.from_json(SPEC.to_json()) == SPEC
+    assert runpy.run_path(str(api.__file__))["__version__"] == "0+unknown"
 
 
 def test_a_newer_format_is_rejected_with_the_release_that_reads_it() -> None:

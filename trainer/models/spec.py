@@ -65,5 +65,8 @@ class Spec(BaseModel):
 
     def to_json(self) -> str:
         """The stored form, with the release that wrote it for the errors of older ones."""
-        written_by = f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
+        try:
+            written_by = f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            written_by = _DISTRIBUTION
         return json.dumps({**self.model_dump(mode="json"), "written_by": written_by}, indent=2)
