@@ -169,4 +169,4 @@ def worker(
     from trainer.sweep.execution.join import join_sweep
 
     count = join_sweep(storage, study, output=output, gpus=gpus, concurrent=concurrent)
-    print(f"{count} trials ended here; the sweep has no more")
+    print(f"{count} trials ended here; none are left")

@@ -198,7 +198,7 @@ def test_three_workers_of_which_one_is_killed(
     assert first.process.returncode == 0, said
     words = others[1].wait()
     assert others[1].process.returncode == 0, words
-    assert re.search(r"\n[1-3] trials ended here; the sweep has no more", words), words
+    assert re.search(r"\n[1-3] trials ended here; none are left", words), words
     assert f"trial {lost}: its worker on" in said + words
 
     # Exactly as many trials as were asked for, none twice, and every worker had its part.

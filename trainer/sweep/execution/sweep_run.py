@@ -105,8 +105,9 @@ def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
         queue.stop_orphans("the sweep was stopped")
         count = len(queue.records())
         if run.result.exists() and queue.is_over() and not queue.has_more:
-            is_grid_done = count < job.limits.max_trials
-            hint = "the grid has no more" if is_grid_done else f"--max-trials over {count} adds more"
+            hint = f"--max-trials over {count} adds more"
+            if count < job.limits.max_trials:
+                hint = "the grid has no more combinations"
             raise RunError(f"{run.directory}: all of its {count} trials have ended; {hint}")
         data = read_data(job, progress=progress)
         run.write_job(job.to_yaml())

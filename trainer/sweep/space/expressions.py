@@ -108,7 +108,7 @@ def _of_text(text: str, logbase: float) -> Distribution:
     if cls is Choice and values:
         values = [values[0] if len(values) == 1 and isinstance(values[0], list) else values]
     if len(values) > len(cls.parameters()):
-        raise _unreadable(f"{cls.type_name()} takes {', '.join(cls.parameters())} and no more", text)
+        raise _unreadable(f"{cls.type_name()} takes only {', '.join(cls.parameters())}", text)
     parameters = dict(zip(cls.parameters(), values, strict=False))
     for keyword in call.keywords:
         if keyword.arg is None or keyword.arg in parameters:
@@ -196,7 +196,7 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distributi
     except OverflowError:
         reach = (None,)
     if not all(as_number(bound) is not None for bound in reach):
-        raise _unreadable("must not reach beyond the numbers there are", dict(parameters))
+        raise _unreadable("must stay within the range of floating-point numbers", dict(parameters))
     return made
 
 
@@ -225,6 +225,6 @@ def _options(values: Any) -> tuple[Scalar, ...]:
     seen: set[tuple[type, Scalar]] = set()
     for option in options:
         if (type(option), option) in seen:
-            raise _unreadable("a choice must not have a value twice", option)
+            raise _unreadable("a choice must not repeat a value", option)
         seen.add((type(option), option))
     return options
