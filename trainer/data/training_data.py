@@ -26,7 +26,7 @@ class Data:
 
     Attributes:
         train: labels are indices into `classes`.
-        validation: likewise.
+        validation: the same for the validation data.
         classes: sorted union of the classes of both.
         warnings: suspicious findings that do not stop the run.
         skipped: number of lines left out.
@@ -56,7 +56,7 @@ def load(
 
     Args:
         data: .jsonl files and MLTable folders, local or by URL.
-        validation_data: likewise.
+        validation_data: the same.
         validation_size: fraction of the training data to validate on if there are no validation data.
         seed: determines the split.
         datastores: Azure datastore name → local directory or URL with its content.

@@ -77,7 +77,7 @@ def validate(
 
     Args:
         data: .jsonl files and MLTable folders, local or by URL.
-        validation_data: likewise; also checked for images that are in the training data.
+        validation_data: the same; also checked for images that are in the training data.
         images: fetch and decode every image; otherwise local files only have to exist.
         datastores: Azure datastore name → local directory or URL with its content.
         progress: show progress while images are decoded.

@@ -33,7 +33,7 @@ _WARNING_FILTERS = Lock()  # Python's warning filters are shared by all threads
 
 
 class PerTrialSampler(BaseSampler):
-    """Delegates to a sampler of Optuna's that is created anew for each call.
+    """Delegates to a sampler of Optuna's that is created for each call.
 
     What it proposes depends only on the seed, the trial's number and the trials before it. So a resumed sweep
     continues as if it had not been stopped, and several processes can share a study. (Optuna's own samplers
