@@ -52,7 +52,7 @@ def test_as_many_images_are_kept_as_fit(
         (Task.CLASSIFICATION, "timm/test_resnet", {"recipe": "modern"}),
         (Task.CLASSIFICATION, "timm/test_resnet", AS_VALIDATED),
         (Task.DETECTION, "yolo11n", {}),
-        (Task.DETECTION, "rtdetr-resnet50", {"image_size": 96}),
+        (Task.DETECTION, "rtdetr-l", {"image_size": 96}),
         (Task.SEGMENTATION, "maskrcnn_resnet18_fpn", {}),
         (Task.SEGMENTATION, "maskrcnn_resnet18_fpn", {"large_scale_jitter": True}),
     ],
