@@ -13,11 +13,11 @@ IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test coverage docs bench clean
+.PHONY: help venv demo lint test azure-sdk coverage docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the test and dev extras
 
@@ -32,6 +32,13 @@ lint: $(VENV)/.installed-dev ## check style, formatting, types and import layers
 
 test: $(VENV)/.installed-dev ## run the whole test suite
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS)
+
+azure-sdk: .venv-azure/.installed ## install Azure's Python SDK in .venv-azure, for the tests that write jobs with it
+
+.venv-azure/.installed: tests/azure/requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv .venv-azure
+	.venv-azure/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
 
 coverage: $(VENV)/.installed-dev ## run the whole test suite and report the lines of trainer/ and serving/ it misses
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS) \
@@ -50,7 +57,7 @@ bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benc
 		--rounds 2 --seconds 5 --warm-up 2
 
 clean: ## remove .venv, the demo, builds and caches (keeps runs/)
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) .venv-azure demo build dist *.egg-info
 	rm -rf .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 

@@ -188,7 +188,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "warmup_cosine_lr_warmup_epochs": (RESNET, [0, 3], [-1]),
     "evaluation_frequency": (RESNET, [1, 5], [0]),
     "checkpoint_frequency": (RESNET, [1, 5, None], [0]),
-    "layers_to_freeze": (RESNET, [1, 5, None], [0, -1]),
+    "layers_to_freeze": (RESNET, [1, 5, None], [-1]),
     "layer_decay": (VIT, [1e-3, 0.75, 1], [0, -0.1, 1.1]),
     "average_weights": (FASTER, [True, 0], ["ema"]),
     "label_smoothing": (RESNET, [0, 0.99], [-0.1, 1]),

@@ -117,7 +117,7 @@ class Settings(ScoringParameters):
     """Start from the weights of an earlier run of the same model: its directory or its MLflow run id.
     --weights overrides it."""
     layers_to_freeze: int | None = _model(None, gt=0)
-    """Number of layer groups to freeze, counted from the input."""
+    """Number of layer groups to freeze, counted from the input; 0 freezes none."""
     layer_decay: float = _model(1.0, gt=0, le=1)
     """Factor of the learning rate from each layer group to the one before it, so that groups near the input
     learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate."""
@@ -204,6 +204,19 @@ class Settings(ScoringParameters):
             raise ValueError("must not be a boolean")
         return value
 
+    @field_validator("layers_to_freeze", mode="before")
+    @classmethod
+    def _none_frozen(cls, value: Any) -> Any:
+        """Azure's example jobs choose between 0 and 2."""
+        return None if value in (0, "0") and not isinstance(value, bool) else value
+
+    @field_validator("log_training_metrics", "log_validation_loss", mode="before")
+    @classmethod
+    def _member_of_enum(cls, value: Any) -> Any:
+        """Read `LogTrainingMetrics.ENABLE`, as Azure's SDK writes its enumerations to YAML."""
+        member = value.rpartition(".")[2].capitalize() if isinstance(value, str) else ""
+        return member if member in ("Enable", "Disable") else value
+
     @field_validator(
         *("optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type", "recipe"),
         mode="before",
@@ -213,6 +226,7 @@ class Settings(ScoringParameters):
         """Read the REST form's camel case: Sgd, WarmupCosine, ExtraLarge."""
         if not isinstance(value, str):
             return value
+        value = value.rpartition(".")[2]  # StochasticOptimizer.ADAMW, as the SDK writes its enumerations
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower().replace("adam_w", "adamw")
         return "extra_large" if snake == "xlarge" else snake
 

@@ -12,7 +12,7 @@ import yaml
 from trainer.errors import JobError, Problem
 from trainer.job.fields import LocalOptions
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
-from trainer.job.places import anchored, is_remote, tracking_place
+from trainer.job.places import anchored, is_prefixed_path, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
 
@@ -225,6 +225,8 @@ def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str
 def _data_path(path: str, folder: Path) -> str:
     if path.startswith("azureml:") and "://" in path.removeprefix("azureml:"):
         path = path.removeprefix("azureml:")  # the SDK writes URLs like this
+    elif is_prefixed_path(path, folder):
+        path = path.removeprefix("azureml:")
     if path.startswith("file:") and not path.startswith("file://"):
         path = path.removeprefix("file:")  # Azure's prefix of a path relative to the job file
     return path if is_remote(path) else str(folder / path)

@@ -31,6 +31,17 @@ _REGISTERED = re.compile(
 """`azureml:NAME:VERSION`, `azureml:NAME@latest`, and ids that end in `data/NAME/versions/VERSION`."""
 
 
+def is_prefixed_path(path: str, folder: Path) -> bool:
+    """Whether `azureml:` precedes a path on this machine, as Azure's Python SDK writes local inputs.
+
+    What follows is a path if it starts with a dot, a slash or a drive, or exists in the job file's folder.
+    """
+    prefix, _, rest = path.partition(":")
+    if prefix != "azureml" or rest.startswith(("//", "/subscriptions/")):
+        return False
+    return re.match(r"\.|/|[A-Za-z]:[\\/]", rest) is not None or (rest != "" and (folder / rest).exists())
+
+
 def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, ...]:
     """Replace each registered name by its path.
 

@@ -1,0 +1,248 @@
+"""Writes jobs with Azure's own Python SDK: python write_jobs.py FOLDER (in an environment with azure-ai-ml).
+
+One job for each training parameter, search-space expression, sampler and early termination policy of each
+task, and those of the public image notebooks; each as job.dump() writes it (NAME.yaml) and as the REST
+interface receives it (NAME.json).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.simplefilter("ignore")  # the SDK's own
+
+from azure.ai.ml import Input, automl  # noqa: E402
+from azure.ai.ml.automl import LogTrainingMetrics, LogValidationLoss, SearchSpace  # noqa: E402
+from azure.ai.ml.sweep import (  # noqa: E402
+    BanditPolicy,
+    Choice,
+    LogNormal,
+    LogUniform,
+    MedianStoppingPolicy,
+    Normal,
+    QLogNormal,
+    QLogUniform,
+    QNormal,
+    QUniform,
+    Randint,
+    TruncationSelectionPolicy,
+    Uniform,
+)
+
+TASKS = {
+    "classification": (automl.image_classification, "accuracy", "vitb16r224"),
+    "multilabel": (automl.image_classification_multilabel, "iou", "seresnext"),
+    "detection": (automl.image_object_detection, "mean_average_precision", "yolov5"),
+    "segmentation": (automl.image_instance_segmentation, "mean_average_precision", "maskrcnn_resnet50_fpn"),
+}
+
+SHARED = {
+    "advanced_settings": '{"stream_image_files": false}',
+    "ams_gradient": True,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "checkpoint_frequency": 2,
+    "distributed": True,
+    "early_stopping": False,
+    "early_stopping_delay": 3,
+    "early_stopping_patience": 4,
+    "enable_onnx_normalization": True,
+    "evaluation_frequency": 2,
+    "gradient_accumulation_step": 2,
+    "layers_to_freeze": 2,
+    "learning_rate": 0.002,
+    "learning_rate_scheduler": "warmup_cosine",
+    "momentum": 0.8,
+    "nesterov": False,
+    "number_of_epochs": 7,
+    "number_of_workers": 2,
+    "optimizer": "adamw",
+    "random_seed": 42,
+    "step_lr_gamma": 0.4,
+    "step_lr_step_size": 3,
+    "training_batch_size": 4,
+    "validation_batch_size": 4,
+    "warmup_cosine_lr_cycles": 0.4,
+    "warmup_cosine_lr_warmup_epochs": 1,
+    "weight_decay": 0.001,
+}
+CLASSIFIERS = {
+    "training_crop_size": 224,
+    "validation_crop_size": 224,
+    "validation_resize_size": 288,
+    "weighted_loss": 2,
+}
+DETECTORS = {
+    "box_score_threshold": 0.2,
+    "nms_iou_threshold": 0.4,
+    "validation_iou_threshold": 0.6,
+    "validation_metric_type": "coco_voc",
+    "log_training_metrics": LogTrainingMetrics.ENABLE,
+    "log_validation_loss": LogValidationLoss.DISABLE,
+}
+PARAMETERS = {
+    "classification": SHARED | CLASSIFIERS,
+    "multilabel": SHARED | CLASSIFIERS,
+    "detection": SHARED
+    | DETECTORS
+    | {
+        "image_size": 320,
+        "model_size": "small",
+        "multi_scale": True,
+        "tile_grid_size": "3x2",
+        "tile_overlap_ratio": 0.3,
+        "tile_predictions_nms_threshold": 0.3,
+    },
+    "segmentation": SHARED | DETECTORS | {"box_detections_per_image": 50, "max_size": 800, "min_size": 400},
+}
+TOGETHER = {
+    # what a parameter needs to have a meaning
+    "step_lr_gamma": {"learning_rate_scheduler": "step"},
+    "step_lr_step_size": {"learning_rate_scheduler": "step"},
+    "momentum": {"optimizer": "sgd"},
+    "nesterov": {"optimizer": "sgd"},
+    "tile_overlap_ratio": {"tile_grid_size": "3x2"},
+    "tile_predictions_nms_threshold": {"tile_grid_size": "3x2"},
+}
+
+EXPRESSIONS = {
+    "choice_text": ("optimizer", Choice(["sgd", "adam", "adamw"])),
+    "choice_number": ("layers_to_freeze", Choice([0, 2])),
+    "choice_bool": ("early_stopping", Choice([True, False])),
+    "uniform": ("learning_rate", Uniform(0.0001, 0.01)),
+    "loguniform": ("learning_rate", LogUniform(-9.2, -4.6)),
+    "quniform": ("learning_rate", QUniform(0.01, 0.05, 0.01)),
+    "qloguniform": ("learning_rate", QLogUniform(-6.0, -3.0, 0.001)),
+    "normal": ("momentum", Normal(0.8, 0.02)),
+    "lognormal": ("learning_rate", LogNormal(-6.9, 0.1)),
+    "qnormal": ("momentum", QNormal(0.8, 0.02, 0.01)),
+    "qlognormal": ("learning_rate", QLogNormal(-4.0, 0.1, 0.001)),
+    "randint": ("random_seed", Randint(100)),
+}
+POLICIES = {
+    "bandit_factor": BanditPolicy(slack_factor=0.2, evaluation_interval=2, delay_evaluation=6),
+    "bandit_amount": BanditPolicy(slack_amount=0.1, evaluation_interval=1),
+    "median": MedianStoppingPolicy(evaluation_interval=1, delay_evaluation=5),
+    "truncation": TruncationSelectionPolicy(
+        truncation_percentage=20, evaluation_interval=2, delay_evaluation=4
+    ),
+}
+
+
+def new_job(
+    task: str, *, primary_metric: str | None = None, path: str = "./data/training-mltable-folder"
+) -> Any:
+    make, metric, _ = TASKS[task]
+    return make(
+        compute="gpu-cluster",
+        experiment_name="images",
+        training_data=Input(type="mltable", path=path),
+        validation_data=Input(type="mltable", path="./data/validation-mltable-folder"),
+        target_column_name="label",
+        primary_metric=metric,
+        tags={"my_custom_tag": "custom value"},
+    )
+
+
+def write(folder: Path, name: str, job: Any) -> None:
+    job.dump(str(folder / f"{name}.yaml"))
+    rest = job._to_rest_object()
+    content = rest.as_dict() if hasattr(rest, "as_dict") else rest.serialize()
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1, default=str), encoding="utf-8")
+
+
+def write_parameters(folder: Path) -> None:
+    for task, parameters in PARAMETERS.items():
+        for name, value in parameters.items():
+            job = new_job(task)
+            job.set_limits(timeout_minutes=60)
+            job.set_training_parameters(model_name=TASKS[task][2], **{**TOGETHER.get(name, {}), name: value})
+            write(folder, f"{task}-{name}", job)
+
+
+def write_sweeps(folder: Path) -> None:
+    for task in TASKS:
+        for name, (parameter, expression) in EXPRESSIONS.items():
+            job = new_job(task)
+            job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+            space = {"model_name": Choice([TASKS[task][2]]), parameter: expression}
+            job.extend_search_space([SearchSpace(**space)])
+            job.set_sweep(sampling_algorithm="Random")
+            write(folder, f"{task}-space-{name}", job)
+        for name, policy in POLICIES.items():
+            job = new_job(task)
+            job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+            job.extend_search_space([SearchSpace(learning_rate=Uniform(0.0001, 0.01))])
+            job.set_sweep(sampling_algorithm="Random", early_termination=policy)
+            write(folder, f"{task}-policy-{name}", job)
+        for sampler in ("Random", "Grid", "Bayesian"):
+            job = new_job(task)
+            job.set_limits(max_trials=4)
+            job.extend_search_space([SearchSpace(optimizer=Choice(["sgd", "adamw"]))])
+            job.set_sweep(sampling_algorithm=sampler)
+            write(folder, f"{task}-sampler-{sampler.lower()}", job)
+
+
+def write_notebooks(folder: Path) -> None:
+    """Jobs as the public image notebooks build them."""
+    job = new_job("classification")
+    job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+    write(folder, "notebook-classification-automode", job)
+
+    job = new_job("classification", path="azureml:fridge-items:1")
+    job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+    job.extend_search_space(
+        [
+            SearchSpace(
+                model_name=Choice(["vitb16r224"]),
+                learning_rate=Uniform(0.001, 0.01),
+                number_of_epochs=Choice([15, 30]),
+            ),
+            SearchSpace(
+                model_name=Choice(["seresnext", "resnet50"]),
+                learning_rate=Uniform(0.001, 0.01),
+                layers_to_freeze=Choice([0, 2]),
+            ),
+        ]
+    )
+    job.set_sweep(
+        sampling_algorithm="Random",
+        early_termination=BanditPolicy(evaluation_interval=2, slack_factor=0.2, delay_evaluation=6),
+    )
+    write(folder, "notebook-classification-sweep", job)
+
+    job = new_job("detection")
+    job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+    job.set_training_parameters(early_stopping=True, evaluation_frequency=1)
+    job.extend_search_space(
+        [
+            SearchSpace(
+                model_name=Choice(["yolov5"]),
+                learning_rate=Uniform(0.0001, 0.01),
+                model_size=Choice(["small", "medium"]),
+            ),
+            SearchSpace(
+                model_name=Choice(["fasterrcnn_resnet50_fpn"]),
+                learning_rate=Uniform(0.0001, 0.001),
+                optimizer=Choice(["sgd", "adam", "adamw"]),
+                min_size=Choice([600, 800]),
+            ),
+        ]
+    )
+    job.set_sweep(
+        sampling_algorithm="Random",
+        early_termination=BanditPolicy(evaluation_interval=2, slack_factor=0.2, delay_evaluation=6),
+    )
+    write(folder, "notebook-detection-sweep", job)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    target.mkdir(parents=True, exist_ok=True)
+    write_parameters(target)
+    write_sweeps(target)
+    write_notebooks(target)
