@@ -294,7 +294,7 @@ def test_tiling_that_is_not_exported_is_logged(
     monkeypatch.setattr(onnx_export, "to_onnx", lambda *_, **__: pytest.fail("too late"))
     with caplog.at_level(logging.WARNING), pytest.raises(pytest.fail.Exception):
         onnx_export.export(tiled, tmp_path / "model.onnx")
-    assert "tile_grid_size is not a part of it" in caplog.text
+    assert "tile_grid_size is not exported" in caplog.text
 
 
 def test_network_that_cannot_be_exported_is_named(
