@@ -181,12 +181,14 @@ def test_job_of_another_type_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"task: [", "line 1"),
+        (b"task: [", "job.yml:1: must be YAML"),
         (b"- a\n- b\n", "must be a YAML mapping"),
         (b"", "must be a YAML mapping"),
-        (b"task: \xb0\xa1\n", "utf-8"),  # Korean in EUC-KR
+        (b"task: \xb0\xa1\n", "UTF-8"),  # Korean in EUC-KR
         (b"task: image_classification\ntask: image_object_detection\n", "duplicate key 'task'"),
         (b"training_parameters:\n  seed: 1\n  seed: 2\n", "duplicate key 'seed'"),
+        (b"task: &a [*a]\n", "job.yml:1: the alias *a"),
+        (b"limits:\n  " + b"[" * 100, "job.yml:2: must not nest"),
         (b"!!python/object/apply:os.system [echo]\n", "could not determine a constructor"),
     ],
 )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, ProblemsError
 from trainer.job.fields import LocalOptions
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
 from trainer.job.places import anchored, is_prefixed_path, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
+from trainer.strict_yaml import load as load_yaml
+from trainer.strict_yaml import load_json
 
 _DATA_KEYS = ("path", "type", "mode")
 _CLOUD_DATA_KEYS = ("mode", "description", "datastore")
@@ -55,39 +54,19 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     return _values(path, form, ignored), sorted(ignored)
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Rejects duplicate keys, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"duplicate key {key.value!r}", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"duplicate key {name!r}")
-    return dict(pairs)
-
-
 def _load(path: Path) -> Mapping[Any, Any]:
+    where = str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":  # YAML allows no tabs
-            content = json.loads(text, object_pairs_hook=_unique_keys)
-        else:
-            content = yaml.load(text, _UniqueKeys)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise JobError("the job file cannot be read", [Problem(str(path), "", str(error))]) from error
-    if not isinstance(content, Mapping):
-        raise JobError("the job file cannot be read", [Problem(str(path), "", "must be a YAML mapping")])
-    return content
+        content = path.read_bytes()
+        is_json = path.suffix.lower() == ".json"  # YAML allows no tabs
+        form = load_json(content, where) if is_json else load_yaml(content, where)
+    except OSError as error:
+        raise JobError("the job file cannot be read:", [Problem(where, "", str(error))]) from error
+    except ProblemsError as error:
+        raise JobError("the job file cannot be read:", error.problems) from error
+    if not isinstance(form, Mapping):
+        raise JobError("the job file cannot be read:", [Problem(where, "", "must be a YAML mapping")])
+    return form
 
 
 def _pipeline(where: str, content: Mapping[Any, Any]) -> Problem:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from trainer import strict_yaml
 from trainer.data.quality.examined_images import examine
 from trainer.data.training_data import Data
 from trainer.report.embedded_images import EmbeddedImages
@@ -83,7 +82,7 @@ def write_run_report(
 
 def read_job(run: Run) -> dict[str, Any]:
     """Read a run's job.yaml as it is; an empty dict if the file is missing."""
-    content = yaml.safe_load(run.job.read_text("utf-8")) if run.job.exists() else None
+    content = strict_yaml.load(run.job.read_bytes(), str(run.job)) if run.job.exists() else None
     return content if isinstance(content, dict) else {}
 
 

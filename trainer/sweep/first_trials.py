@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from trainer import strict_yaml
 from trainer.files import write_atomically
 from trainer.sweep import attempts
 from trainer.sweep.space.distributions import Choice
@@ -51,7 +52,7 @@ class FirstTrials:
     def read(cls, directory: Path) -> FirstTrials:
         """The first trials of a run; none if the run's job names its own search space."""
         try:
-            content = yaml.safe_load((directory / FILE).read_text(encoding="utf-8"))
+            content = strict_yaml.load((directory / FILE).read_bytes(), str(directory / FILE))
         except FileNotFoundError:
             return cls()
         return cls(tuple(content["first_trials"]), tuple(content["reasons"]))

@@ -137,7 +137,9 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("paths: [", "must be YAML"),
+        ("paths: [", "MLTable:1: must be YAML"),
+        ("paths:\n  " + "[" * 100, "MLTable:2: must not nest"),
+        ("paths: &a\n- *a", "MLTable:2: the alias *a must not be inside its own value"),
         ("", "paths: must be a list"),
         ("paths: []", "paths: must be a list"),
         ("paths:\n- url: x", "paths[0]: must be {file: …}, {pattern: …} or {folder: …}, got {'url': 'x'}"),

@@ -8,11 +8,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from trainer import strict_yaml
 from trainer.data.reading.data_file import DataFile
 from trainer.data.reading.urls import UrlError, is_url, local_path, parent, resolve_path
-from trainer.errors import Problem
+from trainer.errors import Problem, ProblemsError
 
 _TOP_LEVEL_KEYS = (
     "$schema",
@@ -55,12 +54,12 @@ def read(name: str, path: str, datastores: Mapping[str, str]) -> tuple[list[Data
         hint = f"the folder holds {', '.join(there[:3])}: give that file instead" if there else ""
         return [], [Problem(name, "", "must be in a folder given as data", "no such file", hint)]
     try:
-        with open(local_path(path, refresh=True), encoding="utf-8-sig") as stream:
-            content = yaml.safe_load(stream)
+        with open(local_path(path, refresh=True), "rb") as stream:
+            content = strict_yaml.load(stream.read(), name)
     except UrlError as error:
         return [], [Problem(name, "", error.rule, error.got, error.hint)]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return [], [Problem(name, "", "must be YAML", " ".join(str(error).split()))]
+    except ProblemsError as error:
+        return [], list(error.problems)
     if not isinstance(content, dict) or not isinstance(content.get("paths"), list) or not content["paths"]:
         return [], [Problem(name, "paths", "must be a list of {file: …}, {pattern: …} or {folder: …}")]
     return _Reader(name, path, datastores).read(content)

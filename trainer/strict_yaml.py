@@ -1,0 +1,163 @@
+"""Reads YAML and JSON files that anyone may have written: job files, MLTables and a run's own files."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from typing import Any
+
+import yaml
+
+from trainer.errors import Problem, ProblemsError
+
+MAX_DEPTH = 64
+"""Most levels of nesting; Python's recursion, and that of whatever walks the content, ends far beyond."""
+MAX_ALIASED = 10_000
+"""Most values that the aliases of a file may stand for. Aliases of aliases multiply without a limit."""
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_SUMMARY = "the file cannot be read:"
+
+
+def load(content: bytes | str, where: str) -> Any:
+    """Parse a YAML document.
+
+    Args:
+        content: the file's content; bytes are UTF-8, or UTF-16 with a byte order mark.
+        where: the file, for errors.
+
+    Raises:
+        ProblemsError: it is not YAML, repeats a key, or nests or multiplies its values beyond all use. The
+            problem names the line.
+    """
+    loader = _Loader(_text(content, where), where)
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = " ".join(part for part in (error.problem, error.context) if part)
+        raise _error(where, mark.line + 1 if mark else None, f"must be YAML: {reason}") from error
+    finally:
+        loader.dispose()
+
+
+def load_json(content: bytes | str, where: str) -> Any:
+    """Parse a JSON document by the same rules as `load`.
+
+    Raises:
+        ProblemsError: it is not JSON, repeats a key, or is nested too deeply. The problem names the line.
+    """
+    text = _text(content, where)
+    if (line := _too_deep_line(text)) is not None:
+        raise _error(where, line, f"must not nest values more than {MAX_DEPTH} levels deep")
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg[:1].lower()}{error.msg[1:]} in column {error.colno}"
+        raise _error(where, error.lineno, f"must be JSON: {reason}") from error
+    except ValueError as error:
+        raise _error(where, None, f"must be JSON: {error}") from error
+
+
+def _text(content: bytes | str, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1 if encoding != "utf-16" else None
+        raise _error(where, line, f"must be text in UTF-8, but {error.reason}", "save it as UTF-8") from error
+
+
+def _error(where: str, line: int | None, rule: str, hint: str = "") -> ProblemsError:
+    place = where if line is None else f"{where}:{line}"
+    return ProblemsError(_SUMMARY, [Problem(place, "", rule, hint=hint)])
+
+
+class _Loader(yaml.SafeLoader):
+    """Rejects duplicate keys, of which YAML would silently keep the last, and values that multiply."""
+
+    def __init__(self, text: str, where: str) -> None:
+        try:
+            super().__init__(text)
+        except yaml.YAMLError as error:  # a character that YAML does not allow
+            raise _error(where, None, f"must be YAML: {' '.join(str(error).split())}") from error
+        self._where = where
+        self._depth = 0
+        self._values = 0  # composed so far, those that aliases stand for included
+        self._aliased = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        before = self._values
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise self._rejected(f"must not nest values more than {MAX_DEPTH} levels deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            self._values += 1
+            if node is not None:
+                self._sizes[node] = self._values - before
+            if isinstance(node, yaml.MappingNode):
+                self._check_keys(node)
+            return node
+        size = self._sizes.get(node) if node is not None else None
+        if size is None:  # the value of its anchor is not complete yet
+            raise self._rejected(
+                f"the alias *{event.anchor} must not be inside its own value", event.start_mark
+            )
+        self._values += size
+        self._aliased += size
+        if self._aliased > MAX_ALIASED:
+            raise self._rejected(
+                f"aliases must not stand for more than {MAX_ALIASED} values", event.start_mark
+            )
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # 2024-13-01, or a number of thousands of digits
+            raise self._rejected(f"must be a value that YAML allows: {error}", node.start_mark) from error
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise self._rejected(f"duplicate key {key.value!r}", key.start_mark, "keep one of them")
+                seen.add(key.value)
+
+    def _rejected(self, rule: str, mark: yaml.Mark, hint: str = "") -> ProblemsError:
+        return _error(self._where, mark.line + 1, rule, hint)
+
+
+_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+
+
+def _too_deep_line(text: str) -> int | None:
+    """The line of the first JSON value that is nested too deeply; None if there is none."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return None
+    depth = 0
+    for match in _JSON_BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            return text.count("\n", 0, match.start()) + 1
+    return None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
+    return content
