@@ -51,7 +51,7 @@ def write_job(directory: Path, trials: int, concurrent: int, tiny: bool = False)
             "validation_resize_size": 72,
         },
         "search_space": [
-            {"learning_rate": {"type": "loguniform", "min_value": 1e-4, "max_value": 1e-2}},
+            {"learning_rate": {"type": "loguniform", "min_value": -9.2, "max_value": -4.6}},
             {
                 "learning_rate": {"type": "uniform", "min_value": 1e-3, "max_value": 1e-2},
                 "optimizer": {"type": "choice", "values": ["adam", "adamw"]},

@@ -169,7 +169,8 @@ def _usual_values(distributions: Mapping[str, Distribution], budget: Budget) -> 
 
 
 def _range_around(values: Sequence[float], factor: float) -> LogUniform:
-    return LogUniform(_rounded(min(values) / factor), min(1.0, _rounded(max(values) * factor)))
+    low, high = _rounded(min(values) / factor), min(1.0, _rounded(max(values) * factor))
+    return LogUniform(math.log(low), math.log(high))
 
 
 def _rounded(value: float) -> float:

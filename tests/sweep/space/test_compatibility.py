@@ -105,7 +105,7 @@ def test_models_must_be_the_tasks_own() -> None:
         (
             "learning_rate",
             "loguniform(-3, 1)",
-            "input should be less than or equal to 1, got 2.718281828459045",
+            "input should be less than or equal to 1, but loguniform draws exp(x) for x from -3 to 1, which",
         ),
         ("learning_rate", "normal(2, 0.1)", "input should be less than or equal to 1, got 2.0"),
         ("optimizer", "choice('sgd', 'rmsprop')", "input should be 'sgd', 'adam' or 'adamw', got 'rmsprop'"),
@@ -130,6 +130,60 @@ def test_models_must_be_the_tasks_own() -> None:
 def test_every_value_must_be_one_of_the_setting(name: str, value: Any, message: str) -> None:
     said = refused([{name: value}])
     assert said[0].startswith(f"search_space[0].{name}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "draws", "meant"),
+    [
+        (
+            "learning_rate",
+            {"type": "loguniform", "min_value": 0.0001, "max_value": 0.1},
+            "loguniform draws exp(x) for x from 0.0001 to 0.1, which is 1.0001 to 1.10517",
+            "for 0.0001 to 0.1 write min_value: -9.21, max_value: -2.30",
+        ),
+        (
+            "weight_decay",
+            "loguniform(1e-05, 0.01)",
+            "for x from 1e-05 to 0.01",
+            "for 1e-05 to 0.01 write min_value: -11.51, max_value: -4.61",
+        ),
+        (
+            "momentum",
+            {"type": "qloguniform", "min_value": 0.5, "max_value": 0.9, "q": 0.1},
+            "which is 1.64872 to 2.4596",
+            "for 0.5 to 0.9 write min_value: -0.69, max_value: -0.11",
+        ),
+        (
+            "learning_rate",
+            "loguniform(0, 0.1)",
+            "which is 1 to 1.10517",
+            "for 0 to 0.1 write min_value: -11.51 (1e-05, as 0 has none), max_value: -2.30",
+        ),
+        (
+            "training_batch_size",
+            {"type": "qloguniform", "min_value": 8, "max_value": 64, "q": 8},
+            "input should be at most 1,000,000, but qloguniform draws exp(x) for x from 8 to 64",
+            "for 8 to 64 write min_value: 2.08, max_value: 4.16",
+        ),
+        (
+            "learning_rate",
+            "lognormal(0.01, 0.001)",
+            "lognormal has the median exp(0.01) = 1.01005",
+            "mu is an exponent: for 0.01 write mu: -4.61",
+        ),
+    ],
+)
+def test_plain_bounds_of_exponents_are_rejected_with_the_exponents(
+    name: str, value: Any, draws: str, meant: str
+) -> None:
+    (said,) = refused([{name: value}])
+    assert draws in said
+    assert said.endswith(meant)
+
+
+def test_exponents_get_no_advice_where_their_bounds_make_no_plain_range() -> None:
+    (said,) = refused([{"learning_rate": "loguniform(-9, 2)"}])
+    assert said.endswith("min_value and max_value are exponents")
 
 
 def test_the_upper_bound_of_randint_is_never_proposed() -> None:

@@ -42,9 +42,10 @@ def refused(value: Any) -> str:
         ("{type: uniform, min_value: 0.001, max_value: 0.01}", Uniform(0.001, 0.01)),
         ("{type: uniform, min_value: 1e-4, max_value: 1e-2}", Uniform(0.0001, 0.01)),  # text to YAML 1.1
         ("{type: uniform, min_value: 1, max_value: 1}", Uniform(1, 1)),
+        ("{type: loguniform, min_value: -9.2, max_value: -2.3}", LogUniform(-9.2, -2.3)),
         ("{type: loguniform, min_value: 0.0001, max_value: 0.1}", LogUniform(0.0001, 0.1)),
         ("{type: quniform, min_value: 1, max_value: 30, q: 2}", QUniform(1, 30, 2)),
-        ("{type: qloguniform, min_value: 8, max_value: 64, q: 8}", QLogUniform(8, 64, 8)),
+        ("{type: qloguniform, min_value: 0, max_value: 4, q: 8}", QLogUniform(0, 4, 8)),
         ("{type: normal, mu: 10, sigma: 3}", Normal(10, 3)),
         ("{type: lognormal, mu: -4, sigma: 1}", LogNormal(-4, 1)),
         ("{type: qnormal, mu: 10, sigma: 5, q: 2}", QNormal(10, 5, 2)),
@@ -96,16 +97,27 @@ def test_the_string_form(text: str, expected: Any) -> None:
         assert list(map(type, distribution.values)) == list(map(type, expected.values))
 
 
-def test_loguniform_has_exponents_in_the_string_form_and_plain_values_in_yaml() -> None:
-    assert read("loguniform(-6, -1)", "", "") == LogUniform(math.exp(-6), math.exp(-1))
-    assert read("LogUniform(min_value=-6, max_value=-1)", "", "") == LogUniform(math.exp(-6), math.exp(-1))
-    assert read("loguniform(-5, -1)", "", "", logbase=10) == LogUniform(1e-5, 1e-1)
-    # As the SDK's examples have it: a bound below 0 can only be an exponent.
-    of_sdk = {"type": "loguniform", "min_value": -6, "max_value": -1}
-    assert read(of_sdk, "", "") == LogUniform(math.exp(-6), math.exp(-1))
-    assert read("qloguniform(0, 4, 2)", "", "") == QLogUniform(1, math.exp(4), 2)
-    plain = {"type": "loguniform", "min_value": 0.001, "max_value": 0.1}
-    assert read(plain, "", "", logbase=10) == LogUniform(0.001, 0.1)
+@pytest.mark.parametrize(
+    "expression",
+    [
+        {"type": "loguniform", "min_value": -6, "max_value": 1},
+        {"type": "LogUniform", "min_value": "-6", "max_value": 1.0},
+        "loguniform(-6, 1)",
+        "LogUniform(min_value=-6, max_value=1)",
+    ],
+)
+def test_bounds_of_loguniform_are_exponents_in_every_form(expression: Any) -> None:
+    assert read(expression, "", "").bounds == (math.exp(-6), math.exp(1))
+    assert read(expression, "", "", logbase=10).bounds == (1e-6, 10)
+    assert read(expression, "", "", logbase=0.5).bounds == (0.5, 64)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [{"type": "qloguniform", "min_value": 0.5, "max_value": 4, "q": 2}, "qloguniform(0.5, 4, 2)"],
+)
+def test_bounds_of_qloguniform_are_exponents_in_every_form(expression: Any) -> None:
+    assert read(expression, "", "").bounds == (2, 54)  # exp(0.5) = 1.6, exp(4) = 54.6
 
 
 @pytest.mark.parametrize(
@@ -147,9 +159,11 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
             "uniform(0.1, 0.2, 0.3)",
             "uniform takes only min_value, max_value, got 'uniform(0.1, 0.2, 0.3)'",
         ),
-        ({"type": "qloguniform", "min_value": 0, "max_value": 1, "q": 1}, "min_value must be over 0, got 0"),
-        ("loguniform(0, 1000)", "max_value must be an exponent that 2.71828 can be raised to, got 1000"),
-        ("loguniform(-2000, 1)", "min_value must be an exponent that 2.71828 can be raised to, got -2000"),
+        ("loguniform(1, 0)", "min_value must not be over max_value, got 1 and 0"),
+        *(
+            (expression, "must stay within the range of floating-point numbers, got {'")
+            for expression in ("loguniform(0, 1000)", "loguniform(-2000, 1)", "qloguniform(0, 701, 1)")
+        ),
         # the rest
         ("quniform(1, 2, 0)", "q must be over 0, got 0"),
         ({"type": "qnormal", "mu": 1, "sigma": 1, "q": -1}, "q must be over 0, got -1"),

@@ -120,7 +120,9 @@ def test_a_space_written_as_yaml_is_read_as_the_same_space() -> None:
 
 def test_the_base_of_exponents_is_that_of_the_sampling_algorithm() -> None:
     space = spaces.parse({"learning_rate": "loguniform(-3, -1)", "x": "uniform(-3, -1)"}, logbase=10)
-    assert space.sub_spaces[0].parameters == {"learning_rate": LogUniform(1e-3, 1e-1), "x": Uniform(-3, -1)}
+    rate = LogUniform(-3, -1, base=10)
+    assert space.sub_spaces[0].parameters == {"learning_rate": rate, "x": Uniform(-3, -1)}
+    assert rate.bounds == (0.001, 0.1)
 
 
 def test_all_problems_are_told_at_once_with_their_places() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,9 +17,20 @@ from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import models_taking, resolve, takes
 from trainer.settings import NAMES, Settings, canonical
-from trainer.sweep.space.distributions import TAIL, Choice, Distribution, Normal, Scalar
+from trainer.sweep.space.distributions import (
+    TAIL,
+    Choice,
+    Distribution,
+    LogNormal,
+    LogUniform,
+    Normal,
+    Scalar,
+)
 from trainer.sweep.space.search_space import SearchSpace, SubSpace
 from trainer.tasks import Task
+
+LARGEST = 1_000_000
+"""Greatest number to draw on a logarithmic scale; no setting without an upper limit needs more."""
 
 
 def check_space(
@@ -126,10 +138,42 @@ def _value_problems(value: Distribution | Scalar, setting: str) -> list[Problem]
     # The tails of a normal distribution are cut off where the setting rejects them, so check its median.
     bounds = (value.value(0.5),) if isinstance(value, Normal) else value.bounds
     problems = [problem for bound in bounds for problem in _rejections(setting, bound)]
+    if isinstance(value, LogUniform | LogNormal):
+        if problems:
+            return [_plain_for_exponents(value, setting, problems[0].rule)]
+        if isinstance(value, LogUniform) and value.interval[1] > LARGEST:
+            return [_plain_for_exponents(value, setting, f"input should be at most {LARGEST:,}")]
     if not problems and any(_rejections(setting, inner) for inner in value.inside()):
         rule = f"takes whole numbers, which {value.type_name()} does not give"
         problems = [Problem("", "", rule, hint="use choice, randint, or quniform with q: 1")]
     return problems
+
+
+def _plain_for_exponents(value: LogUniform | LogNormal, setting: str, rule: str) -> Problem:
+    """Say what an expression with exponents gives, and which exponents were probably meant."""
+    name = value.type_name()
+    if isinstance(value, LogNormal):
+        base, given = math.e, {"mu": value.mu}
+        gives = f"{name} has the median exp({value.mu:g}) = {value.value(0.5):.6g}"
+    else:
+        base, given = value.base, {"min_value": value.min_value, "max_value": value.max_value}
+        power = "exp(x)" if base == math.e else f"{base:g}^x"
+        low, high = value.interval
+        gives = (
+            f"{name} draws {power} for x from {value.min_value:g} to {value.max_value:g}, "
+            f"which is {low:.6g} to {high:.6g}"
+        )
+    hint = f"{' and '.join(given)} are exponents" if len(given) > 1 else "mu is an exponent"
+    if any(given.values()) and all(
+        plain >= 0 and not _rejections(setting, plain) for plain in given.values()
+    ):
+        meant = [
+            f"{key}: {math.log(plain or 1e-5) / math.log(base):.2f}"
+            + ("" if plain else " (1e-05, as 0 has none)")
+            for key, plain in given.items()
+        ]
+        hint += f": for {' to '.join(f'{plain:g}' for plain in given.values())} write {', '.join(meant)}"
+    return Problem("", "", f"{rule}, but {gives}", hint=hint)
 
 
 def _rejections(setting: str, value: Any) -> list[Problem]:

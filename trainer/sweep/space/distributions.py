@@ -180,9 +180,24 @@ class Uniform(Drawn):
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
-    """Any number from min_value to max_value, both over 0, with a uniformly distributed logarithm."""
+    """exp(uniform(min_value, max_value)): the bounds are exponents, in every form of a search space.
+
+    Attributes:
+        base: what the exponents raise; e unless the sampling algorithm names another.
+    """
 
     log = True
+    base: float = field(default=math.e, kw_only=True)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = sorted(
+            (self._power(self.min_value), self._power(self.max_value))
+        )  # a base may be below 1
+        return low, high
+
+    def _power(self, exponent: float) -> float:
+        return math.exp(exponent) if self.base == math.e else math.pow(self.base, exponent)
 
 
 @dataclass(frozen=True)
@@ -192,7 +207,7 @@ class QUniform(Quantized, Uniform):
 
 @dataclass(frozen=True)
 class QLogUniform(Quantized, LogUniform):
-    """round(loguniform(min_value, max_value) / q) · q."""
+    """round(exp(uniform(min_value, max_value)) / q) · q."""
 
 
 @dataclass(frozen=True)

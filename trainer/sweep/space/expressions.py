@@ -28,12 +28,11 @@ def read(value: Any, where: str, field: str, logbase: float = math.e) -> Distrib
     """Read a hyperparameter's distribution, or its value if it is fixed.
 
     Args:
-        value: `{type: uniform, min_value: 0.1, max_value: 0.2}`, `"uniform(0.1, 0.2)"` or a scalar. The
-            bounds of loguniform and qloguniform are plain values in the first form, unless min_value is
-            negative, as the SDK's examples write exponents; in the second they are exponents of `logbase`,
-            as in old jobs. Types may be spelled like the SDK's classes (`QUniform`).
+        value: `{type: uniform, min_value: 0.1, max_value: 0.2}`, `"uniform(0.1, 0.2)"` or a scalar. Types
+            may be spelled like the SDK's classes (`QUniform`).
         where: the file, for errors.
         field: the field in the file, such as `search_space[0].learning_rate`.
+        logbase: base of the exponents that bound loguniform and qloguniform.
 
     Raises:
         JobError: everything that is wrong with the value.
@@ -87,11 +86,7 @@ def _of_mapping(content: Mapping[Any, Any], logbase: float) -> Distribution:
     if "type" not in content:
         raise _unreadable("needs the key type", dict(content), f"there are {', '.join(TYPES)}")
     cls = _type(str(content["type"]))
-    parameters = {key: content[key] for key in content if key != "type"}
-    lowest = as_number(parameters.get("min_value"))
-    if issubclass(cls, LogUniform) and lowest is not None and lowest < 0:  # not a plain value
-        parameters = _with_powers(parameters, logbase)
-    return _build(cls, parameters)
+    return _build(cls, {key: content[key] for key in content if key != "type"}, logbase)
 
 
 def _of_text(text: str, logbase: float) -> Distribution:
@@ -116,15 +111,7 @@ def _of_text(text: str, logbase: float) -> Distribution:
         parameters[keyword.arg] = _literal(keyword.value)
     if cls is Choice:
         parameters.setdefault("values", [])
-    if issubclass(cls, LogUniform):
-        parameters = _with_powers(parameters, logbase)
-    return _build(cls, parameters)
-
-
-def _with_powers(parameters: Mapping[Any, Any], base: float) -> dict[Any, Any]:
-    """The parameters with their bounds, which are exponents, as plain values."""
-    bounds = parameters.keys() & {"min_value", "max_value"}
-    return {**parameters, **{key: _power(base, parameters[key], key) for key in sorted(bounds)}}
+    return _build(cls, parameters, logbase)
 
 
 def _literal(node: ast.expr) -> Any:
@@ -148,19 +135,6 @@ def _literal(node: ast.expr) -> Any:
     raise _unreadable("must be a value", ast.unparse(node), "put text in quotes")
 
 
-def _power(base: float, exponent: Any, key: str) -> Any:
-    number = as_number(exponent)
-    if number is None:
-        return exponent  # _build rejects it
-    try:
-        power = math.exp(number) if base == math.e else math.pow(base, number)
-    except OverflowError:
-        power = math.inf
-    if not 0 < power < math.inf:
-        raise _unreadable(f"{key} must be an exponent that {base:g} can be raised to", exponent)
-    return power
-
-
 def _type(name: str) -> type[Distribution]:
     cls = TYPES.get(name.lower())
     if cls is None:
@@ -168,7 +142,7 @@ def _type(name: str) -> type[Distribution]:
     return cls
 
 
-def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distribution:
+def _build(cls: type[Distribution], parameters: Mapping[Any, Any], logbase: float) -> Distribution:
     name = cls.type_name()
     problems = [
         Problem("", "", f"{name} has no key {key}", hint=_similar(str(key), cls.parameters()))
@@ -180,9 +154,7 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distributi
         try:
             if parameters.get(key) is None:
                 raise _unreadable(f"{name} needs {key}")
-            values[key] = (
-                _options(parameters[key]) if key == "values" else _parameter(cls, key, parameters[key])
-            )
+            values[key] = _options(parameters[key]) if key == "values" else _parameter(key, parameters[key])
         except JobError as error:
             problems += error.problems
     if not problems and "min_value" in values and values["min_value"] > values["max_value"]:
@@ -190,17 +162,22 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any]) -> Distributi
         problems.append(Problem("", "", "min_value must not be over max_value", got))
     if problems:
         raise JobError(_SUMMARY, problems)
+    if issubclass(cls, LogUniform):
+        values["base"] = logbase
     made = cls(**values)
     try:
         reach = () if cls is Choice else made.bounds
+        vanishes = isinstance(made, LogUniform) and made.interval[0] == 0  # no logarithm leads there
     except OverflowError:
-        reach = (None,)
-    if not all(as_number(bound) is not None for bound in reach):
-        raise _unreadable("must stay within the range of floating-point numbers", dict(parameters))
+        reach, vanishes = (None,), False
+    if vanishes or not all(as_number(bound) is not None for bound in reach):
+        rule = "must stay within the range of floating-point numbers"
+        hint = f"its bounds are exponents of {logbase:g}" if isinstance(made, LogUniform) else ""
+        raise _unreadable(rule, dict(parameters), hint)
     return made
 
 
-def _parameter(cls: type[Distribution], key: str, value: Any) -> int | float:
+def _parameter(key: str, value: Any) -> int | float:
     """A bound, mean, deviation, step or limit."""
     number = as_number(value)
     if number is None:
@@ -209,8 +186,6 @@ def _parameter(cls: type[Distribution], key: str, value: Any) -> int | float:
         raise _unreadable("upper must be a whole number of at least 1", value)
     if key in ("q", "sigma") and number <= 0:
         raise _unreadable(f"{key} must be over 0", value)
-    if key == "min_value" and issubclass(cls, LogUniform) and number <= 0:
-        raise _unreadable("min_value must be over 0", value)
     return int(number) if key == "upper" else number
 
 

@@ -98,7 +98,7 @@ def parse(content: Any, where: str = "", *, logbase: Any = None) -> SearchSpace:
     Args:
         content: a list of maps, each a sub-space, or a single map.
         where: the file, for errors.
-        logbase: base of the exponents that bound loguniform in its string form: "e", a number, or None for e.
+        logbase: base of the exponents that bound loguniform: "e", a number, or None for e.
 
     Raises:
         JobError: everything that is wrong.
