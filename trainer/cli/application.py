@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, Parameter
@@ -96,9 +98,48 @@ def _version() -> str:
     return version("image-trainer")  # cyclopts would look for a distribution with the module's name
 
 
+class Program(App):
+    """An application of cyclopts in which a value may follow a switch: `--early-stopping false`.
+
+    cyclopts itself takes `--early-stopping=false`, and would read the other form's value as an argument.
+    """
+
+    def __call__(self, tokens: None | str | Iterable[str] = None, **options: Any) -> Any:
+        words = list(sys.argv[1:] if tokens is None else tokens.split() if isinstance(tokens, str) else tokens)
+        return super().__call__(_with_joined_switches(self, words), **options)
+
+
+_SWITCH_WORDS = {"on": "true", "enable": "true", "off": "false", "disable": "false"}
+_SWITCH_WORDS |= {word: word for word in ("true", "yes", "1", "false", "no", "0")}
+
+
+def _with_joined_switches(program: App, words: list[str]) -> list[str]:
+    """Join each switch with the value that follows it by an equals sign."""
+    found = [
+        index
+        for index, (name, value) in enumerate(pairwise(words))
+        if name.startswith("--") and "=" not in name and value.lower() in _SWITCH_WORDS
+    ]
+    if not found:
+        return words
+    command = program.parse_commands(words)[1][-1]
+    if command.default_command is None:
+        return words
+    arguments = command.assemble_argument_collection()
+    joined = list(words)
+    for index in reversed(found):
+        try:
+            is_switch = isinstance(arguments.match(words[index])[2], bool)
+        except ValueError:  # an unknown flag, which cyclopts reports
+            continue
+        if is_switch:
+            joined[index : index + 2] = [f"{words[index]}={_SWITCH_WORDS[words[index + 1].lower()]}"]
+    return joined
+
+
 def application(name: str, **options: Any) -> App:
     """An application of cyclopts whose help and flags look like those of all commands."""
-    return App(
+    return Program(
         name=name,
         help_format="plaintext",
         default_parameter=Parameter(negative_iterable=()),
