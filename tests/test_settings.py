@@ -12,7 +12,7 @@ from trainer.errors import JobError
 from trainer.models import catalog, defaults
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import resolve
-from trainer.settings import Settings
+from trainer.settings import Settings, canonical
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -279,6 +279,42 @@ def test_nan_and_infinity_are_rejected(name: str, value: Any) -> None:
 def test_values_as_rest_yaml_and_flags_write_them(given: dict[str, Any], meant: dict[str, Any]) -> None:
     resolved = resolve(*RESNET, given)
     assert {name: getattr(resolved, name) for name in meant} == meant
+
+
+@pytest.mark.parametrize(
+    "none", ["none", "None", "NONE", "StochasticOptimizer.NONE", "LearningRateScheduler.NONE", None]
+)
+@pytest.mark.parametrize(
+    ("model", "name", "default"),
+    [
+        (RESNET, "optimizer", "sgd"),
+        (RESNET, "learning_rate_scheduler", "warmup_cosine"),
+        (RESNET, "lr_scheduler", "warmup_cosine"),
+        (FASTER, "validation_metric_type", "voc"),
+        (YOLOV5, "model_size", "medium"),
+        (FASTER, "model_size", "medium"),  # of another model, but not chosen
+    ],
+)
+def test_none_of_an_enumeration_means_the_default(
+    none: Any, model: tuple[Task, str], name: str, default: str
+) -> None:
+    assert getattr(resolve(*model, {name: none}), canonical(name)) == default
+
+
+def test_none_leaves_the_recipes_optimizer() -> None:
+    assert resolve(*RESNET, {"recipe": "modern", "optimizer": "None"}).optimizer == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        *((value, "Enable") for value in ("LogTrainingMetrics.ENABLE", "ENABLE", "enable", True)),
+        *((value, "Disable") for value in ("LogValidationLoss.DISABLE", "DISABLE", "Disable", False)),
+    ],
+)
+def test_switches_of_the_sdk_are_read(value: Any, meant: str) -> None:
+    resolved = resolve(*FASTER, {"log_training_metrics": value, "log_validation_loss": value})
+    assert (resolved.log_training_metrics, resolved.log_validation_loss) == (meant, meant)
 
 
 @pytest.mark.parametrize("spelled", ["xlarge", "extra_large", "ExtraLarge", "EXTRA_LARGE"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import Field
@@ -51,6 +52,11 @@ def option(
     """
     extra: dict[str, Any] = {"group": group, "aliases": list(aliases), "flag": flag, "form": form}
     return Field(default, json_schema_extra=extra, **more)
+
+
+def enum_member(value: Any) -> Any:
+    """Strip the class from a member of an enumeration as Azure's SDK writes it: LogTrainingMetrics.ENABLE."""
+    return re.sub(r"^[A-Z][A-Za-z]*\.(?=[A-Z][A-Z0-9_]*$)", "", value) if isinstance(value, str) else value
 
 
 def help_text(info: FieldInfo) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.fields import details, option
+from trainer.fields import details, enum_member, option
 from trainer.scoring import ScoringParameters
 
 # Each declares a setting under one heading of the help.
@@ -43,6 +43,15 @@ class AdvancedSettings(BaseModel):
     """Has no effect, accepted for compatibility: images are always read when they are needed."""
     apply_automl_train_augmentations: bool = True
     apply_mosaic_for_yolo: bool = True
+
+
+CHOICES = ("optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type")
+"""The settings that Azure's interfaces define as enumerations, each with a member None: not chosen."""
+
+
+def means_default(name: str, value: Any) -> bool:
+    """Whether a value of one of CHOICES leaves the setting to its default: null, or none in any spelling."""
+    return name in CHOICES and (value is None or str(enum_member(value)).lower() == "none")
 
 
 class Settings(ScoringParameters):
@@ -160,7 +169,7 @@ class Settings(ScoringParameters):
     """JSON object with apply_automl_train_augmentations (true), apply_mosaic_for_yolo (true) and
     stream_image_files (false)."""
 
-    validation_metric_type: Literal["none", "coco", "voc", "coco_voc"] = _evaluation("voc")
+    validation_metric_type: Literal["coco", "voc", "coco_voc"] = _evaluation("voc")
     """Detection metrics to compute at each evaluation."""
     validation_iou_threshold: float = _evaluation(0.5, aliases=("box_iou_thresh",), ge=0.1, le=1)
     """Minimum IoU at which a predicted box matches an object."""
@@ -212,21 +221,21 @@ class Settings(ScoringParameters):
 
     @field_validator("log_training_metrics", "log_validation_loss", mode="before")
     @classmethod
-    def _member_of_enum(cls, value: Any) -> Any:
-        """Read `LogTrainingMetrics.ENABLE`, as Azure's SDK writes its enumerations to YAML."""
-        member = value.rpartition(".")[2].capitalize() if isinstance(value, str) else ""
+    def _enable_or_disable(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return "Enable" if value else "Disable"
+        member = str(enum_member(value)).capitalize()
         return member if member in ("Enable", "Disable") else value
 
-    @field_validator(
-        *("optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type", "recipe"),
-        mode="before",
-    )
+    @field_validator(*CHOICES, "recipe", mode="before")
     @classmethod
-    def _choice(cls, value: Any) -> Any:
+    def _choice(cls, value: Any, info: ValidationInfo) -> Any:
         """Read the REST form's camel case: Sgd, WarmupCosine, ExtraLarge."""
+        if means_default(str(info.field_name), value):
+            return cls.model_fields[str(info.field_name)].default
         if not isinstance(value, str):
             return value
-        value = value.rpartition(".")[2]  # StochasticOptimizer.ADAMW, as the SDK writes its enumerations
+        value = enum_member(value)
         snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower().replace("adam_w", "adamw")
         return "extra_large" if snake == "xlarge" else snake
 

@@ -466,14 +466,6 @@ def test_pipeline_expressions_are_rejected_with_their_key(tmp_path: Path) -> Non
     }
 
 
-def test_pipeline_is_rejected_with_the_names_of_its_automl_jobs(tmp_path: Path) -> None:
-    text = "type: pipeline\njobs:\n  prepare: {type: command}\n  train_node: {type: automl, task: x}\n"
-    (problem,) = problems_of(write(tmp_path, text))
-    assert "pipeline" in problem.rule
-    assert "jobs.train_node" in problem.hint
-    assert "file of its own" in problem.hint
-
-
 def test_misplaced_training_parameter_gets_its_place_as_a_hint(tmp_path: Path) -> None:
     problems = {
         problem.field: problem.hint

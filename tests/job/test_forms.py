@@ -196,14 +196,22 @@ def test_snake_case_recovers_every_settings_name() -> None:
 
 @pytest.mark.parametrize(
     ("duration", "minutes"),
-    [("PT60M", 60), ("PT2H", 120), ("P1D", 1440), ("P1DT1H1M", 1501), ("PT90S", 2), ("pt0.5h", 30)],
+    [
+        *(("PT60M", 60), ("PT2H", 120), ("P1D", 1440), ("P1DT1H1M", 1501), ("PT90S", 2), ("pt0.5h", 30)),
+        *((60, 60), ("60", 60), ("PT1H30M", 90), ("PT0.1H", 6)),
+    ],
 )
-def test_duration_becomes_minutes(tmp_path: Path, duration: str, minutes: int) -> None:
+def test_duration_becomes_minutes(tmp_path: Path, duration: Any, minutes: int) -> None:
     job, _ = read(tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}})
     assert job.limits.timeout_minutes == minutes
+    text = yaml.safe_dump({"task": "object-detection", "training_data": "a", "limits": {"timeout": duration}})
+    assert read(tmp_path, text)[0].limits.timeout_minutes == minutes
+    for name in ("timeout", "timeout_minutes"):
+        job = Job(task="object-detection", training_data="a", limits={name: duration})
+        assert job.limits.timeout_minutes == minutes
 
 
-@pytest.mark.parametrize("duration", ["60", "PT", "P", "", "PT0M", 60, "one hour"])
+@pytest.mark.parametrize("duration", ["PT", "P", "", "PT0M", 0, -1, True, "one hour"])
 def test_malformed_duration_is_rejected_with_an_example(tmp_path: Path, duration: Any) -> None:
     (problem,) = problems_of(
         tmp_path, TASK_DETAILS | {"limitSettings": {"timeout": duration, "maxTrials": 2}}

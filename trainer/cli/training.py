@@ -37,6 +37,7 @@ _JOB = Parameter(group=heading("Job"))
 def fit(
     *,
     config: Annotated[Path | None, _JOB] = None,
+    node: Annotated[str, _JOB] = "",
     resume: Annotated[Path | None, _JOB] = None,
     dry_run: Annotated[Switch, _JOB] = False,
     check_data: Annotated[Switch, _JOB] = False,
@@ -62,6 +63,8 @@ def fit(
     config
         Azure job file, YAML or JSON. The forms of the command line, the Python SDK and the REST interface are
         read; flags override the file.
+    node
+        Of a pipeline in --config in which several nodes train image models, the one to run.
     resume
         Resume the stopped run in this directory, or extend a finished one. A single run is extended by
         --number-of-epochs and takes other hyperparameters that leave the network as it is; a sweep is
@@ -87,16 +90,18 @@ def fit(
         raise _unusable("cannot be combined with --resume; job.yaml in the run has its settings", "--dry-run")
     if resume is not None:
         # Of the file only the settings count, so the rest need not be complete.
-        own = job_file.read(config)[0]["settings"] if config is not None else {}
+        own = job_file.read(config, node, ("training_data",))[0]["settings"] if config is not None else {}
         _resume(resume, values, override(own, settings))
         return
     if config is None:
         missing = [flag_of(name) for name in ("task", "training_data") if name not in values]
         if missing:
             raise _unusable("must be given, as a flag or by --config", *missing)
+        if node:
+            raise _unusable("needs --config, a pipeline", "--node")
         wanted = Job.of(settings=settings, **values)
     else:
-        wanted = Job.read(config, settings=settings, **values)
+        wanted = Job.read(config, node=node, settings=settings, **values)
     where = str(config or "")
     if dry_run:
         from trainer.cli.dry_run import preview

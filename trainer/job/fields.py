@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trainer.errors import JobError
-from trainer.fields import Parsed, option
+from trainer.fields import Parsed, enum_member, option
 from trainer.job.places import places_of, tracking_place
 from trainer.job.sweep import Limits, Sweep
 from trainer.models.weights.choice import NONE
@@ -103,7 +103,7 @@ class AzureOptions(LocalOptions):
     """Training data: a .jsonl file or an MLTable folder, local or by URL."""
     validation_data: Parsed[tuple[str, ...], str | Path | Sequence[str | Path]] = _data(())
     """Validation data. Without it, a stratified part of the training data is held out."""
-    validation_data_size: float = _data(0.2, gt=0, lt=1)
+    validation_data_size: float = _data(0.2, aliases=("split_ratio",), gt=0, lt=1)
     """Fraction of the training data to hold out, in (0, 1)."""
     primary_metric: str | None = _model(None)
     """Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]"""
@@ -128,7 +128,7 @@ class AzureOptions(LocalOptions):
         if isinstance(value, Task) or not isinstance(value, str):
             return value
         try:
-            return Task.parse(value)
+            return Task.parse(enum_member(value))
         except JobError as error:  # a ValueError is reported together with the other problems
             raise ValueError(f"{error.problems[0].rule}, got {value!r}") from error
 
@@ -158,4 +158,6 @@ class AzureOptions(LocalOptions):
     @classmethod
     def _snake_case(cls, value: Any) -> Any:
         """Read the REST form's MeanAveragePrecision."""
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).lower() if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", enum_member(value)).lower()

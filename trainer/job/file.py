@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import JobError, Problem, ProblemsError
 from trainer.job.fields import LocalOptions
+from trainer.job.former import CHECKPOINT
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
+from trainer.job.pipelines import is_pipeline, node_job, without_expressions
 from trainer.job.places import anchored, is_prefixed_path, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
@@ -24,8 +26,12 @@ _ANCHORS = {"weights": anchored, "tracking_uri": tracking_place, "storage": trac
 _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
-def read(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read(path: Path, node: str = "", given: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """Read a job file.
+
+    Args:
+        node: of a pipeline, the node to read; "" for the only one that trains an image model.
+        given: fields and settings that are given elsewhere, so that the file's may be left to a pipeline.
 
     Returns:
         The fields of a Job, with unchecked values, and the keys that have no effect outside Azure.
@@ -35,8 +41,12 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     """
     where = str(path)
     content = _load(path)
-    if content.get("jobs") or str(content.get("type", "")).lower() == "pipeline":
-        raise JobError("the job file cannot be used:", [_pipeline(where, content)])
+    besides: list[str] = []
+    if is_pipeline(content):
+        content, besides = node_job(content, path, node, given)
+    elif node:
+        rule = "chooses a node of a pipeline, but the file is a single job"
+        raise JobError("the job file cannot be used:", [Problem(where, "--node", rule, hint="remove it")])
     form, problems = to_yaml_form(content, where)
     problems += [
         Problem(where, key, "must be a mapping", repr(form[key]))
@@ -44,6 +54,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
         if form.get(key) is not None and not isinstance(form[key], Mapping)
     ]
     if not problems:
+        form = without_expressions(form, given)
         problems = [*_unknown_keys(where, form), *_pipeline_expressions(where, form)]
         if str(form.get("type") or "automl").lower() != "automl":
             problems.append(Problem(where, "type", "must be automl", repr(form["type"])))
@@ -51,7 +62,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
     if problems:
         raise JobError("the job file cannot be used:", problems)
     ignored = {key for key in CLOUD_KEYS & form.keys() if form[key] not in _EMPTY}
-    return _values(path, form, ignored), sorted(ignored)
+    values = _values(path, form, ignored)
+    return values, sorted({*ignored, *besides})
 
 
 def _load(path: Path) -> Mapping[Any, Any]:
@@ -67,17 +79,6 @@ def _load(path: Path) -> Mapping[Any, Any]:
     if not isinstance(form, Mapping):
         raise JobError("the job file cannot be read:", [Problem(where, "", "must be a YAML mapping")])
     return form
-
-
-def _pipeline(where: str, content: Mapping[Any, Any]) -> Problem:
-    steps = content.get("jobs")
-    steps = steps if isinstance(steps, Mapping) else {}
-    names = [
-        name for name, step in steps.items() if isinstance(step, Mapping) and step.get("type") == "automl"
-    ]
-    which = " or ".join(f"jobs.{name}" for name in names) or "its automl job"
-    hint = f"put {which} into a file of its own and replace each ${{{{…}}}} by its value"
-    return Problem(where, "jobs" if steps else "type", "is a pipeline; this runs one automl job", hint=hint)
 
 
 def _unknown_keys(where: str, form: Mapping[str, Any]) -> list[Problem]:
@@ -166,9 +167,14 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         values["nodes"] = properties[_NODES]
     if properties.keys() - {_NODES}:
         ignored.add("properties")
-    run = parameters.get(RUN_ID)
-    if isinstance(run, str) and run and (path.parent / run).exists():
-        parameters[RUN_ID] = anchored(run, path.parent)  # like every other path in the file
+    if isinstance(checkpoint := parameters.get(CHECKPOINT), Mapping):
+        parameters[CHECKPOINT] = checkpoint.get("path") or checkpoint.get("uri")
+    for key in (RUN_ID, CHECKPOINT):  # relative to the file, like every other path in it
+        place = parameters.get(key)
+        if isinstance(place, str) and is_prefixed_path(place, path.parent):
+            place = place.removeprefix("azureml:")
+        if isinstance(place, str) and place and (path.parent / place).exists():
+            parameters[key] = anchored(place, path.parent)
     values["settings"] = parameters
     values |= {key: value for key, value in local.items() if value is not None}
     for key, anchor in _ANCHORS.items():

@@ -14,7 +14,8 @@ from typing import Any
 
 from trainer.errors import Problem, did_you_mean
 from trainer.job.fields import AzureOptions, LocalOptions
-from trainer.job.sweep import MODEL_NAME, Limits, SamplingAlgorithm, Sweep
+from trainer.job.former import FORMER
+from trainer.job.sweep import DURATION_RULE, MODEL_NAME, Limits, SamplingAlgorithm, Sweep, minutes_of
 from trainer.settings import NAMES
 
 CLOUD_KEYS = frozenset(
@@ -23,7 +24,15 @@ CLOUD_KEYS = frozenset(
         *("environment_variables", "outputs", "log_verbosity", "description", "tags"),
         *("target_column_name", "test_data", "test_data_size", "id", "status", "creation_context"),
         *("log_files", "is_archived", "notification_setting", "component_id", "secrets_configuration"),
-        *("system_data", "location", "api_version", "depends_on", "created_by"),
+        *(
+            "system_data",
+            "location",
+            "api_version",
+            "depends_on",
+            "created_by",
+            "schedule",
+            "parent_job_name",
+        ),
     }
 )
 """Keys of Azure's job files that have no effect outside Azure."""
@@ -34,7 +43,7 @@ KEYS = (AzureOptions.model_fields.keys() - LocalOptions.model_fields.keys()) | {
 LIMITS = tuple(Limits.model_fields)
 SWEEP = tuple(Sweep.model_fields)
 SAMPLING = tuple(SamplingAlgorithm.model_fields)
-_PARAMETERS = NAMES.keys() | {MODEL_NAME}
+_PARAMETERS = NAMES.keys() | {MODEL_NAME, *FORMER}
 
 _V1 = {
     "hyperparameter_sampling": ("sweep", "sampling_algorithm"),
@@ -60,15 +69,17 @@ _ALIASES = {
     "verbosity": "log_verbosity",
     "validation_size": "validation_data_size",
 }
+_DATA_SETTINGS = "data_settings"
 _DATA = (("path", "type", "mode", "description", "datastore"), {"uri": "path", "job_input_type": "type"})
 _TYPE_ALIASES = {"policy_type": "type", "sampling_algorithm_type": "type", "name": "type"}
 _SECTIONS: dict[str, tuple[Collection[str], Mapping[str, str]]] = {
-    "": (KEYS | CLOUD_KEYS | _V1.keys(), _ALIASES),
+    "": (KEYS | CLOUD_KEYS | _V1.keys() | {_DATA_SETTINGS}, _ALIASES),
+    _DATA_SETTINGS: (KEYS | CLOUD_KEYS, _ALIASES),
     "training_data": _DATA,
     "validation_data": _DATA,
     "training_parameters": (_PARAMETERS, {}),
     "search_space": (_PARAMETERS, {}),
-    "limits": ((*LIMITS, "timeout"), {}),
+    "limits": ((*LIMITS, "timeout"), {"max_total_trials": "max_trials"}),
     "sweep": ((*SWEEP, "limits"), {}),
     "sweep.sampling_algorithm": (SAMPLING, _TYPE_ALIASES),
     "hyperparameter_sampling": (
@@ -77,11 +88,9 @@ _SECTIONS: dict[str, tuple[Collection[str], Mapping[str, str]]] = {
     ),
 }
 """The keys of each section in all forms, and further names of some; "" is the top of the file."""
+_WRAPPED = ("data", "validation_data_size", "test_data_size")
+"""Keys of a data entry in the REST form of 2022-02."""
 _NO_POLICIES = ("", "none", "default", "no_termination")
-_DURATION = re.compile(
-    r"P(?:(?P<days>[\d.]+)D)?(?:T(?:(?P<hours>[\d.]+)H)?(?:(?P<minutes>[\d.]+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
-)
-_SECONDS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
 
 
 def to_yaml_form(content: Mapping[Any, Any], where: str) -> tuple[dict[str, Any], list[Problem]]:
@@ -118,6 +127,7 @@ class _Rewriter:
         if is_rest:  # a request's body lists unset keys as null
             form = {key: _without_nulls(value) for key, value in form.items() if value is not None}
         self.fold_v1(form)
+        self.fold_data_settings(form)
         for section in ("training_data", "validation_data"):
             data = form.get(section)
             if isinstance(data, list):
@@ -209,6 +219,26 @@ class _Rewriter:
             self.put(form, "", "search_space", space, f"{field}.parameter_space")
         return algorithm
 
+    def fold_data_settings(self, form: dict[str, Any]) -> None:
+        """Move the data settings of the REST form of 2022-02 to the top, and what they wrap to its place."""
+        settings = form.pop(_DATA_SETTINGS, None)
+        if isinstance(settings, Mapping):
+            for key, value in self.rename(_DATA_SETTINGS, settings).items():
+                self.put(form, "", key, value, f"{_DATA_SETTINGS}.{key}")
+        elif settings is not None:
+            self.report(_DATA_SETTINGS, "must be a mapping", settings)
+        for section in ("training_data", "validation_data", "test_data"):
+            data = form.get(section)
+            if not isinstance(data, Mapping) or not any(snake_case(str(key)) in _WRAPPED for key in data):
+                continue
+            wrapped = {snake_case(str(key)): value for key, value in data.items()}
+            for key in [key for key in wrapped if key.endswith("_data_size")]:
+                size = wrapped.pop(key)
+                if size is not None:
+                    self.put(form, "", key, size, f"{section}.{key}")
+            inner = wrapped.pop("data", None)
+            form[section] = {**inner, **wrapped} if isinstance(inner, Mapping) else wrapped or inner
+
     def fold_sweep(self, form: dict[str, Any]) -> None:
         """Rename the sweep's keys and move its limits, which older files have there, to the job's."""
         if not isinstance(form.get("sweep"), Mapping):
@@ -219,7 +249,7 @@ class _Rewriter:
             # In older files the job's own limits concern the job, and those of `sweep` its trials.
             outer = form.get("limits") or {}
             if isinstance(outer, Mapping):
-                form["limits"] = {**outer, **self.limits(inner)}
+                form["limits"] = {**self.limits(outer), **self.limits(inner)}
         elif inner is not None:
             self.report("sweep.limits", "must be a mapping", inner)
         algorithm = sweep.get("sampling_algorithm")
@@ -239,18 +269,15 @@ class _Rewriter:
         form["sweep"] = {key: value for key, value in sweep.items() if value is not None}
 
     def limits(self, limits: Mapping[Any, Any]) -> dict[str, Any]:
-        """Rename the keys of limits and convert an ISO duration to minutes."""
+        """Rename the keys of limits and convert the REST form's timeout to minutes."""
         renamed = {key: value for key, value in self.rename("limits", limits).items() if value is not None}
         if "timeout" in renamed:
             duration = renamed.pop("timeout")
-            match = _DURATION.fullmatch(str(duration).strip().upper())
-            parts = match.groupdict("0") if match else {}
-            minutes = math.ceil(sum(float(number) * _SECONDS[unit] for unit, number in parts.items()) / 60)
-            if minutes:
-                renamed["timeout_minutes"] = minutes
-            else:
-                rule = "must be a duration longer than zero, such as PT60M or PT1H"
-                self.report("limits.timeout", rule, duration)
+            minutes = minutes_of(duration)
+            if minutes is None:
+                self.report("limits.timeout", DURATION_RULE, duration)
+            elif renamed.setdefault("timeout_minutes", minutes) != minutes:
+                self.report("limits.timeout", "contradicts limits.timeout_minutes, its other name", duration)
         return renamed
 
     def spaces(self, spaces: Any) -> Any:

@@ -15,6 +15,7 @@ from trainer.errors import JobError, Problem, problem_of
 from trainer.fields import Parsed, details, option
 from trainer.job import file as job_file
 from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
+from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
@@ -45,10 +46,11 @@ class Job(AzureOptions):
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod
-    def read(cls, path: str | PathLike[str], *, where: str = "", **changes: Any) -> Job:
+    def read(cls, path: str | PathLike[str], *, node: str = "", where: str = "", **changes: Any) -> Job:
         """Read a job file of Azure's command line, Python SDK, REST interface or SDK v1, or of a run.
 
         Args:
+            node: the node to read of a pipeline in which several train image models.
             where: origin to name in error messages instead of the path.
             changes: fields that replace the file's. Entries of `settings`, `limits`, `datastores` and
                 `data_assets` replace those of the same name. Settings and a model given here also fix what
@@ -57,7 +59,8 @@ class Job(AzureOptions):
         Raises:
             JobError: the file cannot be read, or all problems of its keys or values.
         """
-        values, ignored_keys = job_file.read(Path(path))
+        given = {*changes, *map(canonical, changes.get("settings") or ())}
+        values, ignored_keys = job_file.read(Path(path), node, given)
         return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
     def changed(self, where: str = "", **changes: Any) -> Job:
@@ -85,6 +88,11 @@ class Job(AzureOptions):
             raise JobError(
                 "the job cannot be run:", [_problem(item, where) for item in error.errors()]
             ) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_parameters(cls, values: Any) -> Any:
+        return replace_former(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Job:

@@ -17,6 +17,32 @@ MODEL_NAME = "model_name"
 """The model's key among training parameters and in search spaces."""
 
 
+_DURATION = re.compile(
+    r"P(?:(?P<days>[\d.]+)D)?(?:T(?:(?P<hours>[\d.]+)H)?(?:(?P<minutes>[\d.]+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
+)
+_MINUTES = {"days": 1440, "hours": 60, "minutes": 1, "seconds": 1 / 60}
+
+
+DURATION_RULE = "must be a duration longer than zero: minutes, or ISO 8601 such as PT60M or PT1H30M"
+
+
+def minutes_of(value: Any) -> int | None:
+    """Read a duration: a number of minutes, or ISO 8601's PT1H30M; parts of a minute count as one.
+
+    Returns:
+        None if it is neither, or not over zero.
+    """
+    match = _DURATION.fullmatch(str(value).strip().upper())
+    try:
+        if match is not None:
+            minutes = sum(float(part) * _MINUTES[unit] for unit, part in match.groupdict("0").items())
+        else:
+            minutes = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return math.ceil(round(minutes, 6)) if 0 < minutes < 1e9 else None
+
+
 class Limits(BaseModel):
     """Limits of a job's trials and time."""
 
@@ -30,6 +56,26 @@ class Limits(BaseModel):
     """Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode."""
     max_concurrent_trials: int = option(1, "Sweep", ge=1, le=100)
     """Number of trials to run at once, up to 100; they share this machine's GPUs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, values: Any) -> Any:
+        """Read `timeout`, the REST form's name, and durations of ISO 8601."""
+        if not isinstance(values, Mapping):
+            return values
+        named = dict(values)
+        for key in named.keys() & {"timeout", "timeout_minutes"}:
+            minutes = minutes_of(named[key])
+            if minutes is not None:
+                named[key] = minutes
+            elif key == "timeout" and named[key] is not None:
+                raise ValueError(f"timeout {DURATION_RULE}, got {named[key]!r}")
+        if "timeout" in named:
+            minutes = named.pop("timeout")
+            if named.get("timeout_minutes") not in (None, minutes):
+                raise ValueError("timeout contradicts timeout_minutes, its other name; keep one")
+            named["timeout_minutes"] = minutes
+        return named
 
     @field_validator("*", mode="before")
     @classmethod

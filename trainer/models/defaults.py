@@ -12,7 +12,7 @@ from trainer.errors import JobError, Problem, did_you_mean, problem_of
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.scoring import MASK_PARAMETERS
-from trainer.settings import NAMES, AdvancedSettings, Settings, shown
+from trainer.settings import NAMES, AdvancedSettings, Settings, means_default, shown
 from trainer.tasks import Task
 
 
@@ -95,6 +95,8 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         if name is None:
             hint = did_you_mean(given, NAMES, otherwise="`trainer fit --help-all` lists all")
             problems.append(Problem(where, given, "is not a setting", hint=hint))
+        elif means_default(name, value):
+            continue
         elif not takes(entry, name):
             rule = f"applies only to {models_taking(name)}, not to {model}"
             problems.append(Problem(where, given, rule, hint="remove it"))

@@ -1,0 +1,277 @@
+"""Pipelines: one of their nodes is read as a job; nodes of Azure's catalog components too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainer.errors import JobError, Problem
+from trainer.job.job import Job
+from trainer.tasks import Task
+
+# As in Azure's example pipelines.
+PIPELINE = """\
+$schema: https://azuremlschemas.azureedge.net/latest/pipelineJob.schema.json
+type: pipeline
+display_name: pipeline-with-automl
+experiment_name: fridge
+settings: {default_compute: azureml:gpu-cluster}
+inputs:
+  train: {type: mltable, path: data/training-mltable-folder}
+  valid: {type: mltable, path: azureml:./data/validation-mltable-folder, mode: ro_mount}
+  metric: accuracy
+  epochs: {type: integer, default: 7}
+  rate: 0.02
+jobs:
+  prepare:
+    type: command
+    component: file:./components/prepare.yaml
+    inputs: {raw: "${{parent.inputs.train}}"}
+  automl_node:
+    type: automl
+    task: image_classification
+    primary_metric: ${{parent.inputs.metric}}
+    limits: {max_trials: 4, max_concurrent_trials: 2}
+    target_column_name: label
+    training_data: ${{parent.inputs.train}}
+    validation_data: {path: "${{ parent.inputs.valid }}", type: mltable}
+    training_parameters: {number_of_epochs: "${{parent.inputs.epochs}}"}
+    search_space:
+      - model_name: seresnext
+        learning_rate: {type: choice, values: [0.01, "${{parent.inputs.rate}}"]}
+    outputs:
+      best_model: {type: mlflow_model}
+  tables:
+    type: automl
+    task: classification
+    training_data: ${{parent.inputs.train}}
+  register:
+    type: command
+    component: file:./components/register.yaml
+    inputs: {model: "${{parent.jobs.automl_node.outputs.best_model}}"}
+"""
+REGISTRY = "azureml://registries/azureml/components"
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "pipeline.yml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path, **changes: Any) -> list[Problem]:
+    with pytest.raises(JobError) as caught:
+        Job.read(path, **changes)
+    return list(caught.value.problems)
+
+
+def component(folder: Path, reference: Any, inputs: dict[str, Any], **more: Any) -> Path:
+    """A pipeline with one node of a component."""
+    node = {"type": "command", "component": reference, "inputs": {"training_data": "t", **inputs}, **more}
+    return write(folder, {"type": "pipeline", "jobs": {"train": node}})
+
+
+def test_the_only_node_for_images_runs_with_the_pipelines_inputs(tmp_path: Path) -> None:
+    job = Job.read(write(tmp_path, PIPELINE))
+    assert (job.task, job.metric, job.name) == (Task.CLASSIFICATION, "accuracy", "automl_node")
+    assert job.experiment_name == "fridge"
+    assert job.training_data == (str(tmp_path / "data/training-mltable-folder"),)
+    assert job.validation_data == (str(tmp_path / "data/validation-mltable-folder"),)
+    assert job.settings == {"number_of_epochs": 7}
+    assert job.limits.max_trials == 4
+    assert job.search_space == (
+        {"model_name": "seresnext", "learning_rate": {"type": "choice", "values": [0.01, 0.02]}},
+    )
+    left_out = {"jobs.prepare", "jobs.register", "jobs.tables", "settings", "outputs"}
+    assert left_out <= set(job.ignored_keys)
+
+
+def test_one_of_several_nodes_is_chosen_by_its_name(tmp_path: Path) -> None:
+    content = yaml.safe_load(PIPELINE)
+    second = {"type": "automl", "task": "image_object_detection", "training_data": "boxes"}
+    content["jobs"]["detect"] = second
+    path = write(tmp_path, content)
+    (problem,) = problems_of(path)
+    assert "2 nodes that train image models: automl_node, detect" in problem.rule
+    assert "--node automl_node" in problem.hint
+    assert Job.read(path, node="detect").task is Task.DETECTION
+    assert Job.read(path, node="automl_node").task is Task.CLASSIFICATION
+    (problem,) = problems_of(path, node="detct")
+    assert problem.hint == "did you mean detect?"
+    (problem,) = problems_of(path, node="tables")
+    assert problem.hint == "there are automl_node, detect"
+
+
+def test_pipeline_without_a_node_for_images_is_rejected_with_its_nodes(tmp_path: Path) -> None:
+    text = "type: pipeline\njobs:\n  a: {type: command}\n  b: {type: automl, task: text_ner}\n"
+    (problem,) = problems_of(write(tmp_path, text))
+    assert "its nodes are a, b" in problem.rule
+
+
+def test_misspelt_task_of_a_node_is_reported_as_such(tmp_path: Path) -> None:
+    text = "type: pipeline\njobs:\n  a: {type: automl, task: image_clasification, training_data: x}\n"
+    (problem,) = problems_of(write(tmp_path, text))
+    assert problem.field == "task"
+
+
+def test_node_of_a_file_that_is_no_pipeline_is_rejected(tmp_path: Path) -> None:
+    (problem,) = problems_of(write(tmp_path, "task: object-detection\ntraining_data: x\n"), node="a")
+    assert problem.field == "--node"
+
+
+def test_data_that_another_node_makes_must_be_given(tmp_path: Path) -> None:
+    content = yaml.safe_load(PIPELINE)
+    content["jobs"]["automl_node"]["training_data"] = "${{parent.jobs.prepare.outputs.train}}"
+    path = write(tmp_path, content)
+    (problem,) = problems_of(path)
+    assert problem.field == "jobs.automl_node.training_data"
+    assert "made by the node prepare" in problem.rule
+    assert "--data PATH" in problem.hint
+    assert Job.read(path, training_data="mine.jsonl").training_data == ("mine.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rule"),
+    [
+        (
+            {"trein": "a"},
+            "must be an input of the pipeline, got ${{parent.inputs.train}}; did you mean trein?",
+        ),
+        ({"train": {"type": "mltable"}}, "the pipeline's input train has no value; write it there"),
+        (None, "must be an input of the pipeline"),
+    ],
+)
+def test_input_without_a_value_is_rejected(tmp_path: Path, inputs: Any, rule: str) -> None:
+    node = {"type": "automl", "task": "image_classification", "training_data": "${{parent.inputs.train}}"}
+    (problem,) = problems_of(write(tmp_path, {"type": "pipeline", "inputs": inputs, "jobs": {"n": node}}))
+    assert str(problem).startswith(f"{tmp_path / 'pipeline.yml'}: jobs.n.training_data: {rule}")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "train_object_detection_model",
+        "azureml:train_object_detection_model:0.0.13",
+        "azureml:train_object_detection_model@latest",
+        f"{REGISTRY}/train_object_detection_model/versions/0.0.13",
+        f"{REGISTRY}/train_object_detection_model/labels/latest",
+        "azureml:/subscriptions/s/resourceGroups/g/workspaces/w/components/train_object_detection_model/versions/1",
+        "file:./spec.yaml",
+        "./spec.yaml",
+        {"name": "train_object_detection_model", "type": "command", "inputs": {}},
+        "name: train_object_detection_model\nversion: 1\n",
+    ],
+)
+def test_components_are_recognised_however_they_are_referred_to(tmp_path: Path, reference: Any) -> None:
+    (tmp_path / "spec.yaml").write_text("name: train_object_detection_model\ntype: command\n")
+    job = Job.read(component(tmp_path, reference, {"model_name": "yolov5", "number_of_epochs": 3}))
+    assert (job.task, job.model, job.settings) == (Task.DETECTION, "yolov5", {"number_of_epochs": 3})
+    assert job.training_data == (str(tmp_path / "t"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "task"),
+    [
+        ("train_image_classification_model", {"task_type": "image-classification"}, Task.CLASSIFICATION),
+        (
+            "train_image_classification_model",
+            {"task_type": "image-classification-multilabel"},
+            Task.MULTILABEL,
+        ),
+        ("train_instance_segmentation_model", {}, Task.SEGMENTATION),
+        ("image_classification_pipeline", {"task_type": "image-classification"}, Task.CLASSIFICATION),
+        ("image_object_detection_pipeline", {"task_type": "image-object-detection"}, Task.DETECTION),
+        ("image_instance_segmentation_pipeline", {}, Task.SEGMENTATION),
+        (
+            "transformers_image_classification_pipeline",
+            {"task_name": "image-classification-multilabel"},
+            Task.MULTILABEL,
+        ),
+        (
+            "mmdetection_image_objectdetection_instancesegmentation_pipeline",
+            {"task_name": "image-instance-segmentation"},
+            Task.SEGMENTATION,
+        ),
+    ],
+)
+def test_every_component_has_its_task(tmp_path: Path, name: str, inputs: Any, task: Task) -> None:
+    assert Job.read(component(tmp_path, f"{REGISTRY}/{name}/versions/1", inputs)).task is task
+
+
+def test_older_components_inputs_have_their_meaning(tmp_path: Path) -> None:
+    inputs = {
+        "task_name": "image-classification",
+        "mlflow_model": {
+            "type": "mlflow_model",
+            "path": "azureml://registries/azureml/models/google-vit-base-patch16-224/versions/5",
+        },
+        "metric_for_best_model": "accuracy",
+        "image_width": 384,
+        "image_height": "384",
+        "optimizer": "adamw_hf",
+        "extra_optim_args": '"momentum=0.5; nesterov=True"',
+        "max_grad_norm": 1.0,
+        "label_smoothing_factor": 0.1,
+        "apply_augmentations": False,
+        "warmup_steps": 10,
+        "compute_finetune": "gpu",
+        "learning_rate": {"value": "5e-5", "job_input_type": "literal"},
+        "max_steps": -1,
+        "test_data": {"type": "mltable", "path": "t"},
+    }
+    path = component(tmp_path, f"{REGISTRY}/transformers_image_classification_pipeline/labels/latest", inputs)
+    job = Job.read(path)
+    resolved = job.resolve_settings()
+    assert job.model == "vitb16r224"
+    assert (resolved.learning_rate, resolved.optimizer, resolved.momentum) == (5e-5, "adamw", 0.5)
+    assert (resolved.training_crop_size, resolved.validation_crop_size) == (384, 384)
+    assert (resolved.gradient_clip_norm, resolved.label_smoothing) == (1.0, 0.1)
+    assert (resolved.early_stopping, resolved.random_seed) == (False, 42)
+    assert not resolved.advanced_settings.apply_automl_train_augmentations
+    assert set(job.ignored_keys) == {"inputs.warmup_steps", "inputs.compute_finetune", "test_data"}
+
+
+def test_wrong_inputs_of_a_component_are_rejected(tmp_path: Path) -> None:
+    inputs = {"lerning_rate": 1, "image_width": 224, "image_height": 384, "task_name": "image-classification"}
+    problems = problems_of(component(tmp_path, "transformers_image_classification_pipeline", inputs))
+    assert {problem.field: problem.hint or problem.rule for problem in problems} == {
+        "jobs.train.inputs.lerning_rate": "did you mean learning_rate?",
+        "jobs.train.inputs.image_height": "must equal image_width; images are cropped to squares",
+    }
+
+
+def test_rest_form_of_a_pipeline_is_read(tmp_path: Path) -> None:
+    inputs = {
+        "training_data": {"value": "${{parent.inputs.train}}", "job_input_type": "literal"},
+        "number_of_epochs": {"value": "${{parent.inputs.epochs}}", "job_input_type": "literal"},
+        "learning_rate": {"value": "0.01", "job_input_type": "literal"},
+    }
+    body = {
+        "properties": {
+            "jobType": "Pipeline",
+            "experimentName": "fridge",
+            "inputs": {
+                "train": {"uri": "./data/train", "jobInputType": "mltable"},
+                "epochs": {"value": "5", "jobInputType": "literal"},
+            },
+            "jobs": {
+                "train": {
+                    "type": "command",
+                    "computeId": "gpu",
+                    "componentId": "name: train_object_detection_model\ntype: command\n",
+                    "inputs": inputs,
+                }
+            },
+        }
+    }
+    path = tmp_path / "pipeline.json"
+    path.write_text(json.dumps(body))
+    job = Job.read(path)
+    resolved = job.resolve_settings()
+    assert (job.task, job.experiment_name) == (Task.DETECTION, "fridge")
+    assert job.training_data == (str(tmp_path / "data/train"),)
+    assert (resolved.number_of_epochs, resolved.learning_rate) == (5, 0.01)

@@ -1,0 +1,167 @@
+"""Reads nodes of Azure's catalog components for fine-tuning as the jobs that they amount to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import Problem, ProblemsError
+from trainer.job.forms import nearest, snake_case
+from trainer.job.sweep import MODEL_NAME
+from trainer.settings import NAMES
+from trainer.strict_yaml import load
+from trainer.tasks import Task
+
+_HUGGING_FACE_DEFAULTS: dict[str, Any] = {"early_stopping": False, "random_seed": 42}
+_COMPONENTS: dict[str, tuple[Task | None, Mapping[str, Any]]] = {
+    "train_image_classification_model": (None, {}),
+    "train_object_detection_model": (Task.DETECTION, {}),
+    "train_instance_segmentation_model": (Task.SEGMENTATION, {}),
+    "image_classification_pipeline": (None, {}),
+    "image_object_detection_pipeline": (Task.DETECTION, {}),
+    "image_instance_segmentation_pipeline": (Task.SEGMENTATION, {}),
+    "transformers_image_classification_pipeline": (None, _HUGGING_FACE_DEFAULTS),
+    "mmdetection_image_objectdetection_instancesegmentation_pipeline": (None, _HUGGING_FACE_DEFAULTS),
+}
+"""Components by name: the task, if it is no input, and defaults that differ from those of an AutoML job."""
+
+_MODELS = {
+    "google/vit-base-patch16-224": "vitb16r224",
+    "facebook/deit-base-patch16-224": "timm/deit_base_patch16_224",
+    "microsoft/beit-base-patch16-224-pt22k-ft22k": "timm/beit_base_patch16_224.in22k_ft_in22k",
+    "microsoft/swinv2-base-patch4-window12-192-22k": "timm/swinv2_base_window12_192.ms_in22k",
+}
+"""Names in Hugging Face's hub of the catalog's classifiers → our names of the same networks and weights."""
+
+_FIELDS = {
+    "training_data": "training_data",
+    "validation_data": "validation_data",
+    "test_data": "test_data",
+    "task_type": "task",
+    "task_name": "task",
+    "primary_metric": "primary_metric",
+    "metric_for_best_model": "primary_metric",
+    "label_column_name": "target_column_name",
+    "target_column_name": "target_column_name",
+}
+_RENAMED = {
+    "iou_threshold": "nms_iou_threshold",
+    "image_min_size": "min_size",
+    "image_max_size": "max_size",
+    "label_smoothing_factor": "label_smoothing",
+    "max_grad_norm": "gradient_clip_norm",
+}
+_MODEL_INPUTS = (MODEL_NAME, "mlflow_model", "pytorch_model", "model_path")
+_WITHOUT_EFFECT = frozenset(
+    {
+        *("compute_model_import", "compute_finetune", "compute_model_evaluation", "instance_count"),
+        *("process_count_per_instance", "model_family", "download_from_source", "apply_deepspeed"),
+        *("deepspeed_config", "apply_ort", "max_steps", "auto_find_batch_size", "warmup_steps", "precision"),
+        *("evaluation_strategy", "evaluation_steps", "logging_strategy", "logging_steps", "save_strategy"),
+        *("save_steps", "save_total_limit", "resume_from_checkpoint", "save_as_mlflow_model"),
+        *("test_batch_size", "input_column_names", "evaluation_config", "evaluation_config_params"),
+        *("model_output", "mlflow_model_output", "pytorch_model_output", "shm_size"),
+    }
+)
+"""Inputs of the components that have no effect here."""
+_OPTIMIZERS = {"adamw_hf": "adamw", "adamw_ort_fused": "adamw"}
+_UNSET = (None, "", -1, "-1")
+
+
+def component_name(reference: Any, folder: Path) -> str:
+    """The name of the component that a node refers to; "" if it has none.
+
+    Args:
+        reference: a name with or without version, an address in a registry or workspace, the path of a
+            component's file, or its content, as a mapping or as YAML.
+        folder: that of the pipeline's file.
+    """
+    if isinstance(reference, Mapping):
+        return str(reference.get("name", ""))
+    text = str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
+    if "\n" in text:
+        return _name_in(text)
+    if re.search(r"\.ya?ml$", text, re.IGNORECASE):
+        path = folder / text
+        return _name_in(path.read_bytes()) if path.is_file() else path.stem
+    address = re.search(r"(?:^|/)components/([^/@:]+)", text)
+    return address[1] if address else re.split(r"[@:/]", text)[0]
+
+
+def is_known(name: str) -> bool:
+    """Whether a component trains an image model."""
+    return name in _COMPONENTS
+
+
+def to_job(
+    name: str, inputs: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], list[str], list[Problem]]:
+    """Write a node of a component as a job in the YAML form of Azure's command line.
+
+    Args:
+        name: a known component.
+        inputs: the node's inputs, with values in place of expressions.
+
+    Returns:
+        The job, the inputs that have no effect here, and the problems of the others.
+    """
+    task, defaults = _COMPONENTS[name]
+    job: dict[str, Any] = {"type": "automl"} | ({"task": task.job_name} if task else {})
+    settings: dict[str, Any] = dict(defaults)
+    ignored: list[str] = []
+    problems: list[Problem] = []
+    for spelled, given in inputs.items():
+        key = snake_case(str(spelled))
+        value = given if key in ("training_data", "validation_data", "test_data") else _plain(given)
+        if value in _UNSET:
+            continue
+        if key in _FIELDS:
+            if task is None or _FIELDS[key] != "task":
+                job[_FIELDS[key]] = "log_loss" if (key, value) == ("metric_for_best_model", "loss") else value
+        elif key in _MODEL_INPUTS:
+            settings[MODEL_NAME] = _model(str(value))
+        elif key in _RENAMED or key in NAMES:
+            settings[_RENAMED.get(key, key)] = _OPTIMIZERS.get(value, value) if key == "optimizer" else value
+        elif key == "apply_augmentations":
+            settings["advanced_settings"] = {"apply_automl_train_augmentations": value}
+        elif key in ("image_width", "image_height"):
+            settings |= {"training_crop_size": value, "validation_crop_size": value}
+        elif key == "extra_optim_args":
+            pairs = [pair.partition("=") for pair in str(value).strip("\" '").split(";") if pair.strip()]
+            settings |= {pair[0].strip(): pair[2].strip() for pair in pairs}
+        elif key in _WITHOUT_EFFECT:
+            ignored.append(f"inputs.{spelled}")
+        else:
+            hint = nearest(key, (*NAMES, *_FIELDS, *_RENAMED, MODEL_NAME))
+            problems.append(Problem(where, f"inputs.{spelled}", f"is not an input of {name}", hint=hint))
+    sides = [_plain(inputs.get(side)) for side in ("image_width", "image_height")]
+    if all(side not in _UNSET for side in sides) and str(sides[0]) != str(sides[1]):
+        rule = "must equal image_width; images are cropped to squares"
+        problems.append(Problem(where, "inputs.image_height", rule, repr(sides[1])))
+    job["training_parameters"] = settings
+    return job, ignored, problems
+
+
+def _name_in(content: bytes | str) -> str:
+    try:
+        component = load(content, "")
+    except ProblemsError:
+        return ""  # of some other node, whose component is nobody's concern here
+    return str(component.get("name", "")) if isinstance(component, Mapping) else ""
+
+
+def _plain(value: Any) -> Any:
+    """The value of an input, which the SDK and the REST form wrap in a mapping."""
+    while isinstance(value, Mapping):
+        value = next((value[key] for key in ("value", "path", "uri", "default") if key in value), None)
+    return value
+
+
+def _model(reference: str) -> str:
+    """The name of a model, which may be an address in a registry or workspace."""
+    address = re.search(r"(?:^|/)models/([^/@:]+)", reference)
+    name = address[1] if address else re.sub(r"^azureml:|[:@][^/]*$", "", reference)
+    spellings = {spelling: ours for hub, ours in _MODELS.items() for spelling in (hub, hub.replace("/", "-"))}
+    return spellings.get(name.lower(), name)
