@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.job.places import is_prefixed_path
 from trainer.sweep.search import prepare_search
+from trainer.tasks import Task
 
 ASSETS = {"fridge-items": "data/fridge"}
 
 
 def test_every_job_of_the_sdk_resolves(sdk_jobs: Path) -> None:
-    files = sorted(sdk_jobs.iterdir())
-    assert len(files) > 400
+    files = sorted(path for path in sdk_jobs.iterdir() if path.is_file())
+    assert len(files) > 420
     for file in files:
         job = Job.read(file, data_assets=ASSETS)
         if job.search_space:
@@ -28,6 +31,28 @@ def test_local_inputs_of_the_sdk_are_paths_relative_to_the_job(sdk_jobs: Path) -
     job = Job.read(sdk_jobs / "detection-image_size.yaml")
     assert job.training_data == (str(sdk_jobs / "data/training-mltable-folder"),)
     assert job.validation_data == (str(sdk_jobs / "data/validation-mltable-folder"),)
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_pipelines_of_the_sdk_run_as_the_node_that_is_chosen(sdk_jobs: Path, form: str) -> None:
+    path = sdk_jobs / "component" / f"two-nodes.{form}"
+    with pytest.raises(JobError, match="--node"):
+        Job.read(path)
+    job = Job.read(path, node="train_object_detection_model")
+    resolved = job.resolve_settings()
+    assert (job.task, job.model) == (Task.DETECTION, "yolov5")
+    assert (resolved.number_of_epochs, resolved.learning_rate) == (5, 0.02)
+    assert job.training_data == (str(path.parent / "data/training-mltable-folder"),)
+    job = Job.read(path, node="node")
+    assert (job.task, job.limits.max_trials) == (Task.CLASSIFICATION, 10)
+    assert job.validation_data == (str(path.parent / "data/validation-mltable-folder"),)
+
+
+def test_exponents_of_the_sdk_are_drawn_as_documented(sdk_jobs: Path) -> None:
+    for form in ("yaml", "json"):
+        space = prepare_search(Job.read(sdk_jobs / f"detection-space-loguniform.{form}")).space
+        distribution = space.sub_spaces[0].distributions["learning_rate"]
+        assert distribution.bounds == (math.exp(-9.2), math.exp(-4.6))
 
 
 def test_values_of_the_sdk_mean_what_they_say(sdk_jobs: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 warnings.simplefilter("ignore")  # the SDK's own
 
-from azure.ai.ml import Input, automl  # noqa: E402
+from azure.ai.ml import Input, Output, automl, load_component  # noqa: E402
 from azure.ai.ml.automl import LogTrainingMetrics, LogValidationLoss, SearchSpace  # noqa: E402
+from azure.ai.ml.dsl import pipeline  # noqa: E402
 from azure.ai.ml.sweep import (  # noqa: E402
     BanditPolicy,
     Choice,
@@ -187,57 +188,159 @@ def write_sweeps(folder: Path) -> None:
             write(folder, f"{task}-sampler-{sampler.lower()}", job)
 
 
+NOTEBOOK_SPACES = {
+    "classification": [
+        {
+            "model_name": Choice(["vitb16r224"]),
+            "learning_rate": Uniform(0.001, 0.01),
+            "number_of_epochs": Choice([15, 30]),
+        },
+        {
+            "model_name": Choice(["seresnext", "resnet50"]),
+            "learning_rate": Uniform(0.001, 0.01),
+            "layers_to_freeze": Choice([0, 2]),
+        },
+    ],
+    "multilabel": [
+        {
+            "model_name": Choice(["vitb16r224"]),
+            "learning_rate": Uniform(0.005, 0.05),
+            "number_of_epochs": Choice([15, 30]),
+            "gradient_accumulation_step": Choice([1, 2]),
+        },
+        {
+            "model_name": Choice(["seresnext"]),
+            "learning_rate": Uniform(0.005, 0.05),
+            "validation_resize_size": Choice([288, 320, 352]),
+            "validation_crop_size": Choice([224, 256]),
+            "training_crop_size": Choice([224, 256]),
+        },
+    ],
+    "detection": [
+        {
+            "model_name": Choice(["yolov5"]),
+            "learning_rate": Uniform(0.0001, 0.01),
+            "model_size": Choice(["small", "medium"]),
+        },
+        {
+            "model_name": Choice(["fasterrcnn_resnet50_fpn"]),
+            "learning_rate": Uniform(0.0001, 0.001),
+            "optimizer": Choice(["sgd", "adam", "adamw"]),
+            "min_size": Choice([600, 800]),
+            "warmup_cosine_lr_warmup_epochs": Choice([0, 3]),
+        },
+    ],
+    "segmentation": [
+        {
+            "model_name": Choice(["maskrcnn_resnet50_fpn"]),
+            "learning_rate": Uniform(0.0001, 0.001),
+            "optimizer": Choice(["sgd", "adam", "adamw"]),
+            "min_size": Choice([600, 800]),
+            "warmup_cosine_lr_warmup_epochs": Choice([0, 3]),
+        },
+    ],
+}
+PATHS = {
+    "classification": "azureml:fridge-items:1",
+    "multilabel": "azureml://datastores/workspaceblobstore/paths/LocalUpload/training-mltable-folder",
+    "detection": "./data/training-mltable-folder",
+    "segmentation": "/data/training-mltable-folder",
+}
+
+
 def write_notebooks(folder: Path) -> None:
-    """Jobs as the public image notebooks build them."""
-    job = new_job("classification")
-    job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
-    write(folder, "notebook-classification-automode", job)
+    """Jobs as the public image notebooks build them: AutoMode, one model by hand, and a sweep."""
+    for task, spaces in NOTEBOOK_SPACES.items():
+        job = new_job(task, path=PATHS[task])
+        job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
+        write(folder, f"notebook-{task}-automode", job)
 
-    job = new_job("classification", path="azureml:fridge-items:1")
-    job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
-    job.extend_search_space(
-        [
-            SearchSpace(
-                model_name=Choice(["vitb16r224"]),
-                learning_rate=Uniform(0.001, 0.01),
-                number_of_epochs=Choice([15, 30]),
-            ),
-            SearchSpace(
-                model_name=Choice(["seresnext", "resnet50"]),
-                learning_rate=Uniform(0.001, 0.01),
-                layers_to_freeze=Choice([0, 2]),
-            ),
-        ]
-    )
-    job.set_sweep(
-        sampling_algorithm="Random",
-        early_termination=BanditPolicy(evaluation_interval=2, slack_factor=0.2, delay_evaluation=6),
-    )
-    write(folder, "notebook-classification-sweep", job)
+        job = new_job(task, path=PATHS[task])
+        job.set_limits(timeout_minutes=60)
+        job.set_training_parameters(model_name=TASKS[task][2], early_stopping=1, evaluation_frequency=1)
+        job.resources = {"instance_type": "Standard_NC6s_v3", "instance_count": 1}
+        write(folder, f"notebook-{task}-model", job)
 
-    job = new_job("detection")
+        write(
+            folder, f"notebook-{task}-sweep", sweep_of_notebook(task, new_job(task, path=PATHS[task]), spaces)
+        )
+
+
+def sweep_of_notebook(task: str, job: Any, spaces: list[dict[str, Any]]) -> Any:
     job.set_limits(timeout_minutes=60, max_trials=10, max_concurrent_trials=2)
     job.set_training_parameters(early_stopping=True, evaluation_frequency=1)
-    job.extend_search_space(
-        [
-            SearchSpace(
-                model_name=Choice(["yolov5"]),
-                learning_rate=Uniform(0.0001, 0.01),
-                model_size=Choice(["small", "medium"]),
-            ),
-            SearchSpace(
-                model_name=Choice(["fasterrcnn_resnet50_fpn"]),
-                learning_rate=Uniform(0.0001, 0.001),
-                optimizer=Choice(["sgd", "adam", "adamw"]),
-                min_size=Choice([600, 800]),
-            ),
-        ]
-    )
+    job.extend_search_space([SearchSpace(**space) for space in spaces])
     job.set_sweep(
         sampling_algorithm="Random",
         early_termination=BanditPolicy(evaluation_interval=2, slack_factor=0.2, delay_evaluation=6),
     )
-    write(folder, "notebook-detection-sweep", job)
+    return job
+
+
+COMPONENT = """\
+$schema: https://azuremlschemas.azureedge.net/latest/commandComponent.schema.json
+type: command
+name: train_object_detection_model
+version: 0.0.13
+inputs:
+  training_data: {type: mltable}
+  validation_data: {type: mltable, optional: true}
+  model_name: {type: string, optional: true}
+  number_of_epochs: {type: integer, optional: true}
+  learning_rate: {type: number, optional: true}
+outputs:
+  mlflow_model_folder: {type: mlflow_model}
+environment: azureml://registries/azureml/environments/automl-dnn-vision-gpu/versions/27
+command: python -m object_detection.run --training_data ${{inputs.training_data}}
+"""
+
+
+def write_pipelines(folder: Path) -> None:
+    """A pipeline with an AutoML node for each task, and one with a node of a catalog component besides."""
+    source = folder / "component" / "spec.yaml"
+    source.parent.mkdir()
+    source.write_text(COMPONENT)
+    train = load_component(source=str(source))
+
+    def automl_node(task: str, training_data: Any, validation_data: Any) -> Any:
+        make, metric, _ = TASKS[task]
+        node = make(
+            training_data=training_data,
+            validation_data=validation_data,
+            target_column_name="label",
+            primary_metric=metric,
+            outputs={"best_model": Output(type="mlflow_model")},
+        )
+        return sweep_of_notebook(task, node, NOTEBOOK_SPACES[task])
+
+    for task in TASKS:
+
+        @pipeline(default_compute="gpu-cluster")
+        def with_one_node(train_in, valid_in):  # type: ignore[no-untyped-def]
+            automl_node(task, train_in, valid_in)  # noqa: B023
+
+        write(folder, f"pipeline-{task}", with_one_node(*pipeline_inputs()))
+
+    @pipeline(default_compute="gpu-cluster")
+    def with_two_nodes(train_in, valid_in, epochs=5):  # type: ignore[no-untyped-def]
+        node = automl_node("classification", train_in, valid_in)
+        train(
+            training_data=train_in,
+            validation_data=valid_in,
+            model_name="yolov5",
+            number_of_epochs=epochs,
+            learning_rate=0.02,
+        )
+        return {"model": node.outputs.best_model}
+
+    write(source.parent, "two-nodes", with_two_nodes(*pipeline_inputs()))
+
+
+def pipeline_inputs() -> tuple[Input, Input]:
+    return (
+        Input(type="mltable", path="./data/training-mltable-folder"),
+        Input(type="mltable", path="./data/validation-mltable-folder"),
+    )
 
 
 if __name__ == "__main__":
@@ -246,3 +349,4 @@ if __name__ == "__main__":
     write_parameters(target)
     write_sweeps(target)
     write_notebooks(target)
+    write_pipelines(target)
