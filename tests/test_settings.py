@@ -228,7 +228,11 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
     "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
     "checkpoint_run_id": (RESNET, ["runs/실행", "runs:/0123/model", None], ["", 3, True]),
-    "advanced_settings": (RESNET, [{}, "{}", {"stream_image_files": True}], ["", "{", "[]", 3, None]),
+    "advanced_settings": (
+        RESNET,
+        [{}, "{}", {"stream_image_files": True}],
+        ["", "{", "[]", "[" * 100_000, 3, None],
+    ),
 }
 
 
@@ -245,7 +249,7 @@ def test_values_outside_the_range_are_rejected(name: str) -> None:
         with pytest.raises(JobError) as caught:
             resolve(*model, {name: value})
         assert [problem.field for problem in caught.value.problems] == [name], value
-        if value not in ("", "{", "[]"):
+        if value not in ("", "{", "[]") and len(str(value)) < 100:
             assert caught.value.problems[0].got == repr(value)
 
 

@@ -251,7 +251,7 @@ class Settings(ScoringParameters):
             return value
         try:
             return json.loads(value)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"must be a JSON object, but {error}") from error
 
     @model_validator(mode="after")

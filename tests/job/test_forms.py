@@ -187,6 +187,16 @@ def test_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
         assert not {"properties", "outputs", "services"} & set(ignored)
 
 
+def test_members_of_the_sdks_enumerations_are_read(tmp_path: Path) -> None:
+    text = """\
+task: TaskType.IMAGE_OBJECT_DETECTION
+primary_metric: ObjectDetectionPrimaryMetrics.MEAN_AVERAGE_PRECISION
+training_data: {path: train, type: AssetTypes.MLTABLE}
+"""
+    job, _ = read(tmp_path, text)
+    assert (job.task, job.metric) == (Task.DETECTION, "mean_average_precision")
+
+
 def test_snake_case_recovers_every_settings_name() -> None:
     for name in Settings.model_fields:
         first, *others = name.split("_")
@@ -308,7 +318,11 @@ def test_names_for_no_policy_are_read_as_none(tmp_path: Path, policy: Any) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["BayesianParameterSampling", "BAYESIANOPTIMIZATION", "Bayesian", "bayesian"]
+    "name",
+    [
+        *("BayesianParameterSampling", "BAYESIANOPTIMIZATION", "Bayesian", "bayesian"),
+        "SamplingAlgorithmType.BAYESIAN",
+    ],
 )
 def test_sampling_algorithm_may_have_any_of_azures_names(tmp_path: Path, name: str) -> None:
     job = read_v1(tmp_path, hyperparameter_sampling=name, iterations=2)

@@ -104,8 +104,10 @@ class Program(App):
     cyclopts itself takes `--early-stopping=false`, and would read the other form's value as an argument.
     """
 
-    def __call__(self, tokens: None | str | Iterable[str] = None, **options: Any) -> Any:
-        words = list(sys.argv[1:] if tokens is None else tokens.split() if isinstance(tokens, str) else tokens)
+    def __call__(self, tokens: str | Iterable[str] | None = None, **options: Any) -> Any:
+        words = list(
+            sys.argv[1:] if tokens is None else tokens.split() if isinstance(tokens, str) else tokens
+        )
         return super().__call__(_with_joined_switches(self, words), **options)
 
 

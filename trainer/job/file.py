@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import JobError, Problem, ProblemsError
+from trainer.fields import enum_member
 from trainer.job.fields import LocalOptions
 from trainer.job.former import CHECKPOINT
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
@@ -196,7 +197,7 @@ def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str
             problems.append(Problem(str(file), f"{key}.path", rule, repr(path)))
             continue
         if isinstance(item, Mapping):
-            kind = str(item.get("type", "mltable")).lower()
+            kind = str(enum_member(item.get("type", "mltable"))).lower()
             if kind not in _DATA_TYPES:
                 rule = f"must be one of {', '.join(_DATA_TYPES)}"
                 problems.append(Problem(str(file), f"{key}.type", rule, repr(item["type"])))

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from trainer.errors import Problem, did_you_mean
+from trainer.fields import enum_member
 from trainer.job.fields import AzureOptions, LocalOptions
 from trainer.job.former import FORMER
 from trainer.job.sweep import DURATION_RULE, MODEL_NAME, Limits, SamplingAlgorithm, Sweep, minutes_of
@@ -341,6 +342,7 @@ def _type(name: Any, ending: str) -> dict[str, Any]:
     """Read Bandit, BANDIT or BanditPolicy as {"type": "bandit"}."""
     if not isinstance(name, str):
         return {}
+    name = str(enum_member(name))
     plain = name.lower() if name.isupper() else snake_case(name)
     plain = plain.removesuffix(f"_{ending}").removesuffix("_optimization")
     return {"type": "bayesian" if plain == "bayesianoptimization" else plain}
