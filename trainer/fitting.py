@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,6 +15,8 @@ from trainer.runs import Run
 
 if TYPE_CHECKING:
     from lightning import Callback
+
+log = logging.getLogger("trainer")
 
 
 def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
@@ -34,6 +37,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
         TrainingError: the loss diverged, memory ran out, or a process of another device ended.
         TrackingError: MLflow does not answer at the start, or fails to register the model.
     """
+    if job.ignored_keys:
+        log.info("keys of the job without effect here: %s", ", ".join(job.ignored_keys))
     if job.sweeps:
         _check_no_callbacks(callbacks)
         if not job.search_space:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from trainer.errors import JobError
+from trainer.fitting import fit
 from trainer.job.job import Job
 
 DETECTION: dict[str, Any] = {"task": "image_object_detection", "training_data": {"path": "train"}}
@@ -117,3 +119,15 @@ def test_data_settings_of_2022_are_read(tmp_path: Path) -> None:
     assert job.validation_data_size == 0.25
     assert job.limits.model_dump() == {"timeout_minutes": 90, "max_trials": 20, "max_concurrent_trials": 4}
     assert {"test_data", "test_data_size", "validation_data.mode"} <= set(job.ignored_keys)
+
+
+def test_parameters_without_effect_are_logged_when_the_job_is_run(caplog: pytest.LogCaptureFixture) -> None:
+    job = Job(
+        task="object-detection",
+        training_data="x",
+        settings={"image_type": "png"},
+        search_space={"learning_rate": "uniform(0.1, 0.2)"},
+    )
+    with caplog.at_level("INFO", "trainer"), pytest.raises(JobError):
+        fit(job, callbacks=[object()])  # which a sweep does not take
+    assert "without effect here: image_type" in caplog.text

@@ -275,3 +275,46 @@ def test_rest_form_of_a_pipeline_is_read(tmp_path: Path) -> None:
     assert (job.task, job.experiment_name) == (Task.DETECTION, "fridge")
     assert job.training_data == (str(tmp_path / "data/train"),)
     assert (resolved.number_of_epochs, resolved.learning_rate) == (5, 0.01)
+
+
+@pytest.mark.parametrize("kind", ["inline", "component", "file"])
+def test_node_of_a_pipeline_inside_the_pipeline_runs_with_the_outer_inputs(tmp_path: Path, kind: str) -> None:
+    inner = {
+        "type": "pipeline",
+        "inputs": {"data": {"type": "mltable"}, "epochs": {"type": "integer", "default": 3}, "rate": 0.1},
+        "jobs": {
+            "train": {
+                "type": "automl",
+                "task": "image_object_detection",
+                "training_data": "${{parent.inputs.data}}",
+                "training_parameters": {
+                    "number_of_epochs": "${{parent.inputs.epochs}}",
+                    "learning_rate": "${{parent.inputs.rate}}",
+                },
+            }
+        },
+    }
+    (tmp_path / "inner.yml").write_text(yaml.safe_dump(inner))
+    given = {"data": "${{parent.inputs.train}}", "rate": {"path": "${{parent.inputs.rate}}"}}
+    node: dict[str, Any] = {
+        "inline": {**inner, "inputs": {**inner["inputs"], **given}},
+        "component": {"type": "pipeline", "component": inner, "inputs": given},
+        "file": {"type": "pipeline", "component": "./inner.yml", "inputs": given},
+    }[kind]
+    inputs = {"train": {"type": "mltable", "path": "./t"}, "rate": 0.02}
+    job = Job.read(write(tmp_path, {"type": "pipeline", "inputs": inputs, "jobs": {"outer": node}}))
+    assert job.training_data == (str(tmp_path / "t"),)
+    assert job.settings == {"number_of_epochs": 3, "learning_rate": 0.02}
+    assert (job.name, job.ignored_keys) == ("train", ())
+
+
+def test_component_file_that_refers_to_itself_ends(tmp_path: Path) -> None:
+    node = {"type": "pipeline", "component": "./pipeline.yml"}
+    (problem,) = problems_of(write(tmp_path, {"type": "pipeline", "jobs": {"a": node, "b": node}}))
+    assert "without a node that trains an image model" in problem.rule
+
+
+def test_optional_input_without_a_value_is_left_out(tmp_path: Path) -> None:
+    content = yaml.safe_load(PIPELINE)
+    content["inputs"]["valid"] = {"type": "mltable", "optional": True}
+    assert Job.read(write(tmp_path, content)).validation_data == ()

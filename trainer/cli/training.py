@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,8 +17,6 @@ from trainer.job.job import Job, override
 
 if TYPE_CHECKING:
     from trainer.runs import Run
-
-log = logging.getLogger("trainer")
 
 _SHORT_HELP = (
     *("--config", "--resume", "--dry-run", "--help-all"),
@@ -108,8 +105,6 @@ def fit(
 
         print(preview(wanted, where, check_data=check_data), end="")
         return
-    if wanted.ignored_keys:
-        log.info("%s: without effect here: %s", config, ", ".join(wanted.ignored_keys))
     if not wanted.sweeps:
         wanted.resolve_settings("" if settings else where)  # before the slow imports
     from trainer.fitting import fit as run_job

@@ -67,6 +67,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Inputs of the components that have no effect here."""
 _OPTIMIZERS = {"adamw_hf": "adamw", "adamw_ort_fused": "adamw"}
+_FILE = re.compile(r"\.ya?ml$", re.IGNORECASE)
 _UNSET = (None, "", -1, "-1")
 
 
@@ -78,16 +79,29 @@ def component_name(reference: Any, folder: Path) -> str:
             component's file, or its content, as a mapping or as YAML.
         folder: that of the pipeline's file.
     """
-    if isinstance(reference, Mapping):
-        return str(reference.get("name", ""))
+    content = component_content(reference, folder)
+    if content:
+        return str(content.get("name", ""))
     text = str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
-    if "\n" in text:
-        return _name_in(text)
-    if re.search(r"\.ya?ml$", text, re.IGNORECASE):
-        path = folder / text
-        return _name_in(path.read_bytes()) if path.is_file() else path.stem
+    if _FILE.search(text):
+        return Path(text).stem
     address = re.search(r"(?:^|/)components/([^/@:]+)", text)
     return address[1] if address else re.split(r"[@:/]", text)[0]
+
+
+def component_content(reference: Any, folder: Path) -> Mapping[Any, Any]:
+    """The content of a component defined in the pipeline's file or a file of its own; else empty."""
+    if isinstance(reference, Mapping):
+        return reference
+    text = str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
+    path = folder / text if "\n" not in text and _FILE.search(text) else None
+    if path is None and "\n" not in text:
+        return {}
+    try:
+        content = load(path.read_bytes() if path else text, str(path or ""))
+    except (OSError, ProblemsError):
+        return {}  # of some other node, whose component is nobody's concern here
+    return content if isinstance(content, Mapping) else {}
 
 
 def is_known(name: str) -> bool:
@@ -142,14 +156,6 @@ def to_job(
         problems.append(Problem(where, "inputs.image_height", rule, repr(sides[1])))
     job["training_parameters"] = settings
     return job, ignored, problems
-
-
-def _name_in(content: bytes | str) -> str:
-    try:
-        component = load(content, "")
-    except ProblemsError:
-        return ""  # of some other node, whose component is nobody's concern here
-    return str(component.get("name", "")) if isinstance(component, Mapping) else ""
 
 
 def _plain(value: Any) -> Any:

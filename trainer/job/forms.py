@@ -69,6 +69,7 @@ _ALIASES = {
     "label_column_name": "target_column_name",
     "verbosity": "log_verbosity",
     "validation_size": "validation_data_size",
+    "split_ratio": "validation_data_size",
 }
 _DATA_SETTINGS = "data_settings"
 _DATA = (("path", "type", "mode", "description", "datastore"), {"uri": "path", "job_input_type": "type"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ _OUTPUT = re.compile(r"(?:parent\.)?jobs\.([^.]+)\.outputs\..+")
 _KEPT = ("type", "job_type", "$schema", "jobs", "inputs", "experiment_name", "name", "display_name", "local")
 _OTHER_TASKS = ("classification", "regression", "forecasting")
 _OTHER_TASKS += ("text_classification", "text_classification_multilabel", "text_ner")
+_MOST_PIPELINES = 2
+"""Most levels of pipelines inside pipelines; a component's file may refer to itself."""
 _PATHS = ("path", "uri", "value")
 _EMPTY: tuple[Any, ...] = (None, "", {}, [], False)
 
@@ -52,20 +54,21 @@ def node_job(
     where = str(path)
     body = _body(content)
     jobs = body["jobs"] if isinstance(body.get("jobs"), Mapping) else {}
-    nodes = {str(name): job for name, job in jobs.items() if _trains_images(job, path.parent)}
+    nodes = dict(_image_nodes(jobs, _mapping(body.get("inputs")), path.parent))
     chosen = _chosen(node, nodes, jobs, where)
-    resolver = _Resolver(body.get("inputs"), where, f"jobs.{chosen}")
-    job, ignored, problems = _own_job(nodes[chosen], path.parent, where, given, resolver)
+    content, inputs = nodes[chosen]
+    resolver = _Resolver(inputs, where, f"jobs.{chosen}")
+    job, ignored, problems = _own_job(content, path.parent, where, given, resolver)
     problems = [replace(problem, field=f"jobs.{chosen}.{problem.field}") for problem in problems]
     if problems := resolver.problems + problems:
         raise JobError(_SUMMARY, problems)
-    job.setdefault("name", chosen)
+    job.setdefault("name", chosen.rpartition(".")[2])
     if not job.get("experiment_name") and body.get("experiment_name"):
         job["experiment_name"] = body["experiment_name"]
     if isinstance(body.get("local"), Mapping):
         job["local"] = {**body["local"], **(job.get("local") or {})}
     ignored += [key for key, value in body.items() if key not in _KEPT and value not in _EMPTY]
-    return job, ignored + [f"jobs.{name}" for name in jobs if str(name) != chosen]
+    return job, ignored + [f"jobs.{name}" for name in jobs if str(name) != chosen.partition(".")[0]]
 
 
 def without_expressions(form: Mapping[Any, Any], given: Collection[str]) -> dict[Any, Any]:
@@ -95,15 +98,42 @@ def _has_expression(value: Any) -> bool:
     return isinstance(value, str) and "${{" in value
 
 
-def _component(node: Mapping[Any, Any], folder: Path) -> str:
-    reference = node.get("component") or node.get("componentId") or node.get("component_id")
-    return components.component_name(reference, folder)
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
-def _trains_images(node: Any, folder: Path) -> bool:
-    if not isinstance(node, Mapping):
-        return False
-    if components.is_known(_component(node, folder)):
+def _reference(node: Mapping[Any, Any]) -> Any:
+    return node.get("component") or node.get("componentId") or node.get("component_id")
+
+
+def _image_nodes(
+    jobs: Mapping[Any, Any], inputs: Mapping[Any, Any], folder: Path, outer: str = ""
+) -> Iterator[tuple[str, tuple[Mapping[Any, Any], Mapping[Any, Any]]]]:
+    """Each node that trains an image model, with the inputs of its pipeline.
+
+    A node of a pipeline inside the pipeline is named OUTER.INNER.
+    """
+    for name, node in jobs.items():
+        if not isinstance(node, Mapping):
+            continue
+        if _trains_images(node, folder):
+            yield f"{outer}{name}", (node, inputs)
+        elif outer.count(".") < _MOST_PIPELINES:
+            inner = (
+                node
+                if isinstance(node.get("jobs"), Mapping)
+                else components.component_content(_reference(node), folder)
+            )
+            resolver = _Resolver(inputs, "", "")  # an input without a value is reported where it is used
+            values = {
+                str(key): resolver.resolve("", value) for key, value in _mapping(node.get("inputs")).items()
+            }
+            own = {**_mapping(inner.get("inputs")), **values}
+            yield from _image_nodes(_mapping(inner.get("jobs")), own, folder, f"{outer}{name}.")
+
+
+def _trains_images(node: Mapping[Any, Any], folder: Path) -> bool:
+    if components.is_known(components.component_name(_reference(node), folder)):
         return True
     details = node.get("taskDetails") or node.get("task_details")
     task = node.get("task") or (details.get("taskType") if isinstance(details, Mapping) else None)
@@ -135,7 +165,7 @@ def _own_job(
     node: Mapping[Any, Any], folder: Path, where: str, given: Collection[str], resolver: _Resolver
 ) -> tuple[dict[Any, Any], list[str], list[Problem]]:
     """The job of a node, the keys and inputs without an effect, and the problems."""
-    component = _component(node, folder)
+    component = components.component_name(_reference(node), folder)
     if not components.is_known(component):
         job = {key: _without_given(value, given) for key, value in without_expressions(node, given).items()}
         resolved = {
@@ -167,8 +197,8 @@ def _without_given(values: Any, given: Collection[str]) -> Any:
 class _Resolver:
     """Replaces expressions by the pipeline's inputs, and collects those that have no value here."""
 
-    def __init__(self, inputs: Any, where: str, node: str) -> None:
-        self.inputs: Mapping[Any, Any] = inputs if isinstance(inputs, Mapping) else {}
+    def __init__(self, inputs: Mapping[Any, Any], where: str, node: str) -> None:
+        self.inputs = inputs
         self.where = where
         self.node = node
         self.problems: list[Problem] = []
@@ -179,8 +209,10 @@ class _Resolver:
             return [self.resolve(f"{field}[{index}]", item) for index, item in enumerate(value)]
         if isinstance(value, Mapping):
             resolved = {key: self.resolve(f"{field}.{key}", item) for key, item in value.items()}
-            data = next((resolved[key] for key in _PATHS if isinstance(resolved.get(key), Mapping)), None)
-            return resolved if data is None else data
+            for key in resolved.keys() & _PATHS:
+                if isinstance(resolved[key], Mapping) or (resolved[key] is None and value[key] is not None):
+                    return resolved[key]  # a whole data entry, or that of an optional input
+            return resolved
         if not isinstance(value, str) or "${{" not in value:
             return value
         whole = _EXPRESSION.fullmatch(value.strip())
@@ -205,9 +237,12 @@ class _Resolver:
             return self._report(field, "must be an input of the pipeline", expression, hint)
         value = self.inputs[source[1]]
         if isinstance(value, Mapping):
-            if any(value.get(key) not in (None, "") for key in ("path", "uri")):
+            if any(isinstance(value.get(key), str) and value[key] for key in ("path", "uri")):
                 return value
-            value = next((value[key] for key in ("value", "default") if value.get(key) is not None), None)
+            is_optional = value.get("optional") is True
+            value = next((value[key] for key in (*_PATHS, "default") if value.get(key) is not None), None)
+            if value is None and is_optional:
+                return None
         if value in (None, ""):
             return self._report(field, f"the pipeline's input {source[1]} has no value", "", "write it there")
         return value
