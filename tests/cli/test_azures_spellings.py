@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.test_commands import job_of
+from trainer import cli
+from trainer.errors import JobError
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,19 @@ def test_azures_none_means_the_default_of_a_flag(monkeypatch: pytest.MonkeyPatch
     assert (resolved.optimizer, resolved.learning_rate_scheduler) == ("sgd", "warmup_cosine")
     assert (resolved.validation_metric_type, resolved.layers_to_freeze) == ("voc", None)
     assert job.validation_data_size == 0.3
+
+
+def test_node_chooses_what_a_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = "{type: automl, task: image_object_detection, training_data: ONE, training_parameters: {seed: 1}}"
+    nodes = "".join(f"  {name}: {node.replace('ONE', name)}\n" for name in ("one", "two"))
+    path = tmp_path / "pipeline.yml"
+    path.write_text(f"type: pipeline\njobs:\n{nodes}")
+    fit = ("fit", "--config", str(path), "--dry-run")
+    with pytest.raises(JobError, match="one, two; choose one, such as --node one"):
+        cli.app(fit, exit_on_error=False)
+    cli.app([*fit, "--node", "two"], exit_on_error=False, result_action="return_value")
+    printed = capsys.readouterr().out
+    assert f"path: {tmp_path / 'two'}\n" in printed
+    assert f"# {path}: without effect here: jobs.one\n" in printed
+    with pytest.raises(JobError, match="--node: needs --config"):
+        cli.app(["fit", "--task", "object-detection", "--data", "x", "--node", "two"], exit_on_error=False)
