@@ -95,7 +95,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         before = self._values
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -136,7 +136,7 @@ class _Loader(yaml.SafeLoader):
                     raise self._rejected(f"duplicate key {key.value!r}", key.start_mark, "keep one of them")
                 seen.add(key.value)
 
-    def _rejected(self, rule: str, mark: yaml.Mark, hint: str = "") -> ProblemsError:
+    def _rejected(self, rule: str, mark: Any, hint: str = "") -> ProblemsError:
         return _error(self._where, mark.line + 1, rule, hint)
 
 

@@ -19,7 +19,7 @@ _EXPRESSION = re.compile(r"\$\{\{\s*([\w.-]+)\s*\}\}")
 _INPUT = re.compile(r"(?:parent\.)?inputs\.(.+)")
 _OUTPUT = re.compile(r"(?:parent\.)?jobs\.([^.]+)\.outputs\..+")
 _KEPT = ("type", "job_type", "$schema", "jobs", "inputs", "experiment_name", "name", "display_name", "local")
-_OTHER_TASKS = ("classification", "regression", "forecasting")
+_OTHER_TASKS: tuple[str, ...] = ("classification", "regression", "forecasting")
 _OTHER_TASKS += ("text_classification", "text_classification_multilabel", "text_ner")
 _MOST_PIPELINES = 2
 """Most levels of pipelines inside pipelines; a component's file may refer to itself."""
