@@ -1,12 +1,15 @@
-"""Turns masks into the polygons of the schema: outer contours along pixel edges, simplified."""
+"""Turns masks into the polygons of the schema: outlines along pixel edges, of holes too, simplified."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import FloatArray, Mask
+from trainer.annotations import BoolArray, FloatArray, IntArray, Mask
+from trainer.polygons import Outline, are_holes, trace
 
 _Points = npt.NDArray[np.float64]
 
@@ -16,7 +19,8 @@ def mask_polygons(
 ) -> list[list[float]]:
     """The segments of an object, largest first, each `[x1, y1, x2, y2, …]` normalised to [0, 1].
 
-    The schema has no holes, so they are filled. An empty mask becomes its box.
+    A hole is a segment inside another one, and runs the other way round. With enough points,
+    `trainer.polygons.regions` reads the segments as the same pixels. An empty mask becomes its box.
 
     Args:
         mask: the object's mask, in pixels of the image.
@@ -25,8 +29,8 @@ def mask_polygons(
         maximum_points: maximum number of points per segment, at least 3; no segment has fewer than 3.
     """
     height, width = image_size
-    contours = sorted(_contours(mask), key=cv2.contourArea, reverse=True)
-    segments = [_simplify(contour, maximum_points) / (width, height) for contour in contours]
+    corner = np.array([mask.left, mask.top])
+    segments = [(points + corner) / (width, height) for points in _segments(mask.pixels, maximum_points)]
     if not segments:
         left, top, right, bottom = (float(side) for side in box)
         corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
@@ -35,26 +39,88 @@ def mask_polygons(
     return [segment.clip(0, 1).round(6).ravel().tolist() for segment in segments]
 
 
-def _contours(mask: Mask) -> list[FloatArray]:
-    """Outer contours in pixels, float32 [points, 2], along pixel edges: pixel i spans [i, i + 1].
+class _Segment(NamedTuple):
+    """An outline, simplified to `points`; `shrunk_by` pixels to stay apart from the others."""
 
-    cv2.findContours follows pixel centres and thereby cuts half a pixel off each side. On a grid of half
-    pixels, where each pixel also covers its corners, it follows the edges.
+    outline: Outline
+    points: _Points
+    shrunk_by: int = 0
+
+
+def _segments(pixels: BoolArray, maximum_points: int) -> list[_Points]:
+    """Outlines of a mask in its pixels, simplified, largest first.
+
+    Simplified outlines may cross, which would change what is a hole and what is not: the smaller one shrinks
+    until it is read as what it is, or is left out if nothing remains of it.
     """
-    rows, columns = mask.pixels.shape
-    grid = np.zeros((2 * rows + 1, 2 * columns + 1), dtype=np.uint8)
-    for row in range(3):
-        for column in range(3):
-            grid[row : row + 2 * rows : 2, column : column + 2 * columns : 2] |= mask.pixels
-    contours, _ = cv2.findContours(grid, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    corner = np.array([mask.left, mask.top], dtype=np.float32)
-    return [(contour[:, 0] / 2 + corner).astype(np.float32) for contour in contours]
+    segments = _largest_first(_simplified(trace(pixels), maximum_points))
+    if all(len(segment.points) == len(segment.outline.points) for segment in segments):
+        return [segment.points for segment in segments]
+    while segments:
+        misread = are_holes([segment.points for segment in segments])
+        misread ^= [segment.outline.is_hole for segment in segments]
+        if not misread.any():
+            break
+        # Those inside a larger one may be misread only because of it.
+        changed = _outermost([segments[i].outline for i in np.flatnonzero(misread)])
+        changed = np.flatnonzero(misread)[changed].tolist()
+        rest = [part for i in changed for part in _shrunk(segments[i], maximum_points)]
+        segments = _largest_first([s for i, s in enumerate(segments) if i not in set(changed)] + rest)
+    return [segment.points for segment in segments]
 
 
-def _simplify(contour: FloatArray, maximum_points: int) -> _Points:
-    """Reduce a contour to a maximum number of points, by Douglas-Peucker with the lowest tolerance."""
-    if len(contour) <= maximum_points:
-        return contour.astype(np.float64)
+def _outermost(outlines: list[Outline]) -> IntArray:
+    """The indices of those outlines, given largest first, whose box is not inside that of a larger one."""
+    low = np.array([outline.points.min(axis=0) for outline in outlines])
+    high = np.array([outline.points.max(axis=0) for outline in outlines])
+    inside = np.tri(len(outlines), k=-1, dtype=np.bool_)
+    for axis in (0, 1):
+        inside &= low[:, None, axis] >= low[:, axis]
+        inside &= high[:, None, axis] <= high[:, axis]
+    return np.flatnonzero(~inside.any(axis=1))
+
+
+def _simplified(outlines: list[Outline], maximum_points: int, shrunk_by: int = 0) -> list[_Segment]:
+    return [_Segment(outline, _simplify(outline.points, maximum_points), shrunk_by) for outline in outlines]
+
+
+def _largest_first(segments: list[_Segment]) -> list[_Segment]:
+    return sorted(segments, key=lambda segment: -_area(segment.outline.points))
+
+
+def _shrunk(segment: _Segment, maximum_points: int) -> list[_Segment]:
+    """The segment without a margin of pixels, twice as wide as before: in parts, or nothing."""
+    by = max(1, 2 * segment.shrunk_by)
+    origin = segment.outline.points.min(axis=0)
+    filled = np.pad(_filled(segment.outline.points - origin), 1)
+    kernel = np.ones((3, 3), dtype=np.uint8)
+    rest = cv2.erode(filled, kernel, iterations=by - segment.shrunk_by)[1:-1, 1:-1]
+    parts = [Outline(part.points + origin, segment.outline.is_hole) for part in trace(rest.astype(np.bool_))]
+    return _simplified(parts, maximum_points, by)
+
+
+def _filled(outline: IntArray) -> npt.NDArray[np.uint8]:
+    """The pixels inside an outline along their edges, uint8 [h, w] of 0 and 1."""
+    x, y = outline.T
+    changes = np.zeros((y.max() + 1, x.max() + 1), dtype=np.int32)
+    up, down = (x[1::2], y[1::2]), (np.roll(x, -1)[1::2], np.roll(y, -1)[1::2])  # ends of its vertical edges
+    np.add.at(changes, (up[1], up[0]), 1)
+    np.add.at(changes, (down[1], down[0]), -1)
+    inside = changes.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] & 1
+    return inside.astype(np.uint8)
+
+
+def _area(outline: IntArray) -> float:
+    """The number of pixels inside an outline."""
+    x, y = outline.T
+    return abs(float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())) / 2
+
+
+def _simplify(outline: IntArray, maximum_points: int) -> _Points:
+    """Reduce an outline to a maximum number of points, by Douglas-Peucker with the lowest tolerance."""
+    if len(outline) <= maximum_points:
+        return outline.astype(np.float64)
+    contour = outline.astype(np.float32)
     low, high = 0.0, 0.5
     while len(_within(contour, high)) > maximum_points:
         low, high = high, 2 * high

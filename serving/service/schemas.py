@@ -120,7 +120,9 @@ class DetectedObject(_Model):
 
 
 class SegmentedObject(DetectedObject):
-    polygon: list[list[Fraction]] = Field(description="Segments, each x1, y1, x2, y2, …")
+    polygon: list[list[Fraction]] = Field(
+        description="Segments, each x1, y1, x2, y2, …; one inside another is a hole."
+    )
 
 
 class _Explained(_Model):

@@ -14,6 +14,7 @@ from trainer.data.datasets import RecordExamples
 from trainer.data.samples import CLASSES, make
 from trainer.data.training_data import load
 from trainer.errors import JobError
+from trainer.polygons import are_holes
 from trainer.tasks import Task
 
 
@@ -76,6 +77,21 @@ def test_boxes_and_polygons_agree(tmp_path: Path) -> None:
         assert isinstance(other, Objects)
         np.testing.assert_array_equal(one.labels, other.labels)
         np.testing.assert_allclose(one.boxes, other.boxes, atol=1 / 160)
+
+
+def test_the_zeros_have_holes(tmp_path: Path) -> None:
+    made = make(Task.SEGMENTATION, tmp_path / "outlines", images=20, seed=3)
+    data = load(Task.SEGMENTATION, [made.train], progress=False)
+    objects = [data.train.target(index) for index in range(len(data.train))]
+    zeros = [
+        polygons
+        for target in objects
+        if isinstance(target, Objects) and target.polygons is not None
+        for polygons, label in zip(target.polygons, target.labels, strict=True)
+        if data.classes[label] == CLASSES[0]
+    ]
+    assert zeros
+    assert all(are_holes(polygons).any() for polygons in zeros)
 
 
 def test_too_few_images_are_an_error(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trainer.data.datasets import RecordExamples
 from trainer.data.reading.jsonl import read
 from trainer.data.tiles import TiledExamples, clip
 from trainer.models.tiling import grid
+from trainer.polygons import are_holes
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -134,6 +135,44 @@ def test_polygons_that_only_touch_the_tile_are_left_out() -> None:
     assert len(right.polygons[0]) == 1
     np.testing.assert_allclose(right.boxes, [[0.2, 0.1, 0.8, 0.4]], atol=1e-6)
     assert len(clip(outlines((touching,), crowd=(0,)), RIGHT).labels) == 0
+
+
+RING = ([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)], [(0.1, 0.1), (0.1, 0.9), (0.9, 0.9), (0.9, 0.1)])
+
+
+def test_holes_stay_holes() -> None:
+    left = clip(outlines(RING), LEFT)
+    assert left.polygons is not None
+    solid, hole = left.polygons[0]
+    assert are_holes([solid, hole]).tolist() == [False, True]
+    assert area((solid,)) - area((hole,)) == pytest.approx(1 - 0.8 * 0.8)
+    np.testing.assert_allclose(left.boxes, [[0, 0, 1, 1]], atol=1e-6)
+
+
+def test_a_tile_inside_a_hole_has_no_object() -> None:
+    assert len(clip(outlines(RING, crowd=(0,)), np.array([0.3, 0.3, 0.6, 0.6])).labels) == 0
+    assert len(clip(outlines(RING, crowd=(0,)), np.array([0.1, 0.1, 0.9, 0.9])).labels) == 0
+    island = [(0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8)]
+    cut = clip(outlines((*RING, island)), np.array([0.3, 0.3, 0.6, 0.6]))
+    assert cut.polygons is not None
+    assert area(cut.polygons[0]) == pytest.approx(1), "all of it is solid"
+
+
+def test_the_box_of_a_cut_hole_is_around_what_is_left() -> None:
+    cut = clip(outlines(RING, crowd=(0,)), np.array([0.5, 0.5, 1.0, 0.9]))
+    np.testing.assert_allclose(cut.boxes, [[0.8, 0, 1, 1]], atol=2e-3)
+
+
+def test_united_segments_stay_united() -> None:
+    """In the tile, one of two segments across each other is inside the other one."""
+    wide, high = (
+        [(0.0, 0.2), (0.9, 0.2), (0.9, 0.8), (0.0, 0.8)],
+        [(0.1, 0.0), (0.3, 0.0), (0.3, 1), (0.1, 1)],
+    )
+    cut = clip(outlines((wide, high)), np.array([0.0, 0.3, 0.5, 0.7]))
+    assert cut.polygons is not None
+    assert not are_holes(cut.polygons[0]).any()
+    assert area(cut.polygons[0]) == pytest.approx(1, abs=2e-3)
 
 
 def test_polygons_inside_the_tile_are_unchanged() -> None:

@@ -69,6 +69,19 @@ def test_polygons_are_filled_and_the_image_shows_through() -> None:
     assert tuple(drawn[640, 480]) == GREY
 
 
+def test_holes_are_outlined_but_not_filled() -> None:
+    segments = [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9, 0.1, 0.9], [0.3, 0.3, 0.3, 0.7, 0.7, 0.7, 0.7, 0.3]]
+    segments.append([0.45, 0.45, 0.55, 0.45, 0.55, 0.55, 0.45, 0.55])  # solid again
+    answer = {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9, polygon=segments)]}
+    drawn = pixels(draw_answer(grey(800, 800), answer, ["a"]))
+    assert tuple(drawn[300, 300]) == tuple(drawn[500, 500]) == GREY
+    filled = {tuple(drawn[place]) for place in ((160, 160), (640, 200), (400, 400))}
+    assert len(filled) == 1
+    plain = {"boxes": [found("a", 0.1, 0.1, 0.9, 0.9, polygon=segments[:1])]}
+    assert filled == {tuple(pixels(draw_answer(grey(800, 800), plain, ["a"]))[160, 160])}
+    assert tuple(drawn[300, 240]) == PALETTE[0], "the hole's outline"
+
+
 def test_best_classes_of_a_classifier_are_below_the_image() -> None:
     classes = [f"class {number}" for number in range(9)]
     probs = [0.01, 0.02, 0.7, 0.03, 0.04, 0.05, 0.06, 0.04, 0.05]

@@ -134,6 +134,7 @@ def test_masks_come_from_the_answers_polygons(tmp_path: Path) -> None:
         ([polygon], 1.0),
         ([half], 0.0),
         ([half, [0.1, 0.29, *polygon[2:4], 0.5, 0.5, 0.1, 0.5]], 1.0),
+        ([polygon, [0.15, 0.15, 0.15, 0.45, 0.45, 0.45, 0.45, 0.15]], 0.0),
     ):
         answers = [{"boxes": [detected() | {"polygon": segments}]}]
         analysis = evaluated(data, answers, tmp_path, Task.SEGMENTATION)

@@ -45,6 +45,20 @@ def test_polygons_are_rasterised_as_in_coco(seed: int) -> None:
     assert masks.from_polygons(segments, (height, width)) == expected
 
 
+def test_segments_inside_others_are_holes() -> None:
+    rng = np.random.default_rng(5)
+    outer, *holes = (
+        center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        for center, radius in [((0.5, 0.5), 0.45), ((0.4, 0.5), 0.15), ((0.5, 0.6), 0.15), ((0.7, 0.4), 0.1)]
+        for angles in [np.sort(rng.uniform(0, 2 * np.pi, 30))]
+    )
+    size = (120, 90)
+    pixels = decoded(masks.from_polygons([outer], size))
+    for hole in holes:  # the first two lie across each other
+        pixels &= ~decoded(masks.from_polygons([hole], size))
+    np.testing.assert_array_equal(decoded(masks.from_polygons([*holes, outer], size)), pixels)
+
+
 def test_a_polygon_over_the_whole_image_covers_it() -> None:
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float32)
     assert decoded(masks.from_polygons([corners], (7, 5))).all()

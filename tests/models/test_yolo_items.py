@@ -55,6 +55,24 @@ def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:
         assert mask[24:, :18].sum() == 0
 
 
+def test_holes_reach_the_loss_and_segments_across_each_other_are_united() -> None:
+    family, settings, _ = family_of("yolo11n-seg", **PLAIN)
+    ring = (rectangle(0.05, 0.05, 0.5, 0.5), rectangle(0.15, 0.15, 0.4, 0.4)[::-1])
+    cross = (rectangle(0.55, 0.7, 0.95, 0.8), rectangle(0.7, 0.55, 0.8, 0.95))
+    truth = objects(ring, cross)
+    image = noise(128, 128)
+    trained = family.training_dataset(Scenes(Example(image, truth)), settings, 0).item(Draw(0, 0))
+    tensor, geometry = family.preprocess(image)
+    for item in (trained, family.validation_item(tensor, truth, geometry)):
+        mask = item["masks"][0].numpy()
+        place = item["cls"][:, 0].tolist()
+        assert (mask == place.index(1) + 1)[23:25, 19:29].all(), "one bar"
+        assert (mask == place.index(1) + 1)[19:29, 23:25].all(), "the other one, and where they cross"
+        assert (mask == place.index(0) + 1)[3:14, 3].all()
+        assert (mask[7:11, 7:11] == 0).all()
+        np.testing.assert_allclose(item["bboxes"][place.index(0)], [0.275, 0.275, 0.45, 0.45], atol=2e-3)
+
+
 def test_training_and_validation_items_agree_without_augmentation() -> None:
     for model in ("yolo26n-seg", "yolo11n", "rtdetr-l"):
         family, settings, _ = family_of(model, **PLAIN)

@@ -14,6 +14,8 @@ from serving.answers import to_answer
 from serving.polygons import mask_polygons
 from trainer.annotations import BoolArray, Classification, Detections, Mask
 from trainer.errors import RunError
+from trainer.metrics import masks
+from trainer.polygons import are_holes, trace
 
 BOX = np.array([0.1, 0.2, 0.6, 0.8], dtype=np.float32)
 
@@ -170,6 +172,42 @@ def test_separate_parts_become_segments_largest_first() -> None:
     assert len(segments) == 3
     assert min(segments[0][::2]) == pytest.approx(10 / 30, abs=1e-5)
     assert iou(rasterise(segments, (10, 30)), pixels) == 1
+
+
+def donut(radius: int, inner: int) -> BoolArray:
+    hole = np.pad(disc(inner, 2 * inner + 1), radius - inner)
+    return disc(radius, 2 * radius + 1) & ~hole
+
+
+def test_holes_are_further_segments() -> None:
+    pixels = donut(20, 8)
+    pixels[20, 20] = True
+    segments = mask_polygons(Mask(3, 4, pixels), (50, 60), BOX, 1000)
+    check(segments, 1000)
+    points = [np.array(segment, np.float32).reshape(-1, 2) for segment in segments]
+    assert are_holes(points).tolist() == [False, True, False]
+    assert masks.from_polygons(points, (50, 60)) == masks.from_crop(Mask(3, 4, pixels), (50, 60))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "maximum", "least"),
+    [
+        (donut(90, 60), 100, 0.98),
+        (donut(90, 60), 16, 0.9),
+        (donut(90, 87), 100, 0.8),  # outlines closer to each other than their tolerance
+        (donut(90, 89), 100, 0.6),
+        (donut(90, 60) | np.pad(disc(58, 117), 32), 30, 0.95),  # an island that nearly fills its hole
+    ],
+)
+def test_simplified_outlines_stay_apart(pixels: BoolArray, maximum: int, least: float) -> None:
+    segments = mask_polygons(Mask(0, 0, pixels), pixels.shape, BOX, maximum)
+    check(segments, maximum)
+    points = [np.array(segment, np.float32).reshape(-1, 2) for segment in segments]
+    holes = [outline.is_hole for outline in trace(pixels)]
+    assert sorted(are_holes(points)) == sorted(holes)
+    found = masks.from_polygons(points, pixels.shape)
+    target = masks.from_crop(Mask(0, 0, pixels), pixels.shape)
+    assert masks.overlaps([found], [target], np.array([False]))[0, 0] > least
 
 
 def test_one_pixel_gap_separates_parts() -> None:

@@ -244,9 +244,9 @@ def _box(pixels: BoolArray) -> dict[str, float]:
 
 
 def _polygon(pixels: BoolArray) -> list[list[float]]:
-    """The outer outline of each connected part, normalised; holes are filled."""
+    """The outlines of each connected part and of its holes, normalised."""
     large = pixels.astype(np.uint8).repeat(_OUTLINE_SCALE, axis=0).repeat(_OUTLINE_SCALE, axis=1)
-    contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     size = np.array(large.shape[::-1], dtype=np.float64)
     outlines = [cv2.approxPolyDP(contour, 1.5, True)[:, 0] for contour in contours]
     return [((outline + 0.5) / size).round(5).ravel().tolist() for outline in outlines if len(outline) >= 3]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 
@@ -14,6 +15,7 @@ from trainer.annotations import Image
 from trainer.drawing.fonts import text_and_font
 from trainer.drawing.labels import draw_labels, pixel_corners
 from trainer.drawing.style import STYLE, Color, class_color, class_dash
+from trainer.polygons import Points, Region, regions
 
 Point: TypeAlias = tuple[float, float]
 
@@ -49,18 +51,34 @@ def _draw_objects(
     # Draw the highest scores last, on top.
     for found, index in reversed(list(zip(objects, indices, strict=True))):
         color, dash = class_color(index), class_dash(index)
-        segments = found.get("polygon", ())
+        segments = [np.reshape(segment, (-1, 2)) for segment in found.get("polygon", ())]
+        for region in regions(segments) if segments else ():
+            _fill(canvas, region, picture.size, color)
         for segment in segments:
-            points = [
-                (x * picture.width, y * picture.height)
-                for x, y in zip(segment[::2], segment[1::2], strict=True)
-            ]
-            canvas.polygon(points, fill=(*color, round(255 * STYLE.fill_opacity)))
-            _draw_outline(canvas, points, color, line_width, dash)
+            _draw_outline(canvas, _pixels(segment, picture.size), color, line_width, dash)
         # Polygons already show the object, so their box gets a thinner line.
         box_line_width = max(1, line_width // 2) if segments else line_width
         _draw_box(canvas, pixel_corners(found["box"], picture.size), color, box_line_width, dash)
     draw_labels(canvas, objects, [class_color(index) for index in indices], text_size, picture.size)
+
+
+def _fill(canvas: ImageDraw.ImageDraw, region: Region, size: tuple[int, int], color: Color) -> None:
+    """Tint a region of a picture of `size`, but not its holes."""
+    opacity = round(255 * STYLE.fill_opacity)
+    if not region.holes:
+        canvas.polygon(_pixels(region.outline, size), fill=(*color, opacity))
+        return
+    left, top = np.floor(np.min(_pixels(region.outline, size), axis=0)).astype(int).tolist()
+    right, bottom = np.ceil(np.max(_pixels(region.outline, size), axis=0)).astype(int).tolist()
+    tint = PILImage.new("L", (right - left + 1, bottom - top + 1))
+    for points, fill in [(region.outline, opacity), *((hole, 0) for hole in region.holes)]:
+        ImageDraw.Draw(tint).polygon([(x - left, y - top) for x, y in _pixels(points, size)], fill=fill)
+    canvas.bitmap((left, top), tint, fill=color)
+
+
+def _pixels(points: Points, size: tuple[int, int]) -> list[Point]:
+    """Normalised points [n, 2] → (x, y) in pixels of a picture of (width, height)."""
+    return [(x * size[0], y * size[1]) for x, y in points.tolist()]
 
 
 def _draw_box(

@@ -137,8 +137,8 @@ def evaluate_answers(
     """Evaluate predictions made elsewhere.
 
     Masks are the areas of the answers' polygons, by COCO's rule. `evaluate_model` compares a model's masks
-    themselves; as polygons have no holes and a limited number of points, its metrics may differ slightly from
-    those of the model's answers.
+    themselves; as polygons have a limited number of points, its metrics may differ slightly from those of the
+    model's answers.
 
     Args:
         predictions: JSON lines of the documented schema; see trainer.evaluating.answer_file.

@@ -15,13 +15,14 @@ import numpy.typing as npt
 from faster_coco_eval import mask as coco_masks
 
 from trainer.annotations import BoolArray, FloatArray, Mask
+from trainer.polygons import Region, regions
 
 Rle: TypeAlias = dict[str, Any]
 """{"size": [height, width], "counts": bytes}: lengths of alternating runs of 0 and 1, down each column."""
 
 
 def from_polygons(polygons: Sequence[FloatArray], size: tuple[int, int]) -> Rle:
-    """Rasterise the union of one object's segments.
+    """Rasterise one object's segments, as `trainer.polygons.regions` reads them.
 
     Args:
         polygons: at least one, each [points, 2] of (x, y) in [0, 1].
@@ -30,13 +31,23 @@ def from_polygons(polygons: Sequence[FloatArray], size: tuple[int, int]) -> Rle:
     Raises:
         ValueError: there is no polygon, or one has fewer than 3 points.
     """
-    height, width = size
     if not polygons or any(len(polygon) < 3 for polygon in polygons):
         raise ValueError("an object's segments must be polygons of at least 3 points")
-    pixels = [
-        (np.asarray(polygon, dtype=np.float64) * (width, height)).ravel().tolist() for polygon in polygons
-    ]
-    return _plain(coco_masks.merge(coco_masks.frPyObjects(pixels, height, width)), size)
+    return _plain(coco_masks.merge([_region(region, size) for region in regions(polygons)]), size)
+
+
+def _region(region: Region, size: tuple[int, int]) -> Any:
+    """Rasterise an outline without its holes."""
+    height, width = size
+    outline, *holes = (
+        np.asarray(points, dtype=np.float64) * (width, height) for points in (region.outline, *region.holes)
+    )
+    if not holes:
+        return coco_masks.frPyObjects([outline.ravel().tolist()], height, width)[0]
+    # One polygon around the outline and around a hole is what the outline has and the hole has not; its way
+    # there and back cancels out.
+    rings = [np.concatenate([outline, outline[:1], hole, hole[:1]]).ravel().tolist() for hole in holes]
+    return coco_masks.merge(coco_masks.frPyObjects(rings, height, width), intersect=1)
 
 
 def from_crop(mask: Mask, size: tuple[int, int]) -> Rle:

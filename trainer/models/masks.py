@@ -11,22 +11,35 @@ from numpy.typing import NDArray
 
 from trainer.annotations import FloatArray, IntArray, Mask, Objects
 from trainer.models.geometry import Geometry
+from trainer.polygons import overlap, regions, trace
 
+_UNION_SIDE = 1024
 _PIXELS_AT_ONCE = 1_000_000  # so that a large mask is never a floating-point array as a whole
 
 
 def rasterise(polygons: Sequence[FloatArray], geometry: Geometry) -> NDArray[np.uint8]:
     """Normalised polygons of one object → uint8 [h, w] of 0 and 1 in tensor pixels.
 
-    A pixel is 1 if its centre is inside one of the polygons, by the even-odd rule. COCO's masks
-    (`trainer.metrics.masks`) follow the same rule except for rounding at the edges. OpenCV's fillPoly also
-    draws the outline, which would make each object a pixel wider and higher.
+    A pixel is 1 if its centre is inside the object, as `trainer.polygons.regions` reads its polygons. COCO's
+    masks (`trainer.metrics.masks`) follow the same rule except for rounding at the edges. OpenCV's fillPoly
+    also draws the outline, which would make each object a pixel wider and higher.
     """
     height, width = geometry.image_size
     factor = np.array([width * geometry.scale[0], height * geometry.scale[1]])
     canvas = np.zeros(geometry.tensor_size, dtype=np.uint8)
-    for polygon in polygons:
-        _fill(canvas, polygon.astype(np.float64) * factor + geometry.offset)
+
+    def fill(target: NDArray[np.uint8], polygon: FloatArray) -> None:
+        _fill(target, polygon.astype(np.float64) * factor + geometry.offset)
+
+    for region in regions(polygons):
+        if not region.holes:
+            fill(canvas, region.outline)
+            continue
+        solid, empty = np.zeros_like(canvas), np.zeros_like(canvas)
+        fill(solid, region.outline)
+        for hole in region.holes:
+            fill(empty, hole)
+        canvas |= solid & ~empty
     return canvas
 
 
@@ -37,6 +50,25 @@ def rasterise_all(objects: Objects, indices: IntArray, geometry: Geometry) -> ND
     for mask, index in zip(masks, indices, strict=True):
         mask[:] = rasterise(objects.polygons[index], geometry)
     return masks
+
+
+def without_overlap(polygons: Sequence[FloatArray]) -> list[FloatArray]:
+    """Polygons of the same object that enclose its area by the even-odd rule, too.
+
+    Only polygons across each other change: to the outlines of their pixels, 1024 along a side of their box.
+    """
+    if not overlap(polygons):
+        return list(polygons)
+    points = np.concatenate(polygons)
+    low, size = points.min(axis=0), np.ptp(points, axis=0).clip(1e-7)
+    square = (_UNION_SIDE, _UNION_SIDE)
+    pixels = rasterise([(polygon - low) / size for polygon in polygons], Geometry(square, square, (1.0, 1.0)))
+    outlines = [cv2.approxPolyDP(each.points.astype(np.float32), 1.0, True) for each in trace(pixels > 0)]
+    return [
+        (outline[:, 0] / _UNION_SIDE * size + low).astype(np.float32)
+        for outline in outlines
+        if len(outline) >= 3
+    ]
 
 
 def _fill(canvas: NDArray[np.uint8], polygon: NDArray[np.float64]) -> None:

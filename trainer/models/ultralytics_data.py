@@ -21,6 +21,7 @@ from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Target
 from trainer.models.family import Family, TrainingDataset
+from trainer.models.masks import without_overlap
 from trainer.models.training_items import Batch, Draw
 from trainer.tasks import Task
 
@@ -57,11 +58,14 @@ def label_of(objects: Objects, *, masks: bool) -> dict[str, Any]:
 
 
 def _outline(segments: Sequence[FloatArray]) -> FloatArray:
-    """One outline through all segments of an object, joined by lines between their nearest points."""
+    """One outline through all segments of an object, joined by lines between their nearest points.
+
+    ultralytics fills it by the even-odd rule, so that holes stay holes.
+    """
     # Joining compares every point with every other, so limit their number.
     parts = [
         part if len(part) <= _OUTLINE_POINTS else resample_segments([part], _OUTLINE_POINTS)[0]
-        for part in segments
+        for part in without_overlap(segments)
     ]
     outline = parts[0] if len(parts) == 1 else np.concatenate(merge_multi_segment(parts))
     return np.asarray(outline, dtype=np.float32)

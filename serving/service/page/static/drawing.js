@@ -68,14 +68,17 @@ function drawOutline(context, object, width, height, sizes) {
   const { color, dash } = lookOf(object.label);
   const box = pixelsOf(object.box, width, height);
   const segments = object.polygon ?? [];
-  for (const segment of segments) {
+  if (segments.length) {
     context.beginPath();
-    for (let i = 0; i < segment.length; i += 2) context.lineTo(segment[i] * width, segment[i + 1] * height);
-    context.closePath();
+    for (const segment of segments) {
+      context.moveTo(segment[0] * width, segment[1] * height);
+      for (let i = 2; i < segment.length; i += 2) context.lineTo(segment[i] * width, segment[i + 1] * height);
+      context.closePath();
+    }
     const alpha = context.globalAlpha;
     context.globalAlpha = alpha * MODEL.style.fill_opacity;
     context.fillStyle = color;
-    context.fill();
+    context.fill(); // holes run the other way round
     context.globalAlpha = alpha;
     strokeOf(context, color, dash, sizes.line);
   }
