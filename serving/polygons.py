@@ -85,7 +85,7 @@ def _simplified(outlines: list[Outline], maximum_points: int, shrunk_by: int = 0
 
 
 def _largest_first(segments: list[_Segment]) -> list[_Segment]:
-    return sorted(segments, key=lambda segment: -_area(segment.outline.points))
+    return sorted(segments, key=lambda segment: -abs(_signed_area(segment.outline.points)))
 
 
 def _shrunk(segment: _Segment, maximum_points: int) -> list[_Segment]:
@@ -110,17 +110,17 @@ def _filled(outline: IntArray) -> npt.NDArray[np.uint8]:
     return inside.astype(np.uint8)
 
 
-def _area(outline: IntArray) -> float:
-    """The number of pixels inside an outline."""
+def _signed_area(outline: IntArray) -> float:
+    """The number of pixels inside an outline, negative if it runs like a hole's."""
     x, y = outline.T
-    return abs(float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())) / 2
+    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
 
 
 def _simplify(outline: IntArray, maximum_points: int) -> _Points:
     """Reduce an outline to a maximum number of points, by Douglas-Peucker with the lowest tolerance."""
     if len(outline) <= maximum_points:
         return outline.astype(np.float64)
-    contour = outline.astype(np.float32)
+    contour = _without_notches(outline)
     low, high = 0.0, 0.5
     while len(_within(contour, high)) > maximum_points:
         low, high = high, 2 * high
@@ -131,6 +131,16 @@ def _simplify(outline: IntArray, maximum_points: int) -> _Points:
     simplified = _within(contour, high)
     # The count can jump from above the maximum to a line; then drop points one at a time.
     return simplified if len(simplified) >= 3 else _at_most(_within(contour, low), maximum_points)
+
+
+def _without_notches(outline: IntArray) -> FloatArray:
+    """Cut half a pixel off an outline's inner corners, float32 [points, 2], so that fewer steps are left."""
+    before, after = outline - np.roll(outline, 1, axis=0), np.roll(outline, -1, axis=0) - outline
+    turns = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
+    is_inner = turns < 0 if _signed_area(outline) > 0 else turns > 0
+    ends = np.stack([outline - np.sign(before) / 2, outline + np.sign(after) / 2], axis=1)
+    ends[~is_inner] = outline[~is_inner, None]
+    return np.delete(ends.reshape(-1, 2), 2 * np.flatnonzero(~is_inner), axis=0).astype(np.float32)
 
 
 def _within(contour: FloatArray, tolerance: float) -> _Points:

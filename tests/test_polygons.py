@@ -86,7 +86,7 @@ def test_a_hole_may_stick_out_by_rounding_only() -> None:
     hole = np.array([[10, 2], [14, 6], [10, 8]], np.float32) / SIDE  # two corners on the diamond's border
     assert are_holes([DIAMOND, hole]).tolist() == [False, True]
     assert are_holes([DIAMOND.round(4), (hole + 3e-5).round(4)]).tolist() == [False, True]
-    assert are_holes([DIAMOND, hole + 0.01]).tolist() == [False, False]
+    assert are_holes([DIAMOND, hole + np.array([0.01, -0.01], np.float32)]).tolist() == [False, False]
     assert are_holes([DIAMOND * 1e-3 + 0.5, hole * 1e-3 + 0.5]).tolist() == [False, True]
 
 

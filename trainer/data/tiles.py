@@ -173,16 +173,7 @@ def _clip_polygon(polygon: FloatArray, tile: Float64Array) -> list[Float64Array]
     for axis, limit, side in ((0, tile[0], 1), (0, tile[2], -1), (1, tile[1], 1), (1, tile[3], -1)):
         pieces = [part for piece in pieces for part in _clip_at_line(piece, axis, limit, side)]
     min_thickness = _MIN_THICKNESS * (tile[2:] - tile[:2])
-    return [
-        piece
-        for piece in pieces
-        if (np.ptp(piece, axis=0) > min_thickness).all() and _area(piece) > min_thickness.prod()
-    ]
-
-
-def _area(polygon: Float64Array) -> float:
-    x, y = (polygon - polygon[0]).T
-    return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+    return [piece for piece in pieces if (np.ptp(piece, axis=0) > min_thickness).all()]
 
 
 def _clip_at_line(polygon: Float64Array, axis: int, limit: float, side: int) -> list[Float64Array]:
