@@ -40,6 +40,7 @@ def evaluate(
     box_score_threshold: float | None = None,
     unknown_classes: Literal["error", "missed", "ignored"] = "error",
     datastores: Mapping[str, str] | None = None,
+    target_column_name: str | None = None,
     skip_invalid: bool = False,
     device: str | None = None,
     progress: bool = False,
@@ -62,6 +63,7 @@ def evaluate(
         unknown_classes: how to treat classes of the data that the model does not know: raise an error, count
             their objects as missed, or leave them out.
         datastores: directory or URL that `azureml://…/datastores/NAME/…` refers to, by NAME.
+        target_column_name: key of the lines that holds the label; None: that of the run's job, or `label`.
         skip_invalid: skip invalid lines instead of raising DataError.
         device: torch's name of the model's device; None: the first GPU, or the CPU if there is none.
         progress: show the progress.
@@ -82,6 +84,7 @@ def evaluate(
         unknown_classes=unknown_classes,
         skip_invalid=skip_invalid,
         datastores=datastores,
+        target_column_name=target_column_name,
         output=None if output is None else Path(output),
     )
     if run_or_model is not None:
@@ -105,6 +108,7 @@ def validate(
     *,
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
+    target_column_name: str = "label",
     progress: bool = False,
 ) -> ValidationReport:
     """Check data against the schema, without training.
@@ -118,6 +122,7 @@ def validate(
         validation_data: validation data to check too, also for images that are in the training data.
         images: also decode every image; otherwise local files only have to exist.
         datastores: directory or URL that `azureml://…/datastores/NAME/…` refers to, by NAME.
+        target_column_name: key of the lines that holds the label.
         progress: show the progress.
 
     Returns:
@@ -135,6 +140,7 @@ def validate(
         _paths(validation_data),
         images=images,
         datastores=datastores,
+        label_key=target_column_name,
         progress=progress,
     )
 

@@ -16,6 +16,7 @@ from trainer.errors import DataError, JobError, RunError
 from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
 from trainer.evaluating.evaluation_data import load
 from trainer.evaluating.packaged_model import PackagedModel
+from trainer.job.job import Job
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
@@ -207,3 +208,26 @@ def test_options_out_of_range_are_errors(tmp_path: Path) -> None:
     assert flags == ["--iou-threshold", "--box-score-threshold", "--unknown-classes"]
     with pytest.raises(RunError, match="--device cuda:99: cannot be used"):
         evaluate_model(tmp_path, ["none.jsonl"], device="cuda:99")
+
+
+def test_a_model_is_evaluated_on_the_target_column_of_its_run(
+    packaged: Packaged, targets: TargetFiles, tmp_path: Path
+) -> None:
+    task = Task.CLASSIFICATION
+    lines = [
+        {"image_url": str(targets(task).parent / line["image_url"]), "kind": line["label"], "label": "wrong"}
+        for line in lines_of(targets(task))
+    ]
+    data = write_lines(tmp_path / "data.jsonl", lines)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model").symlink_to(packaged(task))
+    (run / "job.yaml").write_text(Job(task=task, training_data=data, target_column_name="kind").to_yaml())
+    expected = evaluate_model(packaged(task), [targets(task)]).metrics
+    assert evaluate_model(run, [data]).metrics == expected
+    assert evaluate_model(run / "model", [data]).metrics == expected
+    assert evaluate_model(packaged(task), [data], Options(target_column_name="kind")).metrics == expected
+    with pytest.raises(DataError, match="'wrong'"):
+        evaluate_model(run, [data], Options(target_column_name="label"))
+    with pytest.raises(DataError, match="must have the key 'kinds'"):
+        evaluate_model(run, [data], Options(target_column_name="kinds"))

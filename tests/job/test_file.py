@@ -86,8 +86,7 @@ def test_azure_job_is_read_unchanged(tmp_path: Path) -> None:
 
 def test_keys_without_effect_are_listed(tmp_path: Path) -> None:
     assert list(Job.read(write(tmp_path, AZURE)).ignored_keys) == [
-        "compute", "description", "log_verbosity", "resources", "tags",
-        "target_column_name", "training_data.mode",
+        "compute", "description", "log_verbosity", "resources", "tags", "training_data.mode",
     ]  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def test_python_sdk_form_is_read(tmp_path: Path) -> None:
     assert job.sweep.early_termination == content["sweep"]["early_termination"]
     assert ignored == [
         "compute", "creation_context", "id", "identity", "log_verbosity", "outputs",
-        "properties", "resources", "services", "status", "tags", "target_column_name", "training_data.mode",
+        "properties", "resources", "services", "status", "tags", "training_data.mode",
     ]  # fmt: skip
 
 
@@ -179,7 +179,8 @@ def test_rest_form_is_read(tmp_path: Path, form: str, name: str) -> None:
         },
         {"model_name": "fasterrcnn_resnet50_fpn", "learning_rate": "uniform(0.001,0.01)"},
     )
-    assert {"log_verbosity", "target_column_name", "training_data.mode"} <= set(ignored)
+    assert job.target_column_name == "label"
+    assert {"log_verbosity", "training_data.mode"} <= set(ignored)
     if form != "the task alone":
         assert (job.name, job.nodes) == ("good apples", 2)
         assert job.experiment_name == "apples"
@@ -195,6 +196,14 @@ training_data: {path: train, type: AssetTypes.MLTABLE}
 """
     job, _ = read(tmp_path, text)
     assert (job.task, job.metric) == (Task.DETECTION, "mean_average_precision")
+
+
+@pytest.mark.parametrize("key", ["target_column_name", "targetColumnName", "label_column_name"])
+def test_target_column_has_a_name_in_every_form(tmp_path: Path, key: str) -> None:
+    content = {"task": "image_classification", "training_data": {"path": "train"}, key: "species"}
+    job, ignored = read(tmp_path, content, "job.yml")
+    assert (job.target_column_name, ignored) == ("species", [])
+    assert yaml.safe_load(job.to_yaml())["target_column_name"] == "species"
 
 
 def test_snake_case_recovers_every_settings_name() -> None:

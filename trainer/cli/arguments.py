@@ -29,6 +29,7 @@ Datastores = Annotated[
     list[str] | None,
     Parameter(name="--datastore", help=help_of(Job.model_fields["datastores"])),
 ]
+TargetColumn = Annotated[str, Parameter(help=help_of(Job.model_fields["target_column_name"]))]
 
 JobFlags: Any = flags_of(
     Job,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from trainer.cli.application import app
-from trainer.cli.arguments import Count, Datastores, a_task, mapping
+from trainer.cli.arguments import Count, Datastores, TargetColumn, a_task, mapping
 from trainer.tasks import Task
 
 
@@ -22,6 +22,7 @@ def validate(
     images: bool = False,
     report: Path | None = None,
     datastore: Datastores = None,
+    target_column_name: TargetColumn = "label",
 ) -> int:
     """Check data against the schema, print every problem, and exit with 1 if there is an error.
 
@@ -45,7 +46,13 @@ def validate(
     from trainer.api import validate as check
 
     checked = check(
-        task, data, validation_data or (), images=images, datastores=mapping(datastore), progress=images
+        task,
+        data,
+        validation_data or (),
+        images=images,
+        datastores=mapping(datastore),
+        target_column_name=target_column_name,
+        progress=images,
     )
     for problem in checked.problems:
         print(problem)

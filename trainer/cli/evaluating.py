@@ -33,6 +33,7 @@ def evaluate(
     box_score_threshold: float | None = None,
     unknown_classes: Literal["error", "missed", "ignored"] = "error",
     datastore: Datastores = None,
+    target_column_name: str | None = None,
     skip_invalid: Switch = False,
     device: str | None = None,
     apply_thresholds: Switch = False,
@@ -69,6 +70,8 @@ def evaluate(
     unknown_classes
         How to treat classes of the data that the model does not know: error, missed (their objects count as
         never found) or ignored (their objects are left out).
+    target_column_name
+        Key of the data's lines that holds the label. [default: that of the run's job, or label]
     skip_invalid
         Skip invalid lines instead of stopping.
     device
@@ -96,6 +99,7 @@ def evaluate(
         box_score_threshold=box_score_threshold,
         unknown_classes=unknown_classes,
         datastores=mapping(datastore),
+        target_column_name=target_column_name,
         skip_invalid=skip_invalid,
         device=device,
         progress=True,

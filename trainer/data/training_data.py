@@ -12,6 +12,7 @@ from trainer.data.quality.consistency import check_consistency
 from trainer.data.quality.image_checks import check_images as check_images_of
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
+from trainer.data.reading.schema import LABEL_KEY
 from trainer.data.reading.skipped import write_skipped
 from trainer.data.splitting import split
 from trainer.errors import DataError, Problem
@@ -47,6 +48,7 @@ def load(
     validation_size: float = 0.2,
     seed: int = 0,
     datastores: Mapping[str, str] | None = None,
+    label_key: str = LABEL_KEY,
     skip_invalid: bool = False,
     skipped_path: Path | None = None,
     check_images: bool = True,
@@ -60,6 +62,7 @@ def load(
         validation_size: fraction of the training data to validate on if there are no validation data.
         seed: determines the split.
         datastores: Azure datastore name → local directory or URL with its content.
+        label_key: the key of each line that holds the label, Azure's target_column_name.
         skip_invalid: leave out invalid lines instead of rejecting the data.
         skipped_path: file to write the skipped lines and the reasons to; not written if there are none.
         check_images: decode every image once; otherwise only check that local files exist.
@@ -69,7 +72,11 @@ def load(
         DataError: the data are invalid; lists the problems, at most 50 for each rule.
     """
     results = [
-        check_images_of(read(paths, task, datastores=datastores), decode=check_images, progress=progress)
+        check_images_of(
+            read(paths, task, datastores=datastores, label_key=label_key),
+            decode=check_images,
+            progress=progress,
+        )
         for paths in ([data, validation_data] if validation_data else [data])
     ]
     train, validation = results[0].records, results[1].records if validation_data else None

@@ -12,6 +12,7 @@ from trainer.data.quality.image_checks import check_images
 from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
+from trainer.data.reading.schema import LABEL_KEY
 from trainer.errors import Problem
 from trainer.tasks import Task
 
@@ -69,6 +70,7 @@ def validate(
     *,
     images: bool = False,
     datastores: Mapping[str, str] | None = None,
+    label_key: str = LABEL_KEY,
     progress: bool = False,
 ) -> ValidationReport:
     """Check data against the data schema.
@@ -80,10 +82,13 @@ def validate(
         validation_data: the same; also checked for images that are in the training data.
         images: fetch and decode every image; otherwise local files only have to exist.
         datastores: Azure datastore name → local directory or URL with its content.
+        label_key: the key of each line that holds the label, Azure's target_column_name.
         progress: show progress while images are decoded.
     """
     results = [
-        check_images(read(paths, task, datastores=datastores), decode=images, progress=progress)
+        check_images(
+            read(paths, task, datastores=datastores, label_key=label_key), decode=images, progress=progress
+        )
         for paths in (data, validation_data)
         if paths
     ]

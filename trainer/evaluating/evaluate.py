@@ -16,15 +16,18 @@ from trainer.data.progress import track
 from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Records
+from trainer.data.reading.schema import LABEL_KEY
 from trainer.errors import JobError, Problem, RunError
 from trainer.evaluating import answer_file, evaluation_data, slices
 from trainer.evaluating.evaluation_data import UNKNOWN_CLASSES, EvaluationData
 from trainer.evaluating.packaged_model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.tables import write_tables
 from trainer.files import write_atomically
+from trainer.job.job import Job
 from trainer.metrics.analysis import analyse_classes, analyse_objects
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis
+from trainer.runs import Run
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
@@ -40,6 +43,8 @@ class Options:
         unknown_classes: see `evaluation_data.for_classes`.
         skip_invalid: leave out invalid lines instead of rejecting the data.
         datastores: Azure datastore name → local directory or URL with its content.
+        target_column_name: the key of the data's lines that holds the label; None: that of the run's job, or
+            `label` for a model outside a run.
         output: directory to write metrics.json, the tables and a model's predictions.jsonl to.
     """
 
@@ -48,6 +53,7 @@ class Options:
     unknown_classes: str = "error"
     skip_invalid: bool = False
     datastores: Mapping[str, str] | None = None
+    target_column_name: str | None = None
     output: Path | None = None
 
 
@@ -97,7 +103,8 @@ def evaluate_model(
     _check_options(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
-    result = _load(spec.task, data, options)
+    label_key = options.target_column_name or _label_key_of_run(model.directory)
+    result = _load(spec.task, data, options, label_key)
     subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
@@ -151,7 +158,10 @@ def evaluate_answers(
     """
     options = options or Options()
     _check_options(options, LOWEST_SCORE)
-    result = _load(task, data, options, needs_images=False)  # their sizes may be declared in the data
+    label_key = options.target_column_name or LABEL_KEY
+    result = _load(
+        task, data, options, label_key, needs_images=False
+    )  # their sizes may be declared in the data
     records = result.records
     answers = answer_file.read(predictions, task, records)
     if not answers.is_by_name and result.skipped:
@@ -174,11 +184,20 @@ def evaluate_answers(
     return _analyse(subject, results, sizes, partitions, options)
 
 
-def _load(task: Task, data: Sequence[PathLike], options: Options, *, needs_images: bool = True) -> ReadResult:
+def _label_key_of_run(model: Path) -> str:
+    """The target_column_name of the run that a packaged model lies in; `label` for a model outside a run."""
+    job = Run(model.parent).job
+    return Job.read(job).target_column_name if job.is_file() else LABEL_KEY
+
+
+def _load(
+    task: Task, data: Sequence[PathLike], options: Options, label_key: str, *, needs_images: bool = True
+) -> ReadResult:
     return evaluation_data.load(
         task,
         data,
         datastores=options.datastores,
+        label_key=label_key,
         skip_invalid=options.skip_invalid,
         extra_keys=options.slice_by,
         needs_images=needs_images,

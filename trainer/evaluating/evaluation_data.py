@@ -15,6 +15,7 @@ from trainer.data.reading.file_report import first_of
 from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult, read
 from trainer.data.reading.records import Records
+from trainer.data.reading.schema import LABEL_KEY
 from trainer.data.training_data import errors_found
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
@@ -51,6 +52,7 @@ def load(
     data: Sequence[PathLike],
     *,
     datastores: Mapping[str, str] | None = None,
+    label_key: str = LABEL_KEY,
     skip_invalid: bool = False,
     extra_keys: Sequence[str] = (),
     needs_images: bool = True,
@@ -58,6 +60,7 @@ def load(
     """Read data; the problems that are left in the result are warnings or belong to skipped lines.
 
     Args:
+        label_key: the key of each line that holds the label, Azure's target_column_name.
         skip_invalid: leave out invalid lines instead of rejecting the data.
         extra_keys: keys of the lines that are used although they are not in the schema: no warnings for them.
         needs_images: local image files must exist.
@@ -65,7 +68,7 @@ def load(
     Raises:
         DataError: the data are invalid or empty.
     """
-    result = read(data, task, datastores=datastores)
+    result = read(data, task, datastores=datastores, label_key=label_key)
     if needs_images:
         result = check_images(result, decode=False)
     errors = [problem for problem in result.problems if not problem.warning]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.locate import find_artifacts
+from serving.locate import find_artifacts, find_model
 from serving.scorer import in_batches, load_network
 from trainer.annotations import Image, Prediction
 from trainer.data.images import ImageError, decode
@@ -23,6 +23,7 @@ class PackagedModel:
     """A trained model, ready to predict.
 
     Attributes:
+        directory: of the MLflow model.
         spec: task, classes and parameters of the model.
     """
 
@@ -42,6 +43,7 @@ class PackagedModel:
                 torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise RunError(f"--device {device}: cannot be used: {str(error).splitlines()[0]}") from error
+        self.directory = find_model(run_or_model).absolute()
         self._family, self._network = load_network(find_artifacts(run_or_model), device)
         self.spec = self._family.spec
 

@@ -105,6 +105,8 @@ class AzureOptions(LocalOptions):
     """Validation data. Without it, a stratified part of the training data is held out."""
     validation_data_size: float = _data(0.2, aliases=("split_ratio",), gt=0, lt=1)
     """Fraction of the training data to hold out, in (0, 1)."""
+    target_column_name: str = _data("label", min_length=1)
+    """Key of the data's lines that holds the label."""
     primary_metric: str | None = _model(None)
     """Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]"""
     limits: Parsed[Limits, Limits | Mapping[str, int | None]] = _sweep(Limits())

@@ -149,7 +149,14 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
     properties = form.get("properties") or {}
     values: dict[str, Any] = {
         key: form[key]
-        for key in ("task", "primary_metric", "validation_data_size", "limits", "search_space")
+        for key in (
+            "task",
+            "target_column_name",
+            "primary_metric",
+            "validation_data_size",
+            "limits",
+            "search_space",
+        )
         if form.get(key) is not None
     }
     for key in ("training_data", "validation_data"):

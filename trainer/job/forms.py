@@ -23,7 +23,7 @@ CLOUD_KEYS = frozenset(
     {
         *("compute", "identity", "queue_settings", "resources", "environment", "environment_id", "services"),
         *("environment_variables", "outputs", "log_verbosity", "description", "tags"),
-        *("target_column_name", "test_data", "test_data_size", "id", "status", "creation_context"),
+        *("test_data", "test_data_size", "id", "status", "creation_context"),
         *("log_files", "is_archived", "notification_setting", "component_id", "secrets_configuration"),
         *(
             "system_data",

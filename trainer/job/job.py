@@ -197,6 +197,7 @@ class Job(AzureOptions):
             "task": self.task.job_name,
             "display_name": self.name or None,
             "experiment_name": self.experiment_name,
+            "target_column_name": self.target_column_name,
             "primary_metric": self.metric,
             "training_data": data_entry(self.training_data),
             "validation_data": data_entry(self.validation_data) or None,

@@ -34,6 +34,7 @@ def load_data(
         validation_size=job.validation_data_size,
         seed=seed or 0,
         datastores=job.datastores,
+        label_key=job.target_column_name,
         skip_invalid=job.skip_invalid,
         skipped_path=skipped_path,
         check_images=check_images,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,21 @@ import numpy as np
 from trainer.data.reading import input_paths
 from trainer.data.reading.data_file import DataFile, read_lines
 from trainer.data.reading.file_report import FileReport
-from trainer.data.reading.line_errors import examine_line
+from trainer.data.reading.line_errors import examine_line, keys_of
 from trainer.data.reading.record_builder import MixedClassNames, RecordBuilder
 from trainer.data.reading.records import Records, concatenate
-from trainer.data.reading.schema import FAST_ERRORS, FORMATS, Details, fast_reader, show, side_length
+from trainer.data.reading.schema import (
+    FAST_ERRORS,
+    FORMATS,
+    LABEL_KEY,
+    Details,
+    fast_reader,
+    show,
+    side_length,
+)
 from trainer.data.reading.skipped import Skipped
 from trainer.data.reading.urls import Resolver, UrlError
-from trainer.errors import Problem
+from trainer.errors import JobError, Problem
 from trainer.tasks import Task
 
 
@@ -41,7 +50,11 @@ class ReadResult:
 
 
 def read(
-    paths: Sequence[str | os.PathLike[str]], task: Task, *, datastores: Mapping[str, str] | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    task: Task,
+    *,
+    datastores: Mapping[str, str] | None = None,
+    label_key: str = LABEL_KEY,
 ) -> ReadResult:
     """Read .jsonl files and MLTable folders, local or by URL, as one set of images.
 
@@ -50,10 +63,17 @@ def read(
 
     Args:
         datastores: Azure datastore name → local directory or URL with its content.
+        label_key: the key of each line that holds the label, Azure's target_column_name.
+
+    Raises:
+        JobError: `label_key` is the key of something else.
     """
+    if label_key in ("", "image_url", "image_details"):
+        rule = "must be the key of the lines that holds the label"
+        raise JobError("the data cannot be read:", [Problem("", "target_column_name", rule, repr(label_key))])
     datastores = datastores or {}
     files, unusable = input_paths.find_files(paths, datastores)
-    readers = [_FileReader(file, task, datastores) for file in files]
+    readers = [_FileReader(file, task, datastores, label_key) for file in files]
     parts = [reader.read() for reader in readers] or [RecordBuilder(task, "").finish(())[0]]
     reports = [reader.report for reader in readers]
     records = _without_duplicates(concatenate(parts), reports)
@@ -70,13 +90,14 @@ def read(
 class _FileReader:
     """Reads one data file."""
 
-    def __init__(self, file: DataFile, task: Task, datastores: Mapping[str, str]) -> None:
+    def __init__(self, file: DataFile, task: Task, datastores: Mapping[str, str], label_key: str) -> None:
         self.report = FileReport(file)
         self._file = file
         self._task = task
         self._builder = RecordBuilder(task, file.name)
         self._resolver = Resolver(file.base, datastores)
-        self._decode = fast_reader(task)
+        self._label_key = label_key
+        self._decode = fast_reader(task, label_key)
         self._sizes: dict[tuple[object, ...], tuple[int, int]] = {}
 
     def read(self) -> Records:
@@ -84,7 +105,7 @@ class _FileReader:
         count = 0
         try:
             for lines in read_lines(self._file):
-                if count == 0 and not self._are_json_lines(lines):
+                if count == 0 and not (self._are_json_lines(lines) and self._have_label_key(lines)):
                     break
                 self._read(lines, count + 1)
                 self._builder.pack()
@@ -112,6 +133,19 @@ class _FileReader:
             self.report.set_unreadable(number, "must be JSON lines: one object per line", got)
             return False
         return True
+
+    def _have_label_key(self, lines: Sequence[bytes]) -> bool:
+        """Report a file whose lines all lack the job's key, instead of an error for each line."""
+        if self._label_key == LABEL_KEY or not any(line.strip() for line in lines):
+            return True
+        written = [json.dumps(self._label_key, ensure_ascii=escaped).encode() for escaped in (True, False)]
+        if any(key in line for line in lines for key in written):
+            return True
+        keys = keys_of(next((line for line in lines if line.strip()), b""))
+        rule = f"must have the key {self._label_key!r}, which target_column_name names"
+        got = f"lines with the keys {', '.join(keys)}" if keys else "lines without it"
+        self.report.set_unreadable(0, rule, got, "name the key that holds the label")
+        return False
 
     def _read(self, lines: Sequence[bytes], first_number: int) -> None:
         """Add the valid lines. A million lines pass this loop, so it is kept tight."""
@@ -141,15 +175,19 @@ class _FileReader:
         """Add the line if it is valid; otherwise report all its errors."""
         if not text.strip():
             return
-        examined = examine_line(text, self._task)
+        examined = examine_line(text, self._task, self._label_key)
         if not examined.is_json and self._file.drop_invalid:
             rule = "is not JSON and is dropped, as the MLTable's invalid_lines says"
             self.report.add_shared_warning(number, "", rule, examined.problems[0].got, leave_out=True)
             return
         for key in examined.unknown_keys:
-            self.report.add_shared_warning(number, key, "is not a key of the data schema and is ignored")
+            rule = "is not a key of the data schema and is ignored"
+            if key == LABEL_KEY:
+                rule = f"is ignored, since target_column_name is {self._label_key}"
+            self.report.add_shared_warning(number, key, rule)
+        add = self.report.add_shared_error if examined.lacks_label else self.report.add_error
         for problem in examined.problems:
-            self.report.add_error(number, problem.field, problem.rule, problem.got, problem.hint)
+            add(number, problem.field, problem.rule, problem.got, problem.hint)
         place = self._resolve(examined.image_url, number)
         line = examined.line
         if line is None or place is None:
@@ -160,7 +198,7 @@ class _FileReader:
             self.report.add_shared_warning(number, "image_details.format", rule, repr(details.format))
         if self._task is Task.MULTILABEL and len(set(line.label)) < len(line.label):
             rule = "should name each class only once"
-            self.report.add_shared_warning(number, "label", rule, show(line.label))
+            self.report.add_shared_warning(number, self._label_key, rule, show(line.label))
         self._builder.add(number, *place, examined.size, line.label, checked=True)
 
     def _resolve(self, image_url: str | None, number: int) -> tuple[int, str] | None:
@@ -182,7 +220,7 @@ class _FileReader:
             names = records.labels[records.starts[index] : records.starts[index + 1]]
             got = f"{mixed.kind}, {', '.join(records.classes[name] for name in names[:3])}"
             rule = "class names in a file must be all strings or all integers"
-            self.report.add_shared_error(int(records.lines[index]), "label", rule, got)
+            self.report.add_shared_error(int(records.lines[index]), self._label_key, rule, got)
         return records.subset(np.setdiff1d(np.arange(len(records)), mixed.indices))
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from trainer.data.reading.schema import FORMATS, LINES, OVERSHOOT, SMALLEST_SIDE, Line, show, side_length
+from trainer.data.reading.schema import (
+    FORMATS,
+    LABEL_KEY,
+    LINES,
+    OVERSHOOT,
+    SMALLEST_SIDE,
+    Line,
+    show,
+    side_length,
+)
 from trainer.errors import Problem
 from trainer.tasks import Task
 
@@ -33,6 +42,7 @@ class LineReport:
         image_url: None unless it is a string.
         size: declared (width, height) in pixels; 0 where undeclared.
         is_json: whether the line is a JSON object.
+        lacks_label: whether it lacks the key that the job names as its label's.
     """
 
     line: Line[Any] | None = None
@@ -41,6 +51,7 @@ class LineReport:
     image_url: str | None = None
     size: tuple[int, int] = (0, 0)
     is_json: bool = True
+    lacks_label: bool = False
 
     def add(self, name: str, rule: str, got: str = "", hint: str = "") -> None:
         """Add a problem of the field `name`."""
@@ -51,13 +62,40 @@ class LineReport:
         self.add(name, rule, show(value), hint)
 
 
-def examine_line(text: bytes, task: Task) -> LineReport:
-    """Find every error in one line."""
+def examine_line(text: bytes, task: Task, label_key: str = LABEL_KEY) -> LineReport:
+    """Find every error in one line, whose label is under `label_key`."""
     report = LineReport()
     content = _parse(text, report)
     if report.problems:
         report.is_json = False
         return report
+    if label_key != LABEL_KEY:
+        return _examine_renamed(content, task, label_key)
+    _examine(content, task, report)
+    return report
+
+
+def _examine_renamed(content: dict[str, Any], task: Task, label_key: str) -> LineReport:
+    """Examine a line whose label is under another key, as if it were under `label`."""
+    report = LineReport()
+    ignored = {LABEL_KEY: None} if LABEL_KEY in content else {}
+    if label_key in content:
+        others = {key: value for key, value in content.items() if key not in (LABEL_KEY, label_key)}
+        _examine({**others, LABEL_KEY: content[label_key]}, task, report)
+    else:
+        report.lacks_label = True
+        report.add(label_key, "is missing", f"the keys {', '.join(map(show, content))}")
+
+    def renamed(name: str) -> str:
+        is_label = name == LABEL_KEY or name.startswith(f"{LABEL_KEY}[")
+        return label_key + name.removeprefix(LABEL_KEY) if is_label else name
+
+    report.problems = [replace(problem, field=renamed(problem.field)) for problem in report.problems]
+    report.unknown_keys = ignored | {renamed(key): None for key in report.unknown_keys}
+    return report
+
+
+def _examine(content: dict[str, Any], task: Task, report: LineReport) -> None:
     _note_unknown(content, _LINE_KEYS, "", report)
     if _has(content, "image_url", _LINE_KEYS, "", report):
         if isinstance(content["image_url"], str):
@@ -70,7 +108,11 @@ def examine_line(text: bytes, task: Task) -> LineReport:
         _CHECKS[task](content["label"], task, report)
     if not report.problems:
         report.line = msgspec.convert(_without_unknown_keys(content, task), LINES[task])
-    return report
+
+
+def keys_of(text: bytes) -> list[str]:
+    """The keys of a line; empty if it is not a JSON object."""
+    return list(_parse(text, LineReport()))
 
 
 def _parse(text: bytes, report: LineReport) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Generic, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, TypeAlias, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from trainer.tasks import Task
+
+LABEL_KEY = "label"
+"""The key of the label in a line, unless the job's target_column_name names another."""
 
 FORMATS = ("jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff")
 
@@ -68,9 +71,23 @@ FAST_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What the fast reader raises for a line that it rejects."""
 
 
-def fast_reader(task: Task) -> Callable[[bytes], Any]:
-    """The function that parses one line of a task's data into its type in `LINES`."""
-    return msgspec.json.Decoder(LINES[task]).decode
+def fast_reader(task: Task, label_key: str = LABEL_KEY) -> Callable[[bytes], Any]:
+    """The function that parses one line of a task's data into its type in `LINES`, or one with its fields.
+
+    Args:
+        label_key: the key of a line that holds the label.
+    """
+    line = LINES[task]
+    if label_key != LABEL_KEY:
+        (label,) = get_args(line)
+        line = msgspec.defstruct(
+            "Line",
+            [("image_url", str), (LABEL_KEY, label), ("image_details", Details | None, None)],
+            rename={LABEL_KEY: label_key},
+            forbid_unknown_fields=True,
+            gc=False,
+        )
+    return msgspec.json.Decoder(line).decode
 
 
 def show(value: object) -> str:
