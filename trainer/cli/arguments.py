@@ -29,7 +29,9 @@ Datastores = Annotated[
     list[str] | None,
     Parameter(name="--datastore", help=help_of(Job.model_fields["datastores"])),
 ]
-TargetColumn = Annotated[str, Parameter(help=help_of(Job.model_fields["target_column_name"]))]
+TargetColumn = Annotated[
+    str, Parameter(help=help_of(Job.model_fields["target_column_name"]), show_default=False)
+]
 
 JobFlags: Any = flags_of(
     Job,

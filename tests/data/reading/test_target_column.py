@@ -77,14 +77,23 @@ def test_lines_without_the_key_are_one_error(write_lines: WriteLines) -> None:
     assert [entry.line for entry in result.skipped] == [2, 3, 4]
 
 
-@pytest.mark.parametrize("key", ["종", "a b", 'quo"te', "Label", "label2"])
+def test_a_line_without_label_names_the_keys_that_may_hold_it(write_lines: WriteLines) -> None:
+    lines = [{"image_url": "a.jpg", "class": "x", "color": "red"}]
+    problem = read([write_lines(lines)], Task.CLASSIFICATION).problems[0]
+    expected = (
+        "1: label: is missing; if the label is in 'class' or 'color', name it with --target-column-name"
+    )
+    assert str(problem).endswith(expected)
+
+
+@pytest.mark.parametrize("key", ["종", "a b", "Label", "label2"])
 def test_any_key_can_be_named(key: str, write_lines: WriteLines) -> None:
     result = read([write_lines([{"image_url": "a.jpg", key: "x"}])], Task.CLASSIFICATION, label_key=key)
     assert result.problems == []
     assert result.records.classes == ("x",)
 
 
-@pytest.mark.parametrize("key", ["image_url", "image_details", ""])
+@pytest.mark.parametrize("key", ["image_url", "image_details", "", 'quo"te', "back\\slash"])
 def test_keys_of_something_else_are_refused(key: str, write_lines: WriteLines) -> None:
     with pytest.raises(JobError, match="target_column_name: must be the key of the lines"):
         read([write_lines([])], Task.CLASSIFICATION, label_key=key)

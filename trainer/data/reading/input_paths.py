@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from trainer.data.reading import mltable
 from trainer.data.reading.data_file import DataFile
+from trainer.data.reading.other_formats import recognise
 from trainer.data.reading.urls import UrlError, is_url, local_path, resolve_path
 from trainer.errors import Problem
 
@@ -17,12 +18,13 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def find_files(
-    paths: Sequence[PathLike], datastores: Mapping[str, str]
+    paths: Sequence[PathLike], datastores: Mapping[str, str], label_key: str
 ) -> tuple[list[DataFile], list[Problem]]:
-    """Find the JSON lines files behind .jsonl files and MLTable folders.
+    """Find the data files behind .jsonl files and MLTable folders.
 
     Args:
         datastores: Azure datastore name → local directory or URL with its content.
+        label_key: the key or column that holds the label.
 
     Returns:
         The files in the order of the paths, and what is wrong with the paths.
@@ -37,13 +39,13 @@ def find_files(
             problems.append(Problem(name, "", error.rule, error.got, error.hint))
             continue
         if _is_mltable(path):
-            listed, listing_problems = mltable.read(name, path, datastores)
+            listed, listing_problems = mltable.read(name, path, datastores, label_key)
             problems += listing_problems
         else:
             listed = [DataFile(name, path)]
         for file in listed:
             problem = _unusable(file)
-            if problem is None and any(file.path == other.path for other in files):
+            if problem is None and any((file.path, file.keep) == (other.path, other.keep) for other in files):
                 problem = Problem(file.name, "", "must be given only once", hint="remove one of the two")
             if problem is None:
                 files.append(file)
@@ -62,12 +64,13 @@ def _is_mltable(path: str) -> bool:
 
 def _unusable(file: DataFile) -> Problem | None:
     """Why a data file cannot be read at all; None if it can."""
+    if file.content is not None:
+        return None
     if is_url(file.path):
         try:
-            local_path(file.path, refresh=True)
+            return _of_other_format(file, local_path(file.path, refresh=True))
         except UrlError as error:
             return Problem(file.name, "", error.rule, error.got, error.hint)
-        return None
     if not os.path.exists(file.path):
         got = "a path that does not exist"
         return Problem(file.name, "", "must be a .jsonl file or an MLTable folder", got)
@@ -75,4 +78,14 @@ def _unusable(file: DataFile) -> Problem | None:
         return Problem(file.name, "", "must be a file", "something else, such as a pipe or a device")
     if not os.access(file.path, os.R_OK):
         return Problem(file.name, "", "must be readable", "no permission to read it")
-    return None
+    return _of_other_format(file, Path(file.path))
+
+
+def _of_other_format(file: DataFile, path: Path) -> Problem | None:
+    try:
+        other = recognise(path, file.encoding)
+    except OSError as error:
+        return Problem(file.name, "", "must be readable", str(error))
+    if other is None:
+        return None
+    return Problem(file.name, "", "must be JSON lines in the data schema", other.name, other.hint)

@@ -68,11 +68,12 @@ def read(
     Raises:
         JobError: `label_key` is the key of something else.
     """
-    if label_key in ("", "image_url", "image_details"):
-        rule = "must be the key of the lines that holds the label"
+    is_plain = json.dumps(label_key, ensure_ascii=False) == f'"{label_key}"'
+    if label_key in ("", "image_url", "image_details") or not is_plain:
+        rule = "must be the key of the lines that holds the label, without quotes and backslashes"
         raise JobError("the data cannot be read:", [Problem("", "target_column_name", rule, repr(label_key))])
     datastores = datastores or {}
-    files, unusable = input_paths.find_files(paths, datastores)
+    files, unusable = input_paths.find_files(paths, datastores, label_key)
     readers = [_FileReader(file, task, datastores, label_key) for file in files]
     parts = [reader.read() for reader in readers] or [RecordBuilder(task, "").finish(())[0]]
     reports = [reader.report for reader in readers]
@@ -175,7 +176,7 @@ class _FileReader:
         """Add the line if it is valid; otherwise report all its errors."""
         if not text.strip():
             return
-        examined = examine_line(text, self._task, self._label_key)
+        examined = examine_line(text, self._task, self._label_key, self._file.drops)
         if not examined.is_json and self._file.drop_invalid:
             rule = "is not JSON and is dropped, as the MLTable's invalid_lines says"
             self.report.add_shared_warning(number, "", rule, examined.problems[0].got, leave_out=True)

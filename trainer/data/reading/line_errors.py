@@ -62,13 +62,24 @@ class LineReport:
         self.add(name, rule, show(value), hint)
 
 
-def examine_line(text: bytes, task: Task, label_key: str = LABEL_KEY) -> LineReport:
-    """Find every error in one line, whose label is under `label_key`."""
+def examine_line(
+    text: bytes,
+    task: Task,
+    label_key: str = LABEL_KEY,
+    is_dropped: Callable[[str], bool] = lambda _: False,
+) -> LineReport:
+    """Find every error in one line.
+
+    Args:
+        label_key: the key of the label.
+        is_dropped: whether a key is to be overlooked.
+    """
     report = LineReport()
     content = _parse(text, report)
     if report.problems:
         report.is_json = False
         return report
+    content = {key: value for key, value in content.items() if not is_dropped(key)}
     if label_key != LABEL_KEY:
         return _examine_renamed(content, task, label_key)
     _examine(content, task, report)
@@ -311,6 +322,9 @@ def _has(entry: Mapping[str, Any], key: str, known: Sequence[str], path: str, re
     plain = key.lower().replace("_", "")
     similar = [k for k in entry if k not in known and k.lower().replace("_", "") == plain]
     hint = f"did you mean {similar[0]!r}? keys are case-sensitive" if similar else ""
+    others = [k for k in entry if k not in known]
+    if not path and key == LABEL_KEY and others and not similar:
+        hint = f"if the label is in {' or '.join(map(repr, others))}, name it with --target-column-name"
     report.add(f"{path}.{key}" if path else key, "is missing", "", hint)
     return False
 

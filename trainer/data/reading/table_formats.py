@@ -1,0 +1,155 @@
+"""Tables whose files are no JSON lines: image folders, delimited text and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from trainer.data.reading.table_rows import Values
+from trainer.data.reading.urls import local_path
+
+_DATE_PARTS = re.compile("yyyy|MM|dd|HH|mm|ss")
+_JSON_START = ("[", "{")
+
+
+class PartitionFormat:
+    """The format of paths that hold values, such as `/{label}/{name}.png`.
+
+    As Azure's documentation has it, the format reaches to the end of the path. (The package mltable 1.7 takes
+    the first match instead, so that `/{label}/*` would name the first folder of an absolute path.) `*` stands
+    for a part of a name or, if the paths do not match otherwise, of a path.
+
+    Attributes:
+        columns: the columns in the order of the format.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Parse a format.
+
+        Raises:
+            ValueError: a brace is not closed, or a column is not named.
+        """
+        self.columns: dict[str, None] = {}
+        pattern = "".join(self._patterns(text + ("*" if text.endswith("/") else "")))
+        self._patterns_by_star = [re.compile(pattern.replace("\0", star) + r"\Z") for star in ("[^/]*", ".*")]
+
+    def _patterns(self, text: str) -> Iterator[str]:
+        """The regular expression, in which \\0 stands for a star."""
+        for match in re.finditer(r"\{\{|\}\}|\{([^{}:]+)(:[^{}]*)?\}|[^{}]+|.", text, re.DOTALL):
+            part, column, date = match[0], match[1], match[2]
+            if column is not None and date is not None:
+                yield _DATE_PARTS.sub(lambda part: rf"\d{{{len(part[0])}}}", re.escape(date[1:]))
+            elif column is not None and column in self.columns:
+                yield "[^/]+"
+            elif column is not None:
+                self.columns[column] = None
+                yield f"(?P<c{len(self.columns)}>[^/]+)"
+            elif part in ("{{", "}}"):
+                yield re.escape(part[0])
+            elif part in ("{", "}"):
+                raise ValueError(f"{part!r} without its counterpart")
+            else:
+                yield re.escape(part).replace(r"\*", "\0")
+
+    def values(self, path: str) -> Values | None:
+        """The columns' values in a path; None if it does not match."""
+        path = path.replace("\\", "/")
+        for pattern in self._patterns_by_star:
+            if match := pattern.search(path):
+                return dict(zip(self.columns, match.groups(), strict=True))
+        return None
+
+
+class Delimited(NamedTuple):
+    """How delimited text is read.
+
+    Attributes:
+        encoding: Python's name.
+    """
+
+    delimiter: str = ","
+    encoding: str = "utf-8-sig"
+    header_in_first_file_only: bool = False
+
+
+def read_delimited(
+    path: str, how: Delimited, header: Sequence[str] | None
+) -> tuple[list[str], list[tuple[int, Values]]]:
+    """Read a file of delimited text.
+
+    Args:
+        path: local path or URL.
+        header: the columns, if the file does not begin with them.
+
+    Returns:
+        The columns, and the rows with the number of their last line in the file. Empty values are left out.
+
+    Raises:
+        OSError, UrlError, UnicodeError: the file cannot be read.
+        ValueError: it is not delimited text.
+    """
+    with open(local_path(path), encoding=how.encoding, newline="") as stream:
+        reader = csv.DictReader(stream, header, delimiter=how.delimiter)
+        try:
+            rows = [
+                (reader.line_num, {key: value for key, value in row.items() if key is not None and value})
+                for row in reader
+            ]
+        except csv.Error as error:
+            raise ValueError(f"{error} in line {reader.line_num}") from error
+        return [name.strip() for name in reader.fieldnames or ()], rows
+
+
+def read_parquet(path: str, wanted: Sequence[str] | None) -> tuple[list[str], list[tuple[int, Values]]]:
+    """Read a Parquet file.
+
+    Args:
+        wanted: columns to read; None for all.
+
+    Returns:
+        All its columns, and the rows, numbered from 1. Null values are left out.
+
+    Raises:
+        OSError, UrlError: the file cannot be read.
+        ValueError, NotImplementedError: it is not a Parquet file, or has values that cannot be read.
+        ImportError: pyarrow is not installed.
+    """
+    from pyarrow import parquet
+
+    file = local_path(path)
+    names = list(parquet.read_schema(file).names)
+    columns = [name for name in names if wanted is None or name in wanted]
+    rows = parquet.read_table(file, columns=columns).to_pylist()
+    return names, [(number, _without_nulls(row)) for number, row in enumerate(rows, start=1)]
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the keys that are null: Parquet gives all objects of a column the same keys."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def to_lines(rows: Iterable[tuple[int, Values]], keys: Sequence[str]) -> bytes:
+    """JSON lines with these keys of the rows, each at the number of its row.
+
+    Lists and objects that are written as JSON in a text become what they stand for.
+    """
+    lines: list[bytes] = []
+    for number, values in rows:
+        lines += [b""] * (number - 1 - len(lines))
+        line = {key: _decoded(values[key]) for key in keys if values.get(key) is not None}
+        lines.append(json.dumps(line, ensure_ascii=False, default=str).encode("utf-8", "surrogateescape"))
+    return b"\n".join(lines)
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith(_JSON_START):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
