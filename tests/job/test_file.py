@@ -275,13 +275,13 @@ def test_written_job_starts_from_the_same_run(
     monkeypatch.chdir("/")  # what a file names is relative to the file
     job = Job.read(path)
     expected = {"실행/first": str(tmp_path / "실행/first"), "runs:/x/model": run}
-    assert job.weights_choice == expected.get(run, f"runs:/{run}/model")
+    assert job.weights_choice == expected.get(run, f"runs:/{run}")
     again = Job.read(write(tmp_path, job.to_yaml()))
     assert again.weights_choice == job.weights_choice
     assert again.to_yaml() == job.to_yaml()
     # A flag for another run is not overruled by what the file says of weights.
     changed = Job.read(write(tmp_path, job.to_yaml()), settings={"checkpoint_run_id": "other"})
-    assert changed.weights_choice == "runs:/other/model"
+    assert changed.weights_choice == "runs:/other"
 
 
 SWEEP = """\

@@ -77,7 +77,7 @@ def test_checkpoint_run_id_names_the_weights(tmp_path: Path, monkeypatch: pytest
             assert job.resolve_settings().checkpoint_run_id == checkpoint_run_id
         return job.weights_choice
 
-    assert choice(run) == f"runs:/{run}/model"
+    assert choice(run) == f"runs:/{run}"
     assert choice(str(tmp_path)) == str(tmp_path)
     assert choice("runs/no such run") == "runs/no such run"
     assert choice(run, "none") == "none"

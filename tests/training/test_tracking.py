@@ -193,6 +193,13 @@ def test_run_is_tracked_in_default_database(
     assert (tags["task"], tags["model"]) == ("image-classification", MODEL)
     assert tags["run_directory"] == str(run.directory)
     assert tags["model_path"] == str(run.model)
+    # As after a sweep, Azure's notebooks find the model by the tag: here it names the run itself.
+    assert tags["automl_best_child_run_id"] == tracked.info.run_id
+    model = Path(client.download_artifacts(tracked.info.run_id, "outputs/mlflow-model", str(tmp_path)))
+    assert (model / "artifacts/weights.pt").read_bytes() == run.model.joinpath(
+        "artifacts/weights.pt"
+    ).read_bytes()
+    assert f"model in MLflow: runs:/{tracked.info.run_id}/outputs/mlflow-model" in run.log.read_text("utf-8")
     assert tags["version.torch"] == result.versions["torch"]
     assert len(tags["data_fingerprint"]) == 32
     assert "mlflow.source.git.commit" not in tags  # this working directory is no repository
@@ -359,7 +366,7 @@ def test_server_serves_files_and_registered_model(
     assert "View run" not in capfd.readouterr().out
     listed = {file.path for file in client.list_artifacts(tracked.info.run_id)}
     figures = {"metrics.csv", "metrics.json", "result.json"}
-    assert listed == {"job.yaml", "report.html", "report", "model", *figures}
+    assert listed == {"job.yaml", "report.html", "report", "model", "outputs", *figures}
     parts = {file.path for file in client.list_artifacts(tracked.info.run_id, "report")}
     expected = ("loss-by-epoch.svg", "confusion-matrix.svg", "all-metrics-by-class.csv")
     assert {f"report/{name}" for name in expected} <= parts

@@ -49,7 +49,7 @@ class LocalOptions(SweepOptions):
 
     weights: str | None = _model(None)
     """Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an
-    earlier run's directory, or runs:/ID/model in MLflow. The environment variable TRAINER_WEIGHTS sets the
+    earlier run's directory, or runs:/ID in MLflow. The environment variable TRAINER_WEIGHTS sets the
     default. [default: pretrained]"""
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware("auto")
     """Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."""

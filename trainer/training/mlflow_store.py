@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import shlex
 import socket
 import warnings
@@ -197,6 +198,27 @@ class Store:
                 raise
             return None
         return run if run.info.lifecycle_stage == "active" else None
+
+    def register(self, run_id: str, name: str, model: Path) -> str:
+        """Store a packaged model with a run, and register it as the newest version under a name.
+
+        Returns:
+            The version's number. The files of earlier versions are left as they are.
+        """
+        from mlflow.exceptions import MlflowException
+
+        client = self.client
+        taken = {file.path for file in client.list_artifacts(run_id)}
+        folders = ["model", *(f"model-{number}" for number in range(2, len(taken) + 3))]
+        folder = next(folder for folder in folders if folder not in taken)
+        client.log_artifacts(run_id, str(model), folder)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        artifacts = client.get_run(run_id).info.artifact_uri
+        return str(client.create_model_version(name, posixpath.join(artifacts, folder), run_id).version)
 
     def where_to_look(self, run: MlflowRun) -> str:
         """The run's page on a server, or the command that shows a database."""

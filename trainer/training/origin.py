@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import subprocess
 from contextlib import suppress
 from importlib import metadata
@@ -25,3 +26,12 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or no repository
         return None
+
+
+def origin_tags() -> dict[str, str]:
+    """Who trains, and from which commit, as tags that MLflow's pages show."""
+    tags = {"mlflow.source.name": "trainer", "mlflow.source.type": "LOCAL"}
+    with suppress(OSError, KeyError, ImportError):  # a user without a name, as in containers
+        tags["mlflow.user"] = getpass.getuser()
+    commit = git_commit()
+    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}

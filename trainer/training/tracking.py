@@ -12,16 +12,14 @@ metrics.csv, when the run is resumed. Neither torch nor Lightning is imported he
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
-import posixpath
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.fingerprint import fingerprint
 from trainer.errors import RunError, TrackingError
 from trainer.files import write_atomically
+from trainer.models.weights.choice import BEST_CHILD_TAG, MODEL_ARTIFACT
 from trainer.training.mlflow_store import DATABASE, OFF, Store, quiet, short_waits, sqlite_uri
-from trainer.training.origin import git_commit
+from trainer.training.origin import origin_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +93,7 @@ def start(
         return
     with store.use() as client:
         run, is_new = _create_or_resume(client, store, directory, job, parent_run_id)
-        _describe(client, run, params, {**tags, **_origin(), _DIRECTORY_TAG: str(directory.absolute())})
+        _describe(client, run, params, {**tags, **origin_tags(), _DIRECTORY_TAG: str(directory.absolute())})
         if not is_new:
             client.update_run(run.info.run_id, status="RUNNING")
             if _FAILURE_TAG in run.data.tags:
@@ -149,6 +148,17 @@ class Tracker:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Add tags when the run ends."""
 
+    def publish(self, model: Path, trial: Path | None = None) -> None:
+        """Store a packaged model where Azure's notebooks look for the best one.
+
+        That is the artifact `outputs/mlflow-model` of the run that the tag `automl_best_child_run_id` of this
+        run names. If the store does not accept the model, the log gets a warning.
+
+        Args:
+            trial: directory of the trial of a sweep that the model comes from; the model is stored with its
+                run. None stores it with this run, which the tag then names itself.
+        """
+
     def register(self, name: str, model: Path) -> None:
         """Log a packaged model with the run, and register it as the newest version under a name.
 
@@ -195,13 +205,27 @@ class MlflowTracker(Tracker):
     def tag(self, tags: Mapping[str, str]) -> None:
         self._tags.update(tags)
 
+    def publish(self, model: Path, trial: Path | None = None) -> None:
+        with quiet(ignore_warnings=True):
+            self._attempt("the model", lambda: self._publish(model, trial))
+
+    def _publish(self, model: Path, trial: Path | None) -> None:
+        noted = _read_note(trial).get("run_id") if trial is not None else None
+        # A trial of another machine may be tracked elsewhere, or not at all.
+        is_known = noted is not None and self.store.active_run(noted) is not None
+        best = noted if noted is not None and is_known else self.run_id
+        self.store.client.get_run(best)  # fails fast if the server is gone
+        self._waits.close()  # the upload may take long
+        self.store.client.log_artifacts(best, str(model), MODEL_ARTIFACT)
+        self.tag({BEST_CHILD_TAG: best})
+        log.info("model in MLflow: runs:/%s/%s", best, MODEL_ARTIFACT)
+
     def register(self, name: str, model: Path) -> None:
-        client = self.store.client
         try:
             with quiet(ignore_warnings=True):
-                artifacts = client.get_run(self.run_id).info.artifact_uri  # fails fast if the server is gone
+                self.store.client.get_run(self.run_id)  # fails fast if the server is gone
                 self._waits.close()  # the upload may take long
-                version = self._register(client, name, model, artifacts)
+                version = self.store.register(self.run_id, name, model)
         except Exception as error:
             raise TrackingError(
                 f"the model is trained and is in {model}, but could not be registered as {name} in "
@@ -209,21 +233,6 @@ class MlflowTracker(Tracker):
             ) from error
         self.tag({"registered_model": f"{name}/{version}"})
         log.info("registered: models:/%s/%s", name, version)
-
-    def _register(self, client: MlflowClient, name: str, model: Path, artifacts: str) -> str:
-        """The new version's number. The files of earlier versions are left as they are."""
-        from mlflow.exceptions import MlflowException
-
-        taken = {file.path for file in client.list_artifacts(self.run_id)}
-        folders = ["model", *(f"model-{number}" for number in range(2, len(taken) + 3))]
-        folder = next(folder for folder in folders if folder not in taken)
-        client.log_artifacts(self.run_id, str(model), folder)
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        return str(client.create_model_version(name, posixpath.join(artifacts, folder), self.run_id).version)
 
     def end(self, status: str) -> None:
         """Send what is left, then the run's final status."""
@@ -363,15 +372,6 @@ def _describe(
         params=[Param(name, value) for name, value in values.items() if name not in known],
         tags=[RunTag(name, value) for name, value in {**tags, **changed}.items()],
     )
-
-
-def _origin() -> dict[str, str]:
-    """Who trains, and from which commit, as tags that MLflow's pages show."""
-    tags = {"mlflow.source.name": "trainer", "mlflow.source.type": "LOCAL"}
-    with suppress(OSError, KeyError, ImportError):  # a user without a name, as in containers
-        tags["mlflow.user"] = getpass.getuser()
-    commit = git_commit()
-    return tags if commit is None else {**tags, "mlflow.source.git.commit": commit}
 
 
 def _default_database(directory: Path) -> str:

@@ -158,8 +158,8 @@ def test_a_run_that_did_not_end_gives_its_best_checkpoint(tmp_path: Path, resnet
 @pytest.mark.parametrize(
     ("run", "choice"),
     [
-        ("0123456789abcdef0123456789abcdef", "runs:/0123456789abcdef0123456789abcdef/model"),
-        ("AutoML_1f2e_HD_3", "runs:/AutoML_1f2e_HD_3/model"),
+        ("0123456789abcdef0123456789abcdef", "runs:/0123456789abcdef0123456789abcdef"),
+        ("AutoML_1f2e_HD_3", "runs:/AutoML_1f2e_HD_3"),
         ("runs:/x/other", "runs:/x/other"),
         ("models:/cans/3", "models:/cans/3"),
         ("no/such/run", "no/such/run"),
@@ -185,13 +185,24 @@ def test_an_mlflow_run_gives_its_model(tmp_path: Path, resnet: Family, store: st
 
     _, state = packaged(resnet, tmp_path / "model")
     client = MlflowClient(tracking_uri=store)
-    run = client.create_run(client.create_experiment("incremental")).info.run_id
-    client.log_artifacts(run, str(tmp_path / "model"), "model")
-    settings = {"checkpoint_run_id": run}
-    job = Job(task="image-classification", model="resnet18", training_data="a", settings=settings)
-    network, loaded = load(resnet, job.weights_choice)
-    assert str(loaded) == f"{len(state)} tensors from runs:/{run}/model"
-    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    experiment = client.create_experiment("incremental")
+    older, single, sweep, trial = (client.create_run(experiment).info.run_id for _ in range(4))
+    published = "outputs/mlflow-model"
+    for run, folder in ((older, "model"), (single, published), (trial, published)):
+        client.log_artifacts(run, str(tmp_path / "model"), folder)
+    for run, best in ((single, single), (sweep, trial)):
+        client.set_tag(run, "automl_best_child_run_id", best)
+    for run, found in (
+        (older, f"runs:/{older}/model"),
+        (single, f"runs:/{single}/{published}"),
+        (sweep, f"runs:/{trial}/{published}"),
+        (trial, f"runs:/{trial}/{published}"),
+    ):
+        settings = {"checkpoint_run_id": run}
+        job = Job(task="image-classification", model="resnet18", training_data="a", settings=settings)
+        network, loaded = load(resnet, job.weights_choice)
+        assert str(loaded) == f"{len(state)} tensors from {found}"
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -16,7 +16,7 @@ import torch
 
 from trainer.errors import WeightsError
 from trainer.models.spec import Spec
-from trainer.models.weights.choice import PRETRAINED, is_address
+from trainer.models.weights.choice import BEST_CHILD_TAG, MODEL_ARTIFACT, PRETRAINED, is_address
 from trainer.models.weights.reading import brief, read_spec
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ def _from_mlflow(address: str, scratch: Path) -> Source:
     from mlflow.exceptions import MlflowException
 
     try:
-        directory = Path(download_artifacts(artifact_uri=address, dst_path=str(scratch)))
+        artifact = _model_of_run(address) or address
+        directory = Path(download_artifacts(artifact_uri=artifact, dst_path=str(scratch)))
     except (MlflowException, OSError) as error:
         raise WeightsError(
             f"{address}: MLflow found no such model in its store at {mlflow.get_tracking_uri()}: "
@@ -138,10 +139,27 @@ def _from_mlflow(address: str, scratch: Path) -> Source:
     found = _of_run(directory)
     if found is None or found.spec is None:
         raise WeightsError(
-            f"{address}: has no artifacts/{_WEIGHTS_FILE}; only models packaged by `trainer fit` can be "
+            f"{artifact}: has no artifacts/{_WEIGHTS_FILE}; only models packaged by `trainer fit` can be "
             "trained further"
         )
-    return Source(found.path, address, spec=found.spec)
+    return Source(found.path, artifact, spec=found.spec)
+
+
+def _model_of_run(address: str) -> str | None:
+    """The address of an MLflow run's model; None if the address names more than the run.
+
+    For a sweep that is the model of its best trial. Runs of older versions have none but a registered model.
+    """
+    from mlflow import MlflowClient
+
+    named = re.fullmatch(r"runs:/([^/]+)/?", address)
+    if named is None:
+        return None
+    client = MlflowClient()
+    best = client.get_run(named[1]).data.tags.get(BEST_CHILD_TAG, named[1])
+    outputs = client.list_artifacts(best, str(PurePosixPath(MODEL_ARTIFACT).parent))
+    is_there = any(file.path == MODEL_ARTIFACT for file in outputs)
+    return f"runs:/{best}/{MODEL_ARTIFACT if is_there else 'model'}"
 
 
 def _in_directory(directory: Path, model: str, published: PublishedWeights) -> Path:

@@ -162,12 +162,13 @@ class _Sweep:
                 watch(worker, self._table if progress and sys.stdout.isatty() else None)
             finally:
                 records = self._write_trials()
-            self._package_best(records, started)
+            trial = self._package_best(records, started)
             report(run, job, self.data)
             result = run.read_result()
             tracker.log(job.limits.max_trials, {f"best_{job.metric}": result.value})
             best = {"model": result.model, "best_trial": str(result.best_trial)}
             tracker.tag({"model_path": str(run.model.absolute()), **best})
+            tracker.publish(run.model, trial.directory)
             if job.register_model is not None:
                 tracker.register(job.register_model, run.model)
         return run
@@ -203,8 +204,11 @@ class _Sweep:
         content = self.job.to_dict()
         return {"primary_metric": self.job.metric, **content["limits"], **content.get("sweep", {})}
 
-    def _package_best(self, records: Sequence[Record], started: float) -> None:
+    def _package_best(self, records: Sequence[Record], started: float) -> Run:
         """Package the best trial's model and write the sweep's result.
+
+        Returns:
+            The best trial's run.
 
         Raises:
             RunError: no trial finished, or the best trial's directory is on another machine.
@@ -230,6 +234,7 @@ class _Sweep:
             "%s %.4f in trial %d, the best of %d, after %.0f s",
             job.metric, best.values[0], best.number, len(records), ended - started,
         )  # fmt: skip
+        return trial
 
 
 def _run_of(best: Record) -> Run:
