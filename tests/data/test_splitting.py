@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -124,6 +125,41 @@ def test_the_only_image_of_a_class_stays_in_training() -> None:
     for seed in range(20):
         train, _ = split(records_of(Task.DETECTION, sets), Task.DETECTION, 0.5, seed)
         assert {1, 32} <= set(train.tolist())
+
+
+@pytest.mark.parametrize("task", [Task.MULTILABEL, Task.DETECTION, Task.SEGMENTATION])
+@pytest.mark.parametrize("size", [0.01, 0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("labelled", "background"), [(2, 3), (2, 1), (3, 40), (2, 0)])
+def test_both_parts_have_labels(task: Task, size: float, labelled: int, background: int) -> None:
+    records = records_of(task, [[]] * (background // 2) + [[0]] * labelled + [[]] * -(-background // 2))
+    for seed in range(5):
+        for part in split(records, task, size, seed):
+            assert object_counts(records, part)[0] >= 1
+
+
+def test_label_in_validation_replaces_a_background() -> None:
+    """Stratification alone would leave both images with an object in training."""
+    records = records_of(Task.DETECTION, [[]] * 18 + [[0]] * 2)
+    for seed in range(5):
+        _, validation = split(records, Task.DETECTION, 0.2, seed)
+        assert object_counts(records, validation).tolist() == [1]
+        assert len(validation) == 4
+
+
+def test_crowds_are_no_labels_to_split_by() -> None:
+    records = records_of(Task.DETECTION, [[0]] * 20)
+    crowd = np.ones(20, dtype=np.bool_)
+    crowd[[3, 11]] = False
+    for seed in range(5):
+        for part in split(dataclasses.replace(records, crowd=crowd), Task.DETECTION, 0.1, seed):
+            assert np.isin([3, 11], part).sum() == 1
+
+
+@pytest.mark.parametrize(("task", "noun"), [(Task.MULTILABEL, "a label"), (Task.DETECTION, "an object")])
+def test_one_image_with_a_label_cannot_be_split(task: Task, noun: str) -> None:
+    with pytest.raises(DataError, match=f"train.jsonl:3: at least two images with {noun} are needed") as told:
+        split(records_of(task, [[], [], [0], []]), task, 0.2, 0)
+    assert "--validation-data" in str(told.value)
 
 
 @pytest.mark.parametrize("size", [0, 1, -0.1, 1.5, float("nan")])

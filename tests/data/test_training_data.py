@@ -143,7 +143,58 @@ def test_no_valid_training_image_is_an_error(task: Task, write_lines: WriteLines
 def test_backgrounds_alone_are_an_error(write_lines: WriteLines) -> None:
     path = write_lines(lines(3, label=[]), images=True)
     assert "must hold at least one object" in refusal(Task.DETECTION, [path])
-    assert "must hold at least one class" in refusal(Task.MULTILABEL, [path])
+    assert "must hold at least one label" in refusal(Task.MULTILABEL, [path])
+
+
+CROWD = {**BOX, "isCrowd": 1}
+OUTLINE = {"label": "can", "polygon": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]}
+UNMEASURABLE = [
+    (Task.DETECTION, [BOX], [], "object, got images without any"),
+    (Task.DETECTION, [BOX], [CROWD], "object, got only crowds"),
+    (Task.SEGMENTATION, [OUTLINE], [], "object, got images without any"),
+    (Task.SEGMENTATION, [OUTLINE], [{**OUTLINE, "isCrowd": 1}], "object, got only crowds"),
+    (Task.MULTILABEL, ["can"], [], "label, got images without any"),
+]
+
+
+@pytest.mark.parametrize(("task", "label", "other", "told"), UNMEASURABLE)
+def test_validation_data_without_an_object_are_an_error(
+    task: Task, label: list[Any], other: list[Any], told: str, write_lines: WriteLines
+) -> None:
+    train = write_lines(lines(3, label=label), images=True)
+    validation = write_lines(lines(2, "v", label=other), "v.jsonl", images=True)
+    expected = f"validation data: must hold at least one {told}"
+    text = refusal(task, [train], [validation])
+    assert expected in text
+    assert "leave the validation data out to have them split off" in text
+    (error,) = (problem for problem in validate(task, [train], [validation]).problems if not problem.warning)
+    assert expected in str(error)
+    # one object is enough
+    more = write_lines(lines(1, "w", label=label), "w.jsonl", images=True)
+    assert len(load(task, [train], [validation, more], progress=False).validation) == 3
+
+
+def test_training_crowds_alone_are_an_error(write_lines: WriteLines) -> None:
+    path = write_lines(lines(3, label=[CROWD]), images=True)
+    text = refusal(Task.DETECTION, [path])
+    assert "training data: must hold at least one object, got only crowds (isCrowd)" in text
+
+
+def test_class_that_training_has_as_a_crowd_only_is_a_warning(write_lines: WriteLines) -> None:
+    cup = {**BOX, "label": "cup"}
+    train = write_lines(lines(3, label=[BOX, {**cup, "isCrowd": 1}]), images=True)
+    validation = write_lines(lines(2, "v", label=[BOX, cup]), "v.jsonl", images=True)
+    (warning,) = load(Task.DETECTION, [train], [validation], progress=False).warnings
+    assert "v.jsonl:1: label: class has no training image" in str(warning)
+    assert str(warning).endswith("got 'cup'")
+
+
+def test_one_image_with_an_object_cannot_be_split(write_lines: WriteLines) -> None:
+    path = write_lines([*lines(3, label=[]), *lines(1, "x", label=[BOX])], images=True)
+    assert "train.jsonl:4: at least two images with an object are needed" in refusal(Task.DETECTION, [path])
+    (warning,) = validate(Task.DETECTION, [path]).problems
+    assert warning.warning
+    assert "train.jsonl:4: label: two images with objects at least are needed" in str(warning)
 
 
 def test_one_class_is_a_warning(write_lines: WriteLines) -> None:
@@ -176,7 +227,7 @@ def test_images_in_both_sets_are_found_by_another_path(write_lines: WriteLines) 
 def test_similar_class_names_are_a_warning(write_lines: WriteLines) -> None:
     names = ["cat", "Cat", "가", "\u1100\u1161", "dog"]  # the Korean syllable whole, and in parts
     path = write_lines(
-        [{"image_url": f"{n}.png", "label": name} for n, name in enumerate(names)], images=True
+        [{"image_url": f"{n}.png", "label": name} for n, name in enumerate(2 * names)], images=True
     )
     warnings = load(Task.CLASSIFICATION, [path], progress=False).warnings
     assert len(warnings) == 2

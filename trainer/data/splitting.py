@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import FloatArray, IntArray
+from trainer.annotations import BoolArray, FloatArray, IntArray
 from trainer.data.reading.records import Records
 from trainer.errors import DataError, JobError, Problem
 from trainer.tasks import Task
@@ -21,7 +21,8 @@ def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[Int
     Multi-class data keep each class's fraction up to rounding. Other data keep it as far as images with
     several classes allow, by iterative stratification of the object counts (Sechidis et al., "On the
     Stratification of Multi-Label Data", 2011), in which images without a label form a class of their own.
-    Each class keeps at least one training image, as long as another image is left to validate on.
+    Each class keeps at least one training image, as long as another image is left to validate on. Both sides
+    get an image with a label; objects of crowds do not count.
 
     Args:
         fraction: fraction of validation images, above 0 and below 1; both sides get at least one image.
@@ -31,17 +32,21 @@ def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[Int
 
     Raises:
         JobError: the fraction is out of range.
-        DataError: there are fewer than two images.
+        DataError: there are fewer than two images, or fewer than two with a label.
     """
     if not 0 < fraction < 1:
         rule = "must be above 0 and below 1"
         raise JobError(
             "the data cannot be split", [Problem("--validation-data-size", "", rule, str(fraction))]
         )
-    count = len(records)
+    has_targets = records.has_targets()
+    count = int(np.count_nonzero(has_targets))
     if count < 2:
-        where = records.location(0) if count else ""
-        rule = "at least two images are needed to split off validation data"
+        noun = "images"
+        if len(records) > count:
+            noun = "images with an object" if task.has_boxes else "images with a label"
+        where = records.location(int(has_targets.argmax())) if len(records) else ""
+        rule = f"at least two {noun} are needed to split off validation data"
         hint = "add images, or give validation data with --validation-data"
         raise DataError("the data cannot be split", [Problem(where, "", rule, str(count), hint)])
     generator = np.random.default_rng(seed)
@@ -49,8 +54,10 @@ def split(records: Records, task: Task, fraction: float, seed: int) -> tuple[Int
         side = _split_classes(records.labels.astype(np.int64), fraction, generator)
     else:
         side = _split_label_sets(records, fraction, generator)
-    if not side.any():
-        side[_most_replaceable(records)] = _VALIDATION
+    if not side[has_targets].any():
+        backgrounds = np.flatnonzero(side == _VALIDATION)
+        side[backgrounds[:1]] = _TRAINING  # in exchange, if there are any
+        side[_most_replaceable(records, has_targets)] = _VALIDATION
     return np.flatnonzero(side == _TRAINING), np.flatnonzero(side == _VALIDATION)
 
 
@@ -124,17 +131,18 @@ def _split_label_sets(
 
 
 def _label_counts(records: Records) -> tuple[IntArray, IntArray, FloatArray]:
-    """Count the objects of each class in each image.
+    """Count the objects of each class in each image, without crowds.
 
     Returns:
-        Image, class and count of each pair, ordered by image; images without labels have the class
+        Image, class and count of each pair, ordered by image; images without any have the class
         len(records.classes).
     """
-    per_image = np.diff(records.starts)
+    is_target = records.is_target()
     classes = len(records.classes) + 1
-    image = np.repeat(np.arange(len(records)), per_image)
-    background = np.flatnonzero(per_image == 0)
-    keys = np.concatenate([image * classes + records.labels, background * classes + classes - 1])
+    image = np.repeat(np.arange(len(records)), np.diff(records.starts))[is_target]
+    background = np.flatnonzero(~records.has_targets())
+    labels = records.labels[is_target]
+    keys = np.concatenate([image * classes + labels, background * classes + classes - 1])
     pairs, amount = np.unique(keys, return_counts=True)
     if records.task is Task.MULTILABEL:
         amount = np.ones_like(amount)
@@ -149,10 +157,10 @@ def _keep_in_training(side: npt.NDArray[np.int8], by_class: IntArray, class_star
             side[images[0]] = _TRAINING
 
 
-def _most_replaceable(records: Records) -> int:
-    """The image that training can spare most easily: its rarest class has the most images."""
+def _most_replaceable(records: Records, candidates: BoolArray) -> int:
+    """The candidate that training can spare most easily: its rarest class has the most images."""
     image, label, _ = _label_counts(records)
     class_sizes = np.bincount(label)
     rarest = np.full(len(records), np.iinfo(np.int64).max)
     np.minimum.at(rarest, image, class_sizes[label])
-    return int(rarest.argmax())
+    return int(np.where(candidates, rarest, 0).argmax())

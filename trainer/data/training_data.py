@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.quality.consistency import check_consistency
+from trainer.data.quality.consistency import check_consistency, classes_without_training_images
 from trainer.data.quality.image_checks import check_images as check_images_of
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
@@ -97,6 +97,7 @@ def load(
             # If lines were skipped, they are the likely cause: report both.
             raise _data_error([*problems, *overall, *error.problems], False) if skipped else error from None
         train, validation = train.subset(training_indices), train.subset(validation_indices)
+        overall += classes_without_training_images(train, validation)
     classes = tuple(sorted({*train.classes, *validation.classes}))
     return Data(
         train=train.relabelled(classes),

@@ -16,29 +16,54 @@ from trainer.tasks import Task
 
 def check_consistency(train: Records, validation: Records | None, task: Task) -> list[Problem]:
     """Find errors and warnings that no single line shows."""
-    problems = []
-    if len(train) == 0:
-        problems.append(Problem("training data", "", "must hold at least one valid image", "none"))
-    elif task.has_boxes and not len(train.labels):
-        problems.append(Problem("training data", "", "must hold at least one object", "images without any"))
-    elif not train.classes:
-        problems.append(Problem("training data", "", "must hold at least one class", "images without labels"))
-    elif task.is_classification and len(train.classes) < 2:
+    problems = _nothing_to_learn(train, "training data")
+    if not problems and task.is_classification and len(train.classes) < 2:
         rule = "should hold at least two classes"
         problems.append(Problem("training data", "", rule, f"only {train.classes[0]!r}", warning=True))
     if validation is not None:
-        if len(validation) == 0:
-            problems.append(Problem("validation data", "", "must hold at least one valid image", "none"))
-        problems += _classes_without_training_images(train, validation)
+        problems += _nothing_to_learn(validation, "validation data")
+        problems += classes_without_training_images(train, validation)
         problems += _images_in_both(train, validation)
+    elif len(train) > 1 and np.count_nonzero(train.has_targets()) == 1:
+        where, noun = train.location(int(train.has_targets().argmax())), _noun(task)
+        rule = f"two images with {noun}s at least are needed where validation data are split off"
+        hint = "add some, or give validation data"
+        problems.append(Problem(where, "label", rule, "only this one", hint, warning=True))
     classes = {*train.classes, *(validation.classes if validation is not None else ())}
     return problems + _similar_classes(sorted(classes))
 
 
-def _classes_without_training_images(train: Records, validation: Records) -> list[Problem]:
+def _nothing_to_learn(records: Records, name: str) -> list[Problem]:
+    """The error about data without an image, or without anything to learn or to measure."""
+    if not len(records):
+        return [Problem(name, "", "must hold at least one valid image", "none")]
+    if records.is_target().any():
+        return []
+    noun = _noun(records.task)
+    got = "only crowds (isCrowd), which are not counted" if len(records.labels) else "images without any"
+    hint = f"add images with {noun}s"
+    if name == "validation data":
+        hint = (
+            "every metric would be undefined and no epoch the best; "
+            f"{hint}, or leave the validation data out to have them split off the training data"
+        )
+    return [Problem(name, "", f"must hold at least one {noun}", got, hint)]
+
+
+def _noun(task: Task) -> str:
+    return "object" if task.has_boxes else "label"
+
+
+def classes_without_training_images(train: Records, validation: Records) -> list[Problem]:
+    """Warnings about the classes that only the validation data have."""
+    trained = np.bincount(train.labels[train.is_target()], minlength=len(train.classes))
+    known = {name for name, count in zip(train.classes, trained.tolist(), strict=True) if count}
+    counts = np.bincount(validation.labels, minlength=len(validation.classes)).tolist()
     problems = []
-    for name in sorted(set(validation.classes) - set(train.classes)):
-        label = np.flatnonzero(validation.labels == validation.classes.index(name))[0]
+    for index, (name, count) in enumerate(zip(validation.classes, counts, strict=True)):
+        if not count or name in known:
+            continue
+        label = int((validation.labels == index).argmax())
         first = int(np.searchsorted(validation.starts, label, side="right")) - 1
         rule = "class has no training image and will never be predicted"
         problems.append(Problem(validation.location(first), "label", rule, repr(name), warning=True))

@@ -135,6 +135,14 @@ class Records:
         name = self._name(index)
         return folder.resolved + (unquote(name) if folder.is_quoted else name)
 
+    def is_target(self) -> BoolArray:
+        """Which labels are learned and measured, bool [m]: all but those of crowds."""
+        return np.ones(len(self.labels), dtype=np.bool_) if self.crowd is None else ~self.crowd
+
+    def has_targets(self) -> BoolArray:
+        """Which images have a label that is learned and measured, bool [n]."""
+        return np.diff(starts_of(self.is_target())[self.starts]) > 0
+
     def target(self, index: int, classes: tuple[str, ...] | None = None) -> Target:
         """The target of an image.
 
