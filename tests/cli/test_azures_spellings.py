@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.test_commands import job_of
+from tests.cli.test_commands import StoppedError, job_of
 from trainer import cli
 from trainer.errors import JobError
 
@@ -59,3 +60,23 @@ def test_node_chooses_what_a_pipeline_runs(tmp_path: Path, capsys: pytest.Captur
     assert f"# {path}: without effect here: jobs.one\n" in printed
     with pytest.raises(JobError, match="--node: needs --config"):
         cli.app(["fit", "--task", "object-detection", "--data", "x", "--node", "two"], exit_on_error=False)
+
+
+def test_resuming_leaves_out_what_only_older_interfaces_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "job.yml"
+    parameters = "{split_ratio: 0.3, image_type: png, number_of_epochs: 4}"
+    data = "${{parent.jobs.a.outputs.b}}"
+    node = f"{{task: image_object_detection, training_data: '{data}', training_parameters: {parameters}}}"
+    path.write_text(f"type: pipeline\njobs:\n  one: {node}\n")
+
+    def resume(directory: Path, settings: dict[str, Any], **values: Any) -> None:
+        assert settings == {"number_of_epochs": 4, "random_seed": 2}
+        raise StoppedError
+
+    monkeypatch.setattr("trainer.fitting.resume", resume)
+    with pytest.raises(StoppedError):
+        cli.app(
+            ["fit", "--resume", "runs/x", "--config", str(path), "--random-seed", "2"], exit_on_error=False
+        )

@@ -13,6 +13,7 @@ from trainer.cli.arguments import Count, Hyperparameters, JobFlags, LimitsFlags,
 from trainer.cli.flags import heading, values_of, whole_number_or_word
 from trainer.errors import JobError, Problem
 from trainer.job import file as job_file
+from trainer.job.former import replace_former
 from trainer.job.job import Job, override
 
 if TYPE_CHECKING:
@@ -87,7 +88,10 @@ def fit(
         raise _unusable("cannot be combined with --resume; job.yaml in the run has its settings", "--dry-run")
     if resume is not None:
         # Of the file only the settings count, so the rest need not be complete.
-        own = job_file.read(config, node, ("training_data",))[0]["settings"] if config is not None else {}
+        own = {}
+        if config is not None:
+            given = ("training_data", "validation_data")
+            own = replace_former(job_file.read(config, node, given)[0])["settings"]
         _resume(resume, values, override(own, settings))
         return
     if config is None:
