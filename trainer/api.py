@@ -64,7 +64,7 @@ def evaluate(
             their objects as missed, or leave them out.
         datastores: directory or URL that `azureml://…/datastores/NAME/…` refers to, by NAME.
         target_column_name: key of the lines that holds the label; None: that of the run's job, or `label`.
-        skip_invalid: skip invalid lines instead of raising DataError.
+        skip_invalid: skip invalid objects and lines instead of raising DataError.
         device: torch's name of the model's device; None: the first GPU, or the CPU if there is none.
         progress: show the progress.
 

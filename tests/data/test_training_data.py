@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data.reading.skipped import SkippedCount
 from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.errors import DataError
@@ -37,7 +38,7 @@ def test_load_splits_off_validation_data(write_lines: WriteLines) -> None:
     assert (len(data.train), len(data.validation)) == (14, 6)
     assert data.classes == ("a", "b")
     assert data.warnings == []
-    assert data.skipped == 0
+    assert data.skipped == SkippedCount()
     again = load(Task.CLASSIFICATION, [path], validation_size=0.3, seed=4, progress=False)
     assert again.validation.image_urls == data.validation.image_urls
 
@@ -93,7 +94,7 @@ def test_skip_invalid_leaves_out_and_lists_invalid_lines(write_lines: WriteLines
     (train.parent / "4.png").unlink()
     target = tmp_path / "run" / "skipped.jsonl"
     data = load(Task.CLASSIFICATION, [train], skip_invalid=True, skipped_path=target, progress=False)
-    assert data.skipped == 3
+    assert data.skipped == SkippedCount(lines=3)
     assert len(data.train) + len(data.validation) == 4
     written = [json.loads(line) for line in target.read_text().splitlines()]
     assert [entry["line"] for entry in written] == [4, 5, 7]
@@ -120,7 +121,8 @@ def test_nothing_skipped_writes_nothing(write_lines: WriteLines, tmp_path: Path)
     path = write_lines(lines(4), images=True)
     target = tmp_path / "skipped.jsonl"
     assert (
-        load(Task.CLASSIFICATION, [path], skip_invalid=True, skipped_path=target, progress=False).skipped == 0
+        load(Task.CLASSIFICATION, [path], skip_invalid=True, skipped_path=target, progress=False).skipped
+        == SkippedCount()
     )
     assert not target.exists()
 
@@ -274,7 +276,7 @@ def test_a_missing_folder_is_reported_once(check_images: bool, write_lines: Writ
     )
     assert "the data have 1 error;" in text
     data = load(Task.CLASSIFICATION, [path], skip_invalid=True, check_images=check_images, progress=False)
-    assert (data.skipped, len(data.train) + len(data.validation)) == (40, 4)
+    assert (data.skipped.lines, len(data.train) + len(data.validation)) == (40, 4)
 
 
 @pytest.mark.parametrize("count", [5, 100])
@@ -347,7 +349,7 @@ def test_real_data_are_loaded(name: str, task: Task, shared_data: Path) -> None:
     paths = [shared_data / name / f"{part}.jsonl" for part in ("train", "validation")]
     data = load(task, paths[:1], paths[1:], progress=False)
     assert not data.warnings
-    assert data.skipped == 0
+    assert data.skipped == SkippedCount()
     for path, records in zip(paths, (data.train, data.validation), strict=True):
         originals = [json.loads(line) for line in path.read_text().splitlines()]
         assert records.image_urls == [line["image_url"] for line in originals]

@@ -110,6 +110,7 @@ def _counts(data: Data) -> dict[str, Any]:
         "training_images": len(data.train),
         "validation_images": len(data.validation),
         "classes": list(data.classes),
-        "skipped_records": data.skipped,
+        "skipped_lines": data.skipped.lines,
+        "skipped_objects": data.skipped.objects,
         "warnings": [str(warning) for warning in data.warnings],
     }

@@ -73,7 +73,7 @@ def evaluate(
     target_column_name
         Key of the data's lines that holds the label. [default: that of the run's job, or label]
     skip_invalid
-        Skip invalid lines instead of stopping.
+        Skip invalid objects and lines instead of stopping.
     device
         Device of the model, as torch names it: cpu, cuda, cuda:1. [default: a GPU if there is one]
     apply_thresholds

@@ -13,7 +13,7 @@ from trainer.data.quality.image_checks import check_images as check_images_of
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.records import Records
 from trainer.data.reading.schema import LABEL_KEY
-from trainer.data.reading.skipped import write_skipped
+from trainer.data.reading.skipped import SkippedCount, write_skipped
 from trainer.data.splitting import split
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
@@ -30,14 +30,14 @@ class Data:
         validation: the same for the validation data.
         classes: sorted union of the classes of both.
         warnings: suspicious findings that do not stop the run.
-        skipped: number of lines left out.
+        skipped: number of lines and objects left out.
     """
 
     train: Records
     validation: Records
     classes: tuple[str, ...]
     warnings: list[Problem]
-    skipped: int
+    skipped: SkippedCount
 
 
 def load(
@@ -63,8 +63,8 @@ def load(
         seed: determines the split.
         datastores: Azure datastore name → local directory or URL with its content.
         label_key: the key of each line that holds the label, Azure's target_column_name.
-        skip_invalid: leave out invalid lines instead of rejecting the data.
-        skipped_path: file to write the skipped lines and the reasons to; not written if there are none.
+        skip_invalid: leave out invalid objects, lines and images instead of rejecting the data.
+        skipped_path: gets the lines and objects left out, with the reasons; not written if there are none.
         check_images: decode every image once; otherwise only check that local files exist.
         progress: show progress.
 
@@ -104,16 +104,14 @@ def load(
         validation=validation.relabelled(classes),
         classes=classes,
         warnings=[problem for problem in [*problems, *overall] if problem.warning],
-        skipped=len(skipped),
+        skipped=SkippedCount.of(skipped),
     )
 
 
 def errors_found(count: int, skipping_helps: bool) -> str:
     """The first line of an error about invalid data."""
     summary = f"the data have {count:,} error{'s' if count > 1 else ''}"
-    return (
-        summary + "; fix them, or skip the invalid lines with --skip-invalid" if skipping_helps else summary
-    )
+    return summary + "; fix them, or leave them out with --skip-invalid" if skipping_helps else summary
 
 
 def _has_errors(problems: Iterable[Problem]) -> bool:

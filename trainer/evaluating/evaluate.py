@@ -17,6 +17,7 @@ from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Records
 from trainer.data.reading.schema import LABEL_KEY
+from trainer.data.reading.skipped import SkippedCount
 from trainer.errors import JobError, Problem, RunError
 from trainer.evaluating import answer_file, evaluation_data, slices
 from trainer.evaluating.evaluation_data import UNKNOWN_CLASSES, EvaluationData
@@ -41,7 +42,7 @@ class Options:
         iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
         slice_by: keys of the data's lines; metrics are also computed for each of their values.
         unknown_classes: see `evaluation_data.for_classes`.
-        skip_invalid: leave out invalid lines instead of rejecting the data.
+        skip_invalid: leave out invalid objects and lines instead of rejecting the data.
         datastores: Azure datastore name → local directory or URL with its content.
         target_column_name: the key of the data's lines that holds the label; None: that of the run's job, or
             `label` for a model outside a run.
@@ -164,7 +165,7 @@ def evaluate_answers(
     )  # their sizes may be declared in the data
     records = result.records
     answers = answer_file.read(predictions, task, records)
-    if not answers.is_by_name and result.skipped:
+    if not answers.is_by_name and SkippedCount.of(result.skipped).lines:
         rule = "must name their images (image_url), since invalid lines of the data are skipped"
         raise JobError("the predictions cannot be used:", [Problem(str(predictions), "", rule)])
     # Answers name all classes of a classifier, but only those classes of a detector that it detected.

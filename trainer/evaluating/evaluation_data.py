@@ -16,6 +16,7 @@ from trainer.data.reading.input_paths import PathLike
 from trainer.data.reading.jsonl import ReadResult, read
 from trainer.data.reading.records import Records
 from trainer.data.reading.schema import LABEL_KEY
+from trainer.data.reading.skipped import SkippedCount
 from trainer.data.training_data import errors_found
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
@@ -61,7 +62,7 @@ def load(
 
     Args:
         label_key: the key of each line that holds the label, Azure's target_column_name.
-        skip_invalid: leave out invalid lines instead of rejecting the data.
+        skip_invalid: leave out invalid objects and lines instead of rejecting the data.
         extra_keys: keys of the lines that are used although they are not in the schema: no warnings for them.
         needs_images: local image files must exist.
 
@@ -118,8 +119,8 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
             rule = "must hold an image of a class that the model knows"
             raise DataError("there is nothing to evaluate", [Problem("data", "", rule, names_text(unknown))])
     notes += [str(problem) for problem in result.problems if problem.warning][:_MAX_SHOWN_WARNINGS]
-    if result.skipped:
-        notes.append(f"invalid lines skipped: {len(result.skipped):,}")
+    if left_out := str(SkippedCount.of(result.skipped)):
+        notes.append(f"left out: {left_out}")
     return EvaluationData(records, result.files, classes, notes)
 
 

@@ -61,7 +61,7 @@ class LocalOptions(SweepOptions):
     """Path of the data that a job file calls azureml:NAME:VERSION. NAME:VERSION=PATH sets the path of one
     version only."""
     skip_invalid: bool = _data(False)
-    """Skip invalid lines and images instead of stopping; skipped.jsonl lists them with the reasons."""
+    """Leave out invalid objects, lines and images instead of stopping; skipped.jsonl lists them."""
     tracking_uri: str | None = _output(None, min_length=1)
     """MLflow server or database that records the run, or none. The environment variable MLFLOW_TRACKING_URI
     sets the default. [default: mlflow.db next to the run's directory]"""

@@ -196,8 +196,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
     for warning in data.warnings:
         log.warning("%s", warning)
-    if data.skipped:
-        log.warning("skipped %d invalid records, listed with the reasons in %s", data.skipped, run.skipped)
+    if left_out := str(data.skipped):
+        log.warning("left out %s, listed with the reasons in %s", left_out, run.skipped)
     log.info("run directory: %s", run.directory)
     log.info(
         "training %s for %s: %d training and %d validation images, %d classes",

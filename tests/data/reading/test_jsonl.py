@@ -144,13 +144,14 @@ def test_byte_order_mark_line_ends_and_blank_lines_are_accepted(tmp_path: Path) 
 
 
 def test_rounding_overshoot_is_clipped(write_lines: WriteLines) -> None:
-    path = write_lines([{"image_url": "a", "label": [box(topX=-1e-7, bottomY=1.0000005)]}])
-    result = read([path], DETECTION)
-    assert result.problems == []
-    target = result.records.target(0)
+    path = write_lines([{"image_url": "a", "label": [BOX, box(topX=-1e-7, bottomY=1.0000005)]}])
+    assert messages(path, DETECTION) == [
+        "warning: train.jsonl:1: label[1]: coordinates should be in [0, 1]; those outside by at most a pixel "
+        "or 0.5 % are clipped, got -1e-07; the first of 2 such values"
+    ]
+    target = read([path], DETECTION).records.target(0)
     assert isinstance(target, Objects)
-    assert target.boxes.min() >= 0
-    assert target.boxes.max() <= 1
+    np.testing.assert_allclose(target.boxes[1], [0, 0.2, 0.5, 1])
 
 
 def test_integer_coordinates_are_accepted(write_lines: WriteLines) -> None:

@@ -12,6 +12,7 @@ import pytest
 from trainer.data.reading.jsonl import read
 from trainer.data.reading.line_errors import examine_line
 from trainer.data.reading.schema import FAST_ERRORS, fast_reader
+from trainer.data.reading.skipped import SkippedCount
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL = Task.CLASSIFICATION, Task.MULTILABEL
@@ -107,24 +108,22 @@ def test_multilabel_errors(label: object, expected: str, write_lines: WriteLines
         ("x", ["label: must be a list of boxes {label, topX, topY, bottomX, bottomY, isCrowd} for "
                'object-detection, got "x"; this looks like image-classification data']),
         ([TRIANGLE], ["this looks like instance-segmentation data"]),
-        ([BOX, 3], ["label[1]: must be an object {label, topX, topY, bottomX, bottomY, isCrowd}, got 3"]),
+        ([3, {}], ["label[0]: must be an object {label, topX, topY, bottomX, bottomY, isCrowd}",
+                                  *[f"label[1].{key}: is missing" for key in BOX]]),
         ([box(bottomX=320)],
          [f"label[0].bottomX: must be in [0, 1], got 320; {IN_PIXELS} width (640)"]),
         ([box(bottomY=240.5)],
          [f"label[0].bottomY: must be in [0, 1], got 240.5; {IN_PIXELS} height (480)"]),
-        ([box(bottomX=1.00001)], ["label[0].bottomX: must be in [0, 1], got 1.00001"]),
         ([box(topX=-0.1)], ["label[0].topX: must be in [0, 1], got -0.1"]),
-        ([BOX, box(topX="0.1")], ['label[1].topX: must be a number in [0, 1], got "0.1"']),
+        ([box(topX="left")], ['label[0].topX: must be a number in [0, 1], got "left"']),
         ([box(topX=None)], ["label[0].topX: must be a number in [0, 1], got null"]),
         ([box(topX=True)], ["label[0].topX: must be a number in [0, 1], got true"]),
         ([box(topX=float("nan"))], ["label[0].topX: must be a finite number in [0, 1], got NaN"]),
         ([box(bottomY=float("inf"))], ["label[0].bottomY: must be a finite number in [0, 1], got Infinity"]),
-        ([box(topX=0.5)], ["label[0]: topX must be less than bottomX, got topX 0.5 and bottomX 0.5"]),
-        ([box(topY=0.9)], ["label[0]: topY must be less than bottomY, got topY 0.9 and bottomY 0.6"]),
-        ([box(topX=0.5, bottomX=0.5 + 1e-12)], ["label[0]: topX must be less than bottomX"]),
         ([box(isCrowd=2)], ["label[0].isCrowd: must be 0, 1, true or false, got 2"]),
-        ([box(isCrowd="1")], ['label[0].isCrowd: must be 0, 1, true or false, got "1"']),
-        ([box(isCrowd=None)], ["label[0].isCrowd: must be 0, 1, true or false, got null"]),
+        ([box(isCrowd="maybe")], ['label[0].isCrowd: must be 0, 1, true or false, got "maybe"']),
+        (None, ["label: must be a list of boxes {label, topX, topY, bottomX, bottomY, isCrowd} for "
+                "object-detection, got null; write [] for an image without any"]),
         ([box(label="")], ["label[0].label: must be a class name, got an empty string"]),
         ([{"label": "x", "topX": 0.1, "topY": 0.1, "bottomX": 0.5}], ["label[0].bottomY: is missing"]),
         ([{key: value for key, value in BOX.items() if key != "label"}], ["label[0].label: is missing"]),
@@ -146,13 +145,10 @@ def test_detection_errors(label: object, expected: list[str], write_lines: Write
 @pytest.mark.parametrize(
     ("polygon", "expected"),
     [
-        ([], "label[0].polygon: must be a list of at least one segment [x1, y1, x2, y2, …], got []"),
         ([0.1, 0.1, 0.5, 0.1, 0.3, 0.4], "wrap it in another list: [[x1, y1, …]]"),
-        ([[0.1, 0.1, 0.5, 0.1]], "label[0].polygon[0]: must have at least 3 points (6 numbers), got 2"),
-        ([TRIANGLE["polygon"][0], []], "label[0].polygon[1]: must have at least 3 points"),
+        ([[0.1, 0.1], [0.5, 0.1], [0.3, 0.4]], "label[0].polygon: must be a list of segments, not of points"),
         ([[0.1, 0.1, 0.5, 0.1, 0.3, 0.4, 0.5]], "label[0].polygon[0]: must hold pairs x, y, got 7 numbers"),
         ([[0.1, 0.1, 0.5, 0.1, 300, 0.4]], "label[0].polygon[0][4]: must be in [0, 1], got 300; is it"),
-        ([[0.1, 0.1, 0.1, 0.5, 0.1, 0.3]], "label[0].polygon: must enclose an area"),
         ({"counts": [1, 2], "size": [3, 4]}, "label[0].polygon: must be a list of at least one segment"),
         ("x", "label[0].polygon: must be a list of at least one segment"),
     ],
@@ -175,7 +171,7 @@ def test_all_errors_of_all_lines_are_reported_in_order(write_lines: WriteLines) 
             {"image_url": "a", "label": [box(topX=3, topY=4)]},
             {"image_url": "b", "label": [BOX]},
             "broken",
-            {"image_url": "b", "label": [BOX]},
+            {"image_url": "d"},
             {"label": [box(isCrowd=7)]},
         ]
     )
@@ -195,13 +191,13 @@ def test_unknown_keys_are_reported_once_with_their_count(write_lines: WriteLines
 
 def test_repeated_images_are_errors(write_lines: WriteLines) -> None:
     urls = ["images/a.jpg", "images/b.jpg", "./images/a.jpg", "images/../images/a.jpg", "IMAGES/a.jpg"]
-    path = write_lines([{"image_url": url, "label": [BOX]} for url in urls])
+    path = write_lines([{"image_url": url, "label": ["can"]} for url in urls])
     (path.parent / "images").mkdir()
-    found = messages(path, DETECTION)
+    found = messages(path, MULTILABEL)
     assert [message.split(": ")[0] for message in found] == ["train.jsonl:3", "train.jsonl:4"]
     assert "must be unique" in found[0]
     assert "the image is already at train.jsonl:1; put all labels of an image on one line" in found[0]
-    assert read([path], DETECTION).records.image_urls == ["images/a.jpg", "images/b.jpg", "IMAGES/a.jpg"]
+    assert read([path], MULTILABEL).records.image_urls == ["images/a.jpg", "images/b.jpg", "IMAGES/a.jpg"]
 
 
 def test_repeated_images_across_files_are_errors(write_lines: WriteLines) -> None:
@@ -212,7 +208,8 @@ def test_repeated_images_across_files_are_errors(write_lines: WriteLines) -> Non
 
 
 @pytest.mark.parametrize(
-    ("labels", "bad_lines"), [((1, 2, "three"), [3]), (("1", 1, "2"), [2]), ((1, "1"), [1])]
+    ("labels", "bad_lines"),
+    [((1, 2, "three"), [3]), ((1, "1", 2, "three"), [4]), (("x", 1, "2"), [2]), ((1, "01"), [1])],
 )
 def test_mixed_class_name_types_are_errors(
     labels: tuple[object, ...], bad_lines: list[int], write_lines: WriteLines
@@ -334,7 +331,7 @@ def test_absurd_values_are_errors_not_crashes(task: Task, write_lines: WriteLine
     for index, line in enumerate(absurd):
         path = write_lines([line], f"{index}.jsonl")
         result = read([path], task)
-        assert len(result.records) + len(result.skipped) == 1
+        assert len(result.records) + SkippedCount.of(result.skipped).lines == 1
         assert all(problem.rule for problem in result.problems)
 
 
@@ -374,12 +371,12 @@ def test_the_fast_and_the_careful_reader_agree(task: Task, write_lines: WriteLin
         try:
             read_fast = fast(text)
         except FAST_ERRORS:
-            assert findings.problems or findings.unknown_keys, line
+            assert findings.problems or findings.unknown_keys or findings.lenient or findings.degenerate, line
             continue
         if not findings.problems:
             assert findings.line == read_fast
             taken += 1
-        else:  # what the fast reader leaves to the columns: blank names, geometry, odd sizes
+        else:  # what the fast reader leaves to others: blank names, odd numbers of coordinates, odd sizes
             path = write_lines([line])
             assert len(read([path], task).records) == 0, line
     assert taken > 10

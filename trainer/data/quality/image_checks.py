@@ -84,14 +84,17 @@ def scan_images(records: Records, indices: IntArray) -> Scans:
 def _without(result: ReadResult, reasons: dict[int, str]) -> ReadResult:
     """The result without the records in `reasons` (index → reason), which become skipped lines."""
     records = result.records
-    skipped = [
-        Skipped(result.files[records.file_index[index]], int(records.lines[index]), (reason,))
-        for index, reason in reasons.items()
-    ]
-    position = {file: index for index, file in enumerate(result.files)}
-    skipped = sorted([*result.skipped, *skipped], key=lambda entry: (position[entry.file], entry.line))
+    files = {file: number for number, file in enumerate(result.files)}
+    skipped = {(files[entry.file], entry.line): entry for entry in result.skipped}
+    for index, reason in reasons.items():
+        place = int(records.file_index[index]), int(records.lines[index])
+        for number, line in (place, *result.further_lines.get(place, ())):
+            earlier = skipped.get((number, line))
+            all_reasons = (*(earlier.reasons if earlier else ()), reason)
+            skipped[number, line] = Skipped(result.files[number], line, all_reasons)
+    in_order = [skipped[place] for place in sorted(skipped)]
     usable = np.setdiff1d(np.arange(len(records)), np.fromiter(reasons, dtype=np.int64))
-    return replace(result, records=records.subset(usable).without_unused_classes(), skipped=skipped)
+    return replace(result, records=records.subset(usable).without_unused_classes(), skipped=in_order)
 
 
 def _in_missing_folders(records: Records) -> list[IntArray]:

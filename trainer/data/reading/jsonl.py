@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
 
 from trainer.data.reading import input_paths
 from trainer.data.reading.data_file import DataFile, read_lines
 from trainer.data.reading.file_report import FileReport
+from trainer.data.reading.label_checks import check_labels, warn_of_backgrounds
 from trainer.data.reading.line_errors import examine_line, keys_of
-from trainer.data.reading.record_builder import MixedClassNames, RecordBuilder
+from trainer.data.reading.record_builder import RecordBuilder
 from trainer.data.reading.records import Records, concatenate
+from trainer.data.reading.repeated_images import Place, join_repeated
 from trainer.data.reading.schema import (
     FAST_ERRORS,
     FORMATS,
@@ -32,14 +32,15 @@ from trainer.tasks import Task
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
-    """The valid lines of data files, and what is wrong with the others.
+    """What can be used of data files, and what is wrong with the rest.
 
     Attributes:
-        records: the valid lines.
+        records: the images with their valid labels; an image of several lines stands at the first of them.
         problems: errors and warnings, in the order of the input.
-        skipped: each line with errors once, in the order of the input.
+        skipped: each line that is left out, or of which objects are, once, in the order of the input.
         is_complete: False if a whole file or MLTable, or the rest of a file, could not be read.
         files: the data files; `records.file_index` points into them.
+        further_lines: place of the first line of an image → those of its further lines; see `Place`.
     """
 
     records: Records
@@ -47,6 +48,7 @@ class ReadResult:
     skipped: list[Skipped]
     is_complete: bool
     files: tuple[DataFile, ...]
+    further_lines: dict[Place, list[Place]] = field(default_factory=dict)
 
 
 def read(
@@ -58,8 +60,10 @@ def read(
 ) -> ReadResult:
     """Read .jsonl files and MLTable folders, local or by URL, as one set of images.
 
-    Coordinates up to 1e-6 outside [0, 1], which come from rounding, are clipped. Integer class names become
-    strings. Invalid data raise no error: what is wrong with them is in the result.
+    Integer class names become strings. Invalid data raise no error: what is wrong with them is in the result.
+    Warnings tell what was taken as meant although the schema has it otherwise; that coordinates were clipped
+    that are outside [0, 1] by at most a pixel or 0.5 %; that objects without an area were left out; and that
+    several lines name one image, which gets the objects of all.
 
     Args:
         datastores: Azure datastore name → local directory or URL with its content.
@@ -75,17 +79,15 @@ def read(
     datastores = datastores or {}
     files, unusable = input_paths.find_files(paths, datastores, label_key)
     readers = [_FileReader(file, task, datastores, label_key) for file in files]
-    parts = [reader.read() for reader in readers] or [RecordBuilder(task, "").finish(())[0]]
+    parts = [reader.read() for reader in readers] or [RecordBuilder(task, "").finish(()).records]
     reports = [reader.report for reader in readers]
-    records = _without_duplicates(concatenate(parts), reports)
+    records, further_lines = join_repeated(concatenate(parts), reports, label_key)
+    warn_of_backgrounds(records, reports, label_key)
     problems = [*unusable, *(problem for report in reports for problem in report.in_order())]
-    skipped = [
-        Skipped(report.file, line, tuple(reasons))
-        for report in reports
-        for line, reasons in sorted(report.errors.items())
-    ]
+    skipped = [entry for report in reports for entry in report.skipped()]
     is_complete = all(p.warning for p in unusable) and all(report.is_readable for report in reports)
-    return ReadResult(records.without_unused_classes(), problems, skipped, is_complete, tuple(files))
+    records = records.without_unused_classes()
+    return ReadResult(records, problems, skipped, is_complete, tuple(files), further_lines)
 
 
 class _FileReader:
@@ -116,8 +118,7 @@ class _FileReader:
             self.report.set_unreadable(0, rule, str(error), "save it as UTF-8")
         except (OSError, UrlError) as error:
             self.report.set_unreadable(0, "must be readable", str(error))
-        records, mixed = self._builder.finish(self._resolver.folders)
-        return self._without_mixed(records, mixed)
+        return check_labels(self._builder.finish(self._resolver.folders), self.report, self._label_key)
 
     def _are_json_lines(self, lines: Sequence[bytes]) -> bool:
         """Recognise other JSON by its first line, to avoid an error for each line."""
@@ -168,12 +169,12 @@ class _FileReader:
             if (
                 size is _SUSPICIOUS
                 or (multilabel and len(set(line.label)) < len(line.label))
-                or not add(number, folder, name, size, line.label, checked=False)
+                or not add(number, folder, name, size, line.label)
             ):
                 self._read_carefully(text, number)
 
     def _read_carefully(self, text: bytes, number: int) -> None:
-        """Add the line if it is valid; otherwise report all its errors."""
+        """Add what can be used of the line, and report everything that is wrong with it."""
         if not text.strip():
             return
         examined = examine_line(text, self._task, self._label_key, self._file.drops)
@@ -186,11 +187,19 @@ class _FileReader:
             if key == LABEL_KEY:
                 rule = f"is ignored, since target_column_name is {self._label_key}"
             self.report.add_shared_warning(number, key, rule)
+        for problem in examined.lenient:
+            self.report.add_shared_warning(number, problem.field, problem.rule, problem.got)
         add = self.report.add_shared_error if examined.lacks_label else self.report.add_error
         for problem in examined.problems:
             add(number, problem.field, problem.rule, problem.got, problem.hint)
-        place = self._resolve(examined.image_url, number)
         line = examined.line
+        if line is not None and examined.wrong_objects:
+            self.report.keep_rest(number, examined.wrong_objects)
+        for position, problem in examined.degenerate:
+            self.report.add_degenerate(
+                number, problem.field, problem.rule, problem.got, problem.hint, position
+            )
+        place = self._resolve(examined.image_url, number)
         if line is None or place is None:
             return
         details = line.image_details or Details()
@@ -200,7 +209,7 @@ class _FileReader:
         if self._task is Task.MULTILABEL and len(set(line.label)) < len(line.label):
             rule = "should name each class only once"
             self.report.add_shared_warning(number, self._label_key, rule, show(line.label))
-        self._builder.add(number, *place, examined.size, line.label, checked=True)
+        self._builder.add(number, *place, examined.size, line.label)
 
     def _resolve(self, image_url: str | None, number: int) -> tuple[int, str] | None:
         """Resolve an image_url; if that fails, report it (once for each cause) and return None."""
@@ -213,17 +222,6 @@ class _FileReader:
             add(number, "image_url", error.rule, error.got, error.hint)
             return None
 
-    def _without_mixed(self, records: Records, mixed: MixedClassNames) -> Records:
-        """Report and leave out records whose class names are of another type than the rest of the file's."""
-        if not len(mixed.indices):
-            return records
-        for index in mixed.indices:
-            names = records.labels[records.starts[index] : records.starts[index + 1]]
-            got = f"{mixed.kind}, {', '.join(records.classes[name] for name in names[:3])}"
-            rule = "class names in a file must be all strings or all integers"
-            self.report.add_shared_error(int(records.lines[index]), self._label_key, rule, got)
-        return records.subset(np.setdiff1d(np.arange(len(records)), mixed.indices))
-
 
 _SUSPICIOUS = (-1, -1)
 """Marks image_details that the careful reader must examine."""
@@ -235,26 +233,3 @@ def _declared_size(details: Details) -> tuple[int, int]:
     if width is None or height is None or (details.format and details.format.lower() not in FORMATS):
         return _SUSPICIOUS
     return width, height
-
-
-def _without_duplicates(records: Records, reports: Sequence[FileReport]) -> Records:
-    """Report and leave out all but the first of several records of one image."""
-    hashes = records.source_hashes()
-    order = np.argsort(hashes, kind="stable")
-    repeated = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
-    keep = np.ones(len(records), dtype=np.bool_)
-    first: dict[str, int] = {}
-    for position in repeated:
-        index = int(order[position])
-        source = records.source(index)
-        original = first.setdefault(source, int(order[position - 1]))
-        if records.source(original) != source:
-            continue  # a collision of hashes
-        keep[index] = False
-        hint = f"the image is already at {records.location(original)}"
-        if records.task is not Task.CLASSIFICATION:
-            hint += "; put all labels of an image on one line"
-        report = reports[records.file_index[index]]
-        got = show(records.image_url(index))
-        report.add_error(int(records.lines[index]), "image_url", "must be unique", got, hint)
-    return records if keep.all() else records.subset(np.flatnonzero(keep))

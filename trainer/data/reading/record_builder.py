@@ -8,17 +8,40 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from trainer.annotations import FloatArray, IntArray
+from trainer.annotations import IntArray
 from trainer.data.reading.records import Folder, Polygons, Records, starts_of
-from trainer.data.reading.schema import SMALLEST_SIDE, Box, Outline
+from trainer.data.reading.schema import Box, Outline
 from trainer.tasks import Task
 
 
 class MixedClassNames(NamedTuple):
-    """The records whose class names are of the rarer type in their file, and that type's name in messages."""
+    """The labels whose class names are of the rarer type in their file.
+
+    Attributes:
+        indices: indices of these labels.
+        kind: that type's name in messages.
+        is_harmless: whether the strings are integers, such as "1", so that both name the same classes.
+    """
 
     indices: IntArray
-    kind: str
+    kind: str = ""
+    is_harmless: bool = True
+
+
+class BuiltRecords(NamedTuple):
+    """The records of a file, and what is to be said of their labels.
+
+    Attributes:
+        records: all lines that were added.
+        mixed: class names of two types.
+        clipped: indices of the objects of each coordinate that was outside [0, 1].
+        clipped_value: the first such coordinate.
+    """
+
+    records: Records
+    mixed: MixedClassNames
+    clipped: IntArray
+    clipped_value: float = 0.0
 
 
 class RecordBuilder:
@@ -32,7 +55,7 @@ class RecordBuilder:
         self._packed: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _DTYPES}
         self._pending: dict[str, list[Any]] = {name: [] for name in _DTYPES}
         self._pending_names: list[bytes] = []
-        adders: dict[Task, Callable[[Any, bool], bool]] = {
+        adders: dict[Task, Callable[[Any], bool]] = {
             Task.CLASSIFICATION: self._add_class_name,
             Task.MULTILABEL: self._add_class_names,
             Task.DETECTION: self._add_boxes,
@@ -44,9 +67,7 @@ class RecordBuilder:
         self._crowd = self._pending["crowd"]
         self._coordinates = self._pending["coordinates"]
 
-    def add(
-        self, line: int, folder: int, name: str, size: tuple[int, int], label: Any, *, checked: bool
-    ) -> bool:
+    def add(self, line: int, folder: int, name: str, size: tuple[int, int], label: Any) -> bool:
         """Add a line.
 
         Args:
@@ -54,13 +75,12 @@ class RecordBuilder:
             folder: index of the folder in the resolver's `folders`.
             name: the rest of the image_url.
             size: declared (width, height); 0 where undeclared.
-            label: `label` of the task's struct in `schema`.
-            checked: the careful reader has found the line valid.
+            label: `label` of the task's struct in `schema`; coordinates outside [0, 1] are clipped.
 
         Returns:
             False, without adding the line, if the careful reader must examine it first.
         """
-        if not self._add_label(label, checked):
+        if not self._add_label(label):
             return False
         pending = self._pending
         pending["lines"].append(line)
@@ -78,8 +98,8 @@ class RecordBuilder:
         self._names.append(b"".join(self._pending_names))
         self._pending_names.clear()
 
-    def finish(self, folders: Sequence[Folder]) -> tuple[Records, MixedClassNames]:
-        """Return all records, and which of them have class names of the wrong type.
+    def finish(self, folders: Sequence[Folder]) -> BuiltRecords:
+        """Return the records of all lines.
 
         Class names in a file must be all strings or all integers; where both occur, the rarer type is wrong.
         """
@@ -87,20 +107,25 @@ class RecordBuilder:
         columns = {name: np.concatenate(parts) for name, parts in self._packed.items()}
         self._packed.clear()
         starts = starts_of(columns["label_counts"])
-        mixed = self._mixed_class_names(columns["labels"], starts)
+        mixed = self._mixed_class_names(columns["labels"])
         classes = tuple(sorted({str(name) for name in self._classes}))
         position = {name: index for index, name in enumerate(classes)}
         final_index = np.array([position[str(name)] for name in self._classes], dtype=np.int32)
-        coordinates = columns["coordinates"].clip(0, 1)
-        boxes, polygons = None, None
+        coordinates = columns["coordinates"]
+        outside = np.flatnonzero((coordinates < 0) | (coordinates > 1))
+        clipped_value = float(coordinates[outside[0]]) if len(outside) else 0.0
+        coordinates.clip(0, 1, out=coordinates)
+        boxes, polygons, clipped = None, None, outside
         if self._task is Task.DETECTION:
-            boxes = coordinates.reshape(-1, 4)
+            boxes, clipped = coordinates.reshape(-1, 4), outside // 4
         elif self._task is Task.SEGMENTATION:
             segment_starts = starts_of(columns["segment_lengths"])
             polygons = Polygons(
                 starts_of(columns["segment_counts"]), segment_starts, coordinates.reshape(-1, 2)
             )
-            boxes = _bounds(polygons)
+            boxes = polygons.bounds()
+            object_ends = segment_starts[polygons.object_starts[1:]]
+            clipped = np.searchsorted(object_ends, outside // 2, side="right")
         records = Records(
             task=self._task,
             classes=classes,
@@ -118,7 +143,7 @@ class RecordBuilder:
             crowd=columns["crowd"] if self._task.has_boxes else None,
             polygons=polygons,
         )
-        return records, mixed
+        return BuiltRecords(records, mixed, clipped, clipped_value)
 
     def _class_index(self, name: str | int) -> int:
         """A class's temporary index while the file is read; -1 for a name of spaces."""
@@ -129,7 +154,7 @@ class RecordBuilder:
             index = self._classes[name] = len(self._classes)
         return index
 
-    def _add_class_name(self, label: str | int, _checked: bool) -> bool:
+    def _add_class_name(self, label: str | int) -> bool:
         index = self._class_index(label)
         if index < 0:
             return False
@@ -137,7 +162,7 @@ class RecordBuilder:
         self._label_counts.append(1)
         return True
 
-    def _add_class_names(self, label: list[str | int], _checked: bool) -> bool:
+    def _add_class_names(self, label: list[str | int]) -> bool:
         indices = [self._class_index(name) for name in label]
         if -1 in indices:
             return False
@@ -145,26 +170,24 @@ class RecordBuilder:
         self._label_counts.append(len(indices))
         return True
 
-    def _add_boxes(self, label: list[Box], checked: bool) -> bool:
+    def _add_boxes(self, label: list[Box]) -> bool:
         count = len(self._labels)
         for box in label:
-            left, top, right, bottom = box.topX, box.topY, box.bottomX, box.bottomY
             index = self._classes.get(box.label, -1)
             if index < 0:
                 index = self._class_index(box.label)
-            narrow = right - left < SMALLEST_SIDE or bottom - top < SMALLEST_SIDE
-            if index < 0 or (narrow and not checked):
-                del self._labels[count:], self._crowd[count:], self._coordinates[4 * count :]
-                return False
+                if index < 0:
+                    del self._labels[count:], self._crowd[count:], self._coordinates[4 * count :]
+                    return False
             self._labels.append(index)
             self._crowd.append(box.isCrowd)
-            self._coordinates += (left, top, right, bottom)
+            self._coordinates += (box.topX, box.topY, box.bottomX, box.bottomY)
         self._label_counts.append(len(label))
         return True
 
-    def _add_outlines(self, label: list[Outline], checked: bool) -> bool:
+    def _add_outlines(self, label: list[Outline]) -> bool:
         indices = [self._class_index(outline.label) for outline in label]
-        if -1 in indices or not (checked or all(_is_well_formed(outline) for outline in label)):
+        if -1 in indices or any(len(segment) % 2 for outline in label for segment in outline.polygon):
             return False
         self._labels.extend(indices)
         for outline in label:
@@ -176,15 +199,17 @@ class RecordBuilder:
         self._label_counts.append(len(label))
         return True
 
-    def _mixed_class_names(self, labels: npt.NDArray[np.int32], starts: IntArray) -> MixedClassNames:
+    def _mixed_class_names(self, labels: npt.NDArray[np.int32]) -> MixedClassNames:
         is_number = np.array([isinstance(name, int) for name in self._classes], dtype=np.bool_)
         if is_number.all() or not is_number.any():
-            return MixedClassNames(np.zeros(0, dtype=np.int64), "")
-        numbers = np.diff(np.concatenate([[0], np.cumsum(is_number[labels])])[starts])
-        texts = np.diff(starts) - numbers
-        if numbers.sum() <= texts.sum():
-            return MixedClassNames(np.flatnonzero(numbers), "integers")
-        return MixedClassNames(np.flatnonzero(texts), "strings")
+            return MixedClassNames(np.zeros(0, dtype=np.int64))
+        are_numbers = is_number[labels]
+        is_word = np.array([not _is_integer(str(name)) for name in self._classes], dtype=np.bool_)
+        is_harmless = not is_word.any()
+        if np.count_nonzero(are_numbers) <= np.count_nonzero(~are_numbers):
+            return MixedClassNames(np.flatnonzero(are_numbers), "integers", is_harmless)
+        are_words = ~are_numbers if is_harmless else is_word[labels]
+        return MixedClassNames(np.flatnonzero(are_words), "strings", is_harmless)
 
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -201,21 +226,9 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def _is_well_formed(outline: Outline) -> bool:
-    """Whether the segments hold whole points and certainly span an area."""
-    polygon = outline.polygon
-    if any(len(segment) % 2 for segment in polygon):
+def _is_integer(text: str) -> bool:
+    """Whether a class name is written as the integer would be: "1", but not "01"."""
+    try:
+        return str(int(text)) == text
+    except ValueError:
         return False
-    width = max(max(s[::2]) for s in polygon) - min(min(s[::2]) for s in polygon)
-    height = max(max(s[1::2]) for s in polygon) - min(min(s[1::2]) for s in polygon)
-    return width >= SMALLEST_SIDE and height >= SMALLEST_SIDE
-
-
-def _bounds(polygons: Polygons) -> FloatArray:
-    """Boxes around objects, float32 [m, 4] xyxy; each object has a segment of at least three points."""
-    if len(polygons.object_starts) == 1:
-        return np.zeros((0, 4), dtype=np.float32)
-    first_points = polygons.segment_starts[polygons.object_starts[:-1]]
-    low = np.minimum.reduceat(polygons.points, first_points, axis=0)
-    high = np.maximum.reduceat(polygons.points, first_points, axis=0)
-    return np.concatenate([low, high], axis=1)

@@ -47,6 +47,28 @@ class Polygons:
     segment_starts: IntArray
     points: FloatArray
 
+    def bounds(self) -> FloatArray:
+        """Boxes around the objects, float32 [m, 4] xyxy; each object must have a point."""
+        if len(self.object_starts) == 1:
+            return np.zeros((0, 4), dtype=np.float32)
+        first_points = self.segment_starts[self.object_starts[:-1]]
+        low = np.minimum.reduceat(self.points, first_points, axis=0)
+        high = np.maximum.reduceat(self.points, first_points, axis=0)
+        return np.concatenate([low, high], axis=1)
+
+    def without_segments(self, is_left_out: BoolArray) -> Polygons:
+        """The same objects without some of their segments.
+
+        Args:
+            is_left_out: [s].
+        """
+        lengths = np.diff(self.segment_starts)
+        return Polygons(
+            starts_of(~is_left_out)[self.object_starts],
+            starts_of(lengths[~is_left_out]),
+            self.points[np.repeat(~is_left_out, lengths)],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Scans:
@@ -185,10 +207,32 @@ class Records:
 
     def with_only(self, classes: Sequence[str]) -> Records:
         """The same images without the labels of classes other than the given ones."""
-        is_kept = np.isin(np.array(self.classes), classes)[self.labels]
-        objects = np.flatnonzero(is_kept)
-        starts = starts_of(is_kept)[self.starts]
-        return dataclasses.replace(self, starts=starts, **self._objects(objects)).without_unused_classes()
+        is_other = ~np.isin(np.array(self.classes), classes)[self.labels]
+        return self.without_objects(is_other).without_unused_classes()
+
+    def without_objects(self, is_left_out: BoolArray) -> Records:
+        """The same images without some of their labels.
+
+        Args:
+            is_left_out: [m].
+        """
+        starts = starts_of(~is_left_out)[self.starts]
+        return dataclasses.replace(self, starts=starts, **self._objects(np.flatnonzero(~is_left_out)))
+
+    def image_of_objects(self) -> IntArray:
+        """The index of each label's image, int64 [m]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.starts))
+
+    def gathered(self, owners: IntArray) -> Records:
+        """The same images, each with the labels of all that it owns, in their order.
+
+        Args:
+            owners: [n], for each image the one that gets its labels: itself or an earlier one.
+        """
+        owner_of_objects = owners[self.image_of_objects()]
+        starts = starts_of(np.bincount(owner_of_objects, minlength=len(self)))
+        order = np.argsort(owner_of_objects, kind="stable")
+        return dataclasses.replace(self, starts=starts, **self._objects(order))
 
     def subset(self, indices: Sequence[int] | IntArray) -> Records:
         """The records at `indices`, in that order, with the same classes."""

@@ -20,10 +20,10 @@ LABEL_KEY = "label"
 FORMATS = ("jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff")
 
 OVERSHOOT = 1e-6
-"""Coordinates up to this far outside [0, 1] come from rounding: they are clipped, not rejected."""
+"""Coordinates up to this far outside [0, 1] come from rounding of floating-point numbers."""
 
-SMALLEST_SIDE = 1e-7
-"""Boxes narrower than this may have no width left in float32, so they are examined more closely."""
+CLIPPED_FRACTION = 0.005
+"""Coordinates up to this far outside [0, 1], or by a pixel, are clipped; those further outside are errors."""
 
 ClassName: TypeAlias = Annotated[str, Meta(min_length=1)] | int
 Coordinate: TypeAlias = Annotated[float, Meta(ge=-OVERSHOOT, le=1 + OVERSHOOT)]
@@ -66,6 +66,9 @@ LINES: dict[Task, Any] = {
     Task.DETECTION: Line[list[Box]],
     Task.SEGMENTATION: Line[list[Outline]],
 }
+
+SHAPE_KEYS = {Task.DETECTION: ("topX", "topY", "bottomX", "bottomY"), Task.SEGMENTATION: ("polygon",)}
+"""The keys of an object that give its shape."""
 
 FAST_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What the fast reader raises for a line that it rejects."""

@@ -22,6 +22,8 @@ _DATASTORE = re.compile(
     r"(?:azureml://(?:.*?/)?datastores/(?P<name>[^/]+)/paths/|AmlDatastore://(?P<old_name>[^/]+)/)(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
+STREAM_INFO = re.compile(r"\s*StreamInfo\s*\((?P<location>.*)\)", re.DOTALL)
+"""How Azure's labelling projects and pandas may write an image_url: its location in a StreamInfo."""
 _ATTEMPTS = 3
 _CLIENT_ERRORS_WORTH_A_RETRY = (408, 429)
 _AZURE_STORAGE = ("abfs", "abfss", "az")
@@ -65,7 +67,7 @@ class Resolver:
         Backslashes separate folders like slashes, except in URLs.
 
         Raises:
-            UrlError: the name cannot be a file's, or the datastore or protocol is unknown.
+            UrlError: it is a StreamInfo, its name is no file's, or its datastore or protocol is unknown.
         """
         # Nearly all image_urls of a file share a few folders, so only new folders are resolved in full.
         cut = image_url.rfind("/") + 1
@@ -76,6 +78,8 @@ class Resolver:
             raise UrlError("must name an image file", repr(image_url))
         written = image_url[:cut]
         index = self._known.get(written)
+        if (index is None or not cut) and name[-1] == ")" and STREAM_INFO.fullmatch(image_url):
+            raise UrlError("must be a path or URL", repr(image_url))
         if index is None:
             folder = Folder(written, *resolve_folder(written, self._base, self._datastores))
             index = self._known[written] = len(self.folders)

@@ -1,0 +1,179 @@
+"""Turns what Azure's labelling projects and pandas write into what the data schema asks for.
+
+Only lines that the fast reader rejects come here, so well-formed files do not pay for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from trainer.data.reading.schema import SHAPE_KEYS, show
+from trainer.data.reading.urls import STREAM_INFO
+from trainer.errors import Problem
+from trainer.tasks import Task
+
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE | re.ASCII)
+_NOT_GIVEN = ("", "nan", "none", "null")
+_FLAGS = {
+    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
+    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
+}
+_LARGEST_WHOLE = 2**53  # above it, floats skip integers
+
+Notes = dict[str, Problem]
+"""Field → what was taken leniently there, as a warning; each kind once per line."""
+
+
+def take_as_meant(content: dict[str, Any], task: Task) -> list[Problem]:
+    """Change a line's values to those of the schema where it is clear what they mean.
+
+    Args:
+        content: the line; changed in place. Its values may be of any type: those that stay wrong are not
+            touched.
+
+    Returns:
+        What was taken leniently, as warnings without a place.
+    """
+    notes: Notes = {}
+    if "image_url" in content:
+        content["image_url"] = _location(content["image_url"], notes)
+    if "image_details" in content:
+        content["image_details"] = _details(content["image_details"], notes)
+    if "label" in content:
+        content["label"] = _label(content["label"], task, notes)
+    return list(notes.values())
+
+
+def _note(notes: Notes, field: str, rule: str, value: object) -> None:
+    notes.setdefault(field, Problem("", field, rule, show(value), warning=True))
+
+
+def _location(value: Any, notes: Notes) -> Any:
+    """The path or URL in a StreamInfo, written as text or as an object."""
+    location = value
+    if isinstance(value, str) and (match := STREAM_INFO.fullmatch(value)):
+        location = match["location"].strip().strip("'\"")
+    elif isinstance(value, dict):
+        parts = {key.lower().replace("_", ""): part for key, part in value.items()}
+        handler, resource = parts.get("handler"), parts.get("resourceidentifier")
+        if not isinstance(resource, str):
+            return value
+        is_datastore = isinstance(handler, str) and handler.lower() == "amldatastore"
+        location = f"AmlDatastore://{resource}" if is_datastore and "://" not in resource else resource
+    if location is not value:
+        _note(notes, "image_url", "should be a path or URL; the one in the StreamInfo is taken", value)
+    return location
+
+
+def _details(details: Any, notes: Notes) -> Any:
+    if _is_not_given(details):
+        if details is not None:
+            _note(notes, "image_details", "may be missing; this value counts as not given", details)
+        return None
+    if not isinstance(details, dict):
+        return details
+    result = dict(details)
+    for key in ("format", "width", "height"):
+        value = details.get(key)
+        if key in details and _is_not_given(value):
+            _note(notes, f"image_details.{key}", "may be missing; this value counts as not given", value)
+            del result[key]
+        elif key != "format" and (whole := _whole_pixels(value)) is not None:
+            rule = 'should be an integer or a text such as "499px"; a whole number with a point is taken'
+            _note(notes, f"image_details.{key}", rule, value)
+            result[key] = whole
+    return result
+
+
+def _whole_pixels(value: Any) -> int | None:
+    """The integer that 16.0, "16.0" or "16.0px" stands for."""
+    if isinstance(value, str) and "." in value:
+        text = value.strip().lower().removesuffix("px")
+        value = float(text) if _NUMBER.fullmatch(text) else value
+    return _as_integer(value)
+
+
+def _label(label: Any, task: Task, notes: Notes) -> Any:
+    if task is Task.CLASSIFICATION:
+        return _class_name(label, "label", notes)
+    if isinstance(label, str) and label.lstrip()[:1] in ("[", "{"):
+        label = _parsed(label, notes)
+    if task is Task.MULTILABEL:
+        return [_class_name(name, "label[]", notes) for name in label] if isinstance(label, list) else label
+    if isinstance(label, dict):
+        _note(notes, "label", "should be a list of objects; a single object is taken as a list of one", label)
+        label = [label]
+    if not isinstance(label, list):
+        return label
+    return [_object(entry, task, notes) if isinstance(entry, dict) else entry for entry in label]
+
+
+def _parsed(text: str, notes: Notes) -> Any:
+    """The label that a string holds as JSON."""
+    try:
+        label = json.loads(text)
+        json.dumps(label, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
+    except (ValueError, RecursionError):
+        return text
+    _note(notes, "label", "should be a list; the JSON in a string is taken", text)
+    return label
+
+
+def _object(entry: dict[str, Any], task: Task, notes: Notes) -> dict[str, Any]:
+    result = dict(entry)
+    if "label" in entry:
+        result["label"] = _class_name(entry["label"], "label[].label", notes)
+    if "isCrowd" in entry:
+        result["isCrowd"] = _flag(entry["isCrowd"], notes)
+    if task is Task.SEGMENTATION and isinstance(entry.get("polygon"), list):
+        result["polygon"] = [
+            [_coordinate(value, notes) for value in segment] if isinstance(segment, list) else segment
+            for segment in entry["polygon"]
+        ]
+    elif task is Task.DETECTION:
+        result |= {key: _coordinate(entry[key], notes) for key in SHAPE_KEYS[task] if key in entry}
+    return result
+
+
+def _class_name(name: Any, field: str, notes: Notes) -> Any:
+    whole = _as_integer(name)
+    if whole is None:
+        return name
+    _note(notes, field, "should be a string or an integer; a whole number with a point is taken", name)
+    return whole
+
+
+def _flag(value: Any, notes: Notes) -> Any:
+    flag: Any = value
+    if _is_not_given(value):
+        flag = False
+    elif isinstance(value, str):
+        flag = _FLAGS.get(value.strip().lower(), value)
+    elif isinstance(value, float) and value in (0.0, 1.0):
+        flag = bool(value)
+    if flag is not value:
+        rule = "should be 0, 1, true or false; texts and decimals are taken as meant, null as not given"
+        _note(notes, "label[].isCrowd", rule, value)
+    return flag
+
+
+def _coordinate(value: Any, notes: Notes) -> Any:
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
+        return value
+    _note(notes, "label[]", "coordinates should be numbers; a number in a string is taken", value)
+    return float(value)
+
+
+def _as_integer(value: Any) -> int | None:
+    is_whole = isinstance(value, float) and abs(value) < _LARGEST_WHOLE and value.is_integer()
+    return int(value) if is_whole else None
+
+
+def _is_not_given(value: Any) -> bool:
+    """Whether a value is null, or what pandas writes for it."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOT_GIVEN
+    return value is None or (isinstance(value, float) and math.isnan(value))
