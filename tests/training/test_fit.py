@@ -118,7 +118,7 @@ def test_invalid_data_are_an_error_before_anything_is_written(tmp_path: Path) ->
     run = trainer.fit(wanted.model_copy(update={"skip_invalid": True}))
     skipped = [json.loads(line) for line in run.skipped.read_text("utf-8").splitlines()]
     assert [line["line"] for line in skipped] == [count + 1, count + 2]
-    assert "2 invalid" in run.log.read_text("utf-8")
+    assert "left out 2 lines" in run.log.read_text("utf-8")
 
 
 def test_divergence_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
