@@ -1,0 +1,95 @@
+"""What the careful reader finds in one line of a data file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from trainer.data.reading.schema import LABEL_KEY, Line, show
+from trainer.errors import Problem
+
+
+class Degenerate(NamedTuple):
+    """An object that has too few points, or one of its segments; it is left out.
+
+    Attributes:
+        position: the object's index in the line; None if the object keeps other segments.
+        problem: a warning with an empty `where`.
+    """
+
+    position: int | None
+    problem: Problem
+
+
+@dataclass
+class LineReport:
+    """What `examine_line` finds in one line.
+
+    Attributes:
+        line: what can be used of the line, as the fast reader returns it, with coordinates up to a pixel
+            outside [0, 1]; None if nothing can.
+        problems: its errors, with an empty `where`.
+        wrong_objects: indices of the objects with errors; they are not in `line`.
+        degenerate: objects and segments without an area, as far as they are not in `line`.
+        lenient: warnings of what is taken as meant although the schema has it otherwise.
+        unknown_keys: fields without their indices (`label[].pose`), each once.
+        image_url: None unless it is a string.
+        size: declared (width, height) in pixels; 0 where undeclared.
+        is_json: whether the line is a JSON object.
+        lacks_label: whether it lacks the key that the job names as its label's.
+    """
+
+    line: Line[Any] | None = None
+    problems: list[Problem] = field(default_factory=list)
+    wrong_objects: set[int] = field(default_factory=set)
+    degenerate: list[Degenerate] = field(default_factory=list)
+    lenient: list[Problem] = field(default_factory=list)
+    unknown_keys: dict[str, None] = field(default_factory=dict)
+    image_url: str | None = None
+    size: tuple[int, int] = (0, 0)
+    is_json: bool = True
+    lacks_label: bool = False
+
+    def add(self, name: str, rule: str, got: str = "", hint: str = "") -> None:
+        """Add a problem of the field `name`."""
+        self.problems.append(Problem("", name, rule, got, hint))
+
+    def rename_label(self, label_key: str) -> None:
+        """Change the fields of an examined line that have the label under `label` to those of its own key."""
+
+        def renamed(name: str) -> str:
+            is_label = name == LABEL_KEY or name.startswith(f"{LABEL_KEY}[")
+            return label_key + name.removeprefix(LABEL_KEY) if is_label else name
+
+        def with_name(problem: Problem) -> Problem:
+            return replace(problem, field=renamed(problem.field))
+
+        self.problems = [with_name(problem) for problem in self.problems]
+        self.lenient = [with_name(problem) for problem in self.lenient]
+        self.degenerate = [Degenerate(index, with_name(problem)) for index, problem in self.degenerate]
+        self.unknown_keys = {renamed(key): None for key in self.unknown_keys}
+
+    def add_value(self, name: str, rule: str, value: object, hint: str = "") -> None:
+        """Add a problem whose `got` is a JSON value."""
+        self.add(name, rule, show(value), hint)
+
+
+def has_key(entry: Mapping[str, Any], key: str, known: Sequence[str], path: str, report: LineReport) -> bool:
+    """Whether an entry has a key; if not, report that it is missing."""
+    if key in entry:
+        return True
+    plain = key.lower().replace("_", "")
+    similar = [k for k in entry if k not in known and k.lower().replace("_", "") == plain]
+    hint = f"did you mean {similar[0]!r}? keys are case-sensitive" if similar else ""
+    others = [k for k in entry if k not in known]
+    if not path and key == LABEL_KEY and others and not similar:
+        hint = f"if the label is in {' or '.join(map(repr, others))}, name it with --target-column-name"
+    report.add(f"{path}.{key}" if path else key, "is missing", "", hint)
+    return False
+
+
+def note_unknown(entry: Mapping[str, Any], known: Sequence[str], prefix: str, report: LineReport) -> None:
+    for key in entry:
+        if key not in known:
+            report.unknown_keys[prefix + key] = None
