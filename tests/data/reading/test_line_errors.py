@@ -209,7 +209,7 @@ def test_repeated_images_across_files_are_errors(write_lines: WriteLines) -> Non
 
 @pytest.mark.parametrize(
     ("labels", "bad_lines"),
-    [((1, 2, "three"), [3]), ((1, "1", 2, "three"), [4]), (("x", 1, "2"), [2]), ((1, "01"), [1])],
+    [((1, 2, "three"), [3]), ((1, "1", 2, 3, "three"), [5]), (("x", 1, "2"), [2]), ((1, "01"), [1])],
 )
 def test_mixed_class_name_types_are_errors(
     labels: tuple[object, ...], bad_lines: list[int], write_lines: WriteLines
@@ -373,10 +373,10 @@ def test_the_fast_and_the_careful_reader_agree(task: Task, write_lines: WriteLin
         except FAST_ERRORS:
             assert findings.problems or findings.unknown_keys or findings.lenient or findings.degenerate, line
             continue
-        if not findings.problems:
+        if not findings.problems and not findings.lenient:
             assert findings.line == read_fast
             taken += 1
-        else:  # what the fast reader leaves to others: blank names, odd numbers of coordinates, odd sizes
+        elif findings.problems:  # what the fast reader leaves to others, such as blank names
             path = write_lines([line])
             assert len(read([path], task).records) == 0, line
     assert taken > 10

@@ -131,7 +131,7 @@ def test_a_damaged_image_takes_all_its_lines(write_lines: WriteLines, tmp_path: 
 
 
 def test_validation_counts_joined_images_once(write_lines: WriteLines) -> None:
-    path = write_lines([line("a", BOX), line("a", box(label="x")), line("b", BOX)], images=True)
+    path = write_lines([line("a.png", BOX), line("a.png", box(label="x")), line("b.png", BOX)], images=True)
     report = validate(Task.DETECTION, [path])
     assert report.errors == 0
     assert (report.summary.images, report.summary.objects) == (2, 3)
