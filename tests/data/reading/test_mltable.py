@@ -341,6 +341,31 @@ def test_delimited_text_is_read(header: str, table: Callable[[str], Path]) -> No
     assert result.records.location(0) == f"{folder}/1.csv:2"
 
 
+@pytest.mark.parametrize(
+    ("steps", "lines"),
+    [
+        (["filter: size > 3 and checked"], [5]),
+        (["convert_column_types: [{columns: size, column_type: string}]", "filter: size == '4'"], [5]),
+        (
+            [
+                "convert_column_types: [{columns: note, column_type: {boolean: {true_values: [y]}}}]",
+                "filter: note == True",
+            ],
+            [2, 5],
+        ),
+        (["filter: note == 'n' or size < 2.5"], [2, 3, 4]),
+    ],
+)
+def test_filters_see_the_types_of_delimited_text(
+    steps: list[str], lines: list[int], table: Callable[[str], Path]
+) -> None:
+    all_steps = "".join(f"- {step}\n" for step in ["read_delimited", *steps])
+    folder = table(f"paths: [{{file: a.csv}}]\ntransformations:\n{all_steps}")
+    rows = ["a.jpg,x,1,True,y", "b.jpg,x,2,false,", "c.jpg,x,3,true,n", "d.jpg,x,4,true,y"]
+    (folder / "a.csv").write_text("\n".join(["image_url,label,size,checked,note", *rows]))
+    assert read([folder], Task.CLASSIFICATION).records.lines.tolist() == lines
+
+
 def test_delimited_text_without_the_columns_is_an_error(table: Callable[[str], Path]) -> None:
     folder = table("paths: [{file: a.csv}]\ntransformations: [read_delimited]")
     (folder / "a.csv").write_text("filename,class\na.jpg,cat\n")

@@ -13,7 +13,7 @@ import pytest
 from trainer.data.reading.jsonl import read
 from trainer.tasks import Task
 
-CONVERT = "convert it to JSON lines with one image per line, as docs/data.md shows"
+CONVERT = "convert it to JSON lines (.jsonl, one image per line, as docs/data.md shows)"
 COCO = {
     "info": {"year": 2024},
     "images": [{"id": 1, "file_name": "a.jpg"}],
@@ -111,7 +111,10 @@ def test_the_next_step_is_a_conversion(name: str, tmp_path: Path) -> None:
         ),
         ({"Annotations/1.xml": VOC, "JPEGImages/1.jpg": JPEG}, "Pascal VOC XML (Annotations/1.xml)"),
         ({"labels.csv": CSV, "images/1.jpg": JPEG}, "CSV (labels.csv)"),
-        ({"cat/1.jpg": JPEG, "dog/2.jpg": JPEG}, "images in folders (cat/1.jpg): if each class has its own"),
+        (
+            {"cat/1.jpg": JPEG, "dog/2.jpg": JPEG},
+            f"images in folders (cat/1.jpg): {CONVERT}; or, if each class",
+        ),
         ({"1.jpg": JPEG}, "images without labels"),
         ({"sub/train.jsonl": LINE}, "sub/train.jsonl: give that file instead"),
         ({"mltable": "paths: []"}, "mltable, which must be named MLTable"),
@@ -126,6 +129,18 @@ def test_the_error_for_a_folder_names_what_it_holds(
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (problem,) = read([tmp_path], Task.DETECTION).problems
     assert f"; the folder holds {expected}" in str(problem)
+
+
+def test_the_error_for_a_folder_of_tables_names_them(tmp_path: Path) -> None:
+    for name in ("training-mltable-folder", "validation-mltable-folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "MLTable").write_text("paths: [{file: train.jsonl}]")
+        (tmp_path / name / "train.jsonl").write_text(LINE)
+    (problem,) = read([tmp_path], Task.DETECTION).problems
+    expected = (
+        "give the folder training-mltable-folder or validation-mltable-folder in it, which holds an MLTable"
+    )
+    assert problem.hint == expected
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:

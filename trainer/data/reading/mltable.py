@@ -13,7 +13,7 @@ from trainer.data.images import suffixes
 from trainer.data.reading.data_file import DataFile, read_lines
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.other_formats import recognise_folder
-from trainer.data.reading.table_formats import read_delimited, read_parquet, to_lines
+from trainer.data.reading.table_formats import read_delimited, read_parquet, to_lines, with_types
 from trainer.data.reading.table_rows import ColumnChange, Filter, Source, Values, parse, selected
 from trainer.data.reading.table_transformations import Plan, read_transformations
 from trainer.data.reading.urls import UrlError, is_url, local_path, parent, resolve_folder
@@ -212,6 +212,8 @@ class _Table:
                 self._add("", rule, f"the columns {', '.join(names)}", where=file.name)
                 continue
             content = to_lines(((number, {**values, **columns}) for number, values in rows), keys)
+            if plan.format == "delimited text" and plan.delimited.infers_types and plan.steps:
+                rows = with_types(rows)
             sources.append(Source(file._replace(content=content), columns, rows))
         return sources
 

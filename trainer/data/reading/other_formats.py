@@ -14,11 +14,18 @@ from typing import NamedTuple
 
 from trainer.data.images import suffixes
 
-_CONVERT = "convert it to JSON lines with one image per line, as docs/data.md shows"
+_AS_SHOWN = ".jsonl, one image per line, as docs/data.md shows"
+_CONVERT = f"convert it to JSON lines ({_AS_SHOWN})"
 _HEAD_BYTES = 1 << 16
 _MAX_ENTRIES = 2000
 _MAX_DEPTH = 3
-_MAX_OF_A_KIND = 3
+_MAX_SHOWN = 3
+_MAX_EXAMINED = 10
+_SUFFIXES = (
+    *(".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".manifest"),
+    *(".tfrecord", ".zip", ".tar", ".tgz"),
+)
+"""Suffixes of the files that tell what a folder holds, those that tell most first."""
 
 
 class Format(NamedTuple):
@@ -112,37 +119,24 @@ def recognise_folder(folder: Path) -> str:
     if not files:
         return "the folder is empty"
     names = {os.path.relpath(path, folder): path for path in files}
-    if misnamed := next(
-        (name for name in names if name.lower() in ("mltable", "mltable.yaml", "mltable.yml")), ""
-    ):
-        return f"the folder holds {misnamed}, which must be named MLTable"
+    if tables := [os.path.dirname(name) for name in names if os.path.basename(name) == "MLTable"]:
+        return f"give the folder {' or '.join(tables[:_MAX_SHOWN])} in it, which holds an MLTable"
+    if misnamed := [name for name in names if name.lower() in ("mltable", "mltable.yaml", "mltable.yml")]:
+        return f"the folder holds {misnamed[0]}, which must be named MLTable"
     if lines := [name for name in names if name.endswith(".jsonl")]:
-        return f"the folder holds {', '.join(lines[:_MAX_OF_A_KIND])}: give that file instead"
-    for suffix in (
-        ".json",
-        ".yaml",
-        ".yml",
-        ".xml",
-        ".txt",
-        ".csv",
-        ".tsv",
-        ".parquet",
-        ".arrow",
-        ".manifest",
-    ):
+        return f"the folder holds {', '.join(lines[:_MAX_SHOWN])}: give that file instead"
+    for suffix in _SUFFIXES:
         of_suffix = [name for name in names if name.lower().removesuffix(".gz").endswith(suffix)]
-        for name in of_suffix[:_MAX_OF_A_KIND]:
+        for name in of_suffix[:_MAX_EXAMINED]:
             if other := recognise(Path(names[name])):
                 return f"the folder holds {other.name} ({name}): {other.hint}"
     images = [name for name in names if os.path.splitext(name)[1].lower() in suffixes()]
     if any(os.sep in name for name in images):
         return (
-            f"the folder holds images in folders ({images[0]}): if each class has its own, add a file "
-            "MLTable that takes the class from the path, as docs/data.md shows"
+            f"the folder holds images in folders ({images[0]}): {_CONVERT}; or, if each class has its own "
+            "folder, add a file MLTable that takes the class from the path"
         )
-    return (
-        "the folder holds images without labels: give the JSON lines file that lists them" if images else ""
-    )
+    return f"the folder holds images without labels: list them in JSON lines ({_AS_SHOWN})" if images else ""
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -231,10 +225,8 @@ def _of_text(text: str, suffix: str) -> Format | None:
         return _CSV
     keys = set(_YAML_KEY.findall(text))
     if suffix in (".yaml", ".yml") or "names" in keys or "paths" in keys:
-        if keys & {"names", "nc"} and keys & {"train", "val", "path"}:
-            return Format(
-                "a YOLO data.yaml", "convert its images and labels to JSON lines, as docs/data.md shows"
-            )
+        if keys & {"names", "nc"}:
+            return Format("a YOLO data.yaml", f"convert its images and labels to JSON lines ({_AS_SHOWN})")
         if "paths" in keys:
             return Format("an MLTable file", "name it MLTable and give its folder")
         if keys & {"task", "jobs", "training_data"}:

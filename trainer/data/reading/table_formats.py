@@ -68,11 +68,14 @@ class Delimited(NamedTuple):
 
     Attributes:
         encoding: Python's name.
+        header_in_first_file_only: the other files start with their first row.
+        infers_types: columns of numbers or booleans are such for filters.
     """
 
     delimiter: str = ","
     encoding: str = "utf-8-sig"
     header_in_first_file_only: bool = False
+    infers_types: bool = True
 
 
 def read_delimited(
@@ -101,6 +104,29 @@ def read_delimited(
         except csv.Error as error:
             raise ValueError(f"{error} in line {reader.line_num}") from error
         return [name.strip() for name in reader.fieldnames or ()], rows
+
+
+def with_types(rows: Sequence[tuple[int, Values]]) -> list[tuple[int, Values]]:
+    """The rows of delimited text with the columns as numbers or booleans of which all values are such."""
+    converted = [(number, dict(values)) for number, values in rows]
+    for column in {column for _, values in rows for column in values}:
+        texts = [values[column] for _, values in rows if column in values]
+        for cast in (int, float, _boolean):
+            try:
+                casts = {text: cast(text) for text in texts}
+            except ValueError:
+                continue
+            for _, values in converted:
+                if column in values:
+                    values[column] = casts[values[column]]
+            break
+    return converted
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def read_parquet(path: str, wanted: Sequence[str] | None) -> tuple[list[str], list[tuple[int, Values]]]:

@@ -39,6 +39,7 @@ _UNSUPPORTED = {
 """Transformations of the package that are not carried out → the next step."""
 
 _CASTS: dict[str, Callable[[Any], Any]] = {"string": str, "int": int, "float": float}
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 _COLUMN_TYPES = ("string", "int", "float", "boolean", "datetime", "stream_info")
 
 
@@ -145,9 +146,14 @@ class _Reader:
         if header not in _HEADERS:
             hint = "without a header no column is image_url" if header == "no_header" else ""
             self.add(f"{field}.header", f"must be one of {', '.join(_HEADERS)}", repr(header), hint)
+        inferred = values.get("infer_column_types", True)
+        if isinstance(inferred, dict) and inferred.get("column_type_overrides"):
+            self._convert_column_types(f"{field}.infer_column_types", inferred["column_type_overrides"])
         encoding = self._encoding(field, values)
         encoding = "utf-8-sig" if encoding == "utf-8" else encoding
-        self.plan.delimited = Delimited(delimiter, encoding, header == "from_first_file")
+        self.plan.delimited = Delimited(
+            delimiter, encoding, header == "from_first_file", infers_types=inferred is not False
+        )
 
     def _read_parquet(self, field: str, options: Any) -> None:
         self._reader_options(field, options, "Parquet", ())
@@ -207,22 +213,23 @@ class _Reader:
         for entry in options if isinstance(options, list) else [options]:
             is_pair = isinstance(entry, dict) and set(entry) == {"columns", "column_type"}
             column_type = entry["column_type"] if is_pair else None
+            type_options: Any = None
             if isinstance(column_type, dict) and len(column_type) == 1:  # {stream_info: {…}}
-                (column_type,) = column_type
+                ((column_type, type_options),) = column_type.items()
             columns = self._columns(field, entry["columns"]) if is_pair else None
             if column_type not in _COLUMN_TYPES:
                 types = ", ".join(_COLUMN_TYPES)
                 self.add(field, f"must be {{columns, column_type}} with a type of {types}", repr(entry))
             elif columns is not None:
-                self._convert(field, columns, str(column_type))
+                self._convert(field, columns, str(column_type), type_options)
 
-    def _convert(self, field: str, columns: ColumnChoice, column_type: str) -> None:
+    def _convert(self, field: str, columns: ColumnChoice, column_type: str, options: Any) -> None:
         allowed = {"image_url": ("stream_info", "string"), self._label_key: ("string", "int")}
         for column, types in allowed.items():
             if columns.matches(column) and column_type not in types:
                 rule = f"must leave {column} as it is, or convert it to {' or '.join(types)}"
                 self.add(field, rule, column_type, "remove the conversion")
-        cast = _CASTS.get(column_type)
+        cast = _boolean_cast(options) if column_type == "boolean" else _CASTS.get(column_type)
         if cast is not None:
 
             def converted(values: Values) -> Values:
@@ -331,6 +338,21 @@ class _Reader:
         drawn = f"seed {seed}" if seed is not None else "seed 0, since it has none"
         rule = f"the rows are drawn with {drawn}; they are other rows than Azure draws"
         self.add(field, rule, warning=True)
+
+
+def _boolean_cast(options: Any) -> Callable[[Any], bool]:
+    """The conversion to a boolean by the texts in `true_values` and `false_values`."""
+    given = options if isinstance(options, dict) else {}
+    values = {str(text).lower(): False for text in given.get("false_values") or _FALSE}
+    values |= {str(text).lower(): True for text in given.get("true_values") or _TRUE}
+
+    def cast(value: Any) -> bool:
+        text = str(value).lower()
+        if text not in values:
+            raise ValueError(text)
+        return values[text]
+
+    return cast
 
 
 def _cast(value: Any, cast: Callable[[Any], Any]) -> Any:
