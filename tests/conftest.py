@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
+    # A shell starts background jobs with Ctrl-C ignored; tests that send it to themselves would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="trainer-tests-"))
     # leftovers of a server that is still closing its files must not fail the suite
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
