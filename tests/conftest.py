@@ -78,20 +78,32 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in carried])
 
 
-_TRIM_OVER_BYTES = 3 * 2**29
+_MAY_GROW_BYTES = 2**29
+
+
+@pytest.fixture(scope="session")
+def _resident_after_collection() -> list[int]:
+    """The process's resident memory after each collection, in bytes."""
+    return [2**30]
 
 
 @pytest.fixture(autouse=True)
-def _freed_memory_returned() -> Iterator[None]:
-    """After a test that took much memory, give back to the system what the C library keeps for reuse."""
+def _freed_memory_returned(_resident_after_collection: list[int]) -> Iterator[None]:
+    """After tests that took much memory, give back to the system what the C library keeps for reuse.
+
+    A collection takes seconds once all libraries are loaded, so it has to be worth it.
+    """
     yield
-    if sys.platform == "linux":
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        if resident > _TRIM_OVER_BYTES:
-            gc.collect()
-            library = ctypes.CDLL(None)
-            if hasattr(library, "malloc_trim"):  # of GNU's library
-                library.malloc_trim(0)
+    if sys.platform == "linux" and _resident_bytes() > _resident_after_collection[-1] + _MAY_GROW_BYTES:
+        gc.collect()
+        library = ctypes.CDLL(None)
+        if hasattr(library, "malloc_trim"):  # of GNU's library
+            library.malloc_trim(0)
+        _resident_after_collection.append(_resident_bytes())
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
