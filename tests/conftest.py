@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
-    # A shell starts background jobs with Ctrl-C ignored; tests that send it to themselves would wait for ever.
+    # A shell starts background jobs with Ctrl-C ignored; tests that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="trainer-tests-"))
     # leftovers of a server that is still closing its files must not fail the suite
