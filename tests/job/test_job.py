@@ -337,3 +337,19 @@ def test_resume_turns_no_single_run_into_a_sweep(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(job.to_yaml(), encoding="utf-8")
     with pytest.raises(JobError, match="cannot turn a single run into a sweep"):
         trainer.resume(tmp_path, limits={"max_trials": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("azureml:./train", "./train"),
+        ("azureml:/data/train", "/data/train"),
+        ("file:./train", "./train"),
+        ("azureml:azureml://datastores/x/paths/y", "azureml://datastores/x/paths/y"),
+        ("azureml://datastores/x/paths/y", "azureml://datastores/x/paths/y"),
+        ("file:///data/train", "file:///data/train"),
+    ],
+)
+def test_azures_prefixes_of_paths_are_read_in_python_too(given: str, meant: str) -> None:
+    job = Job(task="object-detection", training_data=[given, "other"], validation_data=given)
+    assert (job.training_data, job.validation_data) == ((meant, "other"), (meant,))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from trainer.errors import JobError
 from trainer.fields import Parsed, enum_member, option
-from trainer.job.places import places_of, tracking_place
+from trainer.job.places import places_of, tracking_place, without_prefix
 from trainer.job.sweep import Limits, Sweep
 from trainer.models.weights.choice import NONE
 from trainer.tasks import Task
@@ -140,7 +140,8 @@ class AzureOptions(LocalOptions):
         paths = (value,) if isinstance(value, (str, Path)) else value
         if not isinstance(paths, Sequence):
             return value
-        return [str(path) if isinstance(path, Path) else path for path in paths]
+        texts = (str(path) if isinstance(path, Path) else path for path in paths)
+        return [without_prefix(text, Path.cwd()) if isinstance(text, str) else text for text in texts]
 
     @field_validator("training_data", "validation_data")
     @classmethod

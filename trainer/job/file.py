@@ -12,7 +12,7 @@ from trainer.job.fields import LocalOptions
 from trainer.job.former import CHECKPOINT
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
 from trainer.job.pipelines import is_pipeline, node_job, without_expressions
-from trainer.job.places import anchored, is_prefixed_path, is_remote, tracking_place
+from trainer.job.places import anchored, is_remote, tracking_place, without_prefix
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
 from trainer.strict_yaml import load as load_yaml
@@ -179,10 +179,10 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         parameters[CHECKPOINT] = checkpoint.get("path") or checkpoint.get("uri")
     for key in (RUN_ID, CHECKPOINT):  # relative to the file, like every other path in it
         place = parameters.get(key)
-        if isinstance(place, str) and is_prefixed_path(place, path.parent):
-            place = place.removeprefix("azureml:")
-        if isinstance(place, str) and place and (path.parent / place).exists():
-            parameters[key] = anchored(place, path.parent)
+        if isinstance(place, str) and place:
+            place = without_prefix(place, path.parent)
+            if (path.parent / place).exists():
+                parameters[key] = anchored(place, path.parent)
     values["settings"] = parameters
     values |= {key: value for key, value in local.items() if value is not None}
     for key, anchor in _ANCHORS.items():
@@ -209,17 +209,8 @@ def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str
                 rule = f"must be one of {', '.join(_DATA_TYPES)}"
                 problems.append(Problem(str(file), f"{key}.type", rule, repr(item["type"])))
             ignored |= {f"{key}.{name}" for name in _CLOUD_DATA_KEYS if item.get(name) not in _EMPTY}
-        paths.append(_data_path(path, file.parent))
+        path = without_prefix(path, file.parent)
+        paths.append(path if is_remote(path) else str(file.parent / path))
     if problems:
         raise JobError("the job file cannot be used:", problems)
     return paths
-
-
-def _data_path(path: str, folder: Path) -> str:
-    if path.startswith("azureml:") and "://" in path.removeprefix("azureml:"):
-        path = path.removeprefix("azureml:")  # the SDK writes URLs like this
-    elif is_prefixed_path(path, folder):
-        path = path.removeprefix("azureml:")
-    if path.startswith("file:") and not path.startswith("file://"):
-        path = path.removeprefix("file:")  # Azure's prefix of a path relative to the job file
-    return path if is_remote(path) else str(folder / path)

@@ -42,6 +42,19 @@ def is_prefixed_path(path: str, folder: Path) -> bool:
     return re.match(r"\.|/|[A-Za-z]:[\\/]", rest) is not None or (rest != "" and (folder / rest).exists())
 
 
+def without_prefix(path: str, folder: Path) -> str:
+    """A path or URL without `azureml:` or `file:`, which Azure's tools write before both.
+
+    Args:
+        folder: what a path is relative to.
+    """
+    if path.startswith("azureml:") and (
+        "://" in path.removeprefix("azureml:") or is_prefixed_path(path, folder)
+    ):
+        path = path.removeprefix("azureml:")
+    return path.removeprefix("file:") if re.match(r"file:(?!//)", path) else path
+
+
 def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, ...]:
     """Replace each registered name by its path.
 
