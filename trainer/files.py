@@ -1,8 +1,10 @@
-"""Writes files whole or not at all."""
+"""Writes files whole or not at all, and finds what a misspelt path meant."""
 
 from __future__ import annotations
 
+import functools
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,3 +40,60 @@ def atomic_writer(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[An
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def describe_lookalike(path: str | os.PathLike[str]) -> str:
+    """Name the existing path that differs from a missing one only in Unicode form or case.
+
+    Returns:
+        "photos/é.jpg exists, which differs in …"; "" if there is none.
+    """
+    missing = os.path.abspath(path)
+    names: list[str] = []
+    existing = missing
+    while not os.path.isdir(existing):
+        existing, name = os.path.split(existing)
+        if not name:
+            return ""
+        names.insert(0, name)
+    differences: dict[str, None] = {}
+    for name in names:
+        same = os.path.join(existing, name)
+        if not os.path.lexists(same):
+            lookalike = _names_in(existing, os.stat(existing).st_mtime_ns).get(_without_form(name))
+            if lookalike is None:
+                return ""
+            differences |= dict.fromkeys(_differences(name, lookalike))
+            same = os.path.join(existing, lookalike)
+        existing = same
+    return f"{existing} exists, which differs in {' and '.join(differences)}" if differences else ""
+
+
+def _without_form(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+@functools.lru_cache(maxsize=8)
+def _names_in(folder: str, modified: int) -> dict[str, str]:  # noqa: ARG001 (lists a modified folder again)
+    """A folder's names by what they are without Unicode form and case.
+
+    Args:
+        modified: when the folder was modified last.
+    """
+    try:
+        return {_without_form(name): name for name in sorted(os.listdir(folder), reverse=True)}
+    except OSError:
+        return {}
+
+
+def _differences(name: str, other: str) -> Iterator[str]:
+    """In what two names differ that are the same without Unicode form and case."""
+    if unicodedata.normalize("NFKC", name) != unicodedata.normalize("NFKC", other):
+        yield "upper and lower case"
+    if name.casefold() != other.casefold():
+        form, other_form = (
+            next((form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, text)), "mixed")
+            for text in (name, other)
+        )
+        codes = ", ".join(f"U+{ord(character):04X}" for character in sorted({*other} - {*name}))
+        yield f"Unicode form ({other_form}, not {form})" if form != other_form else f"the character {codes}"
