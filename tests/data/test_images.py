@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from trainer.data.image_formats import has_heif
 from trainer.data.image_scan import scan
-from trainer.data.images import ImageError, decode, probe
+from trainer.data.images import ImageError, decode, probe, thumbnail
+from trainer.data.quick_decoding import decode_quickly
 
 
 def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -41,8 +44,12 @@ def test_result_is_a_writable_rgb_array(photo: Image.Image) -> None:
     np.testing.assert_array_equal(image, np.asarray(photo))
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff", "gif", "webp"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["jpg", "jpeg", "png", "jpe", "jfif", "bmp", "tif", "tiff", "gif", "webp", "avif", "jp2", "heic", "heif"],
+)
 def test_files_of_every_suffix(suffix: str, photo: Image.Image, tmp_path: Path) -> None:
+    has_heif()
     path = tmp_path / f"사진 1.{suffix}"
     photo.save(path)
     assert np.abs(decode(path).astype(int) - np.asarray(photo)).mean() < 12
@@ -82,38 +89,6 @@ def test_palette_with_transparency_keeps_its_colours(transparency: int | bytes) 
 def test_grey_with_a_transparent_value() -> None:
     image = encoded(Image.new("L", (2, 2), 9), "PNG", transparency=9)
     assert (decode(image) == 9).all()
-
-
-@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_to_8(image_format: str) -> None:
-    values = np.array([[0, 257, 32896, 64000, 65535]], dtype=np.uint16)
-    image = decode(encoded(Image.fromarray(values), image_format))
-    assert image[0, :, 0].tolist() == [0, 1, 128, 249, 255]
-    assert (image[..., 0] == image[..., 2]).all()
-
-
-def test_big_endian_16_bits() -> None:
-    values = np.array([[0, 32896, 65535]], dtype=">u2")
-    image = Image.frombytes("I;16B", (3, 1), values.tobytes())
-    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
-
-
-def test_32_bit_integers_are_taken_as_16_bits() -> None:
-    values = np.array([[0, 257 * 100, 65535, 70000, -5]], dtype=np.int32)
-    assert decode(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 100, 255, 255, 0]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 100.0, 300.0], [0, 100, 255])]
-)
-def test_float_images_are_scaled(values: list[float], expected: list[int]) -> None:
-    image = Image.fromarray(np.array([values], dtype=np.float32))
-    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == expected
-
-
-def test_float_nan_is_black() -> None:
-    image = Image.fromarray(np.array([[np.nan, 1.0]], dtype=np.float32))
-    assert decode(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 255]
 
 
 def test_decode_converts_lab_to_rgb() -> None:
@@ -191,6 +166,54 @@ def test_truncated_files_are_errors(image_format: str, read: Any, photo: Image.I
         read(data[: len(data) // 2])
 
 
+@pytest.mark.parametrize("image_format", ["PNG", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF", "HEIF"])
+def test_checks_find_what_does_not_decode(image_format: str, photo: Image.Image) -> None:
+    has_heif()  # registers the format
+    generator = np.random.default_rng(0)
+    good, failed = encoded(photo, image_format, **_COMPRESSED.get(image_format, {})), 0
+    for _ in range(60):
+        data = bytearray(good)
+        data[generator.integers(len(good) // 4, len(good))] ^= int(generator.integers(1, 256))
+        outcomes = set()
+        for read in (decode, scan, partial(thumbnail, side=16)):
+            try:
+                read(bytes(data))
+                outcomes.add("")
+            except ImageError as error:
+                outcomes.add(str(error))
+        assert len(outcomes) == 1
+        failed += outcomes != {""}
+    assert failed or image_format in ("GIF", "JPEG2000", "AVIF", "WEBP"), "these hide some damage"
+
+
+_COMPRESSED: dict[str, dict[str, Any]] = {"TIFF": {"compression": "tiff_lzw"}}
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_lacks_only_its_end_marker_decodes(
+    mode: str, options: dict[str, Any], photo: Image.Image, tmp_path: Path
+) -> None:
+    whole = encoded(photo.convert(mode).resize((300, 200)), "JPEG", **options)
+    path = tmp_path / "1.jpg"
+    for rest in (b"", b"\xff", b"\0\0\0\0", b"\xff\xd9 and more"):
+        data = whole[:-2] + rest
+        path.write_bytes(data)
+        for read in (
+            decode,
+            scan,
+            lambda data: decode(data, short_side=50),
+            lambda data: thumbnail(data, 50),
+        ):
+            np.testing.assert_array_equal(np.asarray(read(data)[0]), np.asarray(read(whole)[0]))
+        np.testing.assert_array_equal(decode_quickly(path), decode(whole))
+    for end in (-12, -len(whole) // 3):
+        path.write_bytes(whole[:end])
+        for read in (decode, scan, partial(thumbnail, side=50), decode_quickly):
+            with pytest.raises(ImageError, match="truncated"):
+                read(path)
+
+
 @pytest.mark.parametrize("read", [decode, scan, probe])
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -198,7 +221,18 @@ def test_truncated_files_are_errors(image_format: str, read: Any, photo: Image.I
         (b"", "empty"),
         (b"not an image", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "damaged|not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not an image that can be read, but PostScript",
+        ),
+        (b"\n<!DOCTYPE html><title>Log in</title>", "not an image that can be read, but an HTML page"),
+        (b"%PDF-1.7", "not an image that can be read, but a PDF"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+        (
+            b"unknown",
+            r"not an image in a supported format \(JPEG, PNG, .*WebP, AVIF, JPEG 2000, PGM/PPM, HEIC\)",
+        ),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC/HEIF image that is damaged"),
     ],
 )
 def test_other_files_are_errors(data: bytes, message: str, read: Any, tmp_path: Path) -> None:
@@ -207,6 +241,30 @@ def test_other_files_are_errors(data: bytes, message: str, read: Any, tmp_path: 
     for source in (data, path):
         with pytest.raises(ImageError, match=message):
             read(source)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_upright(orientation: int, photo: Image.Image) -> None:
+    has_heif()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.open(io.BytesIO(encoded(photo, "PNG", exif=exif)))
+    data = encoded(stored, "HEIF", quality=95)  # as a property of the image, which HEIF demands
+    upright = ImageOps.exif_transpose(stored)
+    assert np.abs(decode(data).astype(int) - np.asarray(upright)).mean() < 4
+    assert probe(data) == scan(data).size == upright.size
+
+
+def test_heic_without_its_reader_is_refused_by_name(
+    photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_heif()
+    path = tmp_path / "IMG_1.jpg"
+    path.write_bytes(encoded(photo, "HEIF"))
+    monkeypatch.setattr("trainer.data.image_formats.has_heif", lambda: False)
+    for read in (decode, scan, probe):
+        with pytest.raises(ImageError, match=r"a HEIC/HEIF image, .*pip install 'image-trainer\[heif\]'"):
+            read(path)
 
 
 def test_missing_files_and_folders_are_errors(tmp_path: Path) -> None:
@@ -249,6 +307,7 @@ def test_damage_never_surfaces_as_anything_but_image_error(photo: Image.Image) -
         "BMP": {},
         "GIF": {},
         "WEBP": {},
+        "JPEG2000": {},
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")

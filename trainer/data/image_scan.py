@@ -7,16 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image as Pillow
 
-from trainer.data.images import (
-    MAX_PIXELS,
-    UPRIGHT,
-    Source,
-    load_pixels,
-    open_image,
-    orientation_of,
-    to_rgb,
-    upright_size,
-)
+from trainer.data.images import MAX_PIXELS, Source, load
+from trainer.data.sample_range import SampleRange
 
 _MIN_HASH_SIDE = 64
 """Images are reduced to no fewer pixels per side before they are hashed."""
@@ -34,10 +26,12 @@ class Scan(NamedTuple):
     Attributes:
         size: upright (width, height) in pixels.
         hash: two numbers of 64 bits; (0, 0) for images without contrast.
+        sample_range: the range that was scaled to 0 … 255; None for samples of 8 bits or fewer.
     """
 
     size: tuple[int, int]
     hash: tuple[int, int]
+    sample_range: SampleRange | None = None
 
 
 def scan(source: Source, *, max_pixels: int = MAX_PIXELS) -> Scan:
@@ -46,16 +40,14 @@ def scan(source: Source, *, max_pixels: int = MAX_PIXELS) -> Scan:
     Raises:
         ImageError: as in `images.decode`.
     """
-    with open_image(source, max_pixels) as image:
-        size = upright_size(image)
-        # A JPEG at 1/8 scale takes a fraction of the time, though all of it is still read.
-        image.draft("L", (_MIN_HASH_SIDE, _MIN_HASH_SIDE))
-        load_pixels(image)
-        method = UPRIGHT.get(orientation_of(image))
-        plain = image if image.mode in ("L", "RGB") else to_rgb(image)
+    # A JPEG at 1/8 scale takes a fraction of the time, though all of it is still read.
+    with load(source, max_pixels, lambda image: image.draft("L", (_MIN_HASH_SIDE,) * 2)) as loaded:
+        pixels = loaded.pixels
+        is_plain = isinstance(pixels, Pillow.Image) and pixels.mode in ("L", "RGB")
+        plain = pixels if isinstance(pixels, Pillow.Image) and is_plain else loaded.rgb()
         # Without reducing_gap, which would shift the edges of the 9 x 9 pixels.
         grey = plain.resize((9, 9), Pillow.Resampling.BOX).convert("L")
-        return Scan(size, _difference_hash(grey if method is None else grey.transpose(method)))
+        return Scan(loaded.size, _difference_hash(loaded.upright(grey)), loaded.sample_range)
 
 
 def _difference_hash(grey: Pillow.Image) -> tuple[int, int]:

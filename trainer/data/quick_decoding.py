@@ -44,7 +44,7 @@ def _decode_by_opencv(path: str | os.PathLike[str], short_side: int | None) -> I
     # Some releases of OpenCV decode truncated files in part.
     if not (content.startswith(b"\xff\xd8\xff") and content.endswith(b"\xff\xd9")):
         return None
-    with open_image(content, MAX_PIXELS) as header:
+    with open_image(content, MAX_PIXELS) as (header, _):
         if header.format != "JPEG" or header.mode != "RGB":
             return None
         scale = 1 if short_side is None else min(header.size) // short_side

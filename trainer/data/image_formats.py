@@ -1,0 +1,101 @@
+"""The image formats that are read, and what a file of another format is."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from PIL import Image as Pillow
+
+# Only plain raster formats: some of Pillow's other readers (EPS) run programs on the file's content.
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
+_HEIF_PLUGINS = ("pillow_heif", "pi_heif")
+HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
+"""Suffixes of HEIC/HEIF images, which need another package."""
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_NAMES = {"DIB": None, "MPO": None, "WEBP": "WebP", "JPEG2000": "JPEG 2000", "PPM": "PGM/PPM", "HEIF": "HEIC"}
+"""Format → what users call it; None for those that belong to another one."""
+
+_OTHER_FILES = (
+    (b"%PDF", "a PDF"),
+    (b"8BPS", "a Photoshop file (PSD)"),
+    (b"%!PS", "PostScript"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (b"\0\0\x01\0", "an icon (ICO)"),
+    (b"v/1\x01", "an OpenEXR image"),
+    (b"FUJIFILMCCD-RAW", "a camera's raw file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"version https://git-lfs", "a pointer of Git LFS; run `git lfs pull`"),
+)
+"""First bytes → what a file is."""
+
+
+@functools.cache
+def plain_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that it reads itself, as far as it was built with them."""
+    Pillow.init()
+    return tuple(name for name in _FORMATS if name in Pillow.OPEN)
+
+
+def formats() -> tuple[str, ...]:
+    """Pillow's names of all formats that can be read here."""
+    return (*plain_formats(), "HEIF") if has_heif() else plain_formats()
+
+
+def format_names() -> str:
+    """The formats that can be read here, as users call them."""
+    return ", ".join(name for format in formats() if (name := _NAMES.get(format, format)))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """File name suffixes of the formats that can be read here: lower case, with the dot."""
+    readable = formats()
+    return frozenset(suffix for suffix, name in Pillow.registered_extensions().items() if name in readable)
+
+
+@functools.cache
+def has_heif() -> bool:
+    """Whether an installed package reads HEIC/HEIF images; registers it with Pillow."""
+    for name in _HEIF_PLUGINS:
+        try:
+            plugin = importlib.import_module(name)
+        except ImportError:
+            continue
+        # Without thumbnails: they would be decoded instead of the image.
+        plugin.register_heif_opener(thumbnails=False)
+        return True
+    return False
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file with these first bytes is a HEIC/HEIF image."""
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def heif_hint() -> str:
+    """How HEIC/HEIF images can be read."""
+    return "pip install 'image-trainer[heif]' reads HEIC/HEIF images; or convert them to JPEG"
+
+
+def describe_other(head: bytes) -> str:
+    """What a file that is no supported image is, by its first bytes; "" if they do not tell."""
+    for start, description in _OTHER_FILES:
+        if head.startswith(start):
+            return description
+    if head[128:132] == b"DICM":
+        return "a DICOM file"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page"
+    if b"<svg" in text:
+        return "an SVG drawing"
+    if text.startswith((b"<?xml", b"<error")):
+        return "XML"
+    if text.startswith((b"{", b"[")):
+        return "JSON"
+    return ""

@@ -1,0 +1,88 @@
+"""Reads TIFFs that Pillow does not read, such as 64-bit floats and colours as floats, with tifffile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+from trainer.data.sample_range import Samples
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The first bytes of TIFF and BigTIFF files."""
+_ORIENTATION = 274
+_WHITE_IS_ZERO = 0
+
+
+class UnusualTiffError(ValueError):
+    """A TIFF that cannot be read; the message completes "a TIFF that …"."""
+
+
+def is_misread_by_pillow(image: TiffImagePlugin.TiffImageFile) -> bool:
+    """Whether Pillow opens a TIFF but decodes it to wrong pixels.
+
+    That is so for more than 8 bits per sample if colours are stored one after the other, if white is 0, or if
+    32-bit integers have no sign.
+    """
+    tags = image.tag_v2
+    bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    are_unsigned = max(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) == 1
+    is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+    is_white_zero = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _WHITE_IS_ZERO
+    return bits > 8 and (is_planar or is_white_zero or (bits == 32 and are_unsigned))
+
+
+def size_of(file: IO[bytes]) -> tuple[int, int, int]:
+    """Read (width, height) in pixels, as stored, and the EXIF orientation of the first page.
+
+    Raises:
+        UnusualTiffError: it is not a TIFF that can be read.
+    """
+    with _first_page(file) as page:
+        tag = page.tags.get(_ORIENTATION)
+        return int(page.imagewidth), int(page.imagelength), 1 if tag is None else int(tag.value)
+
+
+def read_samples(file: IO[bytes]) -> Samples:
+    """Decode the first page: [H, W] or [H, W, 3], as stored. Further channels, such as alpha, are dropped.
+
+    Raises:
+        UnusualTiffError: it is not a TIFF that can be read.
+    """
+    with _first_page(file) as page:
+        channels = int(page.samplesperpixel)
+        if channels > 4 or page.axes not in ("YX", "YXS", "SYX"):
+            raise UnusualTiffError(f"has {channels} channels, where 1 (grey) or 3 (RGB) can be read")
+        try:
+            samples = np.asarray(page.asarray())
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            compression = f"{page.dtype} compressed by {page.compression.name}"
+            raise UnusualTiffError(f"holds {compression}; save it uncompressed or with deflate") from None
+        if samples.dtype.kind not in "uif":
+            raise UnusualTiffError(f"holds {samples.dtype}, where integers or floats can be read")
+        if page.axes == "SYX":
+            samples = np.moveaxis(samples, 0, -1)
+        if samples.ndim == 3:
+            samples = samples[..., :3] if channels >= 3 else samples[..., 0]
+        if page.photometric == _WHITE_IS_ZERO and samples.dtype.kind == "u":
+            samples = np.iinfo(samples.dtype).max - samples
+        return samples.astype(np.float32) if samples.dtype == np.float16 else samples
+
+
+@contextmanager
+def _first_page(file: IO[bytes]) -> Iterator[Any]:
+    try:
+        import tifffile
+    except ImportError:
+        raise UnusualTiffError("another package reads: pip install tifffile") from None
+    file.seek(0)
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            yield tiff.pages.first
+    except tifffile.TiffFileError as error:
+        raise UnusualTiffError(f"is damaged: {error}") from error
