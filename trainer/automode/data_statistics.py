@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.annotations import FloatArray, IntArray
+from trainer.data.image_sources import read_image
 from trainer.data.images import probe
 from trainer.data.reading.records import Records
-from trainer.data.reading.urls import local_path
 from trainer.data.training_data import Data
 from trainer.tasks import Task
 
@@ -111,7 +111,7 @@ def _image_sizes(records: Records, indices: IntArray) -> IntArray:
     """The upright (width, height) of each image in pixels, int64 [k, 2]."""
     sources = [records.source(index) for index in indices.tolist()]
     with ThreadPoolExecutor(_PARALLEL_PROBES) as pool:
-        sizes = list(pool.map(lambda source: probe(local_path(source)), sources))
+        sizes = list(pool.map(lambda source: read_image(source, probe), sources))
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 

@@ -8,10 +8,11 @@ from typing import Any, overload
 from torch.utils.data import Dataset
 
 from trainer.annotations import Example, Examples, Image, Target
+from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, decode
 from trainer.data.quick_decoding import decode_quickly
 from trainer.data.reading.records import Records
-from trainer.data.reading.urls import UrlError, local_path
+from trainer.data.reading.urls import UrlError
 from trainer.errors import DataError, Problem
 from trainer.models import tiling
 from trainer.models.family import Family
@@ -56,7 +57,9 @@ class RecordExamples:
         if (cached := self._cache.get(index)) is not None:
             return Example(cached, self.records.target(index))
         try:
-            image = self._decode(local_path(self.records.source(index)), short_side=self.short_side)
+            image = read_image(
+                self.records.source(index), lambda path: self._decode(path, short_side=self.short_side)
+            )
         except (ImageError, UrlError) as error:
             where, source = self.records.location(index), self.records.source(index)
             hint = "`trainer validate --images` checks every image"

@@ -21,9 +21,10 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from trainer.annotations import Classification, Detections, FloatArray, Target
+from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, probe
 from trainer.data.reading.records import Records
-from trainer.data.reading.urls import UrlError, is_url, local_path
+from trainer.data.reading.urls import UrlError, is_url
 from trainer.errors import DataError, Problem
 from trainer.metrics import masks
 from trainer.metrics.evaluated_image import EvaluatedImage
@@ -176,7 +177,7 @@ def image_sizes(records: Records) -> list[tuple[int, int]]:
     for index in range(len(records)):
         width, height = (int(side) for side in records.sizes[index])
         try:
-            width, height = probe(local_path(records.source(index)))
+            width, height = read_image(records.source(index), probe)
         except (ImageError, UrlError) as error:
             if not (width and height):
                 rule = f"must name a readable image ({error}), or image_details must declare its size"

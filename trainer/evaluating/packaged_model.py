@@ -8,9 +8,10 @@ from pathlib import Path
 from serving.locate import find_artifacts, find_model
 from serving.scorer import in_batches, load_network
 from trainer.annotations import Image, Prediction
+from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, decode
 from trainer.data.reading.records import Records
-from trainer.data.reading.urls import UrlError, local_path
+from trainer.data.reading.urls import UrlError
 from trainer.errors import DataError, Problem, RunError
 from trainer.scoring import ScoringParameters
 
@@ -72,7 +73,7 @@ def _decode_each(records: Records, problems: list[Problem]) -> Iterator[tuple[in
     """Yield each readable image with its index; append a problem for each of the others."""
     for index in range(len(records)):
         try:
-            yield index, decode(local_path(records.source(index)))
+            yield index, read_image(records.source(index), decode)
         except (ImageError, UrlError) as error:
             rule = f"must name a readable image ({error})"
-            problems.append(Problem(records.location(index), "image_url", rule, records.image_url(index)))
+            problems.append(Problem(records.location(index), "image_url", rule, records.source(index)))

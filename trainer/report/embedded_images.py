@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from PIL import Image as Pillow
 
+from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, thumbnail
 from trainer.data.reading.records import Records
-from trainer.data.reading.urls import UrlError, local_path
+from trainer.data.reading.urls import UrlError
 from trainer.report.charts.svg import shape
 from trainer.report.markup import Html, element, note
 from trainer.report.outlines import Outline, draw_outlines
@@ -62,7 +63,7 @@ class EmbeddedImages:
             self._omitted += 1
             return None
         try:
-            pixels = thumbnail(local_path(source), _LONGER_SIDE)
+            pixels = read_image(source, lambda path: thumbnail(path, _LONGER_SIDE))
         except (ImageError, UrlError):
             self._unreadable += 1
             return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,14 +14,17 @@ import numpy.typing as npt
 from trainer.annotations import IntArray
 from trainer.cores import available_cores
 from trainer.data.image_scan import Scan, scan
-from trainer.data.images import ImageError
+from trainer.data.image_sources import read_image
+from trainer.data.images import ImageError, missing_image
 from trainer.data.progress import track
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Records, Scans
 from trainer.data.reading.skipped import Skipped
-from trainer.data.reading.urls import UrlError, is_url, local_path
+from trainer.data.reading.urls import UrlError, is_url
+from trainer.data.sample_range import SampleRange
 from trainer.errors import Problem
+from trainer.files import describe_lookalike
 
 _IMAGES_PER_BLOCK = 4096
 _MIN_IMAGES_TO_LIST = 32
@@ -47,23 +51,28 @@ def check_images(result: ReadResult, *, decode: bool, progress: bool = False) ->
         first = int(indices[0])
         folder = os.path.dirname(records.source(first))
         where, rule = records.location(first), "must be in a folder that exists"
-        problems.append((first, Problem(where, "image_url", rule, folder, first_of(len(indices)))))
+        hint = "; ".join(filter(None, [describe_lookalike(folder), first_of(len(indices))]))
+        problems.append((first, Problem(where, "image_url", rule, folder, hint)))
         reasons |= dict.fromkeys(indices.tolist(), str(Problem("", "image_url", rule, folder)))
 
     rest = np.setdiff1d(np.arange(len(records)), np.concatenate([np.zeros(0, dtype=np.int64), *missing]))
-    scans = Scans.empty(len(records))
+    scans, guessed_ranges = Scans.empty(len(records)), dict[int, SampleRange]()
     outcomes: Iterator[tuple[int, str | Scan | None]]
     outcomes = _scan_each(records, rest) if decode else _find_each(records, rest)
     if decode and progress:
         outcomes = track(outcomes, "checking images", len(rest))
     for index, outcome in outcomes:
         if isinstance(outcome, str):
-            got = f"{records.image_url(index)!r}: {outcome} ({records.source(index)})"
+            written, source = records.image_url(index), records.source(index)
+            got = f"{written!r}: {outcome}" + (f" ({source})" if source != written else "")
             problem = Problem(records.location(index), "image_url", "must name a readable image", got)
             problems.append((index, problem))
             reasons[index] = str(replace(problem, where=""))
         elif outcome is not None:
-            scans.sizes[index], scans.hashes[index] = outcome
+            scans.sizes[index], scans.hashes[index] = outcome.size, outcome.hash
+            if outcome.sample_range is not None and not outcome.sample_range.is_known:
+                guessed_ranges[index] = outcome.sample_range
+    problems += _guessed_ranges(records, guessed_ranges)
     problems += _different_shapes(records, scans.sizes.astype(np.int64))
     in_order = [problem for _, problem in sorted(problems, key=lambda entry: entry[0])]
     if decode:
@@ -77,7 +86,7 @@ def scan_images(records: Records, indices: IntArray) -> Scans:
     scans = Scans.empty(len(records))
     for index, outcome in _scan_each(records, indices):
         if isinstance(outcome, Scan):
-            scans.sizes[index], scans.hashes[index] = outcome
+            scans.sizes[index], scans.hashes[index] = outcome.size, outcome.hash
     return scans
 
 
@@ -125,7 +134,7 @@ def _find_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str |
             if os.path.basename(source) in listings[folder]:
                 yield index, None
                 continue
-        yield index, None if os.path.isfile(source) else "the image file does not exist"
+        yield index, None if os.path.isfile(source) else missing_image(source)
 
 
 def _file_names(folder: str) -> frozenset[str]:
@@ -146,9 +155,27 @@ def _scan_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str |
 
 def _scan_or_error(source: str) -> str | Scan:
     try:
-        return scan(local_path(source))
+        return read_image(source, scan)
     except (ImageError, UrlError) as error:
         return str(error)
+
+
+def _guessed_ranges(records: Records, ranges: Mapping[int, SampleRange]) -> list[tuple[int, Problem]]:
+    """Warn once per data file of images whose range was guessed: it may differ from image to image."""
+    problems = []
+    for file in sorted({int(records.file_index[index]) for index in ranges}):
+        indices = sorted(index for index in ranges if records.file_index[index] == file)
+        first = indices[0]
+        got = f"{ranges[first].smallest:,.6g} to {ranges[first].largest:,.6g} in {records.image_url(first)!r}"
+        counts = Counter((ranges[index].low, ranges[index].high) for index in indices)
+        scaled = [f"{low:,.6g} to {high:,.6g} ({count:,})" for (low, high), count in counts.most_common(3)]
+        more = f" and {len(counts) - 3} more ranges" if len(counts) > 3 else ""
+        hint = f"{len(indices):,} image{'s are' if len(indices) > 1 else ' is'} scaled by the range each uses"
+        hint += f", in training and in scoring: {', '.join(scaled)}{more}"
+        rule = "should have values of 8 or 16 bits, floats from 0 to 1 or 0 to 255, or declare their bits"
+        rule += " (sBIT in PNG, MaxSampleValue in TIFF)"
+        problems.append((first, Problem(records.location(first), "image_url", rule, got, hint, warning=True)))
+    return problems
 
 
 def _different_shapes(records: Records, sizes: npt.NDArray[np.int64]) -> list[tuple[int, Problem]]:
