@@ -14,9 +14,14 @@ from serving.answers import Answer, to_lists
 from serving.locate import find_artifacts
 from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
-from trainer.data.images import ImageError, decode, suffixes
+from trainer.data.image_formats import HEIF_SUFFIXES, heif_hint, suffixes
+from trainer.data.images import ImageError, decode
 from trainer.drawing.predictions import draw_answer
 from trainer.errors import DataError, Problem, RunError
+from trainer.files import describe_lookalike
+
+_MAX_NAMES = 3
+"""Names of files that are shown for each suffix that is left out."""
 
 
 def predict_files(
@@ -83,9 +88,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     problems = []
     known = suffixes()
     for path in paths:
+        got = ""
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
             rule = f"must contain an image file ({', '.join(sorted(known))})"
+            got = describe_left_out([path])
         elif path.is_file():
             files, rule = [path], ""
         else:
@@ -94,12 +101,34 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         files = [file for file in files if file.is_file()]
         images.update(dict.fromkeys(files))
         if not files:
-            problems.append(Problem(str(path), "", rule))
+            problems.append(Problem(str(path), "", rule, got, describe_lookalike(path)))
     if problems or not images:
         raise DataError(
             "there are no images to score:", problems or [Problem("", "", "name at least one image")]
         )
     return list(images)
+
+
+def describe_left_out(paths: Sequence[Path]) -> str:
+    """Count the files of directories that `find_images` leaves out, by suffix, with the first names of each.
+
+    Returns:
+        "2 .heic (1.heic, 2.heic), 1 .txt (notes.txt)", and how to read HEIC images if they are among them; ""
+        if no file is left out.
+    """
+    names: dict[str, list[str]] = {}
+    for directory in filter(Path.is_dir, dict.fromkeys(paths)):
+        for file in sorted(directory.rglob("*")):
+            suffix = file.suffix.lower()
+            if suffix not in suffixes() and file.is_file():
+                names.setdefault(suffix, []).append(file.relative_to(directory).as_posix())
+    kinds = [
+        f"{len(files):,} {suffix or 'without a suffix'} "
+        f"({', '.join(files[:_MAX_NAMES])}{', …' if len(files) > _MAX_NAMES else ''})"
+        for suffix, files in sorted(names.items(), key=lambda entry: -len(entry[1]))
+    ]
+    hint = f"; {heif_hint()}" if names.keys() & HEIF_SUFFIXES else ""
+    return ", ".join(kinds) + hint
 
 
 def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Image]]:

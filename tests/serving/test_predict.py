@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
-from serving.predict import find_images, predict_files
+from serving.predict import describe_left_out, find_images, predict_files
+from trainer.cli.scoring import predict
 from trainer.errors import DataError, RequestError, RunError
 from trainer.tasks import Task
 
@@ -94,6 +95,43 @@ def test_a_directory_gives_every_kind_of_image_that_can_be_read(
         (tmp_path / name).write_bytes(make_image(file_format=kind))
     (tmp_path / "e.pdf").write_bytes(b"%PDF-1.4")
     assert [file.name for file in find_images([tmp_path])] == ["a.gif", "b.WEBP", "c.jfif", "d.ppm"]
+
+
+def test_files_that_a_directory_leaves_out_are_counted_by_suffix(folder: Path) -> None:
+    for name in ("IMG_1.HEIC", "more/b.mp4", "c.mp4", "d.MP4", "e.mp4", "README"):
+        (folder / name).touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.predict.suffixes", lambda: frozenset({".jpg", ".png"}))
+        left_out = describe_left_out([folder, folder / "notes.txt"])
+    counts = "4 .mp4 (c.mp4, d.MP4, e.mp4, …), 1 .heic (IMG_1.HEIC), 1 without a suffix (README), "
+    assert left_out.startswith(counts + "1 .tiff (more/c.tiff), 1 .txt (notes.txt); ")
+    assert left_out.endswith(
+        "pip install 'image-trainer[heif]' reads HEIC/HEIF images; or convert them to JPEG"
+    )
+
+
+def test_the_command_names_what_it_leaves_out(
+    folder: Path, packaged: Packaged, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(packaged(Task.CLASSIFICATION), [folder], output=tmp_path / "answers.jsonl")
+    expected = "left out, as their names are not those of images: 1 .txt (notes.txt)"
+    assert expected in capsys.readouterr().err
+
+
+def test_nothing_is_left_out_of_named_files_and_of_folders_of_images(folder: Path) -> None:
+    (folder / "notes.txt").unlink()
+    assert describe_left_out([folder, folder / "a.JPG"]) == ""
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"must contain an image file \(.*\), got 1 \.txt \(notes\.txt\)"):
+        find_images([tmp_path])
+
+
+def test_a_path_that_differs_in_case_is_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.JPG exists, which differs in upper and lower case"):
+        find_images([folder / "a.jpg"])
 
 
 def test_paths_without_images_are_reported_before_scoring(

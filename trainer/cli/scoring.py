@@ -57,7 +57,7 @@ def predict(
     import json
 
     from serving.payload import parse_json
-    from serving.predict import find_images, predict_files
+    from serving.predict import describe_left_out, find_images, predict_files
     from trainer.data.progress import track
     from trainer.drawing.fonts import is_drawable
 
@@ -73,6 +73,8 @@ def predict(
     )
     if output is not None:
         lines = track(lines, "scoring images", len(find_images(images)))
+    if left_out := describe_left_out(images):
+        print(f"left out, as their names are not those of images: {left_out}", file=sys.stderr)
     undrawable: set[str] = set()
     for line in lines:
         if output is None:
