@@ -14,7 +14,7 @@ from serving.answers import Answer, to_lists
 from serving.locate import find_artifacts
 from serving.scorer import Scorer, in_batches
 from trainer.annotations import Image
-from trainer.data.image_formats import HEIF_SUFFIXES, heif_hint, suffixes
+from trainer.data.image_formats import suffixes
 from trainer.data.images import ImageError, decode
 from trainer.drawing.predictions import draw_answer
 from trainer.errors import DataError, Problem, RunError
@@ -113,8 +113,7 @@ def describe_left_out(paths: Sequence[Path]) -> str:
     """Count the files of directories that `find_images` leaves out, by suffix, with the first names of each.
 
     Returns:
-        "2 .heic (1.heic, 2.heic), 1 .txt (notes.txt)", and how to read HEIC images if they are among them; ""
-        if no file is left out.
+        "2 .mp4 (1.mp4, 2.mp4), 1 .txt (notes.txt)"; "" if no file is left out.
     """
     names: dict[str, list[str]] = {}
     for directory in filter(Path.is_dir, dict.fromkeys(paths)):
@@ -122,13 +121,11 @@ def describe_left_out(paths: Sequence[Path]) -> str:
             suffix = file.suffix.lower()
             if suffix not in suffixes() and file.is_file():
                 names.setdefault(suffix, []).append(file.relative_to(directory).as_posix())
-    kinds = [
+    return ", ".join(
         f"{len(files):,} {suffix or 'without a suffix'} "
         f"({', '.join(files[:_MAX_NAMES])}{', …' if len(files) > _MAX_NAMES else ''})"
         for suffix, files in sorted(names.items(), key=lambda entry: -len(entry[1]))
-    ]
-    hint = f"; {heif_hint()}" if names.keys() & HEIF_SUFFIXES else ""
-    return ", ".join(kinds) + hint
+    )
 
 
 def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Image]]:

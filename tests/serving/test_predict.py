@@ -98,16 +98,22 @@ def test_a_directory_gives_every_kind_of_image_that_can_be_read(
 
 
 def test_files_that_a_directory_leaves_out_are_counted_by_suffix(folder: Path) -> None:
-    for name in ("IMG_1.HEIC", "more/b.mp4", "c.mp4", "d.MP4", "e.mp4", "README"):
+    for name in ("more/b.mp4", "c.mp4", "d.MP4", "e.mp4", "README"):
         (folder / name).touch()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.predict.suffixes", lambda: frozenset({".jpg", ".png"}))
-        left_out = describe_left_out([folder, folder / "notes.txt"])
-    counts = "4 .mp4 (c.mp4, d.MP4, e.mp4, …), 1 .heic (IMG_1.HEIC), 1 without a suffix (README), "
-    assert left_out.startswith(counts + "1 .tiff (more/c.tiff), 1 .txt (notes.txt); ")
-    assert left_out.endswith(
-        "pip install 'image-trainer[heif]' reads HEIC/HEIF images; or convert them to JPEG"
-    )
+    left_out = describe_left_out([folder, folder / "notes.txt"])
+    assert left_out == "4 .mp4 (c.mp4, d.MP4, e.mp4, …), 1 without a suffix (README), 1 .txt (notes.txt)"
+
+
+def test_a_heic_image_without_its_reader_is_an_error_that_names_the_package(
+    folder: Path, packaged: Packaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr("trainer.data.image_formats.has_heif", lambda: False)
+    with pytest.raises(DataError, match="1 of 5 images could not be scored") as caught:
+        list(predict_files(packaged(Task.CLASSIFICATION), [folder]))
+    (problem,) = caught.value.problems
+    assert problem.where.endswith("IMG_1.HEIC")
+    assert "pip install 'image-trainer[heif]'" in problem.rule
 
 
 def test_the_command_names_what_it_leaves_out(

@@ -10,8 +10,7 @@ from PIL import Image as Pillow
 # Only plain raster formats: some of Pillow's other readers (EPS) run programs on the file's content.
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "TIFF", "GIF", "WEBP", "AVIF", "JPEG2000", "PPM")
 _HEIF_PLUGINS = ("pillow_heif", "pi_heif")
-HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
-"""Suffixes of HEIC/HEIF images, which need another package."""
+_HEIF_SUFFIXES = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _NAMES = {"DIB": None, "MPO": None, "WEBP": "WebP", "JPEG2000": "JPEG 2000", "PPM": "PGM/PPM", "HEIF": "HEIC"}
 """Format → what users call it; None for those that belong to another one."""
@@ -41,21 +40,21 @@ def plain_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Pillow.OPEN)
 
 
-def formats() -> tuple[str, ...]:
-    """Pillow's names of all formats that can be read here."""
-    return (*plain_formats(), "HEIF") if has_heif() else plain_formats()
-
-
 def format_names() -> str:
     """The formats that can be read here, as users call them."""
-    return ", ".join(name for format in formats() if (name := _NAMES.get(format, format)))
+    readable = (*plain_formats(), "HEIF") if has_heif() else plain_formats()
+    return ", ".join(name for format in readable if (name := _NAMES.get(format, format)))
 
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """File name suffixes of the formats that can be read here: lower case, with the dot."""
-    readable = formats()
-    return frozenset(suffix for suffix, name in Pillow.registered_extensions().items() if name in readable)
+    """File name suffixes of images: lower case, with the dot.
+
+    HEIC/HEIF is among them even if its package is missing: better an error that names the package than images
+    that are left out.
+    """
+    readable, registered = plain_formats(), Pillow.registered_extensions()
+    return _HEIF_SUFFIXES | {suffix for suffix, name in registered.items() if name in readable}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer import strict_yaml
-from trainer.data.images import suffixes
+from trainer.data.image_formats import suffixes
 from trainer.data.reading.data_file import DataFile, read_lines
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.other_formats import recognise_folder

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.data.images import suffixes
+from trainer.data.image_formats import suffixes
 
 _AS_SHOWN = ".jsonl, one image per line, as docs/data.md shows"
 _CONVERT = f"convert it to JSON lines ({_AS_SHOWN})"
