@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from trainer.data.splitting import split
 from trainer.errors import DataError, Problem
 from trainer.tasks import Task
 
+log = logging.getLogger("trainer")
 _MAX_SHOWN_PER_RULE = 50
 
 
@@ -38,6 +40,13 @@ class Data:
     classes: tuple[str, ...]
     warnings: list[Problem]
     skipped: SkippedCount
+
+    def log_findings(self, skipped_path: Path) -> None:
+        """Log the warnings, and how much is left out and listed in a file."""
+        for warning in self.warnings:
+            log.warning("%s", warning)
+        if left_out := str(self.skipped):
+            log.warning("left out %s, listed with the reasons in %s", left_out, skipped_path)
 
 
 def load(

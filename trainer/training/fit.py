@@ -194,10 +194,7 @@ def _claim(job: Job) -> Run:
 
 def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
-    for warning in data.warnings:
-        log.warning("%s", warning)
-    if left_out := str(data.skipped):
-        log.warning("left out %s, listed with the reasons in %s", left_out, run.skipped)
+    data.log_findings(run.skipped)
     log.info("run directory: %s", run.directory)
     log.info(
         "training %s for %s: %d training and %d validation images, %d classes",

@@ -286,13 +286,16 @@ def test_wrong_objects_end_a_run_unless_skipped(write_lines: WriteLines, tmp_pat
     assert (flat["line"], flat["objects"]) == (3, [1])
 
 
-def test_objects_without_an_area_end_no_run(write_lines: WriteLines, tmp_path: Path) -> None:
+def test_objects_without_an_area_end_no_run(
+    write_lines: WriteLines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_lines([image(BOX, box(topX=0.5), url=f"{n}.png") for n in range(3)], images=True)
     target = tmp_path / "skipped.jsonl"
     data = load(Task.DETECTION, [path], skipped_path=target, progress=False)
-    assert any("topX must be less than bottomX" in str(warning) for warning in data.warnings)
     assert len(target.read_text().splitlines()) == 3
-    assert str(data.skipped) == "3 objects"
+    data.log_findings(target)
+    assert "label[1]: topX must be less than bottomX" in caplog.text
+    assert f"left out 3 objects, listed with the reasons in {target}" in caplog.text
 
 
 def test_a_line_left_out_for_its_image_keeps_all_reasons(write_lines: WriteLines, tmp_path: Path) -> None:

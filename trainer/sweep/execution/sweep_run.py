@@ -75,6 +75,7 @@ def start(
     if inputs.skipped.exists():
         shutil.copyfile(inputs.skipped, run.skipped)
     with run.lock(), logging_to(run.log):
+        inputs.data.log_findings(run.skipped)
         if first_trials is not None:
             first_trials.write(run.directory, job.search_space)
             for reason in first_trials.reasons:
