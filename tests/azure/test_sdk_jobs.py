@@ -55,6 +55,14 @@ def test_exponents_of_the_sdk_are_drawn_as_documented(sdk_jobs: Path) -> None:
         assert distribution.bounds == (math.exp(-9.2), math.exp(-4.6))
 
 
+@pytest.mark.parametrize("form", ["yaml", "json"])
+@pytest.mark.parametrize("task", ["classification", "multilabel", "detection", "segmentation"])
+def test_jobs_take_the_target_column_of_the_sdk(task: str, form: str, sdk_jobs: Path) -> None:
+    job = Job.read(sdk_jobs / f"{task}-target_column_name.{form}")
+    assert job.target_column_name == "species"
+    assert "target_column_name" not in job.ignored_keys
+
+
 def test_values_of_the_sdk_mean_what_they_say(sdk_jobs: Path) -> None:
     def settings(name: str) -> dict[str, object]:
         return Job.read(sdk_jobs / name).resolve_settings().model_dump()

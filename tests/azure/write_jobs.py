@@ -135,7 +135,7 @@ POLICIES = {
 
 
 def new_job(
-    task: str, *, primary_metric: str | None = None, path: str = "./data/training-mltable-folder"
+    task: str, *, path: str = "./data/training-mltable-folder", target_column_name: str = "label"
 ) -> Any:
     make, metric, _ = TASKS[task]
     return make(
@@ -143,7 +143,7 @@ def new_job(
         experiment_name="images",
         training_data=Input(type="mltable", path=path),
         validation_data=Input(type="mltable", path="./data/validation-mltable-folder"),
-        target_column_name="label",
+        target_column_name=target_column_name,
         primary_metric=metric,
         tags={"my_custom_tag": "custom value"},
     )
@@ -158,6 +158,7 @@ def write(folder: Path, name: str, job: Any) -> None:
 
 def write_parameters(folder: Path) -> None:
     for task, parameters in PARAMETERS.items():
+        write(folder, f"{task}-target_column_name", new_job(task, target_column_name="species"))
         for name, value in parameters.items():
             job = new_job(task)
             job.set_limits(timeout_minutes=60)
