@@ -72,6 +72,15 @@ def test_values_of_the_sdk_mean_what_they_say(sdk_jobs: Path) -> None:
     assert settings("segmentation-optimizer.json")["optimizer"] == "adamw"
 
 
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_none_of_the_sdk_means_the_default(sdk_jobs: Path, form: str) -> None:
+    path = sdk_jobs / f"detection-none.{form}"
+    assert "none" in path.read_text().lower()
+    resolved = Job.read(path).resolve_settings()
+    assert (resolved.optimizer, resolved.learning_rate_scheduler) == ("sgd", "warmup_cosine")
+    assert (resolved.model_size, resolved.validation_metric_type) == ("medium", "voc")
+
+
 @pytest.mark.parametrize(
     ("path", "is_path"),
     [

@@ -166,6 +166,14 @@ def write_parameters(folder: Path) -> None:
             write(folder, f"{task}-{name}", job)
 
 
+def write_none(folder: Path) -> None:
+    """A job in which everything that may be none is."""
+    job = new_job("detection")
+    names = ("optimizer", "learning_rate_scheduler", "model_size", "validation_metric_type")
+    job.set_training_parameters(model_name="yolov5", **dict.fromkeys(names, "none"))
+    write(folder, "detection-none", job)
+
+
 def write_sweeps(folder: Path) -> None:
     for task in TASKS:
         for name, (parameter, expression) in EXPRESSIONS.items():
@@ -348,6 +356,7 @@ if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
     write_parameters(target)
+    write_none(target)
     write_sweeps(target)
     write_notebooks(target)
     write_pipelines(target)

@@ -24,7 +24,7 @@ _DATA_TYPES = ("mltable", "uri_file", "uri_folder")
 _NODES = "node_count_per_trial"
 _SECTIONS = ("training_parameters", "limits", "sweep", "properties", "local")
 _ANCHORS = {"weights": anchored, "tracking_uri": tracking_place, "storage": tracking_place}
-_EMPTY: tuple[Any, ...] = (None, "", {}, [])
+_EMPTY: tuple[Any, ...] = (None, "", {}, [], False)
 
 
 def read(path: Path, node: str = "", given: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
