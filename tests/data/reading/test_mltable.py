@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.data.reading.jsonl import read
+from trainer.data.reading.table_formats import PartitionFormat
 from trainer.tasks import Task
 
 LINE = '{"image_url": "%s.jpg", "label": "x"}\n'
@@ -277,7 +278,15 @@ def image_table(table: Callable[[str], Path]) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    "text", ["/{label}/{name}.png", "/{label}/*", "{label}/{file}", "/images/{label}/*.png", "/{label}/"]
+    "text",
+    [
+        "/{label}/{name}.png",
+        "/{label}/*",
+        "{label}/{file}",
+        "/images/{label}/*.png",
+        "/{label}/",
+        "/images/{label}",
+    ],
 )
 def test_classes_are_read_from_paths(text: str, image_table: Callable[..., Path]) -> None:
     folder = image_table(text)
@@ -296,6 +305,23 @@ def test_the_part_of_a_path_that_is_the_class_may_be_the_target_column(
     assert read([folder], Task.CLASSIFICATION, label_key="kind").records.classes == ("big dog", "cat")
     *_, problem = read([folder], Task.CLASSIFICATION).problems
     assert "partition_format: must have the column label, got kind, name; name the part" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "values"),
+    [
+        ("/puYear={year}/puMonth={month}", "/a/puYear=2019/puMonth=7/x.png", {"year": "2019", "month": "7"}),
+        ("/{label}/{date:yyyy/MM/dd}/*", "/a/cat/2019/07/31/x.png", {"label": "cat"}),
+        ("{{/{label}/*", "/a{/cat/x.png", {"label": "cat"}),
+        ("/{label}/{label}.png", "/a/cat/x.png", {"label": "cat"}),
+        ("/img/{label}/*", "/img/cat/deep/x.png", {"label": "cat"}),
+        ("/{label}/*.png", "https://host/img/big%20dog/x.png", {"label": "big dog"}),
+        ("/{label}/*.png", "/a/cat/x.jpg", None),
+        ("/{label}/a+b.png", "/a/cat/aab.png", None),
+    ],
+)
+def test_partition_formats(text: str, path: str, values: dict[str, str] | None) -> None:
+    assert PartitionFormat(text).values(path) == values
 
 
 def test_an_image_that_does_not_match_the_format_is_an_error(image_table: Callable[..., Path]) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from trainer.data.reading.table_rows import Values
 from trainer.data.reading.urls import local_path
@@ -18,9 +19,10 @@ _JSON_START = ("[", "{")
 class PartitionFormat:
     """The format of paths that hold values, such as `/{label}/{name}.png`.
 
-    As Azure's documentation has it, the format reaches to the end of the path. (The package mltable 1.7 takes
-    the first match instead, so that `/{label}/*` would name the first folder of an absolute path.) `*` stands
-    for a part of a name or, if the paths do not match otherwise, of a path.
+    As Azure's documentation has it, the format reaches to the end of the path. Where it does not, as in the
+    documentation's `/puYear={year}/puMonth={month}`, the first match counts. (The package mltable 1.7 always
+    takes the first match, so that `/{label}/*` would name the first folder of an absolute path.) `*` stands
+    for a part of a name or, if the path does not match otherwise, of a path.
 
     Attributes:
         columns: the columns in the order of the format.
@@ -34,7 +36,10 @@ class PartitionFormat:
         """
         self.columns: dict[str, None] = {}
         pattern = "".join(self._patterns(text + ("*" if text.endswith("/") else "")))
-        self._patterns_by_star = [re.compile(pattern.replace("\0", star) + r"\Z") for star in ("[^/]*", ".*")]
+        self._regular_expressions = [
+            re.compile(pattern.replace("\0", star) + end)
+            for star, end in (("[^/]*", r"\Z"), (".*", r"\Z"), ("[^/]*", "(?=/)"))
+        ]
 
     def _patterns(self, text: str) -> Iterator[str]:
         """The regular expression, in which \\0 stands for a star."""
@@ -56,8 +61,8 @@ class PartitionFormat:
 
     def values(self, path: str) -> Values | None:
         """The columns' values in a path; None if it does not match."""
-        path = path.replace("\\", "/")
-        for pattern in self._patterns_by_star:
+        path = unquote(path) if path.startswith(("http://", "https://")) else path.replace("\\", "/")
+        for pattern in self._regular_expressions:
             if match := pattern.search(path):
                 return dict(zip(self.columns, match.groups(), strict=True))
         return None

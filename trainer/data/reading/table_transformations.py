@@ -197,6 +197,7 @@ class _Reader:
     # Columns
 
     def _partition(self, field: str, options: Any) -> None:
+        options = {"partition_format": options} if isinstance(options, str) else options
         values = self._options(field, options, ("partition_format", "path_column", "ignore_errors"))
         text = values.get("partition_format")
         if not isinstance(text, str) or not text:
