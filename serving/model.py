@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from serving.answers import Answer, to_lists
+from serving.parameters import set_by_request
 from serving.payload import COLUMN, parse_rows
 from serving.scorer import Scorer
 from serving.wording import shown
@@ -50,7 +51,7 @@ class ImageModel(PythonModel):
         assert self.scorer is not None, "MLflow calls load_context first"
         try:
             rows = parse_rows(_values(model_input), self.scorer.spec.task)
-            answers = self.scorer.score(rows, params or {})
+            answers = self.scorer.score(rows, set_by_request(params or {}, self.scorer.spec))
         except RequestError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         return _table(answers)

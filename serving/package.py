@@ -21,20 +21,20 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image as PILImage
 
 from serving.carried_code import CarriedCode, follow_imports
 from serving.explain import methods
-from serving.parameters import parameters_of
+from serving.parameters import signature_defaults
 from serving.payload import COLUMN
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
 from trainer.models import Spec
 from trainer.models.catalog import CARDS
-from trainer.scoring import ScoringParameters
+from trainer.scoring import PRESENT_NAMES, ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -181,14 +181,11 @@ def signature(spec: Spec) -> ModelSignature:
         if spec.task is Task.SEGMENTATION:
             properties.append(Property("polygon", Array(Array(DataType.double))))
         outputs = [ColSpec(Array(Object(properties)), "boxes")]
+    kinds: dict[Any, DataType] = {int: DataType.long, float: DataType.double}
     params = []
-    for name in parameters_of(spec.task):
-        annotation, default = ScoringParameters.model_fields[name].annotation, getattr(spec.parameters, name)
-        if annotation is int or annotation is float:
-            kind = DataType.long if annotation is int else DataType.double
-            params.append(ParamSpec(name, kind, default))
-        else:  # text; not every client of MLflow understands null as a default
-            params.append(ParamSpec(name, DataType.string, default or "none"))
+    for name, default in signature_defaults(spec).items():
+        annotation = ScoringParameters.model_fields[PRESENT_NAMES.get(name, name)].annotation
+        params.append(ParamSpec(name, kinds.get(annotation, DataType.string), default))
     inputs = Schema([ColSpec(DataType.string, COLUMN)])
     if not params:
         return ModelSignature(inputs, Schema(outputs))

@@ -1,4 +1,4 @@
-"""The scoring parameters that apply to a task, and those of a request."""
+"""The scoring parameters that apply to a task, and those of a request under any of their names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pydantic import ValidationError
 
 from serving.wording import MAX_INTEGER, range_in_words, shown
 from trainer.errors import RequestError
-from trainer.scoring import MASK_PARAMETERS, MAX_TILES, ScoringParameters
+from trainer.fields import snake_case
+from trainer.models import Spec
+from trainer.scoring import (
+    MASK_PARAMETERS,
+    MAX_TILES,
+    OLDER_NAMES,
+    PRESENT_NAMES,
+    ScoringParameters,
+    requested,
+)
 from trainer.tasks import Task
 
 
@@ -27,26 +36,62 @@ def parse_parameters(
 ) -> ScoringParameters:
     """A request's parameters, with the model's defaults for those that it does not set.
 
+    Args:
+        parameters: values by any name that job files take: the present one, an older one, or camel case.
+
     Raises:
-        RequestError: a parameter does not apply to the task, is of a wrong type or out of range.
+        RequestError: a parameter does not apply to the task, has two values, is of a wrong type or out of
+            range.
     """
     if not parameters:
         return defaults
     known = parameters_of(task)
-    for name in parameters:
+    values: dict[str, Any] = {}
+    spelling_of: dict[str, str] = {}
+    for spelling, value in parameters.items():
+        name = snake_case(str(spelling))
+        name = PRESENT_NAMES.get(name, name)
         if name not in known:
             known_names = f"it has {', '.join(known)}" if known else f"a model for {task} has none"
-            raise RequestError(f"this model has no parameter {shown(name)}; {known_names}")
-    for name, value in parameters.items():
+            raise RequestError(f"this model has no parameter {shown(spelling)}; {known_names}")
+        if name in values and values[name] != value:
+            raise RequestError(
+                f"parameter {spelling} contradicts {spelling_of[name]}, its other name; send one of them"
+            )
         if isinstance(value, int) and value > MAX_INTEGER:
-            raise RequestError(f"parameter {name} must be {range_of(name)}, got a number over 2³¹")
+            raise RequestError(f"parameter {spelling} must be {range_of(name)}, got a number over 2³¹")
+        values[name], spelling_of[name] = value, spelling
     try:
-        return ScoringParameters.model_validate({**defaults.model_dump(), **parameters}, strict=True)
+        return requested(defaults, values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise RequestError(
-            f"parameter {name} must be {range_of(name)}, got {shown(parameters[name])}"
+            f"parameter {spelling_of[name]} must be {range_of(name)}, got {shown(values[name])}"
         ) from None
+
+
+def signature_defaults(spec: Spec) -> dict[str, Any]:
+    """The defaults in a model's MLflow signature, older names of parameters included.
+
+    MLflow drops parameters that the signature lacks, and fills in its defaults for those that a request does
+    not set. They are the model's own values, or None where filling them in would change the answer: for older
+    names, and for box_score_threshold if classes have thresholds of their own.
+    """
+    names = parameters_of(spec.task)
+    defaults: dict[str, Any] = {name: getattr(spec.parameters, name) for name in names}
+    if spec.class_score_thresholds:
+        defaults["box_score_threshold"] = None
+    if names:
+        defaults["tile_grid_size"] = spec.parameters.tile_grid_size or "none"  # not all clients take a null
+    return defaults | dict.fromkeys(older for name in names for older in OLDER_NAMES.get(name, ()))
+
+
+def set_by_request(parameters: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
+    """The parameters that a request sets, without the defaults that MLflow has filled in."""
+    defaults = signature_defaults(spec)
+    return {
+        name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]
+    }
 
 
 def range_of(name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.explain.request import ExplanationRequest, parse_explanation
+from serving.explain.request import ExplanationRequest, as_boolean, parse_explanation
 from serving.wording import shown
 from trainer.errors import RequestError
 from trainer.tasks import Task
@@ -217,9 +217,10 @@ def _parse_row(value: Any, row: int, task: Task) -> ImageRow:
 def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> ImageRow:
     """Parse an object with image_base64 and, optionally, model_explainability and xai_parameters."""
     value = _object(value, "the explainability form", _XAI_KEYS, required=("image_base64",), row=row)
-    is_explained = value.get("model_explainability")
+    wanted = value.get("model_explainability")
+    is_explained = as_boolean(wanted)
     if not (is_explained is None or isinstance(is_explained, bool)):
-        raise RequestError(f"model_explainability must be true or false, got {shown(is_explained)}", row=row)
+        raise RequestError(f"model_explainability must be true or false, got {shown(wanted)}", row=row)
     parameters = _params(value.get("xai_parameters"), "xai_parameters", row)
     explanation = parse_explanation(parameters, task, row) if is_explained else None
     return ImageRow(_image_bytes(value["image_base64"], row), explanation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import glob
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ from trainer.files import describe_lookalike
 
 _MAX_NAMES = 3
 """Names of files that are shown for each suffix that is left out."""
+
+log = logging.getLogger("trainer")
 
 
 def predict_files(
@@ -54,6 +57,8 @@ def predict_files(
     scorer = Scorer.load(find_artifacts(run_or_model))
     checked = scorer.parameters(parameters or {})
     request = None if explain is None else scorer.explanation(explain)
+    if explain is not None and request is None and scorer.spec.task.has_boxes:
+        log.warning("boxes are explained by drise alone; without it, the answers hold only scores")
     problems: list[Problem] = []
     names: set[str] = set()
     with ExitStack() as stack:

@@ -154,7 +154,9 @@ def test_every_models_defaults_resolve(entry: ModelEntry) -> None:
         ("nms_iou_thresh", "nms_iou_threshold", 0.2, YOLOV5),
         ("box_detections_per_img", "box_detections_per_image", 5, MASK),
         ("img_size", "image_size", 320, YOLOV5),
-        ("box_iou_thresh", "validation_iou_threshold", 0.75, MASK),
+        ("box_iou_thresh", "nms_iou_threshold", 0.75, YOLOV5),
+        ("box_nms_thresh", "nms_iou_threshold", 0.75, MASK),
+        ("tile_predictions_nms_thresh", "tile_predictions_nms_threshold", 0.3, FASTER),
     ],
 )
 def test_older_names_set_the_same_setting(old: str, name: str, value: Any, model: tuple[Task, str]) -> None:

@@ -76,7 +76,6 @@ def evaluate(
     model_only = {"--device": device, "--box-score-threshold": box_score_threshold}
     _check_evaluation(run_or_model, predictions, task, model_only)
     from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
-    from trainer.evaluating.packaged_model import LOWEST_SCORE
 
     options = Options(
         iou_threshold=iou_threshold,
@@ -92,7 +91,7 @@ def evaluate(
             run_or_model.directory if isinstance(run_or_model, Run) else Path(run_or_model),
             _paths(data),
             options,
-            box_score_threshold=LOWEST_SCORE if box_score_threshold is None else box_score_threshold,
+            box_score_threshold=box_score_threshold,
             device=device,
             progress=progress,
         )

@@ -59,6 +59,12 @@ def enum_member(value: Any) -> Any:
     return re.sub(r"^[A-Z][A-Za-z]*\.(?=[A-Z][A-Z0-9_]*$)", "", value) if isinstance(value, str) else value
 
 
+def snake_case(name: str) -> str:
+    """Rewrite a name of the REST form: learningRate → learning_rate, stepLRGamma → step_lr_gamma."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return name.replace("-", "_").lower()
+
+
 def help_text(info: FieldInfo) -> str:
     """The help text of a field, on one line."""
     return " ".join((info.description or "").split())

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MASK_PARAMETERS = ("mask_pixel_score_threshold", "max_number_of_polygon_points")
 """Parameters that apply only to models with masks."""
+OLDER_NAMES = {
+    "box_score_threshold": ("box_score_thresh",),
+    "nms_iou_threshold": ("nms_iou_thresh", "box_nms_thresh", "box_iou_thresh"),
+    "box_detections_per_image": ("box_detections_per_img",),
+    "tile_predictions_nms_threshold": ("tile_predictions_nms_thresh",),
+}
+"""Names that older jobs and requests have for parameters. R-CNNs called the threshold of NMS box_nms_thresh,
+yolov5 called it box_iou_thresh."""
+PRESENT_NAMES = {older: name for name, names in OLDER_NAMES.items() for older in names}
 MAX_TILES = 400
 """Maximum number of tiles per image. Each tile costs a forward pass, and any request may ask for tiles."""
 
@@ -57,6 +67,11 @@ class ScoringParameters(BaseModel):
         "this IoU, drop the lower-scoring one.",
     )
 
+    @property
+    def replaces_class_thresholds(self) -> bool:
+        """Whether box_score_threshold applies to all classes, even where a model has thresholds by class."""
+        return False
+
     @field_validator("tile_grid_size", mode="before")
     @classmethod
     def _grid(cls, value: Any) -> Any:
@@ -72,6 +87,38 @@ class ScoringParameters(BaseModel):
                 f'must be columns and rows such as "3x2" or "(3, 2)", 2 to {MAX_TILES} tiles in total'
             )
         return f"{match[1]}x{match[2]}"
+
+
+class RequestParameters(ScoringParameters):
+    """The parameters of a request that sets some of them itself; `requested` makes them.
+
+    Attributes:
+        sets_box_score_threshold: the request sets box_score_threshold, perhaps to the model's own.
+    """
+
+    sets_box_score_threshold: bool
+
+    @property
+    def replaces_class_thresholds(self) -> bool:
+        """Whether the request sets box_score_threshold."""
+        return self.sets_box_score_threshold
+
+
+def requested(defaults: ScoringParameters, changes: Mapping[str, Any]) -> RequestParameters:
+    """The parameters of a request.
+
+    Args:
+        defaults: values of the parameters that the request does not set.
+        changes: those that it sets, by their present names.
+
+    Raises:
+        pydantic.ValidationError: a value is of a wrong type or out of range.
+    """
+    own = {name: getattr(defaults, name) for name in ScoringParameters.model_fields}
+    is_set = "box_score_threshold" in changes
+    return RequestParameters.model_validate(
+        {**own, **changes, "sets_box_score_threshold": is_set}, strict=True
+    )
 
 
 _GRID = re.compile(r"\(?\s*0*([1-9]\d{0,2})\s*[xX×,]\s*0*([1-9]\d{0,2})\s*\)?")

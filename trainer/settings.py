@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from trainer.fields import details, enum_member, option
-from trainer.scoring import ScoringParameters
+from trainer.scoring import OLDER_NAMES, ScoringParameters
 
 # Each declares a setting under one heading of the help.
 _schedule = partial(option, group="Schedule")
@@ -171,7 +171,7 @@ class Settings(ScoringParameters):
 
     validation_metric_type: Literal["coco", "voc", "coco_voc"] = _evaluation("voc")
     """Detection metrics to compute at each evaluation."""
-    validation_iou_threshold: float = _evaluation(0.5, aliases=("box_iou_thresh",), ge=0.1, le=1)
+    validation_iou_threshold: float = _evaluation(0.5, ge=0.1, le=1)
     """Minimum IoU at which a predicted box matches an object."""
     log_validation_loss: Literal["Enable", "Disable"] = _evaluation("Enable")
     """Also compute the loss at each evaluation."""
@@ -270,12 +270,6 @@ RUN_ID = "checkpoint_run_id"
 """The setting that names the run whose weights to start from."""
 
 _INHERITED_GROUP = "Scoring"
-_SCORING_ALIASES = {
-    "box_score_threshold": ("box_score_thresh",),
-    "nms_iou_threshold": ("nms_iou_thresh",),
-    "box_detections_per_image": ("box_detections_per_img",),
-    "tile_predictions_nms_threshold": ("tile_predictions_nms_thresh",),
-}
 
 
 def group_of(name: str) -> str:
@@ -285,7 +279,7 @@ def group_of(name: str) -> str:
 
 def aliases_of(name: str) -> tuple[str, ...]:
     """Older names of a setting."""
-    return _SCORING_ALIASES.get(name) or tuple(details(Settings.model_fields[name]).get("aliases", ()))
+    return OLDER_NAMES.get(name) or tuple(details(Settings.model_fields[name]).get("aliases", ()))
 
 
 def canonical(name: str) -> str:

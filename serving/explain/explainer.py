@@ -19,6 +19,7 @@ from serving.explain.subject import Subject, with_shared_tensors
 from trainer.annotations import Detections, FloatArray, Image
 from trainer.errors import RequestError, RunError
 from trainer.models import Family
+from trainer.scoring import requested
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Explainer:
 
         threshold = min(0.05, max(0.001, min_score / 10))
         change = {"box_score_threshold": threshold, "tile_grid_size": None}
-        parameters = self._family.spec.parameters.model_copy(update=change)
+        parameters = requested(self._family.spec.parameters, change)
 
         def detect(images: Sequence[Image]) -> list[Detections]:
             with torch.inference_mode():

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from serving.explain.request import ExplanationRequest, algorithms_of
 from serving.parameters import parameters_of, range_of
 from trainer.models import Spec
-from trainer.scoring import ScoringParameters
+from trainer.scoring import OLDER_NAMES, ScoringParameters
 from trainer.tasks import Task
 
 REFERENCE = "#/components/schemas/{model}"
@@ -176,12 +176,16 @@ def json_schemas(spec: Spec) -> dict[str, Any]:
 
 
 def _parameters(properties: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    """The schemas of the parameters that apply to the task, with the model's defaults."""
+    """The schemas of the task's parameters, with the model's defaults, then those of their older names."""
     kept = {name: properties[name] for name in parameters_of(spec.task)}
+    older: dict[str, Any] = {}
     for name, schema in kept.items():
+        note = {"description": f"Older name of {name}.", "deprecated": True}
+        schema.pop("default", None)
+        older |= {alias: {**schema, **note} for alias in OLDER_NAMES.get(name, ())}
         schema["default"] = getattr(spec.parameters, name)
         schema["description"] += f" Must be {range_of(name)}."
-    return kept
+    return kept | older
 
 
 def _set_classes(schemas: dict[str, Any], spec: Spec) -> None:

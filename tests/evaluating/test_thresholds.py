@@ -58,6 +58,21 @@ def test_each_class_has_its_threshold_unless_a_request_sets_one(model: Path) -> 
     assert {box["label"] for box in answer(model)}.isdisjoint({other})
 
 
+def test_a_request_for_the_models_own_threshold_replaces_those_of_the_classes(
+    model: Path, targets: Callable[[Task], Path]
+) -> None:
+    before = answer(model)
+    thresholds.apply(model, {before[0]["label"]: 1.0})
+    own = read_spec(model / "artifacts").parameters.box_score_threshold
+    assert answer(model) != before
+    assert answer(model, box_score_threshold=own) == answer(model, box_score_thresh=own) == before
+    # a request that sets something else leaves the classes' thresholds in effect
+    assert answer(model, tile_overlap_ratio=0.5) == answer(model)
+    at_own = evaluate_model(model, [targets(Task.DETECTION)], box_score_threshold=own, device="cpu").analysis
+    below = evaluate_model(model, [targets(Task.DETECTION)], box_score_threshold=1e-6, device="cpu").analysis
+    assert (at_own.score_threshold, at_own.metrics) == (own, below.metrics)
+
+
 def test_an_exported_graph_contains_the_thresholds(model: Path) -> None:
     import torch
 
@@ -81,12 +96,13 @@ def test_thresholds_work_in_mlflow_and_in_a_copy(model: Path, tmp_path: Path) ->
         warnings.simplefilter("ignore")
         import mlflow.pyfunc
 
-        copy = thresholds.apply(model, dict.fromkeys(CLASSES, 0.9), tmp_path / "copy")
+        copy = thresholds.apply(model, dict.fromkeys(CLASSES, 1.0) | {CLASSES[0]: 0.0}, tmp_path / "copy")
         assert read_spec(model / "artifacts").class_score_thresholds == {}
         loaded = mlflow.pyfunc.load_model(str(copy))
         row = {"image": [base64.b64encode(image_file(3)).decode()]}
         # MLflow itself fills in the signature's defaults, which must not pass for a request's own
-        assert loaded.predict(row)["boxes"][0] == []
+        assert loaded.predict(row)["boxes"][0] == [box for box in answer(model) if box["label"] == CLASSES[0]]
+        # a request's own counts, though it equals that of the model
         assert loaded.predict(row, params={"box_score_threshold": 0.0})["boxes"][0] == answer(model)
 
 

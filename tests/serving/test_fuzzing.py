@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from serving.explain.request import as_boolean
 from trainer.tasks import Task
 
 REQUESTS = 5000
@@ -55,7 +56,7 @@ VALUES = st.recursive(
 )
 GOOD_ROWS = (IMAGE, [IMAGE], json.dumps({"image_base64": IMAGE, "model_explainability": False}))
 # An explanation takes seconds: only such as are refused are asked for.
-UNWANTED = VALUES.filter(lambda value: value is not True)
+UNWANTED = VALUES.filter(lambda value: as_boolean(value) is not True)
 ROWS = st.lists(
     st.one_of(
         *(st.just(row) for row in GOOD_ROWS),

@@ -28,6 +28,7 @@ from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
 from trainer.errors import RunError, WeightsError
 from trainer.models import create
+from trainer.scoring import PRESENT_NAMES
 from trainer.tasks import Task
 
 Encode = Callable[[bytes], str]
@@ -49,7 +50,7 @@ try:
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
 explained = json.dumps({"image_base64": rows[0], "model_explainability": True,
-                        "xai_parameters": {"n_steps": 2, "n_masks": 10}})
+                        "xai_parameters": {"n_steps": 2, "n_masks": 10, "xai_algorithm": sys.argv[2]}})
 explanation = model.predict(pandas.DataFrame({"image": [explained]}))
 import serving, trainer
 loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.service", "trainer.settings")
@@ -74,8 +75,9 @@ def test_packaged_model_runs_elsewhere_with_its_own_code(
     moved = tmp_path / "다른 곳" / "model"
     shutil.copytree(packaged(task, model), moved)
     rows = [encode(make_image(seed)) for seed in range(3)]
+    method = "xrai" if task.is_classification else "drise"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ISOLATED, json.dumps([str(moved), rows])],
+        [sys.executable, "-I", "-c", ISOLATED, json.dumps([str(moved), rows]), method],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
@@ -203,7 +205,7 @@ def test_signature_has_the_column_and_the_tasks_parameters(
             "tile_grid_size": "none",
             "tile_overlap_ratio": 0.25,
             "tile_predictions_nms_threshold": 0.25,
-        }
+        } | dict.fromkeys(PRESENT_NAMES)
     if task is Task.SEGMENTATION:
         expected |= {"mask_pixel_score_threshold": 0.5, "max_number_of_polygon_points": 100}
     assert params == expected
@@ -269,6 +271,8 @@ def test_predict_takes_parameters(
     assert len(model.predict(table)["boxes"][0]) == 7
     assert len(model.predict(table, params={"box_detections_per_image": 2})["boxes"][0]) == 2
     assert model.predict(table, params={"box_score_threshold": 1})["boxes"][0] == []
+    # an older name counts, though MLflow fills in the default of the present one
+    assert len(model.predict(table, params={"box_detections_per_img": 2})["boxes"][0]) == 2
     coarse = model.predict(table, params={"max_number_of_polygon_points": 4})["boxes"][0]
     assert all(len(segment) <= 8 for found in coarse for segment in found["polygon"])
 

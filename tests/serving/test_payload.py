@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from serving.parameters import parameters_of, parse_parameters, range_of
 from serving.payload import Payload, parse_invocation, parse_json, parse_rows, parse_score_request
 from trainer.errors import RequestError
-from trainer.scoring import ScoringParameters
+from trainer.scoring import PRESENT_NAMES, ScoringParameters
 from trainer.tasks import Task
 
 CONTENT = bytes(range(256)) * 3
@@ -131,7 +131,8 @@ def test_other_forms_of_a_request_are_rejected(body: Any, reason: str) -> None:
         ({"image": URL_SAFE}, "unknown key 'image'"),
         ({"image_base64": None}, "must be a base64 string"),
         ({"image_base64": "http://x"}, "not base64"),
-        ({"image_base64": URL_SAFE, "model_explainability": "no"}, "must be true or false"),
+        ({"image_base64": URL_SAFE, "model_explainability": "maybe"}, "must be true or false, got 'maybe'"),
+        ({"image_base64": URL_SAFE, "model_explainability": 2}, "must be true or false, got 2"),
         ({"image_base64": URL_SAFE, "xai_parameters": []}, "xai_parameters must be an object"),
     ],
 )
@@ -187,15 +188,18 @@ def test_each_row_has_an_explanation_of_its_own() -> None:
             {"xai_algorithm": "lime"},
             "xai_algorithm must be one of xrai, integrated_gradients, guided_gradcam",
         ),
-        ({"xai_algorithm": None}, "got null"),
-        ({"xai_algorithm": "XRAI"}, "got 'XRAI'"),
         ({"xai_algorithm": "drise"}, "drise cannot explain a model for image-classification; use xrai or"),
-        ({"visualizations": "true"}, "visualizations must be true or false, got 'true'"),
-        ({"attributions": 1}, "attributions must be true or false, got 1"),
+        ({"visualizations": "some"}, "visualizations must be true or false, got 'some'"),
+        ({"attributions": 2}, "attributions must be true or false, got 2"),
+        ({"attributions": []}, r"attributions must be true or false, got \[\]"),
         ({"confidence_score_threshold_multilabel": 1.1}, r"a number in \[0, 1\], got 1.1"),
         ({"n_steps": 0}, r"n_steps must be a whole number in \[2, 1000\], got 0"),
         ({"n_steps": True}, "got true"),
         ({"n_steps": 5.5}, "got 5.5"),
+        ({"n_steps": "5.5"}, "got '5.5'"),
+        ({"n_steps": "many"}, "got 'many'"),
+        ({"confidence_score_threshold_multilabel": "nan"}, "got 'nan'"),
+        ({"n_steps": 5, "nSteps": 6}, "xai_parameters has two values for n_steps"),
         ({"n_steps": 10**30}, "got a very large number"),
         ({"approximation_method": "simpson"}, "must be one of riemann_left, .*gausslegendre"),
         ({"n_masks": 9}, r"in \[10, 5000\]"),
@@ -211,13 +215,47 @@ def test_a_wrong_explanation_names_its_row(parameters: Any, reason: str) -> None
     assert explained(parameters, wanted=False) is None
 
 
-def test_boxes_are_explained_by_drise_alone() -> None:
-    for task in (Task.DETECTION, Task.SEGMENTATION):
-        # The documented default, which clients send, stands for it.
-        assert explained({"xai_algorithm": "xrai"}, task=task) == explained({}, task=task)
-        assert explained({"xai_algorithm": "drise", "n_masks": 50}, task=task).n_masks == 50
-        with pytest.raises(RequestError, match=r"guided_gradcam cannot explain a model for .*; use drise"):
-            explained({"xai_algorithm": "guided_gradcam"}, task=task)
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"visualizations": "False", "xrai_fast": "True"}, {"visualizations": False}),
+        ({"visualizations": 0, "attributions": 1}, {"visualizations": False, "attributions": True}),
+        ({"visualizations": 0.0, "attributions": "1"}, {"visualizations": False, "attributions": True}),
+        ({"xrai_fast": "no", "attributions": " yes "}, {"xrai_fast": False, "attributions": True}),
+        (
+            {"n_steps": "20", "confidence_score_threshold_multilabel": "0.8"},
+            {"n_steps": 20, "confidence_score_threshold_multilabel": 0.8},
+        ),
+        (
+            {"n_steps": 20.0, "confidence_score_threshold_multilabel": 1},
+            {"n_steps": 20, "confidence_score_threshold_multilabel": 1.0},
+        ),
+        ({"xai_algorithm": "guided_gradCAM"}, {"xai_algorithm": "guided_gradcam"}),
+        ({"xai_algorithm": "Integrated gradients"}, {"xai_algorithm": "integrated_gradients"}),
+        ({"xaiAlgorithm": "guided_backprop"}, {"xai_algorithm": "guided_backprop"}),
+        ({"xai_algorithm": None, "n_steps": None}, {}),
+    ],
+)
+def test_explanation_takes_flags_and_numbers_as_clients_write_them(
+    written: dict[str, Any], meant: dict[str, Any]
+) -> None:
+    assert explained(written, wanted="True").model_dump(exclude_defaults=True) == meant
+
+
+def test_model_explainability_is_taken_as_written() -> None:
+    assert all(explained({}, wanted=wanted) is not None for wanted in (True, "True", "true", 1, 1.0, "1"))
+    assert all(explained({}, wanted=wanted) is None for wanted in (False, "False", 0, 0.0, "0", None, "no"))
+
+
+@pytest.mark.parametrize("task", [Task.DETECTION, Task.SEGMENTATION])
+def test_boxes_are_explained_only_by_drise(task: Task) -> None:
+    documented = ("xrai", "integrated_gradients", "guided_gradcam", "guided_backprop")
+    assert explained({}, task=task) is None
+    assert [explained({"xai_algorithm": name}, task=task) for name in documented] == [None] * 4
+    assert explained({"attributions": True, "visualizations": "True"}, task=task) is None
+    assert explained({"xai_algorithm": "drise", "n_masks": "50"}, task=task).n_masks == 50
+    with pytest.raises(RequestError, match="xai_algorithm must be one of"):
+        explained({"xai_algorithm": "lime"}, task=task)
 
 
 def test_bytes_are_the_image_or_its_base64() -> None:
@@ -285,6 +323,32 @@ def test_parameters_override_the_defaults() -> None:
     assert parameters.nms_iou_threshold == 0
     assert parameters.max_number_of_polygon_points == 3
     assert parameters.box_score_threshold == 0.1
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name", "value"),
+    [
+        *((older, name, 7 if "detections" in name else 0.9) for older, name in PRESENT_NAMES.items()),
+        ("nmsIouThreshold", "nms_iou_threshold", 0.9),
+        ("boxNmsThresh", "nms_iou_threshold", 0.9),
+    ],
+)
+def test_a_request_takes_every_name_that_job_files_take(spelling: str, name: str, value: float) -> None:
+    parameters = parse_parameters({spelling: value}, Task.DETECTION, ScoringParameters())
+    assert getattr(parameters, name) == value
+    with pytest.raises(RequestError, match=f"parameter {spelling} must be .*, got -1"):
+        parse_parameters({spelling: -1}, Task.DETECTION, ScoringParameters())
+    with pytest.raises(RequestError, match=f"parameter {spelling} contradicts {name}, its other name"):
+        parse_parameters({name: value / 2, spelling: value}, Task.DETECTION, ScoringParameters())
+
+
+def test_a_parameter_that_equals_the_default_is_set_all_the_same() -> None:
+    defaults = ScoringParameters(box_score_threshold=0.25)
+    for name in ("box_score_threshold", "box_score_thresh"):
+        assert parse_parameters({name: 0.25}, Task.DETECTION, defaults).replaces_class_thresholds
+    for given in ({}, {"nms_iou_threshold": 0.5}):
+        parameters = parse_parameters(given, Task.DETECTION, defaults)
+        assert (parameters.box_score_threshold, parameters.replaces_class_thresholds) == (0.25, False)
 
 
 def test_a_request_switches_tiling_on_and_off() -> None:

@@ -12,9 +12,14 @@ from trainer.cli.arguments import Count
 from trainer.cli.flags import flag, flags_of, values_of
 from trainer.cores import available_cores
 from trainer.errors import RequestError, RunError, problems_of
-from trainer.scoring import ScoringParameters
+from trainer.scoring import OLDER_NAMES, ScoringParameters
 
-ScoringFlags: Any = flags_of(ScoringParameters, group="Scoring", default=lambda _: "the model's")
+ScoringFlags: Any = flags_of(
+    ScoringParameters,
+    group="Scoring",
+    aliases=lambda name: OLDER_NAMES.get(name, ()),
+    default=lambda _: "the model's",
+)
 ServiceFlags: Any = flags_of(Options, group="Limits", leave_out=("cores",))
 
 

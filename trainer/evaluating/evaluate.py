@@ -29,6 +29,7 @@ from trainer.metrics.analysis import analyse_classes, analyse_objects
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.results import Analysis
 from trainer.runs import Run
+from trainer.scoring import requested
 from trainer.tasks import Task
 
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
@@ -81,7 +82,7 @@ def evaluate_model(
     data: Sequence[PathLike],
     options: Options | None = None,
     *,
-    box_score_threshold: float = LOWEST_SCORE,
+    box_score_threshold: float | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -90,8 +91,8 @@ def evaluate_model(
     Args:
         run_or_model: directory of a run or of an MLflow model.
         data: .jsonl files and MLTable folders, local or by URL.
-        box_score_threshold: objects with lower scores are ignored. Average precision needs them all; the
-            model's own threshold gives the metrics of its training run.
+        box_score_threshold: objects with lower scores are ignored; None takes LOWEST_SCORE, since average
+            precision needs all objects. The model's own gives the metrics of its training run.
         device: in torch's notation; None takes the first GPU if there is one, else the CPU.
         progress: show progress.
 
@@ -101,6 +102,8 @@ def evaluate_model(
         JobError: an option is out of range.
     """
     options = options or Options()
+    if box_score_threshold is None:
+        box_score_threshold = LOWEST_SCORE
     _check_options(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
@@ -111,9 +114,7 @@ def evaluate_model(
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
     )
-    if box_score_threshold == spec.parameters.box_score_threshold and spec.class_score_thresholds:
-        box_score_threshold /= 2  # at its own threshold, the model would apply those of the classes
-    parameters = spec.parameters.model_copy(update={"box_score_threshold": box_score_threshold})
+    parameters = requested(spec.parameters, {"box_score_threshold": float(box_score_threshold)})
     results: list[Classification | EvaluatedImage] = []
     sizes: list[tuple[int, int]] = []
     with ExitStack() as stack:

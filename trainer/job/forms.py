@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from trainer.errors import Problem, did_you_mean
-from trainer.fields import enum_member
+from trainer.fields import enum_member, snake_case
 from trainer.job.fields import AzureOptions, LocalOptions
 from trainer.job.former import FORMER
 from trainer.job.sweep import DURATION_RULE, MODEL_NAME, Limits, SamplingAlgorithm, Sweep, minutes_of
@@ -99,12 +99,6 @@ def to_yaml_form(content: Mapping[Any, Any], where: str) -> tuple[dict[str, Any]
     """The content of a job file under the keys of the command line's YAML, and its problems."""
     rewriter = _Rewriter(where)
     return rewriter.rewrite(content), rewriter.problems
-
-
-def snake_case(name: str) -> str:
-    """learningRate → learning_rate, stepLRGamma → step_lr_gamma."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
-    return name.replace("-", "_").lower()
 
 
 def nearest(key: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -213,10 +213,9 @@ class Family(ABC):
     def above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
         """Keep the boxes that reach their class's threshold; all if the request sets its own threshold."""
         thresholds = self.spec.class_score_thresholds
-        default = self.spec.parameters.box_score_threshold
-        overridden = parameters.box_score_threshold != default
-        if not thresholds or overridden or not isinstance(prediction, Detections):
+        if not thresholds or parameters.replaces_class_thresholds or not isinstance(prediction, Detections):
             return prediction
+        default = self.spec.parameters.box_score_threshold
         lowest = np.array([thresholds.get(name, default) for name in self.spec.classes], dtype=np.float32)
         kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()
         masks = prediction.masks and tuple(prediction.masks[index] for index in kept)

@@ -27,8 +27,8 @@ class Spec(BaseModel):
         classes: sorted class names; a prediction's label is an index into them.
         options: the family's own values, such as the image size.
         parameters: scoring defaults, which requests may override.
-        class_score_thresholds: minimum score of a box by class, in effect while the request's
-            box_score_threshold is the default; other classes use box_score_threshold.
+        class_score_thresholds: minimum score of a box by class, in effect unless the request sets
+            box_score_threshold; other classes use box_score_threshold.
         enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
     """
 

@@ -136,7 +136,8 @@ def test_saliency_of_a_trained_detector_is_on_the_objects(
     assert _knows(scorer, examples)
     shares, expected, found = [], [], 0
     for _, image, (left, top, right, bottom) in examples.scenes[:6]:
-        answer = explain(scorer, image, attributions=True, visualizations=False, n_masks=ENOUGH_MASKS)
+        asked = {"xai_algorithm": "drise", "attributions": True, "visualizations": False}
+        answer = explain(scorer, image, n_masks=ENOUGH_MASKS, **asked)
         relevance = answer["attributions"][0].clip(0)
         inside = np.zeros((SIZE, SIZE), dtype=bool)
         margin = 4  # of context
@@ -153,7 +154,7 @@ def test_saliency_of_a_trained_detector_is_on_the_objects(
 def test_each_box_has_a_picture_and_a_map(detector: tuple[Scorer, Squares]) -> None:
     scorer, examples = detector
     image = examples.scenes[0][1]
-    rows = parse_rows([row(image, attributions=True, n_masks=10)], Task.DETECTION)
+    rows = parse_rows([row(image, xai_algorithm="drise", attributions=True, n_masks=10)], Task.DETECTION)
     (answer,) = scorer.score(rows, {"box_score_threshold": 0.05})
     (plain,) = scorer.score(
         parse_rows([row(image)["image_base64"]], Task.DETECTION), {"box_score_threshold": 0.05}
@@ -172,6 +173,6 @@ def test_each_box_has_a_picture_and_a_map(detector: tuple[Scorer, Squares]) -> N
 
 def test_objects_with_polygons_are_explained_too(packaged: Any) -> None:
     scorer = Scorer.load(packaged(Task.SEGMENTATION) / "artifacts", device="cpu")
-    answer = explain(scorer, scene(0, 1)[0], attributions=True, n_masks=10)
+    answer = explain(scorer, scene(0, 1)[0], xai_algorithm="drise", attributions=True, n_masks=10)
     assert len(answer["boxes"]) == len(answer["visualizations"]) == len(answer["attributions"]) > 0
     assert {len(each) for each in answer["boxes"]} == {4}
