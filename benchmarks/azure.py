@@ -46,6 +46,7 @@ from trainer.data.reading.jsonl import read
 from trainer.data.reading.urls import local_path
 from trainer.errors import TrainerError
 from trainer.job.job import Job
+from trainer.metric_names import is_minimised
 from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Run
 
@@ -104,7 +105,8 @@ def read_azure(tracking_uri: str, run_id: str, primary_metric: str) -> Side:
             "; is it of the same task as the job file?"
         )
     steps = history[primary_metric]
-    at = max(steps, key=lambda step: (steps[step], -step))
+    sign = -1 if is_minimised(primary_metric) else 1
+    at = max(steps, key=lambda step: (sign * steps[step], -step))
     # Metrics that were logged once, at the end, are those of the best epoch.
     metrics = {name: values.get(at, values[max(values)]) for name, values in history.items()}
     seconds = _seconds(run)
@@ -131,7 +133,8 @@ def _best_of(client: Any, run: Any, primary_metric: str) -> Any:
     if primary_metric in run.data.metrics:
         return run
     scored = [child for child in _children(client, run) if primary_metric in child.data.metrics]
-    return max(scored, key=lambda child: child.data.metrics[primary_metric], default=run)
+    best = min if is_minimised(primary_metric) else max
+    return best(scored, key=lambda child: child.data.metrics[primary_metric], default=run)
 
 
 def train(config: Path, output: Path, flags: Sequence[str]) -> Run:

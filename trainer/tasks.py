@@ -24,13 +24,8 @@ class Task(StrEnum):
 
     @property
     def primary_metric(self) -> str:
-        """The default primary metric, which the best epoch maximises."""
-        return _FACTS[self].primary_metrics[0]
-
-    @property
-    def primary_metrics(self) -> tuple[str, ...]:
-        """The metrics that a job may choose as primary, the default first."""
-        return _FACTS[self].primary_metrics
+        """The default primary metric; `trainer.metric_names` has all that a job may choose."""
+        return _FACTS[self].primary_metric
 
     @property
     def default_model(self) -> str:
@@ -74,25 +69,23 @@ def _letters(name: str) -> str:
 @dataclass(frozen=True, slots=True)
 class _Facts:
     job_name: str
-    primary_metrics: tuple[str, ...]
+    primary_metric: str
     default_model: str
     label_shape: str
 
 
 _FACTS = {
-    Task.CLASSIFICATION: _Facts("image_classification", ("accuracy",), "seresnext", "one class name"),
-    Task.MULTILABEL: _Facts(
-        "image_classification_multilabel", ("iou", "accuracy"), "seresnext", "a list of class names"
-    ),
+    Task.CLASSIFICATION: _Facts("image_classification", "accuracy", "seresnext", "one class name"),
+    Task.MULTILABEL: _Facts("image_classification_multilabel", "iou", "seresnext", "a list of class names"),
     Task.DETECTION: _Facts(
         "image_object_detection",
-        ("mean_average_precision",),
+        "mean_average_precision",
         "fasterrcnn_resnet50_fpn",
         "a list of boxes {label, topX, topY, bottomX, bottomY, isCrowd}",
     ),
     Task.SEGMENTATION: _Facts(
         "image_instance_segmentation",
-        ("mean_average_precision",),
+        "mean_average_precision",
         "maskrcnn_resnet50_fpn",
         "a list of objects {label, isCrowd, polygon: [[x1, y1, x2, y2, …]]}",
     ),

@@ -306,6 +306,21 @@ def test_primary_metric_may_have_the_rest_spelling() -> None:
     ]  # fmt: skip
 
 
+def test_primary_metric_may_be_any_that_evaluations_report() -> None:
+    def of(task: str, metric: str, **settings: Any) -> Job:
+        return Job.of(task=task, training_data="a", primary_metric=metric, settings=settings)
+
+    assert of("image-classification", "AUCWeighted").metric == "AUC_weighted"
+    assert of("object-detection", "recall").resolve_settings().validation_metric_type == "voc"
+    assert of("object-detection", "map_50").resolve_settings().validation_metric_type == "coco_voc"
+    coco = of("instance-segmentation", "mAP@[.5:.95]", validation_metric_type="coco")
+    assert (coco.metric, coco.resolve_settings().validation_metric_type) == ("map", "coco")
+    again = of("object-detection", "log_loss", log_validation_loss="Disable")
+    assert again.to_dict()["training_parameters"]["log_validation_loss"] == "Enable"
+    with pytest.raises(JobError, match=r"primary_metric: .*got 'acuracy'; did you mean accuracy\?"):
+        of("image-classification", "acuracy")
+
+
 def test_constructor_takes_paths_of_registered_data() -> None:
     assets = {"fridge": "data/fridge", "fridge:2": "data/second"}
     job = Job(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,14 @@ def decision_oracle(targets: npt.NDArray[np.generic], predicted: npt.NDArray[np.
     return expected
 
 
+def norm_macro_recall(
+    targets: npt.NDArray[np.generic], predicted: npt.NDArray[np.generic], labels: Any, chance: float
+) -> float:
+    """Azure's definition: the mean recall of the classes that images have, 0 at chance and 1 at best."""
+    recall = sk.recall_score(targets, predicted, labels=labels, average="macro")
+    return max(0.0, (recall - chance) / (1 - chance))
+
+
 def evaluate(task: Task, targets: npt.NDArray[np.generic], probs: Array) -> metrics.Evaluator:
     evaluator = metrics.create(task, [f"클래스 {label}" for label in range(probs.shape[1])])
     for row, target in zip(probs, targets, strict=True):
@@ -123,6 +132,8 @@ def test_multiclass_metrics_equal_scikit_learns(scenario: str, seed: int) -> Non
     )
     normalised = probs / probs.sum(axis=1, keepdims=True)
     expected["log_loss"] = sk.log_loss(targets, normalised, labels=labels)
+    answers, seen = probs.argmax(axis=1), np.unique(targets)
+    expected["norm_macro_recall"] = norm_macro_recall(targets, answers, seen, 1 / len(labels))
     evaluator = evaluate(Task.CLASSIFICATION, targets, probs)
     assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert isinstance(evaluator, MulticlassEvaluator)
@@ -144,6 +155,8 @@ def test_multilabel_metrics_equal_scikit_learns(scenario: str, seed: int) -> Non
     expected["iou"] = sk.jaccard_score(targets, predicted, average="samples", zero_division=1)
     for average in AVERAGES:
         expected[f"iou_{average}"] = sk.jaccard_score(targets, predicted, average=average, zero_division=0)
+    seen = np.flatnonzero(targets.any(axis=0))
+    expected["norm_macro_recall"] = norm_macro_recall(targets, predicted, seen, 0.5)
     evaluator = evaluate(Task.MULTILABEL, targets, probs)
     assert evaluator.compute() == pytest.approx(expected, abs=1e-9, nan_ok=True)
     assert isinstance(evaluator, MultilabelEvaluator)
@@ -182,6 +195,7 @@ def test_multiclass_by_hand() -> None:
     assert figures["precision_score_macro"] == pytest.approx((1 / 3 + 0 + 1) / 3)
     assert figures["recall_score_weighted"] == pytest.approx((1 + 0 + 2 * 0.5) / 4)
     assert figures["log_loss"] == pytest.approx(-np.log([0.7, 0.4, 0.7, 0.25]).mean(), abs=1e-6)
+    assert figures["norm_macro_recall"] == pytest.approx(((1 + 0 + 0.5) / 3 - 1 / 3) / (1 - 1 / 3))
 
 
 def test_multilabel_by_hand_and_threshold_is_inclusive() -> None:
@@ -207,6 +221,7 @@ def test_a_single_class_raises_no_warning() -> None:
     assert figures["accuracy"] == 1
     assert figures["log_loss"] == pytest.approx(0, abs=1e-9)
     assert math.isnan(figures["AUC_macro"])
+    assert math.isnan(figures["norm_macro_recall"])
     assert figures["average_precision_score_macro"] == 1
 
 

@@ -25,7 +25,7 @@ from trainer.metrics.results import Analysis
 from trainer.report.number_format import format_value
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.report_writing import remake
+from trainer.training.report_writing import _validation_settings, remake
 
 MODEL = "timm/test_resnet"
 
@@ -98,6 +98,22 @@ def segmented(folder: Path, trained: Run, scenes: SampleData) -> Run:
             file.write(json.dumps({"image_url": line["image_url"], "boxes": boxes}) + "\n")
     remake([run.directory])
     return run
+
+
+def test_sweep_is_evaluated_by_the_settings_of_its_best_trial(trained: Run, tmp_path: Path) -> None:
+    made = {"task": Task.DETECTION, "model": "yolo11n", "primary_metric": "recall", "best_trial": 1}
+    run = Run(tmp_path)
+    run.write_result(trained.read_result().model_copy(update=made))
+    columns = "trial,state,recall,latency_ms,pareto,seconds,directory,reason"
+    rows = ["0,complete,0.1,,,,,,0.3,voc,0.1", "1,complete,0.2,,,,,,0.7,coco,0.2"]
+    lines = [f"{columns},validation_iou_threshold,validation_metric_type,learning_rate", *rows]
+    (tmp_path / "trials.csv").write_text("\n".join(lines), "utf-8")
+    space = {
+        "validation_iou_threshold": "choice(0.3, 0.7)",
+        "validation_metric_type": "choice('voc', 'coco')",
+    }
+    job = Job(task=Task.DETECTION, training_data="a", search_space=space, primary_metric="recall")
+    assert _validation_settings(run, job) == (0.7, "coco")
 
 
 def answered(labelled: dict[str, Any], score: float) -> dict[str, Any]:

@@ -92,3 +92,27 @@ def test_importance_pools_all_sub_spaces() -> None:
     assert list(found) == ["model_name"]
     same = [Trial(n, "complete", 0.5, None, False, 1.0, "", "", {"x": n}) for n in range(12)]
     assert setting_importance(same) == "All trials have the same metric."
+
+
+def test_trials_of_a_minimised_metric_are_ranked_by_the_lowest(tmp_path: Path) -> None:
+    run = write(tmp_path, 9)
+    table = tmp_path / "trials.csv"
+    table.write_text(table.read_text("utf-8").replace("accuracy", "log_loss"), "utf-8")
+    trials = [trial for trial in read_trials(table, "log_loss") if trial.value is not None]
+    for trial in trials:
+        folder = tmp_path / "trials" / f"{trial.number:04}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"epoch,log_loss\n1,{trial.value}\n", "utf-8")
+    lines = table.read_text("utf-8").splitlines()
+    header = lines[0].split(",")
+    rows = [line.split(",") for line in lines[1:]]
+    for row in rows:
+        row[header.index("directory")] = f"trials/{int(row[0]):04}"
+    table.write_text("\n".join([lines[0], *(",".join(row) for row in rows)]) + "\n", "utf-8")
+    page = Page("sweep")
+    add_sweep_results(page, run, "log_loss", 0)
+    by_epoch = next(chart for chart in page.charts if chart.name == "trials-by-epoch")
+    ranked = [f"trial {trial.number}" for trial in sorted(trials, key=lambda trial: trial.value or 0.0)]
+    assert all(name in str(by_epoch.html()) for name in ranked[:7])
+    assert not any(name in str(by_epoch.html()) for name in ranked[7:])
+    assert "the lower its log_loss, the stronger the line" in page.render()

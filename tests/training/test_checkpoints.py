@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,8 +18,11 @@ import trainer
 from tests.training.conftest import job
 from trainer.data.samples import SampleData
 from trainer.errors import BrokenOffError, NoMemoryError
+from trainer.settings import Settings
 from trainer.tasks import Task
+from trainer.training.callbacks import StopEarly
 from trainer.training.checkpoints import WRITTEN, KeepBest
+from trainer.training.module import TrainingModule
 
 
 class Rising(Callback):
@@ -29,6 +34,31 @@ class Rising(Callback):
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         (best,) = (each for each in trainer.callbacks if isinstance(each, KeepBest))  # type: ignore[attr-defined]
         module.metrics[best.primary_metric] = self.values[trainer.current_epoch]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best_epochs"),
+    [
+        ("recall", (0.2, 0.5, 0.4, 0.6), [1, 2, 2, 4]),
+        ("log_loss", (2.0, 1.0, 1.5, 0.5), [1, 2, 2, 4]),
+        ("log_loss", (math.nan, 3.0, math.nan, 4.0), [1, 2, 2, 2]),
+        ("norm_macro_recall", (math.nan, math.nan, 0.0, 0.0), [1, 2, 3, 3]),
+    ],
+)
+def test_best_epoch_has_the_highest_metric_or_the_lowest_loss(
+    metric: str, values: tuple[float, ...], best_epochs: list[int]
+) -> None:
+    best, found, waited = KeepBest(metric), [], []
+    early = StopEarly(best, Settings(early_stopping_delay=0, early_stopping_patience=9))
+    for epoch, value in enumerate(values):
+        trainer = Mock(current_epoch=epoch, max_epochs=9)
+        module = Mock(spec=TrainingModule, evaluated_epoch=epoch, metrics={metric: value})
+        best.on_train_epoch_end(trainer, module)
+        early.on_train_epoch_end(trainer, module)
+        found.append(best.epoch)
+        waited.append(early.waited)
+    assert found == best_epochs
+    assert [count == 0 for count in waited] == [epoch == best for epoch, best in enumerate(best_epochs, 1)]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -113,5 +143,6 @@ def test_lack_of_memory_is_not_reported_as_full_disk(
 
     monkeypatch.setattr(torch, "save", no_memory)
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", number_of_epochs=1)
-    with pytest.raises(NoMemoryError, match="memory ran out: the machine's"):
+    advice = r"memory ran out: .*\. Lower validation_batch_size \(78\) or validation_crop_size \(48\)"
+    with pytest.raises(NoMemoryError, match=advice):
         trainer.fit(wanted)

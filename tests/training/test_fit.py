@@ -25,25 +25,26 @@ from trainer.training.module import TrainingModule
 
 
 @pytest.mark.parametrize(
-    ("task", "model"),
+    ("task", "model", "metric"),
     [
-        (Task.CLASSIFICATION, "resnet18"),
-        (Task.MULTILABEL, "timm/test_resnet"),
-        (Task.DETECTION, "yolo11n"),
-        (Task.SEGMENTATION, "maskrcnn_resnet18_fpn"),
+        (Task.CLASSIFICATION, "resnet18", "norm_macro_recall"),
+        (Task.MULTILABEL, "timm/test_resnet", "log_loss"),
+        (Task.DETECTION, "yolo11n", "map"),
+        (Task.SEGMENTATION, "maskrcnn_resnet18_fpn", ""),
     ],
 )
 def test_run_directory_is_complete(
-    digits: dict[Task, SampleData], task: Task, model: str, tmp_path: Path
+    digits: dict[Task, SampleData], task: Task, model: str, metric: str, tmp_path: Path
 ) -> None:
-    run = trainer.fit(job(digits, task, model, tmp_path / "run"))
-    result = run.read_result()
-    assert (result.task, result.model, result.primary_metric) == (task, model, task.primary_metric)
+    wanted = job(digits, task, model, tmp_path / "run")
+    run = trainer.fit(wanted.changed(primary_metric=metric) if metric else wanted)
+    result, metric = run.read_result(), metric or task.primary_metric
+    assert (result.task, result.model, result.primary_metric) == (task, model, metric)
     assert result.epochs == 2
     table = rows(run)
     assert [row["epoch"] for row in table] == ["1", "2"]
-    best = max(table, key=lambda row: float(row[task.primary_metric]))
-    assert float(best[task.primary_metric]) == pytest.approx(result.value)
+    best = (min if metric == "log_loss" else max)(table, key=lambda row: float(row[metric]))
+    assert float(best[metric]) == pytest.approx(result.value)
     assert int(best["epoch"]) == result.best_epoch
     assert all(math.isfinite(float(row["train_loss"])) for row in table)
     assert result.durations.total >= result.durations.train > 0
@@ -63,6 +64,12 @@ def test_run_directory_is_complete(
         assert name in table[-1]
         if not name.startswith("iou_classwise."):
             assert f"{name} {value:.4f}" in said
+
+
+def test_metric_of_an_unknown_class_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+    wanted = job(digits, Task.MULTILABEL, "timm/test_resnet", tmp_path / "run")
+    with pytest.raises(JobError, match="primary_metric: must name a class of the data, got 'cat'"):
+        trainer.fit(wanted.changed(primary_metric="iou_classwise.cat"))
 
 
 def test_job_file_of_a_run_reproduces_it(digits: dict[Task, SampleData], tmp_path: Path) -> None:

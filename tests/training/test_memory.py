@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,15 @@ from tests.conformance.conftest import Case, make_case
 from tests.training.conftest import job, rows
 from trainer.data.samples import SampleData
 from trainer.errors import TrainingError
+from trainer.job.job import Job
+from trainer.models import catalog
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import takes
 from trainer.models.training_items import Draw
 from trainer.tasks import Task
 from trainer.training.batch_size import largest_power_of_two
 from trainer.training.memory import ran_out_of_memory
+from trainer.training.train import settings_to_lower
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,11 +91,22 @@ def test_micro_batches_stay_small_after_a_resume(digits: dict[Task, SampleData],
 
 
 def test_one_image_too_many_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="even one image at a time; lower the image size"):
+    with pytest.raises(TrainingError, match=r"one image at a time; lower training_crop_size \(32\)"):
         trainer.fit(
             job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **VIT),
             callbacks=[SmallMemory(most=0)],
         )
+
+
+@pytest.mark.parametrize("entry", catalog.MODELS.values(), ids=lambda entry: entry.name)
+def test_advice_names_only_settings_that_the_model_has(entry: ModelEntry) -> None:
+    wanted = Job(task=entry.tasks[0], training_data="a", model=entry.name)
+    for batch in (4, 1):
+        settings = wanted.changed(settings={"validation_batch_size": batch}).resolve_settings()
+        names = re.findall(r"(\w+) \(\d+\)", settings_to_lower(wanted, settings))
+        assert len(names) == (2 if batch > 1 else 1)
+        assert ("validation_batch_size" in names) is (batch > 1)
+        assert all(takes(entry, name) for name in names)
 
 
 MODELS = [

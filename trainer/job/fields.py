@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from trainer.errors import JobError
 from trainer.fields import Parsed, enum_member, option
 from trainer.job.places import places_of, tracking_place, without_prefix
 from trainer.job.sweep import Limits, Sweep
+from trainer.metric_names import parse_metric
 from trainer.models.weights.choice import NONE
 from trainer.tasks import Task
 
@@ -108,7 +108,9 @@ class AzureOptions(LocalOptions):
     target_column_name: str = _data("label", min_length=1)
     """Key of the data's lines that holds the label."""
     primary_metric: str | None = _model(None)
-    """Metric that decides which epoch, and in a sweep which trial, is the best. [default: the task's]"""
+    """Metric that decides which epoch, and in a sweep which trial, is the best: any that evaluations report,
+    such as AUC_weighted, recall, map (mean_average_precision at IoU 0.5 to 0.95) or log_loss, which is
+    minimised. [default: the task's]"""
     limits: Parsed[Limits, Limits | Mapping[str, int | None]] = _sweep(Limits())
     """Limits of trials and time."""
     sweep: Parsed[Sweep | None, Sweep | Mapping[str, Any] | None] = _sweep(None)
@@ -157,10 +159,8 @@ class AzureOptions(LocalOptions):
             raise ValueError("must be a map of parameters to expressions, or a list of such maps")
         return tuple({str(name): expression for name, expression in space.items()} for space in spaces)
 
-    @field_validator("primary_metric", mode="before")
+    @field_validator("primary_metric")
     @classmethod
-    def _snake_case(cls, value: Any) -> Any:
-        """Read the REST form's MeanAveragePrecision."""
-        if not isinstance(value, str):
-            return value
-        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", enum_member(value)).lower()
+    def _metric_of_task(cls, name: str | None, info: ValidationInfo) -> str | None:
+        task = info.data.get("task")
+        return name if name is None or task is None else parse_metric(name, task)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from trainer import metric_names
 from trainer.errors import JobError, Problem, problem_of
 from trainer.fields import Parsed, details, option
 from trainer.job import file as job_file
@@ -96,9 +97,6 @@ class Job(AzureOptions):
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Job:
-        if self.primary_metric is not None and self.primary_metric not in self.task.primary_metrics:
-            known = " or ".join(self.task.primary_metrics)
-            raise ValueError(f"primary_metric of {self.task} must be {known}, got {self.primary_metric!r}")
         if self.sweep is not None and not self.sweeps:
             raise ValueError("sweep needs a search_space to search, or limits.max_trials over 1")
         options = [name for name in SweepOptions.model_fields if getattr(self, name) is not None]
@@ -148,7 +146,16 @@ class Job(AzureOptions):
         if self.weights_choice == NONE:
             # Layers that start from random values are not worth freezing, unless the user asks for it.
             values.setdefault("layers_to_freeze", None)
-        return resolve(self.task, self.model_name, values, where)
+        return self._with_primary_metric(resolve(self.task, self.model_name, values, where))
+
+    def _with_primary_metric(self, settings: Settings) -> Settings:
+        """The settings under which evaluations compute the primary metric, too."""
+        changes: dict[str, str] = {}
+        if self.metric in metric_names.COCO and "coco" not in settings.validation_metric_type:
+            changes["validation_metric_type"] = "coco_voc"
+        if self.metric == "log_loss":
+            changes["log_validation_loss"] = "Enable"
+        return settings.model_copy(update=changes)
 
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
         """The job of a trial, a single run.

@@ -87,14 +87,20 @@ class MulticlassEvaluator(_ClassificationEvaluator):
     def compute(self) -> dict[str, float]:
         """Compute all metrics.
 
-        They are accuracy, log_loss (mean cross entropy in nats), and AUC, average_precision_score, f1_score,
-        precision_score and recall_score, each with the suffixes _macro, _micro and _weighted.
+        They are accuracy, log_loss (mean cross entropy in nats), norm_macro_recall, and AUC,
+        average_precision_score, f1_score, precision_score and recall_score, each with the suffixes _macro,
+        _micro and _weighted. norm_macro_recall is the mean recall of the classes that images have, scaled so
+        that random answers get 0 and right ones 1; NaN if there is only one class.
         """
         probs, labels = self._stacked_probs(), self._labels()
         predicted = probs.argmax(axis=1) if len(labels) else labels
         metrics = {"accuracy": float(np.mean(predicted == labels)) if len(labels) else math.nan}
         metrics |= _ranking_metrics(self._one_hot(labels), probs)
         metrics |= _decision_metrics(labels, predicted)
+        support = np.bincount(labels, minlength=len(self.classes))
+        hits = np.bincount(labels[predicted == labels], minlength=len(self.classes))
+        recalls = hits[support > 0] / support[support > 0]
+        metrics["norm_macro_recall"] = _above_chance(recalls, 1 / max(1, len(self.classes)))
         metrics["log_loss"] = math.nan
         if len(labels):
             scaled = probs / probs.sum(axis=1, keepdims=True)
@@ -136,6 +142,8 @@ class MultilabelEvaluator(_ClassificationEvaluator):
     def compute(self) -> dict[str, float]:
         """Compute the metrics of multi-class, and iou and iou_{micro, macro, weighted}.
 
+        For norm_macro_recall, a random answer finds half of a class's images.
+
         accuracy is the fraction of images whose set of classes is exactly right; log_loss the binary cross
         entropy in nats, averaged over images and classes; iou the Jaccard index of true and predicted set (1
         if both are empty), averaged over images. `iou_classwise` is a method, as it has a value per class.
@@ -145,7 +153,7 @@ class MultilabelEvaluator(_ClassificationEvaluator):
         metrics |= _ranking_metrics(targets, probs)
         metrics |= _decision_metrics(targets, predicted)
         if not len(probs):
-            names = ("log_loss", "iou", "iou_micro", "iou_macro", "iou_weighted")
+            names = ("log_loss", "iou", "iou_micro", "iou_macro", "iou_weighted", "norm_macro_recall")
             return metrics | dict.fromkeys(names, math.nan)
         likelihood = _clipped(np.where(targets, probs, 1 - probs))
         metrics["log_loss"] = float(-np.log(likelihood).mean())
@@ -153,6 +161,8 @@ class MultilabelEvaluator(_ClassificationEvaluator):
         intersection = (targets & predicted).sum(axis=1)
         metrics["iou"] = float(np.where(union > 0, intersection / np.maximum(union, 1), 1.0).mean())
         intersection, union, support = self._counts()
+        recalls = intersection[support > 0] / support[support > 0]
+        metrics["norm_macro_recall"] = _above_chance(recalls, 0.5)
         by_class = intersection / np.maximum(union, 1)
         metrics["iou_micro"] = _ratio(intersection.sum(), union.sum())
         metrics["iou_macro"] = float(by_class.mean())
@@ -221,6 +231,13 @@ def _checked(prediction: Prediction, classes: Sequence[str]) -> npt.NDArray[np.f
 def _clipped(likelihood: DoubleArray) -> DoubleArray:
     epsilon = np.finfo(np.float64).eps  # as in scikit-learn's log_loss
     return likelihood.clip(epsilon, 1 - epsilon)
+
+
+def _above_chance(recalls: DoubleArray, chance: float) -> float:
+    """The mean recall [C] as a fraction of the way from chance to 1, at least 0; NaN if undefined."""
+    if not len(recalls) or chance == 1:
+        return math.nan
+    return max(0.0, (float(recalls.mean()) - chance) / (1 - chance))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -10,28 +10,9 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from trainer.annotations import FloatArray
+from trainer.metric_names import COCO as NAMES
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.masks import Rle, areas
-
-NAMES = (
-    "map",
-    "map_50",
-    "map_75",
-    "map_small",
-    "map_medium",
-    "map_large",
-    "mar_1",
-    "mar_10",
-    "mar_100",
-    "mar_small",
-    "mar_medium",
-    "mar_large",
-)
-"""In the order of the COCO API's summary, with torchmetrics' names.
-
-Mean average precision over IoU .50 to .95, at .50, at .75, and for small, medium and large objects. Mean
-average recall for at most 1, 10 and 100 detections per class and image, then by object size.
-"""
 
 
 def compute(images: Sequence[EvaluatedImage], classes: Sequence[str], *, by_masks: bool) -> dict[str, float]:

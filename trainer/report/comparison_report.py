@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trainer.errors import RunError
+from trainer.metric_names import is_minimised
 from trainer.metrics.results import Analysis
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.line_chart import Series, line_chart
@@ -82,7 +83,9 @@ def _unique_names(runs: Sequence[Run]) -> list[str]:
 def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
     results = [run.result for run in compared]
     values = [result.value for result in results]
-    best = max((value for value in values if value == value), default=None)
+    metrics = {result.primary_metric for result in results}
+    better = min if all(map(is_minimised, metrics)) else max
+    best = better((value for value in values if value == value), default=None) if len(metrics) == 1 else None
     rows: list[Sequence[object]] = [
         ("report", *(_report_link(run.run, output) for run in compared)),
         ("model", *(result.model for result in results)),
@@ -158,7 +161,7 @@ def _mark_if(value: float | None, is_best: bool) -> object:
 def _history(compared: Sequence[_ComparedRun]) -> list[object]:
     blocks: list[object] = []
     metrics = list(dict.fromkeys(run.result.primary_metric for run in compared))
-    for column in (*metrics, "log_loss", "train_loss", "learning_rate"):
+    for column in dict.fromkeys((*metrics, "log_loss", "train_loss", "learning_rate")):
         series = [
             series_of(run.rows, column, run.name)
             for run in compared
@@ -166,7 +169,7 @@ def _history(compared: Sequence[_ComparedRun]) -> list[object]:
         ]
         if series:
             epochs = Scale.of_epochs(max(max(line.x) for line in series))
-            y_scale = Scale(0.0, 1.0) if column in metrics else None
+            y_scale = Scale(0.0, 1.0) if column in metrics and not is_minimised(column) else None
             name = f"compared-{column.replace('_', '-')}"
             blocks.append(line_chart(name, column, series, x_label="epoch", x_scale=epochs, y_scale=y_scale))
     return blocks

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.errors import RunError
 from trainer.files import atomic_writer
+from trainer.metric_names import CLASSWISE
 from trainer.settings import Settings
 from trainer.training.checkpoints import KeepBest
-from trainer.training.evaluation import CLASSWISE
 from trainer.training.module import TrainingModule
 from trainer.training.tracking import Tracker
 

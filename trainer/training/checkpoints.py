@@ -14,6 +14,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from trainer.errors import BrokenOffError
+from trainer.metric_names import is_minimised
 from trainer.runs import Run
 from trainer.training.module import TrainingModule
 
@@ -49,8 +50,9 @@ class KeepBest(Callback):
         assert isinstance(module, TrainingModule)
         if module.evaluated_epoch == trainer.current_epoch:
             value = module.metrics.get(self.primary_metric, math.nan)
+            is_better = value < self.value if is_minimised(self.primary_metric) else value > self.value
             # While the best value is undefined, the latest evaluation counts as the best.
-            if not self.epoch or value > self.value or math.isnan(self.value):
+            if not self.epoch or is_better or math.isnan(self.value):
                 self.epoch, self.metrics = trainer.current_epoch + 1, dict(module.metrics)
 
 

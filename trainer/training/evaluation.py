@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from trainer import metrics as evaluators
 from trainer.annotations import Prediction, Target
+from trainer.metric_names import CLASSWISE
 from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
 from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
 from trainer.settings import Settings
 from trainer.training.loading import gather
-
-CLASSWISE = "iou_classwise."
 
 
 class Evaluation:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data.training_data import Data, load
+from trainer.errors import JobError, Problem, did_you_mean
 from trainer.job.job import Job
+from trainer.metric_names import CLASSWISE
 
 
 def load_data(
@@ -26,8 +28,9 @@ def load_data(
 
     Raises:
         DataError: the data are missing or break the schema; lists all problems.
+        JobError: the primary metric is that of a class that the data lack.
     """
-    return load(
+    data = load(
         job.task,
         job.training_data,
         job.validation_data,
@@ -40,3 +43,9 @@ def load_data(
         check_images=check_images,
         progress=progress,
     )
+    name = job.metric.removeprefix(CLASSWISE)
+    if name != job.metric and name not in data.classes:
+        hint = did_you_mean(name, data.classes, otherwise=f"there are {', '.join(data.classes)}")
+        problem = Problem("", "primary_metric", "must name a class of the data", repr(name), hint)
+        raise JobError("the job cannot be run:", [problem])
+    return data

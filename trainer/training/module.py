@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
+from trainer.models.catalog import CARDS
 from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.reading import SPEC_KEY
 from trainer.settings import Settings
@@ -204,7 +205,8 @@ class TrainingModule(LightningModule):
         where = (
             f"epoch {self.current_epoch + 1}: {self.device} ran out of memory with batches of {images} images"
         )
-        smaller = "lower the image size or take a smaller model"
+        size = CARDS[self.family.spec.family].size_setting
+        smaller = f"lower {size} ({getattr(self.settings, size)}) or take a smaller model"
         if self.trainer.world_size > 1:
             accumulated = 2 * self.settings.gradient_accumulation_step
             halved = (

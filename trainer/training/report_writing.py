@@ -17,6 +17,7 @@ from trainer.metrics import analysis as analysing
 from trainer.report.comparison_report import write_comparison
 from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.run_report import write_run_report
+from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.job_data import load_data
@@ -123,7 +124,12 @@ def _sizes(data: Data) -> list[tuple[int, int]]:
 def _validation_settings(run: Run, job: Job) -> tuple[float, str]:
     """The run's validation_iou_threshold and validation_metric_type; for a sweep, its best trial's."""
     if job.sweeps:
-        job = job.for_trial({"model_name": run.read_result().model})
+        result = run.read_result()
+        trials = read_trials(run.directory / TRIALS_FILE, result.primary_metric)
+        proposed = next((trial.settings for trial in trials if trial.number == result.best_trial), {})
+        names = ("validation_iou_threshold", "validation_metric_type")
+        own = {name: proposed[name] for name in names if name in proposed}
+        job = job.for_trial({"model_name": result.model, **own})
     settings = job.resolve_settings()
     return settings.validation_iou_threshold, settings.validation_metric_type
 

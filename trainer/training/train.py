@@ -15,8 +15,11 @@ from lightning import Callback, Trainer
 
 from trainer.data.datasets import RecordExamples
 from trainer.errors import NoMemoryError
+from trainer.job.job import Job
 from trainer.models.catalog import find
+from trainer.models.defaults import takes
 from trainer.runs import Run
+from trainer.settings import Settings
 from trainer.training.batch_size import FindBatchSize
 from trainer.training.callbacks import (
     EvaluateLast,
@@ -114,13 +117,18 @@ def train(
             if not ran_out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0] or "the machine's"
-            size = find(plan.job.model_name, plan.job.task).card.size_setting
-            raise NoMemoryError(
-                f"memory ran out: {reason}. Lower validation_batch_size ({settings.validation_batch_size}) "
-                f"or {size} ({getattr(settings, size)})"
-            ) from error
+            advice = settings_to_lower(plan.job, settings)
+            raise NoMemoryError(f"memory ran out: {reason}. Lower {advice}") from error
         directory = trainer.strategy.broadcast(run.directory, src=0)
     return Trained(directory, module.current_epoch, best, module.timed_out, module.evaluation_seconds)
+
+
+def settings_to_lower(job: Job, settings: Settings) -> str:
+    """The settings of the model that decide how much memory an evaluation takes, with their values."""
+    entry = find(job.model_name, job.task)
+    sizes = [name for name in ("validation_crop_size", entry.card.size_setting) if takes(entry, name)]
+    names = ["validation_batch_size"] if settings.validation_batch_size > 1 else []
+    return " or ".join(f"{name} ({getattr(settings, name)})" for name in (*names, sizes[0]))
 
 
 def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> Path:

@@ -118,7 +118,7 @@ def test_weak_trials_are_given_up(digits: SampleData, tmp_path: Path) -> None:
         job(
             digits,
             tmp_path / "run",
-            # Nothing is learned at a rate of 0, and the first trials' accuracy is over 0.
+            # Nothing is learned at a rate of 0.
             {"learning_rate": choice(0.01, 0.0)},
             limits={"max_trials": 2},
             sweep={
@@ -126,6 +126,7 @@ def test_weak_trials_are_given_up(digits: SampleData, tmp_path: Path) -> None:
                 "early_termination": {"type": "truncation_selection", "truncation_percentage": 60},
             },
             settings={"number_of_epochs": 6, "early_stopping": False},
+            primary_metric="log_loss",
         )
     )
     rows = {float(row["learning_rate"]): row for row in table(run.directory)}
@@ -134,6 +135,8 @@ def test_weak_trials_are_given_up(digits: SampleData, tmp_path: Path) -> None:
     assert int(rows[0.0]["epochs"]) < 6
     assert Run(Path(rows[0.0]["directory"])).best_checkpoint.exists()
     assert run.read_result().best_trial == int(rows[0.01]["trial"])
+    assert float(rows[0.01]["log_loss"]) == run.read_result().value < float(rows[0.0]["log_loss"])
+    assert f"settings of trial {rows[0.01]['trial']}: learning_rate 0.01" in run.log.read_text("utf-8")
 
 
 def test_the_fastest_and_the_best(digits: SampleData, tmp_path: Path) -> None:

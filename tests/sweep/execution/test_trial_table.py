@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from trainer.sweep.execution.trial_records import Record, render
+from trainer.sweep.execution.trial_records import Record, best_of, pareto_front, render
 
 
 def test_table_shows_reasons_with_brackets() -> None:
@@ -16,3 +16,18 @@ def test_table_shows_reasons_with_brackets() -> None:
     with console.capture() as captured:
         console.print(render([failed], "accuracy"))
     assert reason in captured.get()
+
+
+def test_best_trial_has_the_highest_metric_or_the_lowest_loss() -> None:
+    objectives = [(0.5, 30.0), (0.2, 20.0), (0.9, 10.0), (0.1, 90.0)]
+    records = [Record(n, "complete", {}, values, None, 1, {}, None) for n, values in enumerate(objectives)]
+    best = {metric: best_of(records, metric) for metric in ("recall", "log_loss")}
+    assert {metric: record.number for metric, record in best.items() if record} == {
+        "recall": 2,
+        "log_loss": 3,
+    }
+    within = best_of(records, "log_loss", max_latency=50)
+    assert within is not None
+    assert within.number == 1
+    assert pareto_front(records, "recall") == {2}
+    assert pareto_front(records, "log_loss") == {1, 2, 3}

@@ -27,22 +27,26 @@ def parallel_coordinates(
     *,
     labels: Sequence[str],
     best: int | None = None,
+    is_minimised: bool = False,
     notes: Sequence[str] = (),
 ) -> Chart:
     """Draw a vertical axis for each quantity and a line for each row.
 
     Args:
-        axes: keys of the rows; the higher a row's value on the last axis, the stronger its line.
+        axes: keys of the rows; the better a row's value on the last axis, the stronger its line.
         rows: values by axis; a missing value leaves a gap.
         labels: name of each row, for its tooltip.
         best: index of the row to highlight.
+        is_minimised: lower values on the last axis are better.
     """
     drawn_axes = [_axis([row.get(axis) for row in rows]) for axis in axes]
     parts = []
     for index in sorted(range(len(rows)), key=lambda index: index == best):  # draw the best last, on top
         heights = [axis.heights[index] for axis in drawn_axes]
         values = {axis: rows[index][axis] for axis in axes if rows[index].get(axis) not in (None, "")}
-        parts.append(_row_line(labels[index], values, heights, index == best))
+        height = heights[-1] or 0.0
+        strength = 1.0 if index == best else 0.2 + 0.6 * (1 - height if is_minimised else height)
+        parts.append(_row_line(labels[index], values, heights, strength, index == best))
     for place, (axis, drawn_axis) in enumerate(zip(axes, drawn_axes, strict=True)):
         x = _LEFT + place * _AXIS_DISTANCE
         parts.append(line(x, _TOP, x, _TOP + _AXIS_HEIGHT, "axis"))
@@ -63,7 +67,11 @@ def parallel_coordinates(
 
 
 def _row_line(
-    label: str, values: Mapping[str, object], heights: Sequence[float | None], is_best: bool
+    label: str,
+    values: Mapping[str, object],
+    heights: Sequence[float | None],
+    strength: float,
+    is_best: bool,
 ) -> Html:
     commands = "".join(
         f"{'L' if place and heights[place - 1] is not None else 'M'}{_LEFT + place * _AXIS_DISTANCE:.1f} "
@@ -71,10 +79,9 @@ def _row_line(
         for place, height in enumerate(heights)
         if height is not None
     )
-    opacity = 1.0 if is_best else 0.2 + 0.6 * (heights[-1] or 0.0)
     tooltip = f"{label}: " + ", ".join(f"{axis} {format_value(value)}" for axis, value in values.items())
     css_class = "line s1 key" if is_best else "line s0"
-    return shape("path", tooltip, d=commands, class_=css_class, stroke_opacity=f"{opacity:.2f}")
+    return shape("path", tooltip, d=commands, class_=css_class, stroke_opacity=f"{strength:.2f}")
 
 
 @dataclass(frozen=True)

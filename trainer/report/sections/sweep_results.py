@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trainer.metric_names import is_minimised
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.chart import Chart
 from trainer.report.charts.line_chart import line_chart
@@ -67,7 +68,8 @@ def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int |
         scatter_chart("trial-values", f"{metric} by trial", points, x_label="trial", y_label=metric)
     ]
     series = []
-    for trial in sorted(measured, key=lambda trial: -(trial.value or 0.0))[:_MAX_LINES]:
+    sign = 1 if is_minimised(metric) else -1
+    for trial in sorted(measured, key=lambda trial: sign * (trial.value or 0.0))[:_MAX_LINES]:
         rows = read_metrics(trial.run(run).metrics)
         if any(metric in row for row in rows):
             series.append(series_of(rows, metric, f"trial {trial.number}"))
@@ -112,8 +114,9 @@ def _parallel_coordinates(
     # Settings of a single sub-space are mostly gaps, so choose those that most trials have.
     axes = sorted(varied, key=lambda name: -sum(name in trial.settings for trial in measured))[:_MAX_AXES]
     rows: list[Mapping[str, object]] = [{**trial.settings, metric: trial.value} for trial in measured]
+    better = "lower" if is_minimised(metric) else "higher"
     notes = [
-        f"Each line is a trial; the higher its {metric}, the stronger the line. The best is highlighted."
+        f"Each line is a trial; the {better} its {metric}, the stronger the line. The best is highlighted."
     ]
     omitted = len(varied) - len(axes)
     if omitted:
@@ -121,7 +124,8 @@ def _parallel_coordinates(
     best_index = next((index for index, trial in enumerate(measured) if trial.number == best), None)
     return parallel_coordinates(
         "parallel-coordinates", "Parallel coordinates", [*axes, metric], rows,
-        labels=[f"trial {trial.number}" for trial in measured], best=best_index, notes=notes,
+        labels=[f"trial {trial.number}" for trial in measured], best=best_index,
+        is_minimised=is_minimised(metric), notes=notes,
     )  # fmt: skip
 
 

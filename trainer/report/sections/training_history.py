@@ -68,7 +68,12 @@ def _charts(rows: Rows, names: Sequence[str], primary_metric: str, best_epoch: i
     label_of |= {"train_loss": "training", "log_loss": "validation (log_loss)"}
     seconds = Scale.over([row["seconds"] for row in rows if "seconds" in row], low=0.0)
     charts: list[tuple[str, str, Sequence[str], Scale | None]] = [
-        ("metric", primary_metric, (primary_metric, f"train_{primary_metric}"), unit),
+        (
+            "metric",
+            primary_metric,
+            (primary_metric, f"train_{primary_metric}"),
+            None if is_loss(primary_metric) else unit,
+        ),
         ("loss", "Loss", ("train_loss", "log_loss"), None),
         ("other-metrics", "Other metrics", _other_metrics(rows, names, primary_metric), unit),
         ("loss-parts", "Parts of the training loss", loss_parts[:_MAX_LINES], None),

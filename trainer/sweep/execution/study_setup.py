@@ -8,6 +8,7 @@ import optuna
 
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
+from trainer.metric_names import is_minimised
 from trainer.runs import Run
 from trainer.sweep.execution.messages import write_privately
 from trainer.sweep.execution.storage import open_storage, quiet
@@ -61,7 +62,8 @@ def create_study(job: Job, search: Search, address: str, run: Run) -> TrialQueue
         JobError: the storage cannot be used, or it has a study of the same name.
     """
     name = job.study or run.directory.resolve().name
-    directions: list[Literal["minimize", "maximize"]] = ["maximize"]
+    directions: list[Literal["minimize", "maximize"]]
+    directions = ["minimize" if is_minimised(job.metric) else "maximize"]
     if job.measures_latency:
         directions.append("minimize")
     storage = open_storage(address)

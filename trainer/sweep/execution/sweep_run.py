@@ -215,7 +215,7 @@ class _Sweep:
             RunError: no trial finished, or the best trial's directory is on another machine.
         """
         run, job = self.run, self.job
-        best = trial_records.best_of(records, job.max_latency_ms)
+        best = trial_records.best_of(records, job.metric, job.max_latency_ms)
         if best is None:
             bound = f" within {job.max_latency_ms:g} ms" if job.max_latency_ms else ""
             raise RunError(f"{run.directory}: no trial finished{bound}; trials.csv has the reason for each")
@@ -235,6 +235,7 @@ class _Sweep:
             "%s %.4f in trial %d, the best of %d, after %.0f s",
             job.metric, best.values[0], best.number, len(records), ended - started,
         )  # fmt: skip
+        log.info("settings of trial %d: %s", best.number, trial_records.settings_in_words(best))
         return trial
 
 

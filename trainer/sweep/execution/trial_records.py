@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from trainer.files import atomic_writer
+from trainer.metric_names import is_minimised
 from trainer.sweep import attempts
 from trainer.sweep.attempts import MICRO_BATCHES
 from trainer.sweep.execution.messages import Outcome
@@ -80,10 +81,11 @@ def record_of(number: int, of_trial: Sequence[FrozenTrial]) -> Record:
     )
 
 
-def best_of(records: Sequence[Record], max_latency: float | None = None) -> Record | None:
-    """The trial with the highest primary metric; a pruned one only if no trial is complete.
+def best_of(records: Sequence[Record], metric: str, max_latency: float | None = None) -> Record | None:
+    """The trial with the best primary metric; a pruned one only if no trial is complete.
 
     Args:
+        metric: name of the primary metric, which is the first objective.
         max_latency: the highest second objective that counts, in milliseconds.
     """
     for state in ("complete", "pruned"):
@@ -96,21 +98,23 @@ def best_of(records: Sequence[Record], max_latency: float | None = None) -> Reco
             and (max_latency is None or (len(record.values) > 1 and record.values[1] <= max_latency))
         ]
         if ended:
-            return max(ended, key=lambda record: record.values[0])  # among equals the first
+            best = min if is_minimised(metric) else max
+            return best(ended, key=lambda record: record.values[0])  # among equals the first
     return None
 
 
-def pareto_front(records: Sequence[Record]) -> set[int]:
+def pareto_front(records: Sequence[Record], metric: str) -> set[int]:
     """The numbers of the trials that no other beats in one objective without losing in the other.
 
-    The first objective is maximised, the second minimised.
+    The first objective is the primary metric, the second, latency, is minimised.
     """
     ended = [record for record in records if record.state == "complete" and len(record.values) == 2]
+    sign = -1 if is_minimised(metric) else 1
     return {
         record.number
         for record in ended
         if not any(
-            other.values[0] >= record.values[0]
+            sign * other.values[0] >= sign * record.values[0]
             and other.values[1] <= record.values[1]
             and other.values != record.values
             for other in ended
@@ -143,7 +147,7 @@ def render(records: Sequence[Record], metric: str, max_latency: float | None = N
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name in ("state", "settings") else "right")
-    best, front = best_of(records, max_latency), pareto_front(records)
+    best, front = best_of(records, metric, max_latency), pareto_front(records, metric)
     for record in records:
         value = record.values[0] if record.values else record.latest
         cells = [str(record.number), _state(record), "" if value is None else f"{value:.4f}"]
@@ -163,7 +167,7 @@ def render(records: Sequence[Record], metric: str, max_latency: float | None = N
 def write_csv(path: Path, records: Sequence[Record], metric: str) -> None:
     """Write all trials, one per row, with their attributes and proposed settings."""
     names = list(dict.fromkeys(name for record in records for name in record.parameters))
-    front = pareto_front(records)
+    front = pareto_front(records, metric)
     with atomic_writer(path, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", metric, "latency_ms", "pareto", "attempts", *_ATTRIBUTES, *names])
@@ -185,8 +189,13 @@ def _state(record: Record) -> str:
     return f"{record.state} ({', '.join(notes)})" if notes else record.state
 
 
+def settings_in_words(record: Record) -> str:
+    """The proposed settings of a trial, such as `learning_rate 0.01, optimizer adam`."""
+    return ", ".join(f"{name} {_formatted(value)}" for name, value in record.parameters.items())
+
+
 def _settings(record: Record) -> str:
-    text = ", ".join(f"{name} {_formatted(value)}" for name, value in record.parameters.items())
+    text = settings_in_words(record)
     return text if len(text) <= _MAX_WIDTH else text[: _MAX_WIDTH - 1] + "…"
 
 
