@@ -218,7 +218,7 @@ def test_a_wrong_explanation_names_its_row(parameters: Any, reason: str) -> None
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
-        ({"visualizations": "False", "xrai_fast": "True"}, {"visualizations": False}),
+        ({"visualizations": "True", "attributions": "True"}, {"attributions": True}),
         ({"visualizations": 0, "attributions": 1}, {"visualizations": False, "attributions": True}),
         ({"visualizations": 0.0, "attributions": "1"}, {"visualizations": False, "attributions": True}),
         ({"xrai_fast": "no", "attributions": " yes "}, {"xrai_fast": False, "attributions": True}),

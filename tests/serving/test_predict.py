@@ -162,6 +162,17 @@ def test_parameters_are_used_and_checked(folder: Path, packaged: Packaged) -> No
         list(predict_files(model, [folder], parameters={"nms_iou_threshold": 7}))
 
 
+def test_explanation_of_boxes_by_another_method_than_drise_is_left_out_with_a_warning(
+    folder: Path, packaged: Packaged, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="trainer"):
+        (answer,) = predict_files(
+            packaged(Task.DETECTION), [folder / "b.png"], explain={"xai_algorithm": "xrai"}
+        )
+    assert list(answer) == ["image_url", "boxes"]
+    assert "boxes are explained by drise alone" in caplog.text
+
+
 def test_unwritable_output_raises(folder: Path, packaged: Packaged) -> None:
     for output in (folder, folder / "b.png" / "x.jsonl"):
         with pytest.raises(RunError, match="cannot be"):

@@ -165,10 +165,12 @@ def test_each_box_has_a_picture_and_a_map(detector: tuple[Scorer, Squares]) -> N
     assert len(answer["visualizations"]) == len(answer["attributions"]) == len(answer["boxes"]) >= 1
     for picture in answer["visualizations"]:
         assert PILImage.open(io.BytesIO(base64.b64decode(picture))).format == "PNG"
+    documented = parse_rows([row(image), row(image, xai_algorithm="guided_gradcam")], Task.DETECTION)
+    assert [list(each) for each in scorer.score(documented, {})] == [["boxes"], ["boxes"]]
     (none,) = scorer.score(rows, {"box_score_threshold": 1.0})
     assert none == {"boxes": [], "visualizations": [], "attributions": []}
     with pytest.raises(RequestError, match=r"^row 0: xai_parameters.n_masks must be a whole number"):
-        parse_rows([row(image, n_masks=5001)], Task.DETECTION)
+        parse_rows([row(image, xai_algorithm="drise", n_masks=5001)], Task.DETECTION)
 
 
 def test_objects_with_polygons_are_explained_too(packaged: Any) -> None:
