@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from trainer.errors import did_you_mean
+from trainer.fields import enum_member
 from trainer.tasks import Task
 
 COCO = (
@@ -58,9 +59,7 @@ def parse_metric(text: str, task: Task) -> str:
     """
     if task is Task.MULTILABEL and text.startswith(CLASSWISE) and len(text) > len(CLASSWISE):
         return text
-    member = re.sub(
-        r"^\w*metrics?\.", "", text.strip(), flags=re.IGNORECASE
-    )  # ClassificationPrimaryMetrics.IOU
+    member = str(enum_member(text.strip()))
     letters = _letters(re.sub(r"0?[.,](\d\d?)", lambda match: match[1].ljust(2, "0"), member))
     if match := _AT_IOU.fullmatch(letters):
         letters = _OF_IOU.get(match[1], letters)

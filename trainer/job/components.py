@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import Problem, ProblemsError
-from trainer.job.forms import nearest, snake_case
+from trainer.fields import snake_case
+from trainer.job.forms import nearest
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES
 from trainer.strict_yaml import load

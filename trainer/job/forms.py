@@ -8,7 +8,6 @@ so that its error shows what the user wrote.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import JobError, Problem, did_you_mean
+from trainer.fields import snake_case
 from trainer.job import components
-from trainer.job.forms import CLOUD_KEYS, snake_case
+from trainer.job.forms import CLOUD_KEYS
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import canonical
 
