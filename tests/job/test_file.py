@@ -252,7 +252,7 @@ def test_wrong_values_are_reported_at_once_with_file_and_key(tmp_path: Path) -> 
 
 def test_primary_metric_must_fit_the_task(tmp_path: Path) -> None:
     (problem,) = problems_of(write_job(tmp_path, primary_metric="iou"))
-    assert "must be accuracy, got 'iou'" in problem.rule
+    assert "must be a metric of image-classification, got 'iou'; there are accuracy" in problem.rule
     path = write_job(tmp_path, task="image_classification_multilabel", primary_metric="accuracy")
     assert Job.read(path).metric == "accuracy"
     assert Job.read(write_job(tmp_path, task="image_classification_multilabel")).metric == "iou"
