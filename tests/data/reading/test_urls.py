@@ -25,8 +25,9 @@ from trainer.data.image_scan import scan
 from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, decode, thumbnail
 from trainer.data.reading import urls
+from trainer.data.reading.image_urls import Resolver
 from trainer.data.reading.jsonl import read
-from trainer.data.reading.urls import Resolver, UrlError, local_path, resolve_path
+from trainer.data.reading.urls import UrlError, local_path, resolve_path
 from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.tasks import Task

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from trainer.data.images import ImageError, missing_image
 from trainer.data.progress import track
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.jsonl import ReadResult
-from trainer.data.reading.records import Records, Scans
+from trainer.data.reading.records import Folder, Records, Scans
 from trainer.data.reading.skipped import Skipped
 from trainer.data.reading.urls import UrlError, is_url
 from trainer.data.sample_range import SampleRange
@@ -46,7 +47,8 @@ def check_images(result: ReadResult, *, decode: bool, progress: bool = False) ->
     records = result.records
     problems: list[tuple[int, Problem]] = []  # with the index of the record
     reasons: dict[int, str] = {}  # index of each record without a usable image → reason
-    missing = _in_missing_folders(records)
+    folders = _by_folder(records)
+    present, missing = _split_by_presence(records, folders)
     for indices in missing:
         first = int(indices[0])
         folder = os.path.dirname(records.source(first))
@@ -55,10 +57,10 @@ def check_images(result: ReadResult, *, decode: bool, progress: bool = False) ->
         problems.append((first, Problem(where, "image_url", rule, folder, hint)))
         reasons |= dict.fromkeys(indices.tolist(), str(Problem("", "image_url", rule, folder)))
 
-    rest = np.setdiff1d(np.arange(len(records)), np.concatenate([np.zeros(0, dtype=np.int64), *missing]))
+    rest = np.sort(np.concatenate([np.zeros(0, dtype=np.int64), *present]))
     scans, guessed_ranges = Scans.empty(len(records)), dict[int, SampleRange]()
     outcomes: Iterator[tuple[int, str | Scan | None]]
-    outcomes = _scan_each(records, rest) if decode else _find_each(records, rest)
+    outcomes = _scan_each(records, rest) if decode else _missing_files(records, present)
     if decode and progress:
         outcomes = track(outcomes, "checking images", len(rest))
     for index, outcome in outcomes:
@@ -106,40 +108,45 @@ def _without(result: ReadResult, reasons: dict[int, str]) -> ReadResult:
     return replace(result, records=records.subset(usable).without_unused_classes(), skipped=in_order)
 
 
-def _in_missing_folders(records: Records) -> list[IntArray]:
-    """The indices of the records in each local folder that does not exist, int64 [k] for each folder."""
-    if not len(records):
-        return []
+def _by_folder(records: Records) -> list[IntArray]:
+    """The indices of the records of each folder, int64 [k] for each; see `Records.folders`."""
     order = np.argsort(records.folder_index, kind="stable")
-    folders, starts = np.unique(records.folder_index[order], return_index=True)
-    return [
-        indices
-        for folder, indices in zip(folders.tolist(), np.split(order, starts[1:]), strict=True)
-        if not is_url(resolved := records.folders[folder].resolved) and not os.path.isdir(resolved)
-    ]
+    folders = records.folder_index[order]
+    return np.split(order, np.flatnonzero(folders[1:] != folders[:-1]) + 1) if len(records) else []
 
 
-def _find_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str | None]]:
-    """Yield each index with what is wrong with its image file, or None."""
-    counts = np.bincount(records.folder_index[indices], minlength=len(records.folders))
-    listings: dict[int, frozenset[str]] = {}
-    for index, folder in zip(indices.tolist(), records.folder_index[indices].tolist(), strict=True):
-        source = records.source(index)
-        if is_url(source):
-            yield index, None
+def _split_by_presence(
+    records: Records, folders: Sequence[IntArray]
+) -> tuple[list[IntArray], list[IntArray]]:
+    """Separate the records in local folders that do not exist from all others."""
+    present: list[IntArray] = []
+    missing: list[IntArray] = []
+    for indices in folders:
+        resolved = records.folders[records.folder_index[indices[0]]].resolved
+        (present if is_url(resolved) or os.path.isdir(resolved) else missing).append(indices)
+    return present, missing
+
+
+def _missing_files(records: Records, folders: Sequence[IntArray]) -> Iterator[tuple[int, str]]:
+    """Yield the index of each record whose local image does not exist, with what is wrong."""
+    starts, names = records.name_starts.tolist(), records.names
+    for indices in folders:
+        folder: Folder = records.folders[records.folder_index[indices[0]]]
+        if is_url(folder.resolved):
             continue
-        if counts[folder] >= _MIN_IMAGES_TO_LIST:
-            if folder not in listings:
-                listings[folder] = _file_names(os.path.dirname(source))
-            if os.path.basename(source) in listings[folder]:
-                yield index, None
+        listing = _file_names(folder.resolved) if len(indices) >= _MIN_IMAGES_TO_LIST else frozenset()
+        for index in indices.tolist():
+            name = names[starts[index] : starts[index + 1]]
+            if (unquote_to_bytes(name) if folder.is_quoted else name) in listing:
                 continue
-        yield index, None if os.path.isfile(source) else missing_image(source)
+            source = records.source(index)
+            if not os.path.isfile(source):
+                yield index, missing_image(source)
 
 
-def _file_names(folder: str) -> frozenset[str]:
+def _file_names(folder: str) -> frozenset[bytes]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(os.fsencode(folder)) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
     except OSError:
         return frozenset()  # each file is then looked up by itself

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from trainer.data.reading.urls import local_path, parent
 
 _CHUNK_BYTES = 1 << 22
+_LARGE_BYTES = 1 << 25
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -95,6 +96,15 @@ def _all_lines(file: DataFile) -> Iterator[list[bytes]]:
         yield lines
     if rest:
         yield [rest]
+
+
+def is_large(file: DataFile) -> bool:
+    """Whether the file is worth the start of further processes.
+
+    Raises:
+        OSError, UrlError: the file cannot be read.
+    """
+    return file.content is None and local_path(file.path).stat().st_size >= _LARGE_BYTES
 
 
 def pick_lines(file: DataFile, numbers: Sequence[int]) -> dict[int, bytes]:

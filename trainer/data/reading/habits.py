@@ -10,8 +10,8 @@ import math
 import re
 from typing import Any
 
+from trainer.data.reading.image_urls import STREAM_INFO
 from trainer.data.reading.schema import SHAPE_KEYS, show
-from trainer.data.reading.urls import STREAM_INFO
 from trainer.errors import Problem
 from trainer.tasks import Task
 

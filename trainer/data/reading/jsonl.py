@@ -6,13 +6,18 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from msgspec import UNSET
 
 from trainer.data.reading import input_paths
-from trainer.data.reading.data_file import DataFile, read_lines
+from trainer.data.reading.data_file import DataFile, is_large, read_lines
 from trainer.data.reading.file_report import FileReport
+from trainer.data.reading.helper_processes import Helpers
+from trainer.data.reading.image_urls import Resolver
 from trainer.data.reading.label_checks import check_labels, warn_of_backgrounds
 from trainer.data.reading.line_errors import examine_line, keys_of
-from trainer.data.reading.record_builder import RecordBuilder
+from trainer.data.reading.record_builder import Columns, RecordBuilder
 from trainer.data.reading.records import Records, concatenate
 from trainer.data.reading.repeated_images import Place, join_repeated
 from trainer.data.reading.schema import (
@@ -25,7 +30,7 @@ from trainer.data.reading.schema import (
     side_length,
 )
 from trainer.data.reading.skipped import Skipped
-from trainer.data.reading.urls import Resolver, UrlError
+from trainer.data.reading.urls import UrlError
 from trainer.errors import JobError, Problem
 from trainer.tasks import Task
 
@@ -90,6 +95,13 @@ def read(
     return ReadResult(records, problems, skipped, is_complete, tuple(files), further_lines)
 
 
+class _Parsed(NamedTuple):
+    """The values of some lines; `folders` as the image_urls have them."""
+
+    columns: Columns
+    folders: list[str]
+
+
 class _FileReader:
     """Reads one data file."""
 
@@ -99,26 +111,43 @@ class _FileReader:
         self._task = task
         self._builder = RecordBuilder(task, file.name)
         self._resolver = Resolver(file.base, datastores)
+        self._datastores = datastores
         self._label_key = label_key
         self._decode = fast_reader(task, label_key)
-        self._sizes: dict[tuple[object, ...], tuple[int, int]] = {}
+        self._sizes = _DeclaredSizes()
 
     def read(self) -> Records:
         """Read the valid lines; everything else goes into `report`."""
         count = 0
         try:
-            for lines in read_lines(self._file):
-                if count == 0 and not (self._are_json_lines(lines) and self._have_label_key(lines)):
-                    break
-                self._read(lines, count + 1)
-                self._builder.pack()
-                count += len(lines)
+            with Helpers(lambda: read_lines(self._file), self._parse) as helpers:
+                for part, lines in enumerate(read_lines(self._file)):
+                    if part == 0 and not (self._are_json_lines(lines) and self._have_label_key(lines)):
+                        break
+                    if part == 0 and is_large(self._file):
+                        helpers.start()
+                    parsed = helpers.result(part)
+                    if parsed is not None:
+                        folders = list(map(self._resolver.folder_index, parsed.folders))
+                        self._builder.merge(parsed.columns, count + 1, folders)
+                    else:
+                        for start in range(0, len(lines), _LINES_AT_ONCE):
+                            self._read(lines[start : start + _LINES_AT_ONCE], count + start + 1)
+                    count += len(lines)
         except UnicodeError as error:
             rule = f"must be encoded in {self._file.encoding}"
             self.report.set_unreadable(0, rule, str(error), "save it as UTF-8")
         except (OSError, UrlError) as error:
             self.report.set_unreadable(0, "must be readable", str(error))
         return check_labels(self._builder.finish(self._resolver.folders), self.report, self._label_key)
+
+    def _parse(self, lines: Sequence[bytes]) -> _Parsed | None:
+        """The values of some lines, numbered from 1; None if one of them must be examined carefully."""
+        reader = _FileReader(self._file, self._task, self._datastores, self._label_key)
+        for start in range(0, len(lines), _LINES_AT_ONCE):
+            if not reader._add(lines[start : start + _LINES_AT_ONCE], start + 1):
+                return None
+        return _Parsed(reader._builder.columns(), [folder.written for folder in reader._resolver.folders])
 
     def _are_json_lines(self, lines: Sequence[bytes]) -> bool:
         """Recognise other JSON by its first line, to avoid an error for each line."""
@@ -150,28 +179,32 @@ class _FileReader:
         return False
 
     def _read(self, lines: Sequence[bytes], first_number: int) -> None:
-        """Add the valid lines. A million lines pass this loop, so it is kept tight."""
-        decode, resolve, add, sizes = self._decode, self._resolver.resolve, self._builder.add, self._sizes
-        multilabel = self._task is Task.MULTILABEL
-        no_details = Details()
-        for number, text in enumerate(lines, start=first_number):
-            try:
-                line = decode(text)
-                folder, name = resolve(line.image_url)
-            except (*FAST_ERRORS, UrlError):
-                self._read_carefully(text, number)
-                continue
-            details = line.image_details or no_details
-            key = (details.format, details.width, details.height)
-            size = sizes.get(key)
-            if size is None:
-                size = sizes[key] = _declared_size(details)
-            if (
-                size is _SUSPICIOUS
-                or (multilabel and len(set(line.label)) < len(line.label))
-                or not add(number, folder, name, size, line.label)
-            ):
-                self._read_carefully(text, number)
+        """Add the valid lines: all at once if they are well-formed, else in halves."""
+        if self._add(lines, first_number):
+            return
+        if len(lines) == 1:
+            self._read_carefully(lines[0], first_number)
+            return
+        middle = len(lines) // 2
+        self._read(lines[:middle], first_number)
+        self._read(lines[middle:], first_number + middle)
+
+    def _add(self, lines: Sequence[bytes], first_number: int) -> bool:
+        """Add consecutive lines if all are well-formed. A million lines pass here, so it is kept tight."""
+        try:
+            parsed = list(map(self._decode, lines))
+            folders, names = self._resolver.resolve_all([line.image_url for line in parsed])
+        except (*FAST_ERRORS, UrlError):
+            return False
+        details = [line.image_details for line in parsed]
+        keys = [each and (each.format, each.width, each.height) for each in details]
+        sizes = list(map(self._sizes.__getitem__, keys))
+        labels = [line.label for line in parsed]
+        if _SUSPICIOUS in sizes:
+            return False
+        if self._task is Task.MULTILABEL and any(len(set(classes)) < len(classes) for classes in labels):
+            return False
+        return self._builder.add(first_number, folders, names, sizes, labels)
 
     def _read_carefully(self, text: bytes, number: int) -> None:
         """Add what can be used of the line, and report everything that is wrong with it."""
@@ -209,7 +242,8 @@ class _FileReader:
         if self._task is Task.MULTILABEL and len(set(line.label)) < len(line.label):
             rule = "should name each class only once"
             self.report.add_shared_warning(number, self._label_key, rule, show(line.label))
-        self._builder.add(number, *place, examined.size, line.label)
+        folder, name = place
+        self._builder.add(number, [folder], [name], [examined.size], [line.label])
 
     def _resolve(self, image_url: str | None, number: int) -> tuple[int, str] | None:
         """Resolve an image_url; if that fails, report it (once for each cause) and return None."""
@@ -223,13 +257,20 @@ class _FileReader:
             return None
 
 
+_LINES_AT_ONCE = 256
+"""Lines that are parsed before their values are collected: as many as stay in the processor's cache."""
 _SUSPICIOUS = (-1, -1)
 """Marks image_details that the careful reader must examine."""
+_DetailsKey: TypeAlias = tuple[str, object, object] | None
 
 
-def _declared_size(details: Details) -> tuple[int, int]:
+class _DeclaredSizes(dict[_DetailsKey, tuple[int, int]]):
     """(width, height) in pixels, 0 where it is not declared; or _SUSPICIOUS."""
-    width, height = side_length(details.width), side_length(details.height)
-    if width is None or height is None or (details.format and details.format.lower() not in FORMATS):
-        return _SUSPICIOUS
-    return width, height
+
+    def __missing__(self, key: _DetailsKey) -> tuple[int, int]:
+        image_format, *sides = key or ("", UNSET, UNSET)
+        width, height = map(side_length, sides)
+        is_known = not image_format or image_format.lower() in FORMATS
+        size = _SUSPICIOUS if width is None or height is None or not is_known else (width, height)
+        self[key] = size
+        return size

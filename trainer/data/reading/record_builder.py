@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from trainer.annotations import IntArray
 from trainer.data.reading.records import Folder, Polygons, Records, starts_of
-from trainer.data.reading.schema import Box, Outline
+from trainer.data.reading.schema import Outline
 from trainer.tasks import Task
 
 
@@ -44,68 +46,105 @@ class BuiltRecords(NamedTuple):
     clipped_value: float = 0.0
 
 
+class Columns(NamedTuple):
+    """The values of lines, as a RecordBuilder collects them.
+
+    Attributes:
+        arrays: by name; labels index `classes`.
+        names: the rest of each image_url, UTF-8, concatenated.
+        classes: class names in the order of their first occurrence.
+    """
+
+    arrays: dict[str, npt.NDArray[Any]]
+    names: bytes
+    classes: list[str | int]
+
+
 class RecordBuilder:
     """Collects one file's records in Python lists, which `pack` moves into compact arrays."""
 
     def __init__(self, task: Task, file_name: str) -> None:
         self._task = task
         self._file_name = file_name
-        self._classes: dict[str | int, int] = {}  # keeps 1 and "1" apart until `finish`
+        self._classes = _ClassIndices()  # keeps 1 and "1" apart until `finish`
         self._names: list[bytes] = []
         self._packed: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _DTYPES}
         self._pending: dict[str, list[Any]] = {name: [] for name in _DTYPES}
-        self._pending_names: list[bytes] = []
-        adders: dict[Task, Callable[[Any], bool]] = {
-            Task.CLASSIFICATION: self._add_class_name,
-            Task.MULTILABEL: self._add_class_names,
-            Task.DETECTION: self._add_boxes,
-            Task.SEGMENTATION: self._add_outlines,
-        }
-        self._add_label = adders[task]
-        self._label_counts = self._pending["label_counts"]
-        self._labels = self._pending["labels"]
-        self._crowd = self._pending["crowd"]
-        self._coordinates = self._pending["coordinates"]
+        self._pending_names: list[str] = []
 
-    def add(self, line: int, folder: int, name: str, size: tuple[int, int], label: Any) -> bool:
-        """Add a line.
+    def add(
+        self,
+        first_line: int,
+        folders: Sequence[int],
+        names: Sequence[str],
+        sizes: Sequence[tuple[int, int]],
+        labels: Sequence[Any],
+    ) -> bool:
+        """Add consecutive lines.
 
         Args:
-            line: its number, counted from 1.
-            folder: index of the folder in the resolver's `folders`.
-            name: the rest of the image_url.
-            size: declared (width, height); 0 where undeclared.
-            label: `label` of the task's struct in `schema`; coordinates outside [0, 1] are clipped.
+            first_line: the number of the first one, counted from 1.
+            folders: indices of their folders in the resolver's `folders`.
+            names: the rest of each image_url.
+            sizes: declared (width, height); 0 where undeclared.
+            labels: `label` of the task's struct in `schema`; coordinates outside [0, 1] are clipped.
 
         Returns:
-            False, without adding the line, if the careful reader must examine it first.
+            False, without adding the lines, if the careful reader must examine one of them first.
         """
-        if not self._add_label(label):
+        if not self._add_labels(labels):
             return False
         pending = self._pending
-        pending["lines"].append(line)
-        pending["folder_index"].append(folder)
-        pending["sizes"] += size
-        self._pending_names.append(name.encode())
+        pending["lines"].extend(range(first_line, first_line + len(labels)))
+        pending["folder_index"].extend(folders)
+        pending["sizes"].extend(itertools.chain.from_iterable(sizes))
+        self._pending_names.extend(names)
+        if len(pending["lines"]) >= _LINES_TO_PACK:
+            self._pack()
         return True
 
-    def pack(self) -> None:
+    def _pack(self) -> None:
         """Move the lines added since the last call into arrays."""
         for name, values in self._pending.items():
-            self._packed[name].append(np.array(values, dtype=_DTYPES[name]))
+            self._packed[name].append(np.fromiter(values, dtype=_DTYPES[name], count=len(values)))
             values.clear()
-        self._packed["name_lengths"][-1] = np.array([len(n) for n in self._pending_names], dtype=np.int64)
-        self._names.append(b"".join(self._pending_names))
+        joined = "".join(self._pending_names)
+        names = self._pending_names if joined.isascii() else [name.encode() for name in self._pending_names]
+        self._packed["name_lengths"][-1] = np.fromiter(map(len, names), dtype=np.int64, count=len(names))
+        self._names.append(joined.encode())
         self._pending_names.clear()
+
+    def columns(self) -> Columns:
+        """The values of all lines, which the builder then no longer has."""
+        self._pack()
+        arrays = {name: np.concatenate(parts) for name, parts in self._packed.items()}
+        names = b"".join(self._names)
+        self._packed, self._names = {name: [] for name in _DTYPES}, []
+        return Columns(arrays, names, list(self._classes))
+
+    def merge(self, columns: Columns, first_line: int, folders: Sequence[int]) -> None:
+        """Add the lines of another builder, whose first line was number 1.
+
+        Args:
+            first_line: the number of the first one in this file.
+            folders: the index of each of the other's folders among this builder's.
+        """
+        self._pack()
+        arrays, classes = columns.arrays, list(map(self._classes.__getitem__, columns.classes))
+        arrays["lines"] += first_line - 1
+        arrays["folder_index"] = np.array(folders, dtype=np.int32)[arrays["folder_index"]]
+        if classes:
+            arrays["labels"] = np.array(classes, dtype=np.int32)[arrays["labels"]]
+        for name, values in arrays.items():
+            self._packed[name].append(values)
+        self._names.append(columns.names)
 
     def finish(self, folders: Sequence[Folder]) -> BuiltRecords:
         """Return the records of all lines.
 
         Class names in a file must be all strings or all integers; where both occur, the rarer type is wrong.
         """
-        self.pack()
-        columns = {name: np.concatenate(parts) for name, parts in self._packed.items()}
-        self._packed.clear()
+        columns, names, _ = self.columns()
         starts = starts_of(columns["label_counts"])
         mixed = self._mixed_class_names(columns["labels"])
         classes = tuple(sorted({str(name) for name in self._classes}))
@@ -134,7 +173,7 @@ class RecordBuilder:
             lines=columns["lines"],
             folders=tuple(folders),
             folder_index=columns["folder_index"],
-            names=b"".join(self._names),
+            names=names,
             name_starts=starts_of(columns["name_lengths"]),
             sizes=columns["sizes"].reshape(-1, 2),
             starts=starts,
@@ -145,58 +184,28 @@ class RecordBuilder:
         )
         return BuiltRecords(records, mixed, clipped, clipped_value)
 
-    def _class_index(self, name: str | int) -> int:
-        """A class's temporary index while the file is read; -1 for a name of spaces."""
-        index = self._classes.get(name)
-        if index is None:
-            if isinstance(name, str) and not name.strip():
-                return -1
-            index = self._classes[name] = len(self._classes)
-        return index
-
-    def _add_class_name(self, label: str | int) -> bool:
-        index = self._class_index(label)
-        if index < 0:
+    def _add_labels(self, labels: Sequence[Any]) -> bool:
+        """Add the labels of lines, or none of them and return False."""
+        objects = labels if self._task is Task.CLASSIFICATION else list(itertools.chain.from_iterable(labels))
+        if self._task is Task.SEGMENTATION and not _have_whole_points(objects):
             return False
-        self._labels.append(index)
-        self._label_counts.append(1)
-        return True
-
-    def _add_class_names(self, label: list[str | int]) -> bool:
-        indices = [self._class_index(name) for name in label]
-        if -1 in indices:
+        names = [each.label for each in objects] if self._task.has_boxes else objects
+        try:
+            indices = list(map(self._classes.__getitem__, names))
+        except _BlankName:
             return False
-        self._labels.extend(indices)
-        self._label_counts.append(len(indices))
-        return True
-
-    def _add_boxes(self, label: list[Box]) -> bool:
-        count = len(self._labels)
-        for box in label:
-            index = self._classes.get(box.label, -1)
-            if index < 0:
-                index = self._class_index(box.label)
-                if index < 0:
-                    del self._labels[count:], self._crowd[count:], self._coordinates[4 * count :]
-                    return False
-            self._labels.append(index)
-            self._crowd.append(box.isCrowd)
-            self._coordinates += (box.topX, box.topY, box.bottomX, box.bottomY)
-        self._label_counts.append(len(label))
-        return True
-
-    def _add_outlines(self, label: list[Outline]) -> bool:
-        indices = [self._class_index(outline.label) for outline in label]
-        if -1 in indices or any(len(segment) % 2 for outline in label for segment in outline.polygon):
-            return False
-        self._labels.extend(indices)
-        for outline in label:
-            self._crowd.append(outline.isCrowd)
-            self._pending["segment_counts"].append(len(outline.polygon))
-            for segment in outline.polygon:
-                self._pending["segment_lengths"].append(len(segment) // 2)
-                self._coordinates += segment
-        self._label_counts.append(len(label))
+        pending = self._pending
+        pending["labels"].extend(indices)
+        pending["label_counts"].extend([1] * len(labels) if objects is labels else map(len, labels))
+        if self._task.has_boxes:
+            pending["crowd"].extend([each.isCrowd for each in objects])
+        if self._task is Task.DETECTION:
+            pending["coordinates"].extend(itertools.chain.from_iterable(map(_CORNERS, objects)))
+        elif self._task is Task.SEGMENTATION:
+            segments = [segment for outline in objects for segment in outline.polygon]
+            pending["segment_counts"].extend([len(outline.polygon) for outline in objects])
+            pending["segment_lengths"].extend([len(segment) // 2 for segment in segments])
+            pending["coordinates"].extend(itertools.chain.from_iterable(segments))
         return True
 
     def _mixed_class_names(self, labels: npt.NDArray[np.int32]) -> MixedClassNames:
@@ -210,6 +219,28 @@ class RecordBuilder:
             return MixedClassNames(np.flatnonzero(are_numbers), "integers", is_harmless)
         are_words = ~are_numbers if is_harmless else is_word[labels]
         return MixedClassNames(np.flatnonzero(are_words), "strings", is_harmless)
+
+
+_LINES_TO_PACK = 128  # so that few Python numbers exist at a time, which is faster
+_CORNERS = operator.attrgetter("topX", "topY", "bottomX", "bottomY")
+
+
+class _BlankName(Exception):  # noqa: N818 (the line is not wrong yet)
+    """A class name consists of spaces."""
+
+
+class _ClassIndices(dict[str | int, int]):
+    """The temporary index of each class while a file is read."""
+
+    def __missing__(self, name: str | int) -> int:
+        if isinstance(name, str) and not name.strip():
+            raise _BlankName
+        index = self[name] = len(self)
+        return index
+
+
+def _have_whole_points(outlines: Sequence[Outline]) -> bool:
+    return not any(len(segment) % 2 for outline in outlines for segment in outline.polygon)
 
 
 _DTYPES: dict[str, type[np.generic]] = {

@@ -1,4 +1,4 @@
-"""Resolves image_urls to local paths or URLs, and fetches remote files once into a cache on disk."""
+"""Resolves paths and URLs, and fetches remote files once into a cache on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from trainer.data.reading.records import Folder
 from trainer.errors import TrainerError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -29,8 +28,6 @@ _DATASTORE = re.compile(
     r"(?:azureml://(?:.*?/)?datastores/(?P<name>[^/]+)/paths/|AmlDatastore://(?P<old_name>[^/]+)/)(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-STREAM_INFO = re.compile(r"\s*StreamInfo\s*\((?P<location>.*)\)", re.DOTALL)
-"""How Azure's labelling projects and pandas may write an image_url: its location in a StreamInfo."""
 _ATTEMPTS = 4
 _MAX_PAUSE = 60.0  # seconds between attempts
 _MAX_FAILURES = 3
@@ -60,46 +57,6 @@ class UrlError(TrainerError):
         self.got = got
         self.hint = hint
         self.cause = cause
-
-
-class Resolver:
-    """Resolves the image_urls of one data file.
-
-    Args:
-        base: absolute directory or URL of the data file's folder, against which relative image_urls resolve.
-        datastores: Azure datastore name → local directory or URL with its content.
-    """
-
-    def __init__(self, base: str, datastores: Mapping[str, str]) -> None:
-        self.folders: list[Folder] = []
-        self._base = base
-        self._datastores = datastores
-        self._known: dict[str, int] = {}
-
-    def resolve(self, image_url: str) -> tuple[int, str]:
-        """Split an image_url into an index into `folders` and the rest.
-
-        Backslashes separate folders like slashes, except in URLs.
-
-        Raises:
-            UrlError: it is a StreamInfo, its name is no file's, or its datastore or protocol is unknown.
-        """
-        # Nearly all image_urls of a file share a few folders, so only new folders are resolved in full.
-        cut = image_url.rfind("/") + 1
-        if "\\" in image_url and not is_url(image_url):
-            cut = max(cut, image_url.rfind("\\") + 1)
-        name = image_url[cut:]
-        if name in ("", ".", "..") or "\0" in image_url:
-            raise UrlError("must name an image file", repr(image_url))
-        written = image_url[:cut]
-        index = self._known.get(written)
-        if (index is None or not cut) and name[-1] == ")" and STREAM_INFO.fullmatch(image_url):
-            raise UrlError("must be a path or URL", repr(image_url))
-        if index is None:
-            folder = Folder(written, *resolve_folder(written, self._base, self._datastores))
-            index = self._known[written] = len(self.folders)
-            self.folders.append(folder)
-        return index, name
 
 
 def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tuple[str, bool]:
