@@ -42,8 +42,8 @@ import httpx
 
 from benchmarks import measuring
 from benchmarks.measuring import number, say
+from trainer.data.reading.fetching import local_path
 from trainer.data.reading.jsonl import read
-from trainer.data.reading.urls import local_path
 from trainer.errors import TrainerError
 from trainer.job.job import Job
 from trainer.metric_names import is_minimised

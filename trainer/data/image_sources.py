@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from trainer.data.images import ImageError, TooManyPixelsError
-from trainer.data.reading.urls import fetch, is_url
+from trainer.data.reading.fetching import fetch
+from trainer.data.reading.urls import is_url
 
 Result = TypeVar("Result")
 

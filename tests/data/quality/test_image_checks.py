@@ -44,13 +44,13 @@ def test_pixels_that_do_not_decode_are_an_error_of_the_check(lines: Path) -> Non
     assert str(problem).startswith(
         f"{lines}:4: image_url: must name a readable image, got '3.png': the image is dam"
     )
-    with pytest.raises(DataError, match="skip the invalid lines with --skip-invalid"):
+    with pytest.raises(DataError, match="leave them out with --skip-invalid"):
         load(Task.CLASSIFICATION, [lines], progress=False)
 
 
 def test_images_that_do_not_decode_can_be_skipped(lines: Path) -> None:
     data = load(Task.CLASSIFICATION, [lines], skip_invalid=True, progress=False)
-    assert data.skipped == 1
+    assert data.skipped.lines == 1
     for records in (data.train, data.validation):
         examples = RecordExamples(records, data.classes, quickly=True)
         assert all(examples[index].image.shape == (6, 8, 3) for index in range(len(records)))

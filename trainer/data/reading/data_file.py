@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from trainer.data.reading.urls import local_path, parent
+from trainer.data.reading.fetching import local_path
+from trainer.data.reading.urls import parent
 
 _CHUNK_BYTES = 1 << 22
 _LARGE_BYTES = 1 << 25

@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 from trainer.data.reading import mltable
 from trainer.data.reading.data_file import DataFile
+from trainer.data.reading.fetching import local_path
 from trainer.data.reading.other_formats import recognise
-from trainer.data.reading.urls import UrlError, is_url, local_path, resolve_path
+from trainer.data.reading.urls import UrlError, is_url, resolve_path
 from trainer.errors import Problem
+from trainer.files import describe_lookalike
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -73,7 +75,8 @@ def _unusable(file: DataFile) -> Problem | None:
             return Problem(file.name, "", error.rule, error.got, error.hint)
     if not os.path.exists(file.path):
         got = "a path that does not exist"
-        return Problem(file.name, "", "must be a .jsonl file or an MLTable folder", got)
+        hint = describe_lookalike(file.path)
+        return Problem(file.name, "", "must be a .jsonl file or an MLTable folder", got, hint)
     if not os.path.isfile(file.path):
         return Problem(file.name, "", "must be a file", "something else, such as a pipe or a device")
     if not os.access(file.path, os.R_OK):

@@ -11,12 +11,13 @@ from typing import Any
 from trainer import strict_yaml
 from trainer.data.image_formats import suffixes
 from trainer.data.reading.data_file import DataFile, read_lines
+from trainer.data.reading.fetching import ask, local_path
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.other_formats import recognise_folder
 from trainer.data.reading.table_formats import read_delimited, read_parquet, to_lines, with_types
 from trainer.data.reading.table_rows import ColumnChange, Filter, Source, Values, parse, selected
 from trainer.data.reading.table_transformations import Plan, read_transformations
-from trainer.data.reading.urls import UrlError, is_url, local_path, parent, resolve_folder
+from trainer.data.reading.urls import UrlError, is_url, parent, resolve_folder
 from trainer.errors import Problem, ProblemsError, did_you_mean
 
 _TOP_LEVEL_KEYS = (
@@ -131,16 +132,17 @@ class _Table:
         fixed, wildcards = _split_pattern(value) if kind == "pattern" else (value, "")
         try:
             path = resolve_folder(fixed + "/", self._folder, self._datastores)[0].rstrip("/") or "/"
+            if kind == "file" or (kind == "pattern" and not wildcards):
+                return [path]
+            for pattern in [wildcards] if kind == "pattern" else patterns:
+                if files := [file for file in _matching(path, pattern) if file != self._path]:
+                    return files
+            holds_images = kind == "folder" and bool(_images_of(_matching(path, "**/*")))
         except UrlError as error:
             self._add(f"{field}.{kind}", error.rule, error.got, error.hint)
             return []
-        if kind == "file" or (kind == "pattern" and not wildcards):
-            return [path]
-        for pattern in [wildcards] if kind == "pattern" else patterns:
-            if files := [file for file in _matching(path, pattern) if file != self._path]:
-                return files
         hint = ""
-        if kind == "folder" and _images_of(_matching(path, "**/*")):
+        if holds_images:
             hint = (
                 "it holds images: if each class has a folder of its own, add the transformation "
                 "extract_columns_from_partition_format: {partition_format: '/{label}/*'}"
@@ -283,4 +285,5 @@ def _matching(folder: str, pattern: str) -> list[str]:
     import fsspec
 
     filesystem, path = fsspec.core.url_to_fs(f"{folder}/{pattern}")
-    return sorted(filesystem.unstrip_protocol(file) for file in filesystem.glob(path))
+    names = ask(folder, lambda: filesystem.glob(path))
+    return sorted(filesystem.unstrip_protocol(file) for file in names)

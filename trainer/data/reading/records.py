@@ -152,7 +152,7 @@ class Records:
         return [self.image_url(index) for index in range(len(self))]
 
     def source(self, index: int) -> str:
-        """The absolute local path or URL of the image; see urls.local_path."""
+        """The absolute local path or URL of the image; see fetching.local_path."""
         folder: Folder = self.folders[self.folder_index[index]]
         name = self._name(index)
         return folder.resolved + (unquote(name) if folder.is_quoted else name)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from trainer.data.reading.fetching import local_path
 from trainer.data.reading.table_rows import Values
-from trainer.data.reading.urls import local_path
 
 _DATE_PARTS = re.compile("yyyy|MM|dd|HH|mm|ss")
 _JSON_START = ("[", "{")
