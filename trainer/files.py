@@ -73,7 +73,7 @@ def _without_form(name: str) -> str:
     return unicodedata.normalize("NFKC", name).casefold()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=128)
 def _names_in(folder: str, modified: int) -> dict[str, str]:  # noqa: ARG001 (lists a modified folder again)
     """A folder's names by what they are without Unicode form and case.
 

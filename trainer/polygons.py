@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -144,6 +143,8 @@ def _depths(inner: Points, outer: Points) -> Iterator[float]:
     The unit is what counts as touching. The points are such that the outline is inside, or outside, if all of
     them are.
     """
+    import cv2  # may be missing where a packaged classifier is served
+
     low = inner.min(axis=0)
     size = np.maximum(np.ptp(inner, axis=0), _ROUNDING).astype(np.float64)
     tolerance = max(_TOLERANCE, _ROUNDING / float(size.min()))
