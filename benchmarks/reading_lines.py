@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 import random
 import statistics
@@ -106,10 +107,11 @@ def measure(how: str, path: str) -> Measurements:
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     try:
-        compares = options["how"] == "validate"
-        result = (
-            compare_validation(options["path"], 3) if compares else measure(options["how"], options["path"])
-        )
-        print(json.dumps(result))
+        if options.get("cores", 1) == 1 and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        if options["how"] == "validate":
+            print(json.dumps(compare_validation(options["path"], 3)))
+        else:
+            print(json.dumps(measure(options["how"], options["path"])))
     except Absent as error:
         print(json.dumps({"absent": str(error)}))

@@ -54,7 +54,7 @@ def _segments(pixels: BoolArray, maximum_points: int) -> list[_Points]:
     until it is read as what it is, or is left out if nothing remains of it.
     """
     segments = _largest_first(_simplified(trace(pixels), maximum_points))
-    if all(len(segment.points) == len(segment.outline.points) for segment in segments):
+    if len(segments) == 1 or all(len(each.points) == len(each.outline.points) for each in segments):
         return [segment.points for segment in segments]
     while segments:
         misread = are_holes([segment.points for segment in segments])

@@ -25,8 +25,8 @@ from trainer.training.job_data import load_data
 log = logging.getLogger("trainer")
 
 POLYGON_NOTE = (
-    "The metrics below compare the polygons in predictions.jsonl, which have no holes and a limited number "
-    "of points. Training compares masks, so its metrics may differ slightly."
+    "The metrics below compare the polygons in predictions.jsonl, which have a limited number of points. "
+    "Training compares masks, so its metrics may differ slightly."
 )
 
 
