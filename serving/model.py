@@ -27,10 +27,13 @@ class ImageModel(PythonModel):
     """Scores a table with the column `image`. MLflow loads the network together with the model."""
 
     scorer: Scorer | None = None
+    signature_has_defaults = False
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the artifacts written by serving.package."""
         self.scorer = Scorer.load(Path(context.artifacts["spec"]).parent)
+        # Older versions wrote no settings, and the model's values into its signature.
+        self.signature_has_defaults = "settings" not in context.artifacts
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -51,7 +54,9 @@ class ImageModel(PythonModel):
         assert self.scorer is not None, "MLflow calls load_context first"
         try:
             rows = parse_rows(_values(model_input), self.scorer.spec.task)
-            answers = self.scorer.score(rows, set_by_request(params or {}, self.scorer.spec))
+            defaults = self.scorer.spec.parameters
+            given = set_by_request(params or {}, defaults, are_filled_in=self.signature_has_defaults)
+            answers = self.scorer.score(rows, given)
         except RequestError as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
         return _table(answers)

@@ -2,6 +2,7 @@
 
 MLmodel  conda.yaml  python_env.yaml  requirements.txt  input_example.json
 artifacts/spec.json  artifacts/weights.pt      loaded by serving.scorer
+artifacts/settings.json                        values that a user may edit (serving.inference_settings)
 code/                                          the modules of trainer and serving that score
 image_model.py                                 run by MLflow to load the model
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import logging
 import os
 import shutil
@@ -28,7 +30,8 @@ from PIL import Image as PILImage
 
 from serving.carried_code import CarriedCode, follow_imports
 from serving.explain import methods
-from serving.parameters import signature_defaults
+from serving.inference_settings import SETTINGS_FILE, settings_of
+from serving.parameters import signature_names
 from serving.payload import COLUMN
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
@@ -93,6 +96,8 @@ def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[s
     artifacts.mkdir()
     torch.save(weights, artifacts / WEIGHTS_FILE)
     (artifacts / SPEC_FILE).write_text(spec.to_json(), encoding="utf-8")
+    settings = json.dumps(settings_of(spec), indent=2, ensure_ascii=False)
+    (artifacts / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
 def carried_code(spec: Spec) -> CarriedCode:
@@ -124,8 +129,8 @@ def _save(target: Path, staging: Path, code: list[str], spec: Spec, example: byt
             mlflow_model=model,
             python_model=str(staging / _LOADER_FILE),
             artifacts={
-                "spec": (staging / "artifacts" / SPEC_FILE).as_uri(),
-                "weights": (staging / "artifacts" / WEIGHTS_FILE).as_uri(),
+                Path(name).stem: (staging / "artifacts" / name).as_uri()
+                for name in (SPEC_FILE, WEIGHTS_FILE, SETTINGS_FILE)
             },
             code_paths=code,
             signature=signature(spec),
@@ -167,9 +172,16 @@ def signature(spec: Spec) -> ModelSignature:
     from mlflow.types.schema import Array, Object, Property
 
     if spec.task.is_classification:
+        # Explanations, only for rows that request them: one for the image, or one for each class.
+        picture: DataType | Array = DataType.string
+        attribution = Array(Array(Array(DataType.double)))
+        if spec.task is Task.MULTILABEL:
+            picture, attribution = Array(picture), Array(attribution)
         outputs: list[ColSpec | TensorSpec] = [
             ColSpec(Array(DataType.double), "probs"),
             ColSpec(Array(DataType.string), "labels"),
+            ColSpec(picture, "visualizations", required=False),
+            ColSpec(attribution, "attributions", required=False),
         ]
     else:
         sides = [Property(side, DataType.double) for side in ("topX", "topY", "bottomX", "bottomY")]
@@ -183,9 +195,12 @@ def signature(spec: Spec) -> ModelSignature:
         outputs = [ColSpec(Array(Object(properties)), "boxes")]
     kinds: dict[Any, DataType] = {int: DataType.long, float: DataType.double}
     params = []
-    for name, default in signature_defaults(spec).items():
+    for name in signature_names(spec.task):
         annotation = ScoringParameters.model_fields[PRESENT_NAMES.get(name, name)].annotation
-        params.append(ParamSpec(name, kinds.get(annotation, DataType.string), default))
+        # The default is null, because MLflow fills it in: the model must know what the request itself sets.
+        params.append(ParamSpec(name, kinds.get(annotation, DataType.string), None))
+    # MLflow lets bytes pass as strings. With `binary`, its servers would decode every text as base64, but
+    # the explainability form is JSON.
     inputs = Schema([ColSpec(DataType.string, COLUMN)])
     if not params:
         return ModelSignature(inputs, Schema(outputs))

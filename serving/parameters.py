@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from serving.wording import MAX_INTEGER, range_in_words, shown
 from trainer.errors import RequestError
 from trainer.fields import snake_case
-from trainer.models import Spec
 from trainer.scoring import (
     MASK_PARAMETERS,
     MAX_TILES,
@@ -70,27 +69,26 @@ def parse_parameters(
         ) from None
 
 
-def signature_defaults(spec: Spec) -> dict[str, Any]:
-    """The defaults in a model's MLflow signature, older names of parameters included.
+def signature_names(task: Task) -> tuple[str, ...]:
+    """The parameters in a model's MLflow signature, under all names: MLflow drops those that it lacks."""
+    names = parameters_of(task)
+    return names + tuple(older for name in names for older in OLDER_NAMES.get(name, ()))
 
-    MLflow drops parameters that the signature lacks, and fills in its defaults for those that a request does
-    not set. They are the model's own values, or None where filling them in would change the answer: for older
-    names, and for box_score_threshold if classes have thresholds of their own.
+
+def set_by_request(
+    parameters: Mapping[str, Any], defaults: ScoringParameters, *, are_filled_in: bool
+) -> dict[str, Any]:
+    """The parameters that a request sets, without the defaults of the signature that MLflow fills in.
+
+    Args:
+        defaults: the model's own values.
+        are_filled_in: these are the defaults of the signature, as in models of older versions; today they
+            are null.
     """
-    names = parameters_of(spec.task)
-    defaults: dict[str, Any] = {name: getattr(spec.parameters, name) for name in names}
-    if spec.class_score_thresholds:
-        defaults["box_score_threshold"] = None
-    if names:
-        defaults["tile_grid_size"] = spec.parameters.tile_grid_size or "none"  # not all clients take a null
-    return defaults | dict.fromkeys(older for name in names for older in OLDER_NAMES.get(name, ()))
-
-
-def set_by_request(parameters: Mapping[str, Any], spec: Spec) -> dict[str, Any]:
-    """The parameters that a request sets, without the defaults that MLflow has filled in."""
-    defaults = signature_defaults(spec)
+    filled = {"tile_grid_size": "none"} if defaults.tile_grid_size is None else {}
+    filled = {**defaults.model_dump(), **filled} if are_filled_in else {}
     return {
-        name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]
+        name: value for name, value in parameters.items() if value is not None and value != filled.get(name)
     }
 
 

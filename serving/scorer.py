@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serving.answers import Answer, encode, to_answer
 from serving.explain.explainer import Explainer
 from serving.explain.request import ExplanationRequest, parse_explanation
+from serving.inference_settings import SETTINGS_FILE, apply_settings
 from serving.parameters import parse_parameters
 from serving.payload import ImageRow
 from trainer.annotations import Image, Prediction
@@ -51,13 +52,13 @@ class Scorer:
 
     @classmethod
     def load(cls, directory: Path, device: str | None = None) -> Scorer:
-        """Load `spec.json` and `weights.pt` from the artifacts of a packaged model.
+        """Load `spec.json`, `weights.pt` and `settings.json` from the artifacts of a packaged model.
 
         Args:
             device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
 
         Raises:
-            RunError: the spec is missing, damaged or of a newer format.
+            RunError: the spec is missing, damaged or of a newer format, or a setting is wrong.
             WeightsError: the weights are missing, damaged or belong to another network.
         """
         return cls(*load_network(directory, device))
@@ -177,15 +178,24 @@ def load_network(directory: Path, device: str | None = None) -> tuple[Family, nn
     """A packaged model's family and its network in eval mode; arguments and errors as for `Scorer.load`."""
     import torch
 
-    family = create(read_spec(directory))
+    family = read_family(directory)
     network = family.build()
     network.load_state_dict(_read_weights(directory / WEIGHTS_FILE, network))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return family, network.to(device).eval().requires_grad_(False)
 
 
+def read_family(directory: Path) -> Family:
+    """The family and spec of a packaged model, with the values that its `settings.json` changes.
+
+    Raises:
+        RunError: the spec is missing, damaged or of a newer format, or a value in `settings.json` is wrong.
+    """
+    return apply_settings(create(read_spec(directory)), directory / SETTINGS_FILE)
+
+
 def read_spec(directory: Path) -> Spec:
-    """Read the spec among a packaged model's artifacts.
+    """Read the spec among a packaged model's artifacts, as it was packaged.
 
     Raises:
         RunError: the spec is missing, damaged or of a newer format.

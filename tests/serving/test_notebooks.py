@@ -166,6 +166,40 @@ def publish(server: str, packaged: Callable[..., Path], tmp_path: Path) -> Calla
     return publish
 
 
+def test_tag_follows_the_best_trial(
+    server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed sweep may find a better trial, and a trial of another machine may not be tracked."""
+    job = Job(task=Task.DETECTION, training_data="train.jsonl", experiment_name="resumed")
+    store = tracking.find(server, tmp_path / "sweep")
+    names = ("sweep", "first", "second", "untracked", "model")
+    sweep, first, second, untracked, model = (tmp_path / name for name in names)
+    for folder in (sweep, first, second, untracked, model):
+        folder.mkdir()
+    (model / "MLmodel").write_text("flavors: {}\n")
+    client, ids = MlflowClient(server), {}
+    for trial in (first, second, untracked):
+        with tracking.start(store, sweep, job, {}, {}) as tracker:
+            assert tracker.run_id is not None
+            ids[sweep] = tracker.run_id
+            if trial is not untracked:
+                with tracking.start(store, trial, job, {}, {}, parent_run_id=ids[sweep]) as tracked:
+                    ids[trial] = str(tracked.run_id)
+            tracker.publish(model, trial)
+        best = client.get_run(ids[sweep]).data.tags["automl_best_child_run_id"]
+        assert best == ids.get(trial, ids[sweep])
+        assert [file.path for file in client.list_artifacts(best, "outputs")] == ["outputs/mlflow-model"]
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", fail)
+    with tracking.start(store, sweep, job, {}, {}) as tracker:
+        tracker.publish(model, second)
+    assert "did not accept the model of the run" in caplog.text
+    assert client.get_run(ids[sweep]).data.tags["automl_best_child_run_id"] == ids[sweep]
+
+
 def test_multilabel_notebook_explains_each_class(
     server: str, publish: Callable[[Task], str], serve_app: Serve, make_image: Any, tmp_path: Path
 ) -> None:
@@ -176,7 +210,7 @@ def test_multilabel_notebook_explains_each_class(
     assert prediction.keys() == {"probs", "labels"}
     assert len(prediction["probs"]) == len(prediction["labels"]) == 3
     request = json.loads(explained(image))
-    request["xai_parameters"]["confidence_score_threshold_multilabel"] = 0.0
+    request["xai_parameters"] |= {"confidence_score_threshold_multilabel": 0.0, "n_steps": 2}
     (prediction,) = invoke(serve_app, model, [json.dumps(request)], tmp_path)
     assert [picture(each).width > 0 for each in prediction["visualizations"]] == [True] * 3
 

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from serving.locate import find_model
-from serving.package import requirements, signature, write_model
+from serving.package import requirements, write_model
 from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
 from trainer.errors import RunError, WeightsError
 from trainer.models import create
-from trainer.scoring import PRESENT_NAMES
+from trainer.scoring import OLDER_NAMES
 from trainer.tasks import Task
 
 Encode = Callable[[bytes], str]
@@ -195,22 +196,27 @@ def test_signature_has_the_column_and_the_tasks_parameters(
 ) -> None:
     signature = load_model(task).metadata.signature
     assert signature.inputs.to_dict() == [{"type": "string", "name": "image", "required": True}]
-    params = {each.name: each.default for each in signature.params or []}
-    expected: dict[str, Any] = {}
+    params = {each.name for each in signature.params or []}
+    expected: set[str] = set()
     if task.has_boxes:
         expected = {
-            "box_score_threshold": 0.0,
-            "nms_iou_threshold": 0.5,
-            "box_detections_per_image": 7,
-            "tile_grid_size": "none",
-            "tile_overlap_ratio": 0.25,
-            "tile_predictions_nms_threshold": 0.25,
-        } | dict.fromkeys(PRESENT_NAMES)
+            "box_score_threshold",
+            "nms_iou_threshold",
+            "box_detections_per_image",
+            "tile_grid_size",
+            "tile_overlap_ratio",
+            "tile_predictions_nms_threshold",
+        }
     if task is Task.SEGMENTATION:
-        expected |= {"mask_pixel_score_threshold": 0.5, "max_number_of_polygon_points": 100}
+        expected |= {"mask_pixel_score_threshold", "max_number_of_polygon_points"}
+    expected |= {older for name in expected for older in OLDER_NAMES.get(name, ())}
     assert params == expected
     outputs = [each.name for each in signature.outputs]
-    assert outputs == (["probs", "labels"] if task.is_classification else ["boxes"])
+    explained = ["visualizations", "attributions"]
+    assert outputs == (["probs", "labels", *explained] if task.is_classification else ["boxes"])
+    assert [each.name for each in signature.outputs if not each.required] == (
+        explained if task.is_classification else []
+    )
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -261,6 +267,27 @@ def test_predict_takes_the_other_forms_of_a_table(
     assert len(model.predict({"image": text})) == 1
     indexed = pd.DataFrame({"image": [text, text]}, index=[7, 3])
     assert len(model.predict(indexed)) == 2
+
+
+def test_signature_takes_an_image_as_binary_or_string(
+    load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
+) -> None:
+    model = load_model(Task.CLASSIFICATION)
+    image = make_image(1)
+    expected = model.predict(pd.DataFrame({"image": [encode(image)]})).to_dict()
+    explainable = json.dumps({"image_base64": encode(image), "model_explainability": False})
+    for column in (
+        [image],
+        [base64.encodebytes(image)],
+        np.array([image]),
+        pd.array([encode(image)], dtype="string"),
+        [explainable],
+    ):
+        table = pd.DataFrame({"image": column})
+        mlflow.models.validate_schema(table, model.metadata.signature.inputs)
+        assert model.predict(table).to_dict() == expected
+    assert model.predict({"image": image}).to_dict() == expected
+    assert model.predict([{"image": image}]).to_dict() == expected
 
 
 def test_predict_takes_parameters(
@@ -331,14 +358,6 @@ def test_request_can_enable_tiling(
     parameters = {"tile_grid_size": "3x2", "box_detections_per_image": 5}
     (answer,) = scorer.score(parse_rows([content], Task.DETECTION), parameters)
     assert_close(answer["boxes"], tiled[0])
-
-
-def test_signature_has_the_tiling_of_the_training_run(packaged: Packaged) -> None:
-    spec = read_spec(packaged(Task.DETECTION) / "artifacts")
-    tiled = spec.model_copy(
-        update={"parameters": spec.parameters.model_copy(update={"tile_grid_size": "3x2"})}
-    )
-    assert {each.name: each.default for each in signature(tiled).params or []}["tile_grid_size"] == "3x2"
 
 
 def test_write_model_is_quiet_and_rejects_existing_directories(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serving.locate import ARTIFACTS, find_model
 from serving.package import write_model
-from serving.scorer import WEIGHTS_FILE, read_spec
+from serving.scorer import WEIGHTS_FILE, read_family
 from trainer.errors import RunError
 
 
@@ -33,7 +33,7 @@ def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | No
     import torch
 
     directory = find_model(run_or_model)
-    spec = read_spec(directory / ARTIFACTS)
+    spec = read_family(directory / ARTIFACTS).spec
     if not spec.task.has_boxes:
         raise RunError(
             f"{directory}: a model for {spec.task} has no score thresholds; it returns all probabilities"

@@ -8,6 +8,9 @@ from typing import Any
 
 from trainer.tasks import Task
 
+SIZE_LETTERS = {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}
+"""By value of model_size: what it adds to the library's name of a network."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyCard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,11 @@ class Classifiers(Family):
             "mean": list(config.mean),
             "std": list(config.std),
         }
+
+    def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        if _config(self.library_name).fixed_input_size:
+            self._keep_size(sizes, "crop_size")
+        return super().options_at(sizes)
 
     def build(self) -> nn.Module:
         arguments: dict[str, Any] = {"num_classes": len(self.spec.classes)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -71,6 +71,26 @@ class Family(ABC):
         Raises:
             JobError: the model does not support a setting's value.
         """
+
+    def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """The spec's options for images of other sizes than those of the run.
+
+        Args:
+            sizes: new values of options such as "image_size", in pixels.
+
+        Raises:
+            RunError: the network takes only images of the run's size.
+        """
+        return {**self.spec.options, **sizes}
+
+    def _keep_size(self, sizes: Mapping[str, int], name: str) -> None:
+        """Reject another value of an option that the network's weights are made for."""
+        own = self.spec.options[name]
+        if sizes.get(name, own) != own:
+            raise RunError(
+                f"{self.spec.model} takes only images of {own} pixels, as it was trained, not {sizes[name]}; "
+                "train it with that size"
+            )
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -105,6 +105,10 @@ class RFDETR(Family):
             "decoder_layers": config.dec_layers,
         }
 
+    def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        self._keep_size(sizes, "image_size")
+        return super().options_at(sizes)
+
     @cached_property
     def config(self) -> Any:
         """rfdetr's description of the network."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +28,7 @@ from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
 from trainer.annotations import Examples, FloatArray, Objects, Target
+from trainer.models.card import SIZE_LETTERS
 from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
@@ -57,13 +58,15 @@ class UltralyticsFamily(Family):
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        # The network takes whole strides only: round other sizes up rather than reject them.
-        image_size = -(-settings.image_size // STRIDE) * STRIDE
+        image_size = _whole_strides(settings.image_size)
         entry = find(model, task)
         name = entry.library_name
         if "model_size" in entry.settings:
-            name += {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}[settings.model_size]
+            name += SIZE_LETTERS[settings.model_size]
         return {"image_size": image_size, "architecture": name}
+
+    def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        return {**super().options_at(sizes), **{name: _whole_strides(size) for name, size in sizes.items()}}
 
     @property
     def architecture(self) -> str:
@@ -171,6 +174,11 @@ class UltralyticsFamily(Family):
         """The backbone's layers: model.0–9, or model.0–4 if the backbone is a ResNet."""
         groups = 10 if "resnet" not in self.architecture else 5
         return [[layer] for layer in list(network.get_submodule("model").children())[:groups]]
+
+
+def _whole_strides(size: int) -> int:
+    """An image's side, rounded up to what the network takes."""
+    return -(-size // STRIDE) * STRIDE
 
 
 def _in_tensor(points: FloatArray, geometry: Geometry) -> FloatArray:
