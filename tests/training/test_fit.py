@@ -128,11 +128,23 @@ def test_invalid_data_are_an_error_before_anything_is_written(tmp_path: Path) ->
     assert "left out 2 lines" in run.log.read_text("utf-8")
 
 
-def test_divergence_is_an_error_with_advice(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    wild = {"learning_rate": 1.0, "momentum": 0.99, "warmup_cosine_lr_warmup_epochs": 0}
-    unclipped = {"gradient_clip_value": 1e9, "number_of_epochs": 30, "early_stopping": False}
-    with pytest.raises(TrainingError, match=r"diverged .* Lower learning_rate"):
-        trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", **wild, **unclipped))
+def test_loss_that_stays_far_above_its_start_ends_the_run(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = TrainingModule._losses
+
+    def diverging(self: TrainingModule, batch: Batch) -> dict[str, Tensor]:
+        # A loss over 100 is none by itself.
+        factor = 200 if self.current_epoch < 3 else 1e5
+        return {name: loss * factor for name, loss in losses(self, batch).items()}
+
+    monkeypatch.setattr(TrainingModule, "_losses", diverging)
+    small = {"training_batch_size": 4, "number_of_epochs": 9, "early_stopping": False}
+    with pytest.raises(
+        TrainingError, match=r"diverged in epoch 6, .*: since batch 1 of epoch 4, .* Lower learn"
+    ):
+        trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **small))
+    assert len(rows(Run(tmp_path / "run"))) == 5
 
 
 def test_cpu_run_does_not_touch_gpus(
@@ -159,7 +171,9 @@ def test_diverged_epoch_has_no_checkpoint(
         return {name: loss * (math.nan if last else 1) for name, loss in losses(self, batch).items()}
 
     monkeypatch.setattr(TrainingModule, "_losses", diverging)
-    with pytest.raises(TrainingError, match=r"diverged in epoch 2"):
+    with pytest.raises(
+        TrainingError, match=r"diverged in epoch 2, batch (\d+) of \1: its loss is not finite"
+    ):
         trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run"))
     run = Run(tmp_path / "run")
     checkpoint = torch.load(run.last_checkpoint, weights_only=True)
@@ -193,7 +207,7 @@ def test_evaluation_frequency_always_includes_last_epoch(
     run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **frequency))
     assert [row["epoch"] for row in rows(run) if row["accuracy"]] == ["2", "4", "5"]
     kept = sorted(path.name for path in run.checkpoints.iterdir())
-    assert kept == ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt"]
+    assert kept == ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def test_frozen_layers_keep_weights_and_statistics(digits: dict[Task, SampleData], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.reading import SPEC_KEY
 from trainer.settings import Settings
 from trainer.training.averaging import WeightAverage
+from trainer.training.divergence import DivergenceWatch
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import gather, move, share_buffers
 from trainer.training.memory import ran_out_of_memory
@@ -34,8 +35,7 @@ log = logging.getLogger("trainer")
 
 SEED_KEY, MICRO_BATCHES_KEY = "trainer_seed", "trainer_parts"
 """The keys of a checkpoint for the run's seed and for `TrainingModule.micro_batches`."""
-LARGEST_LOSS = 100.0
-"""A run with a larger loss has diverged."""
+_WATCH_KEY = "trainer_divergence"
 _BATCHES_PER_CHECK = 10
 
 
@@ -85,6 +85,7 @@ class TrainingModule(LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
         self._groups: list[dict[str, Any]] = []
+        self._watch = DivergenceWatch(settings)
 
     @property
     def scored(self) -> nn.Module:
@@ -145,12 +146,12 @@ class TrainingModule(LightningModule):
         for name, loss in losses.items():
             self._sums[name] = self._sums.get(name, 0) + loss
         self._batches += 1
-        # Reading a loss waits for the device, so check only every few batches.
-        if batch_idx % _BATCHES_PER_CHECK == 0:
-            self._raise_if_diverged(losses["loss"].item())
-        if batch_idx + 1 == self.trainer.num_training_batches:
-            # Checked before callbacks save a checkpoint, because no run may resume from a diverged one.
-            self._raise_if_diverged(self.losses["loss"])
+        self._watch.add(batch_idx + 1, losses)
+        batches = int(self.trainer.num_training_batches)
+        # Reading a loss waits for a GPU, so several are read at once. After the last batch, callbacks save a
+        # checkpoint: no run may resume from a diverged one.
+        if self.device.type == "cpu" or batch_idx % _BATCHES_PER_CHECK == 0 or batch_idx + 1 == batches:
+            self._watch.check(self.current_epoch + 1, batches)
         if is_last_of_window:
             self._step()
 
@@ -271,21 +272,16 @@ class TrainingModule(LightningModule):
             ) from error
         return {**losses, "loss": torch.stack(list(losses.values())).sum()}
 
-    def _raise_if_diverged(self, loss: float) -> None:
-        if not loss <= LARGEST_LOSS:  # true for NaN, too
-            raise TrainingError(
-                f"training diverged in epoch {self.current_epoch + 1}: its loss is {loss:.4g}, over "
-                f"{LARGEST_LOSS:g}. Lower learning_rate ({self.settings.learning_rate:g}) or lengthen "
-                f"warmup_cosine_lr_warmup_epochs ({self.settings.warmup_cosine_lr_warmup_epochs})"
-            )
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # With the spec the file describes its own weights, wherever it is moved.
         checkpoint[SPEC_KEY] = self.family.spec.model_dump_json()
         checkpoint[SEED_KEY], checkpoint[MICRO_BATCHES_KEY] = self.seed, self.micro_batches
+        checkpoint[_WATCH_KEY] = self._watch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.micro_batches = max(self.micro_batches, checkpoint[MICRO_BATCHES_KEY])
+        if _WATCH_KEY in checkpoint:  # earlier versions' have none
+            self._watch.load_state_dict(checkpoint[_WATCH_KEY])
 
     @property
     def losses(self) -> dict[str, float]:
