@@ -122,6 +122,10 @@ class BrokenOffError(TrainingError):
     """A training run that ended for a reason that may not recur, such as the death of a process."""
 
 
+class FullDiskError(BrokenOffError):
+    """A run that could not write a file because the disk or the quota is full."""
+
+
 class NoMemoryError(BrokenOffError):
     """A training run that ran out of memory; it may succeed with smaller micro-batches."""
 

@@ -38,6 +38,10 @@ def atomic_writer(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[An
         with partial.open(mode, encoding=encoding, **options) as file:
             yield file
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)  # writing to an open file does not name it
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from trainer.errors import RunError, problems_of
 from trainer.files import write_atomically
+from trainer.full_disk import full_disk_told
 from trainer.tasks import Task
 
 MetricValue = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -89,6 +90,7 @@ class Run:
         job: the resolved job, which can be run again.
         metrics: one row of metrics per epoch.
         best_checkpoint: the checkpoint of the epoch with the highest primary metric.
+        previous_checkpoint: the last checkpoint but one, to resume from if the last is damaged.
         model: the directory of the packaged MLflow model.
         predictions: the best epoch's predictions for the validation images, one per line.
         report: the HTML report.
@@ -104,6 +106,7 @@ class Run:
         self.checkpoints = directory / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
+        self.previous_checkpoint = self.checkpoints / "previous.ckpt"
         self.model = directory / "model"
         self.predictions = directory / "predictions.jsonl"
         self.result = directory / "result.json"
@@ -216,6 +219,16 @@ class Run:
         except Timeout:
             rule = "is being trained by another process; wait for it, or end it"
             raise RunError(f"{self.directory}: {rule}") from None
+
+    def full_disk_told(self) -> AbstractContextManager[None]:
+        """A context in which an error that a full disk causes becomes a FullDiskError with the next step."""
+
+        def next_step() -> str:
+            if self.job.exists():
+                return f"resume with --resume {self.directory}"
+            return f"remove {self.directory} and start again"
+
+        return full_disk_told(self.directory, next_step)
 
     def write_job(self, text: str) -> None:
         """Write `job.yaml` atomically."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.data.reading.test_records import random_lines
-from trainer.data.fingerprint import fingerprint
+from trainer.data.fingerprint import changes, fingerprint, summarise
 from trainer.data.reading.jsonl import read
 from trainer.data.training_data import Data
 from trainer.tasks import Task
@@ -90,3 +90,28 @@ print(fingerprint(data(pathlib.Path(sys.argv[1]), Task.DETECTION, *parts)))
         cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == here
+
+
+def test_changes_are_told_by_part(tmp_path: Path) -> None:
+    task = Task.DETECTION
+    lines = [line for line in random_lines(task, 30, seed=1) if len(line["label"]) > 1]
+    validation = random_lines(task, 5, seed=2)
+    objects = sum(len(line["label"]) for line in lines)
+    summary = json.loads(json.dumps(summarise(data(tmp_path / "first", task, lines, validation))))
+
+    def told(lines: list[dict[str, Any]], validation: list[dict[str, Any]] = validation) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return changes(summary, data(folder, task, lines, validation))
+
+    assert told(lines) == ""
+    assert changes({}, data(tmp_path / "unknown", task, lines, validation)) == ""
+    moved = changed(lines, lambda these: these[0]["label"][0].update(topX=0.0))
+    assert told(moved) == "training data: other objects"
+    renamed = changed(lines, lambda these: these[0].update(image_url="other.jpg"))
+    assert told(renamed) == "training data: other images or another order of them"
+    popped = changed(lines, lambda these: these[0]["label"].pop())
+    assert told(popped) == f"training data: {objects - 1} objects instead of {objects}"
+    fewer = f"{len(lines) - 1} images instead of {len(lines)}"
+    both = told(lines[:-1], [lines[-1], *validation])
+    assert both.startswith(f"training data: {fewer}, {objects - len(lines[-1]['label'])} objects instead of")
+    assert "; validation data: 6 images instead of 5" in both

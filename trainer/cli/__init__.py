@@ -15,6 +15,7 @@ import sys
 from trainer.cli import catalog, data, evaluating, scoring, training  # noqa: F401
 from trainer.cli.application import app
 from trainer.errors import TrainerError
+from trainer.full_disk import full_disk_told
 
 __all__ = ["app", "main"]
 
@@ -33,11 +34,14 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     log.propagate = False
+    logging.raiseExceptions = False  # no traceback for each line that does not fit a full disk
     try:
-        sys.exit(app())
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has closed it; Python itself would complain on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with full_disk_told(None, lambda: "repeat the command"):
+            try:
+                sys.exit(app())
+            finally:
+                sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         sys.exit(1)
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,3 +49,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python itself would complain on exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

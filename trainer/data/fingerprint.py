@@ -1,9 +1,9 @@
-"""A hash by which two training runs can be checked for the same data."""
+"""Tells whether two training runs have the same data, and what has changed between them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,57 @@ def fingerprint(data: Data) -> str:
     The hash covers class names, image_urls as written in the files, labels, boxes, crowd flags, polygons, and
     which records are for validation. It does not cover pixels, nor which file a record comes from.
     """
+    return _hash(part for records in (data.train, data.validation) for part in _parts(records))
+
+
+def summarise(data: Data) -> dict[str, Any]:
+    """What `changes` compares data with later: counts and hashes, as JSON holds them."""
+    return {"training": _summarise(data.train), "validation": _summarise(data.validation)}
+
+
+def changes(earlier: Mapping[str, Any], data: Data) -> str:
+    """What has changed in data since they were summarised, in words; "" if nothing has.
+
+    Like the fingerprint, it covers neither pixels nor the names of the data files.
+
+    Args:
+        earlier: from `summarise`; empty if unknown, then nothing counts as changed.
+    """
+    noun = "objects" if data.train.task.has_boxes else "labels"
+    parts = []
+    for name, now in summarise(data).items():
+        before = earlier.get(name, now)
+        if before["images"] != now["images"]:
+            told = [f"{now['images']:,} images instead of {before['images']:,}"]
+        else:
+            told = ["other images or another order of them"] * (before["image_urls"] != now["image_urls"])
+        if before["labels"] != now["labels"]:
+            told.append(f"{now['labels']:,} {noun} instead of {before['labels']:,}")
+        elif before["content"] != now["content"] and not told:
+            told.append(f"other {noun}")
+        if told:
+            parts.append(f"{name} data: {', '.join(told)}")
+    return "; ".join(parts)
+
+
+def _summarise(records: Records) -> dict[str, Any]:
+    classes, *rest = _parts(records)
+    urls, content = rest[:_URL_PARTS], rest[_URL_PARTS:]
+    counts = {"images": len(records), "labels": len(records.labels)}
+    return {**counts, "image_urls": _hash(urls), "content": _hash([classes, *content])}
+
+
+def _hash(parts: Iterable[bytes]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for records in (data.train, data.validation):
-        for part in _parts(records):
-            # The length, so that moving bytes between parts changes the hash.
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+    for part in parts:
+        # The length, so that moving bytes between parts changes the hash.
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
     return digest.hexdigest()
+
+
+_URL_PARTS = 4
+"""How many parts after the classes, the first, hold the image_urls."""
 
 
 def _parts(records: Records) -> Iterator[bytes]:

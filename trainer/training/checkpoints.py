@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from trainer.errors import BrokenOffError
+from trainer.errors import BrokenOffError, FullDiskError
+from trainer.full_disk import full_disk_reason, make_room
 from trainer.metric_names import is_minimised
 from trainer.runs import Run
 from trainer.training.module import TrainingModule
 
 WRITTEN = "written.partial"
 """Name of the checkpoint that is being written."""
+DATA_KEY = "trainer_data"
+"""The key of a checkpoint for the summary of the data that it was trained on."""
 
 
 class KeepBest(Callback):
@@ -30,8 +33,12 @@ class KeepBest(Callback):
         metrics: all metrics of the best epoch.
     """
 
-    def __init__(self, primary_metric: str) -> None:
-        self.primary_metric = primary_metric
+    def __init__(self, primary_metric: str, *, starts_anew: bool = False) -> None:
+        """
+        Args:
+            starts_anew: ignore the best epoch of the checkpoint that training resumes from.
+        """
+        self.primary_metric, self.starts_anew = primary_metric, starts_anew
         self.epoch = 0
         self.metrics: dict[str, float] = {}
 
@@ -44,7 +51,13 @@ class KeepBest(Callback):
         return {"epoch": self.epoch, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
+        if not self.starts_anew:
+            self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.world_size > 1:  # rank 0 knows which checkpoints there are
+            state = trainer.strategy.broadcast(self.state_dict(), src=0)
+            self.epoch, self.metrics = state["epoch"], state["metrics"]
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
@@ -60,20 +73,25 @@ class SaveCheckpoints(Callback):
     """Saves last.ckpt after every epoch, best.ckpt at a new best, and epoch-N.ckpt as often as configured.
 
     It must follow the callbacks whose state a checkpoint includes. A checkpoint is written once, under a
-    temporary name, and then given its names, so that a run killed at any moment can resume from last.ckpt.
+    temporary name, and then given its names, so that a run killed at any moment can resume. The last but one
+    stays as previous.ckpt, because a power failure may tear the last one.
 
     Args:
         every: epochs between the checkpoints that are kept as epoch-N.ckpt; None keeps none.
+        data: summary of the data, which goes into each checkpoint.
 
     Raises:
         BrokenOffError: a checkpoint cannot be written, for example because the disk is full.
     """
 
-    def __init__(self, run: Run, best: KeepBest, every: int | None) -> None:
-        self.run, self.best, self.every = run, best, every
+    def __init__(self, run: Run, best: KeepBest, every: int | None, data: Mapping[str, Any]) -> None:
+        self.run, self.best, self.every, self.data = run, best, every, dict(data)
 
     def setup(self, trainer: Trainer, module: Any, stage: str) -> None:
         trainer.strategy.checkpoint_io = _StreamedCheckpoint()
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint[DATA_KEY] = self.data
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         epoch = trainer.current_epoch + 1
@@ -83,16 +101,15 @@ class SaveCheckpoints(Callback):
         try:
             self._write(trainer, others)
         except (OSError, RuntimeError) as error:
-            # PyTorch's file writer raises a RuntimeError that does not pass on the system's reason.
-            if not isinstance(error, OSError) and "inline_container" not in str(error):
+            full = full_disk_reason(error)
+            if full is None and not isinstance(error, OSError):
                 raise
             (self.run.checkpoints / WRITTEN).unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else "only a part of it was written"
-            free = shutil.disk_usage(self.run.directory).free
-            raise BrokenOffError(
-                f"{self.run.checkpoints}: epoch {epoch}'s checkpoint cannot be written there ({reason}; "
-                f"{free / 1e6:,.0f} MB are free). Make room or raise the quota, then resume with --resume"
-            ) from error
+            reason = full or str(getattr(error, "strerror", None) or error)
+            what = f"epoch {epoch}'s checkpoint cannot be written there"
+            step = f"resume with --resume {self.run.directory}"
+            text = make_room(self.run.checkpoints, reason, step, what)
+            raise (BrokenOffError if full is None else FullDiskError)(text) from error
 
     def _write(self, trainer: Trainer, others: Sequence[Path]) -> None:
         written = self.run.checkpoints / WRITTEN
@@ -102,7 +119,10 @@ class SaveCheckpoints(Callback):
         trainer.save_checkpoint(written)
         if trainer.is_global_zero:
             for path in others:
-                _link_or_copy(written, path)
+                link_or_copy(written, path)
+            # A run that is killed between the two resumes from previous.ckpt.
+            if self.run.last_checkpoint.exists():
+                self.run.last_checkpoint.replace(self.run.previous_checkpoint)
             written.replace(self.run.last_checkpoint)
 
 
@@ -114,7 +134,7 @@ class _StreamedCheckpoint(TorchCheckpointIO):
         torch.save(checkpoint, path)
 
 
-def _link_or_copy(file: Path, path: Path) -> None:
+def link_or_copy(file: Path, path: Path) -> None:
     """Make `path` another name of the file, atomically; a copy where the file system has no links."""
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)

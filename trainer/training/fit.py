@@ -12,12 +12,13 @@ from typing import Any
 
 from lightning import Callback
 
-from trainer.data.fingerprint import fingerprint
+from trainer.data.fingerprint import changes, fingerprint
 from trainer.data.training_data import Data
-from trainer.errors import JobError, Problem
+from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
 from trainer.runs import Durations, Result, Run
 from trainer.training import tracking
+from trainer.training.checkpoints import KeepBest
 from trainer.training.devices import choose_devices
 from trainer.training.memory import peak_memory
 from trainer.training.mlflow_store import Store
@@ -25,7 +26,7 @@ from trainer.training.origin import git_commit, library_versions
 from trainer.training.packaging import package
 from trainer.training.prepare import Plan, Prepared, prepare
 from trainer.training.report_writing import report
-from trainer.training.resume import check_resumable
+from trainer.training.resume import check_resumable, settle
 from trainer.training.run_log import logging_to
 from trainer.training.train import Trained, assist, train
 
@@ -101,14 +102,16 @@ def _lead(plan: Plan) -> Run:
     parameters = _parameters(job, data)
     tags = {"model": job.model_name, **tracking.tags_of(job, data, versions)}
     with (
+        run.full_disk_told(),
         run.lock(),
         logging_to(run.log),
         tracking.start(store, run.directory, job, parameters, tags, plan.parent_run_id) as tracker,
     ):
         _log_start(plan, prepared, run)
+        best = _best_so_far(plan, prepared)
         run.write_job(job.to_yaml())
         prepared_at = time.perf_counter()
-        trained = train(plan, prepared, run, tracker=tracker)
+        trained = train(plan, prepared, run, best, tracker=tracker)
         trained_at = time.perf_counter()
         if plan.packages:
             package(run, data, on_gpu=plan.devices.gpus)
@@ -192,6 +195,35 @@ def _claim(job: Job) -> Run:
     return Run.create(_RUNS, job.name or f"{job.task}-{job.model_name}")
 
 
+def _best_so_far(plan: Plan, prepared: Prepared) -> KeepBest:
+    """Settle which checkpoints a resumed run continues with, and say what is not as it was.
+
+    Raises:
+        RunError: no epoch is left to train, and the best one's checkpoint is damaged.
+    """
+    checkpoint = prepared.checkpoint
+    if checkpoint is None:
+        return KeepBest(plan.job.metric)
+    if checkpoint.damage:
+        log.warning(
+            "%s; resuming from %s instead, so the epochs after %d are trained again",
+            checkpoint.damage, checkpoint.file.name, prepared.first_epoch,
+        )  # fmt: skip
+    if changed := changes(checkpoint.data, prepared.data):
+        log.warning(
+            "the data have changed since the run's last epoch: %s. Metrics of earlier epochs are of the data "
+            "as they were; for comparable ones, start a new run", changed,
+        )  # fmt: skip
+    has_best = settle(checkpoint)
+    if not has_best:
+        lost = f"{checkpoint.run.best_checkpoint}: epoch {checkpoint.best_epoch}, the best so far, is damaged"
+        if prepared.first_epoch >= plan.settings.number_of_epochs:
+            more = f"--number-of-epochs over {prepared.first_epoch}"
+            raise RunError(f"{lost}, and no epoch is left to find another; resume with {more}")
+        log.warning("%s; the best epoch is chosen from those after %d", lost, prepared.first_epoch)
+    return KeepBest(plan.job.metric, starts_anew=not has_best)
+
+
 def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
     data.log_findings(run.skipped)
@@ -203,7 +235,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     if devices.ranks > 1:
         log.info("training on %s", devices)
     if prepared.first_epoch:
-        log.info("resuming from %s after epoch %d", run.last_checkpoint, prepared.first_epoch)
+        assert prepared.checkpoint is not None, "it is resumed"
+        log.info("resuming from %s after epoch %d", prepared.checkpoint.file, prepared.first_epoch)
     else:
         log.info("weights: %s", prepared.weights or "none, training from scratch")
         if devices.are_launched_separately and plan.settings.random_seed is None:

@@ -21,7 +21,7 @@ from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.devices import Devices
 from trainer.training.job_data import load_data
-from trainer.training.resume import check_same_network, read_checkpoint
+from trainer.training.resume import Checkpoint, check_same_network, read_checkpoint
 
 _SHARED_SEED = 0
 """The default where a launcher starts the ranks: they could not agree on a random one."""
@@ -57,7 +57,7 @@ class Prepared:
     Attributes:
         network: on the CPU, with the weights to start from.
         seed: of everything random in the run.
-        first_epoch: counted from 0; above 0 when the run is resumed.
+        checkpoint: that training resumes from, if it does.
         weights: where the network's weights come from; None if they are random, or a checkpoint's.
     """
 
@@ -65,8 +65,13 @@ class Prepared:
     family: Family
     network: nn.Module
     seed: int
-    first_epoch: int
+    checkpoint: Checkpoint | None
     weights: Loaded | None
+
+    @property
+    def first_epoch(self) -> int:
+        """Counted from 0; above 0 when the run is resumed."""
+        return 0 if self.checkpoint is None else self.checkpoint.epoch + 1
 
 
 def prepare(plan: Plan, skipped_path: Path) -> Prepared:
@@ -103,8 +108,7 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     if settings.sync_batch_norm and devices.ranks > 1:
         network = family.sync_batch_norms(network)
     network = network.to(memory_format=torch.channels_last)
-    first_epoch = 0 if checkpoint is None else checkpoint.epoch + 1
-    return Prepared(data, family, network, seed, first_epoch, loaded)
+    return Prepared(data, family, network, seed, checkpoint, loaded)
 
 
 def _seed(plan: Plan) -> int:

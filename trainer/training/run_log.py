@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger("trainer")
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that loses lines while the disk is full, rather than print a traceback for each of them.
+
+    Attributes:
+        error: the first error in writing it.
+    """
+
+    error: OSError | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        self.error = self.error or (error if isinstance(error, OSError) else None)
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Write all log messages to this file, too, debug messages and the traceback of a failure included."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """Write all log messages to this file, too, debug messages and the traceback of a failure included.
+
+    Lines that cannot be written, because the disk is full, are dropped; at the end, a warning says so.
+    """
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     with log_level(logging.DEBUG, log.name):
         log.addHandler(handler)
@@ -28,7 +48,10 @@ def logging_to(path: Path) -> Iterator[None]:
             raise
         finally:
             log.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # lines that did not fit are still in its buffer
+                handler.close()
+    if handler.error is not None:
+        log.warning("%s: lines are missing, since it could not be written: %s", path, handler.error.strerror)
 
 
 @contextmanager

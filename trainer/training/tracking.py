@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.data.fingerprint import fingerprint
 from trainer.errors import RunError, TrackingError
 from trainer.files import write_atomically
+from trainer.full_disk import full_disk_reason
 from trainer.models.weights.choice import BEST_CHILD_TAG, MODEL_ARTIFACT
 from trainer.training.mlflow_store import DATABASE, OFF, Store, quiet, short_waits, sqlite_uri
 from trainer.training.origin import origin_tags
@@ -185,7 +186,7 @@ class MlflowTracker(Tracker):
         self._lock = threading.Lock()  # guards the four below
         self._pending: list[Metric] = []
         self._sender: threading.Thread | None = None
-        self._had_outage = self._is_ending = False
+        self._had_outage = self._is_ending = self._has_failed = False
         self._monitor: Any = None
         with quiet(ignore_warnings=True):
             self._attempt("the system metrics", self._start_system_monitor)
@@ -237,6 +238,7 @@ class MlflowTracker(Tracker):
     def end(self, status: str) -> None:
         """Send what is left, then the run's final status."""
         deadline = time.monotonic() + _SECONDS_TO_FINISH
+        self._has_failed = status == "FAILED"
         with self._lock:
             self._is_ending, threads = True, [self._sender] if self._sender else []
         with short_waits(), quiet(ignore_warnings=True):
@@ -267,11 +269,9 @@ class MlflowTracker(Tracker):
             with self._lock:
                 self._sender = None  # the next epoch starts another one, which tries again
                 is_news, self._had_outage = not (self._had_outage or self._is_ending), True
-            if is_news:
-                log.warning(
-                    "tracking: %s: %s; training continues, and the metrics are sent later",
-                    self.store.shown, self.store.reason(error),
-                )  # fmt: skip
+            if is_news and full_disk_reason(error) is None:  # which ends the run, or is reported at its end
+                text = "tracking: %s: %s; training continues, and the metrics are sent later"
+                log.warning(text, self.store.shown, self.store.reason(error))
             log.debug("tracking failed", exc_info=True)
 
     def _next_batch(self) -> list[Metric]:
@@ -308,10 +308,10 @@ class MlflowTracker(Tracker):
         try:
             send()
         except Exception as error:
-            log.warning(
-                "tracking: %s did not accept %s of the run (kept in %s): %s",
-                self.store.shown, what, self.directory, self.store.reason(error),
-            )  # fmt: skip
+            # A full disk has ended the run with an error of its own.
+            level = logging.DEBUG if self._has_failed and full_disk_reason(error) else logging.WARNING
+            text = "tracking: %s did not accept %s of the run (kept in %s): %s"
+            log.log(level, text, self.store.shown, what, self.directory, self.store.reason(error))
             log.debug("tracking failed", exc_info=True)
             return False
         return True

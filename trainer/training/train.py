@@ -14,6 +14,8 @@ from pathlib import Path
 from lightning import Callback, Trainer
 
 from trainer.data.datasets import RecordExamples
+from trainer.data.fingerprint import summarise
+from trainer.data.training_data import Data
 from trainer.errors import NoMemoryError
 from trainer.job.job import Job
 from trainer.models.catalog import find
@@ -68,6 +70,7 @@ def train(
     plan: Plan,
     prepared: Prepared,
     run: Run,
+    best: KeepBest,
     *,
     tracker: Tracker | None = None,
     ready: Callable[[], object] | None = None,
@@ -75,6 +78,7 @@ def train(
     """Train on this rank. Rank 0 starts the other ranks of its machine, and writes the run.
 
     Args:
+        best: keeps the best epoch.
         ready: for a rank that rank 0 started; called once training can start.
 
     Raises:
@@ -82,7 +86,6 @@ def train(
     """
     settings = plan.settings
     batches, module = _batches_and_module(plan, prepared)
-    best = KeepBest(plan.job.metric)
     checkpoint = run.last_checkpoint if prepared.first_epoch else None
     with (
         quiet_lightning(),
@@ -99,7 +102,7 @@ def train(
             **devices.options(),
             max_epochs=settings.number_of_epochs,
             check_val_every_n_epoch=settings.evaluation_frequency,
-            callbacks=_callbacks(plan, run, best, batches, tracker),
+            callbacks=_callbacks(plan, prepared.data, run, best, batches, tracker),
             default_root_dir=run.directory,
             num_sanity_val_steps=0,
             logger=False,
@@ -141,7 +144,8 @@ def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> 
     plan = replace(plan, devices=devices)
     with silenced(devices), tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(plan, Path(scratch) / "skipped.jsonl")
-        return train(plan, prepared, plan.earlier or Run(Path(scratch)), ready=ready).directory
+        run, best = plan.earlier or Run(Path(scratch)), KeepBest(plan.job.metric)
+        return train(plan, prepared, run, best, ready=ready).directory
 
 
 def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, TrainingModule]:
@@ -165,7 +169,7 @@ def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, Traini
 
 
 def _callbacks(
-    plan: Plan, run: Run, best: KeepBest, batches: Batches, tracker: Tracker | None
+    plan: Plan, data: Data, run: Run, best: KeepBest, batches: Batches, tracker: Tracker | None
 ) -> list[Callback]:
     """The callbacks in calling order: a checkpoint holds the state of those before `SaveCheckpoints`."""
     settings = plan.settings
@@ -181,5 +185,6 @@ def _callbacks(
         callbacks.append(StopEarly(best, settings))
     if plan.job.limits.timeout_minutes is not None:
         callbacks.append(StopAt(time.monotonic() + 60 * plan.job.limits.timeout_minutes))
-    callbacks += [*plan.callbacks, SaveCheckpoints(run, best, settings.checkpoint_frequency)]
+    save = SaveCheckpoints(run, best, settings.checkpoint_frequency, summarise(data))
+    callbacks += [*plan.callbacks, save]
     return callbacks if tracker is None else [*callbacks, TrackMetrics(record, tracker)]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import optuna
 import pytest
+from sqlalchemy import event
 
-from trainer.errors import JobError, RunError
+from trainer.errors import FullDiskError, JobError, RunError
 from trainer.sweep.execution import storage
 from trainer.sweep.execution.storage import open_storage, quiet
 from trainer.sweep.execution.trial_queue import TrialQueue
@@ -149,3 +150,16 @@ def test_a_file_that_another_process_holds(tmp_path: Path) -> None:
         assert not asking.done()
     assert asking.result(timeout=60) is not None
     assert len(study.trials) == 1
+
+
+def test_a_full_disk_is_told_at_once(tmp_path: Path) -> None:
+    opened = open_storage(f"sqlite:///{tmp_path}/study.db")
+    study = optuna.create_study(study_name="one", storage=opened)
+    # SQLite then takes the file's present size for the most that there is room for.
+    event.listen(opened.engine, "connect", lambda file, _: file.execute("PRAGMA max_page_count = 1"))
+    opened.engine.dispose()
+    with pytest.raises(
+        FullDiskError, match=r"study\.db: cannot be written \(database or disk is full; .*--resume"
+    ):
+        study.set_user_attr("data", "x" * 100_000)
+    assert opened.is_steady(0)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.models.catalog import CARDS
 from trainer.sweep.execution.fork_server import Event, Request
-from trainer.sweep.execution.messages import Order, Outcome, outcome_path, write_privately
+from trainer.sweep.execution.messages import DISK_FULL, Order, Outcome, outcome_path, write_privately
 from trainer.training.memory import NO_MEMORY
 
 log = logging.getLogger("trainer")
@@ -241,6 +241,8 @@ def _read_outcome(status: int, path: Path, output: Path, *, was_stopped: bool) -
         return Outcome.model_validate_json(outcome_path(path).read_text("utf-8"))
     except FileNotFoundError:
         pass  # the process was killed or has crashed
+    if status == DISK_FULL:
+        return Outcome(state="stopped", disk_full=True, reason="the disk is full")
     if was_stopped:
         return Outcome(state="stopped")
     lines = output.read_text("utf-8", errors="replace").strip().splitlines() if output.exists() else []

@@ -47,6 +47,7 @@ class Outcome(BaseModel):
         reason: why it failed.
         may_succeed: whether another attempt can succeed; once recorded, whether another one follows.
         no_memory: whether memory ran out; the next attempt splits its batches into micro-batches.
+        disk_full: whether the disk is full, which stops the whole sweep.
         attributes: kept with the trial: best epoch, number of epochs, seconds.
     """
 
@@ -58,7 +59,12 @@ class Outcome(BaseModel):
     reason: str = ""
     may_succeed: bool = False
     no_memory: bool = False
+    disk_full: bool = False
     attributes: dict[str, Any] = {}
+
+
+DISK_FULL = 6
+"""Exit status of a trial's process that could not write its outcome because the disk is full."""
 
 
 def outcome_path(order: Path) -> Path:

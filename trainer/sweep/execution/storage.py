@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -26,7 +27,8 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 
-from trainer.errors import JobError, Problem, RunError
+from trainer.errors import FullDiskError, JobError, Problem, RunError
+from trainer.full_disk import full_disk_reason, make_room
 
 log = logging.getLogger("trainer")
 
@@ -65,7 +67,8 @@ class SharedStorage(RDBStorage):
     was lost, the call takes effect twice, which does no harm: writing a value twice changes nothing, and a
     trial that was created or taken unnoticed has no heartbeat, so it fails like that of a dead worker.
 
-    All methods raise RunError if the database has been unreachable for too long.
+    All methods raise RunError if the database has been unreachable for too long, and FullDiskError at once if
+    its disk is full.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -111,6 +114,8 @@ def _patient(method: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 answer = method(self, *arguments, **named)
             except Exception as error:
+                if (reason := full_disk_reason(error)) is not None:
+                    raise _full_disk(self, reason) from error
                 if not _is_temporary(error):
                     raise
                 self._wait(error)
@@ -138,6 +143,14 @@ def _is_temporary(error: BaseException) -> bool:
     return isinstance(cause, (OperationalError, InterfaceError)) or (
         isinstance(cause, DBAPIError) and cause.connection_invalidated
     )
+
+
+def _full_disk(storage: SharedStorage, reason: str) -> FullDiskError:
+    address = make_url(storage.url)
+    if address.get_backend_name() == "sqlite":
+        step = "resume the sweep with `trainer fit --resume`"
+        return FullDiskError(make_room(Path(address.database or ""), reason, step))
+    return FullDiskError(f"the storage cannot be written: {reason}; make room on {address.host}")
 
 
 def open_storage(url: str, *, patience: float = 0) -> SharedStorage:

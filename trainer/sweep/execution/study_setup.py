@@ -18,6 +18,8 @@ from trainer.sweep.search import Search
 JOB, DIRECTORY, DEADLINE, TRACKING = "job", "directory", "deadline", "tracking"
 """The study's attributes for workers: the text of the job file, the sweep's directory, its end as UNIX time,
 and MLflow's address with the ID of the sweep's run there."""
+DATA = "data"
+"""The study's attribute for the summary of its data."""
 
 _STORAGE_FILE = "storage.url"
 """The run's file that holds the storage's address with its password, which job.yaml leaves out."""

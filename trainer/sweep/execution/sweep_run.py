@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from trainer.data.fingerprint import changes, summarise
 from trainer.data.training_data import Data
 from trainer.errors import RunError
 from trainer.job.job import Job
@@ -74,7 +75,7 @@ def start(
         run = Run.create(Path("runs"), job.name or f"{job.task}-sweep")
     if inputs.skipped.exists():
         shutil.copyfile(inputs.skipped, run.skipped)
-    with run.lock(), logging_to(run.log):
+    with run.full_disk_told(), run.lock(), logging_to(run.log):
         inputs.data.log_findings(run.skipped)
         if first_trials is not None:
             first_trials.write(run.directory, job.search_space)
@@ -83,6 +84,7 @@ def start(
         job, address = study_setup.keep_storage(job, run)
         run.write_job(job.to_yaml())
         queue = study_setup.create_study(job, search, address, run)
+        queue.study.set_user_attr(study_setup.DATA, summarise(inputs.data))
         (first_trials or FirstTrials()).enqueue_missing(queue.study, search.space, job.limits.max_trials)
         return _Sweep(job, search, inputs.data, run, queue, address).finish(inputs.slots, progress)
 
@@ -101,7 +103,7 @@ def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
     """
     search = prepare_search(job, str(run.job))
     address = study_setup.storage_address(job, run)
-    with run.lock(), logging_to(run.log):
+    with run.full_disk_told(), run.lock(), logging_to(run.log):
         queue = study_setup.find_study(job, search, address, run)
         queue.stop_orphans("the sweep was stopped")
         count = len(queue.records())
@@ -111,6 +113,11 @@ def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
                 hint = "the grid has no more combinations"
             raise RunError(f"{run.directory}: all of its {count} trials have ended; {hint}")
         data = read_data(job, progress=progress)
+        if changed := changes(queue.study.user_attrs.get(study_setup.DATA, {}), data):
+            log.warning(
+                "the data have changed since the sweep started: %s. Earlier and later trials do not compare",
+                changed,
+            )
         run.write_job(job.to_yaml())
         FirstTrials.read(run.directory).enqueue_missing(queue.study, search.space, job.limits.max_trials)
         log.info("resuming the sweep: %d of %d trials exist", count, job.limits.max_trials)

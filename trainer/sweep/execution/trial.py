@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import BrokenOffError, NoMemoryError, TrainerError
+from trainer.errors import BrokenOffError, FullDiskError, NoMemoryError, TrainerError
 from trainer.files import write_atomically
+from trainer.full_disk import full_disk_reason
 from trainer.job.job import Job
 from trainer.runs import Run
-from trainer.sweep.execution.messages import Order, Outcome, outcome_path
+from trainer.sweep.execution.messages import DISK_FULL, Order, Outcome, outcome_path
 
 PARENT_PID = "TRAINER_PARENT_PID"
 """The environment variable that holds the ID of the process that a trial's process must not outlive."""
@@ -27,7 +28,7 @@ def main(path: Path) -> int:
     """Run the trial of an order.
 
     Returns:
-        The process's exit status: 0 if the trial is complete or pruned, else 1.
+        The process's exit status: 0 if the trial is complete or pruned, DISK_FULL, else 1.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,6 +36,8 @@ def main(path: Path) -> int:
     order = Order.model_validate_json(path.read_text("utf-8"))
     try:
         outcome = _train(order)
+    except FullDiskError as error:
+        outcome = Outcome(state="stopped", reason=str(error), disk_full=True)
     except TrainerError as error:
         # Wrong settings stay wrong and a diverging loss diverges again; a run that broke off may succeed.
         outcome = Outcome(
@@ -46,7 +49,12 @@ def main(path: Path) -> int:
     except KeyboardInterrupt:
         outcome = Outcome(state="stopped")
     if _is_first_rank():
-        write_atomically(outcome_path(path), outcome.model_dump_json())
+        try:
+            write_atomically(outcome_path(path), outcome.model_dump_json())
+        except OSError as error:
+            if full_disk_reason(error) is None:
+                raise
+            return DISK_FULL
     return 0 if outcome.state in ("complete", "pruned") else 1
 
 
@@ -70,6 +78,7 @@ def _train(order: Order) -> Outcome:
         "micro_batches": order.micro_batches,
     }
     run = _fit_or_resume(order, job, options)
+    run.previous_checkpoint.unlink(missing_ok=True)  # to save space: a trial that has ended is not resumed
     result = run.read_result()
     objectives = [result.value]
     if order.measures_latency and not report.pruned:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import signal
 import time
@@ -16,7 +18,8 @@ from typing import Any
 from optuna import TrialPruned
 from optuna.trial import Trial
 
-from trainer.errors import TrainerError
+from trainer.errors import FullDiskError, TrainerError
+from trainer.full_disk import make_room
 from trainer.job.job import Job
 from trainer.sweep.attempts import MICRO_BATCHES, trial_number
 from trainer.sweep.execution.fork_client import ForkServer, run_trial
@@ -116,12 +119,16 @@ class Worker:
 
     def _run_and_tell(self, trial: Trial, slot: Slot) -> None:
         try:
-            outcome = self.queue.tell(trial, self._run(trial, slot))
+            ended = self._run(trial, slot)
+            outcome = self.queue.tell(trial, ended)
         except TrialPruned:  # another worker got the last combination of a grid
             self.queue.drop(trial)
             return
         finally:
             self._running.pop(trial._trial_id)
+        if ended.disk_full:  # the other trials would fail, too
+            step = "resume the sweep with `trainer fit --resume`"
+            raise FullDiskError(make_room(self.directory, os.strerror(errno.ENOSPC), step))
         self.on_trial_end(trial_number(trial), outcome)
 
     def _beat(self) -> None:
