@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -174,6 +175,29 @@ def test_tiffs_that_are_not_read_say_why(data: bytes, message: str) -> None:
     for read in (decode, scan):
         with pytest.raises(ImageError, match=f"a TIFF that {message}"):
             read(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
+def test_truncated_tiffs_are_errors(options: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    for values in (COLOURS, RAMP):
+        data = tiff(values, **options)
+        for read in (decode, scan):
+            with pytest.raises(ImageError, match=r"truncated|damaged"):
+                read(data[: -len(data) // 4])
+    assert capfd.readouterr().err == ""
+
+
+def test_damage_in_tiffs_is_an_image_error() -> None:
+    generator = np.random.default_rng(0)
+    goods = [tiff(RAMP), tiff(COLOURS, compression="zlib"), tiff((COLOURS * 4095).astype("u2"))]
+    for good in goods:
+        for _ in range(60):
+            data = bytearray(good)
+            for place in generator.integers(0, 300, 4):
+                data[place] = int(generator.integers(256))
+            for read in (decode, scan, probe):
+                with contextlib.suppress(ImageError):
+                    read(bytes(data))
 
 
 def test_large_tiffs_are_rejected_by_their_header() -> None:

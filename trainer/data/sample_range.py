@@ -86,10 +86,11 @@ def to_8_bits(samples: Samples, chosen: SampleRange) -> npt.NDArray[np.uint8]:
 
 
 def _scaled(samples: Samples, chosen: SampleRange) -> npt.NDArray[np.uint8]:
-    values = samples.astype(np.float32)
-    values -= chosen.low  # in place: an image may have a hundred million samples
-    values *= 255 / (chosen.high - chosen.low)
-    values += 0.5
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities are clipped, and NaN replaced
+        values = samples.astype(np.float32)
+        values -= chosen.low  # in place: an image may have a hundred million samples
+        values *= 255 / (chosen.high - chosen.low)
+        values += 0.5
     np.nan_to_num(values, copy=False, nan=0)
     return values.clip(0, 255, out=values).astype(np.uint8)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -56,6 +59,7 @@ def read_samples(file: IO[bytes]) -> Samples:
         channels = int(page.samplesperpixel)
         if channels > 4 or page.axes not in ("YX", "YXS", "SYX"):
             raise UnusualTiffError(f"has {channels} channels, where 1 (grey) or 3 (RGB) can be read")
+        _require_all_segments(page, file.seek(0, os.SEEK_END))
         try:
             samples = np.asarray(page.asarray())
         except ValueError as error:
@@ -74,12 +78,23 @@ def read_samples(file: IO[bytes]) -> Samples:
         return samples.astype(np.float32) if samples.dtype == np.float16 else samples
 
 
+def _require_all_segments(page: Any, file_size: int) -> None:
+    """Reject a page some of whose strips or tiles are not in the file: tifffile would take them as zeros."""
+    starts, lengths = page.dataoffsets, page.databytecounts
+    is_complete = len(starts) == len(lengths) == math.prod(page.chunked)
+    if not is_complete or any(
+        length <= 0 or start + length > file_size for start, length in zip(starts, lengths, strict=True)
+    ):
+        raise UnusualTiffError("is truncated or damaged: it ends before its pixels do")
+
+
 @contextmanager
 def _first_page(file: IO[bytes]) -> Iterator[Any]:
     try:
         import tifffile
     except ImportError:
         raise UnusualTiffError("another package reads: pip install tifffile") from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage becomes an error, not a log entry
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:

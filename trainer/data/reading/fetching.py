@@ -24,7 +24,7 @@ _MAX_PAUSE = 60.0  # seconds between attempts
 _MAX_FAILURES = 3
 """Files that a host failed to send in a row, from which on no other one is asked for again."""
 _CONNECT_SECONDS = 20
-_SILENT_SECONDS = 60  # without a byte
+_SILENT_SECONDS = 30  # without a byte
 _CLIENT_ERRORS_WORTH_A_RETRY = (408, 425, 429)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _failures: Counter[str] = Counter()
