@@ -65,7 +65,17 @@ def test_best_epoch_has_the_highest_metric_or_the_lowest_loss(
         found.append(best.epoch)
         waited.append(early.waited)
     assert found == best_epochs
+    assert not best.is_undefined
     assert [count == 0 for count in waited] == [epoch == best for epoch, best in enumerate(best_epochs, 1)]
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0])
+def test_metric_that_no_evaluation_computes_is_undefined(value: float) -> None:
+    best = KeepBest("map_small")
+    for epoch in range(2):
+        module = Mock(spec=TrainingModule, evaluated_epoch=epoch, metrics={"map_small": value})
+        best.on_train_epoch_end(Mock(current_epoch=epoch), module)
+    assert best.is_undefined
 
 
 @pytest.mark.parametrize("links", [True, False])

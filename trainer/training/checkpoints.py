@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from trainer.errors import BrokenOffError, FullDiskError
 from trainer.full_disk import full_disk_reason, make_room
 from trainer.metric_names import is_minimised
+from trainer.metrics.voc import UNDEFINED
 from trainer.runs import Run
 from trainer.training.module import TrainingModule
 
@@ -46,6 +47,11 @@ class KeepBest(Callback):
     def value(self) -> float:
         """The primary metric at the best epoch; NaN before the first evaluation."""
         return self.metrics.get(self.primary_metric, math.nan)
+
+    @property
+    def is_undefined(self) -> bool:
+        """Whether no evaluation could compute the primary metric, so that it chose no epoch."""
+        return math.isnan(self.value) or self.value == UNDEFINED
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "metrics": self.metrics}

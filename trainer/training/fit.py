@@ -129,6 +129,12 @@ def _lead(plan: Plan) -> Run:
             "best epoch: %d of %d, %s %.4f; took %.0f s",
             best.epoch, trained.epochs, job.metric, best.value, durations.total,
         )  # fmt: skip
+        if best.is_undefined:
+            log.warning(
+                "%s was undefined in every evaluation, so it chose no epoch: the validation data lack what "
+                "it measures; add such images, or choose another --primary-metric",
+                job.metric,
+            )
         report(run, job, data)
         best_metrics = {f"best_{name}": value for name, value in best.metrics.items()}
         tracker.log(best.epoch, {**best_metrics, "best_epoch": best.epoch})
