@@ -82,6 +82,7 @@ def test_integers_are_scaled_by_the_bits_that_they_use(
         (tiff(row([0, 900], "u2"), extratags=[(281, "H", 1, 4095, True)]), [0, 56]),  # MaxSampleValue
         (tiff(row([0, 32896, 65535], "u2"), byteorder=">"), [0, 128, 255]),
         (tiff(row([0, 32896, 65535], "u2"), photometric="miniswhite"), [255, 127, 0]),
+        (tiff(row([0, 2048, 4095], "u2"), photometric="miniswhite"), [255, 127, 0]),
         (tiff(row([0, 2**31, 2**32 - 1], "u4")), [0, 128, 255]),
         (tiff(row([0, 4095], "u8")), [0, 255]),
         (tiff(row([-5, 0, 70000, 2**18 - 1], "i4")), [0, 0, 68, 255]),
@@ -104,7 +105,9 @@ def test_integers(data: bytes, expected: list[int]) -> None:
         ([-0.02, 0.5, 1.03], [0, 128, 255]),  # as resampling overshoots
         ([-1, 0, 1], [0, 128, 255]),
         ([0, 100, 255], [0, 100, 255]),
-        ([0, 2, 3], [0, 2, 3]),
+        ([0, 16, 17], [0, 16, 17]),
+        ([0, 0.3, 1.2], [0, 64, 255]),
+        ([0, 3, 15], [0, 51, 255]),
         ([0, 2048, 4095], [0, 128, 255]),
         ([0, 100, 300], [0, 25, 75]),  # 10 bits
         ([0, 128, 270], [0, 128, 255]),  # 8 bits, overshot
@@ -198,6 +201,22 @@ def test_damage_in_tiffs_is_an_image_error() -> None:
             for read in (decode, scan, probe):
                 with contextlib.suppress(ImageError):
                     read(bytes(data))
+
+
+def test_a_tiff_without_its_end_is_truncated(caplog: pytest.LogCaptureFixture) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 48), dtype=np.uint8)
+    data = pillow(Image.fromarray(noise), "TIFF", compression="tiff_lzw")  # its first page is at the end
+    for read in (decode, scan):
+        with pytest.raises(ImageError, match="a TIFF that is truncated: the file ends before its first page"):
+            read(data[: len(data) // 2])
+    assert not caplog.records
+
+
+def test_floats_of_an_unusual_range_are_told() -> None:
+    for largest, is_known in ((1.0, True), (1.2, False), (15.0, False), (200.0, True)):
+        sample_range = scan(tiff(row([0, largest], "f4"))).sample_range
+        assert sample_range is not None
+        assert sample_range.is_known == is_known
 
 
 def test_large_tiffs_are_rejected_by_their_header() -> None:

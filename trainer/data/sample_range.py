@@ -22,6 +22,8 @@ _MAX_SAMPLE_VALUE = 281
 """TIFF's tag MaxSampleValue."""
 _ROUNDING = 0.1
 """Fraction by which floats may exceed a range, as resampling makes them, and still count as within it."""
+_DARKEST = 16
+"""Floats of 0 to 255 with no sample above this would be a black image, so they have another range."""
 _HEADER_BYTES = 4096
 _JPEG2000_SIZE = b"\xff\x4f\xff\x51"
 _JPEG2000_DEPTH = 42
@@ -51,7 +53,8 @@ def range_of(samples: Samples, declared_bits: int | None = None) -> SampleRange:
 
     - Integers: 0 to 2^bits - 1. The number of bits is the smallest even one, from 8, that holds the largest
       sample, but no less than the declared one.
-    - Floats: 0 to 1, or -1 to 1, if all samples are within; otherwise 0 to 255, or as for integers.
+    - Floats: 0 to 1, or -1 to 1, if all samples are within; 0 to the largest if that is below 16, which would
+      be black out of 255; otherwise 0 to 255, or as for integers.
     - Either with samples well below 0: from the smallest to the largest.
 
     Infinite samples and NaN do not count.
@@ -70,6 +73,8 @@ def range_of(samples: Samples, declared_bits: int | None = None) -> SampleRange:
         return SampleRange(-1, 1, smallest, largest, False)
     if smallest < -_ROUNDING * max(largest, 0):
         return SampleRange(smallest, max(largest, smallest + 1), smallest, largest, False)
+    if is_float and 0 < largest < _DARKEST:
+        return SampleRange(0, largest, smallest, largest, False)
     used_bits = max(8, math.ceil(largest / (1 + _ROUNDING) if is_float else largest).bit_length())
     used_bits += used_bits % 2
     bits = max(used_bits, declared_bits or 0)

@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import TiffImagePlugin
 
-from trainer.data.sample_range import Samples
+from trainer.data.sample_range import Samples, range_of
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of TIFF and BigTIFF files."""
@@ -74,7 +74,7 @@ def read_samples(file: IO[bytes]) -> Samples:
         if samples.ndim == 3:
             samples = samples[..., :3] if channels >= 3 else samples[..., 0]
         if page.photometric == _WHITE_IS_ZERO and samples.dtype.kind == "u":
-            samples = np.iinfo(samples.dtype).max - samples
+            samples = samples.dtype.type(range_of(samples).high) - samples
         return samples.astype(np.float32) if samples.dtype == np.float16 else samples
 
 
@@ -98,6 +98,10 @@ def _first_page(file: IO[bytes]) -> Iterator[Any]:
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:
-            yield tiff.pages.first
+            try:
+                first = tiff.pages.first
+            except IndexError:
+                raise UnusualTiffError("is truncated: the file ends before its first page") from None
+            yield first
     except tifffile.TiffFileError as error:
         raise UnusualTiffError(f"is damaged: {error}") from error

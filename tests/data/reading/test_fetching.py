@@ -44,6 +44,7 @@ class _Server(ThreadingHTTPServer):
         failures: statuses to answer first.
         headers: sent with each answer.
         delay: seconds to wait before each answer.
+        broken: answers that break off after half of the file.
     """
 
     daemon_threads = True
@@ -55,6 +56,7 @@ class _Server(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.headers: dict[str, str] = {}
         self.delay = 0.0
+        self.broken = 0
 
     @property
     def url(self) -> str:
@@ -76,6 +78,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
+        if body and self.server.broken:
+            self.server.broken -= 1
+            body = body[: len(body) // 2]
+            self.close_connection = True
         self.wfile.write(body)
 
     do_HEAD = do_GET  # noqa: N815
@@ -158,6 +164,15 @@ def test_a_server_that_falls_silent_is_asked_again(
     with pytest.raises(UrlError, match=r"/a \(no answer in time, 4 attempts\); try again later"):
         local_path(f"{server.url}/a")
     assert len(pauses) == 3
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(server: _Server, pauses: list[float]) -> None:
+    server.files["/a.png"], server.broken = png(), 2
+    assert local_path(f"{server.url}/a.png").read_bytes() == png()
+    server.broken = 4
+    with pytest.raises(UrlError, match=r"ClientPayloadError: .*, 4 attempts\); try again later"):
+        local_path(f"{server.url}/a.png", refresh=True)
+    assert pauses == [1, 2, 1, 2, 4]
 
 
 def test_a_host_that_is_down_is_not_waited_for_at_each_image(server: _Server, pauses: list[float]) -> None:

@@ -183,7 +183,9 @@ def _pause(attempt: int, error: Exception) -> float:
 
 
 def _status_of(error: Exception) -> int | None:
-    """The HTTP status that a store answered with, by which attribute ever its library names it."""
+    """The HTTP status that a store answered with, by whichever attribute its library names it."""
+    if type(error).__name__ == "ClientPayloadError":
+        return None  # an answer that broke off; its cause has a code of aiohttp's own
     for name in ("status", "status_code", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int | str) and str(value).isdigit() and 100 <= int(value) < 600:
