@@ -58,6 +58,9 @@ class _Server(ThreadingHTTPServer):
         self.delay = 0.0
         self.broken = 0
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep quiet about clients that do not wait for their answer."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
