@@ -127,7 +127,7 @@ def _changes(spec: Spec, content: Mapping[str, Any], path: Path) -> dict[str, An
             )
         changes[name], spelling_of[name] = given, spelling
     if ignored:
-        log.warning("%s: %s has no effect on this model", path, ", ".join(ignored))
+        log.warning("%s: settings without effect on this model: %s", path, ", ".join(ignored))
     return changes
 
 

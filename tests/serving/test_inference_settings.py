@@ -154,7 +154,7 @@ def test_settings_without_a_meaning_are_named_once(
     with caplog.at_level(logging.INFO, logger="trainer"):
         family = read_family(changed / "artifacts")
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
-        "img_size, number_of_epochs has no effect on this model"
+        "settings without effect on this model: img_size, number_of_epochs"
     ]
     assert family.spec == read_spec(changed / "artifacts")
 
