@@ -89,6 +89,8 @@ def test_none_of_the_sdk_means_the_default(sdk_jobs: Path, form: str) -> None:
         ("azureml:/data/train", True),
         ("azureml:C:\\data\\train", True),
         ("azureml:here", True),
+        ("azureml:data/not-there", True),
+        ("azureml:~/train", True),
         ("azureml:fridge:1", False),
         ("azureml:fridge@latest", False),
         ("azureml://datastores/x/paths/y", False),

@@ -70,9 +70,17 @@ def test_checkpoint_model_at_a_path_is_where_training_starts(tmp_path: Path, for
     assert job.ignored_keys == ()
 
 
+def test_checkpoint_model_at_a_path_that_does_not_exist_is_reported(tmp_path: Path) -> None:
+    job = read(tmp_path, {"training_parameters": {"checkpoint_model": {"path": "azureml:./no-model"}}})
+    assert (job.weights_choice, job.ignored_keys) == (str(tmp_path / "no-model"), ())
+    address = "/subscriptions/s/resourceGroups/g/workspaces/w/models/apples/versions/1"
+    job = read(tmp_path, {"training_parameters": {"checkpoint_model": address}})
+    assert (job.weights, job.ignored_keys) == (None, ("checkpoint_model",))
+
+
 def test_checkpoint_in_a_mapped_asset_is_where_training_starts(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    parameters = {"checkpoint_dataset_id": "4711", "checkpoint_filename": "model.pt"}
+    parameters = {"checkpoint_dataset_id": 4711, "checkpoint_filename": "model.pt"}
     job = read(tmp_path, {"training_parameters": parameters}, data_assets={"4711": str(tmp_path / "run")})
     assert job.weights_choice == str(tmp_path / "run" / "model.pt")
     model = {"training_parameters": {"checkpoint_model": "azureml:apples:1"}}
@@ -87,6 +95,9 @@ def test_python_takes_former_parameters_too() -> None:
     assert (job.validation_data_size, job.settings) == (0.25, {"seed": 1})
     assert job.ignored_keys == ("image_type",)
     assert job.changed(settings={"seed": 2}).validation_data_size == 0.25
+    for model in (Path("runs/a"), "azureml:runs/a"):
+        job = Job(task="object-detection", training_data="x", settings={"checkpoint_model": model})
+        assert job.weights == "runs/a"
 
 
 def test_data_settings_of_2022_are_read(tmp_path: Path) -> None:

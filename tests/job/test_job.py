@@ -359,6 +359,7 @@ def test_resume_turns_no_single_run_into_a_sweep(tmp_path: Path) -> None:
     [
         ("azureml:./train", "./train"),
         ("azureml:/data/train", "/data/train"),
+        ("azureml:data/train", "data/train"),
         ("file:./train", "./train"),
         ("azureml:azureml://datastores/x/paths/y", "azureml://datastores/x/paths/y"),
         ("azureml://datastores/x/paths/y", "azureml://datastores/x/paths/y"),
@@ -368,3 +369,23 @@ def test_resume_turns_no_single_run_into_a_sweep(tmp_path: Path) -> None:
 def test_azures_prefixes_of_paths_are_read_in_python_too(given: str, meant: str) -> None:
     job = Job(task="object-detection", training_data=[given, "other"], validation_data=given)
     assert (job.training_data, job.validation_data) == ((meant, "other"), (meant,))
+
+
+@pytest.mark.parametrize("prefix", ["", "azureml:", "file:"])
+def test_home_directory_of_a_path_is_found(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "job.yml"
+    path.write_text(f"task: object-detection\ntraining_data: '{prefix}~/train'\n")
+    for job in (Job.read(path), Job(task="object-detection", training_data=f"{prefix}~/train")):
+        assert job.training_data == (str(tmp_path / "train"),)
+
+
+def test_home_directory_of_nobody_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "job.yml"
+    local = "{weights: ~nobody-here/w, tracking_uri: ~nobody-here/m, datastores: {a: ~nobody-here/d}}"
+    path.write_text(f"task: object-detection\ntraining_data: ~nobody-here/x\nlocal: {local}\n")
+    assert Job.read(path).weights_choice == str(tmp_path / "~nobody-here/w")
+    job = Job(task="object-detection", training_data="x", settings={"checkpoint_run_id": "~nobody-here"})
+    assert job.weights_choice == "runs:/~nobody-here"

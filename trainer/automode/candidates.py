@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from os.path import expanduser
 from pathlib import Path
 
 from trainer.errors import JobError, Problem
@@ -188,7 +189,7 @@ def _model_of_weights(job: Job) -> str | None:
     choice = job.weights_choice
     if choice in (PRETRAINED, NONE):
         return None
-    path = Path(choice).expanduser()
+    path = Path(expanduser(choice))
     for artifacts in ("model/artifacts", "artifacts", "."):
         with suppress(OSError, ValueError, KeyError):
             return str(json.loads((path / artifacts / "spec.json").read_text("utf-8"))["model"])
@@ -207,7 +208,7 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
     """
     if job.weights_choice in (PRETRAINED, NONE):
         return groups
-    directory = Path(job.weights_choice).expanduser()
+    directory = Path(expanduser(job.weights_choice))
     names = {entry.name for entry in _entries(groups, job.task) if _has_weights(directory, entry)}
     if names:
         reasons.append(f"{directory} has the weights of {', '.join(sorted(names))}")

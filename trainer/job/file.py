@@ -181,7 +181,9 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         place = parameters.get(key)
         if isinstance(place, str) and place:
             place = without_prefix(place, path.parent)
-            if (path.parent / place).exists():
+            if (path.parent / place).exists() or (
+                key == CHECKPOINT and "/" in place and not is_remote(place)
+            ):
                 parameters[key] = anchored(place, path.parent)
     values["settings"] = parameters
     values |= {key: value for key, value in local.items() if value is not None}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.job.places import is_remote, places_of
+from trainer.job.places import is_remote, places_of, without_prefix
 from trainer.models.weights.choice import is_address
 
 CHECKPOINT = "checkpoint_model"
@@ -63,14 +64,19 @@ def _weights(former: Mapping[str, Any], assets: Any) -> str | None:
 
 
 def _place(reference: Any, assets: Any) -> str | None:
-    """The path of a checkpoint; None for an address in Azure that no data asset maps to a path."""
-    if not isinstance(reference, str) or not reference:
+    """The path of a checkpoint; None for an address in Azure that no data asset maps to a path.
+
+    What has a slash is a path, whether it exists or not; the check of the weights reports one that does not.
+    """
+    if not isinstance(reference, str | int | Path) or not reference:
         return None
     known = assets if isinstance(assets, Mapping) else {}
-    if reference in known:
-        return str(known[reference])
+    text = without_prefix(str(reference), Path.cwd())
+    if text in known:
+        return str(known[text])
     try:
-        (place,) = places_of((reference,), known)
+        (place,) = places_of((text,), known)
     except ValueError:
         return None
-    return place if is_address(place) or (not is_remote(place) and Path(place).exists()) else None
+    is_path = not is_remote(place) and (re.search(r"[/\\]", place) or Path(place).exists())
+    return place if is_address(place) or is_path else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from os.path import abspath
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +16,12 @@ def anchored(choice: str, directory: Path) -> str:
     """Make a local path absolute; words such as "pretrained" and URLs are returned unchanged."""
     if choice in (PRETRAINED, NONE) or is_address(choice) or is_remote(choice):
         return choice
-    return abspath(directory / Path(choice).expanduser())
+    return abspath(directory / expanduser(choice))
 
 
 def is_remote(path: str) -> bool:
     """Whether a path is a URL or a name registered with Azure, rather than a path on this machine."""
-    return "://" in path or path.startswith("azureml:") or _REGISTERED.fullmatch(path) is not None
+    return "://" in path or path.startswith(("azureml:", "/subscriptions/"))
 
 
 _REGISTERED = re.compile(
@@ -34,16 +34,17 @@ _REGISTERED = re.compile(
 def is_prefixed_path(path: str, folder: Path) -> bool:
     """Whether `azureml:` precedes a path on this machine, as Azure's Python SDK writes local inputs.
 
-    What follows is a path if it starts with a dot, a slash or a drive, or exists in the job file's folder.
+    What follows is a path if it starts with a dot, has a slash, which no registered name has, or exists in
+    the job file's folder.
     """
     prefix, _, rest = path.partition(":")
     if prefix != "azureml" or rest.startswith(("//", "/subscriptions/")):
         return False
-    return re.match(r"\.|/|[A-Za-z]:[\\/]", rest) is not None or (rest != "" and (folder / rest).exists())
+    return re.search(r"^\.|[/\\]", rest) is not None or (rest != "" and (folder / rest).exists())
 
 
 def without_prefix(path: str, folder: Path) -> str:
-    """A path or URL without `azureml:` or `file:`, which Azure's tools write before both.
+    """A path or URL without `azureml:` or `file:`, which Azure's tools write before both, and without `~`.
 
     Args:
         folder: what a path is relative to.
@@ -52,7 +53,7 @@ def without_prefix(path: str, folder: Path) -> str:
         "://" in path.removeprefix("azureml:") or is_prefixed_path(path, folder)
     ):
         path = path.removeprefix("azureml:")
-    return path.removeprefix("file:") if re.match(r"file:(?!//)", path) else path
+    return expanduser(path.removeprefix("file:") if re.match(r"file:(?!//)", path) else path)
 
 
 def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ def tracking_place(uri: str, directory: Path) -> str:
         return uri if path in ("", ":memory:") else _SQLITE + abspath(directory / path)
     if uri in (NONE, *_DATABRICKS) or re.match(r"[\w+.-]+:", uri):
         return uri
-    return abspath(directory / Path(uri).expanduser())
+    return abspath(directory / expanduser(uri))
 
 
 def without_password(uri: str) -> str:

@@ -174,7 +174,7 @@ def _here(files: tuple[str, ...], hub: str) -> str:
     """Where on this machine a run would find one of the files; "" if nowhere."""
     choice = os.environ.get("TRAINER_WEIGHTS", "")
     if choice not in ("", PRETRAINED, NONE):
-        path = Path(choice).expanduser()
+        path = Path(os.path.expanduser(choice))
         if any((path / name).is_file() for name in files):
             return "TRAINER_WEIGHTS"
     cached = _in_hub_cache(hub) if hub else bool(files) and (_torch_cache() / files[0]).is_file()

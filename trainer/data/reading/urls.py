@@ -72,7 +72,7 @@ def resolve_path(path: str, datastores: Mapping[str, str]) -> str:
         UrlError: the datastore is not mapped, the protocol not supported, or it is a Windows path elsewhere.
     """
     if not is_url(path):
-        return os.path.abspath(path)
+        return os.path.abspath(os.path.expanduser(path))
     if path.lower().startswith("file://"):
         return _path_of_file_url(path)
     return resolve_folder(_with_slash(path), "", datastores)[0].rstrip("/")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 PRETRAINED = "pretrained"
 NONE = "none"
@@ -24,7 +23,7 @@ def choice_or_environment(choice: str | None) -> str:
 def of_run(run: str) -> str:
     """The choice for a `checkpoint_run_id`: a run's directory, or an MLflow run."""
     # A run id has no path separator, so anything with one is a path, whether it exists or not.
-    if is_address(run) or Path(run).expanduser().exists() or re.search(r"[/\\]", run):
+    if is_address(run) or os.path.exists(os.path.expanduser(run)) or re.search(r"[/\\]", run):
         return run
     return f"runs:/{run}"
 

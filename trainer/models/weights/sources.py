@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -66,7 +67,7 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
         return _source(_download(model, published))
     if is_address(choice):
         return _from_mlflow(choice, scratch)
-    path = Path(choice).expanduser()
+    path = Path(os.path.expanduser(choice))
     if path.is_file():
         return Source(path, str(path), spec=_spec_of(path), named=True, remark=_mismatch(path, published))
     if not path.is_dir():
