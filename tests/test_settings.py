@@ -314,7 +314,7 @@ def test_none_leaves_the_recipes_optimizer() -> None:
 @pytest.mark.parametrize(
     ("value", "meant"),
     [
-        *((value, "Enable") for value in ("LogTrainingMetrics.ENABLE", "ENABLE", "enable", True)),
+        *((value, "Enable") for value in ("LogTrainingMetrics.ENABLE", "ENABLE", "enable", True, "true")),
         *((value, "Disable") for value in ("LogValidationLoss.DISABLE", "DISABLE", "Disable", False)),
     ],
 )

@@ -84,6 +84,12 @@ def test_deep_json_is_rejected_with_its_line(content: str) -> None:
         ("a: 1\nb: 2\na: 3", "job.yml:3", "duplicate key 'a'"),
         ("when: 2024-13-01", "job.yml:1", "month must be in 1..12"),
         ("n: " + "1" * 5000, "job.yml:1", "4300 digits"),
+        ("a: 1\nn: 0x" + "f" * 5000, "job.yml:2", "4300 digits"),
+        ("a: 1\nb: !!bool x", "job.yml:2", "must be a value that YAML allows: 'x' is no bool"),
+        ("a: !!int ''", "job.yml:1", "'' is no int"),
+        ("a: !!timestamp x", "job.yml:1", "'x' is no timestamp"),
+        ('a: 1\nb: "\\U99999999"', "job.yml:2", "must be YAML: "),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1", "job.yml:1", "must be YAML: "),
         ("a: 1\n---\na: 2", "job.yml:2", "single document"),
         ("a: !!python/object/apply:os.system [echo]", "job.yml:1", "could not determine a constructor"),
         ("a: *b", "job.yml:1", "undefined alias 'b'"),
@@ -92,7 +98,7 @@ def test_deep_json_is_rejected_with_its_line(content: str) -> None:
         (b"a: 1\nb: \xb0\xa1\n", "job.yml:2", "must be text in UTF-8"),
         (b"\xff\xfea", "job.yml", "must be text in UTF-8"),
     ],
-    ids=[*map(str, range(11))],
+    ids=[*map(str, range(17))],
 )
 def test_what_is_no_yaml_is_rejected_with_line_and_reason(content: Any, where: str, said: str) -> None:
     problem = problem_of(content)

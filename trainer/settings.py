@@ -222,9 +222,8 @@ class Settings(ScoringParameters):
     @field_validator("log_training_metrics", "log_validation_loss", mode="before")
     @classmethod
     def _enable_or_disable(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            return "Enable" if value else "Disable"
         member = str(enum_member(value)).capitalize()
+        member = {"True": "Enable", "False": "Disable"}.get(member, member)
         return member if member in ("Enable", "Disable") else value
 
     @field_validator(*CHOICES, "recipe", mode="before")

@@ -42,6 +42,8 @@ def load(content: bytes | str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(part for part in (error.problem, error.context) if part)
         raise _error(where, mark.line + 1 if mark else None, f"must be YAML: {reason}") from error
+    except (ValueError, OverflowError) as error:  # "\U99999999", or a version of thousands of digits
+        raise _error(where, loader.line + 1, f"must be YAML: {error}") from error
     finally:
         loader.dispose()
 
@@ -124,9 +126,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:  # 2024-13-01, or a number of thousands of digits
-            raise self._rejected(f"must be a value that YAML allows: {error}", node.start_mark) from error
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # an error for thousands of digits, which a message could not show
+            return value
+        except (ValueError, OverflowError) as error:  # 2024-13-01
+            reason = str(error)
+        except (LookupError, AttributeError):  # !!bool x
+            reason = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+        raise self._rejected(f"must be a value that YAML allows: {reason}", node.start_mark)
 
     def _check_keys(self, node: yaml.MappingNode) -> None:
         seen = set()

@@ -302,6 +302,12 @@ search_space:
 """
 
 
+def test_base_of_exponents_may_be_a_number_in_quotes(tmp_path: Path) -> None:
+    job = Job.read(write(tmp_path, SWEEP.replace("logbase: e", "logbase: '10'")))
+    assert job.sweep is not None
+    assert job.sweep.sampling_algorithm.logbase == 10
+
+
 def test_sweep_is_read_and_written_completely(tmp_path: Path) -> None:
     job = Job.read(write(tmp_path, SWEEP))
     assert job.limits.model_dump() == {"timeout_minutes": 60, "max_trials": 10, "max_concurrent_trials": 2}

@@ -344,7 +344,7 @@ def test_sdk_v1_hours_become_minutes(tmp_path: Path, hours: Any, minutes: int) -
     assert read_v1(tmp_path, experiment_timeout_hours=hours).limits.timeout_minutes == minutes
 
 
-@pytest.mark.parametrize("hours", [0, -1, "an hour", float("nan"), True, [1]])
+@pytest.mark.parametrize("hours", [10**400, 0, -1, "an hour", float("nan"), True, [1]])
 def test_hours_must_be_a_positive_number(tmp_path: Path, hours: Any) -> None:
     with pytest.raises(JobError, match="experiment_timeout_hours: must be a number of hours over 0"):
         read_v1(tmp_path, experiment_timeout_hours=hours)

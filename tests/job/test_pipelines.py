@@ -235,6 +235,16 @@ def test_older_components_inputs_have_their_meaning(tmp_path: Path) -> None:
     assert set(job.ignored_keys) == {"inputs.warmup_steps", "inputs.compute_finetune", "test_data"}
 
 
+def test_values_of_components_with_wrong_types_or_tasks_are_rejected(tmp_path: Path) -> None:
+    inputs = {"task_type": "image-classification", "model_name": "yolov5"}
+    (problem,) = problems_of(component(tmp_path, "train_object_detection_model", inputs))
+    assert problem.field == "jobs.train.inputs.task_type"
+    assert problem.rule == "must be object-detection, the task of train_object_detection_model"
+    job = Job.read(component(tmp_path, "train_object_detection_model", {"optimizer": ["sgd"]}))
+    with pytest.raises(JobError, match="optimizer"):
+        job.resolve_settings()
+
+
 def test_wrong_inputs_of_a_component_are_rejected(tmp_path: Path) -> None:
     inputs = {"lerning_rate": 1, "image_width": 224, "image_height": 384, "task_name": "image-classification"}
     problems = problems_of(component(tmp_path, "transformers_image_classification_pipeline", inputs))
@@ -312,6 +322,14 @@ def test_component_file_that_refers_to_itself_ends(tmp_path: Path) -> None:
     node = {"type": "pipeline", "component": "./pipeline.yml"}
     (problem,) = problems_of(write(tmp_path, {"type": "pipeline", "jobs": {"a": node, "b": node}}))
     assert "without a node that trains an image model" in problem.rule
+
+
+@pytest.mark.parametrize("root", ["./data", {"type": "uri_folder", "path": "azureml:./data"}])
+def test_expression_may_be_part_of_a_path(tmp_path: Path, root: Any) -> None:
+    content = yaml.safe_load(PIPELINE)
+    content["inputs"]["root"] = root
+    content["jobs"]["automl_node"]["training_data"] = "${{parent.inputs.root}}/train"
+    assert Job.read(write(tmp_path, content)).training_data == (str(tmp_path / "data/train"),)
 
 
 def test_optional_input_without_a_value_is_left_out(tmp_path: Path) -> None:

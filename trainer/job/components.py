@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import Problem, ProblemsError
+from trainer.errors import JobError, Problem, ProblemsError
 from trainer.fields import snake_case
 from trainer.job.forms import nearest
 from trainer.job.sweep import MODEL_NAME
@@ -132,13 +132,17 @@ def to_job(
         value = given if key in ("training_data", "validation_data", "test_data") else _plain(given)
         if value in _UNSET:
             continue
-        if key in _FIELDS:
-            if task is None or _FIELDS[key] != "task":
-                job[_FIELDS[key]] = "log_loss" if (key, value) == ("metric_for_best_model", "loss") else value
+        if task is not None and _FIELDS.get(key) == "task":
+            if not _is_task(value, task):
+                rule = f"must be {task}, the task of {name}"
+                problems.append(Problem(where, f"inputs.{spelled}", rule, repr(value)))
+        elif key in _FIELDS:
+            job[_FIELDS[key]] = "log_loss" if (key, value) == ("metric_for_best_model", "loss") else value
         elif key in _MODEL_INPUTS:
             settings[MODEL_NAME] = _model(str(value))
         elif key in _RENAMED or key in NAMES:
-            settings[_RENAMED.get(key, key)] = _OPTIMIZERS.get(value, value) if key == "optimizer" else value
+            is_renamed = key == "optimizer" and isinstance(value, str)
+            settings[_RENAMED.get(key, key)] = _OPTIMIZERS.get(value, value) if is_renamed else value
         elif key == "apply_augmentations":
             settings["advanced_settings"] = {"apply_automl_train_augmentations": value}
         elif key in ("image_width", "image_height"):
@@ -157,6 +161,13 @@ def to_job(
         problems.append(Problem(where, "inputs.image_height", rule, repr(sides[1])))
     job["training_parameters"] = settings
     return job, ignored, problems
+
+
+def _is_task(name: Any, task: Task) -> bool:
+    try:
+        return Task.parse(str(name)) is task
+    except JobError:
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -319,7 +319,7 @@ def _minutes(hours: Any) -> int | None:
     """Convert hours to minutes; None if they are not a positive number."""
     try:
         minutes = float(hours) * 60
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return math.ceil(minutes) if 0 < minutes < math.inf and not isinstance(hours, bool) else None
 

@@ -103,6 +103,11 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _plain(value: Any) -> Any:
+    """The path of a data entry, to be part of a text; other values are returned unchanged."""
+    return value.get("path") or value.get("uri") if isinstance(value, Mapping) else value
+
+
 def _reference(node: Mapping[Any, Any]) -> Any:
     return node.get("component") or node.get("componentId") or node.get("component_id")
 
@@ -219,7 +224,7 @@ class _Resolver:
         whole = _EXPRESSION.fullmatch(value.strip())
         if whole:
             return self._value(field, whole[0], whole[1])
-        return _EXPRESSION.sub(lambda match: str(self._value(field, match[0], match[1])), value)
+        return _EXPRESSION.sub(lambda match: str(_plain(self._value(field, match[0], match[1]))), value)
 
     def _value(self, field: str, expression: str, name: str) -> Any:
         output, source = _OUTPUT.fullmatch(name), _INPUT.fullmatch(name)

@@ -115,6 +115,14 @@ class SamplingAlgorithm(BaseModel):
     def _lower_case(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("logbase", mode="before")
+    @classmethod
+    def _number_in_quotes(cls, value: Any) -> Any:
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
+
     @field_validator("logbase")
     @classmethod
     def _valid_base(cls, value: float | str | None) -> float | str | None:

@@ -172,7 +172,8 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any], logbase: floa
         reach, vanishes = (None,), False
     if vanishes or not all(as_number(bound) is not None for bound in reach):
         rule = "must stay within the range of floating-point numbers"
-        hint = f"its bounds are exponents of {logbase:g}" if isinstance(made, LogUniform) else ""
+        base = "e" if logbase == math.e else f"{logbase:g}"
+        hint = f"its bounds are exponents of {base}" if isinstance(made, LogUniform) else ""
         raise _unreadable(rule, dict(parameters), hint)
     return made
 
