@@ -36,7 +36,7 @@ def test_split_ratio_gives_way_to_the_jobs_own_size(tmp_path: Path) -> None:
 
 def test_parameters_without_effect_are_named(tmp_path: Path) -> None:
     parameters = {
-        "checkpoint_dataset_id": "4711",
+        "checkpoint_dataset_id": "4711" * 100,
         "checkpoint_filename": "model.pt",
         "checkpoint_model": {"job_input_type": "mlflow_model", "uri": "azureml:apples:1"},
         "export_as_image": True,

@@ -332,6 +332,15 @@ def test_expression_may_be_part_of_a_path(tmp_path: Path, root: Any) -> None:
     assert Job.read(write(tmp_path, content)).training_data == (str(tmp_path / "data/train"),)
 
 
+def test_local_options_that_are_no_mapping_are_reported(tmp_path: Path) -> None:
+    content = yaml.safe_load(PIPELINE)
+    content["local"] = {"gpus": 0}
+    assert Job.read(write(tmp_path, content)).gpus == 0
+    content["jobs"]["automl_node"]["local"] = "x"
+    (problem,) = problems_of(write(tmp_path, content))
+    assert (problem.field, problem.rule) == ("local", "must be a mapping")
+
+
 def test_optional_input_without_a_value_is_left_out(tmp_path: Path) -> None:
     content = yaml.safe_load(PIPELINE)
     content["inputs"]["valid"] = {"type": "mltable", "optional": True}

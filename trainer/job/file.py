@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,7 @@ def _values(path: Path, form: Mapping[str, Any], ignored: set[str]) -> dict[str,
         place = parameters.get(key)
         if isinstance(place, str) and place:
             place = without_prefix(place, path.parent)
-            if (path.parent / place).exists() or (
-                key == CHECKPOINT and "/" in place and not is_remote(place)
-            ):
+            if exists(path.parent / place) or (key == CHECKPOINT and "/" in place and not is_remote(place)):
                 parameters[key] = anchored(place, path.parent)
     values["settings"] = parameters
     values |= {key: value for key, value in local.items() if value is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -78,5 +79,5 @@ def _place(reference: Any, assets: Any) -> str | None:
         (place,) = places_of((text,), known)
     except ValueError:
         return None
-    is_path = not is_remote(place) and (re.search(r"[/\\]", place) or Path(place).exists())
+    is_path = not is_remote(place) and (re.search(r"[/\\]", place) or exists(place))
     return place if is_address(place) or is_path else None

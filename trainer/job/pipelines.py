@@ -66,8 +66,9 @@ def node_job(
     job.setdefault("name", chosen.rpartition(".")[2])
     if not job.get("experiment_name") and body.get("experiment_name"):
         job["experiment_name"] = body["experiment_name"]
-    if isinstance(body.get("local"), Mapping):
-        job["local"] = {**body["local"], **(job.get("local") or {})}
+    own_options = job.get("local") or {}
+    if isinstance(body.get("local"), Mapping) and isinstance(own_options, Mapping):
+        job["local"] = {**body["local"], **own_options}
     ignored += [key for key, value in body.items() if key not in _KEPT and value not in _EMPTY]
     return job, ignored + [f"jobs.{name}" for name in jobs if str(name) != chosen.partition(".")[0]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from os.path import abspath, expanduser
+from os.path import abspath, exists, expanduser
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ def is_prefixed_path(path: str, folder: Path) -> bool:
     prefix, _, rest = path.partition(":")
     if prefix != "azureml" or rest.startswith(("//", "/subscriptions/")):
         return False
-    return re.search(r"^\.|[/\\]", rest) is not None or (rest != "" and (folder / rest).exists())
+    return re.search(r"^\.|[/\\]", rest) is not None or (rest != "" and exists(folder / rest))
 
 
 def without_prefix(path: str, folder: Path) -> str:
