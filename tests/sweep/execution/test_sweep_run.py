@@ -60,7 +60,7 @@ def job(digits: SampleData, output: Path, *spaces: dict[str, Any], **values: Any
         "search_space": spaces,
         "settings": {**SMALL, **values.pop("settings", {})},
     }
-    return Job(**known, **values)
+    return Job(**{**known, **values})
 
 
 def table(run: Path) -> list[dict[str, str]]:
@@ -334,3 +334,22 @@ def test_wrong_spaces_are_refused_before_anything_is_written(digits: SampleData,
     assert "search_space[0].learning_rate" in str(caught.value)
     assert "slack" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_resumed_sweep_says_how_its_data_have_changed(
+    digits: SampleData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep_run._Sweep, "finish", lambda self, *_: self.run)  # no trials
+    lines = digits.train.read_text("utf-8").splitlines(keepends=True)
+    data = digits.train.with_name("changing.jsonl")
+    data.write_text("".join(lines), encoding="utf-8")
+    space = {"learning_rate": choice(0.001, 0.01)}
+    run = trainer.fit(
+        job(digits, tmp_path / "run", space, limits={"max_trials": 2}, training_data=(str(data),))
+    )
+    trainer.resume(run.directory)
+    assert "have changed" not in caplog.text
+    data.write_text("".join(lines[1:]), encoding="utf-8")
+    trainer.resume(run.directory)
+    changed = f"training data: {len(lines) - 1} images instead of {len(lines)}"
+    assert f"the data have changed since the sweep started: {changed}" in caplog.text
