@@ -224,6 +224,16 @@ def test_large_tiffs_are_rejected_by_their_header() -> None:
         decode(tiff(RAMP), max_pixels=1500)
 
 
+@pytest.mark.parametrize("tag", [256, 257])  # width, height
+def test_tiff_without_pixels_is_rejected(tag: int) -> None:
+    data = pillow(Image.new("RGB", (9, 7)), "TIFF")
+    entries = [struct.pack("<HHI", tag, kind, 1) for kind in (3, 4)]  # as a short or a long integer
+    start = max(data.find(entry) for entry in entries) + len(entries[0])
+    for read in (decode, probe):
+        with pytest.raises(ImageError, match=r"a TIFF that has no pixels: its size is (0 × 7|9 × 0)"):
+            read(data[:start] + bytes(4) + data[start + 4 :])
+
+
 def test_jpeg_2000_is_scaled_by_its_own_depth_or_the_bits_it_uses() -> None:
     data = pillow(Image.fromarray(np.round(RAMP * 4095).astype(np.uint16)), "JPEG2000", no_jp2=True)
     assert np.abs(decode(data)[..., 0] - np.round(RAMP * 255)).max() <= 1

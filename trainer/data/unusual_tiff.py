@@ -46,7 +46,10 @@ def size_of(file: IO[bytes]) -> tuple[int, int, int]:
     """
     with _first_page(file) as page:
         tag = page.tags.get(_ORIENTATION)
-        return int(page.imagewidth), int(page.imagelength), 1 if tag is None else int(tag.value)
+        width, height = int(page.imagewidth), int(page.imagelength)
+        if width < 1 or height < 1:
+            raise UnusualTiffError(f"has no pixels: its size is {width} × {height}")
+        return width, height, 1 if tag is None else int(tag.value)
 
 
 def read_samples(file: IO[bytes]) -> Samples:
