@@ -110,6 +110,8 @@ def test_pipeline_without_a_node_for_images_is_rejected_with_its_nodes(tmp_path:
     text = "type: pipeline\njobs:\n  a: {type: command}\n  b: {type: automl, task: text_ner}\n"
     (problem,) = problems_of(write(tmp_path, text))
     assert "its nodes are a, b" in problem.rule
+    (problem,) = problems_of(component(tmp_path, "file:./parts/spec.yaml", {}))
+    assert problem.hint.endswith(f"; missing component files: {tmp_path / 'parts/spec.yaml'}")
 
 
 def test_misspelt_task_of_a_node_is_reported_as_such(tmp_path: Path) -> None:

@@ -83,9 +83,9 @@ def component_name(reference: Any, folder: Path) -> str:
     content = component_content(reference, folder)
     if content:
         return str(content.get("name", ""))
-    text = str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
-    if _FILE.search(text):
-        return Path(text).stem
+    if path := component_file(reference, folder):
+        return path.stem
+    text = _text(reference)
     address = re.search(r"(?:^|/)components/([^/@:]+)", text)
     return address[1] if address else re.split(r"[@:/]", text)[0]
 
@@ -94,15 +94,24 @@ def component_content(reference: Any, folder: Path) -> Mapping[Any, Any]:
     """The content of a component defined in the pipeline's file or a file of its own; else empty."""
     if isinstance(reference, Mapping):
         return reference
-    text = str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
-    path = folder / text if "\n" not in text and _FILE.search(text) else None
+    text, path = _text(reference), component_file(reference, folder)
     if path is None and "\n" not in text:
         return {}
     try:
         content = load(path.read_bytes() if path else text, str(path or ""))
-    except (OSError, ProblemsError):
+    except (OSError, ValueError, ProblemsError):
         return {}  # of some other node, whose component is nobody's concern here
     return content if isinstance(content, Mapping) else {}
+
+
+def component_file(reference: Any, folder: Path) -> Path | None:
+    """The path of a component's file, whether it exists or not; None if a node refers to it otherwise."""
+    text = _text(reference)
+    return folder / text if "\n" not in text and _FILE.search(text) else None
+
+
+def _text(reference: Any) -> str:
+    return str(reference or "").removeprefix("azureml:").removeprefix("file:").strip()
 
 
 def is_known(name: str) -> bool:

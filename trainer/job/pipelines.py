@@ -56,7 +56,7 @@ def node_job(
     body = _body(content)
     jobs = body["jobs"] if isinstance(body.get("jobs"), Mapping) else {}
     nodes = dict(_image_nodes(jobs, _mapping(body.get("inputs")), path.parent))
-    chosen = _chosen(node, nodes, jobs, where)
+    chosen = _chosen(node, nodes, jobs, path)
     content, inputs = nodes[chosen]
     resolver = _Resolver(inputs, where, f"jobs.{chosen}")
     job, ignored, problems = _own_job(content, path.parent, where, given, resolver)
@@ -149,7 +149,7 @@ def _trains_images(node: Mapping[Any, Any], folder: Path) -> bool:
     return snake_case(str(task)) not in _OTHER_TASKS  # a misspelt one is reported when the node is read
 
 
-def _chosen(node: str, nodes: Mapping[str, Any], jobs: Mapping[Any, Any], where: str) -> str:
+def _chosen(node: str, nodes: Mapping[str, Any], jobs: Mapping[Any, Any], path: Path) -> str:
     names = ", ".join(nodes)
     if node in nodes:
         return node
@@ -159,13 +159,17 @@ def _chosen(node: str, nodes: Mapping[str, Any], jobs: Mapping[Any, Any], where:
         others = f"; its nodes are {', '.join(map(str, jobs))}" if jobs else ""
         rule = f"is a pipeline without a node that trains an image model{others}"
         hint = "such a node has type automl and a task for images, or a component of Azure's catalog for them"
+        references = [_reference(content) for content in jobs.values() if isinstance(content, Mapping)]
+        files = [components.component_file(reference, path.parent) for reference in references]
+        if missing := [str(file) for file in files if file and not file.is_file()]:
+            hint += f"; missing component files: {', '.join(missing)}"
     elif node:
         rule = f"must have a node {node!r} that trains an image model"
         hint = did_you_mean(node, nodes, otherwise=f"there are {names}")
     else:
         rule = f"is a pipeline with {len(nodes)} nodes that train image models: {names}"
         hint = f"choose one, such as --node {next(iter(nodes))}"
-    raise JobError(_SUMMARY, [Problem(where, "jobs", rule, hint=hint)])
+    raise JobError(_SUMMARY, [Problem(str(path), "jobs", rule, hint=hint)])
 
 
 def _own_job(
