@@ -184,7 +184,12 @@ def sweeping(**values: Any) -> Job:
     [
         {"limits": {"max_trials": 20, "max_concurrent_trials": 4, "timeout_minutes": 60}},
         {"sweep": {"sampling_algorithm": {"type": "random", "seed": 1, "rule": "sobol", "logbase": 10}}},
-        {"sweep": {"sampling_algorithm": "grid", "early_termination": {"type": "median_stopping"}}},
+        {
+            "sweep": {
+                "sampling_algorithm": "SamplingAlgorithmType.GRID",
+                "early_termination": {"type": "median_stopping"},
+            }
+        },
         {"model": "yolov5", "settings": {"seed": 7, "min_size": 500, "layers_to_freeze": None}},
         {"search_space": (), "limits": {"max_trials": 2}, "data_assets": {"x": "/data/x"}},
     ],

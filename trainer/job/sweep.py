@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.errors import JobError, Problem
-from trainer.fields import option
+from trainer.fields import enum_member, option
 from trainer.settings import canonical
 
 MODEL_NAME = "model_name"
@@ -113,7 +113,7 @@ class SamplingAlgorithm(BaseModel):
     @field_validator("type", "rule", mode="before")
     @classmethod
     def _lower_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
+        return enum_member(value).lower() if isinstance(value, str) else value
 
     @field_validator("logbase", mode="before")
     @classmethod
