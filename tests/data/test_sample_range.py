@@ -234,6 +234,13 @@ def test_tiff_without_pixels_is_rejected(tag: int) -> None:
             read(data[:start] + bytes(4) + data[start + 4 :])
 
 
+def test_tiff_with_damaged_bits_per_sample_is_rejected() -> None:
+    data = pillow(Image.new("RGB", (9, 7)), "TIFF")
+    eight, damaged = struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 1, 0, 1)
+    with pytest.raises(ImageError, match="a TIFF that is damaged: its pixels are not of the size"):
+        decode(data.replace(eight, damaged, 1))
+
+
 def test_jpeg_2000_is_scaled_by_its_own_depth_or_the_bits_it_uses() -> None:
     data = pillow(Image.fromarray(np.round(RAMP * 4095).astype(np.uint16)), "JPEG2000", no_jp2=True)
     assert np.abs(decode(data)[..., 0] - np.round(RAMP * 255)).max() <= 1

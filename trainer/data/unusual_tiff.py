@@ -74,6 +74,8 @@ def read_samples(file: IO[bytes]) -> Samples:
             raise UnusualTiffError(f"holds {samples.dtype}, where integers or floats can be read")
         if page.axes == "SYX":
             samples = np.moveaxis(samples, 0, -1)
+        if samples.shape[:2] != (page.imagelength, page.imagewidth):
+            raise UnusualTiffError("is damaged: its pixels are not of the size that it states")
         if samples.ndim == 3:
             samples = samples[..., :3] if channels >= 3 else samples[..., 0]
         if page.photometric == _WHITE_IS_ZERO and samples.dtype.kind == "u":
