@@ -336,3 +336,11 @@ def test_scan_agrees_with_pillow_on_real_photos(shared_data: Path) -> None:
             upright = ImageOps.exif_transpose(image)
             assert scan(path).size == probe(path) == upright.size
             assert decode(path).shape[:2] == upright.size[::-1]
+
+
+def test_tiff_without_a_width_is_damaged() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(file, "TIFF")
+    content = file.getvalue().replace(b"\x00\x01\x04\x00", b"\xaa\xaa\x04\x00", 1)  # the tag of the width
+    with pytest.raises(ImageError):
+        decode(content)

@@ -323,6 +323,8 @@ def missing_image(path: str | os.PathLike[str]) -> str:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"the image is damaged: its header says that it has {width} x {height} pixels")
     if width * height > max_pixels:
         raise _too_many_pixels(f"{width} x {height} = {width * height:,}", max_pixels)
 

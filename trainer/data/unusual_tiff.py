@@ -70,6 +70,8 @@ def read_samples(file: IO[bytes]) -> Samples:
                 raise
             compression = f"{page.dtype} compressed by {page.compression.name}"
             raise UnusualTiffError(f"holds {compression}; save it uncompressed or with deflate") from None
+        if samples.size != page.imagelength * page.imagewidth * channels:
+            raise UnusualTiffError("is damaged: it does not hold the pixels that its header says")
         if samples.dtype.kind not in "uif":
             raise UnusualTiffError(f"holds {samples.dtype}, where integers or floats can be read")
         if page.axes == "SYX":
