@@ -324,6 +324,13 @@ def test_partition_formats(text: str, path: str, values: dict[str, str] | None) 
     assert PartitionFormat(text).values(path) == values
 
 
+@pytest.mark.parametrize("text", ["*a" * 20 + "/{label}", "/" + "{a}x" * 20, "a*/*/*/*/*/{label}"])
+def test_partition_formats_that_could_match_for_hours_are_rejected(text: str) -> None:
+    with pytest.raises(ValueError, match="more than 4"):
+        PartitionFormat(text)
+    assert PartitionFormat("/" + "*" * 30 + "/{label}").values("/" + "a" * 40 + "/b") == {"label": "b"}
+
+
 def test_an_image_that_does_not_match_the_format_is_an_error(image_table: Callable[..., Path]) -> None:
     folder = image_table()
     (folder / "images" / "cat" / "4.jpg").touch()

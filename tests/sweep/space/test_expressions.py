@@ -141,6 +141,7 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
         ({"type": "choice", "values": [1, 2, 1]}, "a choice must not repeat a value, got 1"),
         ({"type": "choice", "values": [{"a": 1}]}, "must be text, a number or a boolean, got {'a': 1}"),
         ({"type": "choice", "values": [math.nan]}, "must be a finite number, got nan"),
+        ("uniform(0, 0x" + "f" * 5000 + ")", "must stay within the range of floating-point numbers"),
         ("choice(range(100000000))", "a choice must have at most 10000 values, got 10001"),
         ("choice(range(1.5))", "cannot be read as a range, got 'range(1.5)'; 'float' object"),
         # bounds

@@ -16,6 +16,10 @@ _DATE_PARTS = re.compile("yyyy|MM|dd|HH|mm|ss")
 _JSON_START = ("[", "{")
 
 
+_MOST_WILDCARDS = 4
+"""Most stars of a format, and most stars and columns in one of its names: more could match for hours."""
+
+
 class PartitionFormat:
     """The format of paths that hold values, such as `/{label}/{name}.png`.
 
@@ -32,8 +36,14 @@ class PartitionFormat:
         """Parse a format.
 
         Raises:
-            ValueError: a brace is not closed, or a column is not named.
+            ValueError: a brace is not closed, a column is not named, or there are too many stars or columns.
         """
+        text = re.sub(r"\*+", "*", text)
+        names = text.split("/")
+        if text.count("*") > _MOST_WILDCARDS or any(
+            name.count("*") + name.count("{") > _MOST_WILDCARDS for name in names
+        ):
+            raise ValueError(f"more than {_MOST_WILDCARDS} stars, or columns in one name")
         self.columns: dict[str, None] = {}
         pattern = "".join(self._patterns(text + ("*" if text.endswith("/") else "")))
         self._regular_expressions = [

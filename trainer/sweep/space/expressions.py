@@ -117,6 +117,8 @@ def _of_text(text: str, logbase: float) -> Distribution:
 def _literal(node: ast.expr) -> Any:
     """The value of a part of an expression; a name without quotes is text."""
     match node:
+        case ast.Constant(value=int() as value) if value > 1e300:  # may have too many digits to be shown
+            raise _unreadable("must stay within the range of floating-point numbers")
         case ast.Constant(value=str() | int() | float() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
