@@ -38,7 +38,7 @@ def objects(result: ReadResult, index: int = 0) -> Objects:
 @pytest.mark.parametrize(
     ("value", "is_crowd"),
     [
-        ("true", True), ("True", True), ("1", True), (1.0, True), ("1.0", True), ("yes", True),
+        ("true", True), ("True", True), ("1", True), (1.0, True), ("1.0", True), ("1e0", True), ("yes", True),
         ("false", False), ("FALSE", False), ("0", False), (0.0, False), ("no", False), (None, False),
         (NAN, False), ("", False), ("nan", False),
     ],
@@ -94,8 +94,18 @@ def test_labels_may_be_json_in_a_string(label: Any, write_lines: WriteLines) -> 
     path = write_lines([{"image_url": "a", "label": json.dumps(label)}])
     result = read([path], Task.DETECTION)
     (warning,) = warnings(result, path.parent)
-    assert "label: should be a list; the JSON in a string is taken, got " in warning
+    assert "label: should be a list; the one written in a string is taken, got " in warning
     assert len(objects(result).boxes) == (1 if label is BOX else len(label))
+
+
+def test_labels_may_be_pythons_lists_in_a_string(write_lines: WriteLines) -> None:
+    boxes = read([write_lines([{"image_url": "a", "label": str([BOX, box(isCrowd=None)])}])], Task.DETECTION)
+    assert all(problem.warning for problem in boxes.problems)
+    assert len(objects(boxes).boxes) == 2
+    classes = read([write_lines([{"image_url": "a", "label": "['can', \"d'or\"]"}])], Task.MULTILABEL)
+    assert classes.records.classes == ("can", "d'or")
+    (problem,) = read([write_lines([{"image_url": "a", "label": "[open('x')]"}])], Task.MULTILABEL).problems
+    assert not problem.warning
 
 
 @pytest.mark.parametrize("text", ["[can]", '["\ud800"]', "[" * 100_000])

@@ -200,6 +200,7 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
         (AZURE.replace("read_json_lines", "read_delimited"), "invalid_lines: is not an option"),
         (AZURE.replace("invalid_lines: error", "invalid_lines: keep"), "must be error or drop, got 'keep'"),
         (AZURE.replace("utf8", "klingon"), "must be a known encoding"),
+        (AZURE.replace("utf8", "idna"), "must be a known encoding"),
         (AZURE.replace("encoding:", "encodings:"), "encodings: is not an option"),
     ],
 )
@@ -207,6 +208,7 @@ def test_faults(content: str, expected: str, table: Callable[[str], Path]) -> No
     result = read([table(content)], Task.CLASSIFICATION)
     assert not result.is_complete
     assert expected in "\n".join(map(str, result.problems))
+    assert ": is missing" not in "\n".join(map(str, result.problems)), "lines are not blamed for their table"
 
 
 @pytest.mark.parametrize(

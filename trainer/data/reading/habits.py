@@ -5,6 +5,7 @@ Only lines that the fast reader rejects come here, so well-formed files do not p
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -18,8 +19,8 @@ from trainer.tasks import Task
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE | re.ASCII)
 _NOT_GIVEN = ("", "nan", "none", "null")
 _FLAGS = {
-    **dict.fromkeys(("true", "t", "yes", "y", "1", "1.0"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0", "0.0"), False),
+    **dict.fromkeys(("true", "t", "yes", "y"), True),
+    **dict.fromkeys(("false", "f", "no", "n"), False),
 }
 _LARGEST_WHOLE = 2**53  # above it, floats skip integers
 
@@ -112,14 +113,16 @@ def _label(label: Any, task: Task, notes: Notes) -> Any:
 
 
 def _parsed(text: str, notes: Notes) -> Any:
-    """The label that a string holds as JSON."""
-    try:
-        label = json.loads(text)
-        json.dumps(label, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
-    except (ValueError, RecursionError):
-        return text
-    _note(notes, "label", "should be a list; the JSON in a string is taken", text)
-    return label
+    """The label that a string holds as JSON or, as pandas writes lists to CSV, in Python's notation."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            label = parse(text)
+            json.dumps(label, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+        _note(notes, "label", "should be a list; the one written in a string is taken", text)
+        return label
+    return text
 
 
 def _object(entry: dict[str, Any], task: Task, notes: Notes) -> dict[str, Any]:
@@ -151,7 +154,8 @@ def _flag(value: Any, notes: Notes) -> Any:
     if _is_not_given(value):
         flag = False
     elif isinstance(value, str):
-        flag = _FLAGS.get(value.strip().lower(), value)
+        number = float(value) if _NUMBER.fullmatch(value) else None
+        flag = bool(number) if number in (0, 1) else _FLAGS.get(value.strip().lower(), value)
     elif isinstance(value, float) and value in (0.0, 1.0):
         flag = bool(value)
     if flag is not value:

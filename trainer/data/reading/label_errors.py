@@ -15,6 +15,8 @@ from trainer.tasks import Task
 _OBJECT_KEYS = {task: ("label", *keys, "isCrowd") for task, keys in SHAPE_KEYS.items()}
 _SMALLEST_PIXEL = 2
 """Coordinates from this value on may be in pixels."""
+_LARGEST_PIXEL = 1_000_000
+"""Coordinates above this value are not in pixels."""
 
 
 def read_label(label: Any, task: Task, report: LineReport) -> Any:
@@ -197,7 +199,7 @@ def _is_coordinate(path: str, value: Any, axis: int, report: LineReport) -> bool
     tolerance = max(CLIPPED_FRACTION, 1 / side if side else 0.0) + OVERSHOOT
     if -tolerance <= value <= 1 + tolerance:
         return True
-    may_be_pixels = _SMALLEST_PIXEL <= value <= (side + 1 if side else math.inf)
+    may_be_pixels = _SMALLEST_PIXEL <= value <= (side + 1 if side else _LARGEST_PIXEL)
     pixels = f" ({side})" if side else ""
     hint = f"is it in pixels? divide it by the image's {('width', 'height')[axis]}{pixels}"
     report.add_value(path, "must be in [0, 1]", value, hint if may_be_pixels else "")

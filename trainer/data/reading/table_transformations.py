@@ -189,7 +189,8 @@ class _Reader:
         encoding = _ENCODINGS.get(re.sub(r"[-_ ]", "", named.lower()), named)
         try:
             io.TextIOWrapper(io.BytesIO(), encoding)
-        except LookupError:
+            b"{}".decode(encoding, "replace")  # idna and undefined cannot
+        except (LookupError, UnicodeError):
             self.add(f"{field}.encoding", "must be a known encoding, such as utf8", repr(named))
             return "utf-8"
         return encoding
@@ -256,8 +257,9 @@ class _Reader:
         lost = [column for column in (image, self._label_key) if dropped.matches(column)]
         if lost:
             rule = f"must leave the columns {image} and {self._label_key}"
-            hint = f"target_column_name is {self._label_key}" if self._label_key in lost else ""
+            hint = "the label is the column that target_column_name names" if self._label_key in lost else ""
             self.add(field, rule, f"a table without {' and '.join(lost)}", hint)
+            return
 
         def remaining(values: Values) -> Values:
             return {key: value for key, value in values.items() if not dropped.matches(key)}
