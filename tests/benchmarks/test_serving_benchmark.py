@@ -16,6 +16,7 @@ from benchmarks.measuring import Measurements
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.usefixtures("warm_processes")
 def test_the_script_measures_and_prints_a_table(tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "serving.py", "--models", "resnet18"]
     command += ["--network-size", "32", "--image-size", "64x48", "--clients", "3", "--rounds", "1"]
