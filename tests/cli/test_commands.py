@@ -384,7 +384,7 @@ def test_validate_summarises_valid_data_without_torch(digits: Path) -> None:
     )
     assert loaded == []
     assert printed.startswith("10 images, ")
-    done = trainer("validate", digits / "train.jsonl", "--task", "image_object_detection")
+    done = trainer("validate", "--data", digits / "train.jsonl", "--task", "image_object_detection")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("8 images, ")
 

@@ -15,7 +15,6 @@ from trainer.tasks import Task
 @app.command
 def validate(
     data: list[str],
-    /,
     *,
     task: Annotated[str, a_task("The task that the data are for.")],
     validation_data: list[str] | None = None,
