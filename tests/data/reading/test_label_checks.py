@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as Pillow
 
 from trainer.annotations import Objects
 from trainer.data.reading.jsonl import ReadResult, read
@@ -74,6 +75,21 @@ def test_values_just_outside_are_clipped(
     )
     np.testing.assert_allclose(objects(result).boxes[1], corners, rtol=1e-6)
     assert not result.skipped
+
+
+@pytest.mark.parametrize("details", [{}, {"width": 20}])
+def test_a_pixel_is_that_of_the_image_where_no_size_is_declared(
+    details: dict[str, Any], write_lines: WriteLines
+) -> None:
+    one_pixel_over = image(box(bottomX=21 / 20, topY=-1 / 10), url="a b.png", **details)
+    two_pixels_over = image(box(bottomY=1.2), url="a b.png", **details)
+    path = write_lines([one_pixel_over, {**two_pixels_over, "image_url": "./a b.png"}])
+    Pillow.new("RGB", (20, 10)).save(path.parent / "a b.png")
+    result = read([path], Task.DETECTION)
+    np.testing.assert_allclose(objects(result).boxes, [[0.1, 0, 1, 0.6]], rtol=1e-6)
+    warning, error = said(result)
+    assert "label[0]: coordinates should be in [0, 1]; " in warning
+    assert error == "train.jsonl:2: label[0].bottomY: must be in [0, 1], got 1.2"
 
 
 def test_clipped_values_are_counted(write_lines: WriteLines) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from msgspec import UNSET
 
+from trainer.data import images
 from trainer.data.reading import input_paths
 from trainer.data.reading.data_file import DataFile, is_large, read_lines
 from trainer.data.reading.file_report import FileReport
@@ -30,7 +31,7 @@ from trainer.data.reading.schema import (
     side_length,
 )
 from trainer.data.reading.skipped import Skipped
-from trainer.data.reading.urls import UrlError
+from trainer.data.reading.urls import UrlError, is_url
 from trainer.errors import JobError, Problem
 from trainer.tasks import Task
 
@@ -210,7 +211,7 @@ class _FileReader:
         """Add what can be used of the line, and report everything that is wrong with it."""
         if not text.strip():
             return
-        examined = examine_line(text, self._task, self._label_key, self._file.drops)
+        examined = examine_line(text, self._task, self._label_key, self._file.drops, self._measure)
         if not examined.is_json and self._file.drop_invalid:
             rule = "is not JSON and is dropped, as the MLTable's invalid_lines says"
             self.report.add_shared_warning(number, "", rule, examined.problems[0].got, leave_out=True)
@@ -244,6 +245,15 @@ class _FileReader:
             self.report.add_shared_warning(number, self._label_key, rule, show(line.label))
         folder, name = place
         self._builder.add(number, [folder], [name], [examined.size], [line.label])
+
+    def _measure(self, image_url: str) -> tuple[int, int]:
+        """The (width, height) in pixels of a local image; 0 for one that cannot be read or is at a URL."""
+        try:
+            folder, name = self._resolver.resolve(image_url)
+            source = self._resolver.folders[folder].source(name)
+            return (0, 0) if is_url(source) else images.probe(source)
+        except (UrlError, images.ImageError):
+            return 0, 0
 
     def _resolve(self, image_url: str | None, number: int) -> tuple[int, str] | None:
         """Resolve an image_url; if that fails, report it (once for each cause) and return None."""

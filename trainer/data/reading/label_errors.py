@@ -195,9 +195,12 @@ def _is_coordinate(path: str, value: Any, axis: int, report: LineReport) -> bool
     if isinstance(value, float) and not math.isfinite(value):
         report.add_value(path, "must be a finite number in [0, 1]", value)
         return False
-    side = report.size[axis]
-    tolerance = max(CLIPPED_FRACTION, 1 / side if side else 0.0) + OVERSHOOT
-    if -tolerance <= value <= 1 + tolerance:
+    outside = max(-value, value - 1) - OVERSHOOT
+    if outside <= CLIPPED_FRACTION:
+        return True
+    # The image is opened only for what may be a pixel outside: half of a tiny image.
+    side = report.side(axis) if outside <= 0.5 else report.size[axis]
+    if side and outside <= 1 / side:
         return True
     may_be_pixels = _SMALLEST_PIXEL <= value <= (side + 1 if side else _LARGEST_PIXEL)
     pixels = f" ({side})" if side else ""

@@ -23,14 +23,16 @@ def examine_line(
     task: Task,
     label_key: str = LABEL_KEY,
     is_dropped: Callable[[str], bool] = lambda _: False,
+    measure: Callable[[str], tuple[int, int]] = lambda _: (0, 0),
 ) -> LineReport:
     """Find every error in one line.
 
     Args:
         label_key: the key of the label.
         is_dropped: whether a key is to be overlooked.
+        measure: see LineReport.
     """
-    report = LineReport()
+    report = LineReport(measure=measure)
     content = _parse(text, report)
     if report.problems:
         report.is_json = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ class LineReport:
         size: declared (width, height) in pixels; 0 where undeclared.
         is_json: whether the line is a JSON object.
         lacks_label: whether it lacks the key that the job names as its label's.
+        measure: reads the (width, height) in pixels of the image at an image_url; 0 where it cannot.
     """
 
     line: Line[Any] | None = None
@@ -50,10 +51,19 @@ class LineReport:
     size: tuple[int, int] = (0, 0)
     is_json: bool = True
     lacks_label: bool = False
+    measure: Callable[[str], tuple[int, int]] = lambda _: (0, 0)
 
     def add(self, name: str, rule: str, got: str = "", hint: str = "") -> None:
         """Add a problem of the field `name`."""
         self.problems.append(Problem("", name, rule, got, hint))
+
+    def side(self, axis: int) -> int:
+        """The image's declared width (axis 0) or height (1), else as it is in the image; 0 if unknown."""
+        if not all(self.size) and self.image_url is not None:
+            declared, measured = self.size, self.measure(self.image_url)
+            self.size = (declared[0] or measured[0], declared[1] or measured[1])
+            self.measure = lambda _: (0, 0)
+        return self.size[axis]
 
     def rename_label(self, label_key: str) -> None:
         """Change the fields of an examined line that have the label under `label` to those of its own key."""

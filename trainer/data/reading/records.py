@@ -32,6 +32,10 @@ class Folder(NamedTuple):
     resolved: str
     is_quoted: bool = False
 
+    def source(self, name: str) -> str:
+        """The absolute local path or URL of an image, given the rest of its image_url."""
+        return self.resolved + (unquote(name) if self.is_quoted else name)
+
 
 @dataclass(frozen=True, slots=True)
 class Polygons:
@@ -154,8 +158,7 @@ class Records:
     def source(self, index: int) -> str:
         """The absolute local path or URL of the image; see fetching.local_path."""
         folder: Folder = self.folders[self.folder_index[index]]
-        name = self._name(index)
-        return folder.resolved + (unquote(name) if folder.is_quoted else name)
+        return folder.source(self._name(index))
 
     def is_target(self) -> BoolArray:
         """Which labels are learned and measured, bool [m]: all but those of crowds."""
