@@ -237,7 +237,7 @@ def test_tiff_without_pixels_is_rejected(tag: int) -> None:
 def test_tiff_with_damaged_bits_per_sample_is_rejected() -> None:
     data = pillow(Image.new("RGB", (9, 7)), "TIFF")
     eight, damaged = struct.pack("<3H", 8, 8, 8), struct.pack("<3H", 1, 0, 1)
-    with pytest.raises(ImageError, match="a TIFF that is damaged: it does not hold the pixels that its header says"):
+    with pytest.raises(ImageError, match="a TIFF that is damaged: it does not hold the pixels that"):
         decode(data.replace(eight, damaged, 1))
 
 
