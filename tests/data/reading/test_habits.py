@@ -130,7 +130,7 @@ def test_sizes_may_have_a_point(value: object, write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": "x", "image_details": {"width": value, "height": 3}}])
     result = read([path], Task.CLASSIFICATION)
     (warning,) = warnings(result, path.parent)
-    assert warning.startswith("warning: train.jsonl:1: image_details.width: should be an integer or a text")
+    assert warning.startswith("warning: train.jsonl:1: image_details.width: should be an integer or a string")
     assert result.records.sizes.tolist() == [[16, 3]]
 
 
@@ -143,7 +143,7 @@ def test_missing_details_may_be_null(key: str, value: object, write_lines: Write
     result = read([path], Task.CLASSIFICATION)
     if (key, value) != ("format", ""):
         assert warnings(result, path.parent)[0].startswith(
-            f"warning: train.jsonl:1: image_details.{key}: may be"
+            f"warning: train.jsonl:1: image_details.{key}: should be left out"
         )
     assert result.records.sizes.tolist() == [[4 * (key != "width"), 3 * (key != "height")]]
 
@@ -180,7 +180,7 @@ def test_whole_numbers_are_classes_of_every_task(task: Task, label: object, writ
     path = write_lines([{"image_url": "a", "label": label}])
     result = read([path], task)
     (warning,) = warnings(result, path.parent)
-    assert "should be a string or an integer; a whole number with a point is taken, got 1.0" in warning
+    assert "should be a string or an integer; whole-number floats are accepted, got 1.0" in warning
     assert result.records.classes[0] == "1"
 
 

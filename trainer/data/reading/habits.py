@@ -72,7 +72,7 @@ def _location(value: Any, notes: Notes) -> Any:
 def _details(details: Any, notes: Notes) -> Any:
     if _is_not_given(details):
         if details is not None:
-            _note(notes, "image_details", "may be missing; this value counts as not given", details)
+            _note(notes, "image_details", "should be left out if unknown; ignored", details)
         return None
     if not isinstance(details, dict):
         return details
@@ -80,10 +80,10 @@ def _details(details: Any, notes: Notes) -> Any:
     for key in ("format", "width", "height"):
         value = details.get(key)
         if key in details and _is_not_given(value):
-            _note(notes, f"image_details.{key}", "may be missing; this value counts as not given", value)
+            _note(notes, f"image_details.{key}", "should be left out if unknown; ignored", value)
             del result[key]
         elif key != "format" and (whole := _whole_pixels(value)) is not None:
-            rule = 'should be an integer or a text such as "499px"; a whole number with a point is taken'
+            rule = 'should be an integer or a string such as "499px"; whole-number floats are accepted'
             _note(notes, f"image_details.{key}", rule, value)
             result[key] = whole
     return result
@@ -145,7 +145,7 @@ def _class_name(name: Any, field: str, notes: Notes) -> Any:
     whole = _as_integer(name)
     if whole is None:
         return name
-    _note(notes, field, "should be a string or an integer; a whole number with a point is taken", name)
+    _note(notes, field, "should be a string or an integer; whole-number floats are accepted", name)
     return whole
 
 
@@ -159,7 +159,7 @@ def _flag(value: Any, notes: Notes) -> Any:
     elif isinstance(value, float) and value in (0.0, 1.0):
         flag = bool(value)
     if flag is not value:
-        rule = "should be 0, 1, true or false; texts and decimals are taken as meant, null as not given"
+        rule = "should be 0, 1, true or false; equivalent strings and floats are accepted, null means 0"
         _note(notes, "label[].isCrowd", rule, value)
     return flag
 
