@@ -43,12 +43,17 @@ def evaluate(
     target_column_name: str | None = None,
     skip_invalid: bool = False,
     device: str | None = None,
+    primary_metric: str | None = None,
+    resamples: int = 1000,
+    random_seed: int = 0,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a trained model, or predictions made anywhere, on any data.
 
         evaluation = trainer.evaluate("runs/one", data="test.jsonl")
         evaluation.metrics["mean_average_precision"]
+        evaluation.interval.low, evaluation.interval.high
+        evaluation.difference(trainer.evaluate("runs/two", data="test.jsonl")).verdict
 
     Args:
         run_or_model: a run, its directory, or the directory of an MLflow model; None: evaluate `predictions`.
@@ -66,6 +71,9 @@ def evaluate(
         target_column_name: key of the lines that holds the label; None: that of the run's job, or `label`.
         skip_invalid: skip invalid objects and lines instead of raising DataError.
         device: torch's name of the model's device; None: the first GPU, or the CPU if there is none.
+        primary_metric: metric that gets a confidence interval; None: that of the run's job, or the task's.
+        resamples: number of resamples of the images that the interval is made from; 0: no interval.
+        random_seed: seed of the resamples.
         progress: show the progress.
 
     Raises:
@@ -76,6 +84,7 @@ def evaluate(
     model_only = {"--device": device, "--box-score-threshold": box_score_threshold}
     _check_evaluation(run_or_model, predictions, task, model_only)
     from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
+    from trainer.evaluating.intervals import Resampling
 
     options = Options(
         iou_threshold=iou_threshold,
@@ -85,6 +94,8 @@ def evaluate(
         datastores=datastores,
         target_column_name=target_column_name,
         output=None if output is None else Path(output),
+        primary_metric=primary_metric,
+        resampling=Resampling(resamples, random_seed, progress),
     )
     if run_or_model is not None:
         return evaluate_model(

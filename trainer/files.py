@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,15 @@ def atomic_writer(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[An
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name paths by their last part, with as many parents as are needed to tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    depth = 1
+    while depth < max(map(len, parts)) and len({each[-depth:] for each in parts}) < len(parts):
+        depth += 1
+    return ["/".join(each[-depth:]) for each in parts]
 
 
 def describe_lookalike(path: str | os.PathLike[str]) -> str:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from trainer.cli.application import app
 from trainer.cli.arguments import Datastores, Switch, a_task, mapping
+from trainer.cli.evaluation_tables import show_analysis, show_differences
 from trainer.errors import JobError, Problem
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from trainer.metrics.results import Analysis
+from trainer.files import distinct_names
 
 
 @app.command
 def evaluate(
-    run_or_model: Path | None = None,
+    runs_or_models: list[Path] | None = None,
     /,
     *,
     data: list[str],
@@ -36,24 +32,33 @@ def evaluate(
     target_column_name: str | None = None,
     skip_invalid: Switch = False,
     device: str | None = None,
+    primary_metric: str | None = None,
+    resamples: int = 1000,
+    random_seed: int = 0,
     apply_thresholds: Switch = False,
     model_output: Path | None = None,
 ) -> None:
     """Evaluate a trained model, or predictions made anywhere, and show what goes wrong.
 
+    The primary metric has a 95 % confidence interval: how much it would vary with other images of the same
+    kind. Of several models, each difference has one too, from the same images for both; where it includes 0,
+    the models cannot be told apart on these images.
+
     Examples:
 
-        trainer evaluate runs/… --data test.jsonl --output evaluation
+        trainer evaluate runs/one --data test.jsonl --output evaluation
+        trainer evaluate runs/one runs/two --data test.jsonl --output evaluation
         trainer evaluate --task object-detection --predictions answers.jsonl --data test.jsonl
 
     Parameters
     ----------
-    run_or_model
-        Directory of a run or of an MLflow model.
+    runs_or_models
+        Directory of a run or of an MLflow model; several are compared.
     data
         A .jsonl file or an MLTable folder with the targets. May be repeated.
     output
-        Write metrics.json, a CSV file for each table, and a model's predictions.jsonl into this folder.
+        Write metrics.json, a CSV file for each table, and a model's predictions.jsonl into this folder. Each
+        of several models has a folder in it, next to comparison.json and comparison.html.
     predictions
         Evaluate these predictions instead of a model: JSON lines of the documented schema, one per image.
         Either all name their image by image_url (the data's own, a path, or a file name that only one image
@@ -76,45 +81,71 @@ def evaluate(
         Skip invalid objects and lines instead of stopping.
     device
         Device of the model, as torch names it: cpu, cuda, cuda:1. [default: a GPU if there is one]
+    primary_metric
+        Metric that gets a confidence interval, such as AUC_weighted or map. [default: that of the run's job,
+        or the task's]
+    resamples
+        Number of times that the images are resampled for the interval; 0 computes none.
+    random_seed
+        Seed of the resamples.
     apply_thresholds
         Make the model answer with the score threshold that is best for F1, for each class; a request's own
         box_score_threshold overrides it. Choose thresholds on other data than you report metrics on.
     model_output
         With --apply-thresholds: write the changed model here and leave the evaluated one as it is.
     """
-    if apply_thresholds and run_or_model is None:
-        raise _unusable("--apply-thresholds", "needs a model to apply them to")
+    models = runs_or_models or []
+    if apply_thresholds and len(models) != 1:
+        raise _unusable("--apply-thresholds", "needs one model to apply them to", str(len(models)))
     if model_output is not None and not apply_thresholds:
         raise _unusable("--model-output", "needs --apply-thresholds")
     from trainer.api import evaluate as run_evaluation
 
-    evaluation = run_evaluation(
-        run_or_model,
-        data=data,
-        predictions=predictions,
-        task=task,
-        output=output,
-        slice_by=slice_by or (),
-        iou_threshold=iou_threshold,
-        box_score_threshold=box_score_threshold,
-        unknown_classes=unknown_classes,
-        datastores=mapping(datastore),
-        target_column_name=target_column_name,
-        skip_invalid=skip_invalid,
-        device=device,
-        progress=True,
-    )
-    for note in evaluation.notes:
-        print(note if note.startswith("warning: ") else f"note: {note}", file=sys.stderr)
-    _show(evaluation.analysis)
+    names = distinct_names(models) if len(models) > 1 else [""]
+    if len(set(names)) < len(names):
+        raise _unusable("RUNS_OR_MODELS", "must name each model once", ", ".join(map(str, models)))
+    subjects: list[Path | None] = [*models] or [None]
+    evaluations = []
+    for name, model in zip(names, subjects, strict=True):
+        evaluation = run_evaluation(
+            model,
+            data=data,
+            predictions=predictions,
+            task=task,
+            output=output and output / name,
+            slice_by=slice_by or (),
+            iou_threshold=iou_threshold,
+            box_score_threshold=box_score_threshold,
+            unknown_classes=unknown_classes,
+            datastores=mapping(datastore),
+            target_column_name=target_column_name,
+            skip_invalid=skip_invalid,
+            device=device,
+            primary_metric=primary_metric,
+            resamples=resamples,
+            random_seed=random_seed,
+            progress=True,
+        )
+        for note in evaluation.notes:
+            print(note if note.startswith("warning: ") else f"note: {note}", file=sys.stderr)
+        if name:
+            print(f"\n── {name} ──")
+        show_analysis(evaluation.analysis)
+        evaluations.append((name, evaluation))
+        if primary_metric is None and evaluation.primary is not None:
+            primary_metric = evaluation.primary.name  # measure all models by that of the first
+    if len(models) > 1:
+        from trainer.evaluating.comparison import compare_evaluations
+        from trainer.evaluating.intervals import Resampling
+
+        show_differences(compare_evaluations(evaluations, Resampling(resamples, random_seed, True), output))
     if output is not None:
         print(f"\nwritten: {output}")
     if apply_thresholds:
         from trainer.evaluating.thresholds import apply
 
-        assert run_or_model is not None, "checked above"
         best = {name: threshold.score for name, threshold in evaluation.analysis.thresholds.items()}
-        print(f"thresholds applied: {apply(run_or_model, best, model_output)}")
+        print(f"thresholds applied: {apply(models[0], best, model_output)}")
 
 
 @app.command
@@ -143,83 +174,5 @@ def report(
     print(f"report  {remake(runs, output)}")
 
 
-def _unusable(flag: str, rule: str) -> JobError:
-    return JobError("the evaluation cannot be run:", [Problem(flag, "", rule)])
-
-
-_TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("label_issues", "likely label errors", ("location", "kind", "given", "suggested", "score")),
-    ("mistakes", "most confident mistakes", ("location", "kind", "true", "predicted", "score")),
-    ("worst_images", "worst images", ("location", "loss", "right", "wrong", "missed", "f1")),
-    ("confused_pairs", "confused pairs", ("true", "predicted", "count", "share")),
-    ("calibration", "calibration", ("error", "temperature", "log_loss", "error_scaled", "log_loss_scaled")),
-    ("errors", "kinds of errors and their cost in mean_average_precision", ("kind", "count", "cost")),
-    (
-        "thresholds",
-        "best score thresholds, and those that the model answers with",
-        ("class", "score", "f1", "precision", "recall", "served_score", "served_f1"),
-    ),
-)
-_FEW_ROWS, _MANY_ROWS = 10, 40
-
-
-def _show(analysis: Analysis) -> None:
-    """Print the first rows of each table; the metrics of the whole come last, where a terminal ends."""
-    from rich.console import Console
-
-    from trainer.evaluating.tables import sample, tables
-
-    rows_of = tables(analysis)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-
-    def show(name: str, title: str, columns: Sequence[str], most: int = _MANY_ROWS) -> None:
-        rows = rows_of.get(name, [])
-        columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
-        cells, more = sample(rows, columns, most)
-        _print(console, title, columns, cells, more)
-
-    for name, title, columns in _TABLES:
-        show(name, title, columns, _MANY_ROWS if name in ("errors", "thresholds") else _FEW_ROWS)
-    _show_confusion(console, analysis)
-    metrics = [name for name in analysis.metrics if name in _SLICE_METRICS]
-    show("slices", "slices", ("by", "value", "images", "objects", *metrics))
-    show("per_class", "metrics of each class", tuple(rows_of.get("per_class", [{}])[0]))
-    show("image_level", "whether an image has any object", ("figure", "value"))
-    show("figures", f"metrics on {analysis.images:,} images", ("figure", "value"))
-
-
-_SLICE_METRICS = (
-    "accuracy", "AUC_macro", "f1_score_macro", "log_loss", "iou", "mean_average_precision", "precision",
-    "recall", "map", "map_50",
-)  # fmt: skip
-_MAX_MATRIX_CLASSES = 12
-
-
-def _show_confusion(console: Console, analysis: Analysis) -> None:
-    """Print the confusion matrix, of a detector at a score of 0.5, if it fits on a terminal."""
-    matrices = [matrix for matrix in analysis.confusion_matrices if matrix.score_threshold in (None, 0.5)]
-    if len(matrices) != 1 or len(matrices[0].columns) > _MAX_MATRIX_CLASSES:
-        return
-    (matrix,) = matrices
-    title = "true classes (rows) and predicted classes (columns)"
-    title += "" if matrix.score_threshold is None else f" at scores of at least {matrix.score_threshold}"
-    rows = [[name, *map(str, counts)] for name, counts in zip(matrix.rows, matrix.counts, strict=True)]
-    _print(console, title, ("", *matrix.columns), rows, 0)
-
-
-def _print(console: Console, title: str, columns: Sequence[str], rows: list[list[str]], more: int) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    if not rows:
-        return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for number, column in enumerate(columns):
-        is_text = number == 0 or column in ("kind", "value", "true", "predicted", "given", "suggested")
-        table.add_column(escape(column), justify="left" if is_text else "right")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(f"\n[bold]{escape(title)}[/bold]")
-    console.print(table)
-    if more:
-        console.print(f"… and {more:,} more")
+def _unusable(flag: str, rule: str, got: str = "") -> JobError:
+    return JobError("the evaluation cannot be run:", [Problem(flag, "", rule, got)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -19,19 +19,23 @@ from trainer.data.reading.records import Records
 from trainer.data.reading.schema import LABEL_KEY
 from trainer.data.reading.skipped import SkippedCount
 from trainer.errors import JobError, Problem, RunError
-from trainer.evaluating import answer_file, evaluation_data, slices
+from trainer.evaluating import answer_file, evaluation_data, intervals, slices
 from trainer.evaluating.evaluation_data import UNKNOWN_CLASSES, EvaluationData
+from trainer.evaluating.intervals import MeasuredMetric, Resampling
 from trainer.evaluating.packaged_model import LOWEST_SCORE, PackagedModel
 from trainer.evaluating.tables import write_tables
 from trainer.files import write_atomically
 from trainer.job.job import Job
+from trainer.metric_names import parse_metric
 from trainer.metrics.analysis import analyse_classes, analyse_objects
+from trainer.metrics.bootstrap import RESAMPLES
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.results import Analysis
+from trainer.metrics.results import Analysis, Difference, Interval
 from trainer.runs import Run
 from trainer.scoring import requested
 from trainer.tasks import Task
 
+_REFUSED = "the evaluation cannot be run:"
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 
 
@@ -48,6 +52,8 @@ class Options:
         target_column_name: the key of the data's lines that holds the label; None: that of the run's job, or
             `label` for a model outside a run.
         output: directory to write metrics.json, the tables and a model's predictions.jsonl to.
+        primary_metric: metric that gets a confidence interval; None: that of the run's job, or the task's.
+        resampling: how the interval is made.
     """
 
     iou_threshold: float = 0.5
@@ -57,6 +63,8 @@ class Options:
     datastores: Mapping[str, str] | None = None
     target_column_name: str | None = None
     output: Path | None = None
+    primary_metric: str | None = None
+    resampling: Resampling = field(default_factory=Resampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +74,35 @@ class Evaluation:
     Attributes:
         analysis: metrics, curves, errors and slices.
         notes: one-line notes on the data for the user.
+        primary: the primary metric, which can be resampled; None if it is undefined for the data.
     """
 
     analysis: Analysis
     notes: list[str]
+    primary: MeasuredMetric | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
         """The metrics by name; if undefined, NaN, or -1 for detection and segmentation."""
         return self.analysis.metrics
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % confidence interval of the primary metric."""
+        return self.analysis.interval
+
+    def difference(
+        self, other: Evaluation, *, resamples: int = RESAMPLES, random_seed: int = 0
+    ) -> Difference | None:
+        """The paired difference of the primary metric, other − this one, on the images of both evaluations.
+
+        Returns:
+            The difference with its 95 % interval; None if no image is in both, or the metric is undefined.
+        """
+        if self.primary is None or other.primary is None or self.primary.name != other.primary.name:
+            return None
+        named = [("first", self.primary), ("second", other.primary)]
+        return next(iter(intervals.compare(named, Resampling(resamples, random_seed))), None)
 
 
 def evaluate_model(
@@ -107,7 +135,9 @@ def evaluate_model(
     _check_options(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
-    label_key = options.target_column_name or _label_key_of_run(model.directory)
+    job = _job_of(model.directory)
+    label_key = options.target_column_name or (job.target_column_name if job else LABEL_KEY)
+    metric = _primary_metric(options, spec.task, job)
     result = _load(spec.task, data, options, label_key)
     subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
@@ -135,6 +165,7 @@ def evaluate_model(
         sizes,
         partitions,
         options,
+        metric,
         score_threshold=box_score_threshold if spec.task.has_boxes else None,
         served_thresholds=served_thresholds if spec.task.has_boxes else {},
     )
@@ -161,6 +192,7 @@ def evaluate_answers(
     options = options or Options()
     _check_options(options, LOWEST_SCORE)
     label_key = options.target_column_name or LABEL_KEY
+    metric = _primary_metric(options, task, None)
     result = _load(
         task, data, options, label_key, needs_images=False
     )  # their sizes may be declared in the data
@@ -183,13 +215,28 @@ def evaluate_answers(
         sizes = answer_file.image_sizes(subject.records)
         targets = (subject.target(index) for index in range(len(sizes)))
         results += answers.evaluated_images(subject.classes, sizes, targets)
-    return _analyse(subject, results, sizes, partitions, options)
+    return _analyse(subject, results, sizes, partitions, options, metric)
 
 
-def _label_key_of_run(model: Path) -> str:
-    """The target_column_name of the run that a packaged model lies in; `label` for a model outside a run."""
+def _job_of(model: Path) -> Job | None:
+    """The job of the run that a packaged model lies in; None for a model outside a run."""
     job = Run(model.parent).job
-    return Job.read(job).target_column_name if job.is_file() else LABEL_KEY
+    return Job.read(job) if job.is_file() else None
+
+
+def _primary_metric(options: Options, task: Task, job: Job | None) -> str:
+    """The metric that gets an interval: the user's or the run's, if evaluations have that one.
+
+    Raises:
+        JobError: the task has no metric of that name.
+    """
+    if options.primary_metric is None:
+        is_own = job is not None and job.task is task
+        return intervals.default_metric(task, job.metric if job and is_own else task.primary_metric)
+    try:
+        return parse_metric(options.primary_metric, task)
+    except ValueError as error:
+        raise JobError(_REFUSED, [Problem("--primary-metric", "", str(error))]) from error
 
 
 def _load(
@@ -215,8 +262,9 @@ def _check_options(options: Options, box_score_threshold: float) -> None:
     if options.unknown_classes not in UNKNOWN_CLASSES:
         rule = f"must be one of {', '.join(UNKNOWN_CLASSES)}"
         problems.append(Problem("--unknown-classes", "", rule, repr(options.unknown_classes)))
+    problems += intervals.check(options.resampling)
     if problems:
-        raise JobError("the evaluation cannot be run:", problems)
+        raise JobError(_REFUSED, problems)
 
 
 def _indices_in(records: Records, subset: Records) -> list[int]:
@@ -251,6 +299,7 @@ def _analyse(
     sizes: Sequence[tuple[int, int]],
     partitions: dict[str, slices.Partition],
     options: Options,
+    metric: str,
     *,
     score_threshold: float | None = None,
     served_thresholds: Mapping[str, float] | None = None,
@@ -260,6 +309,7 @@ def _analyse(
     Args:
         sizes: (height, width) of each image if known, else empty.
         partitions: the slices by the user's keys.
+        metric: the primary metric.
     """
     task, classes = subject.records.task, subject.classes
     if sizes:
@@ -269,6 +319,7 @@ def _analyse(
         targets = [subject.target(index) for index in range(len(predictions))]
         analysis = analyse_classes(task, classes, predictions, targets, subject.records)
         sliced = slices.of_classes(task, classes, predictions, targets, partitions)
+        primary = intervals.measure_classes(task, classes, predictions, targets, subject.records, metric)
     else:
         images = [each for each in results if isinstance(each, EvaluatedImage)]
         analysis = analyse_objects(
@@ -281,10 +332,16 @@ def _analyse(
             image_names=subject.records,
         )
         sliced = slices.of_objects(task, classes, images, partitions, options.iou_threshold)
-    analysis = analysis.model_copy(update={"slices": sliced})
+        primary = intervals.measure_objects(
+            task, classes, images, subject.records, metric, iou_threshold=options.iou_threshold
+        )
+    if primary is None:
+        raise intervals.unknown_metric(metric, task, classes)
+    interval = primary.interval(options.resampling)
+    analysis = analysis.model_copy(update={"slices": sliced, "interval": interval})
     if options.output is not None:
         _write(analysis, options.output)
-    return Evaluation(analysis, subject.notes)
+    return Evaluation(analysis, subject.notes, primary)
 
 
 def _open_answers(output: Path) -> TextIO:

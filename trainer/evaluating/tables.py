@@ -22,6 +22,7 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
     """The non-empty tables of an analysis by name."""
     result: dict[str, list[Row]] = {
         "figures": [{"figure": name, "value": value} for name, value in analysis.metrics.items()],
+        "interval": [analysis.interval.model_dump()] if analysis.interval else [],
         "per_class": [{"class": name, **figures} for name, figures in analysis.per_class.items()],
         "image_level": [{"figure": name, "value": value} for name, value in analysis.image_level.items()],
         "errors": [each.model_dump() for each in analysis.errors],

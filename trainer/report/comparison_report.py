@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from trainer.errors import RunError
+from trainer.files import distinct_names
 from trainer.metric_names import is_minimised
-from trainer.metrics.results import Analysis
+from trainer.metrics.results import Analysis, Difference
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.scale import Scale
@@ -23,6 +24,7 @@ from trainer.report.run_report import read_job
 from trainer.report.sections.curves import curve_chart
 from trainer.report.sections.run_summary import peak_memory, seed_shown
 from trainer.report.sections.training_history import is_loss, read_metrics, series_of
+from trainer.report.sections.uncertainty import difference_blocks, interval_blocks, interval_in_words
 from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS
 from trainer.report.tables import Table
 from trainer.runs import Result, Run
@@ -31,30 +33,48 @@ _MAX_BARS = 14
 
 
 @dataclass(frozen=True)
-class _ComparedRun:
-    """A run with everything that is compared; `name` is unique among the runs."""
+class _Compared:
+    """A model with its evaluation; `name` is unique among those on the page."""
 
     name: str
+    analysis: Analysis | None
+
+
+@dataclass(frozen=True)
+class _ComparedRun(_Compared):
+    """A run with everything that is compared."""
+
     run: Run
     result: Result
     rows: list[dict[str, float]]
     settings: dict[str, Any]
-    analysis: Analysis | None
 
 
-def write_comparison(runs: Sequence[Run], output: Path) -> Path:
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The names of runs on the page that compares them."""
+    return distinct_names([run.directory for run in runs])
+
+
+def write_comparison(
+    runs: Sequence[Run], output: Path, differences: Sequence[Difference] = (), notes: Sequence[str] = ()
+) -> Path:
     """Write a page that compares finished runs of one task.
+
+    Args:
+        differences: paired differences of the primary metric, by the names of `run_names`.
+        notes: sentences on pairs of runs that have no difference.
 
     Raises:
         RunError: a run has not finished, or the runs have different tasks.
         OSError: the page cannot be written.
     """
-    compared = [_read(run, name) for run, name in zip(runs, _unique_names(runs), strict=True)]
+    compared = [_read(run, name) for run, name in zip(runs, run_names(runs), strict=True)]
     tasks = sorted({run.result.task.value for run in compared})
     if len(tasks) > 1:
         raise RunError(f"only runs of the same task can be compared; these are of {' and '.join(tasks)}")
     page = Page(f"Comparison of {len(runs)} runs", f"{tasks[0]}: {', '.join(run.name for run in compared)}")
     page.add("Summary", _summary(compared, output), _fingerprint_note(compared))
+    page.add("Can the runs be told apart?", *difference_blocks(differences), *map(note, notes))
     page.add("Metrics", *_metrics(compared))
     page.add("Training history", *_history(compared))
     page.add("Metrics by class", _classes(compared))
@@ -64,20 +84,37 @@ def write_comparison(runs: Sequence[Run], output: Path) -> Path:
     return output
 
 
+def write_evaluations(
+    analyses: Sequence[tuple[str, Analysis]], differences: Sequence[Difference], output: Path
+) -> Path:
+    """Write a page that compares the evaluations of several models on the same data.
+
+    Args:
+        analyses: name and evaluation of each model.
+        differences: paired differences of the primary metric.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    compared = [_Compared(name, analysis) for name, analysis in analyses]
+    names = [name for name, _ in analyses]
+    page = Page(f"Comparison of {len(analyses)} models", f"{analyses[0][1].task}: {', '.join(names)}")
+    intervals = [(name, each.interval) for name, each in analyses if each.interval is not None]
+    page.add("Can the models be told apart?", *interval_blocks(intervals), *difference_blocks(differences))
+    metrics = [analysis.metrics for _, analysis in analyses]
+    rows = _comparison_rows(dict.fromkeys(name for each in metrics for name in each), metrics)
+    page.add("Metrics", Table("metrics", "All metrics, best values marked", ("metric", *names), rows))
+    page.add("Metrics by class", _classes(compared))
+    page.add("Curves", *_curves(compared))
+    page.write(output)
+    return output
+
+
 def _read(run: Run, name: str) -> _ComparedRun:
     result, job = run.read_result(), read_job(run)
     analysis = Analysis.read(run.evaluation) if run.evaluation.exists() else None
     settings = {**job.get("training_parameters", {}), "weights": job.get("local", {}).get("weights")}
-    return _ComparedRun(name, run, result, read_metrics(run.metrics), settings, analysis)
-
-
-def _unique_names(runs: Sequence[Run]) -> list[str]:
-    """Name runs by their directories, with as many parents as are needed to tell them apart."""
-    paths = [run.directory.absolute().parts for run in runs]
-    depth = 1
-    while depth < max(map(len, paths)) and len({path[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return ["/".join(path[-depth:]) for path in paths]
+    return _ComparedRun(name, analysis, run, result, read_metrics(run.metrics), settings)
 
 
 def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
@@ -91,6 +128,7 @@ def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
         ("model", *(result.model for result in results)),
         ("primary metric", *(result.primary_metric for result in results)),
         ("value at the best epoch", *(_mark_if(v, v == best and len(set(values)) > 1) for v in values)),
+        ("95 % interval", *(_interval_shown(run.analysis) for run in compared)),
         ("best epoch", *(f"{result.best_epoch} of {result.epochs}" for result in results)),
         ("total time", *(format_duration(result.durations.total) for result in results)),
         ("training time", *(format_duration(result.durations.train) for result in results)),
@@ -102,6 +140,11 @@ def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
     for library in dict.fromkeys(name for result in results for name in result.versions):
         rows.append((library, *(result.versions.get(library, UNDEFINED) for result in results)))
     return Table("summary", "Runs", ("", *(run.name for run in compared)), rows)
+
+
+def _interval_shown(analysis: Analysis | None) -> str:
+    interval = analysis.interval if analysis is not None else None
+    return UNDEFINED if interval is None else interval_in_words(interval)
 
 
 def _report_link(run: Run, output: Path) -> Html:
@@ -175,7 +218,7 @@ def _history(compared: Sequence[_ComparedRun]) -> list[object]:
     return blocks
 
 
-def _classes(compared: Sequence[_ComparedRun]) -> Table | None:
+def _classes(compared: Sequence[_Compared]) -> Table | None:
     per_class = {run.name: run.analysis.per_class for run in compared if run.analysis is not None}
     labels = list(dict.fromkeys(label for classes in per_class.values() for label in classes))
     metrics = {name for classes in per_class.values() for metrics in classes.values() for name in metrics}
@@ -190,7 +233,7 @@ def _classes(compared: Sequence[_ComparedRun]) -> Table | None:
     return Table("classes", title, ("class", *per_class), _comparison_rows(labels, values))
 
 
-def _curves(compared: Sequence[_ComparedRun]) -> list[object]:
+def _curves(compared: Sequence[_Compared]) -> list[object]:
     """Draw one curve of each run: the macro average or, for detection, the image level."""
     blocks: list[object] = []
     for kind, suffix in (("precision_recall", ""), ("roc", ", macro average"), ("image_level", "")):

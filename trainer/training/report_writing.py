@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from trainer.data.fingerprint import fingerprint
 from trainer.data.training_data import Data
 from trainer.errors import RunError, TrainerError
-from trainer.evaluating import answer_file
+from trainer.evaluating import answer_file, intervals
+from trainer.evaluating.intervals import MeasuredMetric
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
-from trainer.report.comparison_report import write_comparison
+from trainer.metrics.results import Analysis, Difference
+from trainer.report.comparison_report import run_names, write_comparison
 from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.run_report import write_run_report
 from trainer.report.trials_csv import TRIALS_FILE, read_trials
@@ -39,7 +42,7 @@ def report(run: Run, job: Job, data: Data) -> None:
         if not run.predictions.exists():
             write_run_report(run)
             return
-        evaluated = evaluate(run, job, data)
+        evaluated, _ = evaluate(run, job, data)
         write_run_report(run, data=data, evaluated=evaluated, notes=_notes(job.task))
     except Exception as error:
         log.warning(
@@ -63,24 +66,51 @@ def remake(directories: Sequence[Path], output: Path | None = None) -> Path:
     runs = [Run.open(directory, needs=("job.yaml", "result.json")) for directory in directories]
     is_single = len(runs) == 1
     try:
-        for run in runs:
-            written = _remake(run, output if is_single else None)
-        return written if is_single else write_comparison(runs, output or Path("comparison.html"))
+        remade = [_remake(run, output if is_single else None) for run in runs]
+        if is_single:
+            return remade[0][0]
+        named = zip(run_names(runs), (measured for _, measured in remade), strict=True)
+        differences, missing = _differences([(name, measured) for name, measured in named])
+        return write_comparison(runs, output or Path("comparison.html"), differences, missing)
     except OSError as error:
         raise RunError(f"the report cannot be written: {error}") from error
 
 
-def _remake(run: Run, output: Path | None) -> Path:
+def _differences(
+    named: Sequence[tuple[str, MeasuredMetric | None]],
+) -> tuple[list[Difference], list[str]]:
+    """The paired differences of the runs' primary metric, and why there is none for some of the runs."""
+    missing = [
+        f"{name} has no predictions that could be compared." for name, measured in named if measured is None
+    ]
+    measured = [(name, metric) for name, metric in named if metric is not None]
+    metrics = sorted({metric.name for _, metric in measured})
+    if len(metrics) > 1:
+        return [], [*missing, f"The runs have different primary metrics: {', '.join(metrics)}."]
+    differences = intervals.compare(measured, intervals.Resampling(progress=True))
+    compared = {(each.first, each.second) for each in differences}
+    names = [name for name, _ in measured]
+    missing += [
+        f"{first} and {second} were validated on no image in common; compare their models on other data by "
+        "`trainer evaluate RUN OTHER_RUN --data …`."
+        for first, second in itertools.combinations(names, 2)
+        if (first, second) not in compared
+    ]
+    return differences, missing
+
+
+def _remake(run: Run, output: Path | None) -> tuple[Path, MeasuredMetric | None]:
+    """Write a run's report again; returns its path and the metric of the run's predictions."""
     job = Job.read(run.job)
     if not run.predictions.exists():
-        return write_run_report(run, output=output)
+        return write_run_report(run, output=output), None
     notes = _notes(job.task)
-    data = evaluated = None
+    data = evaluated = measured = None
     seed = job.settings.get("random_seed")
     try:
         # Records with damaged images have to be skipped again.
         data = load_data(job, seed if isinstance(seed, int) else None, check_images=job.skip_invalid)
-        evaluated = evaluate(run, job, data)
+        evaluated, measured = evaluate(run, job, data)
     except TrainerError as error:
         log.warning("%s: parts of the report are missing: %s", run.directory, error)
         what = "The data" if data is None else "The predictions"
@@ -88,29 +118,39 @@ def _remake(run: Run, output: Path | None) -> Path:
     trained_on = run.read_result().data_fingerprint
     if data is not None and trained_on and fingerprint(data) != trained_on:
         notes.append("The data have changed since the run was trained on them.")
-    return write_run_report(run, data=data, evaluated=evaluated, notes=notes, output=output)
+    return write_run_report(run, data=data, evaluated=evaluated, notes=notes, output=output), measured
 
 
-def evaluate(run: Run, job: Job, data: Data) -> EvaluatedRun:
-    """Metrics and error analysis of a run's predictions on its validation data.
+def evaluate(run: Run, job: Job, data: Data) -> tuple[EvaluatedRun, MeasuredMetric | None]:
+    """Metrics, error analysis and the primary metric of a run's predictions on its validation data.
 
     Raises:
         DataError: the predictions are of other data.
     """
     records, classes, task = data.validation, data.classes, job.task
+    metric = intervals.default_metric(task, job.metric)
     answers = answer_file.read(run.predictions, task, records)
     targets = [records.target(index, classes) for index in range(len(records))]
     if task.is_classification:
         predictions = [answers.classification(index, classes) for index in range(len(answers))]
         analysis = analysing.analyse_classes(task, classes, predictions, targets, records)
-        return EvaluatedRun(analysis, records, answers)
+        measured = intervals.measure_classes(task, classes, predictions, targets, records, metric)
+        return EvaluatedRun(_with_interval(analysis, measured), records, answers), measured
     sizes = _sizes(data)
     images = answers.evaluated_images(classes, sizes, targets)
     iou_threshold, metric_type = _validation_settings(run, job)
     analysis = analysing.analyse_objects(
         task, classes, images, iou_threshold=iou_threshold, metric_type=metric_type, image_names=records
     )
-    return EvaluatedRun(analysis, records, answers, sizes)
+    measured = intervals.measure_objects(
+        task, classes, images, records, metric, iou_threshold=iou_threshold, metric_type=metric_type
+    )
+    return EvaluatedRun(_with_interval(analysis, measured), records, answers, sizes), measured
+
+
+def _with_interval(analysis: Analysis, measured: MeasuredMetric | None) -> Analysis:
+    interval = measured and measured.interval(intervals.Resampling())
+    return analysis.model_copy(update={"interval": interval})
 
 
 def _sizes(data: Data) -> list[tuple[int, int]]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from trainer.metrics.results import Analysis
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.markup import element, facts, note
+from trainer.report.number_format import format_value
 from trainer.report.page import Page
+from trainer.report.sections.uncertainty import interval_in_words, method_note
 from trainer.report.tables import Table
 
 MAIN_CLASS_METRICS = ("average_precision", "f1-score")
@@ -29,10 +31,17 @@ def _overall(analysis: Analysis) -> list[object]:
         **{f"image_level_{name}": value for name, value in analysis.image_level.items()},
     }
     counts: list[tuple[str, object]] = [("images", analysis.images), ("objects", analysis.objects)]
+    interval = analysis.interval
+    if interval is not None:
+        shown = f"{format_value(interval.value)}, {interval_in_words(interval)}"
+        counts.append((f"{interval.metric} with its {interval.confidence:.0%} interval", shown))
     if analysis.iou_threshold is not None:
         counts.append(("minimum IoU for a match", analysis.iou_threshold))
     rows = list(zip(metrics, _defined(analysis, metrics, metrics), strict=True))
-    blocks: list[object] = [facts(counts), Table("metrics", "All metrics", ("metric", "value"), rows)]
+    blocks: list[object] = [facts(counts)]
+    if interval is not None:
+        blocks.append(method_note(interval))
+    blocks.append(Table("metrics", "All metrics", ("metric", "value"), rows))
     if analysis.slices:
         names = list(analysis.slices[0].metrics)
         slice_rows = [
