@@ -1,4 +1,4 @@
-"""A real `mlflow server` for tests."""
+"""A real `mlflow server` for tests, and a proxy that cuts it off."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,3 +44,53 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+class Gate:
+    """A proxy before a server that can be closed, silenced and opened again."""
+
+    def __init__(self, port: int) -> None:
+        self.behind = port
+        self.port = 0
+        self.silent = False
+        self.connections: list[socket.socket] = []
+        self.open()
+
+    def open(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Accept everything, and answer nothing."""
+        self.silent = True
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for connection in self.connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self.connections.clear()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.behind))
+                self.connections += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while content := source.recv(65536):
+                if not self.silent:
+                    target.sendall(content)
+            target.shutdown(socket.SHUT_WR)
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"

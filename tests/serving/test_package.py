@@ -1,4 +1,4 @@
-"""A packaged model stands on its own: MLflow loads and serves it anywhere, and pip finds what it needs."""
+"""A packaged model stands on its own: MLflow loads it anywhere, with its code and requirements."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import base64
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
 import numpy as np
 import pandas as pd
@@ -27,6 +22,7 @@ from serving.locate import find_model
 from serving.package import requirements, write_model
 from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
+from tests.serving.checks import assert_close, assert_differ
 from trainer.errors import RunError, WeightsError
 from trainer.models import create
 from trainer.scoring import OLDER_NAMES
@@ -235,23 +231,6 @@ def test_predict_takes_base64_bytes_and_json_and_answers_in_order(
     assert_differ(answers.iloc[0].to_dict(), answers.iloc[1].to_dict())
 
 
-def assert_close(one: Any, other: Any) -> None:
-    np.testing.assert_allclose(numbers(one), numbers(other), atol=2e-3)
-
-
-def assert_differ(one: Any, other: Any) -> None:
-    assert numbers(one) != pytest.approx(numbers(other), abs=1e-6)
-
-
-def numbers(answer: Any) -> list[float]:
-    """All numbers in an answer but those of polygons, whose points may jump."""
-    if isinstance(answer, dict):
-        return [number for key, value in answer.items() if key != "polygon" for number in numbers(value)]
-    if isinstance(answer, list):
-        return [number for value in answer for number in numbers(value)]
-    return [] if isinstance(answer, str) else [answer]
-
-
 def test_predict_takes_the_other_forms_of_a_table(
     load_model: Callable[[Task], Any], make_image: MakeImage, encode: Encode
 ) -> None:
@@ -426,95 +405,3 @@ def test_find_model_accepts_run_and_model_directories(packaged: Packaged, tmp_pa
     (tmp_path / "MLmodel").write_text("")
     with pytest.raises(RunError, match=r"lacks artifacts/spec\.json"):
         find_model(tmp_path)
-
-
-@contextmanager
-def mlflow_serves(directory: Path, elsewhere: Path) -> Iterator[str]:
-    """A real `mlflow models serve`, as a user starts it in another directory; gives its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(directory)]
-    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-    with open(elsewhere / "server.log", "w") as log:
-        server = subprocess.Popen(
-            command, cwd=elsewhere, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, (elsewhere / "server.log").read_text()
-            assert time.monotonic() < deadline, (elsewhere / "server.log").read_text()
-            try:
-                if httpx.get(f"{url}/ping").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.3)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-
-
-@pytest.mark.slow
-def test_mlflow_models_serve(
-    packaged: Packaged,
-    load_model: Callable[[Task], Any],
-    make_image: MakeImage,
-    encode: Encode,
-    tmp_path: Path,
-) -> None:
-    rows = [encode(make_image(seed)) for seed in range(3)]
-    table = pd.DataFrame({"image": rows})
-    expected = {"predictions": load_model(Task.SEGMENTATION).predict(table).to_dict(orient="records")}
-    split = {"columns": ["image"], "data": [[row] for row in rows]}
-    with mlflow_serves(packaged(Task.SEGMENTATION), tmp_path) as url:
-
-        def post(**body: Any) -> httpx.Response:
-            return httpx.post(f"{url}/invocations", json=body, timeout=60)
-
-        answer = post(dataframe_split=split)
-        assert answer.status_code == 200, answer.text
-        assert_close(answer.json(), expected)
-        assert all(found["polygon"] for found in answer.json()["predictions"][0]["boxes"])
-        assert_close(post(dataframe_records=[{"image": row} for row in rows]).json(), expected)
-        assert_close(post(inputs={"image": rows}).json(), expected)
-        answer = post(dataframe_split={"columns": ["image"], "data": [[rows[0]], ["/etc/passwd"]]})
-        assert answer.status_code == 400
-        assert "row 1: not an image" in answer.json()["message"]
-        answer = post(dataframe_split=split, params={"box_score_threshold": 1.0})
-        assert answer.json() == {"predictions": [{"boxes": []}] * 3}
-        plain = post(dataframe_split=split).json()
-        for params in ({"tile_grid_size": "none"}, {"tile_grid_size": None}):
-            assert_close(post(dataframe_split=split, params=params).json(), plain)
-        tiled = post(dataframe_split=split, params={"tile_grid_size": "3x2", "tile_overlap_ratio": 0})
-        assert tiled.status_code == 200, tiled.text
-        assert_differ(tiled.json(), plain)
-        answer = post(dataframe_split=split, params={"tile_grid_size": "1x1"})
-        assert answer.status_code == 400
-        assert "tile_grid_size must be columns and rows" in answer.json()["message"]
-        answer = post(dataframe_split=split, params={"box_score_threshold": 2.0})
-        assert answer.status_code == 400
-        assert "box_score_threshold must be a number in [0, 1], got 2.0" in answer.json()["message"]
-
-
-@pytest.mark.slow
-def test_pip_can_install_the_requirements(packaged: Packaged, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    command += ["--report", str(report)]
-    # Pinned alike, so that one run shows that each of them resolves.
-    for task, model in ((Task.CLASSIFICATION, "resnet18"), (Task.DETECTION, "yolo11n")):
-        command += ["-r", str(packaged(task, model) / "requirements.txt")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    unreachable = ("NewConnectionError", "Name or service not known", "Temporary failure in name resolution")
-    if done.returncode and any(sign in done.stderr for sign in unreachable):
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(f"no package index can be reached: {done.stderr}")
-        pytest.skip("needs a package index, none can be reached")
-    assert done.returncode == 0, done.stderr
-    installed = {each["metadata"]["name"].lower() for each in json.loads(report.read_text())["install"]}
-    assert {"mlflow", "torch", "timm", "ultralytics"} <= installed

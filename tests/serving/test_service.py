@@ -1,20 +1,15 @@
-"""What operates the service: keys, limits, batches, probes, metrics, logs, workers, and its end."""
+"""What operates the service: keys, limits, probes, metrics and logs."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +17,13 @@ import httpx
 import jsonschema
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 
-from serving.scorer import Scorer
 from serving.service import protocol
 from serving.service.keys import Keys
 from serving.service.options import Options
 from serving.service.telemetry import AccessLog
+from tests.serving.checks import assert_alike, body, check_error, metric, scorer_of
 from trainer.errors import RunError
 from trainer.tasks import Task
 
@@ -39,49 +33,6 @@ MakeImage = Callable[..., bytes]
 Encode = Callable[[bytes], str]
 Packaged = Callable[..., Path]
 ServeApp = Callable[..., AbstractContextManager[Any]]
-
-
-def body(*rows: Any, **more: Any) -> dict[str, Any]:
-    return {"input_data": {"columns": ["image"], "data": list(rows)}, **more}
-
-
-def scorer_of(packaged: Packaged, task: Task = Task.CLASSIFICATION) -> Scorer:
-    return Scorer.load(packaged(task) / "artifacts")
-
-
-def check_error(answer: httpx.Response, status: int, code: str, reason: str) -> None:
-    assert answer.status_code == status, answer.text
-    error = answer.json()["error"]
-    assert error["code"] == code
-    assert reason in error["message"]
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
-    return float(lines[0].split()[1])
-
-
-class Gate:
-    """Holds up the network until it is opened."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.opened = threading.Event()
-        self.reached = threading.Semaphore(0)
-        gate, replica = self, scorer.replica
-
-        def gated() -> Scorer:
-            copy = replica()
-            infer = copy.infer
-
-            def wait(*arguments: Any) -> Any:
-                gate.reached.release()
-                gate.opened.wait(30)
-                return infer(*arguments)
-
-            copy.infer = wait  # type: ignore[method-assign]
-            return copy
-
-        scorer.replica = gated  # type: ignore[method-assign]
 
 
 # Keys.
@@ -248,173 +199,7 @@ def test_mlflow_and_we_answer_alike(
         listener.close()
 
 
-def assert_alike(left: Any, right: Any) -> None:
-    """Equal JSON, numbers but for the rounding that goes with a batch."""
-    if isinstance(left, dict):
-        assert set(left) == set(right)
-        for key, value in left.items():
-            assert_alike(value, right[key])
-    elif isinstance(left, list):
-        assert len(left) == len(right)
-        for one, other in zip(left, right, strict=True):
-            assert_alike(one, other)
-    elif isinstance(left, float):
-        assert left == pytest.approx(right, abs=1e-4)
-    else:
-        assert left == right
-
-
-# Batches.
-
-
-def test_concurrent_images_share_batches(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    scorer = scorer_of(packaged)
-    expected = {
-        seed: scorer.score_images([np.asarray(_decoded(make_image(seed)))], scorer.spec.parameters)[0]
-        for seed in range(12)
-    }
-    gate = Gate(scorer)
-    with serve_app(scorer, Options(cores=1, max_batch=4, max_wait_ms=2000)) as client:
-
-        def ask(seed: int) -> httpx.Response:
-            row = "AAAA" if seed == 7 else encode(make_image(seed))
-            return client.post("/score", json=body(row))
-
-        with ThreadPoolExecutor(12) as pool:
-            asked = {seed: pool.submit(ask, seed) for seed in range(12)}
-            time.sleep(1.0)
-            gate.opened.set()
-            got = {seed: future.result() for seed, future in asked.items()}
-        # One wrong image fails its own request.
-        check_error(got.pop(7), 422, "not_an_image", "row 0: not an image")
-        for seed, answer in got.items():
-            assert answer.json()[0]["probs"] == pytest.approx(expected[seed]["probs"], abs=1e-5)
-        assert metric(client, "trainer_batch_images_sum") == 11
-        assert 3 <= metric(client, "trainer_batch_images_count") <= 6
-        assert metric(client, "trainer_queue_images") == metric(client, "trainer_queue_bytes") == 0
-
-
-def test_images_in_a_batch_are_not_padded(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    """Faster R-CNN's tensors have the images' shapes, and padding would change what is found."""
-    scorer = scorer_of(packaged, Task.DETECTION)
-    images = [make_image(seed, size) for seed, size in enumerate([(60, 40), (40, 60), (90, 40), (61, 40)])]
-    alone = [scorer.score_images([_decoded(image)], scorer.spec.parameters)[0] for image in images]
-    with serve_app(scorer, Options(cores=1, max_wait_ms=1000)) as client:
-        together = client.post("/score", json=body(*map(encode, images)))
-    assert_alike(together.json(), alone)
-
-
-def test_a_batch_on_a_cpu_fits_its_caches() -> None:
-    import torch
-
-    from serving.service.batching import largest_batch
-
-    large, small = torch.empty(3, 640, 640), torch.empty(3, 224, 224)
-    assert largest_batch(large, 8, on_cpu=True) < largest_batch(large, 8, on_cpu=False) == 8
-    assert largest_batch(small, 8, on_cpu=True) == 8
-    assert largest_batch(torch.empty(3, 4000, 4000), 8, on_cpu=True) == 1
-
-
-def _decoded(content: bytes) -> Any:
-    from trainer.data.images import decode
-
-    return decode(content)
-
-
-def test_failed_batch_is_retried_image_by_image(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    scorer = scorer_of(packaged)
-    replica = scorer.replica
-
-    def short_of_memory() -> Scorer:
-        copy = replica()
-        infer = copy.infer
-
-        def for_one(tensors: Any, parameters: Any) -> Any:
-            if len(tensors) > 1:
-                raise MemoryError("no room for a batch")
-            return infer(tensors, parameters)
-
-        copy.infer = for_one  # type: ignore[method-assign]
-        return copy
-
-    scorer.replica = short_of_memory  # type: ignore[method-assign]
-    with serve_app(scorer) as client:
-        answers = client.post("/score", json=body(*[encode(make_image(seed)) for seed in range(6)]))
-    assert len(answers.json()) == 6
-
-
 # Limits.
-
-
-def test_full_queue_is_answered_with_429(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    scorer = scorer_of(packaged)
-    gate = Gate(scorer)
-    row = encode(make_image())
-    with serve_app(scorer, Options(max_queue=3, max_queue_mb=1, cores=1)) as client:
-        with ThreadPoolExecutor(2) as pool:
-            first = pool.submit(client.post, "/score", json=body(row, row))
-            assert gate.reached.acquire(timeout=30)
-            busy = client.post("/score", json=body(row, row))
-            check_error(busy, 429, "busy", "this request has 2 more, over the limit of 3")
-            assert 1 <= int(busy.headers["Retry-After"]) <= 60
-            check_error(client.post("/score", content=b" " * 1_000_000), 429, "busy", "MB are waiting")
-            second = pool.submit(client.post, "/score", json=body(row))
-            while metric(client, "trainer_queue_images") < 3:
-                time.sleep(0.01)
-            check_error(client.post("/score", json=body(row)), 429, "busy", "which is the limit")
-            gate.opened.set()
-            assert first.result().status_code == second.result().status_code == 200
-        assert client.post("/score", json=body(row)).status_code == 200
-        assert metric(client, "trainer_queue_images") == 0
-
-
-def test_slow_answer_is_answered_with_504(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    scorer = scorer_of(packaged)
-    gate = Gate(scorer)
-    row = encode(make_image())
-    with serve_app(scorer, Options(timeout_s=0.3, cores=1)) as client:
-        check_error(client.post("/score", json=body(row)), 504, "timeout", "no answer within 0.3 s")
-        gate.opened.set()
-        until = time.monotonic() + 10
-        while (answer := client.post("/score", json=body(row))).status_code == 504:
-            assert time.monotonic() < until
-        assert answer.status_code == 200
-        assert metric(client, "trainer_queue_images") == 0
-
-
-def test_work_stops_when_the_client_disconnects(
-    packaged: Packaged, serve_app: ServeApp, make_image: MakeImage, encode: Encode
-) -> None:
-    scorer = scorer_of(packaged)
-    gate = Gate(scorer)
-    content = json.dumps(body(*[encode(make_image())] * 500)).encode()
-    head = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content)
-    with serve_app(scorer, Options(cores=1)) as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
-            connection.sendall(head + content)
-            assert gate.reached.acquire(timeout=30)
-        until = time.monotonic() + 10
-        while metric(client, "trainer_queue_images") > 0:
-            assert time.monotonic() < until
-        gate.opened.set()
-        assert client.post("/score", json=body(encode(make_image()))).status_code == 200
-        assert metric(client, "trainer_batch_images_sum") < 100
-        assert 'trainer_errors_total{kind="client_gone"} 1.0' in client.get("/metrics").text
-
-
-def test_too_many_rows_are_rejected(packaged: Packaged, serve_app: ServeApp) -> None:
-    with serve_app(scorer_of(packaged), Options(max_rows=3)) as client:
-        check_error(client.post("/score", json=body(*["AAAA"] * 4)), 413, "too_large", "over the limit of 3")
 
 
 def _talk(client: httpx.Client, *parts: bytes, pause: float = 0.0) -> bytes:
@@ -564,103 +349,12 @@ def validate(document: dict[str, Any], schema: dict[str, Any], value: Any) -> No
     jsonschema.Draft202012Validator(whole).validate(value)
 
 
-# Processes.
-
-
-def start(model: Path, *flags: str, environment: dict[str, str] | None = None) -> tuple[Any, httpx.Client]:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "trainer", "serve", str(model), "--port", "0", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **(environment or {})},
-    )
-    assert server.stdout is not None
-    line = server.stdout.readline()
-    if not line:
-        pytest.fail(f"the server did not start: {server.communicate()[1]}")
-    url = line.split()[-1].removesuffix("/score")
-    return server, httpx.Client(base_url=url, timeout=120)
-
-
-def running_workers(server: int) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(server).children():
-        with suppress(psutil.NoSuchProcess):  # a zombie, for a moment
-            if any("spawn_main" in part for part in child.cmdline()):
-                found.append(child)
-    return found
-
-
-def test_workers_share_work_and_metrics_and_finish_accepted_requests(
-    packaged: Packaged, make_image: MakeImage, encode: Encode
-) -> None:
-    server, client = start(packaged(Task.CLASSIFICATION), "--workers", "2", "--max-queue", "5000")
-    try:
-        image, headers = make_image(), {"Content-Type": "image/png", "Connection": "close"}
-        for _ in range(20):
-            assert client.post("/score", content=image, headers=headers).status_code == 200
-        # Whichever worker is asked knows of all requests.
-        for _ in range(5):
-            answer = client.get("/metrics", headers={"Connection": "close"})
-            assert 'trainer_requests_total{path="/score",status="200"} 20.0' in answer.text.splitlines()
-        workers = running_workers(server.pid)
-        workers[0].kill()
-        until = time.monotonic() + 120
-        while len(running_workers(server.pid)) < 2 or workers[0] in running_workers(server.pid):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        assert client.post("/score", content=image, headers=headers).status_code == 200
-        with ThreadPoolExecutor(4) as pool:
-            rows = body(*[encode(image)] * 400)
-            asked = [
-                pool.submit(httpx.post, f"{client.base_url}/score", json=rows, timeout=120) for _ in range(4)
-            ]
-            until = time.monotonic() + 30
-            while metric(client, "trainer_queue_images") < 1600:
-                assert time.monotonic() < until
-            server.send_signal(signal.SIGTERM)
-            assert [len(future.result().json()) for future in asked] == [400] * 4
-        out, errors = server.communicate(timeout=60)
-    finally:
-        server.kill()
-        server.communicate()
-        client.close()
-    assert server.returncode == 0
-    assert "Traceback" not in errors
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert sum(line["path"] == "/score" and line["status"] == 200 for line in lines) == 25
-
-
 def test_readiness_ends_before_the_service(packaged: Packaged, serve_app: ServeApp) -> None:
     with serve_app(scorer_of(packaged)) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         client.app.state.service.draining = True
         check_error(client.get("/readyz"), 503, "stopping", "stopping")
         assert client.get("/livez").status_code == 200
-
-
-@pytest.mark.fresh_processes
-def test_memory_does_not_grow_with_requests(
-    packaged: Packaged, make_image: MakeImage, encode: Encode
-) -> None:
-    """A shorter form of the run in benchmarks/serving.py --memory."""
-    server, client = start(packaged(Task.CLASSIFICATION), "--no-access-log")
-    try:
-        rows = [json.dumps(body(encode(make_image(seed, (320, 240))))).encode() for seed in range(8)]
-        sizes = []
-        for count in (150, 600):
-            with ThreadPoolExecutor(4) as pool:
-                sent = [
-                    pool.submit(client.post, "/score", content=rows[number % 8]) for number in range(count)
-                ]
-                assert all(future.result().status_code == 200 for future in sent)
-            sizes.append(psutil.Process(server.pid).memory_info().rss)
-    finally:
-        server.kill()
-        server.communicate()
-        client.close()
-    assert sizes[1] <= 1.05 * sizes[0]
 
 
 @pytest.mark.parametrize(

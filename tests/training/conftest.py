@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from trainer.training.fit import fit
 SMALL: dict[str, Any] = {
     "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "yolo11n": {"image_size": 96, "training_batch_size": 4},
-    "rtdetr-l": {},
     "timm/test_vit": {},
     "timm/test_resnet": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "maskrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},
@@ -55,6 +54,21 @@ def resume(directory: Path, settings: Mapping[str, Any], *, callbacks: Any = (),
 def rows(run: Run) -> list[dict[str, str]]:
     with run.metrics.open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def tracked_job(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Job]:
+    """tracked_job(name, tracking_uri=..., number_of_epochs=...) trains in tmp_path/runs/name."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    def make(name: str, **values: Any) -> Job:
+        own = {key: values.pop(key) for key in tuple(values) if key in Job.model_fields}
+        made = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "runs" / name, **values)
+        return Job(**{**dict(made), **own})
+
+    return make
 
 
 @pytest.fixture(autouse=True)

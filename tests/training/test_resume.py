@@ -28,14 +28,13 @@ from trainer.training.fit import fit
 from trainer.training.resume import read_checkpoint
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
-    # These draw random numbers in training steps, average weights or count epochs themselves.
+    # The first draws random numbers in training steps and averages weights, the second counts epochs itself.
     (
         Task.CLASSIFICATION,
         "timm/test_resnet",
         {"mixup_alpha": 0.4, "random_augment": True, "average_weights": True},
     ),
     (Task.DETECTION, "yolo11n", {}),
-    (Task.DETECTION, "rtdetr-l", {"image_size": 64, "training_batch_size": 8, "number_of_epochs": 2}),
 ]
 
 
