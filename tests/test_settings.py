@@ -192,6 +192,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "checkpoint_frequency": (RESNET, [1, 5, None], [0]),
     "layers_to_freeze": (RESNET, [1, 5, None], [-1]),
     "layer_decay": (VIT, [1e-3, 0.75, 1], [0, -0.1, 1.1]),
+    "freeze_batch_norm": (RESNET, [True, 0], ["statistics"]),
     "average_weights": (FASTER, [True, 0], ["ema"]),
     "label_smoothing": (RESNET, [0, 0.99], [-0.1, 1]),
     "balanced_sampling": (MASK, [True, 0], ["classes"]),

@@ -130,6 +130,9 @@ class Settings(ScoringParameters):
     layer_decay: float = _model(1.0, gt=0, le=1)
     """Factor of the learning rate from each layer group to the one before it, so that groups near the input
     learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate."""
+    freeze_batch_norm: bool = _model(False)
+    """Keep the batch-norm statistics of the weights to start from, instead of updating them from batches.
+    Scales and shifts are still trained. For few images or small batches."""
     average_weights: bool = _model(False)
     """Evaluate and package a moving average of the weights."""
     weighted_loss: Literal[0, 1, 2] = _model(0)
@@ -267,6 +270,8 @@ class Settings(ScoringParameters):
 
 RUN_ID = "checkpoint_run_id"
 """The setting that names the run whose weights to start from."""
+FREEZE_BATCH_NORM = "freeze_batch_norm"
+"""The setting that has no meaning without weights to start from."""
 
 _INHERITED_GROUP = "Scoring"
 

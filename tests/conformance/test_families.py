@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+from copy import copy
 from pathlib import Path
 
 import mlflow
@@ -12,14 +14,18 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from serving.package import write_model
 from tests.conformance.conftest import CLASSES, Case
 from trainer.annotations import Classification, Detections, Image, Prediction
 from trainer.data.datasets import ValidationDataset
-from trainer.models.training_items import Draw
+from trainer.models import catalog
+from trainer.models.defaults import takes
+from trainer.models.training_items import Draw, Progress
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
+from trainer.training.module import TrainingModule
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -194,6 +200,60 @@ def test_geometry_maps_pixels_where_preprocess_puts_them(case: Case, size: tuple
     shown = (size[0] * geometry.scale[1], size[1] * geometry.scale[0])
     slack = 1.5 / min(*shown, *size)
     np.testing.assert_allclose(geometry.boxes_to_image(found)[0], expected, atol=slack)
+
+
+def with_features_of_size_one(network: nn.Module, layers: list[nn.Module]) -> None:
+    """Let each layer see features as large as those of published weights, which random ones may not make."""
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, inputs: inputs[0] / inputs[0].square().mean().sqrt())
+
+
+def test_the_first_loss_is_that_of_the_prior(case: Case) -> None:
+    network = case.build()
+    class_layers = case.family.class_layers(network)
+    heads = case.family.published().head
+    names = {module: name for name, module in network.named_modules()}
+    assert class_layers
+    assert all(f"{names[layer]}.".startswith(heads) for layer, _ in class_layers)
+    with_features_of_size_one(network, [layer for layer, _ in class_layers])
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    batch = case.family.collate([dataset.item(Draw(0, index)) for index in case.trained])
+
+    def losses() -> dict[str, float]:
+        torch.manual_seed(4)  # from which R-CNNs draw proposals, and RT-DETR noise
+        with torch.no_grad():
+            values = case.family.losses(network.train(), copy(batch), Progress(0, 1))
+        return {name: value.item() for name, value in values.items()}
+
+    first = losses()
+    for layer, prior in class_layers:
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        nn.init.zeros_(layer.weight)
+        assert layer.bias is not None
+        nn.init.constant_(layer.bias, math.log(prior / (1 - prior)))
+    assert first == pytest.approx(losses(), rel=0.15)
+    choices = 2 if case.task is Task.MULTILABEL else len(CLASSES) + case.task.has_boxes
+    guesses = {
+        "loss_classifier": math.log(choices),
+        "loss_mask": math.log(2),
+        "loss_objectness": math.log(2),
+    }
+    assert {name: first[name] for name in first.keys() & guesses} == pytest.approx(
+        {name: guesses[name] for name in first.keys() & guesses}, rel=0.05
+    )
+
+
+def test_freeze_batch_norm_keeps_statistics_alone(case: Case) -> None:
+    if not takes(catalog.find(case.model, case.task), "freeze_batch_norm"):
+        pytest.skip("has no batch norms")
+    settings = case.settings.model_copy(update={"freeze_batch_norm": True, "layers_to_freeze": None})
+    network = case.build()
+    TrainingModule(case.family, network, [], settings, seed=0).on_train_epoch_start()
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    assert bool(norms) == (case.model != "vits16r224")
+    assert not any(norm.training for norm in norms)
+    assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+    assert all(layer.training for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
 
 
 def test_frozen_groups_cover_the_backbone_from_its_input(case: Case) -> None:

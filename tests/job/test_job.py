@@ -99,6 +99,26 @@ def test_training_from_scratch_freezes_no_layers_by_default() -> None:
     assert frozen("pretrained", layers_to_freeze=None) is None
 
 
+def test_batch_norms_are_frozen_only_with_weights_to_start_from() -> None:
+    def resolved(weights: str, model: str = "resnet18", **settings: Any) -> bool:
+        job = Job(
+            task="image-classification", training_data="a", model=model, weights=weights, settings=settings
+        )
+        return job.resolve_settings().freeze_batch_norm
+
+    assert resolved("pretrained", freeze_batch_norm=True)
+    assert not resolved("none")
+    with pytest.raises(JobError, match=r"freeze_batch_norm: needs weights to start from.*--weights"):
+        resolved("none", freeze_batch_norm=True)
+
+
+def test_models_without_batch_norms_do_not_take_freeze_batch_norm() -> None:
+    job = Job(task="object-detection", training_data="a", model="rfdetr-nano", weights="none")
+    assert not job.resolve_settings().freeze_batch_norm
+    with pytest.raises(JobError, match="freeze_batch_norm: applies only to classifiers, R-CNNs"):
+        job.changed(settings={"freeze_batch_norm": True}).resolve_settings()
+
+
 ROUND_TRIPS: list[dict[str, Any]] = [
     {"task": "image-classification", "model": "resnet18", "name": "첫 번째"},
     {

@@ -321,7 +321,7 @@ class Blobs(Family):
         )
 
     options = build = published = training_dataset = validation_item = None  # type: ignore[assignment]
-    collate = losses = freeze_groups = None  # type: ignore[assignment]
+    collate = losses = freeze_groups = class_layers = None  # type: ignore[assignment]
 
 
 def scene(size: tuple[int, int], *patches: tuple[int, int, int, int, int]) -> Image:

@@ -22,7 +22,7 @@ from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
-from trainer.settings import RUN_ID, Settings, canonical
+from trainer.settings import FREEZE_BATCH_NORM, RUN_ID, Settings, canonical
 
 
 class Job(AzureOptions):
@@ -143,10 +143,20 @@ class Job(AzureOptions):
             JobError: see `trainer.models.defaults.resolve`.
         """
         values = dict(self.settings)
-        if self.weights_choice == NONE:
+        from_scratch = self.weights_choice == NONE
+        if from_scratch:
             # Layers that start from random values are not worth freezing, unless the user asks for it.
             values.setdefault("layers_to_freeze", None)
-        return self._with_primary_metric(resolve(self.task, self.model_name, values, where))
+            if takes(catalog.find(self.model_name, self.task), FREEZE_BATCH_NORM):
+                values.setdefault(FREEZE_BATCH_NORM, False)
+        settings = resolve(self.task, self.model_name, values, where)
+        if from_scratch and settings.freeze_batch_norm:
+            rule = "needs weights to start from: a network from scratch has no statistics to keep"
+            hint = "remove it, or start from weights (--weights)"
+            raise JobError(
+                "the settings cannot be used:", [Problem(where, FREEZE_BATCH_NORM, rule, "true", hint)]
+            )
+        return self._with_primary_metric(settings)
 
     def _with_primary_metric(self, settings: Settings) -> Settings:
         """The settings under which evaluations compute the primary metric, too."""

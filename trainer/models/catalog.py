@@ -44,6 +44,7 @@ CLASSIFIERS = FamilyCard(
     published_classes=1000,
     library_prefix="timm/",
     settings=(
+        "freeze_batch_norm",
         "weighted_loss",
         "label_smoothing",
         "validation_resize_size",
@@ -84,7 +85,7 @@ RCNN = FamilyCard(
     # "may have their own licenses or terms and conditions derived from the dataset": torchvision's README
     weights_licence="the data's own terms",
     published_classes=90,
-    settings=(*_BOX_SETTINGS, "min_size", "max_size", "large_scale_jitter"),
+    settings=(*_BOX_SETTINGS, "freeze_batch_norm", "min_size", "max_size", "large_scale_jitter"),
     size_setting="min_size",
     defaults={
         "training_batch_size": 2,
@@ -129,7 +130,7 @@ YOLO = FamilyCard(
     weights_licence="AGPL-3.0",
     published_classes=80,
     pickled_weights=True,
-    settings=_SQUARE_SETTINGS,
+    settings=(*_SQUARE_SETTINGS, "freeze_batch_norm"),
     size_setting="image_size",
     defaults={
         "training_batch_size": 16,

@@ -21,6 +21,7 @@ from trainer.models.catalog import TIMM, find
 from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
+from trainer.models.heads import start_near_prior
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.tensors import stacked
@@ -68,7 +69,18 @@ class Classifiers(Family):
         if _config(self.library_name).fixed_input_size:
             arguments["img_size"] = self.spec.options["crop_size"]  # the size of a ViT's position embedding
         network: nn.Module = timm.create_model(self.library_name, pretrained=False, **arguments)
+        start_near_prior(self.class_layers(network))
         return network
+
+    def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
+        """The classifier; a distilled network has two, whose logits it averages."""
+        layers: dict[str, nn.Module] = {}
+        heads = self.published().head
+        for name, module in network.named_modules():
+            head = next((head for head in heads if f"{name}.".startswith(f"{head}.")), None)
+            if head is not None and isinstance(module, nn.Linear | nn.Conv2d):
+                layers[head] = module  # the last, if the head has several
+        return [(layer, 0.5) for layer in layers.values()]
 
     def published(self) -> PublishedWeights:
         config = _config(self.library_name)

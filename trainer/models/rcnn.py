@@ -16,6 +16,7 @@ from trainer.models.box_augmentation import augment, flip, jitter_scale
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
+from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.masks import paste, rasterise_all
 from trainer.models.spec import Spec
 from trainer.models.training_items import Batch, Draw, Progress
@@ -51,13 +52,22 @@ class RCNN(Family):
         }
 
     def build(self) -> nn.Module:
-        return rcnn_networks.build(
+        network = rcnn_networks.build(
             self.spec.model,
             len(self.spec.classes) + self.first_label,
             frozen_norms=self.spec.options["norm"] == "frozen",
             proposals=self.spec.options["proposals"],
             sampled=self.spec.options["sampled_proposals"],
         )
+        start_near_prior(self.class_layers(network))
+        return network
+
+    def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
+        """The class scores, and the masks; torchvision starts those with a deviation of √(2 / classes)."""
+        if self.one_stage:
+            return [(network.get_submodule("head.classification_head.cls_logits"), FOCAL_PRIOR)]
+        names = ["box_predictor.cls_score", *(["mask_predictor.mask_fcn_logits"] if self.masks else [])]
+        return [(network.get_submodule(f"roi_heads.{name}"), 0.5) for name in names]
 
     def published(self) -> PublishedWeights:
         return rcnn_networks.published(self.spec.model)

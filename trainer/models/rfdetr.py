@@ -30,6 +30,7 @@ from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
+from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.masks import logit, paste_prototypes, rasterise_all
 from trainer.models.tensors import rescaled, stacked, stretched
 from trainer.models.training_items import Batch, Draw, Progress
@@ -131,7 +132,13 @@ class RFDETR(Family):
             network: nn.Module = build_model_from_config(self.config)
         # It is for pretraining only; several ranks would wait for its gradient.
         network.get_submodule(_ENCODER + "embeddings").mask_token.requires_grad_(False)
+        start_near_prior(self.class_layers(network))
         return network
+
+    def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
+        """The scores of the decoder, and of the encoder for each group of queries."""
+        encoder: Any = network.get_submodule("transformer.enc_out_class_embed")
+        return [(layer, FOCAL_PRIOR) for layer in (network.get_submodule("class_embed"), *encoder)]
 
     def published(self) -> PublishedWeights:
         file = ModelWeights.from_filename(type(self.config).model_fields["pretrain_weights"].default)

@@ -15,6 +15,7 @@ from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import in_float32
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor
+from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.tensors import stretched
 from trainer.models.training_items import Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
@@ -71,7 +72,16 @@ class RTDETR(UltralyticsFamily):
         if self._resnet:
             _as_torchvision(network.model[: len(plan["backbone"])])
         built: nn.Module = network
+        start_near_prior(self.class_layers(built))
         return built
+
+    def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
+        """The scores of the encoder and of each decoder layer, with the paper's prior.
+
+        ultralytics multiplies its logit by classes / 80, so that few classes would start near 0.5.
+        """
+        decoder: Any = network.get_submodule(self.last_layer().rstrip("."))
+        return [(layer, FOCAL_PRIOR) for layer in (decoder.enc_score_head, *decoder.dec_score_head)]
 
     def published(self) -> PublishedWeights:
         parts = ("enc_score_head.", "dec_score_head.", "denoising_class_embed.")

@@ -14,6 +14,7 @@ from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import in_float32, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
+from trainer.models.heads import start_near_prior
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_float32
@@ -68,14 +69,29 @@ class YOLO(UltralyticsFamily):
         head = network.model[-1]
         head.nc = len(self.spec.classes)
         head.no = head.nc + 4 * head.reg_max
-        branches = [*head.cv3, *(getattr(head, "one2one_cv3", None) or ())]
-        if hasattr(head.proto if self.masks else None, "semseg"):
-            branches.append(head.proto.semseg)
-        for branch in branches:
+        for branch, _ in self._class_branches(network):
             branch[-1] = nn.Conv2d(branch[-1].in_channels, head.nc, 1)
         head.bias_init()
+        start_near_prior(self.class_layers(network))
         head.end2end = self.end_to_end
         return self.prepared(network)
+
+    def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
+        """The last layer of each level's branch of classes, and of YOLO26's classes of pixels."""
+        return [(branch[-1], prior) for branch, prior in self._class_branches(network)]
+
+    def _class_branches(self, network: nn.Module) -> list[tuple[Any, float]]:
+        """The branches that predict classes, with their priors.
+
+        These are ultralytics': on each level five objects among the cells of 640 × 640 pixels.
+        """
+        head: Any = network.get_submodule(self._head)
+        priors = [5 / len(self.spec.classes) / (640 / float(stride)) ** 2 for stride in head.stride]
+        branches: list[tuple[Any, float]] = list(zip(head.cv3, priors, strict=True))
+        branches += zip(getattr(head, "one2one_cv3", None) or (), priors, strict=False)
+        if hasattr(head.proto if self.masks else None, "semseg"):
+            branches.append((head.proto.semseg, 0.5))
+        return branches
 
     def published(self) -> PublishedWeights:
         file = f"{self.architecture}{'u' if self.architecture.startswith('yolov5') else ''}.pt"

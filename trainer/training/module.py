@@ -16,6 +16,7 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.errors import NoMemoryError, TrainingError
@@ -48,6 +49,7 @@ class TrainingModule(LightningModule):
         micro_batches: the number into which each batch is split; above 1 once memory ran out. Their gradients
             add up to those of the whole batch.
         timed_out: a time limit ended the run.
+        frozen: modules that stay in evaluation mode.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class TrainingModule(LightningModule):
         self.settings = settings
         self.average = WeightAverage(network, tau=family.average_tau) if settings.average_weights else None
         self.frozen = self._freeze(settings.layers_to_freeze)
+        if settings.freeze_batch_norm:
+            self.frozen += _batch_norms(network)
         if settings.compile:
             for part in family.parts_to_compile(network):
                 part.compile()
@@ -121,7 +125,7 @@ class TrainingModule(LightningModule):
     def on_train_epoch_start(self) -> None:
         self.network.train()
         for layer in self.frozen:
-            layer.eval()  # so that frozen batch norms keep their statistics
+            layer.eval()  # so that batch norms keep their statistics
         self._sums, self._batches = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -309,3 +313,15 @@ class TrainingModule(LightningModule):
             self.metrics |= {f"train_{name}": value for name, value in metrics.items()}
         self.evaluated_epoch = self.current_epoch
         self.evaluation_seconds += time.perf_counter() - self._evaluation_start
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    """The batch norms that update their statistics; a transformer has none."""
+    norms: list[nn.Module] = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        log.info("freeze_batch_norm has no effect: the network has no batch norms that update statistics")
+    return norms
