@@ -164,7 +164,7 @@ class TinyObjects:
 
 @pytest.mark.slow
 def test_tiling_finds_tiny_objects_in_large_images() -> None:
-    """The same network, trained once with tiles and once without, scored with and without them."""
+    """Trained with tiles and scored with them, a network finds far more than without."""
     classes = ("blue", "green", "red")
     training, unseen = TinyObjects(6, seed=1), TinyObjects(4, seed=2)
     values: dict[str, dict[str, Any]] = {"tiled": {"tile_grid_size": "4x4"}, "whole": {}}
@@ -172,7 +172,7 @@ def test_tiling_finds_tiny_objects_in_large_images() -> None:
     for name, more in values.items():
         family, settings = made(Task.DETECTION, "yolo11n", classes, number_of_epochs=1, **more)
         network = trained(family, TiledExamples(training, settings), settings, steps=150)
-        for scored in (None, "4x4"):
+        for scored in (None, "4x4") if name == "tiled" else (None,):
             parameters = family.spec.parameters.model_copy(update={"tile_grid_size": scored})
             evaluator = metrics.create(Task.DETECTION, classes)
             with torch.inference_mode():
