@@ -137,7 +137,11 @@ class Settings(ScoringParameters):
     """Evaluate and package a moving average of the weights."""
     weighted_loss: Literal[0, 1, 2] = _model(0)
     """Weight the loss of each class by its rarity: 0 off, 1 by the square root of the weights, 2 by the
-    weights. It takes effect if the most frequent class is over twice as frequent as the rarest."""
+    weights. It takes effect if the most frequent class is over twice as frequent as the rarest. For
+    detectors, it weights the classification loss of each object, with a mean weight of 1 over the objects."""
+    focal_gamma: float = _model(0.0, ge=0)
+    """Focal loss: reduce the loss of images that are classified well already, by the factor (1 - p) ** gamma
+    for the probability p of the right answer; 2 is common, 0 turns it off."""
     label_smoothing: float = _model(0.0, ge=0, lt=1)
     """Fraction of each target spread evenly over all classes; for multilabel, over present and absent."""
     balanced_sampling: bool = _images(False)

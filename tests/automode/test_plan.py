@@ -243,8 +243,8 @@ def test_what_the_job_fixes_stays_as_it_is() -> None:
 def test_settings_that_mean_nothing_are_errors_before_the_data_are_read() -> None:
     with pytest.raises(JobError, match=r"job\.yml: number_of_epochs: .* greater than 0"):
         auto.check(automatic(settings={"number_of_epochs": 0}), "job.yml")
-    with pytest.raises(JobError, match="weighted_loss: applies only to"):
-        prepare_search(auto.check(automatic(settings={"weighted_loss": 1})))
+    with pytest.raises(JobError, match="mixup_alpha: applies only to"):
+        prepare_search(auto.check(automatic(settings={"mixup_alpha": 0.2})))
 
 
 def test_trials_are_searched_by_tpe_and_halved_unless_the_job_says_otherwise() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from serving.package import write_model
-from tests.conformance.conftest import CLASSES, Case
+from tests.conformance.conftest import CLASSES, Case, Shapes
 from trainer.annotations import Classification, Detections, Image, Prediction
 from trainer.data.datasets import ValidationDataset
 from trainer.models import catalog
@@ -254,6 +254,56 @@ def test_freeze_batch_norm_keeps_statistics_alone(case: Case) -> None:
     assert not any(norm.training for norm in norms)
     assert all(parameter.requires_grad for norm in norms for parameter in norm.parameters())
     assert all(layer.training for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+
+
+class Imbalanced(Shapes):
+    """Five images (trainer.annotations.Examples): four with an object of class 0, one of class 2."""
+
+    SCENES = (*(Shapes.SCENES[:1] * 4), Shapes.SCENES[2])
+
+
+def test_weighted_loss_weights_classes_by_their_rarity(case: Case) -> None:
+    expected = {
+        Task.CLASSIFICATION: [1 / 4, 0, 1],
+        Task.MULTILABEL: [1 / 4, 0, 4],
+    }.get(case.task, [2.5 / 4, 0, 2.5])  # of mean 1 over the five objects
+    weights = []
+    for kind in (0, 1, 2):
+        settings = case.settings.model_copy(update={"weighted_loss": kind})
+        dataset = case.family.training_dataset(Imbalanced(case.task), settings, seed=0)
+        batch = dataset.collate([dataset.item(Draw(0, index)) for index in (0, 4)])
+        weights.append(batch["shared"]["class_weights"])
+        assert case.family.part(batch, 0, 1)["shared"]["class_weights"] is weights[-1]
+    off, root, full = weights
+    assert off is None
+    assert full.tolist() == pytest.approx(expected)
+    assert (root[2] / root[0]).item() == pytest.approx((expected[2] / expected[0]) ** 0.5)
+
+
+def test_a_class_weight_multiplies_the_loss_of_its_objects(case: Case) -> None:
+    if case.task.is_classification:
+        return  # their losses are means, which tests/models/test_mixing.py compares with torch's
+    network = case.build().train()
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    batch = dataset.collate([dataset.item(Draw(0, index)) for index in case.trained])
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+    def losses(*weights: float) -> dict[str, float]:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+        shared = {"class_weights": torch.tensor(weights) if weights else None}
+        torch.manual_seed(0)
+        with torch.no_grad():
+            values = case.family.losses(network, {**batch, "shared": shared}, Progress(0, 2))
+        return {name: value.item() for name, value in values.items()}
+
+    plain, tripled = losses(), losses(3.0, 3.0, 3.0)
+    changed = [name for name in plain if tripled[name] != pytest.approx(plain[name], rel=1e-4)]
+    assert len(changed) == 1, "only the classification loss is weighted"
+    (name,) = changed
+    added = [losses(*weights)[name] - plain[name] for weights in ((3.0, 1.0, 1.0), (1.0, 3.0, 3.0))]
+    assert min(added) > 0
+    assert sum(added) == pytest.approx(tripled[name] - plain[name], rel=1e-2)
 
 
 def test_frozen_groups_cover_the_backbone_from_its_input(case: Case) -> None:

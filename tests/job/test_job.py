@@ -175,7 +175,7 @@ def test_written_job_has_azures_form_and_all_applicable_settings() -> None:
     assert parameters["model_name"] == "yolo11n"
     assert parameters.keys() - {"model_name"} <= Settings.model_fields.keys()
     assert parameters["learning_rate"] == 0.01
-    assert not {"min_size", "weighted_loss", "model_size", "mask_pixel_score_threshold"} & parameters.keys()
+    assert not {"min_size", "focal_gamma", "model_size", "mask_pixel_score_threshold"} & parameters.keys()
 
 
 def test_constructor_takes_paths_and_task_names() -> None:

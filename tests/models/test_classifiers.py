@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainer.annotations import Example, Target
 from trainer.errors import JobError
 from trainer.models import Family, create, specify
-from trainer.models.classifiers import class_weights
+from trainer.models.class_weights import class_weights
 from trainer.models.defaults import resolve
 from trainer.models.family import TrainingDataset
 from trainer.models.training_items import Draw
@@ -205,6 +205,21 @@ def test_targets_are_smoothed_in_training_alone() -> None:
         expected = F.cross_entropy(logits, batch["targets"], label_smoothing=smoothing)
         loss = family.losses(network, batch)["loss_classifier"]
         assert loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+@pytest.mark.parametrize("setting", [{"label_smoothing": 0.2}, {"focal_gamma": 2.0}])
+def test_smoothing_and_focal_loss_act_in_training_alone(task: Task, setting: dict[str, float]) -> None:
+    family, _ = trained(task)
+    plain, changed = batch_of(task), batch_of(task, **setting)
+    losses = [
+        family.losses(network, batch)["loss_classifier"].item()
+        for batch in (plain, changed)
+        for network in (Seeing().train(), Seeing().eval())
+    ]
+    plain_training, plain_validation, training, validation = losses
+    assert validation == plain_validation
+    assert abs(training - plain_training) > 0.001
 
 
 AS_VALIDATED = {"apply_automl_train_augmentations": False}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 
@@ -125,3 +128,38 @@ def test_class_weights_weigh_soft_targets() -> None:
     assert cross_entropy(LOGITS, SOFT, WEIGHTS, 0).item() == pytest.approx(by_hand.item())
     positive = -(WEIGHTS * SOFT * LOGITS.sigmoid().log() + (1 - SOFT) * (-LOGITS).sigmoid().log()).mean()
     assert binary_cross_entropy(LOGITS, SOFT, WEIGHTS, 0).item() == pytest.approx(positive.item())
+
+
+def test_focal_loss_of_multi_class_is_the_papers() -> None:
+    p = LOGITS.softmax(1)[torch.arange(len(HARD)), HARD]
+    expected = -((1 - p) ** 2 * p.log())
+    assert cross_entropy(LOGITS, HARD, None, 0, 2).item() == pytest.approx(expected.mean().item())
+    own = WEIGHTS[HARD]
+    weighted = (own * expected).sum() / own.sum()
+    assert cross_entropy(LOGITS, HARD, WEIGHTS, 0, 2).item() == pytest.approx(weighted.item())
+    one_hot = F.one_hot(HARD, 3).float()
+    assert cross_entropy(LOGITS, one_hot, WEIGHTS, 0, 2).item() == pytest.approx(weighted.item())
+
+
+def test_focal_loss_of_multilabel_is_that_of_torchvision() -> None:
+    several = F.one_hot(HARD, 3).float()
+    expected = sigmoid_focal_loss(LOGITS, several, alpha=-1, gamma=1.5, reduction="mean")
+    assert binary_cross_entropy(LOGITS, several, None, 0, 1.5).item() == pytest.approx(expected.item())
+    absent = sigmoid_focal_loss(LOGITS, several, alpha=-1, gamma=1.5) * (1 + several * (WEIGHTS - 1))
+    weighted = binary_cross_entropy(LOGITS, several, WEIGHTS, 0, 1.5)
+    assert weighted.item() == pytest.approx(absent.mean().item())
+
+
+@pytest.mark.parametrize("entropy", [cross_entropy, binary_cross_entropy])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_small_gamma_comes_near_the_cross_entropy(entropy: Any, smoothing: float) -> None:
+    plain = entropy(LOGITS, SOFT, WEIGHTS, smoothing)
+    assert entropy(LOGITS, SOFT, WEIGHTS, smoothing, 1e-6).item() == pytest.approx(plain.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("entropy", [cross_entropy, binary_cross_entropy])
+def test_the_focal_loss_of_a_certain_answer_has_a_finite_gradient(entropy: Any) -> None:
+    logits = torch.tensor([[200.0, -200.0, -200.0]], requires_grad=True)
+    entropy(logits, torch.tensor([[1.0, 0.0, 0.0]]), None, 0, 0.5).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()

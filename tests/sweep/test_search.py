@@ -78,7 +78,7 @@ def test_a_fixed_setting_is_for_the_models_to_which_it_means_something() -> None
     ):
         prepare_search(sweeping(search_space=conditional, settings=settings))
     # One that means something to no model of the space is a mistake.
-    assert list(problems_of(sweeping(settings={"weighted_loss": 1}))) == ["training_parameters.weighted_loss"]
+    assert list(problems_of(sweeping(settings={"mixup_alpha": 0.2}))) == ["training_parameters.mixup_alpha"]
     assert list(problems_of(sweeping(settings={"min_sise": 500}))) == ["training_parameters.min_sise"]
     wrong = problems_of(sweeping(settings={"number_of_epochs": 0}))
     assert list(wrong) == ["training_parameters.number_of_epochs"]

@@ -150,7 +150,7 @@ class _Designer:
         if takes(entry, "large_scale_jitter"):
             jitter = resolved.large_scale_jitter
             values["large_scale_jitter"] = Choice((jitter, not jitter))
-        if takes(entry, "weighted_loss") and self.data.imbalance > IMBALANCED:
+        if task.is_classification and self.data.imbalance > IMBALANCED:
             values["weighted_loss"] = Choice((0, 1))
         if task.has_boxes and self.data.imbalance > VERY_IMBALANCED:
             values["balanced_sampling"] = Choice((False, True))

@@ -45,7 +45,7 @@ CLASSIFIERS = FamilyCard(
     library_prefix="timm/",
     settings=(
         "freeze_batch_norm",
-        "weighted_loss",
+        "focal_gamma",
         "label_smoothing",
         "validation_resize_size",
         "validation_crop_size",

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from trainer.annotations import Classification, Examples, Image, Prediction, Target
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.catalog import TIMM, find
+from trainer.models.class_weights import class_weights
 from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
@@ -38,7 +39,7 @@ class Classifiers(Family):
     """Networks that give a logit for each class: softmax for one class per image, sigmoids for multilabel.
 
     "shared" in a training batch holds what the losses need to know of the run: `class_weights`, float32 [C]
-    or None, `label_smoothing`, `mixup_alpha` and `cutmix_alpha`.
+    or None, `label_smoothing`, `focal_gamma`, `mixup_alpha` and `cutmix_alpha`.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -167,18 +168,20 @@ class Classifiers(Family):
         return {"images": stacked([image for image, _ in items]), "targets": targets}
 
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
-        """Compute the cross entropy; in training with the mixing and smoothing that "shared" asks for."""
+        """Compute the cross entropy; in training as "shared" asks for: mixed, smoothed, weighted, focal."""
         images, targets, shared = batch["images"], batch["targets"], batch.get("shared", {})
-        smoothing = 0.0
+        smoothing = focal_gamma = 0.0
         if images.dtype == torch.uint8:
             images = self.normalised(images)
         if network.training:
             alphas = shared.get("mixup_alpha", 0.0), shared.get("cutmix_alpha", 0.0)
             images, targets = self._mixed(images, targets, *alphas)
             smoothing = shared.get("label_smoothing", 0.0)
+            focal_gamma = shared.get("focal_gamma", 0.0)
         logits = network(images).float()
         entropy = binary_cross_entropy if self.multilabel else cross_entropy
-        return {"loss_classifier": entropy(logits, targets, shared.get("class_weights"), smoothing)}
+        loss = entropy(logits, targets, shared.get("class_weights"), smoothing, focal_gamma)
+        return {"loss_classifier": loss}
 
     def sync_batch_norms(self, network: nn.Module) -> nn.Module:
         """Convert by timm's function: PyTorch's would drop the activations inside timm's own batch norms."""
@@ -243,30 +246,6 @@ def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
     return adapt
 
 
-def class_weights(targets: Sequence[Target], classes: int, multilabel: bool, kind: int) -> Tensor | None:
-    """Loss weights against class imbalance, float32 [C]; None if off or if the data are balanced.
-
-    With f_c images of class c among n images: 1/f_c for multi-class, (n − f_c)/f_c for multilabel; kind 1
-    takes the square root. A class without images gets 0. Data count as balanced up to
-    max f // max(1, min f) = 2.
-    Source: the documented `weighted_loss` of Azure AutoML for Images.
-
-    Args:
-        kind: the setting `weighted_loss`, 0 to 2.
-    """
-    if kind == 0:
-        return None
-    if multilabel:
-        frequency = np.sum(np.stack([np.asarray(target) for target in targets]), axis=0).astype(np.float64)
-    else:
-        frequency = np.bincount(np.array(targets, dtype=np.int64), minlength=classes).astype(np.float64)
-    if frequency.max() // max(1.0, frequency.min()) <= 2:
-        return None
-    numerator = len(targets) - frequency if multilabel else np.ones(classes)
-    weights = np.divide(numerator, frequency, out=np.zeros(classes), where=frequency > 0)
-    return torch.from_numpy(np.sqrt(weights) if kind == 1 else weights).float()
-
-
 class _TrainingDataset(TrainingDataset):
     """Images with a random resized crop, a flip, and colour jitter on half of them or RandAugment on all.
 
@@ -285,6 +264,7 @@ class _TrainingDataset(TrainingDataset):
                 examples.targets, len(family.spec.classes), family.multilabel, settings.weighted_loss
             ),
             "label_smoothing": settings.label_smoothing,
+            "focal_gamma": settings.focal_gamma,
             "mixup_alpha": settings.mixup_alpha,
             "cutmix_alpha": settings.cutmix_alpha,
         }

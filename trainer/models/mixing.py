@@ -1,4 +1,4 @@
-"""Mixup and CutMix, and the losses of classifiers for hard, smoothed and mixed targets.
+"""Mixup and CutMix, and the losses of classifiers for hard, smoothed and mixed targets, focal or not.
 
 torchvision's v2.MixUp and v2.CutMix are not used: they only mix each image with its neighbour in the
 batch, and they draw other random numbers, which would change the results of a seed.
@@ -64,14 +64,25 @@ def _rectangle(height: int, width: int, share: float, generator: np.random.Gener
     return sides[0], sides[1]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
-    """Softmax cross entropy: with t = (1 − smoothing)·y + smoothing / C, −Σ w·t·log p over Σ w·y.
+def cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float, focal_gamma: float = 0.0
+) -> Tensor:
+    """Softmax cross entropy: with t = (1 − smoothing)·y + smoothing / C, −Σ w·t·(1 − p)^γ·log p over Σ w·y.
 
     Args:
         logits: float [B, C].
         targets: y, int64 [B]; if mixed, float [B, C] with rows that sum to 1.
         weights: w, float [C], or None for ones.
+        focal_gamma: γ of the focal loss (Lin et al. 2017), at least 0; 0 leaves the cross entropy.
     """
+    if focal_gamma:
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+        smoothed = targets * (1 - smoothing) + smoothing / logits.shape[1]
+        losses = -smoothed * _focal(logits.log_softmax(1), focal_gamma)
+        if weights is None:
+            return losses.sum() / len(targets)
+        return (losses @ weights).sum() / (targets @ weights).sum()
     if not targets.is_floating_point():
         return F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing)
     summed = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="sum")
@@ -79,12 +90,26 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoot
     return summed / (len(targets) if weights is None else (targets @ weights).sum())
 
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, smoothing: float, focal_gamma: float = 0.0
+) -> Tensor:
     """A sigmoid cross entropy for each class, averaged: t = (1 − smoothing)·y + smoothing / 2.
+
+    The focal loss multiplies a present class's term by (1 − p)^γ and an absent class's by p^γ.
 
     Args:
         logits, targets: float [B, C]; y in [0, 1].
         weights: of the positive term, float [C], or None for ones.
+        focal_gamma: γ of the focal loss, as in `cross_entropy`.
     """
     smoothed = targets * (1 - smoothing) + smoothing / 2
+    if focal_gamma:
+        present = smoothed * _focal(F.logsigmoid(logits), focal_gamma)
+        absent = (1 - smoothed) * _focal(F.logsigmoid(-logits), focal_gamma)
+        return -((present if weights is None else present * weights) + absent).mean()
     return F.binary_cross_entropy_with_logits(logits, smoothed, pos_weight=weights)
+
+
+def _focal(log_p: Tensor, gamma: float) -> Tensor:
+    """(1 − p)^γ·log p. The gradient of the power has no limit at p = 1, so 1 − p counts as 1e-8 at least."""
+    return (-log_p.expm1()).clamp(min=1e-8) ** gamma * log_p

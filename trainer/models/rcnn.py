@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from trainer.annotations import Detections, Examples, Image, Objects, Prediction
 from trainer.models import rcnn_networks
 from trainer.models.box_augmentation import augment, flip, jitter_scale
+from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
 from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.masks import paste, rasterise_all
+from trainer.models.rcnn_class_weights import weighing_objects
 from trainer.models.spec import Spec
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
@@ -31,7 +33,10 @@ Item = tuple[Tensor, dict[str, Tensor]]
 
 
 class RCNN(Family):
-    """Two-stage detectors, and RetinaNet and FCOS with one stage. Images keep their aspect ratio."""
+    """Two-stage detectors, and RetinaNet and FCOS with one stage. Images keep their aspect ratio.
+
+    "shared" in a training batch holds `class_weights`, float32 [C] or None.
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -191,6 +196,7 @@ class RCNN(Family):
         images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in batch["images"]]
         if not network.training:
             network = rcnn_networks.computing_losses(network)
+        network = weighing_objects(network, batch.get("shared", {}).get("class_weights"))
         losses: dict[str, Tensor] = network(images, batch["targets"])
         return losses
 
@@ -232,6 +238,8 @@ class _TrainingDataset(TrainingDataset):
         self.examples = examples
         self.jitters = settings.large_scale_jitter
         self.augments = settings.advanced_settings.apply_automl_train_augmentations
+        classes = len(family.spec.classes)
+        self.shared = {"class_weights": object_weights(examples.targets, classes, settings.weighted_loss)}
 
     def item(self, draw: Draw) -> Item:
         example = self.examples[draw.example]
@@ -246,6 +254,9 @@ class _TrainingDataset(TrainingDataset):
                 image, objects = (flip if self.jitters else augment)(image, objects, generator)
         tensor, geometry = self.rcnn.resized(image)
         return tensor, self.rcnn.target(objects, geometry)
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        return {**self.family.collate(items), "shared": self.shared}
 
 
 FAMILY = RCNN

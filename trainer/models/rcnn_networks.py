@@ -16,6 +16,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from trainer.models.family import with_attributes
 from trainer.models.graphs import filled, rounded_up
+from trainer.models.rcnn_class_weights import accept_weights
 from trainer.models.tensors import as_float32
 from trainer.models.weights.published import PublishedWeights
 
@@ -67,6 +68,7 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
         )
         network = _VERSION_1[architecture](body, num_classes=classes, **stage_two)
     network.transform = _NormaliseAndPad(1, 1, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD)
+    accept_weights(network)
     # Anchors and decoded boxes take the type of these outputs; in bfloat16 they would be off by pixels.
     for path, module in network.named_modules():
         if path in _HALF_PRECISION:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -27,6 +28,7 @@ from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, O
 from trainer.errors import JobError, Problem
 from trainer.models.box_augmentation import augment
 from trainer.models.catalog import find
+from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
@@ -44,6 +46,8 @@ with warnings.catch_warnings():
     from rfdetr import config as library
     from rfdetr.assets.model_weights import ModelWeights
     from rfdetr.models import build_criterion_from_config, build_model_from_config
+    from rfdetr.models.criterion import SetCriterion
+    from rfdetr.utilities.box_ops import elementwise_box_iou
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -85,8 +89,8 @@ class RFDETR(Family):
     There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image has none above the
     number of queries. The mask loss draws its points from torch's global generator.
 
-    "shared" in a training batch holds `size` for multi_scale: the side, in pixels, to which the batch is
-    resized.
+    "shared" in a training batch holds `class_weights`, float32 [C] or None, and `size` for multi_scale: the
+    side, in pixels, to which the batch is resized.
     """
 
     @staticmethod
@@ -125,7 +129,9 @@ class RFDETR(Family):
     def criterion(self) -> Any:
         """rfdetr's losses, which hold no tensors."""
         kind = library.SegmentationTrainConfig if self.masks else library.TrainConfig
-        return build_criterion_from_config(self.config, kind(dataset_dir=".", output_dir="."))[0]
+        criterion = build_criterion_from_config(self.config, kind(dataset_dir=".", output_dir="."))[0]
+        criterion.__class__ = _WeighingCriterion  # which adds no state
+        return criterion
 
     def build(self) -> nn.Module:
         with _quiet():
@@ -247,6 +253,7 @@ class RFDETR(Family):
 
     def _losses(self, network: nn.Module, predictions: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
         self.criterion.train(network.training)
+        self.criterion.weights = batch.get("shared", {}).get("class_weights")
         targets = list(batch["targets"])
         # Without a divisor it divides by the objects of all ranks and waits for ranks without a batch.
         groups = self.criterion.group_detr if network.training else 1
@@ -274,6 +281,53 @@ class RFDETR(Family):
         whole = patch * self.config.num_windows
         least = max(side // 2, math.ceil(math.sqrt(self.spec.options["queries"])) * patch)
         return range(-(-least // whole) * whole, side * 3 // 2 + 1, whole)
+
+
+class _WeighingCriterion(SetCriterion):  # type: ignore[misc]  # untyped
+    """Multiplies the classification loss of a query that has an object by the weight of the object's class.
+
+    Attributes:
+        weights: float32 [C], or None for ones.
+    """
+
+    weights: Tensor | None = None
+
+    def loss_labels(
+        self,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+        indices: list[tuple[Tensor, Tensor]],
+        num_boxes: Tensor,
+        *arguments: Any,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """rfdetr's losses; "loss_ce" with what the weights add to it.
+
+        Its loss of a query with an object is −t·log p − (1 − t)·log(1 − p), where t = p^α·IoU^(1 − α), which
+        is at least .01, counts as a constant.
+        """
+        losses: dict[str, Tensor] = super().loss_labels(
+            outputs, targets, indices, num_boxes, *arguments, **options
+        )
+        if self.weights is None:
+            return losses
+        queries = self._get_src_permutation_idx(indices)
+        order = [index for _, index in indices]
+        labels, boxes = (
+            torch.cat([target[name][index] for target, index in zip(targets, order, strict=True)])
+            for name in ("labels", "boxes")
+        )
+        logits = outputs["pred_logits"][queries][torch.arange(len(labels), device=labels.device), labels]
+        corners = (box_convert(each, "cxcywh", "xyxy") for each in (outputs["pred_boxes"][queries], boxes))
+        overlaps = elementwise_box_iou(*corners)[0]
+        t = (
+            (logits.sigmoid() ** self.focal_alpha * overlaps ** (1 - self.focal_alpha))
+            .clamp(min=0.01)
+            .detach()
+        )
+        of_objects = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
+        added = ((self.weights[labels] - 1) * of_objects).sum() / num_boxes
+        return {**losses, "loss_ce": losses["loss_ce"] + added}
 
 
 def _config(task: Task, model: str, **values: Any) -> Any:
@@ -332,6 +386,8 @@ class _TrainingDataset(TrainingDataset):
         self.examples = examples
         self.augments = settings.advanced_settings.apply_automl_train_augmentations
         self.sizes = family.sizes() if settings.multi_scale else None
+        classes = len(family.spec.classes)
+        self.class_weights = object_weights(examples.targets, classes, settings.weighted_loss)
 
     def item(self, draw: Draw) -> Item:
         example = self.examples[draw.example]
@@ -349,6 +405,7 @@ class _TrainingDataset(TrainingDataset):
     def collate(self, items: Sequence[Item]) -> Batch:
         """Batch the items; the first one's size applies to all."""
         shared = {"size": items[0]["size"]} if self.sizes else {}
+        shared["class_weights"] = self.class_weights
         return {**self.family.collate(items), "shared": shared}
 
 

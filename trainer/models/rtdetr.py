@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.ops import box_convert
@@ -28,6 +29,7 @@ from trainer.tasks import Task
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.utils.loss import VarifocalLoss
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -142,6 +144,7 @@ class RTDETR(UltralyticsFamily):
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
         # The decoder passes on coordinates, which bfloat16 would round to 1/256 of the image.
         with in_float32(batch["img"].device):
+            network.criterion.vfl.weights = batch.get("shared", {}).get("class_weights")
             # ultralytics counts each image's objects, which on the device would wait for it each time.
             network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()}, predictions)
         named, network.criterion.named = network.criterion.named, {}
@@ -191,9 +194,31 @@ class _NamedLosses(RTDETRDetectionLoss):
 
     named: dict[str, Tensor]
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.vfl = _WeighedVarifocalLoss(self.vfl.gamma, self.vfl.alpha)
+
     def forward(self, *args: Any, **options: Any) -> dict[str, Tensor]:
         self.named = super().forward(*args, **options)
         return self.named
+
+
+class _WeighedVarifocalLoss(VarifocalLoss):
+    """Multiplies the loss of a query that has an object by the weight of the object's class.
+
+    Attributes:
+        weights: float32 [C], or None for ones.
+    """
+
+    weights: Tensor | None = None
+
+    def forward(self, pred_score: Tensor, gt_score: Tensor, label: Tensor) -> Tensor:
+        """ultralytics' loss of B × queries × C scores, and what the weights add to it."""
+        loss: Tensor = super().forward(pred_score, gt_score, label)
+        if self.weights is None:
+            return loss
+        entropy = F.binary_cross_entropy_with_logits(pred_score.float(), gt_score.float(), reduction="none")
+        return loss + (entropy * gt_score * label * (self.weights - 1)).mean(1).sum()
 
 
 def _as_torchvision(backbone: nn.Module) -> None:

@@ -20,6 +20,7 @@ from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
 from trainer.annotations import Examples, FloatArray, Image, Objects, Target
+from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.masks import without_overlap
 from trainer.models.training_items import Batch, Draw
@@ -183,6 +184,7 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
         self._room = cache_bytes(settings)
         self._cached: dict[int, tuple[Image, tuple[int, int]]] = {}
         self.multi_scale = settings.multi_scale
+        self.class_weights = object_weights(examples.targets, len(spec.classes), settings.weighted_loss)
         epochs = settings.number_of_epochs
         self._first_without_mosaic = max(epochs - CLOSE_MOSAIC, epochs // 2)
         advanced = settings.advanced_settings
@@ -214,6 +216,7 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
         shared = {"size": items[0]["size"]} if self.multi_scale else {}
+        shared["class_weights"] = self.class_weights
         return {**self.family.collate(items), "shared": shared}
 
     def build_transforms(self, hyp: Any = None) -> Compose:

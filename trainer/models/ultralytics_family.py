@@ -48,8 +48,8 @@ ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with ultralytics' losses and augmentation.
 
-    "shared" in a training batch holds `size` for multi_scale: the side, in pixels, to which the batch is
-    resized.
+    "shared" in a training batch holds `class_weights`, float32 [C] or None, and `size` for multi_scale: the
+    side, in pixels, to which the batch is resized.
     """
 
     average_tau = 2000.0

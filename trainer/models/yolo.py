@@ -183,13 +183,18 @@ class YOLO(UltralyticsFamily):
         if criterion is None or getattr(criterion, "one2one", criterion).device != images.device:
             # It keeps tensors on the device for which it was made.
             criterion = network.criterion = network.init_criterion()
+        heads = [criterion]
         if isinstance(criterion, E2ELoss):
+            heads = [criterion.one2many, criterion.one2one]
             if progress is not None:
                 network.args.epochs = progress.epochs
                 criterion.updates = progress.epoch - 1
                 criterion.update()
             else:
                 criterion.o2m, criterion.o2o = 0.0, 1.0
+        for head in heads:
+            # Not ultralytics' own class_weights, which also weigh the background of a class's scores.
+            head.bce.pos_weight = batch.get("shared", {}).get("class_weights")
         # The criterion decodes boxes, for which bfloat16 has too few digits.
         with in_float32(images.device):
             losses, names = network.loss(batch, as_float32(predictions))
