@@ -122,11 +122,12 @@ def test_unwritable_directory_is_an_error(tmp_path: Path) -> None:
 
 def test_paths_in_a_run(tmp_path: Path) -> None:
     run = Run.create_at(tmp_path / "run")
-    names = "job metrics best_checkpoint last_checkpoint model predictions result log skipped"
+    names = "job metrics class_metrics best_checkpoint last_checkpoint model predictions result log skipped"
     places = {name: getattr(run, name).relative_to(run.directory).as_posix() for name in names.split()}
     assert places == {
         "job": "job.yaml",
         "metrics": "metrics.csv",
+        "class_metrics": "metrics_by_class.csv",
         "best_checkpoint": "checkpoints/best.ckpt",
         "last_checkpoint": "checkpoints/last.ckpt",
         "model": "model",

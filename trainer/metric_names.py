@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from trainer.errors import did_you_mean
 from trainer.fields import enum_member
@@ -20,6 +21,10 @@ average recall for at most 1, 10 and 100 detections per class and image, then by
 VOC = ("mean_average_precision", "precision", "recall")
 CLASSWISE = "iou_classwise."
 """What the names of a multilabel model's metrics for single classes begin with; the class's name follows."""
+
+BY_CLASS = "_by_class/"
+"""What is between a metric's name and a class's in the names by which single classes are tracked."""
+_MOST_CLASS_VALUES = 1000
 
 _SCORES = ("AUC", "average_precision_score", "f1_score", "precision_score", "recall_score")
 _CLASSIFICATION = (
@@ -42,6 +47,36 @@ _OF_IOU = {"5095": "map", "500595": "map", "50": "map50", "75": "map75"}
 def names_of(task: Task) -> tuple[str, ...]:
     """The metrics of a task's evaluations, without those of single classes."""
     return _NAMES[task]
+
+
+def named_by_class(by_class: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Name the metrics of single classes as trackers show them: {"recall_by_class/cat": 0.5}.
+
+    At most 1,000 values, which is what MLflow takes at once: if there are more, the first metric of each
+    class, and with more classes than that, none.
+
+    Args:
+        by_class: class name → metric → value; each class has the same metrics. Characters of a class's name
+            that trackers do not allow become "_", and a number tells apart names that become equal.
+    """
+    if len(by_class) > _MOST_CLASS_VALUES:
+        return {}
+    metrics = list(next(iter(by_class.values()), {}))
+    if len(metrics) * len(by_class) > _MOST_CLASS_VALUES:
+        metrics = metrics[:1]
+    named: dict[str, str] = {}
+    for name in by_class:
+        text = shown = re.sub(r"[^\w. -]|^\.+$", "_", name)[:150]
+        number = 1
+        while shown in named:
+            number += 1
+            shown = f"{text}_{number}"
+        named[shown] = name
+    return {
+        f"{metric}{BY_CLASS}{shown}": by_class[name][metric]
+        for metric in metrics
+        for shown, name in named.items()
+    }
 
 
 def is_minimised(name: str) -> bool:

@@ -89,6 +89,7 @@ class Run:
             devices, which may not even see the directory.
         job: the resolved job, which can be run again.
         metrics: one row of metrics per epoch.
+        class_metrics: one row of metrics per evaluated epoch and class.
         best_checkpoint: the checkpoint of the epoch with the highest primary metric.
         previous_checkpoint: the last checkpoint but one, to resume from if the last is damaged.
         model: the directory of the packaged MLflow model.
@@ -103,6 +104,7 @@ class Run:
         self.directory, self.is_rank_zero = directory, is_rank_zero
         self.job = directory / "job.yaml"
         self.metrics = directory / "metrics.csv"
+        self.class_metrics = directory / "metrics_by_class.csv"
         self.checkpoints = directory / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best.ckpt"
         self.last_checkpoint = self.checkpoints / "last.ckpt"

@@ -262,7 +262,7 @@ def test_export_setting_may_change(
 def test_damaged_metrics_csv_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(content)
-    record = RecordMetrics(path, KeepBest("accuracy"))
+    record = RecordMetrics(Run(tmp_path), KeepBest("accuracy"))
     at_second_epoch: Any = SimpleNamespace(is_global_zero=True, current_epoch=1)
     with pytest.raises(RunError, match=r"metrics\.csv: is damaged, .* or move it away to resume"):
         record.on_train_start(at_second_epoch, None)

@@ -38,6 +38,9 @@ class Evaluator(Protocol):
     def per_class(self) -> dict[str, dict[str, float]]:
         """Compute the metrics of each class: class name → metric → value."""
 
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """Compute those of `per_class` that are quick enough for each epoch, the most telling one first."""
+
     def reset(self) -> None:
         """Remove all images."""
 

@@ -54,18 +54,28 @@ class _ClassificationEvaluator(ABC):
     def arrays(self) -> tuple[DoubleArray, BoolArray, BoolArray]:
         """The probabilities, which classes are true, and which are predicted; [n, C] each."""
 
+    def by_class(self) -> dict[str, dict[str, float]]:
+        """Report f1-score, precision and recall of each class."""
+        _, targets, predicted = self.arrays()
+        hits, predictions = (targets & predicted).sum(axis=0), predicted.sum(axis=0)
+        support = targets.sum(axis=0)
+        return {
+            name: {
+                "f1-score": _ratio(2 * hits[label], predictions[label] + support[label]),
+                "precision": _ratio(hits[label], predictions[label]),
+                "recall": _ratio(hits[label], support[label]),
+            }
+            for label, name in enumerate(self.classes)
+        }
+
     def per_class(self) -> dict[str, dict[str, float]]:
         """Report precision, recall, f1-score, support (images), auc and average_precision of each class."""
-        probs, targets, predicted = self.arrays()
-        hits = (targets & predicted).sum(axis=0)
-        report = {}
+        probs, targets, _ = self.arrays()
+        decisions, report = self.by_class(), {}
         for label, name in enumerate(self.classes):
-            predictions, support = int(predicted[:, label].sum()), int(targets[:, label].sum())
             report[name] = {
-                "precision": _ratio(hits[label], predictions),
-                "recall": _ratio(hits[label], support),
-                "f1-score": _ratio(2 * hits[label], predictions + support),
-                "support": float(support),
+                **{metric: decisions[name][metric] for metric in ("precision", "recall", "f1-score")},
+                "support": float(targets[:, label].sum()),
                 "auc": _auc(targets[:, label], probs[:, label]),
                 "average_precision": _average_precision(targets[:, label], probs[:, label]),
             }

@@ -80,6 +80,8 @@ class DetectionEvaluator:
             return {}
         return {name: values._asdict() for name, values in zip(self.classes, self._by_class(), strict=True)}
 
+    by_class = per_class
+
     def _overlaps(self, image: EvaluatedImage) -> voc.DoubleArray:
         """IoU of each prediction with each target [n, m]; -1 if their classes differ."""
         overlaps = np.full((len(image.scores), len(image.crowd)), -1.0)

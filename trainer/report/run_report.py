@@ -26,7 +26,15 @@ from trainer.report.sections.validation_metrics import add_validation_metrics
 from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Result, Run
 
-_LINKED_FILES = ("job.yaml", "result.json", "metrics.csv", "metrics.json", "predictions.jsonl", "trainer.log")
+_LINKED_FILES = (
+    "job.yaml",
+    "result.json",
+    "metrics.csv",
+    "metrics_by_class.csv",
+    "metrics.json",
+    "predictions.jsonl",
+    "trainer.log",
+)
 
 
 def write_run_report(

@@ -6,6 +6,7 @@ import csv
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.errors import RunError
 from trainer.files import atomic_writer
-from trainer.metric_names import CLASSWISE
+from trainer.metric_names import CLASSWISE, named_by_class
+from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.checkpoints import KeepBest
 from trainer.training.module import TrainingModule
@@ -131,20 +133,30 @@ class LogProgress(Callback):
 
 
 class RecordMetrics(Callback):
-    """Records each epoch's metrics in metrics.csv and in the log, and tracks them.
+    """Records each epoch's metrics in metrics.csv, metrics_by_class.csv and the log.
 
-    metrics.csv is the only record of earlier epochs: a resumed run reads it, keeps the epochs up to its
-    checkpoint, and tracks those that the tracking server lacks.
+    The files are the only record of earlier epochs: a resumed run reads them, and keeps the epochs up to its
+    checkpoint.
+
+    Attributes:
+        rows: of metrics.csv, one for each epoch.
+        by_class: metrics of single classes: evaluated epoch → class name → metric → value.
     """
 
-    def __init__(self, path: Path, best: KeepBest) -> None:
-        self.path, self.best = path, best
+    def __init__(self, run: Run, best: KeepBest) -> None:
+        self.path, self.class_path, self.best = run.metrics, run.class_metrics, best
         self.rows: list[dict[str, Any]] = []
+        self.by_class: dict[int, dict[str, dict[str, float]]] = {}
         self.start = 0.0
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        if trainer.is_global_zero and trainer.current_epoch and self.path.exists():
+        if trainer.is_global_zero and trainer.current_epoch:
             self.rows = _read_rows(self.path, trainer.current_epoch)
+            for row in _read_rows(self.class_path, trainer.current_epoch):
+                values = {
+                    name: float(v or "nan") for name, v in row.items() if name not in ("epoch", "class")
+                }
+                self.by_class.setdefault(int(row["epoch"]), {})[row["class"]] = values
 
     def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
         self.start = time.perf_counter()
@@ -166,7 +178,15 @@ class RecordMetrics(Callback):
             **metrics,
         }
         self.rows.append(row)
-        self._write()
+        _write_rows(self.path, self.rows)
+        if is_evaluated and module.metrics_by_class:
+            self.by_class[epoch] = module.metrics_by_class
+            class_rows = [
+                {"epoch": number, "class": name, **values}
+                for number, by_class in self.by_class.items()
+                for name, values in by_class.items()
+            ]
+            _write_rows(self.class_path, class_rows)
         text = f"epoch {epoch}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
         primary = self.best.primary_metric
         if is_evaluated:
@@ -179,26 +199,30 @@ class RecordMetrics(Callback):
         if others:
             log.info("    %s", "  ".join(f"{name} {value:.4f}" for name, value in others.items()))
 
-    def _write(self) -> None:
-        # Rewritten each time, because a column may first appear in a later epoch, with its first evaluation.
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        with atomic_writer(self.path, newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+
+def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    # Rewritten each time, because a column may first appear in a later epoch, with its first evaluation.
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic_writer(path, newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _read_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
-    """Read the first epochs of metrics.csv, as text.
+    """Read the first epochs of a file of metrics, as text; nothing if there is no file.
 
     Raises:
         RunError: it is damaged.
     """
+    if not path.exists():
+        return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
-        for value in chain.from_iterable(row.values() for row in rows):
-            float(value or "nan")
+        for name, value in chain.from_iterable(row.items() for row in rows):
+            if name != "class":
+                float(value or "nan")
     except (OSError, csv.Error, KeyError, ValueError, TypeError) as error:
         raise RunError(
             f"{path}: is damaged, so the metrics of earlier epochs cannot be read ({type(error).__name__}: "
@@ -223,5 +247,7 @@ class TrackMetrics(Callback):
     def _track(self) -> None:
         for row in self.record.rows[self.tracked :]:
             metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
-            self.tracker.log(int(row["epoch"]), metrics)
+            epoch = int(row["epoch"])
+            # Classes first: a server that has the other metrics of an epoch is taken to have these too.
+            self.tracker.log(epoch, {**named_by_class(self.record.by_class.get(epoch, {})), **metrics})
         self.tracked = len(self.record.rows)

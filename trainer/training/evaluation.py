@@ -20,7 +20,11 @@ from trainer.training.loading import gather
 
 
 class Evaluation:
-    """Scores a set of images batch by batch, in any order and split over the ranks in any way."""
+    """Scores a set of images batch by batch, in any order and split over the ranks in any way.
+
+    Attributes:
+        by_class: the last evaluation's metrics of each class: class name → metric → value.
+    """
 
     def __init__(self, family: Family, targets: Sequence[Target], settings: Settings) -> None:
         self.family = family
@@ -31,6 +35,7 @@ class Evaluation:
             iou_threshold=settings.validation_iou_threshold,
             metric_type=settings.validation_metric_type,
         )
+        self.by_class: dict[str, dict[str, float]] = {}
         self.start()
 
     def start(self) -> None:
@@ -82,6 +87,7 @@ class Evaluation:
         for index, prediction in sorted(dict(gather(self._predictions, ranks)).items()):
             self.evaluator.update(prediction, self.targets[index])
         metrics: dict[str, float] = self.evaluator.compute()
+        self.by_class = self.evaluator.by_class()
         if isinstance(self.evaluator, MultilabelEvaluator):
             by_class = self.evaluator.iou_classwise()
             metrics |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}

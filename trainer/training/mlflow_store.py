@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import re
 import shlex
 import socket
 import warnings
@@ -32,6 +33,7 @@ OFF = "none"
 DATABASE = "mlflow.db"
 
 _ARTIFACTS = "mlartifacts"
+_LONGEST_NAME = 250  # characters; all servers accept these
 _TIMEOUT_SECONDS = 10
 _PRIVATE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -294,3 +296,9 @@ def _try_connection(url: URL) -> None:
         socket.create_connection((url.host, url.port), timeout=_TIMEOUT_SECONDS).close()
     with create_engine(url, poolclass=NullPool).connect():
         pass
+
+
+def metric_key(name: str) -> str:
+    """A metric's name as MLflow accepts it: some characters become "_", and a path has no detours."""
+    key = re.sub(r"[^\w./ -]", "_", name)[:_LONGEST_NAME]
+    return key if posixpath.normpath(key) == key else key.replace("/", "_")

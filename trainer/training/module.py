@@ -45,6 +45,7 @@ class TrainingModule(LightningModule):
 
     Attributes:
         metrics: the last evaluation's metrics by name, the same on every rank.
+        metrics_by_class: its metrics of each class of the validation images: class name → metric → value.
         evaluated_epoch: the epoch of that evaluation, counted from 0; −1 before the first.
         micro_batches: the number into which each batch is split; above 1 once memory ran out. Their gradients
             add up to those of the whole batch.
@@ -83,6 +84,7 @@ class TrainingModule(LightningModule):
                 part.compile()
         self.evaluations = list(evaluations)
         self.metrics: dict[str, float] = {}
+        self.metrics_by_class: dict[str, dict[str, float]] = {}
         self.evaluated_epoch = -1
         self.timed_out = False
         self.evaluation_seconds = 0.0
@@ -308,6 +310,7 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         ranks = self.trainer.world_size
         validation, *training = [evaluation.compute(ranks) for evaluation in self.evaluations]
+        self.metrics_by_class = self.evaluations[0].by_class
         self.metrics = {**validation, "log_loss_train": self.losses_of_all()["loss"]}
         for metrics in training:
             self.metrics |= {f"train_{name}": value for name, value in metrics.items()}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +27,9 @@ from trainer.data.fingerprint import fingerprint
 from trainer.errors import RunError, TrackingError
 from trainer.files import write_atomically
 from trainer.full_disk import full_disk_reason
+from trainer.metric_names import BY_CLASS
 from trainer.models.weights.choice import BEST_CHILD_TAG, MODEL_ARTIFACT
-from trainer.training.mlflow_store import DATABASE, OFF, Store, quiet, short_waits, sqlite_uri
+from trainer.training.mlflow_store import DATABASE, OFF, Store, metric_key, quiet, short_waits, sqlite_uri
 from trainer.training.origin import origin_tags
 
 if TYPE_CHECKING:
@@ -44,8 +44,13 @@ log = logging.getLogger("trainer")
 
 NOTE = "mlflow.json"  # in a run's directory; names its run in MLflow
 _DIRECTORY_TAG, _FAILURE_TAG = "run_directory", "failure"
-_ARTIFACTS = ("job.yaml", "metrics.csv", "result.json", "metrics.json", "trials.csv", "report.html", "report")
-_LONGEST_NAME, _LONGEST_PARAMETER, _LONGEST_TAG = 250, 500, 5000  # characters; all servers accept these
+_ARTIFACTS = (
+    *("job.yaml", "metrics.csv", "metrics_by_class.csv", "result.json", "metrics.json", "trials.csv"),
+    *("report.html", "report"),
+)
+_SENT_LAST = "learning_rate"
+"""The metric that tells whether MLflow has an epoch's metrics of single classes, which are sent before it."""
+_LONGEST_PARAMETER, _LONGEST_TAG = 500, 5000  # characters; all servers accept these
 _SECONDS_TO_FINISH = 10.0
 
 
@@ -197,8 +202,7 @@ class MlflowTracker(Tracker):
         now = int(time.time() * 1000)
         with self._lock:
             for name, value in metrics.items():
-                key = re.sub(r"[^\w./ -]", "_", name)[:_LONGEST_NAME]
-                self._pending.append(Metric(key, float(value), now, step))
+                self._pending.append(Metric(metric_key(name), float(value), now, step))
             if self._sender is None:  # it lives until everything is sent or the server fails
                 self._sender = threading.Thread(target=self._send_pending, name="tracking", daemon=True)
                 self._sender.start()
@@ -287,10 +291,11 @@ class MlflowTracker(Tracker):
 
     def _has(self, metric: Metric) -> bool:
         """Whether MLflow has this step of the metric from before the run was resumed."""
-        if metric.key not in self._known_steps:
-            history = self.store.client.get_metric_history(self.run_id, metric.key)
-            self._known_steps[metric.key] = {entry.step for entry in history}
-        return metric.step in self._known_steps[metric.key]
+        key = _SENT_LAST if BY_CLASS in metric.key else metric.key
+        if key not in self._known_steps:
+            history = self.store.client.get_metric_history(self.run_id, key)
+            self._known_steps[key] = {entry.step for entry in history}
+        return metric.step in self._known_steps[key]
 
     def _send_tags(self) -> None:
         from mlflow.entities import RunTag

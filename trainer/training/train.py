@@ -179,7 +179,7 @@ def _callbacks(
         callbacks.append(ShowProgress() if sys.stdout.isatty() else LogProgress())
     if settings.training_batch_size == "auto" and not batches.first_epoch:
         callbacks.append(FindBatchSize(batches))
-    record = RecordMetrics(run.metrics, best)
+    record = RecordMetrics(run, best)
     callbacks += [EndOnSigterm(), EvaluateLast(), best, record]
     if settings.early_stopping:
         callbacks.append(StopEarly(best, settings))
