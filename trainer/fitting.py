@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("trainer")
 
 
-def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ()) -> Run:
+def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback | str] = ()) -> Run:
     """Train a model, or several in a sweep, package the best and score the validation data with it.
 
     If torchrun or srun starts the processes, each of them gets the run. `Run.is_rank_zero` is true in the one
@@ -27,7 +27,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
 
     Args:
         progress: show the progress of long steps: bars and tables on a terminal, lines elsewhere.
-        callbacks: Lightning's, for a single training run only.
+        callbacks: Lightning's, or their import paths as in `Job.callbacks`. A sweep, whose trials are
+            processes of their own, takes only import paths.
 
     Raises:
         DataError: all problems of the data, before anything is written.
@@ -39,8 +40,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
     """
     if job.ignored_keys:
         log.info("keys of the job without effect here: %s", ", ".join(job.ignored_keys))
+    job, objects = _with_callbacks(job, callbacks)
     if job.sweeps:
-        _check_no_callbacks(callbacks)
         if not job.search_space:
             from trainer.automode.fit import fit as fit_automatically
 
@@ -50,7 +51,7 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback] = ())
         return sweep(job, progress=progress)
     from trainer.training.fit import fit as train
 
-    return train(job, progress=progress, callbacks=callbacks)
+    return train(job, progress=progress, callbacks=objects)
 
 
 def resume(
@@ -63,19 +64,20 @@ def resume(
     limits: Limits | Mapping[str, int | None] | None = None,
     tracking_uri: str | None = None,
     register_model: str | None = None,
+    loggers: str | Sequence[str] | None = None,
     progress: bool = False,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | str] = (),
 ) -> Run:
     """Resume a run that was stopped, or extend a finished one by more epochs or trials.
 
     Args:
         directory: of the run.
         settings: changes of a single run's settings, by name, such as number_of_epochs. A sweep takes none.
-        gpus: as in Job; None keeps the run's own value. Likewise processes, nodes, tracking_uri and
-            register_model.
+        gpus: as in Job; None keeps the run's own value. Likewise processes, nodes, tracking_uri,
+            register_model and loggers.
         limits: limits to change: timeout_minutes, and max_trials and max_concurrent_trials of a sweep.
         progress: see `fit`.
-        callbacks: see `fit`.
+        callbacks: see `fit`; import paths that the run's job has are added in any case.
 
     Raises:
         RunError: there is no run, it is running, or nothing is left to do.
@@ -90,6 +92,7 @@ def resume(
         "limits": limits,
         "tracking_uri": tracking_uri,
         "register_model": register_model,
+        "loggers": loggers,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
     own = Job.read(run.job)
@@ -97,20 +100,42 @@ def resume(
     if job.sweeps is not own.sweeps:
         rule = "cannot turn a single run into a sweep or a sweep into a single run; start a new run"
         raise JobError("the run cannot be resumed:", [Problem("", "limits.max_trials", rule)])
+    job, objects = _with_callbacks(job, callbacks)
     if job.sweeps:
         from trainer.sweep.execution.sweep_run import resume as resume_sweep
 
-        _check_no_callbacks(callbacks)
         if settings:
             rule = "cannot change when a sweep is resumed: its trials would not be comparable"
             raise JobError("the sweep cannot be resumed:", [Problem("", name, rule) for name in settings])
         return resume_sweep(run, job, progress=progress)
     from trainer.training.fit import fit as train
 
-    return train(job, earlier=run, progress=progress, callbacks=callbacks)
+    return train(job, earlier=run, progress=progress, callbacks=objects)
 
 
-def _check_no_callbacks(callbacks: Sequence[Callback]) -> None:
-    if callbacks:
-        rule = "apply to a single training run, not to a sweep"
-        raise JobError("the job cannot be run:", [Problem("", "callbacks", rule)])
+def _with_callbacks(job: Job, callbacks: Sequence[Callback | str]) -> tuple[Job, Sequence[Callback]]:
+    """Add import paths to the job, and check its callbacks and loggers.
+
+    Returns:
+        The job, and the callbacks that are objects.
+
+    Raises:
+        JobError: a callback cannot be imported, a logger's package is missing, or a sweep has objects.
+    """
+    paths = [callback for callback in callbacks if isinstance(callback, str)]
+    objects = [callback for callback in callbacks if not isinstance(callback, str)]
+    if objects and job.sweeps:
+        rule = "of a sweep must be import paths, since its trials are processes of their own"
+        hint = "give 'MODULE:CLASS' instead of an object"
+        raise JobError("the job cannot be run:", [Problem("", "callbacks", rule, hint=hint)])
+    if paths:
+        job = job.changed(callbacks=(*job.callbacks, *paths))
+    if job.loggers:
+        from trainer.training.loggers import check_loggers
+
+        check_loggers(job)
+    if job.callbacks:
+        from trainer.training.user_callbacks import check_callbacks
+
+        check_callbacks(job)
+    return job, objects

@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from trainer.errors import JobError
 from trainer.fields import Parsed, enum_member, option
+from trainer.job.callback_path import parse as parse_callback
 from trainer.job.places import places_of, tracking_place, without_prefix
 from trainer.job.sweep import Limits, Sweep
 from trainer.metric_names import parse_metric
 from trainer.models.weights.choice import NONE
 from trainer.tasks import Task
+
+Logger = Literal["tensorboard", "wandb", "csv"]
 
 # Each declares a field under one heading of the help.
 _data = partial(option, group="Data")
@@ -67,6 +70,30 @@ class LocalOptions(SweepOptions):
     sets the default. [default: mlflow.db next to the run's directory]"""
     register_model: str | None = _output(None)
     """Register the packaged model in MLflow under this name."""
+    loggers: Parsed[tuple[Logger, ...], str | Sequence[str]] = _output((), flag="--logger")
+    """Lightning logger to write metrics to as well: tensorboard, wandb or csv. Its files are in the run's
+    directory; in a sweep each trial has its own."""
+    callbacks: Parsed[tuple[str, ...], str | Sequence[str]] = _model((), flag="--callback")
+    """Lightning callback to import and add, as MODULE:CLASS or MODULE:CLASS(argument=value, …). The module is
+    found in the working directory, too."""
+
+    @field_validator("loggers", "callbacks", mode="before")
+    @classmethod
+    def _several(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read one name, several, or for loggers several with commas between them."""
+        names = [value] if isinstance(value, str) else value or ()
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            return names
+        if info.field_name == "loggers":
+            names = [part.strip() for name in names for part in name.lower().split(",")]
+        return list(dict.fromkeys(names))
+
+    @field_validator("callbacks")
+    @classmethod
+    def _import_paths(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            parse_callback(name)
+        return names
 
     @field_validator("gpus", mode="wrap")
     @classmethod

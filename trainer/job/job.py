@@ -237,7 +237,7 @@ class Job(AzureOptions):
             options[name] = {key: anchored(place, Path.cwd()) for key, place in options[name].items()}
         for name in ("tracking_uri", "storage"):
             options[name] = options[name] and without_password(options[name])
-        return {name: value for name, value in options.items() if value is not None}
+        return {name: value for name, value in options.items() if value not in (None, ())}
 
     def _fixed_settings(self) -> dict[str, Any]:
         model = {MODEL_NAME: self.model} if self.model else {}

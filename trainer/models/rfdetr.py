@@ -283,7 +283,7 @@ class RFDETR(Family):
         return range(-(-least // whole) * whole, side * 3 // 2 + 1, whole)
 
 
-class _WeighingCriterion(SetCriterion):  # type: ignore[misc]  # untyped
+class _WeighingCriterion(SetCriterion):
     """Multiplies the classification loss of a query that has an object by the weight of the object's class.
 
     Attributes:

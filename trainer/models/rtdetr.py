@@ -196,7 +196,7 @@ class _NamedLosses(RTDETRDetectionLoss):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.vfl = _WeighedVarifocalLoss(self.vfl.gamma, self.vfl.alpha)
+        self.vfl.__class__ = _WeighedVarifocalLoss  # which adds no state
 
     def forward(self, *args: Any, **options: Any) -> dict[str, Tensor]:
         self.named = super().forward(*args, **options)

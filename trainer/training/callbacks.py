@@ -20,6 +20,7 @@ from trainer.metric_names import CLASSWISE, named_by_class
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.checkpoints import KeepBest
+from trainer.training.loggers import Loggers
 from trainer.training.module import TrainingModule
 from trainer.training.tracking import Tracker
 
@@ -234,8 +235,8 @@ def _read_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
 class TrackMetrics(Callback):
     """Tracks an epoch's metrics once its checkpoint is saved, so that no tracked epoch is trained again."""
 
-    def __init__(self, record: RecordMetrics, tracker: Tracker) -> None:
-        self.record, self.tracker = record, tracker
+    def __init__(self, record: RecordMetrics, tracker: Tracker, loggers: Loggers) -> None:
+        self.record, self.tracker, self.loggers = record, tracker, loggers
         self.tracked = 0
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
@@ -246,8 +247,15 @@ class TrackMetrics(Callback):
 
     def _track(self) -> None:
         for row in self.record.rows[self.tracked :]:
-            metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
-            epoch = int(row["epoch"])
-            # Classes first: a server that has the other metrics of an epoch is taken to have these too.
-            self.tracker.log(epoch, {**named_by_class(self.record.by_class.get(epoch, {})), **metrics})
+            self.tracker.log(*self._metrics(row))
+        for name in self.loggers.by_name:
+            for missing in self.loggers.missing(name, self.record.rows):
+                self.loggers.log(name, *self._metrics(missing))
         self.tracked = len(self.record.rows)
+
+    def _metrics(self, row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+        """An epoch, and its metrics by name."""
+        epoch = int(row["epoch"])
+        metrics = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
+        # Classes first: a server that has the other metrics of an epoch is taken to have these too.
+        return epoch, {**named_by_class(self.record.by_class.get(epoch, {})), **metrics}

@@ -27,6 +27,7 @@ import torch
 from lightning import Callback, Trainer
 
 from trainer.errors import BrokenOffError, NoMemoryError, TrainingError
+from trainer.job.callback_path import search_path
 from trainer.training.devices import Devices
 from trainer.training.memory import NO_MEMORY
 from trainer.training.rank_process import LOST, REFUSED, LostContactError, packed
@@ -97,7 +98,7 @@ class OtherRanks:
             stdout=subprocess.PIPE,
             stderr=stderr,
             # Libraries read this variable to decide which process prints.
-            env={**os.environ, "LOCAL_RANK": str(devices.local_rank)},
+            env={**os.environ, **search_path(), "LOCAL_RANK": str(devices.local_rank)},
         )
         self._processes[devices.rank], self._stderr[devices.rank] = process, stderr
         assert process.stdin is not None

@@ -36,6 +36,7 @@ from trainer.training.checkpoints import KeepBest, SaveCheckpoints
 from trainer.training.devices import Devices
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
+from trainer.training.loggers import Loggers
 from trainer.training.memory import keep_freed_memory, ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.prepare import Plan, Prepared, prepare
@@ -43,6 +44,7 @@ from trainer.training.rank_process import silenced
 from trainer.training.ranks import EndOnSigterm, OtherRanks
 from trainer.training.run_log import quiet_lightning
 from trainer.training.tracking import Tracker
+from trainer.training.user_callbacks import make_callbacks
 
 log = logging.getLogger("trainer")
 
@@ -89,6 +91,7 @@ def train(
     checkpoint = run.last_checkpoint if prepared.first_epoch else None
     with (
         quiet_lightning(),
+        Loggers(plan.job, run, is_rank_zero=plan.devices.is_rank_zero) as loggers,
         OtherRanks(plan.devices, run.directory) as others,
         nullcontext() if plan.devices.gpus else keep_freed_memory(),
     ):
@@ -102,10 +105,10 @@ def train(
             **devices.options(),
             max_epochs=settings.number_of_epochs,
             check_val_every_n_epoch=settings.evaluation_frequency,
-            callbacks=_callbacks(plan, prepared.data, run, best, batches, tracker),
+            callbacks=_callbacks(plan, prepared.data, run, best, batches, tracker, loggers),
             default_root_dir=run.directory,
             num_sanity_val_steps=0,
-            logger=False,
+            logger=list(loggers.by_name.values()) or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -169,7 +172,13 @@ def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, Traini
 
 
 def _callbacks(
-    plan: Plan, data: Data, run: Run, best: KeepBest, batches: Batches, tracker: Tracker | None
+    plan: Plan,
+    data: Data,
+    run: Run,
+    best: KeepBest,
+    batches: Batches,
+    tracker: Tracker | None,
+    loggers: Loggers,
 ) -> list[Callback]:
     """The callbacks in calling order: a checkpoint holds the state of those before `SaveCheckpoints`."""
     settings = plan.settings
@@ -186,5 +195,5 @@ def _callbacks(
     if plan.job.limits.timeout_minutes is not None:
         callbacks.append(StopAt(time.monotonic() + 60 * plan.job.limits.timeout_minutes))
     save = SaveCheckpoints(run, best, settings.checkpoint_frequency, summarise(data))
-    callbacks += [*plan.callbacks, save]
-    return callbacks if tracker is None else [*callbacks, TrackMetrics(record, tracker)]
+    callbacks += [*plan.callbacks, *make_callbacks(plan.job), save]
+    return callbacks if tracker is None else [*callbacks, TrackMetrics(record, tracker, loggers)]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from trainer.job.callback_path import search_path
 from trainer.models.catalog import CARDS
 from trainer.sweep.execution.fork_server import Event, Request
 from trainer.sweep.execution.messages import DISK_FULL, Order, Outcome, outcome_path, write_privately
@@ -165,7 +166,7 @@ class ForkServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**inherited, "TRAINER_ALONE": "1", **self._environment},
+                env={**inherited, **search_path(), "TRAINER_ALONE": "1", **self._environment},
                 start_new_session=True,  # Ctrl-C reaches trials only through this process
             )
         self._trials = {}

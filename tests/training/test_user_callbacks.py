@@ -1,0 +1,106 @@
+"""Callbacks that a job names by import path: their errors, and that they run and resume with the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import trainer
+from tests.training.conftest import job, resume, rows
+from trainer.data.samples import SampleData
+from trainer.errors import JobError
+from trainer.job.job import Job
+from trainer.tasks import Task
+from trainer.training.fit import fit
+from trainer.training.user_callbacks import check_callbacks, make_callbacks
+
+MODULE = '''
+from lightning import Callback
+
+class Count(Callback):
+    """Counts the epochs in a file, and remembers them in checkpoints."""
+
+    def __init__(self, path, start=0):
+        self.path, self.epochs = path, start
+
+    def on_train_epoch_end(self, trainer, module):
+        self.epochs += 1
+        with open(self.path, "a") as file:
+            file.write(f"{self.epochs}\\n")
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
+
+class Strict(Callback):
+    def __init__(self):
+        raise ValueError("not today")
+
+class Other:
+    pass
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in the working directory."""
+    name = f"callbacks_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    (tmp_path / "broken_callbacks.py").write_text("import no_such_library\n")
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def named(*callbacks: str) -> Job:
+    return Job(task=Task.CLASSIFICATION, training_data="a.jsonl", callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    ("callback", "text"),
+    [
+        ("no_such_module:Count", r"there is no module 'no_such_module'; put it into .*PYTHONPATH"),
+        ("broken_callbacks:Count", r"cannot be imported: No module named 'no_such_library'"),
+        ("{}:Coumt", r"has no 'Coumt'; did you mean Count"),
+        ("{}:Other", r"is not a subclass of lightning\.Callback"),
+        ("os:system('true')", r"is not a subclass of lightning\.Callback"),
+        ("{}:Count", r"does not fit its arguments: missing a required argument: 'path'; it is Count\(path"),
+        ("{}:Count('a', end=1)", r"does not fit its arguments: got an unexpected keyword argument 'end'"),
+    ],
+)
+def test_errors_name_what_is_missing(module: str, callback: str, text: str) -> None:
+    with pytest.raises(JobError, match=f"callbacks: .*{text}"):
+        check_callbacks(named(callback.format(module)))
+
+
+def test_all_errors_are_reported_at_once(module: str) -> None:
+    with pytest.raises(JobError) as caught:
+        trainer.fit(named("no_such_module:A", f"{module}:Other"))
+    assert len(caught.value.problems) == 2
+
+
+def test_an_error_in_the_constructor_is_one_of_the_job(module: str) -> None:
+    check_callbacks(named(f"{module}:Strict"))  # makes none
+    with pytest.raises(JobError, match=r"Strict: raises ValueError: not today"):
+        make_callbacks(named(f"{module}:Strict"))
+
+
+def test_a_resumed_run_restores_the_callbacks_state(
+    module: str, digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run")
+    count = f"{module}:Count('{tmp_path}/count', start=10)"
+    run = fit(wanted.changed(callbacks=count), packages=False)
+    resumed = resume(run.directory, {"number_of_epochs": 3})
+    assert len(rows(resumed)) == 3
+    assert (tmp_path / "count").read_text().split() == ["11", "12", "13"]
+
+
+def test_objects_are_rejected_for_a_sweep(module: str) -> None:
+    sweep = named().changed(limits={"max_trials": 2})
+    with pytest.raises(JobError, match=r"callbacks: of a sweep must be import paths.*MODULE:CLASS"):
+        trainer.fit(sweep, callbacks=make_callbacks(named(f"{module}:Count('a')")))
+    with pytest.raises(JobError, match="there is no module 'no_such_module'"):
+        trainer.fit(sweep, callbacks=["no_such_module:Count"])
