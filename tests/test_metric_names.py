@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer import metrics
-from trainer.metric_names import is_minimised, names_of, parse_metric
+from trainer.metric_names import is_minimised, named_by_class, names_of, parse_metric
 from trainer.tasks import Task
 
 
@@ -70,3 +70,19 @@ def test_spellings(task: Task, spelling: str, name: str) -> None:
 def test_other_metrics_are_errors(task: Task, text: str, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         parse_metric(text, task)
+
+
+def test_metrics_of_classes_are_named_as_trackers_take_them() -> None:
+    names = ["cat", "a/b", "a:b", "..", "가위", "x" * 300]
+    named = named_by_class({name: {"recall": index / 10} for index, name in enumerate(names)})
+    shown = ["cat", "a_b", "a_b_2", "_", "가위", "x" * 150]
+    assert named == {f"recall_by_class/{name}": index / 10 for index, name in enumerate(shown)}
+    assert named_by_class({}) == {}
+
+
+@pytest.mark.parametrize(("classes", "metrics_named"), [(333, 3), (334, 1), (1000, 1), (1001, 0)])
+def test_metrics_of_many_classes_are_limited(classes: int, metrics_named: int) -> None:
+    values = {"f1-score": 0.1, "precision": 0.2, "recall": 0.3}
+    named = named_by_class({str(number): values for number in range(classes)})
+    assert len(named) == classes * metrics_named
+    assert all(name.startswith("f1-score_by_class/") for name in list(named)[:classes])

@@ -180,6 +180,8 @@ def test_report_by_class(task: Task) -> None:
     for label, (name, figures) in zip(labels, evaluator.per_class().items(), strict=True):
         assert name == f"클래스 {label}"
         assert {key: figures[key] for key in report[str(label)]} == pytest.approx(report[str(label)])
+        quick = ("f1-score", "precision", "recall")
+        assert evaluator.by_class()[name] == {key: figures[key] for key in quick}
         if label == 3:  # no image shows it
             assert math.isnan(figures["auc"])
             assert math.isnan(figures["average_precision"])

@@ -62,6 +62,13 @@ def test_run_is_tracked_in_default_database(
         for name, text in row.items():
             if name != "epoch" and text != "":
                 expected.setdefault(name, {})[int(row["epoch"])] = float(text)
+    with run.class_metrics.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name in ("f1-score", "precision", "recall"):
+                by_epoch = expected.setdefault(f"{name}_by_class/{row['class']}", {})
+                by_epoch[int(row["epoch"])] = float(row[name])
+    of_classes = [by_epoch for name, by_epoch in expected.items() if "_by_class/" in name]
+    assert [set(by_epoch) for by_epoch in of_classes] == [{2, 3}] * 3 * int(tracked.data.params["classes"])
     assert set(expected["accuracy"]) == {2, 3}
     assert set(expected["train_loss"]) == {1, 2, 3}
     for name, values in expected.items():

@@ -21,7 +21,11 @@ from trainer.report.sections.error_analysis import add_error_analysis
 from trainer.report.sections.label_errors import add_label_errors
 from trainer.report.sections.prediction_examples import add_prediction_examples
 from trainer.report.sections.sweep_results import add_sweep_results
-from trainer.report.sections.training_history import add_training_history, read_metrics
+from trainer.report.sections.training_history import (
+    add_training_history,
+    read_class_metrics,
+    read_metrics,
+)
 from trainer.report.sections.validation_metrics import add_validation_metrics
 from trainer.report.trials_csv import TRIALS_FILE, read_trials
 from trainer.runs import Result, Run
@@ -69,7 +73,9 @@ def write_run_report(
     if (run.directory / TRIALS_FILE).exists():
         max_latency_ms = job.get("local", {}).get("max_latency_ms")
         add_sweep_results(page, run, result.primary_metric, result.best_trial, max_latency_ms)
-    add_training_history(page, _metrics_by_epoch(run, result), result.primary_metric, result.best_epoch)
+    if (trained := _trained(run, result)) is not None:
+        rows, by_class = read_metrics(trained.metrics), read_class_metrics(trained.class_metrics)
+        add_training_history(page, rows, by_class, result.primary_metric, result.best_epoch)
     if evaluated is not None:
         add_validation_metrics(page, evaluated.analysis)
         add_error_analysis(page, evaluated.analysis)
@@ -106,10 +112,10 @@ def _summary(run: Run, result: Result, job: dict[str, Any]) -> list[object]:
     ]
 
 
-def _metrics_by_epoch(run: Run, result: Result) -> list[dict[str, float]]:
-    """Read a run's metrics by epoch; those of its best trial if it is a sweep."""
+def _trained(run: Run, result: Result) -> Run | None:
+    """The run itself, or its best trial if it is a sweep; None if that is not in the table of trials."""
     if result.best_trial is None:
-        return read_metrics(run.metrics)
+        return run
     trials = read_trials(run.directory / TRIALS_FILE, result.primary_metric)
     best = next((trial for trial in trials if trial.number == result.best_trial), None)
-    return [] if best is None else read_metrics(best.run(run).metrics)
+    return None if best is None else best.run(run)

@@ -84,7 +84,9 @@ def test_a_grid_of_sub_spaces_with_a_trial_that_fails(digits: SampleData, tmp_pa
             {"model_name": "timm/test_vit", "learning_rate": choice(1.0), **wild, "number_of_epochs": 12},
             limits={"max_trials": 9, "max_concurrent_trials": 2},
             sweep={"sampling_algorithm": "grid"},
-        )
+            loggers="csv",
+        ),
+        callbacks=["lightning.pytorch.callbacks:LearningRateMonitor(logging_interval='epoch')"],
     )
     rows = table(run.directory)
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
@@ -109,6 +111,9 @@ def test_a_grid_of_sub_spaces_with_a_trial_that_fails(digits: SampleData, tmp_pa
         assert not trial.model.exists()
         settings = yaml.safe_load(trial.job.read_text("utf-8"))["training_parameters"]
         assert settings["learning_rate"] == float(row["learning_rate"])
+        logged = (trial.directory / "csv" / "metrics.csv").read_text("utf-8")
+        assert "accuracy" in logged
+        assert "lr-" in logged  # by the callback
     with pytest.raises(RunError, match=r"all of its 4 trials have ended|--max-trials over"):
         trainer.resume(run.directory)
 

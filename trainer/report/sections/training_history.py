@@ -16,6 +16,9 @@ from trainer.report.tables import Table
 Rows = Sequence[Mapping[str, float]]
 """The rows of metrics.csv: values by column, without the empty cells."""
 
+ClassRows = tuple[str, Mapping[str, Rows]]
+"""A metric's name, and for each class its values by epoch."""
+
 _NOT_METRICS = ("epoch", "seconds", "learning_rate")
 _MAX_LINES = 7
 
@@ -28,8 +31,29 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def add_training_history(page: Page, rows: Rows, primary_metric: str, best_epoch: int) -> None:
-    """Add charts by epoch and a table of all numbers; nothing if there are no epochs."""
+def read_class_metrics(path: Path) -> ClassRows:
+    """Read the first metric of each class of a run's metrics_by_class.csv; nothing if there is no file."""
+    if not path.exists():
+        return "", {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        name = (list(reader.fieldnames or ()) + [""] * 3)[2]
+        by_class: dict[str, list[dict[str, float]]] = {}
+        for row in reader:
+            by_class.setdefault(row["class"], []).append(
+                {"epoch": float(row["epoch"]), name: float(row[name] or "nan")}
+            )
+    return name, by_class
+
+
+def add_training_history(
+    page: Page, rows: Rows, by_class: ClassRows, primary_metric: str, best_epoch: int
+) -> None:
+    """Add charts by epoch and a table of all numbers; nothing if there are no epochs.
+
+    Args:
+        by_class: what `read_class_metrics` returns.
+    """
     if not rows:
         return
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -39,7 +63,10 @@ def add_training_history(page: Page, rows: Rows, primary_metric: str, best_epoch
     ]
     title = "All metrics by epoch"
     table = Table("metrics-by-epoch", title, names, cells, limit=500, summary=title)
-    page.add("Training history", *_charts(rows, names, primary_metric, best_epoch), table)
+    epochs = Scale.of_epochs(max(row["epoch"] for row in rows))
+    charts = _charts(rows, names, epochs, primary_metric, best_epoch)
+    charts += _chart_of_classes(*by_class, epochs, best_epoch)
+    page.add("Training history", *charts, table)
 
 
 def series_of(rows: Rows, column: str, name: str | None = None) -> Series:
@@ -54,7 +81,9 @@ def is_loss(name: str) -> bool:
     return "loss" in name
 
 
-def _charts(rows: Rows, names: Sequence[str], primary_metric: str, best_epoch: int) -> list[Chart]:
+def _charts(
+    rows: Rows, names: Sequence[str], epochs: Scale, primary_metric: str, best_epoch: int
+) -> list[Chart]:
     """Draw primary metric, losses, other metrics, learning rate and time by epoch."""
     unit = Scale(0.0, 1.0)
     loss_parts = [
@@ -80,7 +109,6 @@ def _charts(rows: Rows, names: Sequence[str], primary_metric: str, best_epoch: i
         ("learning-rate", "Learning rate", ("learning_rate",), None),
         ("seconds", "Seconds per epoch", ("seconds",), seconds),
     ]
-    epochs = Scale.of_epochs(max(row["epoch"] for row in rows))
     drawn = []
     for name, title, columns, y_scale in charts:
         series = [series_of(rows, column, label_of.get(column)) for column in columns if column in names]
@@ -96,6 +124,27 @@ def _charts(rows: Rows, names: Sequence[str], primary_metric: str, best_epoch: i
                        best=None if name == "seconds" else best_epoch, notes=notes)
         )  # fmt: skip
     return drawn
+
+
+def _chart_of_classes(
+    metric: str, by_class: Mapping[str, Rows], epochs: Scale, best_epoch: int
+) -> list[Chart]:
+    """Draw a metric of single classes by epoch: of the classes with the lowest values at the best epoch."""
+    if len(by_class) < 2:  # it would be the metric of all
+        return []
+    lines = {name: series_of(rows, metric, name) for name, rows in by_class.items()}
+    values = {name: dict(zip(line.x, line.y, strict=True)) for name, line in lines.items()}
+    # An undefined value is NaN, and comes last.
+    at_best = {name: by_epoch.get(best_epoch, math.nan) for name, by_epoch in values.items()}
+    lowest = sorted(lines, key=lambda name: (math.isnan(at_best[name]), at_best[name]))[:_MAX_LINES]
+    is_part = len(lines) > _MAX_LINES
+    notes = [f"The {_MAX_LINES} lowest of {len(lines)} classes at the best epoch."] if is_part else []
+    drawn = [line for name, line in lines.items() if name in lowest]
+    title = f"{metric.replace('_', ' ')} of single classes"
+    return [
+        line_chart("classes-by-epoch", title, drawn, x_label="epoch", x_scale=epochs, y_scale=Scale(0.0, 1.0),
+                   best=best_epoch, notes=notes)
+    ]  # fmt: skip
 
 
 def _other_metrics(rows: Rows, names: Sequence[str], primary_metric: str) -> list[str]:
