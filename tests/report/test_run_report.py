@@ -148,13 +148,13 @@ def test_report_has_the_numbers_of_the_run(trained: Run) -> None:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert [float(row["training"]) for row in rows(trained, "loss-by-epoch")] == losses
     with trained.class_metrics.open(encoding="utf-8") as file:
-        of_classes = {(row["epoch"], row["class"]): row["f1-score"] for row in csv.DictReader(file)}
+        of_classes = {(float(row["epoch"]), row["class"]): row["f1-score"] for row in csv.DictReader(file)}
     drawn = rows(trained, "classes-by-epoch")
-    assert [row["epoch"] for row in drawn] == ["1", "2"]
+    assert [float(row["epoch"]) for row in drawn] == [1, 2]
     assert len(drawn[0]) == 1 + 7  # of ten digits
     for row in drawn:
         for name in row.keys() - {"epoch"}:
-            assert float(row[name]) == float(of_classes[row["epoch"], name])
+            assert float(row[name]) == float(of_classes[float(row["epoch"]), name])
     matrix = [[int(value) for value in list(row.values())[1:]] for row in rows(trained, "confusion-matrix")]
     assert matrix == analysis.confusion_matrices[0].counts
     assert sum(map(sum, matrix)) == 6

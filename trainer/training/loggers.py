@@ -135,7 +135,8 @@ def _where_to_look(name: str, logger: Any) -> str:
     if name == "csv":
         return str(Path(logger.log_dir, "metrics.csv"))
     return str(
-        getattr(logger.experiment, "url", None) or f"wandb, offline; wandb sync {logger.experiment.dir}"
+        getattr(logger.experiment, "url", None)
+        or f"wandb, offline; wandb sync {Path(logger.experiment.dir).parent}"
     )
 
 
