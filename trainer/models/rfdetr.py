@@ -1,8 +1,8 @@
 """RF-DETR, detectors and segmenters on DINOv2: rfdetr's networks and losses, trained by our own loop.
 
-rfdetr is an extra, `pip install 'image-trainer[rfdetr]'`; only this file imports it, when one of its models
-is used. Its XL and 2XL detectors are not offered: they belong to another package, which is not under
-Apache-2.0.
+rfdetr is an extra, `pip install 'image-trainer[rfdetr]'`; only this file and rfdetr_class_weights.py import
+it, when one of its models is used. Its XL and 2XL detectors are not offered: they belong to another package,
+which is not under Apache-2.0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
@@ -46,8 +45,8 @@ with warnings.catch_warnings():
     from rfdetr import config as library
     from rfdetr.assets.model_weights import ModelWeights
     from rfdetr.models import build_criterion_from_config, build_model_from_config
-    from rfdetr.models.criterion import SetCriterion
-    from rfdetr.utilities.box_ops import elementwise_box_iou
+
+    from trainer.models.rfdetr_class_weights import WeighingCriterion
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
@@ -130,7 +129,7 @@ class RFDETR(Family):
         """rfdetr's losses, which hold no tensors."""
         kind = library.SegmentationTrainConfig if self.masks else library.TrainConfig
         criterion = build_criterion_from_config(self.config, kind(dataset_dir=".", output_dir="."))[0]
-        criterion.__class__ = _WeighingCriterion  # which adds no state
+        criterion.__class__ = WeighingCriterion  # which adds no state
         return criterion
 
     def build(self) -> nn.Module:
@@ -281,53 +280,6 @@ class RFDETR(Family):
         whole = patch * self.config.num_windows
         least = max(side // 2, math.ceil(math.sqrt(self.spec.options["queries"])) * patch)
         return range(-(-least // whole) * whole, side * 3 // 2 + 1, whole)
-
-
-class _WeighingCriterion(SetCriterion):
-    """Multiplies the classification loss of a query that has an object by the weight of the object's class.
-
-    Attributes:
-        weights: float32 [C], or None for ones.
-    """
-
-    weights: Tensor | None = None
-
-    def loss_labels(
-        self,
-        outputs: dict[str, Tensor],
-        targets: list[dict[str, Tensor]],
-        indices: list[tuple[Tensor, Tensor]],
-        num_boxes: Tensor,
-        *arguments: Any,
-        **options: Any,
-    ) -> dict[str, Tensor]:
-        """rfdetr's losses; "loss_ce" with what the weights add to it.
-
-        Its loss of a query with an object is −t·log p − (1 − t)·log(1 − p), where t = p^α·IoU^(1 − α), which
-        is at least .01, counts as a constant.
-        """
-        losses: dict[str, Tensor] = super().loss_labels(
-            outputs, targets, indices, num_boxes, *arguments, **options
-        )
-        if self.weights is None:
-            return losses
-        queries = self._get_src_permutation_idx(indices)
-        order = [index for _, index in indices]
-        labels, boxes = (
-            torch.cat([target[name][index] for target, index in zip(targets, order, strict=True)])
-            for name in ("labels", "boxes")
-        )
-        logits = outputs["pred_logits"][queries][torch.arange(len(labels), device=labels.device), labels]
-        corners = (box_convert(each, "cxcywh", "xyxy") for each in (outputs["pred_boxes"][queries], boxes))
-        overlaps = elementwise_box_iou(*corners)[0]
-        t = (
-            (logits.sigmoid() ** self.focal_alpha * overlaps ** (1 - self.focal_alpha))
-            .clamp(min=0.01)
-            .detach()
-        )
-        of_objects = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
-        added = ((self.weights[labels] - 1) * of_objects).sum() / num_boxes
-        return {**losses, "loss_ce": losses["loss_ce"] + added}
 
 
 def _config(task: Task, model: str, **values: Any) -> Any:
