@@ -142,3 +142,10 @@ def test_a_damaged_note_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loggers.json").write_text('{"csv": 3}')
     with pytest.raises(RunError, match=r"loggers\.json: cannot be read: .*if you delete it"):
         opened(tmp_path)
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    wanted = trainer.Job(task="object-detection", training_data="a.jsonl", loggers=["tensorboard", "csv"])
+    with Loggers(wanted, Run(tmp_path), is_rank_zero=False) as other:
+        assert list(other.by_name) == ["tensorboard", "csv"]  # for callbacks that look for one
+    assert not list(tmp_path.iterdir())
