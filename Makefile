@@ -13,11 +13,11 @@ IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test azure-sdk coverage docs bench clean
+.PHONY: help venv demo lint test azure-sdk real-weights coverage docs bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the test and dev extras
 
@@ -39,6 +39,9 @@ azure-sdk: .venv-azure/.installed ## install Azure's Python SDK in .venv-azure, 
 	$(BIN)/python -m venv .venv-azure
 	.venv-azure/bin/python -m pip install --disable-pip-version-check --quiet -r $<
 	@touch $@
+
+real-weights: $(VENV)/.installed-dev ## write published weights into weights/, for tests and benchmarks
+	$(BIN)/python benchmarks/real_weights.py weights
 
 coverage: $(VENV)/.installed-dev ## run the whole test suite and report the lines of trainer/ and serving/ it misses
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) $(IN_GROUPS) \

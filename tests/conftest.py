@@ -126,6 +126,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """The folder of published weights; the test is skipped where there is none."""
+    folder = ROOT / "weights"
+    if not (folder / "tf_efficientnet_lite0.safetensors").is_file():
+        pytest.skip("needs published weights: make real-weights")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def needs() -> Callable[[str, str], Path]:
     """needs("pg_ctl", "apt-get install postgresql") → the program's path.
 

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,26 @@ class Options:
     validation: str
     folder: str
     epochs: int = 3
+    weights: str = "none"
+    """Folder of published weights to start from; "none": random weights."""
     counted: int | None = None
     """Number of epochs to time, after the first; None for all."""
-    batch: int = 16
+    batch: int | None = 16
+    """Images per batch; None for our recipe's own."""
     image_size: int = 224
     workers: int = 2
     threads: int = 2
     device: str = "cpu"
     seed: int = 0
     score: bool = False
+    last: bool = False
+    """With `score`: measure the last epoch alone instead of the best of all."""
+    optimizer: str = "sgd"
+    """The optimizer of timm's loop."""
+    weight_decay: float = 1e-4
+    """The weight decay of timm's loop."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """More settings of ours."""
     recipe: str = "reference"
     learning_rate: float | None = None
     compile: bool = False
@@ -58,7 +69,7 @@ class Options:
 def main(train: Callable[[Options], Measurements]) -> None:
     """Run a contender with the options on the command line."""
     given = json.loads(sys.argv[1])
-    options = Options(**{field.name: given[field.name] for field in fields(Options) if field.name in given})
+    options = Options(**{each.name: given[each.name] for each in fields(Options) if each.name in given})
     torch.set_num_threads(options.threads)
     try:
         print("\n" + json.dumps(train(options)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import trainer as product
 from benchmarks.contenders.common import Clock, Options, main
 from benchmarks.measuring import Measurements
 from trainer.models import catalog
+from trainer.runs import Run
 from trainer.training.fit import fit
 
 
@@ -46,15 +48,16 @@ def settings(options: Options) -> dict[str, Any]:
         **({"box_score_threshold": 0.01, "nms_iou_threshold": 0.5} if boxes else {}),
         **({"learning_rate": options.learning_rate} if options.learning_rate is not None else {}),
         "number_of_epochs": options.epochs,
-        "training_batch_size": options.batch,
-        "validation_batch_size": options.batch,
+        **({} if options.batch is None else {"training_batch_size": options.batch}),
+        "validation_batch_size": options.batch or 16,
         "number_of_workers": options.workers,
         "early_stopping": False,
-        # Evaluate a run that is only timed once, at its end.
-        "evaluation_frequency": 1 if options.score else options.epochs,
+        # Evaluate once, at the end, a run that is only timed or whose last epoch counts.
+        "evaluation_frequency": 1 if options.score and not options.last else options.epochs,
         "random_seed": options.seed,
         "recipe": options.recipe,
         "compile": options.compile,
+        **options.settings,
     }
 
 
@@ -66,7 +69,7 @@ def train(options: Options) -> Measurements:
         training_data=(options.train,),
         validation_data=(options.validation,),
         model=options.model,
-        weights="none",
+        weights=options.weights,
         settings=settings(options),
         gpus=1 if options.device == "cuda" else 0,
         output=Path(options.folder),
@@ -77,8 +80,16 @@ def train(options: Options) -> Measurements:
     run = fit(job, progress=True, callbacks=[timing], packages=False)
     measurements = {**clock.measurements(), "fit_seconds": time.perf_counter() - began}
     if options.score:
-        return {**measurements, "metric": run.read_result().value}
+        value = _last_metric(run, options) if options.last else run.read_result().value
+        return {**measurements, "metric": value}
     return measurements
+
+
+def _last_metric(run: Run, options: Options) -> float:
+    """Return the primary metric of the last evaluation, which need not be the best."""
+    with run.metrics.open(newline="") as file:
+        *_, last = csv.DictReader(file)
+    return float(last[options.of_task.primary_metric])
 
 
 if __name__ == "__main__":

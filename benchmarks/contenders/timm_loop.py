@@ -45,20 +45,33 @@ class Images(Dataset[Any]):
         return self.transform(image.convert("RGB")), target
 
 
+def create(name: str, options: Options, **arguments: Any) -> Any:
+    """Create a network: with random weights, or with published ones and a new head."""
+    classes = len(options.classes)
+    if options.weights == "none":
+        return timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+    file = {"file": f"{options.weights}/{name}.safetensors"}
+    network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file, **arguments)
+    network.reset_classifier(classes)  # create_model would draw the heads of EfficientNets too large
+    return network
+
+
 def train(options: Options) -> Measurements:
     torch.manual_seed(options.seed)
     task, classes = options.of_task, options.classes
     name = catalog.find(options.model, task).library_name
     sized = {"img_size": options.image_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
-    network = timm.create_model(name, pretrained=False, num_classes=len(classes), **sized)
+    network = create(name, options, **sized)
     device = torch.device(options.device)
     torch.backends.cudnn.benchmark = True  # as train.py does
     network = network.to(device, memory_format=torch.channels_last)
     config = resolve_data_config({"input_size": (3, options.image_size, options.image_size)}, model=network)
+    pretrained = options.weights != "none"
+    interpolation = config["interpolation"] if pretrained else "bilinear"
     common = {
         "input_size": config["input_size"], "batch_size": options.batch, "mean": config["mean"],
-        "std": config["std"], "num_workers": options.workers, "device": device, "interpolation": "bilinear",
-        "use_prefetcher": True, "pin_memory": options.device == "cuda",
+        "std": config["std"], "num_workers": options.workers, "device": device,
+        "interpolation": interpolation, "use_prefetcher": True, "pin_memory": options.device == "cuda",
     }  # fmt: skip
     loader = create_loader(
         Images(data.records(Path(options.train), task, classes)), is_training=True, hflip=0.5,
@@ -69,14 +82,16 @@ def train(options: Options) -> Measurements:
         crop_pct=224 / 256, persistent_workers=options.workers > 0, **common,
     )  # fmt: skip
     rate = 0.01 if options.learning_rate is None else options.learning_rate
-    optimizer = create_optimizer_v2(network, opt="sgd", lr=rate, weight_decay=1e-4, momentum=0.9)
+    optimizer = create_optimizer_v2(
+        network, opt=options.optimizer, lr=rate, weight_decay=options.weight_decay, momentum=0.9
+    )
     schedule, _ = create_scheduler_v2(
         optimizer, sched="cosine", num_epochs=options.epochs, warmup_epochs=min(2, options.epochs - 1),
         step_on_epochs=False, updates_per_epoch=len(loader),
     )  # fmt: skip
     loss_of = BinaryCrossEntropy() if task is Task.MULTILABEL else torch.nn.CrossEntropyLoss()
     clock, best, updates = Clock(options.device, options.counted), -1.0, 0
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
         network.train()
         clock.start()
         for images, targets in loader:
@@ -90,7 +105,7 @@ def train(options: Options) -> Measurements:
             schedule.step_update(updates)
             clock.step(len(images))
         clock.stop()
-        if options.score:
+        if options.score and not (options.last and epoch + 1 < options.epochs):
             best = max(best, score(options, _predictions(network, validation, options)))
     return {**clock.measurements(), **({"metric": best} if options.score else {})}
 
