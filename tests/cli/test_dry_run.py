@@ -205,6 +205,19 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def test_what_follows_from_the_images_is_shown_with_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make(Task.CLASSIFICATION, tmp_path, images=6)
+    given = ("--task", "image-classification", "--data", data.train, "--recipe", "modern")
+    content, printed = dry_run(capsys, *given)
+    assert "# number_of_epochs, training_batch_size, learning_rate: chosen by the number" in printed
+    assert "training_batch_size" not in content["job"]["training_parameters"]
+    content, printed = dry_run(capsys, *given, "--validation-data", data.validation, "--check-data")
+    assert content["job"]["training_parameters"]["training_batch_size"] == 8
+    assert "chosen by" not in printed
+
+
 @pytest.mark.parametrize("algorithm", ["random", "bayesian", {"type": "random", "rule": "sobol"}])
 def test_dry_run_needs_neither_torch_nor_data(tmp_path: Path, algorithm: Any) -> None:
     done = run("--config", write(tmp_path, sweep={"sampling_algorithm": algorithm}), "--dry-run")

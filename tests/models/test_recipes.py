@@ -64,6 +64,62 @@ def test_what_the_user_gives_goes_before_the_recipe() -> None:
     assert (settings.gradient_clip_value, settings.gradient_clip_norm) == (2, None)
 
 
+@pytest.mark.parametrize(
+    ("model", "images", "epochs", "batch", "rate"),
+    [
+        ("resnet18", 4, 30, 8, 0.00032),
+        ("resnet18", 50, 15, 8, 0.00032),
+        ("resnet18", 108, 15, 16, 0.00045),
+        ("resnet18", 5000, 15, 64, 0.00091),
+        ("vitl16r224", 5000, 15, 8, 3.6e-5),
+        ("fasterrcnn_resnet50_fpn", 100, 20, 2, 1e-4),
+        ("fasterrcnn_resnet50_fpn", 5000, 15, 2, 1e-4),
+        ("yolo11n", 50, 100, 8, 0.00071),
+        ("yolo11n", 2000, 48, 16, 0.001),
+        ("yolo11n", 20_000, 30, 16, 0.001),
+    ],
+)
+def test_batch_comes_down_with_the_images(
+    model: str, images: int, epochs: int, batch: int, rate: float
+) -> None:
+    task = catalog.MODELS[model].tasks[0]
+    job = Job(task=task, training_data=("a",), model=model, settings={"recipe": "modern"})
+    expected = {"number_of_epochs": epochs, "training_batch_size": batch, "learning_rate": rate}
+    settings = job.for_images(images).resolve_settings()
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"number_of_epochs": 3}, (3, 16, 0.00045)),
+        ({"training_batch_size": 39}, (30, 39, 0.00071)),  # the rate is that of the batch
+        ({"learning_rate": 0.01, "training_batch_size": 78}, (30, 78, 0.01)),
+        ({"grad_accumulation_step": 2}, (15, 8, 0.00032)),
+        ({"training_batch_size": "auto"}, (15, "auto", 0.001)),
+        ({"recipe": "reference"}, (15, 78, 0.01)),
+    ],
+)
+def test_what_the_user_gives_stays_for_few_images(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    settings = {"recipe": "modern", **given}
+    job = Job(task=CLASSIFICATION, training_data=("a",), model="resnet18", settings=settings)
+    resolved = job.for_images(108).resolve_settings()
+    names = ("number_of_epochs", "training_batch_size", "learning_rate")
+    assert tuple(getattr(resolved, name) for name in names) == expected
+
+
+def test_job_file_leaves_to_the_images_what_the_recipe_chooses_by_them(tmp_path: Path) -> None:
+    job = Job(task=CLASSIFICATION, training_data=("a",), settings={"recipe": "modern", "learning_rate": 0.1})
+    assert job.left_to_images() == ("number_of_epochs", "training_batch_size")
+    written = job.to_dict()["training_parameters"]
+    assert written["learning_rate"] == 0.1
+    assert not {"number_of_epochs", "training_batch_size"} & set(written)
+    (tmp_path / "job.yaml").write_text(job.for_images(60).to_yaml())
+    again = Job.read(tmp_path / "job.yaml")  # as `trainer fit --resume` does
+    assert again.left_to_images() == ()
+    assert again.for_images(6000).resolve_settings().training_batch_size == 8
+
+
 @pytest.mark.parametrize("spelled", ["Modern", "MODERN", "modern"])
 def test_the_spelling_of_sweeps_is_read(spelled: str) -> None:
     settings = resolve(CLASSIFICATION, "resnet18", {"recipe": spelled})
@@ -110,6 +166,12 @@ def test_a_modern_training_runs_and_packages_its_averaged_weights(
     with run.metrics.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert math.isfinite(float(row["train_loss"]))
+    # The rate follows the batch: adamw's, for 78 images at a time in classifiers and 16 in YOLO.
+    entry = catalog.find(model, task)
+    batch = entry.defaults_for(task)["training_batch_size"]
+    rate = entry.modern_for(task)["learning_rate"] * math.sqrt(2 / batch)
+    written = Job.read(run.job).settings["learning_rate"]
+    assert written == pytest.approx(rate, rel=0.05)
     trained = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
     packaged = torch.load(run.model / "artifacts" / "weights.pt", weights_only=True)
     averaged = {name: trained[f"average.network.{name}"] for name in packaged}

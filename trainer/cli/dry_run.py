@@ -35,11 +35,15 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
     if not job.sweeps:
         job.resolve_settings(where)
-    content: dict[str, Any] = {"job": job.to_dict()}
     is_automatic = automode.is_automatic(job)
     if is_automatic:
         prepare_search(automode.check(job, where), where)
     data = _read(job) if check_data else None
+    if not job.sweeps and data is not None:
+        job = job.for_images(len(data.train))
+    elif not job.sweeps and (left := job.left_to_images()):
+        notes.append(f"{', '.join(left)}: chosen by the number of training images; --check-data shows them")
+    content: dict[str, Any] = {"job": job.to_dict()}
     first_trials = FirstTrials()
     if is_automatic and data is not None:
         chosen = _plan(job, data)
@@ -48,7 +52,8 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
     if job.search_space:
         search = prepare_search(job, where)
         content["search_space"] = search.space.to_content()
-        content["trials"] = _preview_trials(job, search, first_trials)
+        images = None if data is None else len(data.train)
+        content["trials"] = _preview_trials(job, search, first_trials, images)
         samples_some = len(first_trials.settings) < min(job.limits.max_trials, _MAX_TRIALS_SHOWN)
         if samples_some and not search.is_repeatable:
             notes.append("without a seed, the sweep itself will draw other settings than these")
@@ -84,8 +89,14 @@ def _plan(job: Job, data: Data) -> Plan:
     return automode.plan(job, measure_data(data), trial_hardware(job, slots), len(slots))
 
 
-def _preview_trials(job: Job, search: Search, first_trials: FirstTrials) -> list[dict[str, Any]]:
-    """The first trials, followed by those that the sampler proposes to a study without results."""
+def _preview_trials(
+    job: Job, search: Search, first_trials: FirstTrials, images: int | None
+) -> list[dict[str, Any]]:
+    """The first trials, followed by those that the sampler proposes to a study without results.
+
+    Args:
+        images: training images, if the data are known.
+    """
     import optuna
 
     from trainer.sweep.execution.storage import quiet
@@ -100,8 +111,15 @@ def _preview_trials(job: Job, search: Search, first_trials: FirstTrials) -> list
                 break
             trial = study.ask()
             settings = search.space.suggest(trial)
-            resolved = job.for_trial(settings).to_dict()["training_parameters"]
-            trials.append({"trial": trial.number, "proposed": settings, "training_parameters": resolved})
+            single = job.for_trial(settings)
+            resolved = (single if images is None else single.for_images(images)).to_dict()
+            trials.append(
+                {
+                    "trial": trial.number,
+                    "proposed": settings,
+                    "training_parameters": resolved["training_parameters"],
+                }
+            )
     return trials
 
 

@@ -20,7 +20,7 @@ from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
-from trainer.models.defaults import default_settings, resolve, takes
+from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
 from trainer.settings import FREEZE_BATCH_NORM, RUN_ID, Settings, canonical
 
@@ -158,6 +158,24 @@ class Job(AzureOptions):
             )
         return self._with_primary_metric(settings)
 
+    def for_images(self, images: int) -> Job:
+        """The job with the settings that its recipe chooses by the number of training images, if any.
+
+        Args:
+            images: of each device.
+        """
+        settings = self.resolve_settings()
+        values = values_for_images(self.task, self.model_name, settings, self._chosen(), images)
+        return self.model_copy(update={"settings": override(self.settings, values)}) if values else self
+
+    def left_to_images(self) -> tuple[str, ...]:
+        """The settings that `for_images` chooses."""
+        entry = catalog.find(self.model_name, self.task)
+        return left_to_images(entry, self.resolve_settings(), self._chosen())
+
+    def _chosen(self) -> set[str]:
+        return {canonical(name) for name in self.settings}
+
     def _with_primary_metric(self, settings: Settings) -> Settings:
         """The settings under which evaluations compute the primary metric, too."""
         changes: dict[str, str] = {}
@@ -197,7 +215,7 @@ class Job(AzureOptions):
         return self.model_copy(update=changes)
 
     def to_yaml(self) -> str:
-        """The job as a job file with absolute paths and every setting.
+        """The job as a job file with absolute paths and every setting but those of `left_to_images`.
 
         A sweep's file has only the settings that the job fixes; the others depend on the trial.
         """
@@ -247,7 +265,7 @@ class Job(AzureOptions):
         entry = catalog.find(self.model_name, self.task)
         settings = self.resolve_settings()
         defaults = default_settings(self.task, self.model_name, settings.recipe)
-        values = settings.model_dump(mode="json")
+        values = settings.model_dump(mode="json", exclude=set(self.left_to_images()))
         return {MODEL_NAME: self.model_name} | {
             name: value
             for name, value in values.items()

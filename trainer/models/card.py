@@ -13,6 +13,23 @@ SIZE_LETTERS = {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sizing:
+    """How the modern recipe's batch and epochs follow from the number of training images.
+
+    Attributes:
+        steps_per_epoch: the model's batch comes down, in powers of two, until an epoch has this many steps.
+        min_batch: the smallest batch that this leads to.
+        min_steps: a run gets more epochs than usual until it has this many steps.
+        max_epochs: the most epochs that this leads to.
+    """
+
+    steps_per_epoch: int
+    min_batch: int
+    min_steps: int
+    max_epochs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyCard:
     """All facts about one model family.
 
@@ -35,6 +52,7 @@ class FamilyCard:
         size_setting: the setting with the size of the images that the network sees, in pixels.
         defaults: settings in which the family differs from the general defaults.
         modern: settings in which the modern recipe differs from these defaults; empty if it is the same.
+        sizing: how the modern recipe adapts to the number of training images; None if it does not.
 
         epochs: epochs under AutoMode for up to 100 images; more images get fewer.
         step_images: images in an optimizer step under AutoMode.
@@ -67,6 +85,7 @@ class FamilyCard:
     size_setting: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     modern: Mapping[str, Any] = field(default_factory=dict)
+    sizing: Sizing | None = None
 
     epochs: int
     step_images: int

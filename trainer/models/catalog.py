@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.errors import JobError, Problem, did_you_mean
-from trainer.models.card import FamilyCard, ModelEntry
+from trainer.models.card import FamilyCard, ModelEntry, Sizing
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -30,8 +30,10 @@ _SQUARE_SETTINGS = (*_BOX_SETTINGS, "image_size", "multi_scale")
 # authors' recipes, are modern already.
 _ADAMW = {
     "optimizer": "adamw",
-    # The cosine ends at 0, where the averaged weights have settled.
+    # The cosine ends at 0, where the averaged weights have settled. Most of the gain comes at its end, so
+    # nothing stops a run before; the best epoch is packaged in any case.
     "warmup_cosine_lr_cycles": 0.5,
+    "early_stopping": False,
 }
 
 CLASSIFIERS = FamilyCard(
@@ -67,6 +69,7 @@ CLASSIFIERS = FamilyCard(
         "average_weights": True,
         "random_augment": True,
     },
+    sizing=Sizing(steps_per_epoch=6, min_batch=8, min_steps=100, max_epochs=30),
     epochs=40,
     step_images=64,
     min_step_images=8,
@@ -103,6 +106,9 @@ RCNN = FamilyCard(
         "average_weights": True,
         "large_scale_jitter": True,
     },
+    # Detectron2's tutorial fine-tunes on 61 images for 300 steps of two, torchvision's references train for
+    # 26 epochs; at most the 36 of Detectron2's longest schedule.
+    sizing=Sizing(steps_per_epoch=1, min_batch=2, min_steps=1000, max_epochs=36),
     epochs=36,
     step_images=4,
     min_step_images=1,
@@ -150,6 +156,8 @@ YOLO = FamilyCard(
         "gradient_clip_norm": 10.0,
         "gradient_clip_value": None,
     },
+    # 100 epochs are ultralytics' default; with over a thousand images fewer have as many steps.
+    sizing=Sizing(steps_per_epoch=4, min_batch=8, min_steps=6000, max_epochs=100),
     epochs=100,
     step_images=16,
     min_step_images=4,
@@ -174,6 +182,7 @@ RTDETR = replace(  # the same library and licence, images and augmentation
         "gradient_clip_value": None,
     },
     modern={},
+    sizing=None,
     epochs=60,
     slowness=1.5,
     cost_model="rtdetr-l",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,9 @@ from trainer.models.card import ModelEntry
 from trainer.scoring import MASK_PARAMETERS
 from trainer.settings import NAMES, AdvancedSettings, Settings, means_default, shown
 from trainer.tasks import Task
+
+BY_IMAGES = ("number_of_epochs", "training_batch_size", "learning_rate")
+"""The settings whose defaults depend on the number of training images under the modern recipe."""
 
 
 def takes(entry: ModelEntry, name: str) -> bool:
@@ -42,6 +46,49 @@ def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[
     general = {name: info.get_default() for name, info in Settings.model_fields.items()}
     defaults = general | entry.defaults_for(task)
     return defaults | {"recipe": recipe} | entry.modern_for(task) if recipe == "modern" else defaults
+
+
+def left_to_images(entry: ModelEntry, settings: Settings, chosen: Collection[str]) -> tuple[str, ...]:
+    """The settings whose values `values_for_images` chooses, given those that the user has chosen."""
+    is_searched = settings.training_batch_size == "auto"
+    if entry.card.sizing is None or settings.recipe != "modern" or is_searched:
+        return ()
+    return tuple(name for name in BY_IMAGES if name not in chosen)
+
+
+def values_for_images(
+    task: Task, model: str, settings: Settings, chosen: Collection[str], images: int
+) -> dict[str, Any]:
+    """The defaults of the modern recipe that depend on the number of training images.
+
+    Batches of dozens give a hundred images few steps, so the batch comes down with the images, and the
+    learning rate with the square root of the batch. Source of the root, for Adam: Malladi et al. 2022.
+
+    Args:
+        settings: resolved, with the recipe's values for many images.
+        chosen: names of the settings that the user has chosen, which stay.
+        images: training images of each device.
+    """
+    entry = catalog.find(model, task)
+    left = left_to_images(entry, settings, chosen)
+    sizing = entry.card.sizing
+    if not left or sizing is None:
+        return {}
+    batch = int(settings.training_batch_size)
+    usual_batch = default_settings(task, model, settings.recipe)["training_batch_size"]
+    accumulated = settings.gradient_accumulation_step
+    if "training_batch_size" in left:
+        most = images // (sizing.steps_per_epoch * accumulated)
+        power = 2 ** max(0, min(most, usual_batch).bit_length() - 1)
+        batch = min(usual_batch, max(sizing.min_batch, power))
+    steps = max(1, math.ceil(images / (batch * accumulated)))
+    epochs = min(sizing.max_epochs, math.ceil(sizing.min_steps / steps))
+    values = {
+        "training_batch_size": batch,
+        "number_of_epochs": max(settings.number_of_epochs, epochs),
+        "learning_rate": float(f"{settings.learning_rate * math.sqrt(batch / usual_batch):.2g}"),
+    }
+    return {name: values[name] for name in left}
 
 
 def default_in_words(name: str) -> str:

@@ -91,13 +91,13 @@ def fit(
 
 def _lead(plan: Plan) -> Run:
     """Train, package and report as rank 0."""
-    job = plan.job
     start = time.perf_counter()
     if plan.earlier is not None:
         check_resumable(plan.earlier, plan.settings)
-    directory = plan.earlier.directory if plan.earlier is not None else job.output or _RUNS / "new"
-    store = tracking.find(job.tracking_uri, directory)
+    directory = plan.earlier.directory if plan.earlier is not None else plan.job.output or _RUNS / "new"
+    store = tracking.find(plan.job.tracking_uri, directory)
     run, prepared = _prepare(plan, store)
+    plan, job = prepared.plan, prepared.plan.job
     data, versions = prepared.data, library_versions()
     parameters = _parameters(job, data)
     tags = {"model": job.model_name, **tracking.tags_of(job, data, versions)}

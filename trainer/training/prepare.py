@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -55,12 +55,14 @@ class Prepared:
     """What a run starts with.
 
     Attributes:
+        plan: with the settings that follow from the number of training images.
         network: on the CPU, with the weights to start from.
         seed: of everything random in the run.
         checkpoint: that training resumes from, if it does.
         weights: where the network's weights come from; None if they are random, or a checkpoint's.
     """
 
+    plan: Plan
     data: Data
     family: Family
     network: nn.Module
@@ -95,6 +97,9 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
         check_images=devices.local_rank == 0 or job.skip_invalid,
         progress=plan.progress,
     )
+    job = job.for_images(len(data.train) // devices.ranks)
+    settings = job.resolve_settings()
+    plan = replace(plan, job=job, settings=settings)
     seed_everything(seed, workers=True, verbose=False)
     choice = job.weights_choice
     spec = specify(job.task, job.model_name, settings, data.classes, pretrained=choice != NONE)
@@ -108,7 +113,7 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     if settings.sync_batch_norm and devices.ranks > 1:
         network = family.sync_batch_norms(network)
     network = network.to(memory_format=torch.channels_last)
-    return Prepared(data, family, network, seed, checkpoint, loaded)
+    return Prepared(plan, data, family, network, seed, checkpoint, loaded)
 
 
 def _seed(plan: Plan) -> int:

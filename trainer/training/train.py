@@ -147,6 +147,7 @@ def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> 
     plan = replace(plan, devices=devices)
     with silenced(devices), tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(plan, Path(scratch) / "skipped.jsonl")
+        plan = prepared.plan
         run, best = plan.earlier or Run(Path(scratch)), KeepBest(plan.job.metric)
         return train(plan, prepared, run, best, ready=ready).directory
 
