@@ -213,6 +213,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "validation_resize_size": (RESNET, [224, 512], [0]),
     "validation_crop_size": (RESNET, [1, 256], [0]),
     "training_crop_size": (RESNET, [1, 512], [0]),
+    "interpolation": (RESNET, ["bicubic", "Published"], ["nearest", 3]),
     "min_size": (FASTER, [1, 1333], [0]),
     "max_size": (MASK, [600, 4000], [0]),
     "box_score_threshold": (YOLOV5, [0, 1], [-0.1, 1.1]),

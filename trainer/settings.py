@@ -153,6 +153,9 @@ class Settings(ScoringParameters):
     """Side of the centre crop that the network sees, in pixels."""
     training_crop_size: int = _images(224, aliases=("train_crop_size",), gt=0)
     """Side of the random crop in training, in pixels."""
+    interpolation: Literal["bilinear", "bicubic", "published"] = _images("bilinear")
+    """Interpolation by which images are resized in training, validation and scoring; published takes the one
+    that the published weights were trained with."""
     min_size: int = _images(600, gt=0)
     """Short side to which images are resized, in pixels. It is less where the long side would exceed
     max_size."""
@@ -233,7 +236,7 @@ class Settings(ScoringParameters):
         member = {"True": "Enable", "False": "Disable"}.get(member, member)
         return member if member in ("Enable", "Disable") else value
 
-    @field_validator(*CHOICES, "recipe", mode="before")
+    @field_validator(*CHOICES, "recipe", "interpolation", mode="before")
     @classmethod
     def _choice(cls, value: Any, info: ValidationInfo) -> Any:
         """Read the REST form's camel case: Sgd, WarmupCosine, ExtraLarge."""

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image as PILImage
 from torch import Tensor, nn
 
 from trainer.annotations import Example, Target
 from trainer.errors import JobError
-from trainer.models import Family, create, specify
+from trainer.models import Family, Spec, create, specify
 from trainer.models.class_weights import class_weights
 from trainer.models.defaults import resolve
 from trainer.models.family import TrainingDataset
@@ -103,6 +104,41 @@ def test_any_timm_name_trains_and_answers(name: str) -> None:
     assert any(first is module for layer in groups[0] for module in layer.modules())
     heads = {id(p) for n, p in network.named_parameters() if n.startswith(family.published().head)}
     assert heads.isdisjoint(id(p) for group in groups for layer in group for p in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("choice", "pretrained", "interpolation"),
+    [
+        ("bilinear", True, "bilinear"),
+        ("bicubic", False, "bicubic"),
+        ("published", True, "bicubic"),  # timm's configuration of resnet18
+        ("published", False, "bilinear"),
+    ],
+)
+def test_images_are_resized_by_the_interpolation_of_the_settings(
+    choice: str, pretrained: bool, interpolation: str
+) -> None:
+    settings = resolve(Task.CLASSIFICATION, "resnet18", {**SMALL, "interpolation": choice})
+    spec = specify(Task.CLASSIFICATION, "resnet18", settings, ("a", "b", "c"), pretrained=pretrained)
+    family = create(Spec.from_json(spec.to_json()))
+    image = LABELS[0].image
+    resampling = PILImage.Resampling[interpolation.upper()]
+    resized = np.array(PILImage.fromarray(image).resize((round(90 * 73 / 70), 73), resampling))
+    mean, std = (np.array(family.spec.options[name]) for name in ("mean", "std"))
+    expected = torch.from_numpy((resized[4:68, 15:79] / 255 - mean) / std).permute(2, 0, 1).float()
+    torch.testing.assert_close(family.preprocess(image)[0], expected, atol=0.02, rtol=0)
+    assert family.preparation().resizing["interpolation"] == f"{interpolation}, antialiased"
+
+    def item(dataset: TrainingDataset) -> Tensor:
+        torch.manual_seed(5)
+        drawn: Tensor = dataset.item(Draw(0, 0))[0]
+        return drawn
+
+    seen = item(family.training_dataset(LABELS, settings, seed=0))
+    family, dataset = trained(Task.CLASSIFICATION, interpolation=interpolation)
+    assert torch.equal(seen, item(dataset))
+    _, dataset = trained(Task.CLASSIFICATION, interpolation="bilinear")
+    assert torch.equal(seen, item(dataset)) == (interpolation == "bilinear")
 
 
 def test_an_unknown_timm_name_gets_near_ones() -> None:

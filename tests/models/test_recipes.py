@@ -37,7 +37,7 @@ def test_without_being_asked_for_nothing_is_modern() -> None:
         (MULTILABEL, "vitl16r224", {"learning_rate": 4e-5, "layer_decay": 0.75, "random_augment": True}),
         (CLASSIFICATION, "timm/swin_tiny_patch4_window7_224", {"layer_decay": 0.75, "learning_rate": 3e-4}),
         (CLASSIFICATION, "timm/mobilevit_xs", {"layer_decay": 0.75, "learning_rate": 3e-4}),
-        (CLASSIFICATION, "timm/resnet10t", {"layer_decay": 1.0, "learning_rate": 1e-3}),
+        (CLASSIFICATION, "timm/resnet10t", {"layer_decay": 1.0, "interpolation": "published"}),
         (DETECTION, "fasterrcnn_resnet50_fpn", {"learning_rate": 1e-4, "large_scale_jitter": True}),
         (SEGMENTATION, "maskrcnn_resnet18_fpn", {"weight_decay": 0.05, "average_weights": True}),
         (DETECTION, "retinanet_resnet50_fpn", {"large_scale_jitter": True, "layers_to_freeze": 2}),

@@ -104,7 +104,8 @@ def prepared(image: Image, given: dict[str, Any]) -> np.ndarray[Any, Any]:
     if rule["rule"] == "short side, centre crop":
         crop, scale = rule["crop_size"], rule["resize_size"] / min(height, width)
         size = (max(crop, round(width * scale)), max(crop, round(height * scale)))
-        resized = np.array(PILImage.fromarray(image).resize(size, PILImage.Resampling.BILINEAR))
+        resampling = PILImage.Resampling[rule["interpolation"].removesuffix(", antialiased").upper()]
+        resized = np.array(PILImage.fromarray(image).resize(size, resampling))
         top, left = (size[1] - crop) // 2, (size[0] - crop) // 2
         resized = resized[top : top + crop, left : left + crop]
     elif rule["rule"] == "keep the aspect ratio":

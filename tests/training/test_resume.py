@@ -20,6 +20,7 @@ import trainer
 from tests.training.conftest import job, resume, rows
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, RunError
+from trainer.job.job import Job
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.callbacks import RecordMetrics, StopAt
@@ -242,6 +243,21 @@ def test_resume_rejects_another_network(
         trainer.resume(run.directory, {"number_of_epochs": 3, "validation_crop_size": 40})
     with pytest.raises(JobError, match="number_of_epochs"):
         trainer.resume(run.directory, {"number_of_epochs": 0})
+
+
+def test_resuming_an_older_run_leaves_out_what_its_recipe_has_gained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = Job(
+        task="image-classification", model="resnet18", training_data="a", settings={"recipe": "modern"}
+    ).to_yaml()
+    assert "  interpolation: published\n" in lines
+    (tmp_path / "job.yaml").write_text(lines.replace("  interpolation: published\n", ""), "utf-8")
+    jobs: list[Job] = []
+    monkeypatch.setattr("trainer.training.fit.fit", lambda job, **_: jobs.append(job))
+    trainer.resume(tmp_path)
+    settings = jobs[0].resolve_settings()
+    assert (settings.recipe, settings.optimizer, settings.interpolation) == ("modern", "adamw", "bilinear")
 
 
 def test_export_setting_may_change(

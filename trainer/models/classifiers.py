@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from trainer.settings import Settings
 
 
+_BILINEAR = "bilinear"
+
+
 class Classifiers(Family):
     """Networks that give a logit for each class: softmax for one class per image, sigmoids for multilabel.
 
@@ -51,6 +54,9 @@ class Classifiers(Family):
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
         config = _config(find(model, task).library_name)
+        interpolation: str = settings.interpolation
+        if interpolation == "published":
+            interpolation = config.interpolation if pretrained else _BILINEAR
         return {
             "resize_size": settings.validation_resize_size,
             "crop_size": settings.validation_crop_size,
@@ -58,7 +64,14 @@ class Classifiers(Family):
             # The mean and standard deviation that the published weights were trained with.
             "mean": list(config.mean),
             "std": list(config.std),
+            # Specs of older releases have none.
+            **({} if interpolation == _BILINEAR else {"interpolation": interpolation}),
         }
+
+    @property
+    def interpolation(self) -> str:
+        """The name of the interpolation by which images are resized, as PIL and torchvision know it."""
+        return str(self.spec.options.get("interpolation", _BILINEAR))
 
     def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         if _config(self.library_name).fixed_input_size:
@@ -110,7 +123,8 @@ class Classifiers(Family):
         # Resize only the part that the crop keeps: less work, the same pixels.
         x1, x2 = (offset * width / resized[1] for offset in (left, left + crop))
         y1, y2 = (offset * height / resized[0] for offset in (top, top + crop))
-        cut = PILImage.fromarray(image).resize((crop, crop), PILImage.Resampling.BILINEAR, (x1, y1, x2, y2))
+        resampling = PILImage.Resampling[self.interpolation.upper()]
+        cut = PILImage.fromarray(image).resize((crop, crop), resampling, (x1, y1, x2, y2))
         scale_xy = (resized[1] / width, resized[0] / height)
         geometry = Geometry((height, width), (crop, crop), scale_xy, (-left, -top))
         return np.array(cut), geometry
@@ -145,7 +159,7 @@ class Classifiers(Family):
         options = self.spec.options
         crop, names = options["crop_size"], ("resize_size", "crop_size")
         resizing = {"rule": "short side, centre crop", **{name: options[name] for name in names}}
-        resizing["interpolation"] = "bilinear, antialiased"
+        resizing["interpolation"] = f"{self.interpolation}, antialiased"
         return Preparation(resizing, (crop, crop), tuple(options["mean"]), tuple(options["std"]))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
@@ -271,7 +285,8 @@ class _TrainingDataset(TrainingDataset):
         self.crops = settings.advanced_settings.apply_automl_train_augmentations
         self.steps: list[Callable[[Tensor], Tensor]] = []
         if self.crops:
-            crop = v2.RandomResizedCrop(settings.training_crop_size, antialias=True)
+            interpolation = v2.InterpolationMode(family.interpolation)
+            crop = v2.RandomResizedCrop(settings.training_crop_size, interpolation=interpolation)
             self.steps += [crop, v2.RandomHorizontalFlip()]
         if settings.random_augment:
             colour = [round(255 * value) for value in family.spec.options["mean"]]
