@@ -35,9 +35,37 @@ def load(content: bytes | str, where: str) -> Any:
         ProblemsError: it is not YAML, repeats a key, or nests or multiplies its values beyond all use. The
             problem names the line.
     """
+    return _parse(content, where)[0]
+
+
+Lines = dict[tuple[str | int, ...], int]
+"""Lines of a document's values, counted from 1, by the keys and indices that lead to them."""
+
+
+def load_with_lines(content: bytes | str, where: str) -> tuple[Any, Lines]:
+    """Do what `load` does, and return the line of every value too; that of a mapping's value is its key's."""
+    value, node = _parse(content, where)
+    lines: Lines = {}
+    if node is not None:
+        _note_lines(node, node.start_mark.line, (), lines)
+    return value, lines
+
+
+def _note_lines(node: yaml.Node, line: int, path: tuple[str | int, ...], lines: Lines) -> None:
+    lines[path] = line + 1
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _note_lines(value, key.start_mark.line, (*path, str(key.value)), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _note_lines(value, value.start_mark.line, (*path, index), lines)
+
+
+def _parse(content: bytes | str, where: str) -> tuple[Any, yaml.Node | None]:
     loader = _Loader(_text(content, where), where)
     try:
-        return loader.get_single_data()
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(node), node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = " ".join(part for part in (error.problem, error.context) if part)

@@ -1,0 +1,1 @@
+"""Augmentation that a user describes in a file, instead of the recipe's or before it."""
