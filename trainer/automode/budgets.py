@@ -94,7 +94,7 @@ class BudgetPlanner:
         values = own_settings(self.job, entry)
         if has_recipes(entry):
             values = {"recipe": recipe, **values}
-        resolved = resolve(self.job.task, entry.name, values)
+        resolved = resolve(self.job.task, entry.name, values, augments_itself=self.job.augments_itself)
         on_gpu = self.hardware.gpus > 0
         size = choose_size(entry, self.data, resolved, self.fixed, on_gpu=on_gpu, reduction=reduction)
         step = self._step(entry)

@@ -264,7 +264,7 @@ def _accepting_settings(groups: Sequence[Group], job: Job, reasons: list[str]) -
     errors: dict[str, JobError] = {}
     for entry in entries:
         try:
-            resolve(job.task, entry.name, own_settings(job, entry))
+            resolve(job.task, entry.name, own_settings(job, entry), augments_itself=job.augments_itself)
             _check_image_size(job, entry)
         except JobError as error:
             errors[entry.name] = error

@@ -143,11 +143,11 @@ class _Designer:
             sizes = ("medium", "small", "large") if self.hardware.gpus else ("small", "medium")
             values["model_size"] = Choice(sizes)
         if takes(entry, "mixup_alpha") and resolved.recipe == "modern":
-            if task is Task.CLASSIFICATION:
+            if task is Task.CLASSIFICATION and self.job.augments_itself:
                 values["mixup_alpha"] = Choice((resolved.mixup_alpha, 0.0))
             if "layer_decay" in entry.modern_for(task):
                 values["layer_decay"] = Choice((resolved.layer_decay, 0.65, 0.85))
-        if takes(entry, "large_scale_jitter"):
+        if takes(entry, "large_scale_jitter") and self.job.augments_itself:
             jitter = resolved.large_scale_jitter
             values["large_scale_jitter"] = Choice((jitter, not jitter))
         if task.is_classification and self.data.imbalance > IMBALANCED:

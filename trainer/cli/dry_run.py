@@ -1,6 +1,6 @@
 """Shows what a job would do, as YAML, for `trainer fit --dry-run`.
 
-It does not import torch, and reads the data only if they are to be checked.
+It imports torch only to check an augmentation file, and reads the data only if they are to be checked.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
         check_data: also read, check and count the data.
 
     Raises:
-        JobError: the job, its settings or its search space cannot be used.
+        JobError: the job, its settings, its search space or its augmentation file cannot be used.
         DataError: the data are checked and break the schema.
     """
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
     if not job.sweeps:
         job.resolve_settings(where)
+    if job.augmentation is not None:
+        from trainer.models.augmentation.pipeline import load
+
+        notes.append(f"augmentation: {load(job.augmentation, job.task).file.in_words()}")
     is_automatic = automode.is_automatic(job)
     if is_automatic:
         prepare_search(automode.check(job, where), where)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from trainer.errors import JobError
 from trainer.fields import Parsed, enum_member, option
 from trainer.job.callback_path import parse as parse_callback
-from trainer.job.places import places_of, tracking_place, without_prefix
+from trainer.job.places import anchored, places_of, tracking_place, without_prefix
 from trainer.job.sweep import Limits, Sweep
 from trainer.metric_names import parse_metric
 from trainer.models.weights.choice import NONE
@@ -54,6 +54,10 @@ class LocalOptions(SweepOptions):
     """Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an
     earlier run's directory, or runs:/ID in MLflow. The environment variable TRAINER_WEIGHTS sets the
     default. [default: pretrained]"""
+    augmentation: Parsed[str | None, str | Path | None] = option(None, "Images", form="FILE")
+    """YAML or JSON file that augments the training images: torchvision's transforms, or a pipeline that
+    Albumentations saved. It replaces the recipe's augmentation, or with `extends: recipe` comes before it.
+    docs/augmentation.md describes it, and `trainer preview` shows what it does. [default: the recipe's]"""
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware("auto")
     """Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."""
     processes: int | None = _hardware(None, gt=0)
@@ -103,6 +107,11 @@ class LocalOptions(SweepOptions):
             return validate(value)
         except ValidationError as error:
             raise ValueError(f"must be auto, 0 for the CPU, or a number of GPUs, got {value!r}") from error
+
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _absolute_file(cls, path: Any) -> Any:
+        return anchored(str(path), Path.cwd()) if isinstance(path, (str, Path)) and str(path) else path
 
     @field_validator("tracking_uri", "storage")
     @classmethod

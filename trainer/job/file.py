@@ -24,7 +24,12 @@ _CLOUD_DATA_KEYS = ("mode", "description", "datastore")
 _DATA_TYPES = ("mltable", "uri_file", "uri_folder")
 _NODES = "node_count_per_trial"
 _SECTIONS = ("training_parameters", "limits", "sweep", "properties", "local")
-_ANCHORS = {"weights": anchored, "tracking_uri": tracking_place, "storage": tracking_place}
+_ANCHORS = {
+    "weights": anchored,
+    "augmentation": anchored,
+    "tracking_uri": tracking_place,
+    "storage": tracking_place,
+}
 _EMPTY: tuple[Any, ...] = (None, "", {}, [], False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -20,6 +21,7 @@ from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
+from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
 from trainer.settings import FREEZE_BATCH_NORM, RUN_ID, Settings, canonical
@@ -123,6 +125,15 @@ class Job(AzureOptions):
         return self.objective == "latency" or self.max_latency_ms is not None
 
     @property
+    def augments_itself(self) -> bool:
+        """Whether the recipe's augmentation is used: no augmentation file replaces it.
+
+        Raises:
+            JobError: the augmentation file cannot be read.
+        """
+        return self.augmentation is None or not read_augmentation(self.augmentation).replaces
+
+    @property
     def metric(self) -> str:
         """The primary metric."""
         return self.primary_metric or self.task.primary_metric
@@ -140,7 +151,7 @@ class Job(AzureOptions):
             where: the job's file, for error messages.
 
         Raises:
-            JobError: see `trainer.models.defaults.resolve`.
+            JobError: see `trainer.models.defaults.resolve`; or the augmentation file cannot be read.
         """
         values = dict(self.settings)
         from_scratch = self.weights_choice == NONE
@@ -149,7 +160,7 @@ class Job(AzureOptions):
             values.setdefault("layers_to_freeze", None)
             if takes(catalog.find(self.model_name, self.task), FREEZE_BATCH_NORM):
                 values.setdefault(FREEZE_BATCH_NORM, False)
-        settings = resolve(self.task, self.model_name, values, where)
+        settings = resolve(self.task, self.model_name, values, where, augments_itself=self.augments_itself)
         if from_scratch and settings.freeze_batch_norm:
             rule = "needs weights to start from: a network from scratch has no statistics to keep"
             hint = "remove it, or start from weights (--weights)"
@@ -185,6 +196,21 @@ class Job(AzureOptions):
             changes["log_validation_loss"] = "Enable"
         return settings.model_copy(update=changes)
 
+    def with_augmentation_in(self, directory: Path) -> Job:
+        """Copy the augmentation file, if there is one, and return a job that names the copy.
+
+        Args:
+            directory: of the run, which then does not depend on the user's file.
+        """
+        if self.augmentation is None:
+            return self
+        source = Path(self.augmentation)
+        suffix = ".json" if source.suffix.lower() == ".json" else ".yaml"
+        copied = directory.absolute() / f"augmentation{suffix}"
+        if source != copied:
+            shutil.copyfile(source, copied)
+        return self.model_copy(update={"augmentation": str(copied)})
+
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
         """The job of a trial, a single run.
 
@@ -214,12 +240,20 @@ class Job(AzureOptions):
         }
         return self.model_copy(update=changes)
 
-    def to_yaml(self) -> str:
+    def to_yaml(self, directory: Path | None = None) -> str:
         """The job as a job file with absolute paths and every setting but those of `left_to_images`.
 
         A sweep's file has only the settings that the job fixes; the others depend on the trial.
+
+        Args:
+            directory: where the file will be. An augmentation file in it is named without it, so that the
+                directory can be moved.
         """
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        content = self.to_dict()
+        local = content["local"]
+        if directory is not None and Path(local.get("augmentation", "")).parent == directory.absolute():
+            local["augmentation"] = Path(local["augmentation"]).name
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `to_yaml`."""

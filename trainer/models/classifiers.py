@@ -26,7 +26,7 @@ from trainer.models.heads import start_near_prior
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.tensors import stacked
-from trainer.models.training_items import Batch, Draw, Progress
+from trainer.models.training_items import AugmentedExamples, Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -114,10 +114,16 @@ class Classifiers(Family):
         cut, geometry = self.centre_crop(image)
         return self.normalised(torch.from_numpy(cut).permute(2, 0, 1)), geometry
 
-    def centre_crop(self, image: Image) -> tuple[Image, Geometry]:
-        """Do what `preprocess` does without the normalisation: uint8 [crop_size, crop_size, 3]."""
+    def centre_crop(self, image: Image, side: int | None = None) -> tuple[Image, Geometry]:
+        """Do what `preprocess` does without the normalisation: uint8 [crop_size, crop_size, 3].
+
+        Args:
+            side: of the result, to be resized in proportion; None: crop_size.
+        """
         height, width = image.shape[:2]
-        crop, scale = self.spec.options["crop_size"], self.spec.options["resize_size"] / min(height, width)
+        crop = side or self.spec.options["crop_size"]
+        resize_size = round(self.spec.options["resize_size"] * crop / self.spec.options["crop_size"])
+        scale = resize_size / min(height, width)
         resized = (max(crop, round(height * scale)), max(crop, round(width * scale)))
         top, left = (resized[0] - crop) // 2, (resized[1] - crop) // 2
         # Resize only the part that the crop keeps: less work, the same pixels.
@@ -271,8 +277,10 @@ class _TrainingDataset(TrainingDataset):
     """
 
     def __init__(self, family: Classifiers, examples: Examples, settings: Settings) -> None:
-        self.family, self.centre_crop = family, family.centre_crop
+        self.family: Classifiers = family
         self.examples = examples
+        is_augmented = isinstance(examples, AugmentedExamples)
+        self.side = settings.training_crop_size if is_augmented else None
         self.shared = {
             "class_weights": class_weights(
                 examples.targets, len(family.spec.classes), family.multilabel, settings.weighted_loss
@@ -297,12 +305,20 @@ class _TrainingDataset(TrainingDataset):
 
     def item(self, draw: Draw) -> tuple[Tensor, Target]:
         example = self.examples[draw.example]
-        pixels = example.image if self.crops else self.centre_crop(example.image)[0]
+        pixels = example.image if self.crops else self._centre(example.image)
         # Without a copy colours stay interleaved in memory, which torchvision resizes three times as fast.
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         for step in self.steps:
             image = step(image)
         return image, example.target
+
+    def _centre(self, image: Image) -> Image:
+        """The image's centre, in the size of training images if a user's transforms may set that size."""
+        if self.side is None:
+            return self.family.centre_crop(image)[0]
+        if image.shape[:2] == (self.side, self.side):
+            return image
+        return self.family.centre_crop(image, self.side)[0]
 
     def collate(self, items: Sequence[tuple[Tensor, Target]]) -> Batch:
         return {**self.family.collate(items), "shared": self.shared}

@@ -30,7 +30,7 @@ def clip_segments(segments: Sequence[FloatArray], rectangle: Float64Array) -> li
     """
     segments = without_overlap(segments)
     pieces = [piece for segment in segments for piece in _clip_polygon(segment, rectangle)]
-    # Where the rectangle is inside a hole, the hole and the outline around it both become the whole rectangle.
+    # In a rectangle inside a hole, both the hole and the outline around it become the whole rectangle.
     return without_equal_pairs(pieces)
 
 

@@ -122,12 +122,32 @@ def _listed(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
-def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") -> Settings:
+_AUGMENTATION_OFF: dict[str, Any] = {
+    "random_augment": False,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+    "large_scale_jitter": False,
+    "advanced_settings": AdvancedSettings(
+        apply_automl_train_augmentations=False, apply_mosaic_for_yolo=False
+    ),
+}
+"""The settings of the recipe's augmentation where an augmentation file replaces it."""
+
+
+def resolve(
+    task: Task,
+    model: str,
+    values: Mapping[str, Any],
+    where: str = "",
+    *,
+    augments_itself: bool = True,
+) -> Settings:
     """Complete a user's settings with the model's defaults.
 
     Args:
         values: the user's values alone, under any of the settings' names.
         where: the file that they come from, for error messages.
+        augments_itself: whether the recipe's augmentation is used; an augmentation file may replace it.
 
     Raises:
         JobError: unknown names, settings that do not apply to the model, values out of range; all at once.
@@ -154,7 +174,8 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         else:
             chosen[name], origins[name] = value, given
     is_modern = str(chosen.get("recipe", "")).lower() == "modern"
-    merged = default_settings(task, model, "modern" if is_modern else "reference") | chosen
+    defaults = default_settings(task, model, "modern" if is_modern else "reference")
+    merged = defaults | ({} if augments_itself else _AUGMENTATION_OFF) | chosen
     crop = str(chosen.get("validation_crop_size", ""))
     if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
         merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
@@ -172,9 +193,28 @@ def resolve(task: Task, model: str, values: Mapping[str, Any], where: str = "") 
         if entry.equal_crops and settings.training_crop_size != settings.validation_crop_size:
             rule = f"must equal validation_crop_size ({settings.validation_crop_size}) for {model}"
             problems.append(Problem(where, "training_crop_size", rule, str(settings.training_crop_size)))
+        if not augments_itself:
+            settings, still_on = _replaced(settings, where)
+            problems += still_on
     if problems:
         raise JobError("the settings cannot be used:", problems)
     return settings
+
+
+def _replaced(settings: Settings, where: str) -> tuple[Settings, list[Problem]]:
+    """The settings without the recipe's augmentation, and what a user has turned on of it."""
+    advanced = settings.advanced_settings
+    own = {name: getattr(settings, name) for name in _AUGMENTATION_OFF if name != "advanced_settings"}
+    on = [name for name, value in own.items() if value]
+    switches = ("apply_automl_train_augmentations", "apply_mosaic_for_yolo")
+    on += [
+        f"advanced_settings.{n}" for n in switches if n in advanced.model_fields_set and getattr(advanced, n)
+    ]
+    rule = "must be off, since the augmentation file replaces the recipe's augmentation"
+    hint = "turn it off, or write `extends: recipe` in the file"
+    off = advanced.model_copy(update=dict.fromkeys(switches, False))
+    problems = [Problem(where, name, rule, hint=hint) for name in on]
+    return settings.model_copy(update={"advanced_settings": off}), problems
 
 
 def _problem(item: Any, where: str) -> Problem:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
+
+from trainer.annotations import Example, Examples, Target
 
 Batch: TypeAlias = Mapping[str, Any]
 """A batch for `Family.losses`.
@@ -37,3 +39,26 @@ class Progress(NamedTuple):
 
     epoch: int
     epochs: int
+
+
+class AugmentedExamples:
+    """Examples (trainer.annotations.Examples) that a user's transforms change anew on each access.
+
+    Attributes:
+        originals: the examples before. Their targets are also those of this class.
+        augment: changes an image and its target, by random numbers from torch's global generator.
+    """
+
+    def __init__(self, originals: Examples, augment: Callable[[Example], Example]) -> None:
+        self.originals = originals
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.augment(self.originals[index])
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        return self.originals.targets

@@ -19,11 +19,11 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.ops import resample_segments
 
-from trainer.annotations import Examples, FloatArray, Image, Objects, Target
+from trainer.annotations import Example, Examples, FloatArray, Image, Objects, Target
 from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.masks import without_overlap
-from trainer.models.training_items import Batch, Draw
+from trainer.models.training_items import AugmentedExamples, Batch, Draw
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
@@ -82,7 +82,10 @@ class _Labels:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        target = self.targets[index]
+        return self.of(index, self.targets[index])
+
+    def of(self, index: int, target: Target) -> dict[str, Any]:
+        """An image's label, made of this target."""
         assert isinstance(target, Objects)
         fixed = {"keypoints": None, "normalized": True, "bbox_format": "xywh"}
         return {"im_file": str(index), **label_of(target, masks=self.masks), **fixed}
@@ -169,8 +172,8 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
 
     With multi_scale an item also has a "size"; the first one's applies to the whole batch.
 
-    Images are cached as the mosaic takes them, up to `image_cache_megabytes`. The least recently used ones
-    are dropped first.
+    Images are cached as the mosaic takes them, or as they are before a user's transforms, up to
+    `image_cache_megabytes`. The least recently used ones are dropped first.
     """
 
     format_class = _Format
@@ -178,7 +181,9 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
     def __init__(self, family: Family, examples: Examples, settings: Settings, *, stretches: bool) -> None:
         spec = family.spec
         self.family = family
-        self.examples = examples
+        # The cache holds images before a user's transforms, which change them anew each time.
+        self.user_augment = examples.augment if isinstance(examples, AugmentedExamples) else None
+        self.examples = examples.originals if isinstance(examples, AugmentedExamples) else examples
         self.stretches = stretches
         self.hyperparameters = copy(DEFAULT_CFG)
         self._room = cache_bytes(settings)
@@ -237,8 +242,14 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """Do the same as ultralytics, without copying the label first, since it is made on demand."""
-        label = self.labels[index]
         image, before, after = self.load_image(index)
+        if self.user_augment is None:
+            label = self.labels[index]
+        else:
+            example = self.user_augment(Example(image, self.examples.targets[index]))
+            label = self.labels.of(index, example.target)
+            image, before = self._resized(example.image)
+            after = (image.shape[0], image.shape[1])
         ratio = (after[0] / before[0], after[1] / before[1])
         described = {"img": image, "ori_shape": before, "resized_shape": after, "ratio_pad": ratio}
         found: dict[str, Any] = self.update_labels_info({**label, **described})
@@ -248,6 +259,8 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[Image, tuple[int, int], tuple[int, int]]:
         """Load an image, RGB, stretched to the square or with its long side resized to it.
+
+        An image that a user's transforms will change is not resized yet.
 
         Returns:
             The read-only image, uint8 [h, w, 3]; its (height, width) before resizing, and (h, w).
@@ -265,6 +278,13 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
 
     def _loaded(self, i: int) -> tuple[Image, tuple[int, int]]:
         image = self.examples[i].image
+        if self.user_augment is None:
+            return self._resized(image)
+        image = image.view()
+        image.flags.writeable = False
+        return image, (image.shape[0], image.shape[1])
+
+    def _resized(self, image: Image) -> tuple[Image, tuple[int, int]]:
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -51,7 +51,9 @@ def prepare_search(job: Job, where: str = "") -> Search:
     space = sampler = pruner = None
     try:
         space = parse(list(job.search_space), where, logbase=algorithm.logbase)
-        space = check_space(space, job.task, job.model_name, job.settings, where)
+        space = check_space(
+            space, job.task, job.model_name, job.settings, where, augments_itself=job.augments_itself
+        )
     except JobError as error:
         problems += error.problems
     try:

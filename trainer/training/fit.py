@@ -97,7 +97,8 @@ def _lead(plan: Plan) -> Run:
     directory = plan.earlier.directory if plan.earlier is not None else plan.job.output or _RUNS / "new"
     store = tracking.find(plan.job.tracking_uri, directory)
     run, prepared = _prepare(plan, store)
-    plan, job = prepared.plan, prepared.plan.job
+    plan = prepared.plan
+    job = plan.job.with_augmentation_in(run.directory)
     data, versions = prepared.data, library_versions()
     parameters = _parameters(job, data)
     tags = {"model": job.model_name, **tracking.tags_of(job, data, versions)}
@@ -109,7 +110,7 @@ def _lead(plan: Plan) -> Run:
     ):
         _log_start(plan, prepared, run)
         best = _best_so_far(plan, prepared)
-        run.write_job(job.to_yaml())
+        run.write_job(job.to_yaml(run.directory))
         prepared_at = time.perf_counter()
         trained = train(plan, prepared, run, best, tracker=tracker)
         trained_at = time.perf_counter()
@@ -247,5 +248,7 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
         log.info("weights: %s", prepared.weights or "none, training from scratch")
         if devices.are_launched_separately and plan.settings.random_seed is None:
             log.info("random_seed: %d, the default when a launcher starts the ranks", prepared.seed)
+    if prepared.augment is not None:
+        log.info("augmentation: %s", prepared.augment.file.in_words())
     if plan.micro_batches > 1:
         log.info("splitting each batch into %d micro-batches with accumulated gradients", plan.micro_batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -16,13 +16,13 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from trainer.annotations import Examples
+from trainer.annotations import Example, Examples
 from trainer.data.datasets import ValidationDataset
 from trainer.data.tiles import TiledExamples
 from trainer.models import Family
 from trainer.models.defaults import default_settings
 from trainer.models.family import TrainingDataset
-from trainer.models.training_items import Batch, Draw
+from trainer.models.training_items import AugmentedExamples, Batch, Draw
 from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
@@ -149,10 +149,12 @@ class Batches(LightningDataModule):
         first_epoch: int = 0,
         micro_batches: int = 1,
         training_in_full: Examples | None = None,
+        augment: Callable[[Example], Example] | None = None,
     ) -> None:
         """
         Args:
             training_in_full: the training images to score, if those in `training` are decoded smaller.
+            augment: changes the training images, and tiles, before the family's own augmentation.
         """
         super().__init__()
         self.settings = settings
@@ -166,7 +168,8 @@ class Batches(LightningDataModule):
         self.seed = seed
         self.family = family
         self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
-        self.training_items = SeededItems(family.training_dataset(self.training, settings, seed), seed)
+        examples = AugmentedExamples(self.training, augment) if augment is not None else self.training
+        self.training_items = SeededItems(family.training_dataset(examples, settings, seed), seed)
         self.weights = (
             image_weights(self.training.targets, len(family.spec.classes))
             if settings.balanced_sampling

@@ -11,9 +11,11 @@ import torch
 from lightning import Callback, seed_everything
 from torch import nn
 
+from trainer.data.datasets import RecordExamples
 from trainer.data.training_data import Data
 from trainer.job.job import Job
 from trainer.models import Family, create, specify
+from trainer.models.augmentation import pipeline
 from trainer.models.weights import loading as weights
 from trainer.models.weights.choice import NONE
 from trainer.models.weights.loading import Loaded
@@ -60,6 +62,7 @@ class Prepared:
         seed: of everything random in the run.
         checkpoint: that training resumes from, if it does.
         weights: where the network's weights come from; None if they are random, or a checkpoint's.
+        augment: the job's augmentation file, ready for use; None without one.
     """
 
     plan: Plan
@@ -69,6 +72,7 @@ class Prepared:
     seed: int
     checkpoint: Checkpoint | None
     weights: Loaded | None
+    augment: pipeline.Augment | None
 
     @property
     def first_epoch(self) -> int:
@@ -84,11 +88,14 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
 
     Raises:
         DataError, WeightsError: see `trainer.training.fit.fit`.
+        JobError: the augmentation file cannot be used.
+        TrainingError: the augmentation fails for one of the first images.
         RunError: the earlier run's checkpoint cannot be read, or is of another network.
     """
     job, settings, devices = plan.job, plan.settings, plan.devices
     checkpoint = None if plan.earlier is None else read_checkpoint(plan.earlier)
     seed = _seed(plan) if checkpoint is None else checkpoint.seed
+    augment = pipeline.load(job.augmentation, job.task) if job.augmentation is not None else None
     data = load_data(
         job,
         settings.random_seed,
@@ -97,6 +104,8 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
         check_images=devices.local_rank == 0 or job.skip_invalid,
         progress=plan.progress,
     )
+    if augment is not None:
+        augment.try_on(RecordExamples(data.train, data.classes))
     job = job.for_images(len(data.train) // devices.ranks)
     settings = job.resolve_settings()
     plan = replace(plan, job=job, settings=settings)
@@ -113,7 +122,7 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     if settings.sync_batch_norm and devices.ranks > 1:
         network = family.sync_batch_norms(network)
     network = network.to(memory_format=torch.channels_last)
-    return Prepared(plan, data, family, network, seed, checkpoint, loaded)
+    return Prepared(plan, data, family, network, seed, checkpoint, loaded, augment)
 
 
 def _seed(plan: Plan) -> int:

@@ -155,15 +155,16 @@ def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> 
 def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, TrainingModule]:
     settings, data, family, seed = plan.settings, prepared.data, prepared.family, prepared.seed
     is_tiled = settings.tile_grid_size is not None
-    # Tiles are cut from the full image, so it must not be decoded smaller.
-    short_side = None if is_tiled else family.short_side(settings)
+    # Tiles are cut from the full image, and a user's transforms count its pixels: do not decode it smaller.
+    short_side = None if is_tiled or prepared.augment else family.short_side(settings)
     cache_bytes = 0 if family.cached_images(settings) else settings.image_cache_megabytes * 2**20
     reduced = RecordExamples(data.train, data.classes, short_side, cache_bytes, quickly=True)
     training = RecordExamples(data.train, data.classes)
     validation = RecordExamples(data.validation, data.classes)
     batches = Batches(
-        family, reduced, validation, settings, seed, prepared.first_epoch, plan.micro_batches, training
-    )
+        family, reduced, validation, settings, seed, prepared.first_epoch, plan.micro_batches, training,
+        prepared.augment,
+    )  # fmt: skip
     if is_tiled:
         tiles = len(batches.training) - len(training)
         log.info("tile_grid_size %s: training on %d tiles, too", settings.tile_grid_size, tiles)

@@ -30,7 +30,7 @@ _NEED_MASKS = (
     *("ElasticTransform", "GridDistortion", "GridElasticDeform", "OpticalDistortion", "PiecewiseAffine"),
     *("RandomGridShuffle", "ThinPlateSpline", "Morphological", "CropNonEmptyMaskIfExists"),
 )
-"""Transforms that need masks: after them straight edges are not straight or not joined, or they look at masks."""
+"""Transforms after which straight edges are not straight or not joined, or that look at masks."""
 _LIMITS = (
     "min_area",
     "min_visibility",
@@ -176,7 +176,7 @@ class AlbumentationsPipeline:
     """A `trainer.models.augmentation.pipeline.Pipeline`.
 
     Args:
-        traces: polygons are drawn as masks, moved, and traced again; otherwise their points are moved, exactly.
+        traces: polygons are drawn as masks, moved, and traced again; otherwise their points are moved.
     """
 
     def __init__(self, compose: Any, *, traces: bool) -> None:

@@ -33,8 +33,18 @@ _REJECTED = {
     **dict.fromkeys(("MixUp", "CutMix"), "it mixes batches; set mixup_alpha or cutmix_alpha instead"),
     **dict.fromkeys(("FiveCrop", "TenCrop"), "it makes several images of one; use RandomCrop instead"),
     **dict.fromkeys(
-        ("Normalize", "ToDtype", "ConvertImageDtype", "ToImage", "ToTensor", "PILToTensor", "ToPILImage")
-        + ("ToPureTensor", "ClampBoundingBoxes", "ToTensorV2", "ToFloat", "FromFloat"),
+        (
+            *(
+                "Normalize",
+                "ToDtype",
+                "ConvertImageDtype",
+                "ToImage",
+                "ToTensor",
+                "PILToTensor",
+                "ToPILImage",
+            ),
+            *("ToPureTensor", "ClampBoundingBoxes", "ToTensorV2", "ToFloat", "FromFloat"),
+        ),
         _DONE_BY_TRAINER,
     ),
     **dict.fromkeys(("Lambda", "LinearTransformation"), "a file cannot hold functions or tensors"),
@@ -51,14 +61,12 @@ class Augmentation:
 
     Attributes:
         path: the file.
-        text: its content, to be copied.
         replaces: whether it replaces the recipe's augmentation, instead of coming before it.
         content: of Albumentations the saved pipeline; of torchvision the list of transforms.
         lines: the lines of the file's values, by the keys and indices that lead to them.
     """
 
     path: Path
-    text: str
     replaces: bool
     library: Literal["torchvision", "albumentations"]
     content: Any
@@ -101,7 +109,7 @@ def read(path: str | Path) -> Augmentation:
             value, lines = load_with_lines(content, str(path))
     except ProblemsError as error:
         raise JobError(SUMMARY, error.problems) from error
-    return _parsed(path, content.decode("utf-8-sig", errors="replace"), value, lines)
+    return _parsed(path, value, lines)
 
 
 def _lines_of_json(content: bytes) -> Lines:
@@ -112,14 +120,12 @@ def _lines_of_json(content: bytes) -> Lines:
         return {}
 
 
-def _parsed(path: Path, text: str, value: Any, lines: Lines) -> Augmentation:
+def _parsed(path: Path, value: Any, lines: Lines) -> Augmentation:
     form = "a list of transforms, or a mapping with `transforms`"
-    draft = Augmentation(path, text, True, "torchvision", [], lines)
+    draft = Augmentation(path, True, "torchvision", [], lines)
     if isinstance(value, list):
         value = {"transforms": value}
-        draft = Augmentation(
-            path, text, True, "torchvision", [], {("transforms", *k): n for k, n in lines.items()}
-        )
+        draft = Augmentation(path, True, "torchvision", [], {("transforms", *k): n for k, n in lines.items()})
     if not isinstance(value, Mapping):
         raise JobError(SUMMARY, [draft.problem((), f"must be {form}", type(value).__name__)])
     is_saved = "transform" in value or "__class_fullname__" in value
@@ -140,12 +146,12 @@ def _parsed(path: Path, text: str, value: Any, lines: Lines) -> Augmentation:
     replaces = "extends" not in value
     if is_saved:
         saved = value.get("transform", {k: v for k, v in value.items() if k not in (*_MODES, "__version__")})
-        made = Augmentation(path, text, replaces, "albumentations", saved, draft.lines)
+        made = Augmentation(path, replaces, "albumentations", saved, draft.lines)
         if not isinstance(saved, Mapping) or "__class_fullname__" not in saved:
             rule = "must be a pipeline as albumentations.save writes it, with __class_fullname__"
             problems.append(draft.problem(("transform",), rule))
     else:
-        made = Augmentation(path, text, replaces, "torchvision", value.get("transforms"), draft.lines)
+        made = Augmentation(path, replaces, "torchvision", value.get("transforms"), draft.lines)
         if "transforms" not in value:
             problems.append(draft.problem((), f"must be {form}"))
         else:

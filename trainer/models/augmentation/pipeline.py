@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 import torch
 
-from trainer.annotations import BoolArray, Example, Examples, Image, Objects, Target
+from trainer.annotations import Example, Examples, Image, Objects, Target
 from trainer.errors import JobError, TrainingError
-from trainer.models.augmentation.file import SUMMARY, Augmentation
+from trainer.models.augmentation.file import SUMMARY, Augmentation, read
 from trainer.tasks import Task
 
 _TRIALS = 8
@@ -26,48 +29,92 @@ _ERRORS = (
 class Pipeline(Protocol):
     """Augments an image and its target.
 
-    Random numbers come from torch's global generator. Arguments are not changed. A class index and the classes
-    of a multilabel image stay as they are.
+    Random numbers come from torch's global generator. Arguments are not changed. A class index and the
+    classes of a multilabel image stay as they are.
     """
 
     def __call__(self, image: Image, target: Target) -> tuple[Image, Target]: ...
 
 
-def build(augmentation: Augmentation, task: Task) -> Pipeline:
-    """Build an augmentation's transforms, and try them on images of noise.
+@dataclass(frozen=True)
+class Augment:
+    """An augmentation file, ready for use.
+
+    Attributes:
+        file: what it says.
+        pipeline: its transforms.
+    """
+
+    file: Augmentation
+    pipeline: Pipeline
+
+    def __call__(self, example: Example) -> Example:
+        """Augment an example.
+
+        Raises:
+            TrainingError: the transforms fail for this image, such as a crop that is larger than it.
+        """
+        try:
+            return Example(*_checked(*self.pipeline(example.image, example.target)))
+        except _ERRORS as error:
+            height, width = example.image.shape[:2]
+            raise TrainingError(
+                f"{self.file.path}: fails for a training image of {width} × {height} pixels: {error}"
+            ) from error
+
+    def try_on(self, examples: Examples) -> None:
+        """Augment the first few examples, so that transforms that do not suit them fail before training.
+
+        Raises:
+            TrainingError: as a call does.
+        """
+        with _own_random_numbers():
+            for index in range(min(_TRIALS, len(examples))):
+                self(examples[index])
+
+
+def load(path: str | Path, task: Task) -> Augment:
+    """Read an augmentation file, build its transforms, and try them on images of noise.
 
     Raises:
-        JobError: a transform or an argument is unknown, a value is wrong, the transforms do not suit the
-            task, or the extra that installs Albumentations is missing.
+        JobError: the file cannot be read, a transform or an argument is unknown, a value is wrong, the
+            transforms do not suit the task, or the extra that installs Albumentations is missing.
     """
+    file = read(path)
     pipeline: Pipeline
-    if augmentation.library == "torchvision":
+    if file.library == "torchvision":
         from trainer.models.augmentation import torchvision_pipeline
 
-        pipeline = torchvision_pipeline.build(augmentation, task)
+        pipeline = torchvision_pipeline.build(file, task)
     else:
         from trainer.models.augmentation import albumentations_pipeline
 
-        pipeline = albumentations_pipeline.build(augmentation, task)
-    _try(pipeline, augmentation, task)
-    return pipeline
+        pipeline = albumentations_pipeline.build(file, task)
+    _try(pipeline, file, task)
+    return Augment(file, pipeline)
 
 
-def _try(pipeline: Pipeline, augmentation: Augmentation, task: Task) -> None:
+def _try(pipeline: Pipeline, file: Augmentation, task: Task) -> None:
     """Augment a few images that are as large as the largest number in the file, so that crops fit in."""
-    side = max(256, _largest_number(augmentation.content))
+    side = max(256, _largest_number(file.content))
     if side > _MAX_TRIAL_SIDE:
         return
-    generator = np.random.default_rng(0)
-    image = generator.integers(0, 256, (side, side + 1, 3), dtype=np.uint8)
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(0)
+    image = np.random.default_rng(0).integers(0, 256, (side, side + 1, 3), dtype=np.uint8)
+    with _own_random_numbers():
         for _ in range(_TRIALS):
             try:
-                checked(*pipeline(image, _target(task)))
+                _checked(*pipeline(image, _target(task)))
             except _ERRORS as error:
-                problem = augmentation.problem((), f"must augment an image for {task}, but fails: {error}")
+                problem = file.problem((), f"must augment an image for {task}, but fails: {error}")
                 raise JobError(SUMMARY, [problem]) from error
+
+
+@contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    """Leave torch's global generator as it is."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        yield
 
 
 def _target(task: Task) -> Target:
@@ -87,7 +134,7 @@ def _largest_number(content: object) -> int:
     return content if isinstance(content, int) else 0
 
 
-def checked(image: Image, target: Target) -> tuple[Image, Target]:
+def _checked(image: Image, target: Target) -> tuple[Image, Target]:
     """Check that an augmented image is still one.
 
     Raises:
@@ -98,40 +145,3 @@ def checked(image: Image, target: Target) -> tuple[Image, Target]:
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"the image must stay [height, width, 3], not become {list(image.shape)}")
     return image, target
-
-
-class AugmentedExamples:
-    """Examples (trainer.annotations.Examples) that are augmented anew on each access.
-
-    Attributes:
-        originals: the examples before; their targets are those of this class, too.
-    """
-
-    def __init__(self, originals: Examples, pipeline: Pipeline, augmentation: Augmentation) -> None:
-        self.originals = originals
-        self._pipeline = pipeline
-        self._augmentation = augmentation
-
-    def __len__(self) -> int:
-        return len(self.originals)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.augmented(self.originals[index])
-
-    @property
-    def targets(self) -> Sequence[Target]:
-        return self.originals.targets
-
-    def augmented(self, example: Example) -> Example:
-        """Augment one of the examples.
-
-        Raises:
-            TrainingError: the transforms fail for this image, such as a crop that is larger.
-        """
-        try:
-            return Example(*checked(*self._pipeline(example.image, example.target)))
-        except _ERRORS as error:
-            height, width = example.image.shape[:2]
-            raise TrainingError(
-                f"{self._augmentation.path}: fails for an image of {width} × {height} pixels: {error}"
-            ) from error

@@ -86,4 +86,5 @@ def traced(mask: npt.NDArray[np.uint8]) -> list[FloatArray]:
     left, top, columns, rows = cv2.boundingRect(mask)
     part = mask[top : top + rows, left : left + columns] > 0
     height, width = mask.shape
-    return [((outline.points + (left, top)) / (width, height)).astype(np.float32) for outline in trace(part)]
+    corner, whole = np.array([left, top]), np.array([width, height])
+    return [((outline.points + corner) / whole).astype(np.float32) for outline in trace(part)]

@@ -39,12 +39,10 @@ class Outlines(tv_tensors.KeyPoints):
     """
 
 
-@functional.register_kernel("horizontal_flip", Outlines)
 def _flip_horizontally(points: Outlines) -> Outlines:
     return _mirrored(points, 0)
 
 
-@functional.register_kernel("vertical_flip", Outlines)
 def _flip_vertically(points: Outlines) -> Outlines:
     return _mirrored(points, 1)
 
@@ -54,6 +52,10 @@ def _mirrored(points: Outlines, axis: int) -> Outlines:
     moved[:, axis] = points.canvas_size[1 - axis] - moved[:, axis]
     wrapped: Outlines = tv_tensors.wrap(moved, like=points)
     return wrapped
+
+
+functional.register_kernel("horizontal_flip", Outlines)(_flip_horizontally)
+functional.register_kernel("vertical_flip", Outlines)(_flip_vertically)
 
 
 def build(augmentation: Augmentation, task: Task) -> TorchvisionPipeline:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainer.data.training_data import Data
 from trainer.job.job import Job
+from trainer.models.augmentation import pipeline
 from trainer.sweep.execution import study_setup
 from trainer.sweep.execution.slots import Slot, make_slots
 from trainer.sweep.search import random_seed
@@ -31,13 +32,16 @@ class Inputs:
 
 @contextmanager
 def read_inputs(job: Job, *, progress: bool) -> Iterator[Inputs]:
-    """Check the job's storage, read its data and divide this machine among its trials.
+    """Check the job's storage and augmentation, read its data and divide this machine among its trials.
 
     Raises:
-        JobError: the storage cannot be used, or the job asks for more GPUs than there are.
+        JobError: the storage or the augmentation file cannot be used, or the job asks for more GPUs than
+            there are.
         DataError: the data break the schema.
     """
     study_setup.check_storage(job)
+    if job.augmentation is not None:
+        pipeline.load(job.augmentation, job.task)
     with tempfile.TemporaryDirectory() as scratch:
         skipped = Path(scratch) / "skipped.jsonl"
         data = read_data(job, skipped, progress=progress)

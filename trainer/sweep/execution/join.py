@@ -44,12 +44,17 @@ def join_sweep(
         file = Path(scratch) / f"{study}.yaml"
         file.write_text(attributes[study_setup.JOB], encoding="utf-8")
         job = Job.read(file, where=f"the job of study {study}", gpus=gpus)
-    search = prepare_search(job)
-    read_data(job)  # if this machine does not see the data, every trial would fail
-    queue = study_setup.load_study(job, search, storage, study)
     sweep_directory = Path(attributes[study_setup.DIRECTORY])
     is_shared = sweep_directory.is_dir()
     directory = output or (sweep_directory if is_shared else Path("runs") / study) / "trials"
+    if job.augmentation is not None and not Path(job.augmentation).is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        copied = directory.absolute() / Path(job.augmentation).name
+        copied.write_bytes(attributes[study_setup.AUGMENTATION].encode("latin-1"))
+        job = job.model_copy(update={"augmentation": str(copied)})
+    search = prepare_search(job)
+    read_data(job)  # if this machine does not see the data, every trial would fail
+    queue = study_setup.load_study(job, search, storage, study)
     address, parent = attributes.get(study_setup.TRACKING, (OFF, None))
     if address.startswith("sqlite") and not is_shared:
         address, parent = OFF, None  # the database file is on the other machine

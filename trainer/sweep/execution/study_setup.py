@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -18,6 +19,8 @@ from trainer.sweep.search import Search
 JOB, DIRECTORY, DEADLINE, TRACKING = "job", "directory", "deadline", "tracking"
 """The study's attributes for workers: the text of the job file, the sweep's directory, its end as UNIX time,
 and MLflow's address with the ID of the sweep's run there."""
+AUGMENTATION = "augmentation"
+"""The study's attribute with the bytes of the augmentation file, as Latin-1, for other machines."""
 DATA = "data"
 """The study's attribute for the summary of its data."""
 
@@ -138,6 +141,8 @@ def open_to_workers(
     study.set_user_attr(DEADLINE, deadline)
     study.set_user_attr(TRACKING, list(tracking))
     study.set_user_attr(DIRECTORY, str(run.directory.resolve()))
+    if job.augmentation is not None:
+        study.set_user_attr(AUGMENTATION, Path(job.augmentation).read_bytes().decode("latin-1"))
     study.set_user_attr(JOB, job.model_copy(update={"study": study.study_name}).to_yaml())
 
 

@@ -81,8 +81,8 @@ def start(
             first_trials.write(run.directory, job.search_space)
             for reason in first_trials.reasons:
                 log.info("%s", reason)
-        job, address = study_setup.keep_storage(job, run)
-        run.write_job(job.to_yaml())
+        job, address = study_setup.keep_storage(job.with_augmentation_in(run.directory), run)
+        run.write_job(job.to_yaml(run.directory))
         queue = study_setup.create_study(job, search, address, run)
         queue.study.set_user_attr(study_setup.DATA, summarise(inputs.data))
         (first_trials or FirstTrials()).enqueue_missing(queue.study, search.space, job.limits.max_trials)
@@ -118,7 +118,7 @@ def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
                 "the data have changed since the sweep started: %s. Earlier and later trials do not compare",
                 changed,
             )
-        run.write_job(job.to_yaml())
+        run.write_job(job.to_yaml(run.directory))
         FirstTrials.read(run.directory).enqueue_missing(queue.study, search.space, job.limits.max_trials)
         log.info("resuming the sweep: %d of %d trials exist", count, job.limits.max_trials)
         slots = make_slots(job, job.limits.max_concurrent_trials)

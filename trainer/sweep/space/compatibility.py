@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, product
 from typing import Any
 
@@ -39,6 +40,8 @@ def check_space(
     default_model: str,
     fixed: Mapping[str, Any] | None = None,
     where: str = "",
+    *,
+    augments_itself: bool = True,
 ) -> SearchSpace:
     """Check a search space against the settings of its models.
 
@@ -46,6 +49,7 @@ def check_space(
         default_model: the model of sub-spaces that name none.
         fixed: values of the job's settings, by any of their names; a sub-space's own values come first.
         where: the file, for errors.
+        augments_itself: see `trainer.models.defaults.resolve`.
 
     Returns:
         The same space, with normal distributions cut off where their setting stops accepting values.
@@ -71,7 +75,8 @@ def check_space(
         problems += unknown + found
         if not unknown and not found:
             for entry in entries:
-                problems += _conflicts(cut, task, entry.name, applied, where)
+                accept = partial(resolve, task, entry.name, augments_itself=augments_itself)
+                problems += _conflicts(cut, accept, applied, where)
         checked.append(cut)
     if problems:
         raise JobError("the search space cannot be used:", list(dict.fromkeys(problems)))
@@ -211,12 +216,15 @@ def _last_accepted(accepts: Callable[[float], bool], inside: float, outside: flo
 
 
 def _conflicts(
-    sub_space: SubSpace, task: Task, model: str, fixed: Mapping[str, Any], where: str
+    sub_space: SubSpace, accept: Callable[[dict[str, Any]], object], fixed: Mapping[str, Any], where: str
 ) -> Iterator[Problem]:
     """Find values that conflict although each of them is accepted by itself.
 
     Each rule concerns two settings, and the rules about order are broken by extreme values first. So it is
     enough to try the extreme values of each pair of settings, with any value for the others.
+
+    Args:
+        accept: raises JobError for settings that the model rejects.
     """
     probes = {
         name: _extremes(value) if isinstance(value, Distribution) else (value,)
@@ -229,7 +237,7 @@ def _conflicts(
     reported = set()
     for group in groups:
         for values in product(*(probes[name] for name in group)):
-            for problem in _resolving_problems(task, model, base | dict(zip(group, values, strict=True))):
+            for problem in _problems_of(accept, base | dict(zip(group, values, strict=True))):
                 if problem.field in fixed:
                     field, rule = f"training_parameters.{problem.field}", problem.rule
                 else:
@@ -241,9 +249,9 @@ def _conflicts(
                     yield Problem(where, field, rule, problem.got, problem.hint)
 
 
-def _resolving_problems(task: Task, model: str, values: Mapping[str, Any]) -> tuple[Problem, ...]:
+def _problems_of(accept: Callable[[dict[str, Any]], object], values: dict[str, Any]) -> tuple[Problem, ...]:
     try:
-        resolve(task, model, values)
+        accept(values)
     except JobError as error:
         return error.problems
     return ()
