@@ -14,6 +14,7 @@ import yaml
 
 from trainer import cli
 from trainer.data.samples import make
+from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.tasks import Task
 
@@ -270,3 +271,34 @@ def test_resume_takes_only_the_settings_of_a_config(tmp_path: Path, monkeypatch:
     arguments = ["fit", "--config", str(path), "--resume", str(tmp_path), "--number-of-epochs", "9"]
     cli.app(arguments, exit_on_error=False, result_action="return_value")
     assert taken == [tmp_path, {"seed": 7, "number_of_epochs": 9}, {"progress": True}]
+
+
+def test_augmentation_file_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is relative to the job file; its names and arguments are checked as before training."""
+    (tmp_path / "own.yaml").write_text("- RandomInvert\n", encoding="utf-8")
+    alone: dict[str, Any] = {
+        **dict.fromkeys(("limits", "sweep", "search_space")),
+        "training_parameters": {"model_name": "yolov5"},
+    }
+    path = write(tmp_path, local={"augmentation": "own.yaml"}, **alone)
+    content, printed = dry_run(capsys, "--config", path)
+    assert content["job"]["local"]["augmentation"] == str(tmp_path / "own.yaml")
+    assert "own.yaml (torchvision) replaces the recipe's augmentation" in printed
+    switches = content["job"]["training_parameters"]["advanced_settings"]
+    assert switches["apply_automl_train_augmentations"] is False
+    (tmp_path / "own.yaml").write_text("- RandomInvert: {probability: 1}\n", encoding="utf-8")
+    with pytest.raises(JobError, match=r"own.yaml:1: .*probability: is not an argument"):
+        dry_run(capsys, "--config", path)
+
+
+def test_search_space_cannot_turn_on_what_the_augmentation_file_replaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.yaml").write_text("- RandomInvert\n", encoding="utf-8")
+    space = [{"model_name": "resnet18", "mixup_alpha": "choice(0, 0.2)"}]
+    parameters: dict[str, Any] = {}
+    changes = {"task": "image_classification", "search_space": space, "training_parameters": parameters}
+    path = write(tmp_path, **changes)
+    assert dry_run(capsys, "--config", path)[0]["trials"]
+    with pytest.raises(JobError, match="mixup_alpha must be off, since the augmentation file replaces"):
+        dry_run(capsys, "--config", path, "--augmentation", tmp_path / "own.yaml")

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from trainer.annotations import FloatArray, Image, Objects, Target
 from trainer.errors import JobError, Problem, did_you_mean, problem_of
-from trainer.models.augmentation.file import SUMMARY, Augmentation, unknown
+from trainer.models.augmentation.file import REJECTED, SUMMARY, Augmentation, unknown
 from trainer.models.augmentation.placing import place, points_of, polygons_of, traced
 from trainer.models.geometry import Geometry
 from trainer.models.masks import rasterise_all
@@ -74,7 +74,7 @@ def build(augmentation: Augmentation, task: Task) -> AlbumentationsPipeline:
     known = {
         name: kind
         for name, kind in SERIALIZABLE_REGISTRY.items()
-        if not name.startswith(("Base", "_")) and "3D" not in name and hasattr(library, name)
+        if name not in REJECTED and "3D" not in name and hasattr(library, name)
     }
     problems: list[Problem] = []
     is_container = _short(content) in _CONTAINERS
@@ -95,7 +95,10 @@ def build(augmentation: Augmentation, task: Task) -> AlbumentationsPipeline:
     traces = bool(names.intersection(_NEED_MASKS))
     if task is Task.SEGMENTATION and not traces:
         options["keypoint_params"] = library.KeypointParams("xy", remove_invisible=False)
-    return AlbumentationsPipeline(library.Compose(transforms, **options), traces=traces)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of boxes that no transform moves
+        compose = library.Compose(transforms, **options)
+    return AlbumentationsPipeline(compose, traces=traces)
 
 
 def _short(entry: Mapping[str, Any]) -> str:
@@ -156,15 +159,19 @@ def _built(
                 warnings.simplefilter("ignore")  # it advises against transforms that are slow or renamed
                 own = {key: value for key, value in arguments.items() if key in taken}
                 transforms.append(known[name](**own))
-        except ValidationError as error:
-            problems += [
-                augmentation.problem((*place_of, *item["loc"]), problem_of(item).rule, repr(item["input"]))
-                for item in error.errors()
-            ]
         except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
-            rule = f"{name} must have arguments that it takes, but {error}"
-            problems.append(augmentation.problem(place_of, rule))
+            problems += _argument_problems(augmentation, place_of, name, error)
     return transforms
+
+
+def _argument_problems(augmentation: Augmentation, path: _Path, name: str, error: Exception) -> list[Problem]:
+    cause = error.__cause__
+    if not isinstance(cause, ValidationError):
+        return [augmentation.problem(path, f"{name} must have arguments that it takes, but {error}")]
+    return [
+        augmentation.problem((*path, *item["loc"]), problem_of(item).rule, repr(item["input"]))
+        for item in cause.errors()
+    ]
 
 
 def _hint(key: str, taken: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ TRANSFORMS = (
 """torchvision's transforms, by their names in torchvision.transforms.v2, that a file may list."""
 
 _DONE_BY_TRAINER = "the trainer does this itself, after the file's transforms; remove it"
-_REJECTED = {
+REJECTED = {
     **dict.fromkeys(("MixUp", "CutMix"), "it mixes batches; set mixup_alpha or cutmix_alpha instead"),
     **dict.fromkeys(("FiveCrop", "TenCrop"), "it makes several images of one; use RandomCrop instead"),
     **dict.fromkeys(
@@ -201,8 +201,8 @@ def unknown(
     augmentation: Augmentation, path: tuple[str | int, ...], name: str, library: str, known: Any
 ) -> Problem:
     """The problem of a transform that a file may not list."""
-    if name in _REJECTED:
-        return augmentation.problem((*path, name), "cannot be used in a file", "", _REJECTED[name])
+    if name in REJECTED:
+        return augmentation.problem((*path, name), "cannot be used in a file", "", REJECTED[name])
     # Most names start alike, so compare them whatever their case.
     by_lower = {each.lower(): each for each in known}
     hint = did_you_mean(name, by_lower, otherwise="the README says which there are")

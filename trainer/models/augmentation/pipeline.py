@@ -17,7 +17,7 @@ from trainer.errors import JobError, TrainingError
 from trainer.models.augmentation.file import SUMMARY, Augmentation, read
 from trainer.tasks import Task
 
-_TRIALS = 8
+_TRIALS = 4
 _MAX_TRIAL_SIDE = 2048
 _ERRORS = (
     *(TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError),

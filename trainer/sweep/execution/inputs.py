@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trainer.data.training_data import Data
 from trainer.job.job import Job
-from trainer.models.augmentation import pipeline
 from trainer.sweep.execution import study_setup
 from trainer.sweep.execution.slots import Slot, make_slots
 from trainer.sweep.search import random_seed
@@ -41,7 +40,9 @@ def read_inputs(job: Job, *, progress: bool) -> Iterator[Inputs]:
     """
     study_setup.check_storage(job)
     if job.augmentation is not None:
-        pipeline.load(job.augmentation, job.task)
+        from trainer.models.augmentation.pipeline import load  # imports torch
+
+        load(job.augmentation, job.task)
     with tempfile.TemporaryDirectory() as scratch:
         skipped = Path(scratch) / "skipped.jsonl"
         data = read_data(job, skipped, progress=progress)
