@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.errors import RunError
+from trainer.files import without_prefix
 
 ARTIFACTS = "artifacts"
 
@@ -15,6 +16,7 @@ def find_model(run_or_model: Path) -> Path:
     Raises:
         RunError: neither is a model directory, or the model was not packaged by this project.
     """
+    run_or_model = Path(without_prefix(str(run_or_model), Path.cwd()))
     for directory in (run_or_model, run_or_model / "model"):
         if (directory / "MLmodel").is_file():
             if (directory / ARTIFACTS / "spec.json").is_file():

@@ -19,7 +19,7 @@ from trainer.data.image_formats import suffixes
 from trainer.data.images import ImageError, decode
 from trainer.drawing.predictions import draw_answer
 from trainer.errors import DataError, Problem, RunError
-from trainer.files import describe_lookalike
+from trainer.files import describe_lookalike, without_prefix
 
 _MAX_NAMES = 3
 """Names of files that are shown for each suffix that is left out."""
@@ -92,7 +92,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     images: dict[Path, None] = {}
     problems = []
     known = suffixes()
-    for path in paths:
+    for path in map(_without_prefix, paths):
         got = ""
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
@@ -121,7 +121,7 @@ def describe_left_out(paths: Sequence[Path]) -> str:
         "2 .mp4 (1.mp4, 2.mp4), 1 .txt (notes.txt)"; "" if no file is left out.
     """
     names: dict[str, list[str]] = {}
-    for directory in filter(Path.is_dir, dict.fromkeys(paths)):
+    for directory in filter(Path.is_dir, dict.fromkeys(map(_without_prefix, paths))):
         for file in sorted(directory.rglob("*")):
             suffix = file.suffix.lower()
             if suffix not in suffixes() and file.is_file():
@@ -131,6 +131,10 @@ def describe_left_out(paths: Sequence[Path]) -> str:
         f"({', '.join(files[:_MAX_NAMES])}{', …' if len(files) > _MAX_NAMES else ''})"
         for suffix, files in sorted(names.items(), key=lambda entry: -len(entry[1]))
     )
+
+
+def _without_prefix(path: Path) -> Path:
+    return Path(without_prefix(str(path), Path.cwd()))
 
 
 def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Image]]:

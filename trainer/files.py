@@ -1,9 +1,10 @@
-"""Writes files whole or not at all, and finds what a misspelt path meant."""
+"""Writes files whole or not at all, and finds what a path as written means."""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +54,31 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     while depth < max(map(len, parts)) and len({each[-depth:] for each in parts}) < len(parts):
         depth += 1
     return ["/".join(each[-depth:]) for each in parts]
+
+
+def is_prefixed_path(path: str, folder: Path) -> bool:
+    """Whether `azureml:` precedes a path on this machine, as Azure's Python SDK writes local inputs.
+
+    What follows is a path if it starts with a dot, has a slash, which no registered name has, or exists in
+    `folder`.
+    """
+    prefix, _, rest = path.partition(":")
+    if prefix != "azureml" or rest.startswith(("//", "/subscriptions/")):
+        return False
+    return re.search(r"^\.|[/\\]", rest) is not None or (rest != "" and os.path.exists(folder / rest))
+
+
+def without_prefix(path: str, folder: Path) -> str:
+    """A path or URL without `azureml:` or `file:`, which Azure's tools write before both, and without `~`.
+
+    Args:
+        folder: what a path is relative to.
+    """
+    if path.startswith("azureml:") and (
+        "://" in path.removeprefix("azureml:") or is_prefixed_path(path, folder)
+    ):
+        path = path.removeprefix("azureml:")
+    return os.path.expanduser(path.removeprefix("file:") if re.match(r"file:(?!//)", path) else path)
 
 
 def describe_lookalike(path: str | os.PathLike[str]) -> str:

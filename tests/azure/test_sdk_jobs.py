@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import JobError
+from trainer.files import is_prefixed_path
 from trainer.job.job import Job
-from trainer.job.places import is_prefixed_path
 from trainer.sweep.search import prepare_search
 from trainer.tasks import Task
 

@@ -87,6 +87,14 @@ def test_answers_without_any_model(tmp_path: Path, capsys: pytest.CaptureFixture
             "--device: applies only to a model, not to --predictions, got cuda:7",
         ),
         (
+            ["--predictions", "p", "--task", "x", "--data", "d", "--box-score-thresh", "0.4"],
+            "--box-score-threshold: applies only to a model, not to --predictions, got 0.4",
+        ),
+        (
+            ["run", "--data", "d", "--validation-iou-threshold", "7"],
+            r"--iou-threshold: must be in \[0.1, 1\], got 7",
+        ),
+        (
             ["run", "--data", "d", "--task", "x"],
             "--task: applies only to --predictions; a model knows its task",
         ),

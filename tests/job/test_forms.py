@@ -217,6 +217,7 @@ def test_snake_case_recovers_every_settings_name() -> None:
     ("duration", "minutes"),
     [
         *(("PT60M", 60), ("PT2H", 120), ("P1D", 1440), ("P1DT1H1M", 1501), ("PT90S", 2), ("pt0.5h", 30)),
+        *(("P1W", 10080), ("P1W1DT1H", 11580)),
         *((60, 60), ("60", 60), ("PT1H30M", 90), ("PT0.1H", 6)),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+from serving.locate import find_model
 from serving.predict import describe_left_out, find_images, predict_files
 from trainer.cli.scoring import predict
 from trainer.errors import DataError, RequestError, RunError
@@ -152,6 +153,14 @@ def test_paths_without_images_are_reported_before_scoring(
     assert not output.exists()
     with pytest.raises(DataError, match="at least one image"):
         list(predict_files(packaged(Task.CLASSIFICATION), []))
+
+
+def test_paths_may_be_those_of_a_job_file(folder: Path) -> None:
+    written = Path(f"azureml:{folder}")
+    assert find_images([written]) == find_images([folder])
+    assert describe_left_out([written]) == describe_left_out([folder]) != ""
+    with pytest.raises(RunError, match=f"^{folder.parent}/no-model: does not exist"):
+        find_model(Path(f"azureml:{folder.parent}/no-model"))
 
 
 def test_parameters_are_used_and_checked(folder: Path, packaged: Packaged) -> None:

@@ -11,8 +11,10 @@ from cyclopts import Parameter
 from trainer.cli.application import app
 from trainer.cli.arguments import Datastores, Switch, a_task, mapping
 from trainer.cli.evaluation_tables import show_analysis, show_differences
+from trainer.cli.flags import flag
 from trainer.errors import JobError, Problem
 from trainer.files import distinct_names
+from trainer.scoring import OLDER_NAMES
 
 
 @app.command
@@ -25,8 +27,10 @@ def evaluate(
     task: Annotated[str | None, a_task("Task of the --predictions.")] = None,
     predictions: Path | None = None,
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
-    iou_threshold: float = 0.5,
-    box_score_threshold: float | None = None,
+    iou_threshold: Annotated[float, Parameter(alias="--validation-iou-threshold")] = 0.5,
+    box_score_threshold: Annotated[
+        float | None, Parameter(alias=[*map(flag, OLDER_NAMES["box_score_threshold"])])
+    ] = None,
     unknown_classes: Literal["error", "missed", "ignored"] = "error",
     datastore: Datastores = None,
     target_column_name: str | None = None,

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from trainer.errors import JobError
 from trainer.fields import Parsed, enum_member, option
+from trainer.files import without_prefix
 from trainer.job.callback_path import parse as parse_callback
-from trainer.job.places import anchored, places_of, tracking_place, without_prefix
+from trainer.job.places import anchored, places_of, tracking_place
 from trainer.job.sweep import Limits, Sweep
 from trainer.metric_names import parse_metric
 from trainer.models.weights.choice import NONE

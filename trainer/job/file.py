@@ -9,11 +9,12 @@ from typing import Any
 
 from trainer.errors import JobError, Problem, ProblemsError
 from trainer.fields import enum_member
+from trainer.files import without_prefix
 from trainer.job.fields import LocalOptions
 from trainer.job.former import CHECKPOINT
 from trainer.job.forms import CLOUD_KEYS, KEYS, LIMITS, SAMPLING, SWEEP, nearest, to_yaml_form
 from trainer.job.pipelines import is_pipeline, node_job, without_expressions
-from trainer.job.places import anchored, is_remote, tracking_place, without_prefix
+from trainer.job.places import anchored, is_remote, tracking_place
 from trainer.job.sweep import MODEL_NAME
 from trainer.settings import NAMES, RUN_ID
 from trainer.strict_yaml import load as load_yaml

@@ -8,7 +8,8 @@ from os.path import exists
 from pathlib import Path
 from typing import Any
 
-from trainer.job.places import is_remote, places_of, without_prefix
+from trainer.files import without_prefix
+from trainer.job.places import is_remote, places_of
 from trainer.models.weights.choice import is_address
 
 CHECKPOINT = "checkpoint_model"

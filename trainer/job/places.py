@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from os.path import abspath, exists, expanduser
+from os.path import abspath, expanduser
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,31 +29,6 @@ _REGISTERED = re.compile(
     r"|(?:azureml:/|/subscriptions/)(?!.*/datastores/).*/data/(?P<id>[^/]+)/(?:versions|labels)/(?P<of>[^/]+)/?"
 )
 """`azureml:NAME:VERSION`, `azureml:NAME@latest`, and ids that end in `data/NAME/versions/VERSION`."""
-
-
-def is_prefixed_path(path: str, folder: Path) -> bool:
-    """Whether `azureml:` precedes a path on this machine, as Azure's Python SDK writes local inputs.
-
-    What follows is a path if it starts with a dot, has a slash, which no registered name has, or exists in
-    the job file's folder.
-    """
-    prefix, _, rest = path.partition(":")
-    if prefix != "azureml" or rest.startswith(("//", "/subscriptions/")):
-        return False
-    return re.search(r"^\.|[/\\]", rest) is not None or (rest != "" and exists(folder / rest))
-
-
-def without_prefix(path: str, folder: Path) -> str:
-    """A path or URL without `azureml:` or `file:`, which Azure's tools write before both, and without `~`.
-
-    Args:
-        folder: what a path is relative to.
-    """
-    if path.startswith("azureml:") and (
-        "://" in path.removeprefix("azureml:") or is_prefixed_path(path, folder)
-    ):
-        path = path.removeprefix("azureml:")
-    return expanduser(path.removeprefix("file:") if re.match(r"file:(?!//)", path) else path)
 
 
 def places_of(paths: tuple[str, ...], assets: Mapping[str, str]) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ MODEL_NAME = "model_name"
 
 
 _DURATION = re.compile(
-    r"P(?:(?P<days>[\d.]+)D)?(?:T(?:(?P<hours>[\d.]+)H)?(?:(?P<minutes>[\d.]+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
+    r"P(?:(?P<weeks>[\d.]+)W)?(?:(?P<days>[\d.]+)D)?"
+    r"(?:T(?:(?P<hours>[\d.]+)H)?(?:(?P<minutes>[\d.]+)M)?(?:(?P<seconds>[\d.]+)S)?)?"
 )
-_MINUTES = {"days": 1440, "hours": 60, "minutes": 1, "seconds": 1 / 60}
+_MINUTES = {"weeks": 10080, "days": 1440, "hours": 60, "minutes": 1, "seconds": 1 / 60}
 
 
 DURATION_RULE = "must be a duration longer than zero: minutes, or ISO 8601 such as PT60M or PT1H30M"

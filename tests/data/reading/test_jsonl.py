@@ -154,6 +154,17 @@ def test_rounding_overshoot_is_clipped(write_lines: WriteLines) -> None:
     np.testing.assert_allclose(target.boxes[1], [0, 0.2, 0.5, 1])
 
 
+def test_paths_may_be_those_of_a_job_file(
+    write_lines: WriteLines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_lines([{"image_url": "a.jpg", "label": "can"}], "data/train.jsonl")
+    monkeypatch.chdir(tmp_path)
+    for path in ("azureml:./data/train.jsonl", f"azureml:{tmp_path}/data/train.jsonl"):
+        assert len(read([path], Task.CLASSIFICATION).records) == 1
+    (problem,) = read(["azureml:fridge:1"], Task.CLASSIFICATION).problems
+    assert problem.hint == "azureml:NAME:VERSION is data registered with Azure; give the path of a copy"
+
+
 def test_integer_coordinates_are_accepted(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": [box(topX=0, topY=0, bottomX=1, bottomY=1)]}])
     assert read([path], DETECTION).problems == []

@@ -184,6 +184,33 @@ def test_plain_bounds_of_exponents_are_rejected_with_the_exponents(
     assert said.endswith(meant)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (
+            "loguniform(0, 3)",
+            "takes whole numbers, which loguniform does not give; use choice, randint, or qloguniform with q: 1",
+        ),
+        (
+            "lognormal(1, 1)",
+            "takes whole numbers, which lognormal does not give; use choice, randint, or qlognormal with q: 1",
+        ),
+        (
+            "loguniform(10, 100)",
+            "takes whole numbers, but loguniform draws exp(x) for x from 10 to 100, which is 22026.5 to "
+            "2.68812e+43; min_value and max_value are exponents: for 10 to 100 write qloguniform with "
+            "min_value: 2.30, max_value: 4.61, q: 1",
+        ),
+        (
+            "normal(10, 3)",
+            "takes whole numbers, which normal does not give; use choice, randint, or qnormal with q: 1",
+        ),
+    ],
+)
+def test_settings_of_whole_numbers_are_told_the_rounded_distribution(value: str, said: str) -> None:
+    assert refused([{"number_of_epochs": value}]) == [f"search_space[0].number_of_epochs: {said}"]
+
+
 def test_exponents_get_no_advice_where_their_bounds_make_no_plain_range() -> None:
     (said,) = refused([{"learning_rate": "loguniform(-9, 2)"}])
     assert said.endswith("min_value and max_value are exponents")

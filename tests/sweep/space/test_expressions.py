@@ -165,6 +165,11 @@ def test_all_else_that_is_one_value_is_fixed(value: Any) -> None:
             (expression, "must stay within the range of floating-point numbers, got {'")
             for expression in ("loguniform(0, 1000)", "loguniform(-2000, 1)", "qloguniform(0, 701, 1)")
         ),
+        (
+            "loguniform(600, 800)",
+            "must stay within the range of floating-point numbers, got {'min_value': 600, 'max_value': 800}; "
+            "its bounds are exponents of e: for 600 to 800 write min_value: 6.40, max_value: 6.68",
+        ),
         # the rest
         ("quniform(1, 2, 0)", "q must be over 0, got 0"),
         ({"type": "qnormal", "mu": 1, "sigma": 1, "q": -1}, "q must be over 0, got -1"),

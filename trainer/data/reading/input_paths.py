@@ -14,7 +14,7 @@ from trainer.data.reading.fetching import local_path
 from trainer.data.reading.other_formats import recognise
 from trainer.data.reading.urls import UrlError, is_url, resolve_path
 from trainer.errors import Problem
-from trainer.files import describe_lookalike
+from trainer.files import describe_lookalike, without_prefix
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -34,7 +34,7 @@ def find_files(
     files: list[DataFile] = []
     problems: list[Problem] = []
     for given in paths:
-        name = os.fspath(given)
+        name = without_prefix(os.fspath(given), Path.cwd())
         try:
             path = resolve_path(name, datastores)
         except UrlError as error:
@@ -76,6 +76,8 @@ def _unusable(file: DataFile) -> Problem | None:
     if not os.path.exists(file.path):
         got = "a path that does not exist"
         hint = describe_lookalike(file.path)
+        if file.name.startswith("azureml:"):
+            hint = "azureml:NAME:VERSION is data registered with Azure; give the path of a copy"
         return Problem(file.name, "", "must be a .jsonl file or an MLTable folder", got, hint)
     if not os.path.isfile(file.path):
         return Problem(file.name, "", "must be a file", "something else, such as a pipe or a device")

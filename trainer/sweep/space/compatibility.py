@@ -20,12 +20,14 @@ from trainer.models.defaults import models_taking, resolve, takes
 from trainer.settings import NAMES, Settings, canonical
 from trainer.sweep.space.distributions import (
     TAIL,
+    TYPES,
     Choice,
     Distribution,
     LogNormal,
     LogUniform,
     Normal,
     Scalar,
+    exponents_of,
 )
 from trainer.sweep.space.search_space import SearchSpace, SubSpace
 from trainer.tasks import Task
@@ -143,19 +145,39 @@ def _value_problems(value: Distribution | Scalar, setting: str) -> list[Problem]
     # The tails of a normal distribution are cut off where the setting rejects them, so check its median.
     bounds = (value.value(0.5),) if isinstance(value, Normal) else value.bounds
     problems = [problem for bound in bounds for problem in _rejections(setting, bound)]
+    rounded = _rounded(value) if _takes_only_whole_numbers(setting) else None
     if isinstance(value, LogUniform | LogNormal):
-        if problems:
+        if rounded is not None and _value_problems(rounded, setting):
+            return [_plain_for_exponents(value, setting, "takes whole numbers", rounded.type_name())]
+        if rounded is None and problems:
             return [_plain_for_exponents(value, setting, problems[0].rule)]
         if isinstance(value, LogUniform) and value.interval[1] > LARGEST:
             return [_plain_for_exponents(value, setting, f"input should be at most {LARGEST:,}")]
-    if not problems and any(_rejections(setting, inner) for inner in value.inside()):
+    if rounded is not None or (not problems and any(_rejections(setting, x) for x in value.inside())):
         rule = f"takes whole numbers, which {value.type_name()} does not give"
-        problems = [Problem("", "", rule, hint="use choice, randint, or quniform with q: 1")]
+        quantized = (rounded or value).type_name()
+        problems = [Problem("", "", rule, hint=f"use choice, randint, or {quantized} with q: 1")]
     return problems
 
 
-def _plain_for_exponents(value: LogUniform | LogNormal, setting: str, rule: str) -> Problem:
-    """Say what an expression with exponents gives, and which exponents were probably meant."""
+def _takes_only_whole_numbers(setting: str) -> bool:
+    return not _rejections(setting, 256) and bool(_rejections(setting, 256.5))
+
+
+def _rounded(value: Distribution) -> Distribution | None:
+    """The distribution of the same numbers, rounded to whole ones; None if it rounds already."""
+    quantized = TYPES.get(f"q{value.type_name()}")
+    return None if quantized is None else quantized(**vars(value), q=1)
+
+
+def _plain_for_exponents(
+    value: LogUniform | LogNormal, setting: str, rule: str, needed_type: str = ""
+) -> Problem:
+    """Say what an expression with exponents gives, and which exponents were probably meant.
+
+    Args:
+        needed_type: the type to write them with, if it is another one.
+    """
     name = value.type_name()
     if isinstance(value, LogNormal):
         base, given = math.e, {"mu": value.mu}
@@ -172,11 +194,9 @@ def _plain_for_exponents(value: LogUniform | LogNormal, setting: str, rule: str)
     if any(given.values()) and all(
         plain >= 0 and not _rejections(setting, plain) for plain in given.values()
     ):
-        meant = [
-            f"{key}: {math.log(plain or 1e-5) / math.log(base):.2f}"
-            + ("" if plain else " (1e-05, as 0 has none)")
-            for key, plain in given.items()
-        ]
+        meant = exponents_of(given, base)
+        if needed_type:
+            meant = [f"{needed_type} with {meant[0]}", *meant[1:], "q: 1"]
         hint += f": for {' to '.join(f'{plain:g}' for plain in given.values())} write {', '.join(meant)}"
     return Problem("", "", f"{rule}, but {gives}", hint=hint)
 

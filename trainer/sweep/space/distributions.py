@@ -250,6 +250,15 @@ class QLogNormal(Quantized, LogNormal):
     """round(lognormal(mu, sigma) / q) · q."""
 
 
+def exponents_of(plain: Mapping[str, float], base: float) -> list[str]:
+    """Write plain numbers, at least 0, as the exponents that give them: `min_value: -9.21`."""
+    return [
+        f"{key}: {math.log(number or 1e-5) / math.log(base):.2f}"
+        + ("" if number else " (1e-05, as 0 has none)")
+        for key, number in plain.items()
+    ]
+
+
 TYPES: Mapping[str, type[Distribution]] = {
     cls.type_name(): cls
     for cls in (

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from trainer.errors import JobError, Problem, did_you_mean
-from trainer.sweep.space.distributions import TYPES, Choice, Distribution, LogUniform, Scalar
+from trainer.sweep.space.distributions import TYPES, Choice, Distribution, LogUniform, Scalar, exponents_of
 
 MAX_VALUES = 10_000
 """Most values of a choice."""
@@ -175,7 +175,13 @@ def _build(cls: type[Distribution], parameters: Mapping[Any, Any], logbase: floa
     if vanishes or not all(as_number(bound) is not None for bound in reach):
         rule = "must stay within the range of floating-point numbers"
         base = "e" if logbase == math.e else f"{logbase:g}"
-        hint = f"its bounds are exponents of {base}" if isinstance(made, LogUniform) else ""
+        hint = ""
+        if isinstance(made, LogUniform):
+            hint = f"its bounds are exponents of {base}"
+            low, high = made.min_value, made.max_value
+            if low >= 0 and logbase > 1:
+                meant = exponents_of({"min_value": low, "max_value": high}, logbase)
+                hint += f": for {low:g} to {high:g} write {', '.join(meant)}"
         raise _unreadable(rule, dict(parameters), hint)
     return made
 
