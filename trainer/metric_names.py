@@ -25,6 +25,10 @@ CLASSWISE = "iou_classwise."
 BY_CLASS = "_by_class/"
 """What is between a metric's name and a class's in the names by which single classes are tracked."""
 _MOST_CLASS_VALUES = 1000
+WHY_UNDEFINED = (
+    "the validation data lack what it measures; add such images, or choose another --primary-metric"
+)
+"""What to say of a primary metric that no evaluation could compute."""
 
 _SCORES = ("AUC", "average_precision_score", "f1_score", "precision_score", "recall_score")
 _CLASSIFICATION = (

@@ -91,7 +91,7 @@ def load(
     train, validation = results[0].records, results[1].records if validation_data else None
     problems = [problem for result in results for problem in result.problems]
     is_complete = all(result.is_complete for result in results)
-    overall = check_consistency(train, validation, task) if is_complete else []
+    overall = check_consistency(train, validation, task, label_key) if is_complete else []
     if not is_complete or _has_errors(overall) or (_has_errors(problems) and not skip_invalid):
         skipping_helps = is_complete and not skip_invalid and not _has_errors(overall)
         raise _data_error([*problems, *overall], skipping_helps)
@@ -106,7 +106,7 @@ def load(
             # If lines were skipped, they are the likely cause: report both.
             raise _data_error([*problems, *overall, *error.problems], False) if skipped else error from None
         train, validation = train.subset(training_indices), train.subset(validation_indices)
-        overall += classes_without_training_images(train, validation)
+        overall += classes_without_training_images(train, validation, label_key)
     classes = tuple(sorted({*train.classes, *validation.classes}))
     return Data(
         train=train.relabelled(classes),

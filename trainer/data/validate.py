@@ -95,7 +95,7 @@ def validate(
     train, validation = results[0].records, results[1].records if len(results) > 1 else None
     problems = [problem for result in results for problem in result.problems]
     if all(result.is_complete for result in results):
-        problems += check_consistency(train, validation, task)
+        problems += check_consistency(train, validation, task, label_key)
     return ValidationReport(
         problems=problems,
         errors=sum(not problem.warning for problem in problems),

@@ -139,7 +139,7 @@ def evaluate_model(
     label_key = options.target_column_name or (job.target_column_name if job else LABEL_KEY)
     metric = _primary_metric(options, spec.task, job)
     result = _load(spec.task, data, options, label_key)
-    subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes)
+    subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes, label_key)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
@@ -203,7 +203,7 @@ def evaluate_answers(
         raise JobError("the predictions cannot be used:", [Problem(str(predictions), "", rule)])
     # Answers name all classes of a classifier, but only those classes of a detector that it detected.
     known = answers.classes if task.is_classification else sorted({*answers.classes, *records.classes})
-    subject = evaluation_data.for_classes(result, known, options.unknown_classes)
+    subject = evaluation_data.for_classes(result, known, options.unknown_classes, label_key)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     if len(subject.records) < len(records):
         answers = answers.subset(_indices_in(records, subject.records))

@@ -81,7 +81,9 @@ def load(
     return replace(result, problems=[problem for problem in result.problems if problem.field not in extra])
 
 
-def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str = "error") -> EvaluationData:
+def for_classes(
+    result: ReadResult, known: Sequence[str], unknown_classes: str = "error", label_key: str = LABEL_KEY
+) -> EvaluationData:
     """Relate data to the classes that a model knows.
 
     Args:
@@ -89,6 +91,7 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
         unknown_classes: what to do with classes of the data that the model does not know. "error": raise an
             error; "missed": count their objects and labels as missed; "ignored": leave them out, for
             multi-class including the images.
+        label_key: the key of the lines that holds the label.
 
     Raises:
         DataError: there are unknown classes and that is an error, or no image is left.
@@ -103,7 +106,7 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
         raise DataError(
             "the data have classes that the model does not know; --unknown-classes missed counts them as "
             "missed, --unknown-classes ignored leaves them out",
-            [_unknown_class(records, name, known) for name in unknown[:_MAX_SHOWN]],
+            [_unknown_class(records, name, known, label_key) for name in unknown[:_MAX_SHOWN]],
         )
     classes = tuple(known)
     if unknown and unknown_classes == "missed":
@@ -124,9 +127,10 @@ def for_classes(result: ReadResult, known: Sequence[str], unknown_classes: str =
     return EvaluationData(records, result.files, classes, notes)
 
 
-def _unknown_class(records: Records, name: str, known: Sequence[str]) -> Problem:
+def _unknown_class(records: Records, name: str, known: Sequence[str], label_key: str) -> Problem:
     labels = np.flatnonzero(records.labels == records.classes.index(name))
     image = int(np.searchsorted(records.starts, labels[0], side="right")) - 1
     known_text = f"the model knows {names_text(known)}"
     hint = "; ".join(part for part in (first_of(len(labels), "such labels"), known_text) if part)
-    return Problem(records.location(image), "label", "must be a class that the model knows", repr(name), hint)
+    rule = "must be a class that the model knows"
+    return Problem(records.location(image), label_key, rule, repr(name), hint)

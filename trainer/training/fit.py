@@ -16,6 +16,7 @@ from trainer.data.fingerprint import changes, fingerprint
 from trainer.data.training_data import Data
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
+from trainer.metric_names import WHY_UNDEFINED
 from trainer.runs import Durations, Result, Run
 from trainer.training import tracking
 from trainer.training.checkpoints import KeepBest
@@ -132,9 +133,7 @@ def _lead(plan: Plan) -> Run:
         )  # fmt: skip
         if best.is_undefined:
             log.warning(
-                "%s was undefined in every evaluation, so it chose no epoch: the validation data lack what "
-                "it measures; add such images, or choose another --primary-metric",
-                job.metric,
+                "%s was undefined in every evaluation, so it chose no epoch: %s", job.metric, WHY_UNDEFINED
             )
         report(run, job, data)
         best_metrics = {f"best_{name}": value for name, value in best.metrics.items()}

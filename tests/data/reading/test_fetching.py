@@ -326,6 +326,17 @@ def test_missing_files_and_unreachable_hosts_are_errors(server: _Server) -> None
     assert len(server.requests) <= 2, "a missing file is not asked for again and again"
     with pytest.raises(UrlError, match="must be a URL that can be fetched"):
         local_path("http://127.0.0.1:9/a.jpg")
+    with pytest.raises(UrlError, match=r"must be a URL, got http://\[a \(Invalid"):
+        local_path("http://[a")
+
+
+def test_a_redirect_to_itself_is_followed_once(server: _Server, pauses: list[float]) -> None:
+    server.failures, server.headers = [302] * 99, {"Location": "/a.jpg"}
+    url = f"{server.url}/a.jpg"
+    with pytest.raises(UrlError) as caught:
+        local_path(url)
+    assert caught.value.got == f"{url} (it redirects too often, perhaps to itself)"
+    assert pauses == []
 
 
 def test_a_whole_set_over_http(server: _Server, tmp_path: Path) -> None:

@@ -148,6 +148,16 @@ def test_missing_details_may_be_null(key: str, value: object, write_lines: Write
     assert result.records.sizes.tolist() == [[4 * (key != "width"), 3 * (key != "height")]]
 
 
+@pytest.mark.parametrize("text", ['{"width": "16px", "height": 9}', "{'width': 16, 'height': 9.0}"])
+def test_image_details_may_be_written_in_a_string(text: str, write_lines: WriteLines) -> None:
+    path = write_lines([{"image_url": "a", "label": "x", "image_details": text}])
+    result = read([path], Task.CLASSIFICATION)
+    assert result.records.sizes.tolist() == [[16, 9]]
+    assert warnings(result, path.parent)[0].startswith(
+        "warning: train.jsonl:1: image_details: should be an object; the one written in a string is taken"
+    )
+
+
 def test_image_details_may_be_nan(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": "x", "image_details": NAN}])
     assert len(warnings(read([path], Task.CLASSIFICATION), path.parent)) == 1
@@ -198,6 +208,9 @@ def test_other_values_are_no_classes(value: object, write_lines: WriteLines) -> 
         ("StreamInfo('images/a (1).jpg')", "images/a (1).jpg"),
         ("StreamInfo(AmlDatastore://store/b/a.jpg)", "AmlDatastore://store/b/a.jpg"),
         ("StreamInfo(azureml://datastores/store/paths/b/a.jpg)", "azureml://datastores/store/paths/b/a.jpg"),
+        ("streaminfo(/data/a.jpg)", "/data/a.jpg"),
+        ("STREAMINFO (url='a, b.jpg', length = 2) ", "a, b.jpg"),
+        ("StreamInfo(https://example.org/a.jpg, length=2, version=None)", "https://example.org/a.jpg"),
         ({"handler": "AmlDatastore", "resource_identifier": "store/a.jpg", "arguments": {}},
          "AmlDatastore://store/a.jpg"),
         ({"Handler": "Local", "ResourceIdentifier": "/data/a.jpg"}, "/data/a.jpg"),

@@ -343,6 +343,28 @@ def test_an_image_that_does_not_match_the_format_is_an_error(image_table: Callab
     assert (len(result.records), all(problem.warning for problem in result.problems)) == (3, True)
 
 
+def test_an_image_at_another_depth_gets_no_wrong_class(image_table: Callable[..., Path]) -> None:
+    for folder in (image_table("/{label}/*"), image_table("/{label}/*", "true")):
+        (folder / "images/cat/deep").mkdir(exist_ok=True)
+        (folder / "images/cat/deep/4.png").touch()
+        is_left_out = "true" in (folder / "MLTable").read_text()
+        result = read([folder], Task.CLASSIFICATION)
+        assert result.records.classes == ("big dog", "cat")
+        problem = result.problems[-1]
+        assert problem.warning is is_left_out
+        assert problem.got == f"'deep' for {folder}/images/cat/deep/4.png"
+        if not is_left_out:
+            assert problem.hint == "begin the format with the folder of the classes: /images/{label}/*"
+    folder = image_table("/images/{label}/*")
+    assert read([folder], Task.CLASSIFICATION).records.image_urls[1:3] == [
+        "images/cat/1.png",
+        "images/cat/2.png",
+    ]
+    assert len(read([folder], Task.CLASSIFICATION).records) == 4
+    folder = image_table("/{label}.*")  # in the file's name, at any depth
+    assert len(read([folder], Task.CLASSIFICATION).records) == 4
+
+
 def test_the_label_of_json_lines_may_be_in_the_path_of_their_file(table: Callable[[str], Path]) -> None:
     folder = table("""
         paths: [{pattern: '*/*.jsonl'}]

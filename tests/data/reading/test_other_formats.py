@@ -24,6 +24,9 @@ LONG_COCO = {**COCO, "images": [{"id": n, "file_name": f"{n}.jpg"} for n in rang
 VOC = '<?xml version="1.0"?>\n<!-- by a tool -->\n<annotation verified="yes"><folder>x</folder></annotation>'
 YOLO_YAML = "train: ../train/images\nval: ../val/images\nnc: 1\nnames: [can]\n"
 YOLO_LABELS = "0 0.5 0.5 0.25 1\n1 0.5 0.125 0.25 1e-3\n"
+VIA = "VGG Image Annotator JSON"
+VIA_IMAGE: dict[str, object] = {"regions": [{"shape_attributes": {"name": "rect"}}], "file_attributes": {}}
+DOTA_LINE = "2753.0 2408.0 2861.0 2385.0 2888.0 2468.0 2805.0 2502.0 large-vehicle 0\n"
 CSV = "filename,width,height,class\na.jpg,8,8,can\n"
 LINE = json.dumps({"image_url": "a.jpg", "label": "can"})
 JPEG = b"\xff\xd8\xff\xe0"
@@ -54,6 +57,11 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("labels.csv.gz", gzip.compress(CSV.encode()), "CSV, compressed with gzip"),
     ("labelme.json", json.dumps({"shapes": [], "imagePath": "a.jpg"}), "LabelMe JSON"),
     ("studio.json", json.dumps([{"id": 1, "annotations": [], "data": {}}]), "Label Studio JSON"),
+    ("via.json", json.dumps({"a.jpg9": {"filename": "a.jpg", "size": 9, **VIA_IMAGE}}, indent=1), VIA),
+    ("via_long.json", json.dumps({"a.jpg9": {"filename": "a.jpg", **VIA_IMAGE, "note": "x" * 70_000}}), VIA),
+    ("P0001.txt", "imagesource:GoogleEarth\ngsd:0.15\n" + 2 * DOTA_LINE, "DOTA labels"),
+    ("P0002.txt", DOTA_LINE, "DOTA labels"),
+    ("vott.json", json.dumps({"asset": {"name": "a.jpg"}, "regions": []}), "VoTT JSON"),
     ("createml.json", json.dumps([{"image": "a.jpg", "annotations": []}]), "CreateML JSON"),
     (
         "out.manifest",

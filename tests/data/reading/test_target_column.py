@@ -12,6 +12,7 @@ from trainer.data.reading.jsonl import read
 from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.errors import DataError, JobError
+from trainer.evaluating.evaluation_data import for_classes
 from trainer.job.job import Job
 from trainer.tasks import Task
 from trainer.training.job_data import load_data
@@ -97,6 +98,19 @@ def test_any_key_can_be_named(key: str, write_lines: WriteLines) -> None:
 def test_keys_of_something_else_are_refused(key: str, write_lines: WriteLines) -> None:
     with pytest.raises(JobError, match="target_column_name: must be the key of the lines"):
         read([write_lines([])], Task.CLASSIFICATION, label_key=key)
+
+
+def test_warnings_about_all_data_name_the_key(write_lines: WriteLines) -> None:
+    train = [{"image_url": f"{n}.png", "kind": kind} for n, kind in enumerate(("a", "A", "b"))]
+    other = [{"image_url": "v.png", "kind": "c"}]
+    paths = [write_lines(train, images=True)], [write_lines(other, "v.jsonl", images=True)]
+    report = validate(Task.CLASSIFICATION, *paths, label_key="kind")
+    assert [(problem.field, problem.got) for problem in report.problems] == [
+        ("kind", "'c'"),
+        ("kind", "'A', 'a'"),
+    ]
+    with pytest.raises(DataError, match="1: kind: must be a class that the model knows, got 'c'"):
+        for_classes(read(paths[1], Task.CLASSIFICATION, label_key="kind"), ["a"], label_key="kind")
 
 
 def test_every_reader_of_a_job_takes_its_key(write_lines: WriteLines) -> None:

@@ -17,7 +17,7 @@ from optuna import TrialPruned
 from trainer.sweep.attempts import TRIAL_NUMBER, WORKER, next_attempt, trial_number
 from trainer.sweep.execution import storage
 from trainer.sweep.execution import trial_queue as study
-from trainer.sweep.execution.messages import Outcome
+from trainer.sweep.execution.messages import UNDEFINED_METRIC, Outcome
 from trainer.sweep.execution.storage import open_storage, quiet
 from trainer.sweep.execution.trial_queue import TrialQueue
 from trainer.sweep.execution.trial_records import Record
@@ -266,4 +266,4 @@ def test_a_metric_that_is_no_number_fails_the_trial(join: Join) -> None:
     assert trial is not None
     assert process.tell(trial, Outcome(state="complete", values=(float("nan"),))).state == "failed"
     assert only(process).state == "failed"
-    assert only(process).attributes["reason"] == "its metric is undefined"
+    assert only(process).attributes["reason"] == UNDEFINED_METRIC

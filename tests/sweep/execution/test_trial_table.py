@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from trainer.sweep.execution.trial_records import Record, best_of, pareto_front, render
+from trainer.sweep.execution.messages import UNDEFINED_METRIC
+from trainer.sweep.execution.trial_records import Record, best_of, pareto_front, render, why_none_is_best
 
 
 def test_table_shows_reasons_with_brackets() -> None:
@@ -31,3 +32,18 @@ def test_best_trial_has_the_highest_metric_or_the_lowest_loss() -> None:
     assert within.number == 1
     assert pareto_front(records, "recall") == {2}
     assert pareto_front(records, "log_loss") == {1, 2, 3}
+
+
+def test_a_metric_that_no_trial_could_compute_is_the_reason_for_no_best_one() -> None:
+    undefined, crashed = ({"reason": reason} for reason in (UNDEFINED_METRIC, "memory ran out"))
+    records = [Record(n, "failed", {}, (), None, 1, undefined, None) for n in range(2)]
+    said = (
+        "AUC_macro was undefined in {}, so none is the best: the validation data lack what it measures; "
+        "add such images, or choose another --primary-metric"
+    )
+    assert why_none_is_best(records, "AUC_macro") == said.format("every trial")
+    records.append(Record(2, "failed", {}, (), None, 1, crashed, None))
+    assert why_none_is_best(records, "AUC_macro") == said.format("2 of 3 trials")
+    assert why_none_is_best(records[2:], "AUC_macro", 3) == (
+        "no trial finished within 3 ms; trials.csv has the reason for each"
+    )

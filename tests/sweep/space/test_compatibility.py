@@ -189,11 +189,13 @@ def test_plain_bounds_of_exponents_are_rejected_with_the_exponents(
     [
         (
             "loguniform(0, 3)",
-            "takes whole numbers, which loguniform does not give; use choice, randint, or qloguniform with q: 1",
+            "takes whole numbers, which loguniform does not give; "
+            "use choice, randint, or qloguniform with q: 1",
         ),
         (
             "lognormal(1, 1)",
-            "takes whole numbers, which lognormal does not give; use choice, randint, or qlognormal with q: 1",
+            "takes whole numbers, which lognormal does not give; "
+            "use choice, randint, or qlognormal with q: 1",
         ),
         (
             "loguniform(10, 100)",

@@ -10,27 +10,34 @@ import numpy as np
 
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.records import Records
+from trainer.data.reading.schema import LABEL_KEY
 from trainer.errors import Problem
 from trainer.tasks import Task
 
 
-def check_consistency(train: Records, validation: Records | None, task: Task) -> list[Problem]:
-    """Find errors and warnings that no single line shows."""
+def check_consistency(
+    train: Records, validation: Records | None, task: Task, label_key: str = LABEL_KEY
+) -> list[Problem]:
+    """Find errors and warnings that no single line shows.
+
+    Args:
+        label_key: the key of the lines that holds the label.
+    """
     problems = _nothing_to_learn(train, "training data")
     if not problems and task.is_classification and len(train.classes) < 2:
         rule = "should hold at least two classes"
         problems.append(Problem("training data", "", rule, f"only {train.classes[0]!r}", warning=True))
     if validation is not None:
         problems += _nothing_to_learn(validation, "validation data")
-        problems += classes_without_training_images(train, validation)
+        problems += classes_without_training_images(train, validation, label_key)
         problems += _images_in_both(train, validation)
     elif len(train) > 1 and np.count_nonzero(train.has_targets()) == 1:
         where, noun = train.location(int(train.has_targets().argmax())), _noun(task)
         rule = f"two images with {noun}s at least are needed where validation data are split off"
         hint = "add some, or give validation data"
-        problems.append(Problem(where, "label", rule, "only this one", hint, warning=True))
+        problems.append(Problem(where, label_key, rule, "only this one", hint, warning=True))
     classes = {*train.classes, *(validation.classes if validation is not None else ())}
-    return problems + _similar_classes(sorted(classes))
+    return problems + _similar_classes(sorted(classes), label_key)
 
 
 def _nothing_to_learn(records: Records, name: str) -> list[Problem]:
@@ -54,7 +61,9 @@ def _noun(task: Task) -> str:
     return "object" if task.has_boxes else "label"
 
 
-def classes_without_training_images(train: Records, validation: Records) -> list[Problem]:
+def classes_without_training_images(
+    train: Records, validation: Records, label_key: str = LABEL_KEY
+) -> list[Problem]:
     """Warnings about the classes that only the validation data have."""
     trained = np.bincount(train.labels[train.is_target()], minlength=len(train.classes))
     known = {name for name, count in zip(train.classes, trained.tolist(), strict=True) if count}
@@ -66,7 +75,7 @@ def classes_without_training_images(train: Records, validation: Records) -> list
         label = int((validation.labels == index).argmax())
         first = int(np.searchsorted(validation.starts, label, side="right")) - 1
         rule = "class has no training image and will never be predicted"
-        problems.append(Problem(validation.location(first), "label", rule, repr(name), warning=True))
+        problems.append(Problem(validation.location(first), label_key, rule, repr(name), warning=True))
     return problems
 
 
@@ -82,7 +91,7 @@ def _images_in_both(train: Records, validation: Records) -> list[Problem]:
     return [Problem(validation.location(first), "image_url", rule, got, hint, warning=True)]
 
 
-def _similar_classes(classes: Sequence[str]) -> list[Problem]:
+def _similar_classes(classes: Sequence[str], label_key: str) -> list[Problem]:
     """Warn of class names that a reader would take for the same."""
     groups = defaultdict(list)
     for name in classes:
@@ -90,7 +99,7 @@ def _similar_classes(classes: Sequence[str]) -> list[Problem]:
     rule = "classes should differ in more than case, spaces or Unicode form"
     hint = "if they are one class, give them one name"
     return [
-        Problem("classes", "label", rule, ", ".join(map(repr, names)), hint, warning=True)
+        Problem("classes", label_key, rule, ", ".join(map(repr, names)), hint, warning=True)
         for names in groups.values()
         if len(names) > 1
     ]

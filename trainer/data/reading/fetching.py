@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from trainer.data.reading.urls import UrlError, is_url
 
@@ -74,7 +74,7 @@ def fetch(url: str, *, refresh: bool = False) -> Fetched:
             are retried with growing pauses.
     """
     digest = hashlib.sha256(url.encode()).hexdigest()
-    suffix = PurePosixPath(urlsplit(url).path).suffix[:16]
+    suffix = PurePosixPath(_split(url).path).suffix[:16]
     cached = cache_directory() / digest[:2] / (digest + suffix)
     if not refresh and cached.exists():
         return Fetched(cached, "")
@@ -107,7 +107,7 @@ def ask(url: str, action: Callable[[], Result]) -> Result:
         UrlError: the action failed each time, or for a reason that does not pass.
         OSError: the local disk is full or cannot be written.
     """
-    host = urlsplit(url).netloc
+    host = _split(url).netloc
     # If a store is down, do not wait for it at each of thousands of images.
     attempts = _ATTEMPTS if _failures[host] < _MAX_FAILURES else 1
     for attempt in range(1, attempts + 1):
@@ -130,6 +130,13 @@ def ask(url: str, action: Callable[[], Result]) -> Result:
         _failures.pop(host, None)
         return result
     raise AssertionError("the last attempt returns or raises")
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:  # http://[a/b.jpg
+        raise UrlError("must be a URL", f"{url} ({error})") from error
 
 
 def _fetch(url: str, target: str) -> str:
@@ -186,6 +193,8 @@ def _status_of(error: Exception) -> int | None:
     """The HTTP status that a store answered with, by whichever attribute its library names it."""
     if type(error).__name__ == "ClientPayloadError":
         return None  # an answer that broke off; its cause has a code of aiohttp's own
+    if _is_redirected_too_often(error):
+        return None  # its status is 0
     for name in ("status", "status_code", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int | str) and str(value).isdigit() and 100 <= int(value) < 600:
@@ -205,6 +214,8 @@ def _reason(error: Exception) -> str:
         return "no such file; for a web address, HTTP status 404"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if _is_redirected_too_often(error):
+        return "it redirects too often, perhaps to itself"
     return f"{type(error).__name__}: {error}"
 
 
@@ -212,6 +223,10 @@ def _may_be_temporary(error: Exception) -> bool:
     """Whether the failure may be temporary."""
     if (status := _status_of(error)) is not None:
         return status >= 500 or status in _CLIENT_ERRORS_WORTH_A_RETRY
-    return not isinstance(
+    return not _is_redirected_too_often(error) and not isinstance(
         error, FileNotFoundError | PermissionError | IsADirectoryError | ImportError | ValueError
     )
+
+
+def _is_redirected_too_often(error: Exception) -> bool:
+    return type(error).__name__ == "TooManyRedirects"

@@ -56,7 +56,7 @@ def _location(value: Any, notes: Notes) -> Any:
     """The path or URL in a StreamInfo, written as text or as an object."""
     location = value
     if isinstance(value, str) and (match := STREAM_INFO.fullmatch(value)):
-        location = match["location"].strip().strip("'\"")
+        location = match["location"].strip()
     elif isinstance(value, dict):
         parts = {key.lower().replace("_", ""): part for key, part in value.items()}
         handler, resource = parts.get("handler"), parts.get("resourceidentifier")
@@ -74,6 +74,7 @@ def _details(details: Any, notes: Notes) -> Any:
         if details is not None:
             _note(notes, "image_details", "should be left out if unknown; ignored", details)
         return None
+    details = _parsed(details, "image_details", "an object", notes)
     if not isinstance(details, dict):
         return details
     result = dict(details)
@@ -100,8 +101,7 @@ def _whole_pixels(value: Any) -> int | None:
 def _label(label: Any, task: Task, notes: Notes) -> Any:
     if task is Task.CLASSIFICATION:
         return _class_name(label, "label", notes)
-    if isinstance(label, str) and label.lstrip()[:1] in ("[", "{"):
-        label = _parsed(label, notes)
+    label = _parsed(label, "label", "a list", notes)
     if task is Task.MULTILABEL:
         return [_class_name(name, "label[]", notes) for name in label] if isinstance(label, list) else label
     if isinstance(label, dict):
@@ -112,17 +112,23 @@ def _label(label: Any, task: Task, notes: Notes) -> Any:
     return [_object(entry, task, notes) if isinstance(entry, dict) else entry for entry in label]
 
 
-def _parsed(text: str, notes: Notes) -> Any:
-    """The label that a string holds as JSON or, as pandas writes lists to CSV, in Python's notation."""
+def _parsed(value: Any, field: str, kind: str, notes: Notes) -> Any:
+    """The list or object that a string holds as JSON or, as pandas writes to CSV, in Python's notation.
+
+    Args:
+        kind: what the schema asks for in the field, for the warning.
+    """
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
     for parse in (json.loads, ast.literal_eval):
         try:
-            label = parse(text)
-            json.dumps(label, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
+            parsed = parse(value)
+            json.dumps(parsed, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
-        _note(notes, "label", "should be a list; the one written in a string is taken", text)
-        return label
-    return text
+        _note(notes, field, f"should be {kind}; the one written in a string is taken", value)
+        return parsed
+    return value
 
 
 def _object(entry: dict[str, Any], task: Task, notes: Notes) -> dict[str, Any]:

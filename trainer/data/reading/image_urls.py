@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from trainer.data.reading.records import Folder
 from trainer.data.reading.urls import UrlError, is_url, resolve_folder
 
-STREAM_INFO = re.compile(r"\s*StreamInfo\s*\((?P<location>.*)\)", re.DOTALL)
-"""How Azure's labelling projects and pandas may write an image_url: its location in a StreamInfo."""
+STREAM_INFO = re.compile(
+    r"""\s*StreamInfo\s*\(\s*(?:\w+\s*=\s*)?(?P<quote>['"]?)(?P<location>.*?)(?P=quote)"""
+    r"""(?:\s*,\s*\w+\s*=.*)?\s*\)\s*""",
+    re.DOTALL | re.IGNORECASE,
+)
+"""How Azure's labelling projects and pandas may write an image_url: its location in a StreamInfo, perhaps
+with further arguments by name."""
 _NO_FILE_NAMES = frozenset({"", ".", ".."})
 
 
@@ -43,7 +48,7 @@ class Resolver:
         if name in _NO_FILE_NAMES or "\0" in image_url:
             raise UrlError("must name an image file", repr(image_url))
         written = image_url[:cut]
-        if (written not in self._known or not cut) and name[-1] == ")" and STREAM_INFO.fullmatch(image_url):
+        if (written not in self._known or not cut) and ")" in name and STREAM_INFO.fullmatch(image_url):
             raise UrlError("must be a path or URL", repr(image_url))
         return self.folder_index(written), name
 
@@ -63,7 +68,7 @@ class Resolver:
     def resolve_all(self, image_urls: Sequence[str]) -> tuple[list[int], list[str]]:
         """Do what `resolve` does, for many image_urls quickly: the indices, and the rest of each."""
         joined = "".join(image_urls)
-        if not any(text in joined for text in ("\\", "\0", "StreamInfo")):
+        if "\\" not in joined and "\0" not in joined and "streaminfo" not in joined.lower():
             cuts = [image_url.rfind("/") + 1 for image_url in image_urls]
             folders = [image_url[:cut] for image_url, cut in zip(image_urls, cuts, strict=True)]
             names = [image_url[cut:] for image_url, cut in zip(image_urls, cuts, strict=True)]

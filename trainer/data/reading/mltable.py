@@ -168,11 +168,12 @@ class _Table:
             self._add("paths", rule, self._name_of(min(others)), hint, warning=True)
         rows: list[tuple[int, Values]] = []
         unmatched: list[str] = []
+        elsewhere = self._at_another_depth(images, plan, field)
         for path in images:
             values = plan.partition.values(path)
             if values is None:
                 unmatched.append(path)
-            else:
+            elif path not in elsewhere:
                 image_url = path.removeprefix(self._folder + "/")
                 rows.append((len(rows) + 1, {**values, "Path": path, "image_url": image_url}))
         if unmatched:
@@ -183,6 +184,39 @@ class _Table:
         if not images:
             self._add("paths", "must list at least one image")
         return Source(file._replace(content=to_lines(rows, ("image_url", self._label_key))), {}, rows)
+
+    def _at_another_depth(self, images: Sequence[str], plan: Plan, field: str) -> set[str]:
+        """The images whose class would be the name of a folder at another depth than that of most; reported.
+
+        Args:
+            field: of the format, for messages.
+        """
+        assert plan.partition is not None, "it makes a table of images"
+        parents: dict[int, dict[str, None]] = {}  # depth → the folders that hold those of the classes
+        by_depth: dict[int, list[str]] = {}
+        for path in images:
+            if plan.partition.values(path) is not None:
+                folders = plan.partition.folders_before(self._label_key, path)
+                parents.setdefault(len(folders), {})["/".join(folders[-1:])] = None
+                by_depth.setdefault(len(folders), []).append(path)
+        usual = max(by_depth, key=lambda depth: len(by_depth[depth]), default=0)
+        others = [path for depth in sorted(by_depth) if depth != usual for path in by_depth[depth]]
+        if others:
+            values = plan.partition.values(others[0]) or {}
+            is_left_out = plan.ignores_other_paths
+            rule, hint = (
+                f"must find {self._label_key} in folders of one depth",
+                "list them in another MLTable",
+            )
+            if is_left_out:
+                rule, hint = f"an image with {self._label_key} at another depth is left out", ""
+            elif len(parents[usual]) == 1 and plan.partition.text.startswith("/"):
+                anchored = f"/{''.join(parents[usual])}{plan.partition.text}"
+                hint = f"begin the format with the folder of the classes: {anchored}"
+            got = f"{values.get(self._label_key)!r} for {self._name_of(others[0])}"
+            hint = "; ".join(filter(None, [first_of(len(others), "such images"), hint]))
+            self._add(f"{field}.partition_format", rule, got, hint, warning=is_left_out)
+        return set(others)
 
     def _sources(self, paths: Sequence[str], plan: Plan) -> list[Source]:
         """The files with their rows. A file that cannot be read is left for the caller to report."""

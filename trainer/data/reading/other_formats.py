@@ -41,6 +41,7 @@ class Format(NamedTuple):
 
 
 _COCO = Format("COCO JSON")
+_VIA = Format("VGG Image Annotator JSON")
 _VOC = Format("Pascal VOC XML")
 _YOLO_LABELS = Format("YOLO labels")
 _IMAGE = Format("an image", "give the JSON lines file that lists the images and their labels")
@@ -76,9 +77,11 @@ _JSON_KEYS: tuple[tuple[frozenset[str], Format], ...] = (
     (frozenset({"annotations", "categories"}), _COCO),
     (frozenset({"image_id", "category_id"}), Format("COCO results")),
     (frozenset({"shapes", "imagePath"}), Format("LabelMe JSON")),
-    (frozenset({"_via_img_metadata"}), Format("VGG Image Annotator JSON")),
-    (frozenset({"_via_settings"}), Format("VGG Image Annotator JSON")),
-    (frozenset({"regions", "filename"}), Format("VGG Image Annotator JSON")),
+    (frozenset({"_via_img_metadata"}), _VIA),
+    (frozenset({"_via_settings"}), _VIA),
+    (frozenset({"regions", "filename"}), _VIA),
+    (frozenset({"asset", "regions"}), Format("VoTT JSON")),
+    (frozenset({"size", "objects"}), Format("Supervisely JSON")),
     (frozenset({"source-ref"}), Format("a SageMaker Ground Truth manifest")),
     (frozenset({"imageGcsUri"}), Format("Vertex AI JSON lines")),
     (frozenset({"data_row"}), Format("a Labelbox export")),
@@ -90,6 +93,8 @@ _JSON_KEYS: tuple[tuple[frozenset[str], Format], ...] = (
 """Keys of a JSON object → its format, if it has them all and no image_url."""
 
 _YAML_KEY = re.compile(r"^([A-Za-z_$]+):", re.MULTILINE)
+_DOTA_LINE = re.compile(r"(?:-?\d+(?:\.\d+)?\s+){8}\D\S*(?:\s+[0-2])?\s*|(?:imagesource|gsd):.*")
+"""The corners of an oriented box in pixels, its class and its difficulty; or one of two lines at the top."""
 _YOLO_LINE = re.compile(r"\d+(?:\s+-?\d*\.?\d+(?:e-?\d+)?){4,}\s*")
 
 
@@ -188,6 +193,8 @@ def _of_json(text: str) -> Format | None:
     for needed, of_keys in _JSON_KEYS:
         if needed <= keys.keys():
             return of_keys
+    if '"regions"' in text and '"file_attributes"' in text:
+        return _VIA  # its keys are the names of images
     for key, inside in (("images", "file_name"), ("annotations", "image_id")):
         if key in keys and f'"{inside}"' in text:
             return _COCO  # its first list is so long that the keys after it are not in the head
@@ -234,6 +241,8 @@ def _of_text(text: str, suffix: str) -> Format | None:
         return Format("YAML") if suffix in (".yaml", ".yml") else None
     if lines and all(_YOLO_LINE.fullmatch(line) for line in lines[:-1] or lines):
         return _YOLO_LABELS
+    if lines and all(_DOTA_LINE.fullmatch(line.strip()) for line in lines[:-1] or lines):
+        return Format("DOTA labels")
     if lines and all(os.path.splitext(line.strip())[1].lower() in suffixes() for line in lines[:-1] or lines):
         return Format("a list of image files")
     for delimiter in ",;\t":

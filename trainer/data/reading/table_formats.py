@@ -44,6 +44,7 @@ class PartitionFormat:
             name.count("*") + name.count("{") > _MOST_WILDCARDS for name in names
         ):
             raise ValueError(f"more than {_MOST_WILDCARDS} stars, or columns in one name")
+        self.text = text
         self.columns: dict[str, None] = {}
         pattern = "".join(self._patterns(text + ("*" if text.endswith("/") else "")))
         self._regular_expressions = [
@@ -71,11 +72,20 @@ class PartitionFormat:
 
     def values(self, path: str) -> Values | None:
         """The columns' values in a path; None if it does not match."""
+        match = self._match(path)
+        return None if match is None else dict(zip(self.columns, match.groups(), strict=True))
+
+    def folders_before(self, column: str, path: str) -> list[str]:
+        """The folders before the one whose name holds a column; empty if the name of the file holds it."""
+        match = self._match(path)
+        assert match is not None, "the path matches"
+        start = match.start(1 + list(self.columns).index(column))
+        return match.string[:start].split("/")[:-1] if "/" in match.string[start:] else []
+
+    def _match(self, path: str) -> re.Match[str] | None:
         path = unquote(path) if path.startswith(("http://", "https://")) else path.replace("\\", "/")
-        for pattern in self._regular_expressions:
-            if match := pattern.search(path):
-                return dict(zip(self.columns, match.groups(), strict=True))
-        return None
+        matches = (pattern.search(path) for pattern in self._regular_expressions)
+        return next((match for match in matches if match is not None), None)
 
 
 class Delimited(NamedTuple):

@@ -58,6 +58,10 @@ def resolve_folder(written: str, base: str, datastores: Mapping[str, str]) -> tu
             rule = "must have the form azureml://…/datastores/NAME/paths/PATH"
             raise UrlError(rule, repr(written), cause=written)
         require_protocol(protocol)
+        try:
+            urlsplit(written)
+        except ValueError as error:  # http://[a/
+            raise UrlError("must be a URL", f"{written!r} ({error})", cause=written) from error
         return written, False
     if _WINDOWS_DRIVE.match(written) and os.name != "nt":
         rule, hint = "must be a path on this machine", "use paths relative to the data file"

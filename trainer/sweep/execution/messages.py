@@ -63,6 +63,8 @@ class Outcome(BaseModel):
     attributes: dict[str, Any] = {}
 
 
+UNDEFINED_METRIC = "its metric is undefined"
+"""The reason of a trial that ended without a value of the primary metric."""
 DISK_FULL = 6
 """Exit status of a trial's process that could not write its outcome because the disk is full."""
 

@@ -16,6 +16,8 @@ from trainer.data.fingerprint import changes, summarise
 from trainer.data.training_data import Data
 from trainer.errors import RunError
 from trainer.job.job import Job
+from trainer.metric_names import WHY_UNDEFINED
+from trainer.metrics.voc import UNDEFINED
 from trainer.runs import Run
 from trainer.sweep.execution import study_setup, trial_records
 from trainer.sweep.execution.inputs import Inputs, read_data, read_inputs
@@ -141,7 +143,7 @@ class _Sweep:
         """Run all trials, then package, report and track the best one.
 
         Raises:
-            RunError: no trial finished, or the best trial's directory is on another machine.
+            RunError: no trial has the primary metric, or the best trial's directory is on another machine.
         """
         started = time.perf_counter()
         job, run = self.job, self.run
@@ -224,8 +226,8 @@ class _Sweep:
         run, job = self.run, self.job
         best = trial_records.best_of(records, job.metric, job.max_latency_ms)
         if best is None:
-            bound = f" within {job.max_latency_ms:g} ms" if job.max_latency_ms else ""
-            raise RunError(f"{run.directory}: no trial finished{bound}; trials.csv has the reason for each")
+            reason = trial_records.why_none_is_best(records, job.metric, job.max_latency_ms)
+            raise RunError(f"{run.directory}: {reason}")
         trial = _run_of(best)
         trained = time.perf_counter()
         package(trial, self.data, into=run, on_gpu=not job.processes and job.gpus != 0)
@@ -242,6 +244,8 @@ class _Sweep:
             "%s %.4f in trial %d, the best of %d, after %.0f s",
             job.metric, best.values[0], best.number, len(records), ended - started,
         )  # fmt: skip
+        if best.values[0] == UNDEFINED:
+            log.warning("%s was undefined in every trial, so it chose none: %s", job.metric, WHY_UNDEFINED)
         log.info("settings of trial %d: %s", best.number, trial_records.settings_in_words(best))
         return trial
 

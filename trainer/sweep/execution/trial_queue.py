@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from trainer.sweep import attempts
 from trainer.sweep.attempts import OUT_OF_MEMORY, RETRY, SURPLUS, TRIAL_NUMBER, WORKER, trial_number
-from trainer.sweep.execution.messages import Outcome
+from trainer.sweep.execution.messages import UNDEFINED_METRIC, Outcome
 from trainer.sweep.execution.storage import GRACE_SECONDS, SharedStorage, quiet
 from trainer.sweep.execution.trial_records import Record, record_of
 from trainer.sweep.sampling.grid import GridSampler
@@ -104,7 +104,7 @@ class TrialQueue:
             What was recorded, with `may_succeed` only if another attempt follows.
         """
         if outcome.state == "complete" and any(map(math.isnan, outcome.values)):
-            changes = {"state": "failed", "reason": "its metric is undefined", "may_succeed": False}
+            changes = {"state": "failed", "reason": UNDEFINED_METRIC, "may_succeed": False}
             outcome = outcome.model_copy(update=changes)
         attributes = {**outcome.attributes, **({"reason": outcome.reason} if outcome.reason else {})}
         if outcome.state == "pruned":

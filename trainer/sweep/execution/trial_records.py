@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from trainer.files import atomic_writer
-from trainer.metric_names import is_minimised
+from trainer.metric_names import WHY_UNDEFINED, is_minimised
 from trainer.sweep import attempts
 from trainer.sweep.attempts import MICRO_BATCHES
-from trainer.sweep.execution.messages import Outcome
+from trainer.sweep.execution.messages import UNDEFINED_METRIC, Outcome
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -101,6 +101,16 @@ def best_of(records: Sequence[Record], metric: str, max_latency: float | None = 
             best = min if is_minimised(metric) else max
             return best(ended, key=lambda record: record.values[0])  # among equals the first
     return None
+
+
+def why_none_is_best(records: Sequence[Record], metric: str, max_latency: float | None = None) -> str:
+    """Why there is no best trial, for an error."""
+    undefined = sum(record.attributes.get("reason") == UNDEFINED_METRIC for record in records)
+    if undefined:
+        trials = "every trial" if undefined == len(records) else f"{undefined} of {len(records)} trials"
+        return f"{metric} was undefined in {trials}, so none is the best: {WHY_UNDEFINED}"
+    bound = f" within {max_latency:g} ms" if max_latency else ""
+    return f"no trial finished{bound}; trials.csv has the reason for each"
 
 
 def pareto_front(records: Sequence[Record], metric: str) -> set[int]:
