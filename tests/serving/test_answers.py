@@ -241,6 +241,17 @@ def test_spiky_mask_is_simplified_to_the_maximum_points() -> None:
     assert iou(rasterise(unlimited, (301, 301)), mask.pixels) == 1
 
 
+def test_a_mask_of_noise_is_simplified_to_its_largest_outlines() -> None:
+    noise = np.random.default_rng(0).random((120, 120)) < 0.6
+    segments = mask_polygons(Mask(0, 0, noise), (120, 120), BOX, 100)
+    assert len(trace(noise)) > 1000
+    assert 200 < len(segments) <= 256
+    assert len(segments[0]) <= 200
+    dots = np.zeros((120, 120), np.bool_)
+    dots[::4, ::4] = True  # nothing to simplify
+    assert len(mask_polygons(Mask(0, 0, dots), (120, 120), BOX, 100)) == 900
+
+
 def test_large_mask_is_fast() -> None:
     mask = Mask(0, 0, disc(1400, 3000))
     segments = mask_polygons(mask, (3000, 3000), BOX, 100)
