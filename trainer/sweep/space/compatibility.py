@@ -167,7 +167,7 @@ def _takes_only_whole_numbers(setting: str) -> bool:
 def _rounded(value: Distribution) -> Distribution | None:
     """The distribution of the same numbers, rounded to whole ones; None if it rounds already."""
     quantized = TYPES.get(f"q{value.type_name()}")
-    return None if quantized is None else quantized(**vars(value), q=1)
+    return None if quantized is None else quantized(**{**vars(value), "q": 1})
 
 
 def _plain_for_exponents(
