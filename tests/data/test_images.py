@@ -233,6 +233,10 @@ def test_a_jpeg_that_lacks_only_its_end_marker_decodes(
             r"not an image in a supported format \(JPEG, PNG, .*WebP, AVIF, JPEG 2000, PGM/PPM, HEIC\)",
         ),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC/HEIF image that is damaged"),
+        (b"\0\0\0\x18ftypMiHE\0\0\0\0mif1heic", "a HEIC/HEIF image that is damaged"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "not an image in a supported format"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "not an image that can be read, but a video"),
+        (b"RIFF\x24\0\0\0AVI LIST", "not an image that can be read, but a video"),
     ],
 )
 def test_other_files_are_errors(data: bytes, message: str, read: Any, tmp_path: Path) -> None:

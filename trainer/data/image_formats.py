@@ -73,12 +73,21 @@ def has_heif() -> bool:
 
 def is_heif(head: bytes) -> bool:
     """Whether a file with these first bytes is a HEIC/HEIF image."""
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+    brands = _brands(head)
+    return any(brand in _HEIF_BRANDS for brand in brands) and not {b"avif", b"avis"} & brands
 
 
 def heif_hint() -> str:
     """How HEIC/HEIF images can be read."""
     return "pip install 'image-trainer[heif]' reads HEIC/HEIF images; or convert them to JPEG"
+
+
+def _brands(head: bytes) -> set[bytes]:
+    """The brands of a file in ISO's base media format, as HEIC, AVIF and MP4 are; empty for other files."""
+    if head[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return {head[8:12], *(head[start : start + 4] for start in range(16, end - 3, 4))}
 
 
 def describe_other(head: bytes) -> str:
@@ -88,6 +97,12 @@ def describe_other(head: bytes) -> str:
             return description
     if head[128:132] == b"DICM":
         return "a DICOM file"
+    if brands := _brands(head):
+        return (
+            "a camera's raw file" if b"crx " in brands else "" if {b"avif", b"avis"} & brands else "a video"
+        )
+    if head.startswith(b"\x1aE\xdf\xa3") or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
+        return "a video"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
         return "an HTML page"
