@@ -221,7 +221,13 @@ def _parse_explainability(value: Mapping[str, Any], row: int, task: Task) -> Ima
     is_explained = as_boolean(wanted)
     if not (is_explained is None or isinstance(is_explained, bool)):
         raise RequestError(f"model_explainability must be true or false, got {shown(wanted)}", row=row)
-    parameters = _params(value.get("xai_parameters"), "xai_parameters", row)
+    parameters = value.get("xai_parameters")
+    if isinstance(parameters, str) and parameters.lstrip()[:1] == "{":
+        try:
+            parameters = parse_json(parameters)
+        except RequestError as error:
+            raise RequestError(f"xai_parameters is {error.reason}", row=row) from None
+    parameters = _params(parameters, "xai_parameters", row)
     explanation = parse_explanation(parameters, task, row) if is_explained else None
     return ImageRow(_image_bytes(value["image_base64"], row), explanation)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,13 @@ Approximation = Literal[
 ]
 
 CLASSIFIER_ALGORITHMS = tuple(name for name in get_args(Algorithm) if name != "drise")
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+_SPELLINGS = {_letters(name): name for name in (*get_args(Algorithm), *get_args(Approximation))}
 
 
 class ExplanationRequest(BaseModel):
@@ -61,7 +69,7 @@ class ExplanationRequest(BaseModel):
     @classmethod
     def _any_spelling(cls, value: Any) -> Any:
         """Read guided_gradCAM and "Integrated gradients", as parts of Azure's documentation write them."""
-        return value.strip().lower().replace(" ", "_").replace("-", "_") if isinstance(value, str) else value
+        return _SPELLINGS.get(_letters(value), value) if isinstance(value, str) else value
 
     @field_validator("visualizations", "attributions", "xrai_fast", mode="before")
     @classmethod
@@ -118,7 +126,7 @@ def parse_explanation(
     values: dict[str, Any] = {}
     for spelling, value in parameters.items():
         key = snake_case(str(spelling))
-        if values.get(key, value) != value:
+        if key in values and values[key] != value:
             raise RequestError(f"xai_parameters has two values for {key}; send one of them", row=row)
         if value is not None:
             values[key] = value
@@ -133,6 +141,8 @@ def parse_explanation(
             reason = f"xai_parameters has the unknown key {shown(names[0])}; it may have {known}"
         else:
             allowed = range_in_words(ExplanationRequest.model_json_schema()["properties"][name])
+            if name == "xai_algorithm":
+                allowed = f"one of {', '.join(algorithms_of(task))}"
             reason = f"xai_parameters.{name} must be {allowed}, got {shown(values[name])}"
         raise RequestError(reason, row=row) from None
     if task.is_classification and request.xai_algorithm not in CLASSIFIER_ALGORITHMS:

@@ -134,6 +134,15 @@ def test_other_forms_of_a_request_are_rejected(body: Any, reason: str) -> None:
         ({"image_base64": URL_SAFE, "model_explainability": "maybe"}, "must be true or false, got 'maybe'"),
         ({"image_base64": URL_SAFE, "model_explainability": 2}, "must be true or false, got 2"),
         ({"image_base64": URL_SAFE, "xai_parameters": []}, "xai_parameters must be an object"),
+        ({"image_base64": URL_SAFE, "xai_parameters": "{x"}, "xai_parameters is not valid JSON"),
+        (
+            {
+                "image_base64": URL_SAFE,
+                "model_explainability": True,
+                "xai_parameters": {"n_steps": float("nan")},
+            },
+            "n_steps must be a whole number",
+        ),
     ],
 )
 def test_error_names_the_wrong_row(row: Any, reason: str) -> None:
@@ -186,7 +195,7 @@ def test_each_row_has_an_explanation_of_its_own() -> None:
     [
         (
             {"xai_algorithm": "lime"},
-            "xai_algorithm must be one of xrai, integrated_gradients, guided_gradcam",
+            "one of xrai, integrated_gradients, guided_gradcam, guided_backprop, got 'lime'",
         ),
         ({"xai_algorithm": "drise"}, "drise cannot explain a model for image-classification; use xrai or"),
         ({"visualizations": "some"}, "visualizations must be true or false, got 'some'"),
@@ -231,6 +240,7 @@ def test_a_wrong_explanation_names_its_row(parameters: Any, reason: str) -> None
             {"n_steps": 20, "confidence_score_threshold_multilabel": 1.0},
         ),
         ({"xai_algorithm": "guided_gradCAM"}, {"xai_algorithm": "guided_gradcam"}),
+        ({"xai_algorithm": "GuidedGradCAM"}, {"xai_algorithm": "guided_gradcam"}),
         ({"xai_algorithm": "Integrated gradients"}, {"xai_algorithm": "integrated_gradients"}),
         ({"xaiAlgorithm": "guided_backprop"}, {"xai_algorithm": "guided_backprop"}),
         ({"xai_algorithm": None, "n_steps": None}, {}),
@@ -240,6 +250,7 @@ def test_explanation_takes_flags_and_numbers_as_clients_write_them(
     written: dict[str, Any], meant: dict[str, Any]
 ) -> None:
     assert explained(written, wanted="True").model_dump(exclude_defaults=True) == meant
+    assert explained(json.dumps(written)).model_dump(exclude_defaults=True) == meant
 
 
 def test_model_explainability_is_taken_as_written() -> None:
