@@ -36,6 +36,7 @@ def option(
     aliases: tuple[str, ...] = (),
     flag: str = "",
     form: str = "",
+    takes_words: bool = False,
     **more: Any,
 ) -> Any:
     """An optional field of a model that takes help texts from the docstrings below its fields.
@@ -48,9 +49,11 @@ def option(
         aliases: older names of the field.
         flag: command-line flag if it is not the field's name, such as `--data`.
         form: what the flag takes if it is no plain value, such as `NAME=PATH`.
+        takes_words: whether the flag also takes a text that is no number, such as a duration.
         more: further arguments of `pydantic.Field`, such as `gt`.
     """
     extra: dict[str, Any] = {"group": group, "aliases": list(aliases), "flag": flag, "form": form}
+    extra["takes_words"] = takes_words
     return Field(default, json_schema_extra=extra, **more)
 
 

@@ -38,12 +38,29 @@ def test_azures_none_means_the_default_of_a_flag(monkeypatch: pytest.MonkeyPatch
     job = job_of(
         monkeypatch,
         *("--task", "object-detection", "--data", "a.jsonl", "--optimizer", "None", "--split-ratio", "0.3"),
-        *("--lr-scheduler", "none", "--validation-metric-type", "none", "--layers-to-freeze", "0"),
+        *(
+            "--primary-metric",
+            "None",
+            "--lr-scheduler",
+            "none",
+            "--validation-metric-type",
+            "none",
+            "--layers-to-freeze",
+            "0",
+        ),
     )
     resolved = job.resolve_settings()
     assert (resolved.optimizer, resolved.learning_rate_scheduler) == ("sgd", "warmup_cosine")
     assert (resolved.validation_metric_type, resolved.layers_to_freeze) == ("voc", None)
-    assert job.validation_data_size == 0.3
+    assert (job.validation_data_size, job.primary_metric) == (0.3, None)
+
+
+def test_a_timeout_may_be_a_duration(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--task", "object-detection", "--data", "a.jsonl", "--timeout-minutes")
+    assert job_of(monkeypatch, *flags, "90").limits.timeout_minutes == 90
+    assert job_of(monkeypatch, *flags, "PT1H30M").limits.timeout_minutes == 90
+    with pytest.raises(JobError, match=r"timeout_minutes must be a duration .*, got 'soon'"):
+        job_of(monkeypatch, *flags, "soon")
 
 
 def test_node_chooses_what_a_pipeline_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,7 @@ def flags_of(
             continue
         info = model.model_fields[name]
         extra = details(info)
-        kind = _kind(info.annotation)
+        kind = int | str if extra.get("takes_words") else _kind(info.annotation)
         parameter = Parameter(
             name=[str(extra.get("flag") or flag(name)), *map(flag, aliases(name))],
             help=help_of(info, note(name), default(name) if default else None),

@@ -200,4 +200,6 @@ class AzureOptions(LocalOptions):
     @classmethod
     def _metric_of_task(cls, name: str | None, info: ValidationInfo) -> str | None:
         task = info.data.get("task")
+        if name is not None and name.strip().lower() in ("", "none"):  # Azure's words for the default
+            return None
         return name if name is None or task is None else parse_metric(name, task)

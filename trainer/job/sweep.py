@@ -49,9 +49,9 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    timeout_minutes: int | None = option(None, "Sweep", gt=0)
-    """Stop after this many minutes, counted from the moment the data are loaded. The run ends at its next
-    evaluation and is then packaged and reported; --resume trains the remaining epochs. In a sweep, no new
+    timeout_minutes: int | None = option(None, "Sweep", gt=0, takes_words=True)
+    """Stop after this many minutes, or a duration such as PT1H, counted from the moment the data are loaded.
+    The run ends at its next evaluation and is then packaged and reported; --resume trains the remaining epochs. In a sweep, no new
     trial starts and running trials stop at their next evaluation. [default: none]"""
     max_trials: int = option(1, "Sweep", ge=1, le=1000)
     """Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode."""
@@ -69,8 +69,8 @@ class Limits(BaseModel):
             minutes = minutes_of(named[key])
             if minutes is not None:
                 named[key] = minutes
-            elif key == "timeout" and named[key] is not None:
-                raise ValueError(f"timeout {DURATION_RULE}, got {named[key]!r}")
+            elif isinstance(named[key], str) or (key == "timeout" and named[key] is not None):
+                raise ValueError(f"{key} {DURATION_RULE}, got {named[key]!r}")
         if "timeout" in named:
             minutes = named.pop("timeout")
             if named.get("timeout_minutes") not in (None, minutes):
