@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from trainer.annotations import Classification, Examples, Image, Prediction, Target
-from trainer.errors import JobError, Problem, did_you_mean
-from trainer.models.catalog import TIMM, find
+from trainer.models.catalog import find
 from trainer.models.class_weights import class_weights
 from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Family, TrainingDataset
@@ -26,6 +24,7 @@ from trainer.models.heads import start_near_prior
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.tensors import stacked
+from trainer.models.timm_models import config_of, published_weights
 from trainer.models.training_items import AugmentedExamples, Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -53,7 +52,7 @@ class Classifiers(Family):
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        config = _config(find(model, task).library_name)
+        config = config_of(find(model, task).library_name)
         interpolation: str = settings.interpolation
         if interpolation == "published":
             interpolation = config.interpolation if pretrained else _BILINEAR
@@ -74,13 +73,13 @@ class Classifiers(Family):
         return str(self.spec.options.get("interpolation", _BILINEAR))
 
     def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
-        if _config(self.library_name).fixed_input_size:
+        if config_of(self.library_name).fixed_input_size:
             self._keep_size(sizes, "crop_size")
         return super().options_at(sizes)
 
     def build(self) -> nn.Module:
         arguments: dict[str, Any] = {"num_classes": len(self.spec.classes)}
-        if _config(self.library_name).fixed_input_size:
+        if config_of(self.library_name).fixed_input_size:
             arguments["img_size"] = self.spec.options["crop_size"]  # the size of a ViT's position embedding
         network: nn.Module = timm.create_model(self.library_name, pretrained=False, **arguments)
         start_near_prior(self.class_layers(network))
@@ -97,17 +96,7 @@ class Classifiers(Family):
         return [(layer, 0.5) for layer in layers.values()]
 
     def published(self) -> PublishedWeights:
-        config = _config(self.library_name)
-        name = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-        return PublishedWeights(
-            files=(f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"),
-            hub=config.hf_hub_id or "",
-            url=config.url or "",
-            head=(config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier),
-            # Resamples a ViT's position embedding to the crop's grid.
-            adapt=_resampling(self.library_name) if config.fixed_input_size else None,
-            licence=config.license or "",
-        )
+        return published_weights(self.library_name)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side, crop the centre, normalise."""
@@ -241,29 +230,6 @@ class Classifiers(Family):
             if name not in classifier
         ]
         return [[part] for group in parts for part in group if any(True for _ in part.parameters())]
-
-
-def _config(library_name: str) -> Any:
-    """timm's description of a model and of the weights published for it.
-
-    Raises:
-        JobError: timm has no such model.
-    """
-    config = timm.get_pretrained_cfg(library_name) if timm.is_model(library_name) else None
-    if config is None:
-        known = [TIMM + name for name in timm.list_models() + timm.list_pretrained()]
-        # The common prefix alone makes any two names half alike.
-        hint = did_you_mean(TIMM + library_name, known, otherwise="upgrade timm", cutoff=0.75)
-        rule = f"timm {timm.__version__} has no model {library_name!r}"
-        raise JobError("the model cannot be used", [Problem("model_name", "", rule, hint=hint)])
-    return config
-
-
-def _resampling(library_name: str) -> Callable[..., dict[str, Tensor]] | None:
-    """The function by which timm fits a file's tensors to the network, such as by resampling embeddings."""
-    module = import_module(timm.model_entrypoint(library_name).__module__)
-    adapt: Callable[..., dict[str, Tensor]] | None = getattr(module, "checkpoint_filter_fn", None)
-    return adapt
 
 
 class _TrainingDataset(TrainingDataset):

@@ -101,6 +101,7 @@ def assert_taken(network: nn.Module, state: Mapping[str, Tensor], *, but: tuple[
     [
         (f"{RESNET18}.safetensors", save_safetensors),
         (f"{RESNET18}/model.safetensors", save_safetensors),
+        ("resnet18.safetensors", save_safetensors),
         (f"{RESNET18}.pth", torch.save),
         (f"{RESNET18}.pth", save_under_state_dict),
         (f"{RESNET18}.pth", save_legacy),

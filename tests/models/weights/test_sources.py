@@ -29,7 +29,7 @@ from trainer.models import Family, Spec, create, specify
 from trainer.models.defaults import resolve
 from trainer.models.weights import loading as weights
 from trainer.models.weights.published import PublishedWeights
-from trainer.models.weights.sources import hash_in_name
+from trainer.models.weights.sources import hash_in_name, published_names
 from trainer.tasks import Task
 
 RESNET18 = "resnet18.a1_in1k"
@@ -80,6 +80,12 @@ def test_a_directory_without_the_file_says_what_it_looked_for(tmp_path: Path, re
         assert name in said
     assert "--weights FILE" in said
     assert "--weights none" in said
+
+
+@pytest.mark.parametrize(("model", "accepts"), [("timm/resnet18", True), ("timm/resnet18.a1_in1k", False)])
+def test_a_file_without_a_tag_is_the_model_without_a_tag(model: str, accepts: bool) -> None:
+    names = published_names(family_of(Task.CLASSIFICATION, model).published())
+    assert ("resnet18.safetensors" in names) is accepts
 
 
 @pytest.fixture
