@@ -3,11 +3,11 @@
     python benchmarks/accuracy.py --data-root ../shared/data              # resumes if it was interrupted
     python benchmarks/accuracy.py --data-root ../shared/data --table      # prints the results so far
 
-All trainers train the same network from scratch on the same data, with the same epochs, batch size and
-image size, and three seeds; other settings are each trainer's defaults, and ours also with `--recipe
-modern`. All are measured by trainer.metrics on their predictions for the validation images at the best
-epoch. Ours and the loops of timm and torchvision choose the best epoch by this metric, ultralytics by its
-own fitness.
+All trainers train the same network on the same data, from scratch or from the same published backbone
+(`--weights`), with the same epochs, batch size and image size, and three seeds; other settings are each
+trainer's defaults, and ours also with `--recipe modern`. All are measured by trainer.metrics on their
+predictions for the validation images at the best epoch. Ours and the loops of timm and torchvision choose
+the best epoch by this metric, ultralytics by its own fitness.
 
 Each metric is written to the results file as soon as it is known, with its commit, so interrupting the script
 loses one run at most. Runs in the results file are not repeated: after changing the code, pass another
@@ -52,9 +52,16 @@ class Case:
     learning_rate: float | None = None
     """Learning rate of ours and the peer; None for each trainer's default."""
     device: str = "cpu"
+    backbone: str = ""
+    """timm/NAME: the R-CNN's backbone, which starts from published weights."""
+
+    @property
+    def network(self) -> str:
+        return f"{self.model} on {self.backbone}" if self.backbone else self.model
 
 
 YOLO, TORCHVISION, RCNN = "ultralytics_trainer", "torchvision_loop", "rcnn_resnet50_fpn"
+LITE0 = "timm/tf_efficientnet_lite0"
 CASES = (
     Case("fridge", "fridge_multiclass", Task.CLASSIFICATION, "resnet18", "timm_loop", 64, 16, 40, 0.01),
     Case(
@@ -64,6 +71,18 @@ CASES = (
     Case("nuclei", "nuclei", Task.SEGMENTATION, "yolo11n-seg", YOLO, 160, 16, 60),
     Case("cards", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 500, 4, 30, device="cuda"),
     Case("fruits", "fruits_nuts", Task.SEGMENTATION, f"mask{RCNN}", TORCHVISION, 500, 2, 30, device="cuda"),
+    Case(
+        "fruits-pretrained", "fruits_nuts", Task.SEGMENTATION, f"mask{RCNN}", TORCHVISION, 192, 2, 12, 0.005,
+        backbone=LITE0,
+    ),
+    Case(
+        "microcontrollers-pretrained", "microcontrollers", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 128,
+        4, 8, 0.005, backbone=LITE0,
+    ),
+    Case(
+        "cards-pretrained", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 192, 4, 8, 0.005,
+        backbone=LITE0,
+    ),
 )  # fmt: skip
 NAMES = {"ultralytics_trainer": "ultralytics", "timm_loop": "timm", "torchvision_loop": "torchvision"}
 
@@ -97,7 +116,7 @@ class Results:
 
 
 def key_of(case: Case, contender: str) -> str:
-    size = f"{case.model} {case.image_size}px b{case.batch} e{case.epochs} {case.device}"
+    size = f"{case.network} {case.image_size}px b{case.batch} e{case.epochs} {case.device}"
     return f"{case.name} {size} {contender}"
 
 
@@ -110,6 +129,7 @@ def train(case: Case, contender: str, seed: int, scratch: Path, arguments: Any) 
             "task": case.task.value, "model": case.model, "train": str(train_file),
             "validation": str(validation_file), "folder": f"{folder}/run", "epochs": case.epochs,
             "batch": case.batch, "image_size": case.image_size, "workers": arguments.workers,
+            "backbone": case.backbone, "weights": str(arguments.weights) if case.backbone else "none",
             "threads": arguments.threads, "device": case.device, "seed": seed, "score": True,
             "recipe": "modern" if contender == "ours, modern" else "reference",
             # SGD's learning rate does not suit the optimizer of the modern recipe.
@@ -145,7 +165,7 @@ def row(case: Case, results: Results, seeds: int, made: str) -> list[str]:
     names = ("ours", "ours, modern", case.peer)
     ours, modern, peers = (results.of(key_of(case, made + name)) for name in names)
     return [
-        f"{case.name}: {case.model}, {case.image_size} px, {case.epochs} epochs, batch {case.batch}, "
+        f"{case.name}: {case.network}, {case.image_size} px, {case.epochs} epochs, batch {case.batch}, "
         f"{case.device}",
         case.task.primary_metric,
         NAMES[case.peer],
@@ -170,6 +190,9 @@ def main() -> None:
         default=default,
         help="results file [default: accuracy.json next to the script]",
     )
+    parser.add_argument(
+        "--weights", type=Path, help="folder of published weights, for the cases that start from them"
+    )
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
     parser.add_argument("--table", action="store_true", help="print the results so far without training")
     parser.add_argument("--threads", type=int, default=cores)
@@ -185,6 +208,10 @@ def main() -> None:
             parser.error(f"{', '.join(arguments.only)}: a CPU would take days; use --device cuda")
     else:
         cases = [replace(case, device="cuda") for case in cases]
+    if arguments.weights is None:
+        cases = [case for case in cases if not case.backbone]
+        if not cases:
+            parser.error(f"{', '.join(arguments.only)}: give --weights, made by benchmarks/real_weights.py")
     if arguments.tiny and arguments.results == default:
         arguments.results = default.with_stem("accuracy-tiny")
     results = Results(arguments.results)

@@ -102,10 +102,13 @@ def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[s
 
 def carried_code(spec: Spec) -> CarriedCode:
     """The code that scores and explains with a network of this spec."""
-    roots = ["serving.model", CARDS[spec.family].module]
+    card = CARDS[spec.family]
+    roots = ["serving.model", card.module]
     if spec.task.is_classification:
         roots += methods.MODULES.values()
-    without = () if spec.task is Task.SEGMENTATION else ("serving.polygons",)
+    without = [module for option, module in card.option_modules.items() if option not in spec.options]
+    if spec.task is not Task.SEGMENTATION:
+        without.append("serving.polygons")
     return follow_imports(roots, without)
 
 

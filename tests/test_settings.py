@@ -232,6 +232,11 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "tile_predictions_nms_threshold": (YOLOV5, [0, 1], [-0.1, 1.1]),
     "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
     "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
+    "backbone": (
+        FASTER,
+        ["timm/convnext_tiny", "timm/swin_tiny_patch4_window7_224.ms_in1k", None],
+        ["resnet50", "timm/", "convnext_tiny", 3],
+    ),
     "checkpoint_run_id": (RESNET, ["runs/실행", "runs:/0123/model", None], ["", 3, True]),
     "advanced_settings": (
         RESNET,
@@ -354,6 +359,7 @@ def test_booleans_are_rejected_for_numbers(name: str) -> None:
         (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "focal_gamma", 2, "classifiers"),
         (YOLO11, "label_smoothing", 0.1, "classifiers"),
+        (YOLO11, "backbone", "timm/convnext_tiny", "R-CNNs"),
         (FASTER, "model_size", "small", "yolov5"),
         (FASTER, "multi_scale", True, "YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),

@@ -122,6 +122,9 @@ class Settings(ScoringParameters):
 
     model_size: Literal["small", "medium", "large", "extra_large"] = _model("medium")
     """Size of yolov5."""
+    backbone: str | None = _model(None)
+    """Backbone that replaces the ResNet in an R-CNN's name: timm/NAME, any network of timm with feature maps
+    of strides 4 to 32, such as timm/convnext_tiny. Published weights then cover the backbone alone."""
     checkpoint_run_id: str | None = _model(None, min_length=1)
     """Start from the weights of an earlier run of the same model: its directory or its MLflow run id.
     --weights overrides it."""
@@ -221,6 +224,13 @@ class Settings(ScoringParameters):
         """Reject booleans for numbers: YAML reads `yes` as a boolean, which pydantic would take as 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("must not be a boolean")
+        return value
+
+    @field_validator("backbone")
+    @classmethod
+    def _of_timm(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"timm/\S+", value):
+            raise ValueError("must be timm/NAME, the name of a network of timm, such as timm/convnext_tiny")
         return value
 
     @field_validator("layers_to_freeze", mode="before")

@@ -34,6 +34,8 @@ class Options:
     epochs: int = 3
     weights: str = "none"
     """Folder of published weights to start from; "none": random weights."""
+    backbone: str = ""
+    """timm/NAME: the backbone of an R-CNN instead of its ResNet."""
     counted: int | None = None
     """Number of epochs to time, after the first; None for all."""
     batch: int | None = 16

@@ -57,6 +57,7 @@ def settings(options: Options) -> dict[str, Any]:
         "random_seed": options.seed,
         "recipe": options.recipe,
         "compile": options.compile,
+        **({"backbone": options.backbone} if options.backbone else {}),
         **options.settings,
     }
 

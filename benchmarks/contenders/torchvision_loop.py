@@ -9,13 +9,17 @@ from typing import Any
 
 import cv2
 import numpy as np
+import timm
 import torch
 from PIL import Image, ImageOps
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms import v2
 
 from benchmarks import data
@@ -69,18 +73,48 @@ def _filled(polygons: Any, size: tuple[int, int]) -> Any:
 
 
 def build(options: Options) -> Any:
-    """Build torchvision's network of this name with random weights."""
-    backbone = resnet_fpn_backbone(
-        backbone_name=options.model.split("_")[1],
-        weights=None,
-        norm_layer=torch.nn.BatchNorm2d,
-        trainable_layers=5,
-    )
+    """Build torchvision's network of this name with random weights, or with a published backbone of timm."""
+    arguments: dict[str, Any] = {}
+    if options.backbone:
+        backbone: Any = TimmWithFPN(options.backbone.removeprefix("timm/"), options.weights)
+        arguments = {"image_mean": backbone.config.mean, "image_std": backbone.config.std}
+    else:
+        backbone = resnet_fpn_backbone(
+            backbone_name=options.model.split("_")[1],
+            weights=None,
+            norm_layer=torch.nn.BatchNorm2d,
+            trainable_layers=5,
+        )
     kind = MaskRCNN if options.of_task is Task.SEGMENTATION else FasterRCNN
     return kind(
-        backbone, num_classes=len(options.classes) + 1,
+        backbone, num_classes=len(options.classes) + 1, **arguments,
         min_size=options.image_size, max_size=2 * options.image_size, box_score_thresh=0.01,
     ).to(options.device)  # fmt: skip
+
+
+class TimmWithFPN(torch.nn.Module):
+    """A timm network with torchvision's feature pyramid, as torchvision's tutorials replace a backbone.
+
+    As in torchvision's own fine-tuning, published batch norms are frozen, and so is all up to stride 4.
+    """
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        self.config = timm.get_pretrained_cfg(name)
+        pretrained = weights != "none"
+        file = {"pretrained_cfg_overlay": {"file": f"{weights}/{name}.safetensors"}} if pretrained else {}
+        self.body = timm.create_model(
+            name, features_only=True, out_indices=(1, 2, 3, 4), pretrained=pretrained, **file
+        )
+        if pretrained:
+            self.body = freeze_batch_norm_2d(self.body)
+            for part in ("conv_stem", "blocks.0", "blocks.1"):  # of an EfficientNet
+                self.body.get_submodule(part).requires_grad_(False)
+        self.fpn = FeaturePyramidNetwork(self.body.feature_info.channels(), 256, LastLevelMaxPool())
+        self.out_channels = 256
+
+    def forward(self, images: Tensor) -> Any:
+        return self.fpn({str(index): level for index, level in enumerate(self.body(images))})
 
 
 def _collate(items: list[Any]) -> tuple[Any, ...]:
@@ -98,7 +132,8 @@ def train(options: Options) -> Measurements:
     )  # fmt: skip
     network = build(options)
     rate = 0.005 if options.learning_rate is None else options.learning_rate
-    optimizer = torch.optim.SGD(network.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=1e-4)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, total_iters=max(1, len(loader) - 1))
     falls = [round(part * options.epochs * len(loader)) for part in _FALLS]
     steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls)

@@ -120,6 +120,16 @@ def test_models_that_do_not_take_the_jobs_settings_are_left_out() -> None:
     assert {problem.field for problem in caught.value.problems} == {"number_of_epochs", "learning_rat"}
 
 
+def test_a_backbone_is_tried_with_the_models_that_can_have_it(tmp_path: Path) -> None:
+    settings = {"backbone": "timm/convnext_tiny"}
+    for weights in (None, str(tmp_path)):  # whose files are the backbone's
+        groups, reasons = chosen(settings=settings, weights=weights)
+        assert {name for group in groups for name in group.models} == {"fasterrcnn_resnet50_fpn_v2"}
+        assert "only fasterrcnn_resnet50_fpn_v2 can have the backbone timm/convnext_tiny" in reasons
+    with pytest.raises(JobError, match="backbone: applies only to R-CNNs, of which there is none for"):
+        chosen("image-classification", settings=settings)
+
+
 def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="must hold the published weights of a model for object-detection"):
         chosen(weights=str(tmp_path))

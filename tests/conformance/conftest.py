@@ -141,16 +141,24 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
     return Case(task, model, settings, bound, Shapes(task))
 
 
-CASES = smallest_models()
+# The last is a detector on a network of timm instead of the ResNet.
+CASES: list[tuple[Task, str, str]] = [
+    *((task, model, "") for task, model in smallest_models()),
+    (Task.SEGMENTATION, "maskrcnn_resnet18_fpn", "timm/test_efficientnet"),
+]
 
 
-@pytest.fixture(params=CASES, ids=[f"{model}-{task}" for task, model in CASES], scope="session")
+@pytest.fixture(
+    params=CASES,
+    ids=[f"{model}-{task}{f'-{backbone}' if backbone else ''}" for task, model, backbone in CASES],
+    scope="session",
+)
 def case(request: pytest.FixtureRequest) -> Case:
-    task, model = request.param
+    task, model, backbone = request.param
     library = catalog.find(model, task).card.library
     if find_spec(library) is None:
         pytest.skip(f"{library}, an extra, is not installed")
-    return make_case(*request.param)
+    return make_case(task, model, **({"backbone": backbone} if backbone else {}))
 
 
 @pytest.fixture(scope="session")

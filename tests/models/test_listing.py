@@ -156,6 +156,33 @@ def test_the_instructions_tell_what_is_here_and_keep_to_the_task(
     assert "trainer fit --task image-classification-multilabel --model resnet18 " in text
 
 
+def test_the_weights_of_a_detector_on_another_backbone_are_the_backbones() -> None:
+    backbone = "timm/convnext_tiny.dinov3_lvd1689m"
+    text = "\n".join(listing.instructions("maskrcnn_resnet50_fpn", None, backbone))
+    for words in (
+        f"maskrcnn_resnet50_fpn --backbone {backbone}  (image-instance-segmentation)",
+        "https://huggingface.co/timm/convnext_tiny.dinov3_lvd1689m/resolve/main/model.safetensors",
+        "save as      convnext_tiny.dinov3_lvd1689m.safetensors",
+        "of the weights: dinov3-license; of timm: Apache-2.0; of torchvision: BSD-3-Clause",
+        "holds        the backbone",
+        f"--model maskrcnn_resnet50_fpn --backbone {backbone} --weights weights",
+    ):
+        assert words in text
+    with pytest.raises(JobError, match="backbone: applies only to R-CNNs, not to yolo11n"):
+        list(listing.instructions("yolo11n", None, backbone))
+
+
+@pytest.mark.parametrize("task", [*Task, None])
+def test_the_table_names_the_models_whose_backbone_can_be_replaced(task: Task | None) -> None:
+    rows = [row for row in listing.rows(task) if "--backbone timm/NAME" in row.model]
+    if task in catalog.CLASSIFICATION:
+        assert not rows
+    else:
+        (row,) = rows
+        assert row.tasks == (Task.DETECTION, Task.SEGMENTATION)
+        assert row.library == "torchvision, BSD-3-Clause; timm, Apache-2.0"
+
+
 def test_what_timm_does_not_know_is_refused() -> None:
     with pytest.raises(JobError, match="no_such_net"):
         list(listing.instructions("timm/no_such_net", None))

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from serving.locate import find_model
-from serving.package import requirements, write_model
+from serving.package import carried_code, requirements, write_model
 from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
 from tests.serving.checks import assert_close, assert_differ
@@ -109,6 +109,18 @@ def test_carried_code_is_what_the_family_needs(packaged: Packaged) -> None:
     segmentation = packaged(Task.SEGMENTATION) / "code"
     assert (segmentation / "serving" / "polygons.py").is_file()
     assert not (segmentation / "serving" / "explain" / "xrai.py").exists()
+
+
+def test_a_detector_carries_the_code_of_its_backbone_alone(packaged: Packaged) -> None:
+    spec = read_spec(packaged(Task.SEGMENTATION) / "artifacts")
+    assert spec.family == "rcnn"
+    on_timm = spec.model_copy(update={"options": {**spec.options, "backbone": "timm/test_resnet"}})
+    module = Path("trainer/models/timm_backbone.py")
+    assert module not in carried_code(spec).files
+    assert module in carried_code(on_timm).files
+    new = {name.split("==")[0] for name in requirements(on_timm)}
+    assert new - {name.split("==")[0] for name in requirements(spec)} == {"timm"}
+    assert Path("trainer/models/classifiers.py") not in carried_code(on_timm).files
 
 
 TWO_MODELS = """

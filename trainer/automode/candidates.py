@@ -14,7 +14,7 @@ from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import default_settings, resolve, takes
+from trainer.models.defaults import default_settings, models_taking, resolve, takes
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 from trainer.settings import canonical
@@ -115,7 +115,11 @@ def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], 
             reasons.append("latency is an objective, so small models are tried as well")
         groups = [_ordered(group, images) for group in groups if group.from_scratch or not from_scratch]
         groups = _with_library(groups, job.task, reasons)
-        groups = _with_weights(groups, job, reasons)
+        backbone = {canonical(name): value for name, value in job.settings.items()}.get("backbone")
+        if backbone is None:
+            groups = _with_weights(groups, job, reasons)
+        else:  # whose weights are no model's
+            groups = _with_backbone(groups, job.task, str(backbone), reasons)
     recipe = _recipe(job)
     if recipe is not None:
         groups = [replace(group, recipe=recipe) for group in groups]
@@ -221,6 +225,20 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
         raise JobError("the sweep cannot be run:", [Problem("--weights", "", rule, str(directory), hint)])
     reasons.append(f"{directory} only has the weights of {', '.join(entry.name for entry in others)}")
     return [group for entry in others for group in groups_of_model(entry)]
+
+
+def _with_backbone(groups: list[Group], task: Task, backbone: str, reasons: list[str]) -> list[Group]:
+    """The groups with only the models whose backbone can be replaced, as the job asks for.
+
+    Raises:
+        JobError: no model can have it.
+    """
+    names = {entry.name for entry in _entries(groups, task) if takes(entry, "backbone")}
+    if not names:
+        rule = f"applies only to {models_taking('backbone')}, of which there is none for {task}"
+        raise JobError("the settings cannot be used:", [Problem("", "backbone", rule, backbone)])
+    reasons.append(f"only {', '.join(sorted(names))} can have the backbone {backbone}")
+    return _restricted(groups, names)
 
 
 def _has_weights(directory: Path, entry: ModelEntry) -> bool:

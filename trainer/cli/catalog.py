@@ -40,6 +40,7 @@ def weights(
     *,
     model: str,
     task: Annotated[str | None, a_task("Task for the `trainer fit` command to print.")] = None,
+    backbone: str | None = None,
 ) -> None:
     """Print which file has a model's published weights, where to download it and where to put it.
 
@@ -47,8 +48,10 @@ def weights(
     ----------
     model
         Name from `trainer models`, or timm/NAME.
+    backbone
+        Backbone of an R-CNN, timm/NAME, in the place of the one in the model's name.
     """
     from trainer.models import listing
 
-    for line in listing.instructions(model, Task.parse(task) if task else None):
+    for line in listing.instructions(model, Task.parse(task) if task else None, backbone):
         print(line)

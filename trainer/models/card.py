@@ -47,6 +47,8 @@ class FamilyCard:
         published_classes: number of classes that published weights were trained on.
         extra: the extra of this project that installs the library; "" if it is always installed.
         library_prefix: with this prefix, a user can name any model that the library knows; "" for none.
+        backbones: the family whose library's models may be the backbone; "" if it cannot be replaced.
+        option_modules: by option of a spec, the module that only networks with this option need.
 
         settings: the settings that apply to this family's models and not to every model.
         size_setting: the setting with the size of the images that the network sees, in pixels.
@@ -80,6 +82,8 @@ class FamilyCard:
     pickled_weights: bool = False
     extra: str = ""
     library_prefix: str = ""
+    backbones: str = ""
+    option_modules: Mapping[str, str] = field(default_factory=dict)
 
     settings: tuple[str, ...]
     size_setting: str

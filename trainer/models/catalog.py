@@ -90,7 +90,9 @@ RCNN = FamilyCard(
     # "may have their own licenses or terms and conditions derived from the dataset": torchvision's README
     weights_licence="the data's own terms",
     published_classes=90,
-    settings=(*_BOX_SETTINGS, "freeze_batch_norm", "min_size", "max_size", "large_scale_jitter"),
+    backbones="classifiers",
+    option_modules={"backbone": "trainer.models.timm_backbone"},
+    settings=(*_BOX_SETTINGS, "freeze_batch_norm", "min_size", "max_size", "large_scale_jitter", "backbone"),
     size_setting="min_size",
     defaults={
         "training_batch_size": 2,

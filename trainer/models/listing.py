@@ -66,6 +66,13 @@ def rows(task: Task | None) -> Iterator[Row]:
         card = catalog.CLASSIFIERS
         any_name, library = f"{card.library_prefix}NAME", f"{card.library}, {card.licence}"
         yield Row(any_name, catalog.CLASSIFICATION, 0, "", library, "each its own", "")
+    for card in catalog.CARDS.values():
+        tasks = tuple(other for other in Task if any(e.card is card for e in catalog.models_for(other)))
+        if card.backbones and (task is None or task in tasks):
+            backbones = catalog.CARDS[card.backbones]
+            any_name = f"any of the {card.words} --backbone {backbones.library_prefix}NAME"
+            libraries = f"{card.library}, {card.licence}; {backbones.library}, {backbones.licence}"
+            yield Row(any_name, tasks, 0, "", libraries, "each backbone its own", "")
 
 
 def other_versions() -> list[str]:
@@ -94,9 +101,10 @@ def with_size(entry: ModelEntry, size: str) -> str:
     return f"{entry.name} {size}".rstrip()
 
 
-def flags(entry: ModelEntry, size: str) -> str:
+def flags(entry: ModelEntry, size: str, backbone: str | None = None) -> str:
     """The arguments of `fit --model` for a model in one size: `yolov5 --model-size medium`."""
-    return f"{entry.name} --model-size {size}" if size else entry.name
+    sized = f"{entry.name} --model-size {size}" if size else entry.name
+    return f"{sized} --backbone {backbone}" if backbone else sized
 
 
 def image_size(entry: ModelEntry) -> str:
@@ -106,41 +114,50 @@ def image_size(entry: ModelEntry) -> str:
     return f"{defaults[name]}{longest}"
 
 
-def instructions(model: str, task: Task | None) -> Iterator[str]:
+def instructions(model: str, task: Task | None, backbone: str | None = None) -> Iterator[str]:
     """Lines that say what to download for a model, where to put it, and how to use it.
 
+    Args:
+        backbone: the setting `backbone`.
+
     Raises:
-        JobError: no model has this name.
+        JobError: no model has this name, or it cannot have this backbone.
     """
     entry = catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
     card = entry.card
     from trainer.models.weights.sources import published_names
 
     for size in sizes(entry):
-        published = family_of(entry, task or entry.tasks[0], size).published()
-        yield f"{flags(entry, size)}  ({', '.join(entry.tasks)})"
+        published = family_of(entry, task or entry.tasks[0], size, backbone).published()
+        publisher = catalog.CARDS[card.backbones] if backbone else card
+        yield f"{flags(entry, size, backbone)}  ({', '.join(entry.tasks)})"
         address, name = published.url, published.files[0]
         if published.hub:
             address = f"https://huggingface.co/{published.hub}/resolve/main/model.safetensors"
         if not address:
-            yield f"  {card.library} publishes no weights for it: --weights none trains from scratch"
+            yield f"  {publisher.library} publishes no weights for it: --weights none trains from scratch"
             continue
-        licence = _SPDX.get(published.licence, published.licence) or card.weights_licence
-        page = f"see https://huggingface.co/{published.hub}" if model.startswith(catalog.TIMM) else ""
+        licence = _SPDX.get(published.licence, published.licence) or publisher.weights_licence
+        is_timms = (backbone or model).startswith(catalog.TIMM)
+        page = f"see https://huggingface.co/{published.hub}" if is_timms else ""
         yield f"  trained on   {page or entry.published}"
-        yield f"  licence      of the weights: {licence}; of {card.library}: {card.licence}"
+        cards = (publisher, card) if backbone else (card,)
+        libraries = "; ".join(f"of {each.library}: {each.licence}" for each in cards)
+        yield f"  licence      of the weights: {licence}; {libraries}"
+        if backbone:
+            yield "  holds        the backbone; the rest of the network starts from random values"
         yield f"  download     {address}"
         yield f"  save as      {name}"
         names = published_names(published)
         if len(names) > 1:
             yield f"               (or {', '.join(names[1:])})"
-        yield f"  checked by   {_check(published, card)}"
+        yield f"  checked by   {_check(published, publisher)}"
         yield f"  is here      {_here(names, published.hub) or 'no'}"
         yield "  to use it    mkdir -p weights"
         yield f"               curl -L -o weights/{name} {address}"
         yield (
-            f"               trainer fit --task {task or entry.tasks[0]} --model {flags(entry, size)} "
-            "--weights weights ..."
+            f"               trainer fit --task {task or entry.tasks[0]} --model "
+            f"{flags(entry, size, backbone)} --weights weights ..."
         )
         yield "               (TRAINER_WEIGHTS=weights applies to all commands; no network is used then)"
         if not published.hub and card.pickled_weights:
@@ -149,11 +166,12 @@ def instructions(model: str, task: Task | None) -> Iterator[str]:
             yield f"               that holds more, name the file itself: --weights weights/{name}"
 
 
-def family_of(entry: ModelEntry, task: Task, size: str) -> Any:
+def family_of(entry: ModelEntry, task: Task, size: str, backbone: str | None = None) -> Any:
     """A family bound to a model with the published number of classes. Imports the model's library."""
     from trainer.models import create, specify
 
-    resolved = resolve(task, entry.name, {"model_size": size} if size else {})
+    chosen = {"model_size": size, "backbone": backbone}
+    resolved = resolve(task, entry.name, {name: value for name, value in chosen.items() if value})
     classes = tuple(map(str, range(entry.card.published_classes)))
     return create(specify(task, entry.name, resolved, classes, pretrained=True))
 

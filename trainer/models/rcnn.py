@@ -1,4 +1,4 @@
-"""Faster R-CNN, Mask R-CNN, RetinaNet and FCOS on a ResNet with a feature pyramid: torchvision's."""
+"""torchvision's Faster R-CNN, Mask R-CNN, RetinaNet and FCOS, on a ResNet or on a network of timm."""
 
 from __future__ import annotations
 
@@ -43,10 +43,17 @@ class RCNN(Family):
         self.one_stage = spec.model.startswith(rcnn_networks.ONE_STAGE)
         # Two stages count the background as class 0; one stage knows no background.
         self.first_label = 0 if self.one_stage else 1
+        self.backbone: str = spec.options.get("backbone", "")  # timm/NAME; "" for the ResNet of the name
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
+        replaced = {}
+        if settings.backbone is not None:
+            from trainer.models import timm_backbone
+
+            replaced = timm_backbone.options(settings.backbone)
         return {
+            **replaced,
             "min_size": settings.min_size,
             "max_size": settings.max_size,
             # Frozen statistics suit small batches, but a network from scratch has none to freeze.
@@ -57,12 +64,15 @@ class RCNN(Family):
         }
 
     def build(self) -> nn.Module:
+        normalisation = {name: self.spec.options[name] for name in ("mean", "std") if self.backbone}
         network = rcnn_networks.build(
             self.spec.model,
             len(self.spec.classes) + self.first_label,
             frozen_norms=self.spec.options["norm"] == "frozen",
             proposals=self.spec.options["proposals"],
             sampled=self.spec.options["sampled_proposals"],
+            backbone=self.backbone,
+            **normalisation,
         )
         start_near_prior(self.class_layers(network))
         return network
@@ -75,7 +85,7 @@ class RCNN(Family):
         return [(network.get_submodule(f"roi_heads.{name}"), 0.5) for name in names]
 
     def published(self) -> PublishedWeights:
-        return rcnn_networks.published(self.spec.model)
+        return rcnn_networks.published(self.spec.model, self.backbone)
 
     def preprocess(self, image: Image) -> tuple[Tensor, Geometry]:
         """Resize the short side to min_size unless the long side would pass max_size; values in [0, 1]."""
@@ -220,9 +230,20 @@ class RCNN(Family):
         """The backbone; the shapes of what follows differ from image to image."""
         return [network.get_submodule("backbone")]
 
+    def sync_batch_norms(self, network: nn.Module) -> nn.Module:
+        if not self.backbone:
+            return super().sync_batch_norms(network)
+        from trainer.models import timm_backbone
+
+        return timm_backbone.sync_batch_norms(network)
+
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
-        """conv1 with its norm, then layer1–4 of the backbone."""
+        """A ResNet's conv1 with its norm, then layer1–4; another backbone's parts of the same strides."""
         body = network.get_submodule("backbone.body")
+        if self.backbone:
+            from trainer.models import timm_backbone
+
+            return timm_backbone.freeze_groups(body)
         stem = [body.get_submodule("conv1"), body.get_submodule("bn1")]
         return [stem, *([body.get_submodule(f"layer{i}")] for i in range(1, 5))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from trainer.models.tensors import as_float32
 from trainer.models.weights.published import PublishedWeights
 
 ONE_STAGE = ("retinanet", "fcos")
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _VERSION_1 = {"fasterrcnn": FasterRCNN, "maskrcnn": MaskRCNN, "retinanet": RetinaNet, "fcos": FCOS}
 _HEAD = (
     "roi_heads.box_predictor.",
@@ -32,7 +33,17 @@ _HALF_PRECISION = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "r
 """The modules that compute in half precision in a mixed-precision run; their outputs go on in float32."""
 
 
-def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sampled: int) -> nn.Module:
+def build(
+    name: str,
+    classes: int,
+    *,
+    frozen_norms: bool,
+    proposals: int,
+    sampled: int,
+    backbone: str = "",
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> nn.Module:
     """A network with random weights.
 
     Args:
@@ -40,10 +51,13 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
             which always has a ResNet-50, `maskrcnn_resnet50_fpn_v2`.
         classes: as the network counts them; with two stages the background included.
         frozen_norms: batch norms keep their statistics; those of version 2 are always trained.
+        backbone: timm/NAME, instead of the ResNet in the network's name.
+        mean: by channel, of pixels in [0, 1], by which images are normalised.
+        std: the standard deviation, likewise.
         proposals: regions of an image that the second stage classifies; twice as many in training.
         sampled: regions of an image that the second stage's losses use.
     """
-    architecture, backbone, *_ = name.split("_")
+    architecture, resnet, *_ = name.split("_")
     stage_two: dict[str, int] = {}
     if architecture not in ONE_STAGE:
         stage_two = {
@@ -53,21 +67,36 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
             "rpn_post_nms_top_n_test": proposals,
             "box_batch_size_per_image": sampled,
         }
-    if name.endswith("_v2"):
+    version_2 = name.endswith("_v2")
+    pyramid: nn.Module | None = None
+    if backbone:
+        from trainer.models.timm_backbone import TimmPyramid  # with it, models would need timm
+
+        pyramid = TimmPyramid(
+            backbone,
+            one_stage=architecture in ONE_STAGE,
+            version_2=version_2,
+            frozen_norms=frozen_norms and not version_2,
+        )
+    if version_2:
         network: nn.Module = get_model(name, weights_backbone=None, num_classes=classes, **stage_two)
+        if pyramid is not None:
+            network.backbone = pyramid
+    elif pyramid is not None:
+        network = _VERSION_1[architecture](pyramid, num_classes=classes, **stage_two)
     else:
         levels: dict[str, Any] = {}
         if architecture in ONE_STAGE:
             levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(256, 256)}
         body = resnet_fpn_backbone(
-            backbone_name=backbone,
+            backbone_name=resnet,
             weights=None,
             norm_layer=FrozenBatchNorm2d if frozen_norms else nn.BatchNorm2d,
             trainable_layers=5,
             **levels,
         )
         network = _VERSION_1[architecture](body, num_classes=classes, **stage_two)
-    network.transform = _NormaliseAndPad(1, 1, image_mean=_IMAGENET_MEAN, image_std=_IMAGENET_STD)
+    network.transform = _NormaliseAndPad(1, 1, image_mean=list(mean), image_std=list(std))
     accept_weights(network)
     # Anchors and decoded boxes take the type of these outputs; in bfloat16 they would be off by pixels.
     for path, module in network.named_modules():
@@ -76,13 +105,21 @@ def build(name: str, classes: int, *, frozen_norms: bool, proposals: int, sample
     return network
 
 
-def published(name: str) -> PublishedWeights:
-    """COCO's weights for a network with a ResNet-50; ImageNet's for the backbone of the others."""
-    backbone = name.split("_")[1]
-    if backbone == "resnet50":
+def published(name: str, backbone: str = "") -> PublishedWeights:
+    """COCO's weights for a network with a ResNet-50; for the others, ImageNet's for the backbone.
+
+    Args:
+        backbone: timm/NAME, instead of the ResNet in the network's name.
+    """
+    if backbone:
+        from trainer.models import timm_backbone
+
+        return timm_backbone.published(backbone, _HEAD)
+    resnet = name.split("_")[1]
+    if resnet == "resnet50":
         url = get_model_weights(name).COCO_V1.url
         return PublishedWeights(files=(url.rsplit("/", 1)[1],), url=url, head=_HEAD)
-    url = get_model_weights(backbone).IMAGENET1K_V1.url
+    url = get_model_weights(resnet).IMAGENET1K_V1.url
     file = url.rsplit("/", 1)[1]
     return PublishedWeights(files=(file,), url=url, head=_HEAD, prefix="backbone.body.", partial=True)
 

@@ -39,10 +39,11 @@ def published_weights(name: str) -> PublishedWeights:
     config = config_of(name)
     file = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
     # A name without a tag means the default weights, whose file may do without it, too.
-    untagged = () if "." in name else (f"{name}.safetensors",)
+    untagged = [] if "." in name else [f"{name}.safetensors"]
+    names = [f"{file}.safetensors", f"{file}/model.safetensors", f"{file}.pth", *untagged]
     classifier = config.classifier or ()
     return PublishedWeights(
-        files=(*dict.fromkeys((f"{file}.safetensors", f"{file}/model.safetensors", f"{file}.pth", *untagged)),),
+        files=tuple(dict.fromkeys(names)),
         hub=config.hf_hub_id or "",
         url=config.url or "",
         head=(classifier,) if isinstance(classifier, str) else tuple(classifier),

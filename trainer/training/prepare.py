@@ -118,7 +118,8 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     network = family.build()
     loaded = None
     if checkpoint is None and devices.is_rank_zero:  # DDP copies the weights of rank 0 to the other ranks
-        loaded = weights.load(network, job.model_name, family.published(), choice, spec)
+        name = job.model_name + (f" --backbone {settings.backbone}" if settings.backbone else "")
+        loaded = weights.load(network, name, family.published(), choice, spec)
     if settings.sync_batch_norm and devices.ranks > 1:
         network = family.sync_batch_norms(network)
     network = network.to(memory_format=torch.channels_last)

@@ -20,7 +20,10 @@ from trainer.settings import Settings
 from trainer.training.checkpoints import DATA_KEY, KeepBest, link_or_copy
 from trainer.training.module import SEED_KEY
 
-_SHAPING = ("optimizer", "ams_gradient", "layer_decay", "layers_to_freeze", "average_weights")
+_SHAPING = (
+    *("optimizer", "ams_gradient", "layer_decay", "layers_to_freeze", "average_weights"),
+    "backbone",
+)
 """Settings that decide which tensors a checkpoint holds."""
 
 

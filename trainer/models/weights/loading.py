@@ -61,6 +61,7 @@ def load(
     """Load the chosen weights into the network.
 
     Args:
+        model: as `fit --model` takes it, for messages.
         choice: "none", "pretrained", a file, a directory of published files, a run's directory, or a packaged
             model or its MLflow address.
         spec: the network's spec. With it, weights of an earlier run must be of the same model, and their head
@@ -85,7 +86,7 @@ def load(
             raise WeightsError(
                 f"{source.name} holds weights of {_model_in_words(before)}, but this run trains "
                 f"{_model_in_words(spec)}; incremental training needs the same model. "
-                f"Use --model {before.model} --task {before.task}, or weights of {spec.model}"
+                f"Use --model {_flags(before)} --task {before.task}, or weights of {spec.model}"
             )
         other_classes = before.classes != spec.classes
         if other_classes:
@@ -103,13 +104,19 @@ def _architecture(spec: Spec) -> tuple[str, ...]:
 
 
 def _size(spec: Spec) -> str:
-    """The size of a model whose name has several; "" for others."""
-    return str(spec.options.get("architecture", ""))
+    """The size of a model whose name has several, or the backbone that replaces its own; "" for others."""
+    return str(spec.options.get("architecture") or spec.options.get("backbone") or "")
 
 
 def _model_in_words(spec: Spec) -> str:
     size = _size(spec)
     return f"{spec.model} for {spec.task}" if size in ("", spec.model) else f"{spec.model} ({size})"
+
+
+def _flags(spec: Spec) -> str:
+    """The model as `fit --model` takes it."""
+    backbone = spec.options.get("backbone")
+    return f"{spec.model} --backbone {backbone}" if backbone else spec.model
 
 
 def _in_words(classes: tuple[str, ...]) -> str:
@@ -145,16 +152,19 @@ def _fit(
     head = published.head
     needed = [key for key in own if not key.startswith(head)] if head else list(own)
     left: list[str] = []
+    of_backbone = False
     if published.partial and not any(key in own for key in state):
         # The file is of a backbone, whose classifier is not used.
         left = [key for key in state if key.startswith("fc.")]
         state = {published.prefix + key: value for key, value in state.items() if key not in left}
         needed = [key for key in needed if key.startswith(published.prefix)]
+        of_backbone = True
     elif len(state) < len(in_file):  # tensors that adapting dropped, not renamed
         kept = {id(value) for value in state.values()}
         left = [key for key, value in in_file.items() if key not in state and id(value) not in kept]
     if published.covers and all(key.startswith(published.covers) for key in state):
         needed = [key for key in needed if key.startswith(published.covers)]
+        of_backbone = True
     fitting: dict[str, Tensor] = {}
     for key, value in state.items():
         of_head = bool(head) and key.startswith(head)
@@ -187,5 +197,5 @@ def _fit(
         fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
         left=tuple(key for key in left if not key.endswith(_COUNTER)),
         resampled=tuple(resized),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *(["of the backbone alone"] if of_backbone else [])),
     )
