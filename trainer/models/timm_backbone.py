@@ -9,8 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import freeze_batch_norm_2d
-from timm.layers.norm_act import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -45,7 +44,8 @@ class TimmPyramid(nn.Module):
         infos = _infos(body)
         channels = [infos[index]["num_chs"] for index in self.indices]
         body.prune_intermediate_layers(self.indices, prune_norm=True)
-        self.body = freeze_batch_norm_2d(body) if frozen_norms else body
+        freeze_norms: Callable[[nn.Module], nn.Module] = freeze_batch_norm_2d
+        self.body: Any = freeze_norms(body) if frozen_norms else body
         self.fpn = FeaturePyramidNetwork(
             channels,
             _CHANNELS,
@@ -169,6 +169,7 @@ def _check(backbone: str) -> None:
         with torch.device("meta"), torch.no_grad():
             pyramid = TimmPyramid(backbone, one_stage=False, version_2=False, frozen_norms=False).eval()
             maps = pyramid.feature_maps(torch.empty(1, 3, height, width))
+        freeze_groups(pyramid.body)  # whose maps come from modules that follow one another
         sizes = [tuple(level.shape[-2:]) for level in maps]
         if sizes != expected:
             raise ValueError(f"images of {height} × {width} pixels give maps of {sizes}")
