@@ -160,7 +160,7 @@ def test_the_weights_of_a_detector_on_another_backbone_are_the_backbones() -> No
     backbone = "timm/convnext_tiny.dinov3_lvd1689m"
     text = "\n".join(listing.instructions("maskrcnn_resnet50_fpn", None, backbone))
     for words in (
-        f"maskrcnn_resnet50_fpn --backbone {backbone}  (image-instance-segmentation)",
+        f"maskrcnn_resnet50_fpn --backbone {backbone}  (instance-segmentation)",
         "https://huggingface.co/timm/convnext_tiny.dinov3_lvd1689m/resolve/main/model.safetensors",
         "save as      convnext_tiny.dinov3_lvd1689m.safetensors",
         "of the weights: dinov3-license; of timm: Apache-2.0; of torchvision: BSD-3-Clause",

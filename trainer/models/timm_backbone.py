@@ -95,10 +95,19 @@ def published(backbone: str, head: tuple[str, ...]) -> PublishedWeights:
 
 
 def freeze_groups(body: nn.Module) -> list[list[nn.Module]]:
-    """What precedes the stage with the first feature map, then the stages of strides 4, 8, 16 and 32."""
+    """What precedes the stage with the first feature map, then the stages of strides 4, 8, 16 and 32.
+
+    Raises:
+        ValueError: the feature maps do not come from such stages.
+    """
     order = {id(module): place for place, (_, module) in enumerate(body.named_modules())}
     infos = _infos(body)
-    stages = [body.get_submodule(infos[index]["module"]) for index in _indices(body)]
+    try:
+        stages = [body.get_submodule(infos[index]["module"]) for index in _indices(body)]
+    except (
+        AttributeError
+    ) as error:  # HRNets, whose maps are made side by side; timm's names of others are wrong
+        raise ValueError("they do not come from stages that follow one another") from error
     ends = [max(order[id(module)] for module in stage.modules()) for stage in stages]
     bounds = [order[id(stages[0])] - 1, *ends[:-1]]
 

@@ -234,9 +234,11 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
     data.log_findings(run.skipped)
     log.info("run directory: %s", run.directory)
+    backbone = plan.settings.backbone
+    model = plan.job.model_name + (f" on {backbone}" if backbone else "")
     log.info(
         "training %s for %s: %d training and %d validation images, %d classes",
-        plan.job.model_name, plan.job.task, len(data.train), len(data.validation), len(data.classes),
+        model, plan.job.task, len(data.train), len(data.validation), len(data.classes),
     )  # fmt: skip
     if devices.ranks > 1:
         log.info("training on %s", devices)
