@@ -232,11 +232,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "tile_predictions_nms_threshold": (YOLOV5, [0, 1], [-0.1, 1.1]),
     "gradient_clip_value": (RESNET, [0.1, None], [0, -1]),
     "gradient_clip_norm": (RESNET, [0.1, None], [0, -1]),
-    "backbone": (
-        FASTER,
-        ["timm/convnext_tiny", "timm/swin_tiny_patch4_window7_224.ms_in1k", None],
-        ["resnet50", "timm/", "convnext_tiny", 3],
-    ),
+    "backbone": (FASTER, ["timm/convnext_tiny.in12k", None], ["resnet50", "timm/", 3]),
     "checkpoint_run_id": (RESNET, ["runs/실행", "runs:/0123/model", None], ["", 3, True]),
     "advanced_settings": (
         RESNET,
