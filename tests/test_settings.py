@@ -355,7 +355,6 @@ def test_booleans_are_rejected_for_numbers(name: str) -> None:
         (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "focal_gamma", 2, "classifiers"),
         (YOLO11, "label_smoothing", 0.1, "classifiers"),
-        (YOLO11, "backbone", "timm/convnext_tiny", "R-CNNs"),
         (FASTER, "model_size", "small", "yolov5"),
         (FASTER, "multi_scale", True, "YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),

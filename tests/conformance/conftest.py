@@ -144,7 +144,7 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
 # The last is a detector on a network of timm instead of the ResNet.
 CASES: list[tuple[Task, str, str]] = [
     *((task, model, "") for task, model in smallest_models()),
-    (Task.SEGMENTATION, "maskrcnn_resnet18_fpn", "timm/test_efficientnet"),
+    (Task.DETECTION, "fasterrcnn_resnet18_fpn", "timm/test_efficientnet"),
 ]
 
 
