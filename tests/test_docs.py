@@ -69,6 +69,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "runs" / "one", folder / "runs" / "two")
     asset = job.to_yaml().replace(str(folder / "train.jsonl"), "azureml:fridge-items:1")
     (folder / "job.yml").write_text(asset, "utf-8")
+    callback = "class UnfreezeAt(Callback):\n    def __init__(self, epoch):\n        self.epoch = epoch\n"
+    (folder / "my_callbacks.py").write_text(f"from lightning import Callback\n\n\n{callback}", "utf-8")
     table = folder / "data" / "fridge"
     table.mkdir(parents=True)
     (table / "images").symlink_to(folder / "images")

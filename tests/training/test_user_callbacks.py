@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from lightning import Callback
 
 import trainer
 from tests.training.conftest import job, resume, rows
 from trainer.data.samples import SampleData
-from trainer.errors import JobError
+from trainer.errors import JobError, TrainingError
 from trainer.job.job import Job
+from trainer.runs import Run
 from trainer.tasks import Task
+from trainer.training.checkpoints import KeepBest, SaveCheckpoints
 from trainer.training.fit import fit
 from trainer.training.user_callbacks import check_callbacks, make_callbacks
 
@@ -104,3 +111,40 @@ def test_objects_are_rejected_for_a_sweep(module: str) -> None:
         trainer.fit(sweep, callbacks=make_callbacks(named(f"{module}:Count('a')")))
     with pytest.raises(JobError, match="there is no module 'no_such_module'"):
         trainer.fit(sweep, callbacks=["no_such_module:Count"])
+
+
+class Keeper(Callback):
+    """Keeps something in checkpoints."""
+
+    def __init__(self, state: Any = None, more: Any = None) -> None:
+        self.state, self.more = state, more
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.state}
+
+    def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = self.more
+
+
+@pytest.mark.parametrize(
+    ("kept", "text"),
+    [
+        (
+            {"state": Path("a")},
+            "the state of the callback Keeper cannot be kept in a checkpoint: it may hold",
+        ),
+        ({"more": Path("a")}, "what a callback adds to checkpoints, one of .*mine.* cannot be kept"),
+        ({"state": lambda: 1}, "the state of the callback Keeper cannot be kept"),
+        ({"state": {"a": [1, 2.5, "b", None, torch.ones(2)]}, "more": (1, 2)}, ""),
+    ],
+)
+def test_what_could_not_be_read_back_is_an_error_at_the_first_epoch(
+    kept: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    keeper = Keeper(**kept)
+    saves = SaveCheckpoints(Run(tmp_path), KeepBest("accuracy"), None, {})
+    checkpoint: dict[str, Any] = {"callbacks": {"Keeper": keeper.state_dict()}, "state_dict": {}}
+    keeper.on_save_checkpoint(None, None, checkpoint)
+    rank_zero: Any = SimpleNamespace(is_global_zero=True)
+    with pytest.raises(TrainingError, match=text) if text else nullcontext():
+        saves.on_save_checkpoint(rank_zero, None, checkpoint)

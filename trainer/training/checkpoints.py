@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import shutil
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from trainer.errors import BrokenOffError, FullDiskError
+from trainer.errors import BrokenOffError, FullDiskError, TrainingError
 from trainer.full_disk import full_disk_reason, make_room
 from trainer.metric_names import is_minimised
 from trainer.metrics.voc import UNDEFINED
@@ -22,6 +24,8 @@ from trainer.training.module import TrainingModule
 
 WRITTEN = "written.partial"
 """Name of the checkpoint that is being written."""
+_TENSORS = ("state_dict", "optimizer_states")
+"""The keys of a checkpoint that hold what is large."""
 DATA_KEY = "trainer_data"
 """The key of a checkpoint for the summary of the data that it was trained on."""
 
@@ -88,6 +92,7 @@ class SaveCheckpoints(Callback):
 
     Raises:
         BrokenOffError: a checkpoint cannot be written, for example because the disk is full.
+        TrainingError: a callback of the user's puts something into it that could not be read back.
     """
 
     def __init__(self, run: Run, best: KeepBest, every: int | None, data: Mapping[str, Any]) -> None:
@@ -98,6 +103,11 @@ class SaveCheckpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[DATA_KEY] = self.data
+        if trainer.is_global_zero:
+            for name, state in checkpoint.get("callbacks", {}).items():
+                _check_readable(state, f"the state of the callback {name}")
+            others = {key: value for key, value in checkpoint.items() if key not in _TENSORS}
+            _check_readable(others, f"what a callback adds to checkpoints, one of {', '.join(others)},")
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         epoch = trainer.current_epoch + 1
@@ -130,6 +140,20 @@ class SaveCheckpoints(Callback):
             if self.run.last_checkpoint.exists():
                 self.run.last_checkpoint.replace(self.run.previous_checkpoint)
             written.replace(self.run.last_checkpoint)
+
+
+def _check_readable(content: Any, what: str) -> None:
+    """Check that a part of a checkpoint can be read back without running code from the file."""
+    file = BytesIO()
+    try:
+        torch.save(content, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
+        raise TrainingError(
+            f"{what} cannot be kept in a checkpoint: it may hold tensors, numbers, texts, lists and "
+            f"dictionaries ({str(error).partition(chr(10))[0]})"
+        ) from error
 
 
 class _StreamedCheckpoint(TorchCheckpointIO):
