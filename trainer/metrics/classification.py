@@ -56,9 +56,7 @@ class _ClassificationEvaluator(ABC):
 
     def by_class(self) -> dict[str, dict[str, float]]:
         """Report f1-score, precision and recall of each class."""
-        _, targets, predicted = self.arrays()
-        hits, predictions = (targets & predicted).sum(axis=0), predicted.sum(axis=0)
-        support = targets.sum(axis=0)
+        hits, predictions, support = self._decisions()
         return {
             name: {
                 "f1-score": _ratio(2 * hits[label], predictions[label] + support[label]),
@@ -80,6 +78,11 @@ class _ClassificationEvaluator(ABC):
                 "average_precision": _average_precision(targets[:, label], probs[:, label]),
             }
         return report
+
+    def _decisions(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Images of each class in which it is found, predicted, and true; [C] each."""
+        _, targets, predicted = self.arrays()
+        return (targets & predicted).sum(axis=0), predicted.sum(axis=0), targets.sum(axis=0)
 
     @abstractmethod
     def _checked_target(self, target: Target, probs: npt.NDArray[np.floating]) -> Any: ...
@@ -128,6 +131,18 @@ class MulticlassEvaluator(_ClassificationEvaluator):
         """The probabilities, which class is true, and which is predicted; [n, C] each."""
         probs, labels = self._stacked_probs(), self._labels()
         return probs, self._one_hot(labels), self._one_hot(probs.argmax(axis=1))
+
+    def _decisions(self) -> tuple[IntArray, IntArray, IntArray]:
+        # Without arrays of images by classes, which would be large after each epoch.
+        labels, predicted = (
+            self._labels(),
+            np.array([probs.argmax() for probs in self._probs], dtype=np.int64),
+        )
+        hits, predictions, support = (
+            np.bincount(found, minlength=len(self.classes))
+            for found in (labels[labels == predicted], predicted, labels)
+        )
+        return hits, predictions, support
 
     def _checked_target(self, target: Target, probs: npt.NDArray[np.floating]) -> int:
         if isinstance(target, bool) or not isinstance(target, int | np.integer):

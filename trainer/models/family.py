@@ -160,7 +160,10 @@ class Family(ABC):
 
     @abstractmethod
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
-        """Make the run's training items. All that the losses need to know of the run is in their batches."""
+        """Make the run's training items. All that the losses need to know of the run is in their batches.
+
+        For the setting weighted_loss, "shared" in each batch has `class_weights`; None if it is off.
+        """
 
     def cached_images(self, settings: Settings) -> int:
         """The number of images that the training dataset caches itself, to mix them with others."""
