@@ -114,6 +114,8 @@ def describe(family: Family, *, normalize: bool) -> dict[str, Any]:
         "outputs": {name: _OUTPUTS[name] for name in outputs},
         "parameters": {name: getattr(spec.parameters, name) for name in parameters},
         "class_score_thresholds": spec.class_score_thresholds,
+        # For information: the file's own scores are calibrated.
+        **({"calibration": spec.calibration.model_dump()} if spec.calibration else {}),
     }
 
 
@@ -178,10 +180,10 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
             for name in ("mean", "std"):
                 value = torch.tensor(getattr(preparation, name))[:, None, None]
                 self.register_buffer(name, value, persistent=False)
-            thresholds = family.spec.class_score_thresholds
-            self.by_class = bool(thresholds)
-            default = family.spec.parameters.box_score_threshold
-            lowest = torch.tensor([thresholds.get(name, default) for name in family.spec.classes])
+            self.network_parameters = family.network_parameters(family.spec.parameters)
+            thresholds = family.lowest_scores(family.spec.parameters) if family.spec.task.has_boxes else None
+            self.has_thresholds = thresholds is not None
+            lowest = torch.zeros(0) if thresholds is None else torch.from_numpy(thresholds)
             self.register_buffer("lowest", lowest, persistent=False)
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -189,8 +191,11 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
                 images = images.float() / 255
                 if self.shifts:
                     images = (images - self.mean) / self.std
-            outputs = family.graph(self.network, images, family.spec.parameters)
-            if self.by_class:
+            outputs = family.graph(self.network, images, self.network_parameters)
+            if family.spec.calibration is not None and family.spec.task.has_boxes:
+                scores = family.spec.calibration.apply_to_tensor(outputs["scores"])
+                outputs = {**outputs, "scores": scores}
+            if self.has_thresholds:
                 is_kept = outputs["scores"] >= self.lowest[outputs["labels"]]
                 outputs = {name: output[is_kept] for name, output in outputs.items()}
             return tuple(outputs.values())

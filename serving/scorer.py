@@ -146,7 +146,8 @@ class Scorer:
 
         with torch.inference_mode():
             on_device = [tensor.to(self.device) for tensor in tensors]
-            return self._family.infer(self._network, on_device, parameters)
+            own_parameters = self._family.network_parameters(parameters)
+            return self._family.infer(self._network, on_device, own_parameters)
 
     def encoded(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> bytes:
         """Turn an image's raw output into its answer as JSON.
@@ -154,8 +155,9 @@ class Scorer:
         Raises:
             RunError: the network returned numbers that are not finite.
         """
-        prediction = self._family.postprocess(output, geometry, parameters)
-        prediction = self._family.above_class_thresholds(prediction, parameters)
+        own_parameters = self._family.network_parameters(parameters)
+        prediction = self._family.postprocess(output, geometry, own_parameters)
+        prediction = self._family.finished(prediction, parameters)
         return encode(self._answer(prediction, parameters))
 
     def replica(self) -> Scorer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.files import atomic_writer, describe_lookalike, write_atomically
+from trainer.files import atomic_writer, describe_lookalike, distinct_names, write_atomically
 
 
 def test_write_atomically_replaces_the_file(tmp_path: Path) -> None:
@@ -68,3 +68,8 @@ def test_a_lookalike_is_found_in_a_folder_that_was_changed(tmp_path: Path) -> No
     assert describe_lookalike(tmp_path / "a.jpg") == ""
     (tmp_path / "A.jpg").touch()
     assert "A.jpg exists" in describe_lookalike(tmp_path / "a.jpg")
+
+
+def test_paths_get_as_many_parents_in_their_names_as_tell_them_apart() -> None:
+    assert distinct_names([Path("/runs/one"), Path("/runs/two")]) == ["one", "two"]
+    assert distinct_names([Path("/a/x/model"), Path("/b/y/model")]) == ["x/model", "y/model"]

@@ -66,6 +66,7 @@ def resume(
     nodes: int | None = None,
     limits: Limits | Mapping[str, int | None] | None = None,
     tracking_uri: str | None = None,
+    calibrate: bool | None = None,
     register_model: str | None = None,
     loggers: str | Sequence[str] | None = None,
     progress: bool = False,
@@ -77,7 +78,7 @@ def resume(
         directory: of the run.
         settings: changes of a single run's settings, by name, such as number_of_epochs. A sweep takes none.
         gpus: as in Job; None keeps the run's own value. Likewise processes, nodes, tracking_uri,
-            register_model and loggers.
+            calibrate, register_model and loggers.
         limits: limits to change: timeout_minutes, and max_trials and max_concurrent_trials of a sweep.
         progress: see `fit`.
         callbacks: see `fit`; import paths that the run's job has are added in any case.
@@ -94,6 +95,7 @@ def resume(
         "nodes": nodes,
         "limits": limits,
         "tracking_uri": tracking_uri,
+        "calibrate": calibrate,
         "register_model": register_model,
         "loggers": loggers,
     }

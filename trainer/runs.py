@@ -51,6 +51,8 @@ class Result(BaseModel):
         versions: of the packages that affect the result, by distribution name.
         data_fingerprint: see trainer.data.fingerprint; empty in results of earlier versions.
         git_commit: of the repository in which the run was started; None if it was in none.
+        calibration: of a calibrated model, on the validation images: temperature, bias, and the expected
+            calibration error (ECE) before, after, and after cross-fitting; empty without calibration.
         peak_memory: in bytes, of the "process" and, if it used one, of its "GPU".
     """
 
@@ -71,6 +73,7 @@ class Result(BaseModel):
     versions: dict[str, str]
     data_fingerprint: str = ""
     git_commit: str | None = None
+    calibration: dict[str, MetricValue] = Field(default_factory=dict)
     peak_memory: dict[str, int] = Field(default_factory=dict)
 
     @field_validator("model_path")

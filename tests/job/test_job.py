@@ -135,6 +135,7 @@ ROUND_TRIPS: list[dict[str, Any]] = [
         "task": "object-detection",
         "model": "yolov5",
         "skip_invalid": True,
+        "calibrate": True,
         "settings": {
             "model_size": "xlarge",
             "multi_scale": 1,
@@ -159,7 +160,7 @@ def test_written_job_is_read_as_the_same_job(tmp_path: Path, values: dict[str, A
     assert again.resolve_settings() == job.resolve_settings()
     assert again.to_yaml() == text
     same = ("task", "model_name", "metric", "weights_choice", "validation_data_size", "gpus", "processes")
-    for name in (*same, "datastores", "skip_invalid", "name", "nodes", "limits"):
+    for name in (*same, "datastores", "skip_invalid", "calibrate", "name", "nodes", "limits"):
         assert getattr(again, name) == getattr(job, name), name
     assert [Path(path) for path in again.training_data] == [Path.cwd() / "훈련.jsonl"]
     assert [Path(path) for path in again.validation_data] == [Path.cwd() / v for v in job.validation_data]

@@ -14,7 +14,7 @@ from trainer.metric_names import COCO, VOC, names_of
 from trainer.metrics import bootstrap
 from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.results import Difference
+from trainer.metrics.intervals import Difference
 from trainer.metrics.weighted_classes import class_metric
 from trainer.metrics.weighted_objects import object_metric
 from trainer.tasks import Task

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy import optimize
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from trainer.metrics import calibration, curves
+from trainer.metrics import curves
 
 Array = npt.NDArray[np.float64]
 SCENARIOS = ("random", "ties", "constant", "perfect", "one positive", "zeros and ones")
@@ -115,55 +112,3 @@ def test_many_classes_make_no_large_file() -> None:
     targets = np.equal.outer(rng.integers(0, 400, 4000), np.arange(400))
     found = curves.all_curves([str(n) for n in range(400)], targets, rng.dirichlet(np.ones(400), 4000))
     assert sum(len(curve.x) for kind in found.values() for curve in kind) < 150_000
-
-
-@pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
-def test_temperature_recovers_the_scale_of_the_logits(factor: float) -> None:
-    rng = np.random.default_rng(3)
-    logits = rng.normal(0, 2, (20_000, 4))
-    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    targets = (honest.cumsum(axis=1) > rng.random((len(honest), 1))).argmax(axis=1)
-    probs = honest**factor / (honest**factor).sum(axis=1, keepdims=True)
-    found = calibration.of_classes(probs, targets)
-    assert found is not None
-
-    def loss(temperature: float) -> float:
-        scaled = probs ** (1 / temperature)
-        return sk.log_loss(targets, scaled / scaled.sum(axis=1, keepdims=True), labels=range(4))
-
-    oracle = optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-7})
-    assert found.temperature == pytest.approx(oracle.x, abs=1e-4)
-    assert found.temperature == pytest.approx(factor, rel=0.05)
-    assert found.log_loss == pytest.approx(sk.log_loss(targets, probs))
-    assert found.log_loss_scaled == pytest.approx(oracle.fun, abs=1e-9)
-    assert found.error_scaled < 0.01
-    assert (found.error > 0.05) == (factor != 1)
-
-
-def test_calibration_error_by_hand() -> None:
-    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
-    right = np.array([True, True, True, False, True, False])
-    expected = (4 * abs(0.75 - 0.95) + 2 * abs(0.5 - 0.55)) / 6
-    assert calibration.expected_error(confidence, right) == pytest.approx(expected)
-
-
-def test_temperature_for_multilabel() -> None:
-    rng = np.random.default_rng(5)
-    honest = 1 / (1 + np.exp(-rng.normal(0, 2, (5000, 3))))
-    targets = rng.random(honest.shape) < honest
-    odds = (honest / (1 - honest)) ** 2
-    found = calibration.of_labels(odds / (1 + odds), targets)
-    assert found is not None
-    assert found.temperature == pytest.approx(2, rel=0.05)
-    assert found.error_scaled < 0.015 < found.error
-
-
-def test_temperature_of_a_perfect_network_is_the_minimum() -> None:
-    found = calibration.of_classes(np.eye(3)[[0, 1, 2]] * 0.9 + 0.1 / 3, np.array([0, 1, 2]))
-    assert found is not None
-    assert found.temperature == pytest.approx(0.01)
-    assert found.log_loss_scaled == pytest.approx(0, abs=1e-9)
-    assert calibration.of_classes(np.zeros((0, 3)), np.zeros(0, np.int64)) is None
-    zeros = calibration.of_labels(np.array([[0.0, 1.0]]), np.array([[False, True]]))
-    assert zeros is not None
-    assert math.isfinite(zeros.log_loss)

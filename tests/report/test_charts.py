@@ -11,6 +11,7 @@ import pytest
 from trainer.report.charts.bar_chart import bar_chart, histogram
 from trainer.report.charts.chart import Chart
 from trainer.report.charts.heat_map import heat_map
+from trainer.report.charts.interval_chart import interval_chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.parallel_coordinates import parallel_coordinates
 from trainer.report.charts.scale import Scale, needs_log
@@ -100,6 +101,25 @@ def test_histogram_of_counts_has_a_bar_for_each_number() -> None:
     chart = histogram("a", "x", [1, 1, 3], x_label="objects", y_label="images", are_counts=True)
     assert chart.table is not None
     assert chart.table.rows == [("1", 2), ("3", 1)]
+
+
+def test_interval_chart_draws_values_between_their_ends_and_marks_zero() -> None:
+    rows = [(NASTY, -0.1, -0.2, 0.05), ("b − c", 0.3, 0.1, 0.4)]
+    chart = interval_chart("a", "Differences", rows, x_label="accuracy", marks_zero=True)
+    root = parsed(chart)
+    dots = [float(each.get("cx", "")) for each in root.iter(f"{SVG}circle")]
+    lines = [each for each in root.iter(f"{SVG}line") if "s0" in each.get("class", "")]
+    ends = [
+        sorted(float(each.get(x, "")) for x in ("x1", "x2"))
+        for each in lines
+        if each.get("y1") == each.get("y2")
+    ]
+    (zero,) = (float(each.get("x1", "")) for each in root.iter(f"{SVG}line") if each.get("class") == "guide")
+    assert len(ends) == 2
+    assert all(low < dot < high for dot, (low, high) in zip(dots, ends, strict=True))
+    assert ends[0][0] < zero < ends[0][1] < ends[1][1]
+    assert zero < ends[1][0]
+    assert "b − c: 0.3000, from 0.1000 to 0.4000" in words(chart)
 
 
 def test_heat_map_shades_by_row_and_describes_confusions() -> None:

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,13 +20,14 @@ from tests.browser import OpenPage
 from trainer import cli
 from trainer.data.samples import SampleData, make
 from trainer.errors import RunError
+from trainer.evaluating.intervals import MeasuredMetric
 from trainer.job.job import Job
 from trainer.job.places import data_entry
 from trainer.metrics.results import Analysis
 from trainer.report.number_format import format_value
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.report_writing import _validation_settings, remake
+from trainer.training.report_writing import _differences, _validation_settings, remake
 
 MODEL = "timm/test_resnet"
 
@@ -229,6 +231,11 @@ def test_comparison_shows_settings_that_differ_and_best_metrics(
         f"learning_rate\t{settings(trained)}\t0.1250"
     ]
     assert "0.9990 ✓" in page.locator("#table-metrics").inner_text()
+    told_apart = page.get_by_role("region", name="Can the runs be told apart?").inner_text()
+    count = Analysis.read(trained.evaluation).images
+    names = trained.directory.name, other.directory.name
+    assert f"{names[0]} and {names[1]} cannot be told apart on these {count} images." in told_apart
+    assert page.locator("#table-summary").get_by_role("row", name="95 % interval").count() == 1
     links = page.get_by_role("link", name="report", exact=True).all()
     assert len(links) == 2
     links[1].click()
@@ -237,6 +244,22 @@ def test_comparison_shows_settings_that_differ_and_best_metrics(
 
 def settings(run: Run) -> str:
     return format_value(yaml.safe_load(run.job.read_text("utf-8"))["training_parameters"]["learning_rate"])
+
+
+def test_comparison_says_which_runs_it_cannot_compare() -> None:
+    def measured(metric: str, *images: str) -> MeasuredMetric:
+        return MeasuredMetric(metric, images, lambda weights: np.zeros(len(weights)))
+
+    one, other = measured("accuracy", "a", "b"), measured("accuracy", "c")
+    differences, notes = _differences([("one", one), ("two", one), ("other", other), ("none", None)])
+    assert [(each.first, each.second, each.images) for each in differences] == [("one", "two", 2)]
+    assert [note.split(";")[0] for note in notes] == [
+        "none has no predictions that could be compared.",
+        "one and other were validated on no image in common",
+        "two and other were validated on no image in common",
+    ]
+    _, notes = _differences([("one", one), ("two", measured("iou", "a"))])
+    assert notes == ["The runs have different primary metrics: accuracy, iou."]
 
 
 def test_comparison_rejects_runs_of_different_tasks(trained: Run, segmented: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from serving.parameters import set_by_request
 from serving.payload import parse_rows
 from serving.scorer import Scorer, read_family, read_spec
 from trainer.errors import RunError
-from trainer.evaluating import thresholds
+from trainer.evaluating import model_changes
 from trainer.models import Family, create
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -191,7 +191,7 @@ def test_model_size_is_named_and_cannot_be_changed(tmp_path: Path, packaged: Pac
 
 
 def test_edited_threshold_replaces_those_of_classes(packaged: Packaged, tmp_path: Path) -> None:
-    model = thresholds.apply(packaged(Task.DETECTION), {"can": 0.4}, tmp_path / "model")
+    model = model_changes.apply_thresholds(packaged(Task.DETECTION), {"can": 0.4}, tmp_path / "model")
     spec = read_spec(model / "artifacts")
     assert spec.class_score_thresholds["can"] == 0.4
     assert settings_of(spec)["box_score_thresh"] == 0.0
@@ -200,7 +200,7 @@ def test_edited_threshold_replaces_those_of_classes(packaged: Packaged, tmp_path
     assert family.spec.class_score_thresholds == {}
     assert family.spec.parameters.box_score_threshold == 0.2
     # Thresholds that are applied later start from the edited values.
-    thresholds.apply(changed, {"can": 0.6})
+    model_changes.apply_thresholds(changed, {"can": 0.6})
     later = read_spec(changed / "artifacts")
     assert later.class_score_thresholds == {"can": 0.6, "carton": 0.2, "우유병": 0.2}
     assert later.options["min_size"] == 32

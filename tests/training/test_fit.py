@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor
 
 import trainer
+from serving.scorer import read_spec
 from tests.training.conftest import SMALL, job, rows
 from trainer.data.samples import SampleData, make
 from trainer.errors import DataError, JobError, RunError, TrainingError
@@ -37,6 +38,7 @@ def test_run_directory_is_complete(
     digits: dict[Task, SampleData], task: Task, model: str, metric: str, tmp_path: Path
 ) -> None:
     wanted = job(digits, task, model, tmp_path / "run")
+    wanted = wanted.model_copy(update={"calibrate": task is Task.MULTILABEL})
     run = trainer.fit(wanted.changed(primary_metric=metric) if metric else wanted)
     result, metric = run.read_result(), metric or task.primary_metric
     assert (result.task, result.model, result.primary_metric) == (task, model, metric)
@@ -56,6 +58,9 @@ def test_run_directory_is_complete(
     for checkpoint in (run.best_checkpoint, run.last_checkpoint):
         torch.load(checkpoint, weights_only=True)
     assert (run.model / "MLmodel").is_file()
+    assert (
+        bool(result.calibration) is bool(read_spec(run.model / "artifacts").calibration) is wanted.calibrate
+    )
     said = run.log.read_text("utf-8")
     assert "epoch 2/2" in said
     # every metric of an evaluation is logged by name, and is in the table

@@ -40,6 +40,7 @@ def evaluate(
     resamples: int = 1000,
     random_seed: int = 0,
     apply_thresholds: Switch = False,
+    calibrate: Switch = False,
     model_output: Path | None = None,
 ) -> None:
     """Evaluate a trained model, or predictions made anywhere, and show what goes wrong.
@@ -95,14 +96,22 @@ def evaluate(
     apply_thresholds
         Make the model answer with the score threshold that is best for F1, for each class; a request's own
         box_score_threshold overrides it. Choose thresholds on other data than you report metrics on.
+    calibrate
+        Calibrate the model's scores, so that of answers with a score of 0.8 four in five are right: by a
+        temperature, for boxes also a bias, fitted to these data. Use other data than you report metrics on,
+        such as the validation data.
     model_output
-        With --apply-thresholds: write the changed model here and leave the evaluated one as it is.
+        With --apply-thresholds or --calibrate: write the changed model here and leave the evaluated one as it
+        is.
     """
     models = runs_or_models or []
-    if apply_thresholds and len(models) != 1:
-        raise _unusable("--apply-thresholds", "needs one model to apply them to", str(len(models)))
-    if model_output is not None and not apply_thresholds:
-        raise _unusable("--model-output", "needs --apply-thresholds")
+    for switch, is_set in (("--apply-thresholds", apply_thresholds), ("--calibrate", calibrate)):
+        if is_set and len(models) != 1:
+            raise _unusable(switch, "needs one model to change", str(len(models)))
+    if calibrate and unknown_classes == "missed":
+        raise _unusable("--calibrate", "cannot learn from classes that the model cannot name", "missed")
+    if model_output is not None and not (apply_thresholds or calibrate):
+        raise _unusable("--model-output", "needs --apply-thresholds or --calibrate")
     from trainer.api import evaluate as run_evaluation
 
     names = distinct_names(models) if len(models) > 1 else [""]
@@ -145,11 +154,24 @@ def evaluate(
         show_differences(compare_evaluations(evaluations, Resampling(resamples, random_seed, True), output))
     if output is not None:
         print(f"\nwritten: {output}")
+    changed: Path | None = None
     if apply_thresholds:
-        from trainer.evaluating.thresholds import apply
+        from trainer.evaluating import model_changes
 
         best = {name: threshold.score for name, threshold in evaluation.analysis.thresholds.items()}
-        print(f"thresholds applied: {apply(models[0], best, model_output)}")
+        changed = model_changes.apply_thresholds(models[0], best, model_output)
+        print(f"thresholds applied: {changed}")
+    if calibrate:
+        from trainer.evaluating import model_changes
+        from trainer.metrics.calibration import LOWEST_BOX_SCORE
+
+        fit = evaluation.analysis.calibration
+        if fit is None:
+            raise _unusable("--calibrate", f"needs boxes with a score of at least {LOWEST_BOX_SCORE}")
+        # The model with new thresholds is changed in place: they are calibrated with its scores.
+        output_of_this = None if changed else model_output
+        calibrated = model_changes.apply_calibration(changed or models[0], fit.fitted, output_of_this)
+        print(f"calibrated by {fit.in_words()}: {calibrated}")
 
 
 @app.command

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from trainer.metrics.results import Analysis, Difference, Interval
+    from trainer.metrics.intervals import Difference, Interval
+    from trainer.metrics.results import Analysis
 
 
 _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -17,7 +18,11 @@ _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("mistakes", "most confident mistakes", ("location", "kind", "true", "predicted", "score")),
     ("worst_images", "worst images", ("location", "loss", "right", "wrong", "missed", "f1")),
     ("confused_pairs", "confused pairs", ("true", "predicted", "count", "share")),
-    ("calibration", "calibration", ("error", "temperature", "log_loss", "error_scaled", "log_loss_scaled")),
+    (
+        "calibration",
+        "calibration of the scores, and what --calibrate would make of it",
+        ("scores", "error", "error_cross_fitted", "temperature", "bias", "log_loss", "log_loss_cross_fitted"),
+    ),
     ("errors", "kinds of errors and their cost in mean_average_precision", ("kind", "count", "cost")),
     (
         "thresholds",

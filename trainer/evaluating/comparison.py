@@ -10,7 +10,7 @@ from trainer.errors import RunError
 from trainer.evaluating.evaluate import Evaluation
 from trainer.evaluating.intervals import Resampling, compare
 from trainer.files import write_atomically
-from trainer.metrics.results import Difference
+from trainer.metrics.intervals import Difference
 from trainer.report.comparison_report import write_evaluations
 
 COMPARISON_FILE, COMPARISON_PAGE = "comparison.json", "comparison.html"

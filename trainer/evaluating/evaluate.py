@@ -30,7 +30,8 @@ from trainer.metric_names import parse_metric
 from trainer.metrics.analysis import analyse_classes, analyse_objects
 from trainer.metrics.bootstrap import RESAMPLES
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.results import Analysis, Difference, Interval
+from trainer.metrics.intervals import Difference, Interval
+from trainer.metrics.results import Analysis
 from trainer.runs import Run
 from trainer.scoring import requested
 from trainer.tasks import Task

@@ -20,7 +20,7 @@ from trainer.metric_names import CLASSWISE, is_minimised, names_of
 from trainer.metrics.bootstrap import RESAMPLES, WeightedMetric, difference_of, draw, interval_of
 from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.results import Difference, Interval
+from trainer.metrics.intervals import Difference, Interval
 from trainer.metrics.weighted_classes import class_metric
 from trainer.metrics.weighted_objects import object_metric
 from trainer.tasks import Task

@@ -30,7 +30,9 @@ def tables(analysis: Analysis) -> dict[str, list[Row]]:
             {"class": name, **each.model_dump(), **_at_served_threshold(analysis, name)}
             for name, each in analysis.thresholds.items()
         ],
-        "calibration": [analysis.calibration.model_dump()] if analysis.calibration else [],
+        "calibration": [analysis.calibration.model_dump(exclude={"reliability"})]
+        if analysis.calibration
+        else [],
         "confusion": [
             {
                 **({} if matrix.score_threshold is None else {"score_threshold": matrix.score_threshold}),

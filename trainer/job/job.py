@@ -236,6 +236,7 @@ class Job(AzureOptions):
             "limits": Limits(),
             "sweep": None,
             "search_space": (),
+            "calibrate": False,  # only the best trial's model is calibrated, when the sweep packages it
             **dict.fromkeys((*SweepOptions.model_fields, "register_model")),
         }
         return self.model_copy(update=changes)

@@ -10,7 +10,7 @@ from trainer import metrics
 from trainer.annotations import Prediction, Target
 from trainer.metrics import coco, voc
 from trainer.metrics.evaluated_image import EvaluatedImage
-from trainer.metrics.matching import Matches, match_objects
+from trainer.metrics.matching import CORRECT, Matches, match_objects
 from trainer.metrics.results import Analysis, ConfusionMatrix, ImageNames
 from trainer.tasks import Task
 
@@ -99,7 +99,7 @@ def analyse_objects(
         served_thresholds: class name → score threshold that the model is served with.
         image_names: names of the images, such as `Records` of the same images in the same order.
     """
-    from trainer.metrics import object_errors, tide
+    from trainer.metrics import calibration, object_errors, tide
 
     by_masks = task is Task.SEGMENTATION
     matches = match_objects(images, iou_threshold, by_masks=by_masks)
@@ -123,6 +123,7 @@ def analyse_objects(
         confused_pairs=object_errors.confused_pairs(matches, classes, thresholds),
         image_level=image_level,
         errors=tide.split(matches, len(classes)),
+        calibration=calibration.of_boxes(matches.scores, matches.kinds == CORRECT, matches.images),
         thresholds=thresholds,
         served=object_errors.at_thresholds(matches, classes, served_thresholds or {}),
         mistakes=object_errors.mistakes(matches, classes, image_names),

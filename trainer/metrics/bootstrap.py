@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from trainer.metrics.results import Difference, Interval
+from trainer.metrics.intervals import Difference, Interval
 
 DoubleArray = npt.NDArray[np.float64]
 

@@ -10,13 +10,15 @@ named by their index in the data, file and line (`test.jsonl:17`) and image_url.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.errors import RunError
-from trainer.metric_names import is_minimised
+from trainer.metrics.intervals import Interval
+from trainer.models.score_calibration import ScoreCalibration
 from trainer.runs import MetricValue
 from trainer.tasks import Task
 
@@ -65,23 +67,64 @@ class ConfusionMatrix(_Part):
 
 
 class Calibration(_Part):
-    """How well probabilities match the frequency of correct predictions.
+    """How well scores match the frequency of correct predictions.
 
     Attributes:
         bins: number of bins of equal width.
+        images: number of images.
+        scores: number of scores: images, for multilabel images × classes, for detectors boxes.
         error: expected calibration error (ECE).
         temperature: best divisor of the logits; above 1 if the network is overconfident.
+        bias: best number to add to the divided logits of a detector's scores; 0 for classifiers.
         log_loss: mean negative log-likelihood in nats.
-        log_loss_scaled: log_loss at that temperature.
-        error_scaled: ECE at that temperature.
+        log_loss_scaled: log_loss at that temperature and bias, which were fitted to these images.
+        error_scaled: ECE there.
+        folds: number of parts of the images in the cross-fitting: the scores of each part are calibrated by a
+            fit to the others; 0 if there are too few images.
+        log_loss_cross_fitted: log_loss after cross-fitting, as is to be expected of other images.
+        error_cross_fitted: ECE after cross-fitting.
+        reliability: mean score → fraction of correct predictions, before and after cross-fitting.
     """
 
     bins: int
+    images: int = 0
+    scores: int = 0
     error: MetricValue
     temperature: MetricValue
+    bias: MetricValue = 0.0
     log_loss: MetricValue
     log_loss_scaled: MetricValue
     error_scaled: MetricValue
+    folds: int = 0
+    log_loss_cross_fitted: MetricValue = math.nan
+    error_cross_fitted: MetricValue = math.nan
+    reliability: list[Curve] = []
+
+    @property
+    def fitted(self) -> ScoreCalibration:
+        """The calibration that was fitted."""
+        return ScoreCalibration(temperature=self.temperature, bias=self.bias)
+
+    def summary(self) -> dict[str, float]:
+        """What `result.json` keeps of it."""
+        return {
+            "temperature": self.temperature,
+            "bias": self.bias,
+            "images": float(self.images),
+            "ece_before": self.error,
+            "ece_after": self.error_scaled,
+            "ece_after_cross_fitted": self.error_cross_fitted,
+        }
+
+    def in_words(self) -> str:
+        """The expected calibration error before and after."""
+        fitted = f"temperature {self.temperature:.3f}" + (f" and bias {self.bias:+.3f}" if self.bias else "")
+        after = f"{self.error_scaled:.4f} on the {self.images:,} images of the fit"
+        if self.folds:
+            after = f"{self.error_cross_fitted:.4f} after (cross-fitted in {self.folds} parts; {after})"
+        else:
+            after += ", too few to cross-fit"
+        return f"{fitted}: expected calibration error {self.error:.4f} before, {after}"
 
 
 class ConfusedPair(_Part):
@@ -227,65 +270,6 @@ class Slice(_Part):
     metrics: dict[str, MetricValue] = Field(validation_alias="figures", serialization_alias="figures")
 
 
-class Interval(_Part):
-    """The confidence interval of a metric: percentiles of a bootstrap over images.
-
-    Attributes:
-        metric: the metric's name.
-        value: its value on all images.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        confidence: fraction of such intervals that cover the true value, such as 0.95.
-        images: number of images that were resampled.
-        resamples: number of resamples.
-        undefined: number of resamples on which the metric was undefined, which are left out.
-        seed: of the resamples.
-        method: how the interval is made.
-        caution: why the interval may mislead; empty if nothing speaks against it.
-    """
-
-    metric: str
-    value: MetricValue
-    low: MetricValue
-    high: MetricValue
-    confidence: float
-    images: int
-    resamples: int
-    undefined: int = 0
-    seed: int
-    method: str = "percentile bootstrap over images"
-    caution: str = ""
-
-
-class Difference(Interval):
-    """The paired difference of a metric between two models on the same images, with its interval.
-
-    `value`, `low` and `high` are of second − first.
-
-    Attributes:
-        first: name of one model.
-        second: name of the other model.
-    """
-
-    first: str
-    second: str
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the interval excludes 0, so that the models can be told apart."""
-        return self.low > 0 or self.high < 0
-
-    @property
-    def verdict(self) -> str:
-        """What the difference says, in words."""
-        images = f"these {self.images:,} images"
-        if not self.is_clear:
-            return f"{self.first} and {self.second} cannot be told apart on {images}"
-        is_second_better = (self.value > 0) is not is_minimised(self.metric)
-        better, worse = (self.second, self.first) if is_second_better else (self.first, self.second)
-        return f"{better} is better than {worse} on {images}"
-
-
 class Analysis(_Part):
     """The whole result of an evaluation; parts that do not apply to the task are empty or None.
 
@@ -310,6 +294,8 @@ class Analysis(_Part):
         mistakes: the most confident first.
         worst_images: the worst first.
         label_issues: the likeliest first.
+        packaged_calibration: the validation images' scores before and after the calibration that is in the
+            packaged model; None if it has none. `calibration` is of the scores as the model gives them.
         interval: confidence interval of the primary metric; None if it was not asked for or is undefined.
     """
 
@@ -335,6 +321,7 @@ class Analysis(_Part):
     label_issues: list[LabelIssue] = []
     slices: list[Slice] = []
     interval: Interval | None = None
+    packaged_calibration: Calibration | None = None
 
     def to_json(self) -> str:
         """Convert to strict JSON, with null for NaN."""

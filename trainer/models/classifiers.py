@@ -48,6 +48,7 @@ class Classifiers(Family):
         super().__init__(spec)
         self.multilabel = spec.task is Task.MULTILABEL
         self.library_name = find(spec.model, spec.task).library_name
+        self.temperature = spec.calibration.temperature if spec.calibration else 1.0
         self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -147,7 +148,8 @@ class Classifiers(Family):
         return list(network(torch.stack(list(tensors))).float())
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        probs = output.sigmoid() if self.multilabel else output.softmax(0)
+        logits = output / self.temperature
+        probs = logits.sigmoid() if self.multilabel else logits.softmax(0)
         return Classification(probs.cpu().numpy())
 
     def preparation(self) -> Preparation:
@@ -158,7 +160,7 @@ class Classifiers(Family):
         return Preparation(resizing, (crop, crop), tuple(options["mean"]), tuple(options["std"]))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
-        logits = network(images).float()
+        logits = network(images).float() / self.temperature
         return {"probs": logits.sigmoid() if self.multilabel else logits.softmax(1)}
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from trainer.annotations import Detections, Examples, Image, Prediction
+from trainer.annotations import Detections, Examples, FloatArray, Image, Prediction
 from trainer.errors import RunError
 from trainer.models import tiling
 from trainer.models.geometry import Geometry, Preparation
@@ -226,6 +226,7 @@ class Family(ABC):
     ) -> list[Prediction]:
         """Score decoded images, in order, on the network's device; with tiling, their tiles too."""
         parameters = parameters or self.spec.parameters
+        own_parameters = self.network_parameters(parameters)
         device = next(network.parameters()).device
         views = [
             (index, view)
@@ -238,24 +239,46 @@ class Family(ABC):
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
             tensors = [tensor.to(device) for tensor, _ in prepared]
             with in_float32(device):
-                outputs = self._infer_by_size(network, tensors, parameters)
+                outputs = self._infer_by_size(network, tensors, own_parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
-                predictions[index].append((view, self.postprocess(output, geometry, parameters)))
-        return [
-            self.above_class_thresholds(tiling.merge(parts, parameters), parameters) for parts in predictions
-        ]
+                predictions[index].append((view, self.postprocess(output, geometry, own_parameters)))
+        return [self.finished(tiling.merge(parts, own_parameters), parameters) for parts in predictions]
 
-    def above_class_thresholds(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
-        """Keep the boxes that reach their class's threshold; all if the request sets its own threshold."""
-        thresholds = self.spec.class_score_thresholds
-        if not thresholds or parameters.replaces_class_thresholds or not isinstance(prediction, Detections):
+    def network_parameters(self, parameters: ScoringParameters) -> ScoringParameters:
+        """The parameters of an answer as `infer` and `postprocess` take them, before calibration."""
+        calibration = self.spec.calibration
+        if calibration is None or self.spec.task.is_classification:
+            return parameters
+        threshold = calibration.threshold_before(parameters.box_score_threshold)
+        return parameters.model_copy(update={"box_score_threshold": threshold})
+
+    def finished(self, prediction: Prediction, parameters: ScoringParameters) -> Prediction:
+        """Calibrate the scores of boxes, and keep the boxes that reach their class's threshold.
+
+        Classifiers calibrate their logits in `postprocess`.
+
+        Args:
+            prediction: from `postprocess` with `network_parameters`, merged if there are tiles.
+            parameters: of the answer; if its request sets a threshold, that one applies to all classes.
+        """
+        calibration, thresholds = self.spec.calibration, self.lowest_scores(parameters)
+        if thresholds is None or not isinstance(prediction, Detections):
             return prediction
-        default = self.spec.parameters.box_score_threshold
-        lowest = np.array([thresholds.get(name, default) for name in self.spec.classes], dtype=np.float32)
-        kept = np.flatnonzero(prediction.scores >= lowest[prediction.labels]).tolist()
+        scores = prediction.scores
+        if calibration is not None:
+            scores = calibration.apply(scores).astype(np.float32)
+        kept = np.flatnonzero(scores >= thresholds[prediction.labels]).tolist()
         masks = prediction.masks and tuple(prediction.masks[index] for index in kept)
         boxes, labels = prediction.boxes[kept], prediction.labels[kept]
-        return Detections(boxes, labels, prediction.scores[kept], prediction.image_size, masks)
+        return Detections(boxes, labels, scores[kept], prediction.image_size, masks)
+
+    def lowest_scores(self, parameters: ScoringParameters) -> FloatArray | None:
+        """The threshold of each class [C]; None if `postprocess` has applied the only threshold there is."""
+        by_class = {} if parameters.replaces_class_thresholds else self.spec.class_score_thresholds
+        if not by_class and self.spec.calibration is None:
+            return None
+        default = self.spec.parameters.box_score_threshold if by_class else parameters.box_score_threshold
+        return np.array([by_class.get(name, default) for name in self.spec.classes], dtype=np.float32)
 
     def _infer_by_size(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.models.score_calibration import ScoreCalibration
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
@@ -29,6 +30,8 @@ class Spec(BaseModel):
         parameters: scoring defaults, which requests may override.
         class_score_thresholds: minimum score of a box by class, in effect unless the request sets
             box_score_threshold; other classes use box_score_threshold.
+        calibration: turns the network's scores into those of its answers, which all thresholds refer to; None
+            leaves them as they are.
         enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
     """
 
@@ -42,7 +45,26 @@ class Spec(BaseModel):
     options: dict[str, Any]
     parameters: ScoringParameters
     class_score_thresholds: dict[str, float] = {}
+    calibration: ScoreCalibration | None = None
     enable_onnx_normalization: bool = False
+
+    def calibrated(self, calibration: ScoreCalibration) -> Spec:
+        """The spec with a calibration after its own, if it has one.
+
+        Thresholds of classes go with the scores that they were chosen for, so that the same boxes reach them.
+        box_score_threshold stays as the user set it, unless it is the lowest of the classes' thresholds.
+        """
+        own = self.calibration
+        update: dict[str, Any] = {"calibration": own.then(calibration) if own else calibration}
+        if self.class_score_thresholds and self.task.has_boxes:
+            thresholds = {
+                name: calibration.threshold_after(score)
+                for name, score in self.class_score_thresholds.items()
+            }
+            update["class_score_thresholds"] = thresholds
+            parameters = {"box_score_threshold": min(thresholds.values())}
+            update["parameters"] = self.parameters.model_copy(update=parameters)
+        return self.model_copy(update=update)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Spec:
@@ -69,4 +91,6 @@ class Spec(BaseModel):
             written_by = f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
         except metadata.PackageNotFoundError:  # run from a checkout that is not installed
             written_by = _DISTRIBUTION
-        return json.dumps({**self.model_dump(mode="json"), "written_by": written_by}, indent=2)
+        # Left out if None, so that older releases read the specs of models without it.
+        stored = self.model_dump(mode="json", exclude=None if self.calibration else {"calibration"})
+        return json.dumps({**stored, "written_by": written_by}, indent=2)

@@ -13,7 +13,8 @@ from urllib.parse import quote
 from trainer.errors import RunError
 from trainer.files import distinct_names
 from trainer.metric_names import is_minimised
-from trainer.metrics.results import Analysis, Difference
+from trainer.metrics.intervals import Difference
+from trainer.metrics.results import Analysis
 from trainer.report.charts.bar_chart import bar_chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.scale import Scale
@@ -100,7 +101,7 @@ def write_evaluations(
     names = [name for name, _ in analyses]
     page = Page(f"Comparison of {len(analyses)} models", f"{analyses[0][1].task}: {', '.join(names)}")
     intervals = [(name, each.interval) for name, each in analyses if each.interval is not None]
-    page.add("Can the models be told apart?", *interval_blocks(intervals), *difference_blocks(differences))
+    page.add("Can the models be told apart?", *difference_blocks(differences, interval_blocks(intervals)))
     metrics = [analysis.metrics for _, analysis in analyses]
     rows = _comparison_rows(dict.fromkeys(name for each in metrics for name in each), metrics)
     page.add("Metrics", Table("metrics", "All metrics, best values marked", ("metric", *names), rows))

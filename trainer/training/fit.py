@@ -115,8 +115,9 @@ def _lead(plan: Plan) -> Run:
         prepared_at = time.perf_counter()
         trained = train(plan, prepared, run, best, tracker=tracker)
         trained_at = time.perf_counter()
+        calibration = None
         if plan.packages:
-            package(run, data, on_gpu=plan.devices.gpus)
+            calibration = package(run, data, on_gpu=plan.devices.gpus, calibrate=job.calibrate)
         end = time.perf_counter()
         durations = Durations(
             prepare=prepared_at - start,
@@ -125,7 +126,10 @@ def _lead(plan: Plan) -> Run:
             package=end - trained_at,
             total=end - start,
         )
-        run.write_result(_result(plan, run, data, trained, durations, versions))
+        result = _result(plan, run, data, trained, durations, versions)
+        if calibration is not None:
+            result = result.model_copy(update={"calibration": calibration.summary()})
+        run.write_result(result)
         best = trained.best
         log.info(
             "best epoch: %d of %d, %s %.4f; took %.0f s",
@@ -135,7 +139,7 @@ def _lead(plan: Plan) -> Run:
             log.warning(
                 "%s was undefined in every evaluation, so it chose no epoch: %s", job.metric, WHY_UNDEFINED
             )
-        report(run, job, data)
+        report(run, job, data, calibration)
         best_metrics = {f"best_{name}": value for name, value in best.metrics.items()}
         tracker.log(best.epoch, {**best_metrics, "best_epoch": best.epoch})
         if plan.packages:

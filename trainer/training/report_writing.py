@@ -16,7 +16,8 @@ from trainer.evaluating import answer_file, intervals
 from trainer.evaluating.intervals import MeasuredMetric
 from trainer.job.job import Job
 from trainer.metrics import analysis as analysing
-from trainer.metrics.results import Analysis, Difference
+from trainer.metrics.intervals import Difference
+from trainer.metrics.results import Analysis, Calibration
 from trainer.report.comparison_report import run_names, write_comparison
 from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.run_report import write_run_report
@@ -33,16 +34,19 @@ POLYGON_NOTE = (
 )
 
 
-def report(run: Run, job: Job, data: Data) -> None:
+def report(run: Run, job: Job, data: Data, calibration: Calibration | None = None) -> None:
     """Write the report at the end of a run. A failure is logged, and does not fail the run.
 
     The report of a run without predictions, such as a trial, covers only its training.
+
+    Args:
+        calibration: that of the packaged model.
     """
     try:
         if not run.predictions.exists():
             write_run_report(run)
             return
-        evaluated, _ = evaluate(run, job, data)
+        evaluated, _ = evaluate(run, job, data, calibration)
         write_run_report(run, data=data, evaluated=evaluated, notes=_notes(job.task))
     except Exception as error:
         log.warning(
@@ -110,7 +114,7 @@ def _remake(run: Run, output: Path | None) -> tuple[Path, MeasuredMetric | None]
     try:
         # Records with damaged images have to be skipped again.
         data = load_data(job, seed if isinstance(seed, int) else None, check_images=job.skip_invalid)
-        evaluated, measured = evaluate(run, job, data)
+        evaluated, measured = evaluate(run, job, data, _packaged_calibration(run))
     except TrainerError as error:
         log.warning("%s: parts of the report are missing: %s", run.directory, error)
         what = "The data" if data is None else "The predictions"
@@ -121,8 +125,20 @@ def _remake(run: Run, output: Path | None) -> tuple[Path, MeasuredMetric | None]
     return write_run_report(run, data=data, evaluated=evaluated, notes=notes, output=output), measured
 
 
-def evaluate(run: Run, job: Job, data: Data) -> tuple[EvaluatedRun, MeasuredMetric | None]:
+def _packaged_calibration(run: Run) -> Calibration | None:
+    """The calibration of the run's model as metrics.json has it, which only packaging could make again."""
+    if not run.read_result().calibration or not run.evaluation.exists():
+        return None
+    return Analysis.read(run.evaluation).packaged_calibration
+
+
+def evaluate(
+    run: Run, job: Job, data: Data, calibration: Calibration | None = None
+) -> tuple[EvaluatedRun, MeasuredMetric | None]:
     """Metrics, error analysis and the primary metric of a run's predictions on its validation data.
+
+    Args:
+        calibration: that of the packaged model, for the record.
 
     Raises:
         DataError: the predictions are of other data.
@@ -135,7 +151,7 @@ def evaluate(run: Run, job: Job, data: Data) -> tuple[EvaluatedRun, MeasuredMetr
         predictions = [answers.classification(index, classes) for index in range(len(answers))]
         analysis = analysing.analyse_classes(task, classes, predictions, targets, records)
         measured = intervals.measure_classes(task, classes, predictions, targets, records, metric)
-        return EvaluatedRun(_with_interval(analysis, measured), records, answers), measured
+        return EvaluatedRun(_with_interval(analysis, measured, calibration), records, answers), measured
     sizes = _sizes(data)
     images = answers.evaluated_images(classes, sizes, targets)
     iou_threshold, metric_type = _validation_settings(run, job)
@@ -145,12 +161,14 @@ def evaluate(run: Run, job: Job, data: Data) -> tuple[EvaluatedRun, MeasuredMetr
     measured = intervals.measure_objects(
         task, classes, images, records, metric, iou_threshold=iou_threshold, metric_type=metric_type
     )
-    return EvaluatedRun(_with_interval(analysis, measured), records, answers, sizes), measured
+    return EvaluatedRun(_with_interval(analysis, measured, calibration), records, answers, sizes), measured
 
 
-def _with_interval(analysis: Analysis, measured: MeasuredMetric | None) -> Analysis:
-    interval = measured and measured.interval(intervals.Resampling())
-    return analysis.model_copy(update={"interval": interval})
+def _with_interval(
+    analysis: Analysis, measured: MeasuredMetric | None, calibration: Calibration | None
+) -> Analysis:
+    interval = None if measured is None else measured.interval(intervals.Resampling())
+    return analysis.model_copy(update={"interval": interval, "packaged_calibration": calibration})
 
 
 def _sizes(data: Data) -> list[tuple[int, int]]:

@@ -9,8 +9,7 @@ from trainer.metrics.results import Analysis, Calibration, Curve
 from trainer.report.charts.chart import Chart
 from trainer.report.charts.line_chart import Series, line_chart
 from trainer.report.charts.scale import Scale
-from trainer.report.markup import Html, facts
-from trainer.report.number_format import format_value
+from trainer.report.markup import Html, element, facts, note
 from trainer.report.page import Page
 from trainer.report.sections.validation_metrics import MAIN_CLASS_METRICS
 
@@ -30,15 +29,15 @@ _KINDS = {
     "image_level": ("Image level", "recall", "precision"),
 }
 """(title, x label, y label) of each kind of curve."""
+_WHEN = ("before", "after, cross-fitted", "after, on the images of the fit")
 _WITH_DIAGONAL = ("roc", "cumulative_gains", "calibration")
 
 
 def add_curves(page: Page, analysis: Analysis) -> None:
     """Add a chart for each kind of curve, and the calibration error."""
     blocks: list[object] = [_chart(kind, analysis) for kind in _KINDS if analysis.curves.get(kind)]
-    if analysis.calibration is not None:
-        blocks.append(_calibration_facts(analysis.calibration))
     page.add("Curves", *blocks)
+    page.add("Calibration", *_calibration_blocks(analysis))
 
 
 def _chart(kind: str, analysis: Analysis) -> Chart:
@@ -90,13 +89,57 @@ def _main_metric(analysis: Analysis, label: str) -> float:
     return float(value) if math.isfinite(value) else 2.0
 
 
+def _calibration_blocks(analysis: Analysis) -> list[object]:
+    """The scores before and after calibration: the packaged one, or else the one that would fit best."""
+    packaged, calibration = (
+        analysis.packaged_calibration,
+        analysis.packaged_calibration or analysis.calibration,
+    )
+    if calibration is None:
+        return []
+    series = [Series(curve.name, curve.x, curve.y) for curve in calibration.reliability]
+    unit = Scale(0.0, 1.0)
+    blocks: list[object] = [_calibration_facts(calibration)]
+    if series:
+        blocks.append(
+            line_chart(
+                "reliability", "Reliability of the scores", series, x_label="mean score", x_scale=unit,
+                y_label="fraction that is correct", y_scale=unit, diagonal=True,
+            )
+        )  # fmt: skip
+    if packaged is not None:
+        blocks.append(
+            note(
+                "The packaged model's scores are calibrated, and so are those in all other sections. The "
+                "calibration was fitted to these images; the cross-fitted values, each image's from a fit to "
+                "others, are what to expect of new images."
+            )
+        )
+    else:
+        blocks.append(
+            note(
+                "The model's scores are not calibrated. ",
+                element("code", "--calibrate"),
+                " of ",
+                element("code", "trainer fit"),
+                " or ",
+                element("code", "trainer evaluate"),
+                " does it.",
+            )
+        )
+    return blocks
+
+
 def _calibration_facts(calibration: Calibration) -> Html:
-    losses = f"{format_value(calibration.log_loss)}, {format_value(calibration.log_loss_scaled)}"
+    losses = (calibration.log_loss, calibration.log_loss_cross_fitted, calibration.log_loss_scaled)
+    errors = (calibration.error, calibration.error_cross_fitted, calibration.error_scaled)
     return facts(
         [
-            (f"calibration error (ECE, {calibration.bins} bins)", calibration.error),
-            ("best temperature", calibration.temperature),
-            ("ECE at the best temperature", calibration.error_scaled),
-            ("log loss, now and at the best temperature", losses),
+            ("temperature", calibration.temperature),
+            ("bias", calibration.bias or None),
+            ("images", calibration.images),
+            ("scores", calibration.scores),
+            *zip((f"ECE ({calibration.bins} bins) {when}" for when in _WHEN), errors, strict=True),
+            *zip((f"log loss {when}" for when in _WHEN), losses, strict=True),
         ]
     )

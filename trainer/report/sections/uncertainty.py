@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainer.metrics.results import Difference, Interval
+from trainer.metrics.intervals import Difference, Interval
 from trainer.report.charts.interval_chart import interval_chart
 from trainer.report.markup import element, note
 from trainer.report.number_format import format_value
@@ -40,13 +40,17 @@ def interval_blocks(intervals: Sequence[tuple[str, Interval]]) -> list[object]:
     return [interval_chart("intervals", title, rows, x_label=metric, table=table)]
 
 
-def difference_blocks(differences: Sequence[Difference]) -> list[object]:
-    """The paired differences: verdicts in words, a chart and a table."""
+def difference_blocks(differences: Sequence[Difference], charts: Sequence[object] = ()) -> list[object]:
+    """The paired differences: verdicts in words, and a chart with a table.
+
+    Args:
+        charts: shown next to that of the differences.
+    """
     if not differences:
-        return []
+        return list(charts)
     metric = differences[0].metric
     rows = [(_pair(each), each.value, each.low, each.high) for each in differences]
-    verdicts = [element("li", f"{each.verdict[0]}{each.verdict[1:]}.") for each in differences]
+    verdicts = [element("li", f"{each.verdict}.") for each in differences]
     cells = [
         (_pair(each), each.value, each.low, each.high, each.images, "yes" if each.is_clear else "no")
         for each in differences
@@ -55,6 +59,7 @@ def difference_blocks(differences: Sequence[Difference]) -> list[object]:
     title = f"Paired differences of {metric}"
     return [
         element("ul", *verdicts),
+        *charts,
         interval_chart(
             "differences", f"{title}, second − first", rows, x_label=f"difference of {metric}",
             marks_zero=True, table=Table("differences", title, columns, cells),

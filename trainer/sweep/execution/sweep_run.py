@@ -17,6 +17,7 @@ from trainer.data.training_data import Data
 from trainer.errors import RunError
 from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
+from trainer.metrics.results import Calibration
 from trainer.metrics.voc import UNDEFINED
 from trainer.runs import Run
 from trainer.sweep.execution import study_setup, trial_records
@@ -172,8 +173,8 @@ class _Sweep:
                 watch(worker, self._table if progress and sys.stdout.isatty() else None)
             finally:
                 records = self._write_trials()
-            trial = self._package_best(records, started)
-            report(run, job, self.data)
+            trial, calibration = self._package_best(records, started)
+            report(run, job, self.data, calibration)
             result = run.read_result()
             tracker.log(job.limits.max_trials, {f"best_{job.metric}": result.value})
             best = {"model": result.model, "best_trial": str(result.best_trial)}
@@ -214,11 +215,11 @@ class _Sweep:
         content = self.job.to_dict()
         return {"primary_metric": self.job.metric, **content["limits"], **content.get("sweep", {})}
 
-    def _package_best(self, records: Sequence[Record], started: float) -> Run:
+    def _package_best(self, records: Sequence[Record], started: float) -> tuple[Run, Calibration | None]:
         """Package the best trial's model and write the sweep's result.
 
         Returns:
-            The best trial's run.
+            The best trial's run, and the calibration of its model if the job asks for one.
 
         Raises:
             RunError: no trial finished, or the best trial's directory is on another machine.
@@ -230,12 +231,16 @@ class _Sweep:
             raise RunError(f"{run.directory}: {reason}")
         trial = _run_of(best)
         trained = time.perf_counter()
-        package(trial, self.data, into=run, on_gpu=not job.processes and job.gpus != 0)
+        on_gpu = not job.processes and job.gpus != 0
+        calibration = package(trial, self.data, into=run, on_gpu=on_gpu, calibrate=job.calibrate)
         ended = time.perf_counter()
         result = trial.read_result()
         spent = {"train": trained - started, "package": ended - trained, "total": ended - started}
         durations = result.durations.model_copy(update=spent)
-        run.write_result(result.model_copy(update={"durations": durations, "best_trial": best.number}))
+        update: dict[str, Any] = {"durations": durations, "best_trial": best.number}
+        if calibration is not None:
+            update["calibration"] = calibration.summary()
+        run.write_result(result.model_copy(update=update))
         if not sys.stdout.isatty():
             from rich.console import Console
 
@@ -247,7 +252,7 @@ class _Sweep:
         if best.values[0] == UNDEFINED:
             log.warning("%s was undefined in every trial, so it chose none: %s", job.metric, WHY_UNDEFINED)
         log.info("settings of trial %d: %s", best.number, trial_records.settings_in_words(best))
-        return trial
+        return trial, calibration
 
 
 def _run_of(best: Record) -> Run:

@@ -1,4 +1,4 @@
-"""Writes score thresholds for each class into a packaged model."""
+"""Writes score thresholds for each class, or a calibration, into a packaged model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from serving.locate import ARTIFACTS, find_model
 from serving.package import write_model
 from serving.scorer import WEIGHTS_FILE, read_family
 from trainer.errors import RunError
+from trainer.models.score_calibration import ScoreCalibration
+from trainer.models.spec import Spec
 
 
-def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | None = None) -> Path:
+def apply_thresholds(run_or_model: Path, thresholds: Mapping[str, float], output: Path | None = None) -> Path:
     """Give a model a score threshold for each class.
 
     Its `box_score_threshold` becomes the lowest of them; a request's own box_score_threshold applies to all
@@ -30,8 +32,6 @@ def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | No
         RunError: there is no model, it is a classifier, `thresholds` is empty, or the model cannot be
         written.
     """
-    import torch
-
     directory = find_model(run_or_model)
     spec = read_family(directory / ARTIFACTS).spec
     if not spec.task.has_boxes:
@@ -51,12 +51,40 @@ def apply(run_or_model: Path, thresholds: Mapping[str, float], output: Path | No
             "class_score_thresholds": merged,
         }
     )
+    return _write_again(directory, new_spec, output)
+
+
+def apply_calibration(run_or_model: Path, calibration: ScoreCalibration, output: Path | None = None) -> Path:
+    """Calibrate a model's scores, after the calibration that it may have already.
+
+    Thresholds of classes are changed with the scores. The model is written again, with the code of the
+    installed version.
+
+    Args:
+        calibration: fitted to the scores of the model's answers.
+        output: directory for the new model; None changes the model in place.
+
+    Returns:
+        The changed model's directory.
+
+    Raises:
+        RunError: there is no model, or it cannot be written.
+    """
+    directory = find_model(run_or_model)
+    spec = read_family(directory / ARTIFACTS).spec
+    return _write_again(directory, spec.calibrated(calibration), output)
+
+
+def _write_again(directory: Path, spec: Spec, output: Path | None) -> Path:
+    """Write a model with another spec, in place or as a new model."""
+    import torch
+
     weights = torch.load(directory / ARTIFACTS / WEIGHTS_FILE, map_location="cpu", weights_only=True)
     if output is not None:
-        return write_model(output, new_spec, weights)
+        return write_model(output, spec, weights)
     try:
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-            written = write_model(Path(scratch) / "new", new_spec, weights)
+            written = write_model(Path(scratch) / "new", spec, weights)
             directory.rename(Path(scratch) / "old")
             written.rename(directory)
     except OSError as error:
