@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainer.automode import budgets, candidates, design, image_sizes
+from trainer.automode import budgets, design, image_sizes
 from trainer.automode.candidates import GROUPS, MANY_IMAGES, Group
 from trainer.models import catalog
+from trainer.models.defaults import has_recipes
 from trainer.tasks import Task
 
 _IMAGES = (100, 1000, 10_000, 100_000)
@@ -84,7 +85,7 @@ _SEARCHED = """\
 | `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next if images are that large |
 | `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
 | `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
-| `mixup_alpha` | classifiers with the modern recipe, not multilabel | 0.2 and 0 |
+| `mixup_alpha` | classifiers with the modern recipe, not multilabel | 0 and 0.2 |
 | `layer_decay` | transformers and ConvNeXts with the modern recipe | 0.75, 0.65 and 0.85 |
 | `large_scale_jitter` | R-CNNs | off and on |
 | `model_size` | yolov5, if the job names it | small, medium and, on a GPU, large |
@@ -164,7 +165,7 @@ def _model_rows() -> Iterator[str]:
         name = f"{task}, also multilabel" if task is Task.CLASSIFICATION else str(task)
         for where, groups in tables.items():
             for group in groups:
-                modern = candidates.has_recipes(catalog.find(group.models[0], task))
+                modern = has_recipes(catalog.find(group.models[0], task))
                 recipe = f"the {group.recipe} recipe" if modern else "their authors' recipe"
                 yield f"| {name} | {where} | {_models(group)} | {recipe} |"
 

@@ -66,7 +66,7 @@ class Settings(ScoringParameters):
     """Number of passes over the training data."""
     recipe: Literal["reference", "modern"] = _schedule("reference")
     """Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. The
-    modern recipe uses adamw and averaged weights; label smoothing, mixup and RandAugment for classifiers,
+    modern recipe uses adamw and averaged weights; label smoothing and weighted losses for classifiers,
     layer-wise learning rates for ViTs, and large-scale jitter for R-CNNs. docs/settings.md lists its
     values."""
     training_batch_size: Annotated[int, Field(gt=0)] | Literal["auto"] = _schedule(78)

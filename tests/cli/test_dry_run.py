@@ -212,7 +212,7 @@ def test_what_follows_from_the_images_is_shown_with_the_data(
     data = make(Task.CLASSIFICATION, tmp_path, images=6)
     given = ("--task", "image-classification", "--data", data.train, "--recipe", "modern")
     content, printed = dry_run(capsys, *given)
-    assert "# number_of_epochs, training_batch_size, learning_rate: chosen by the number" in printed
+    assert "# number_of_epochs, training_batch_size: chosen by the number" in printed
     assert "training_batch_size" not in content["job"]["training_parameters"]
     content, printed = dry_run(capsys, *given, "--validation-data", data.validation, "--check-data")
     assert content["job"]["training_parameters"]["training_batch_size"] == 8

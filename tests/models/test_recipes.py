@@ -31,10 +31,10 @@ def test_without_being_asked_for_nothing_is_modern() -> None:
 @pytest.mark.parametrize(
     ("task", "model", "expected"),
     [
-        (CLASSIFICATION, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.1, "mixup_alpha": 0.2}),
-        (MULTILABEL, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.0, "mixup_alpha": 0.0}),
-        (CLASSIFICATION, "vitb16r224", {"learning_rate": 2e-4, "layer_decay": 0.75, "mixup_alpha": 0.2}),
-        (MULTILABEL, "vitl16r224", {"learning_rate": 4e-5, "layer_decay": 0.75, "random_augment": True}),
+        (CLASSIFICATION, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.1, "weighted_loss": 1}),
+        (MULTILABEL, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.0, "weighted_loss": 1}),
+        (CLASSIFICATION, "vitb16r224", {"learning_rate": 2e-4, "layer_decay": 0.75, "mixup_alpha": 0.0}),
+        (MULTILABEL, "vitl16r224", {"learning_rate": 4e-5, "layer_decay": 0.75, "random_augment": False}),
         (CLASSIFICATION, "timm/swin_tiny_patch4_window7_224", {"layer_decay": 0.75, "learning_rate": 3e-4}),
         (CLASSIFICATION, "timm/mobilevit_xs", {"layer_decay": 0.75, "learning_rate": 3e-4}),
         (CLASSIFICATION, "timm/resnet10t", {"layer_decay": 1.0, "interpolation": "published"}),
@@ -58,23 +58,23 @@ def test_no_model_is_given_what_means_nothing_to_it(entry: ModelEntry) -> None:
 
 
 def test_what_the_user_gives_goes_before_the_recipe() -> None:
-    given = {"recipe": "modern", "optimizer": "sgd", "mixup_alpha": 0, "gradient_clip_value": 2}
+    given = {"recipe": "modern", "optimizer": "sgd", "weighted_loss": 0, "gradient_clip_value": 2}
     settings = resolve(CLASSIFICATION, "resnet18", given)
-    assert (settings.optimizer, settings.mixup_alpha, settings.label_smoothing) == ("sgd", 0, 0.1)
+    assert (settings.optimizer, settings.weighted_loss, settings.label_smoothing) == ("sgd", 0, 0.1)
     assert (settings.gradient_clip_value, settings.gradient_clip_norm) == (2, None)
 
 
 @pytest.mark.parametrize(
     ("model", "images", "epochs", "batch", "rate"),
     [
-        ("resnet18", 4, 30, 8, 0.00032),
-        ("resnet18", 50, 15, 8, 0.00032),
-        ("resnet18", 108, 15, 16, 0.00045),
-        ("resnet18", 5000, 15, 64, 0.00091),
-        ("vitl16r224", 5000, 15, 8, 3.6e-5),
+        ("resnet18", 4, 30, 8, 1e-3),
+        ("resnet18", 50, 15, 8, 1e-3),
+        ("resnet18", 108, 15, 16, 1e-3),
+        ("resnet18", 5000, 15, 64, 1e-3),
+        ("vitl16r224", 5000, 15, 8, 4e-5),
         ("fasterrcnn_resnet50_fpn", 100, 20, 2, 1e-4),
         ("fasterrcnn_resnet50_fpn", 5000, 15, 2, 1e-4),
-        ("yolo11n", 50, 100, 8, 0.00071),
+        ("yolo11n", 50, 100, 8, 1e-3),
         ("yolo11n", 2000, 48, 16, 0.001),
         ("yolo11n", 20_000, 30, 16, 0.001),
     ],
@@ -92,10 +92,10 @@ def test_batch_comes_down_with_the_images(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"number_of_epochs": 3}, (3, 16, 0.00045)),
-        ({"training_batch_size": 39}, (30, 39, 0.00071)),  # the rate is that of the batch
+        ({"number_of_epochs": 3}, (3, 16, 1e-3)),
+        ({"training_batch_size": 39}, (30, 39, 1e-3)),
         ({"learning_rate": 0.01, "training_batch_size": 78}, (30, 78, 0.01)),
-        ({"grad_accumulation_step": 2}, (15, 8, 0.00032)),
+        ({"grad_accumulation_step": 2}, (15, 8, 1e-3)),
         ({"training_batch_size": "auto"}, (15, "auto", 0.001)),
         ({"recipe": "reference"}, (15, 78, 0.01)),
     ],
@@ -166,12 +166,6 @@ def test_a_modern_training_runs_and_packages_its_averaged_weights(
     with run.metrics.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert math.isfinite(float(row["train_loss"]))
-    # The rate follows the batch: adamw's, for 78 images at a time in classifiers and 16 in YOLO.
-    entry = catalog.find(model, task)
-    batch = entry.defaults_for(task)["training_batch_size"]
-    rate = entry.modern_for(task)["learning_rate"] * math.sqrt(2 / batch)
-    written = Job.read(run.job).settings["learning_rate"]
-    assert written == pytest.approx(rate, rel=0.05)
     trained = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
     packaged = torch.load(run.model / "artifacts" / "weights.pt", weights_only=True)
     averaged = {name: trained[f"average.network.{name}"] for name in packaged}

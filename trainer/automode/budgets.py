@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.automode import costs
-from trainer.automode.candidates import has_recipes, own_settings
+from trainer.automode.candidates import own_settings
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.hardware import Hardware
 from trainer.automode.image_sizes import REDUCTIONS, ImageSize, choose_size
 from trainer.job.job import Job
 from trainer.models.card import FamilyCard, ModelEntry
-from trainer.models.defaults import BY_IMAGES, resolve, values_for_images
+from trainer.models.defaults import has_recipes, resolve
 from trainer.models.weights.choice import NONE
 from trainer.settings import Settings, canonical
 
@@ -101,7 +101,6 @@ class BudgetPlanner:
         batch = self._batch(entry, size, step)
         if "training_batch_size" in self.fixed and isinstance(resolved.training_batch_size, int):
             batch = resolved.training_batch_size
-        resolved = self._with_rate_of(resolved, entry, batch)
         is_from_scratch = self.job.weights_choice == NONE
         epochs = usual_epochs(entry.card, self.data.images, FROM_SCRATCH_FACTOR if is_from_scratch else 1)
         if "number_of_epochs" in self.fixed:
@@ -114,13 +113,6 @@ class BudgetPlanner:
         while step > entry.card.min_step_images and self.data.images < step * MIN_STEPS_PER_EPOCH:
             step //= 2
         return max(2, step)
-
-    def _with_rate_of(self, resolved: Settings, entry: ModelEntry, batch: int) -> Settings:
-        """The settings with the learning rate that the recipe has for batches of this size."""
-        chosen = {*self.fixed, *BY_IMAGES} - ({"learning_rate"} - self.fixed)
-        at_batch = resolved.model_copy(update={"training_batch_size": batch})
-        values = values_for_images(self.job.task, entry.name, at_batch, chosen, self.data.images)
-        return resolved.model_copy(update=values)
 
     def _batch(self, entry: ModelEntry, size: ImageSize, step: int) -> int:
         """As much of a step as fits in memory; at least the two images that batch norms need."""

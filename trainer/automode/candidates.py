@@ -14,7 +14,7 @@ from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import default_settings, models_taking, resolve, takes
+from trainer.models.defaults import default_settings, has_recipes, models_taking, resolve, takes
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 from trainer.settings import canonical
@@ -130,11 +130,6 @@ def groups_of_model(entry: ModelEntry) -> list[Group]:
     """A group for each recipe of one model."""
     recipes = ("modern", "reference") if has_recipes(entry) else ("reference",)
     return [Group((entry.name,), recipe) for recipe in recipes]
-
-
-def has_recipes(entry: ModelEntry) -> bool:
-    """Whether the model's modern recipe differs from the reference recipe."""
-    return bool(entry.modern_for(entry.tasks[0]))
 
 
 def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.automode.budgets import MIN_EPOCHS, Budget, BudgetPlanner
-from trainer.automode.candidates import Group, has_recipes
+from trainer.automode.candidates import Group
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.hardware import Hardware
 from trainer.job.job import Job
 from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
-from trainer.models.defaults import takes
+from trainer.models.defaults import has_recipes, takes
 from trainer.sweep.space.distributions import Choice, Distribution, LogUniform, Scalar
 from trainer.sweep.space.search_space import SubSpace
 from trainer.tasks import Task
@@ -144,7 +144,7 @@ class _Designer:
             values["model_size"] = Choice(sizes)
         if takes(entry, "mixup_alpha") and resolved.recipe == "modern":
             if task is Task.CLASSIFICATION and self.job.augments_itself:
-                values["mixup_alpha"] = Choice((resolved.mixup_alpha, 0.0))
+                values["mixup_alpha"] = Choice((0.0, 0.2))
             if "layer_decay" in entry.modern_for(task):
                 values["layer_decay"] = Choice((resolved.layer_decay, 0.65, 0.85))
         if takes(entry, "large_scale_jitter") and self.job.augments_itself:

@@ -60,7 +60,7 @@ CLASSIFIERS = FamilyCard(
     size_setting="training_crop_size",
     modern={
         **_ADAMW,
-        # Rate and batches of dozens as fast.ai fine-tunes CNNs (Howard and Gugger 2020).
+        # As fast.ai fine-tunes CNNs, at any batch size (Howard and Gugger 2020).
         "learning_rate": 1e-3,
         # From timm's, BEiT's, MAE's and ConvNeXt's recipes for adamw.
         "weight_decay": 0.05,
@@ -68,8 +68,9 @@ CLASSIFIERS = FamilyCard(
         "gradient_clip_norm": 1.0,
         "gradient_clip_value": None,
         "average_weights": True,
-        "random_augment": True,
         "interpolation": "published",
+        # Without effect on balanced data.
+        "weighted_loss": 1,
     },
     sizing=Sizing(steps_per_epoch=6, min_batch=8, min_steps=100, max_epochs=30),
     epochs=40,
@@ -186,6 +187,7 @@ RTDETR = replace(  # the same library and licence, images and augmentation
         "gradient_clip_value": None,
     },
     modern={},
+    usual_recipe="reference",
     sizing=None,
     epochs=60,
     slowness=1.5,
@@ -233,10 +235,10 @@ RFDETR = FamilyCard(
 CARDS: dict[str, FamilyCard] = {card.name: card for card in (CLASSIFIERS, RCNN, YOLO, RTDETR, RFDETR)}
 """The card of each family, by its name."""
 
-# Not for multilabel: there, smoothed and mixed targets move the probabilities that are compared with .5.
-# CutMix pays in runs of hundreds of epochs and costs in short ones.
-# Source: torchvision's recipe (Vryniotis 2021).
-_MODERN_ONE_LABEL = {"label_smoothing": 0.1, "mixup_alpha": 0.2}
+# Not for multilabel: there, smoothed targets move the probabilities that are compared with .5.
+# No mixup or CutMix, which pay in long runs on many images: BiT mixes only above 20,000 (Kolesnikov et al.
+# 2020). benchmarks/RESULTS.md has runs with mixup under "Few images".
+_MODERN_ONE_LABEL = {"label_smoothing": 0.1}
 
 _TRANSFORMERS = (
     "vit", "deit", "beit", "eva", "swin", "hiera", "cait", "xcit", "pvt", "twins", "coat", "former",

@@ -16,7 +16,7 @@ from trainer.scoring import MASK_PARAMETERS
 from trainer.settings import NAMES, AdvancedSettings, Settings, means_default, shown
 from trainer.tasks import Task
 
-BY_IMAGES = ("number_of_epochs", "training_batch_size", "learning_rate")
+BY_IMAGES = ("number_of_epochs", "training_batch_size")
 """The settings whose defaults depend on the number of training images under the modern recipe."""
 
 
@@ -48,6 +48,11 @@ def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[
     return defaults | {"recipe": recipe} | entry.modern_for(task) if recipe == "modern" else defaults
 
 
+def has_recipes(entry: ModelEntry) -> bool:
+    """Whether the model's modern recipe differs from the reference recipe."""
+    return bool(entry.modern_for(entry.tasks[0]))
+
+
 def left_to_images(entry: ModelEntry, settings: Settings, chosen: Collection[str]) -> tuple[str, ...]:
     """The settings whose values `values_for_images` chooses, given those that the user has chosen."""
     is_searched = settings.training_batch_size == "auto"
@@ -61,8 +66,8 @@ def values_for_images(
 ) -> dict[str, Any]:
     """The defaults of the modern recipe that depend on the number of training images.
 
-    Batches of dozens give a hundred images few steps, so the batch comes down with the images, and the
-    learning rate with the square root of the batch. Source of the root, for Adam: Malladi et al. 2022.
+    Batches of dozens give a hundred images few steps, so the batch comes down with the images. The learning
+    rate stays: benchmarks/RESULTS.md has it for batches of 8 and 16.
 
     Args:
         settings: resolved, with the recipe's values for many images.
@@ -86,7 +91,6 @@ def values_for_images(
     values = {
         "training_batch_size": batch,
         "number_of_epochs": max(settings.number_of_epochs, epochs),
-        "learning_rate": float(f"{settings.learning_rate * math.sqrt(batch / usual_batch):.2g}"),
     }
     return {name: values[name] for name in left}
 

@@ -17,7 +17,10 @@ from trainer.data.training_data import Data
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
+from trainer.models.catalog import find
+from trainer.models.defaults import has_recipes
 from trainer.runs import Durations, Result, Run
+from trainer.settings import Settings
 from trainer.training import tracking
 from trainer.training.checkpoints import KeepBest
 from trainer.training.devices import choose_devices
@@ -234,8 +237,17 @@ def _best_so_far(plan: Plan, prepared: Prepared) -> KeepBest:
     return KeepBest(plan.job.metric, starts_anew=not has_best)
 
 
+def _recipe_in_words(settings: Settings) -> str:
+    """The recipe and how to get the other, with a place for the number of training images."""
+    if settings.recipe == "modern":
+        return "recipe: modern, for %d training images; --recipe reference has Azure AutoML's defaults"
+    return "recipe: reference, Azure AutoML's defaults; --recipe modern fits its own to %d training images"
+
+
 def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
+    if has_recipes(find(plan.job.model_name, plan.job.task)):
+        log.info(_recipe_in_words(plan.settings), len(data.train))
     data.log_findings(run.skipped)
     log.info("run directory: %s", run.directory)
     backbone = plan.settings.backbone
