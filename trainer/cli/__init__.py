@@ -12,7 +12,7 @@ import os
 import sys
 
 # These modules register the commands.
-from trainer.cli import catalog, data, evaluating, scoring, training  # noqa: F401
+from trainer.cli import catalog, data, evaluating, preview, scoring, training  # noqa: F401
 from trainer.cli.application import app
 from trainer.errors import TrainerError
 from trainer.full_disk import full_disk_told

@@ -77,7 +77,7 @@ def draw_labels(
 
     Args:
         canvas: the picture to draw on.
-        objects: the `boxes` of an answer in the documented format, highest score first.
+        objects: the `boxes` of an answer in the documented format, highest score first; targets have none.
         colors: the colour of each object's class.
         text_size: height of the text in pixels.
         picture_size: (width, height) in pixels.
@@ -120,7 +120,7 @@ def _label_texts(
 ) -> tuple[tuple[str, Font, float], ...]:
     """Return the class name, shortened so that both fit, and the score; see `_Label.texts`."""
     # Draw the score as a text of its own: names written from right to left would move it to their other side.
-    score, score_font = text_and_font(f" {found['score']:.2f}", text_size)
+    score, score_font = text_and_font(f" {found['score']:.2f}" if "score" in found else "", text_size)
     score_width = canvas.textlength(score, font=score_font)
     name, name_font = fit_text(found["label"], text_size, max_width - score_width)
     name_width = canvas.textlength(name, font=name_font)

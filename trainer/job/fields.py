@@ -55,10 +55,10 @@ class LocalOptions(SweepOptions):
     """Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an
     earlier run's directory, or runs:/ID in MLflow. The environment variable TRAINER_WEIGHTS sets the
     default. [default: pretrained]"""
-    augmentation: Parsed[str | None, str | Path | None] = option(None, "Images", form="FILE")
+    augmentation: Parsed[str | None, str | Path | None] = option(None, "Images")
     """YAML or JSON file that augments the training images: torchvision's transforms, or a pipeline that
     Albumentations saved. It replaces the recipe's augmentation, or with `extends: recipe` comes before it.
-    docs/augmentation.md describes it. [default: the recipe's]"""
+    docs/augmentation.md describes it, and `trainer preview` shows what it does. [default: the recipe's]"""
     gpus: Annotated[int, Field(ge=0)] | Literal["auto"] = _hardware("auto")
     """Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."""
     processes: int | None = _hardware(None, gt=0)

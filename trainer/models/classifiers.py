@@ -23,7 +23,7 @@ from trainer.models.geometry import Geometry, Preparation
 from trainer.models.heads import start_near_prior
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
-from trainer.models.tensors import stacked
+from trainer.models.tensors import as_pixels, stacked
 from trainer.models.timm_models import config_of, published_weights
 from trainer.models.training_items import AugmentedExamples, Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
@@ -185,8 +185,7 @@ class Classifiers(Family):
         if images.dtype == torch.uint8:
             images = self.normalised(images)
         if network.training:
-            alphas = shared.get("mixup_alpha", 0.0), shared.get("cutmix_alpha", 0.0)
-            images, targets = self._mixed(images, targets, *alphas)
+            images, targets = self._mixed(images, targets, shared)
             smoothing = shared.get("label_smoothing", 0.0)
             focal_gamma = shared.get("focal_gamma", 0.0)
         logits = network(images).float()
@@ -199,9 +198,16 @@ class Classifiers(Family):
         convert: Callable[[nn.Module], nn.Module] = convert_sync_batchnorm
         return convert(network)
 
-    def _mixed(
-        self, images: Tensor, targets: Tensor, mixup_alpha: float, cutmix_alpha: float
-    ) -> tuple[Tensor, Tensor]:
+    def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
+        mean, std = self._scale(torch.device("cpu"))
+        images, targets = self._mixed(self.normalised(batch["images"]), batch["targets"], batch["shared"])
+        if not targets.is_floating_point():
+            targets = F.one_hot(targets, len(self.spec.classes)).float()
+        pairs = zip(images * std + mean, targets, strict=True)
+        return [(as_pixels(image), Classification(target.numpy())) for image, target in pairs]
+
+    def _mixed(self, images: Tensor, targets: Tensor, shared: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        mixup_alpha, cutmix_alpha = shared.get("mixup_alpha", 0.0), shared.get("cutmix_alpha", 0.0)
         if not (mixup_alpha or cutmix_alpha):
             return images, targets
         if not self.multilabel:

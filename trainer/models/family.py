@@ -208,6 +208,20 @@ class Family(ABC):
             progress: of the run; None for a validation loss.
         """
 
+    def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
+        """What a training step gives the network: each image with its target, for people to look at.
+
+        A target has the form of a prediction whose scores are 1, or of class probabilities, which are mixed
+        like the images. Random numbers come from torch's global generator, as in `losses`.
+
+        Args:
+            batch: of training items, on the CPU.
+
+        Raises:
+            RunError: the family's batches cannot be shown.
+        """
+        raise RunError(f"{self.spec.model}: batches of the family {self.spec.family} cannot be shown")
+
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[Any], dict[str, Tensor]]:

@@ -21,6 +21,7 @@ from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.masks import paste, rasterise_all
 from trainer.models.rcnn_class_weights import weighing_objects
 from trainer.models.spec import Spec
+from trainer.models.tensors import as_detections, as_pixels
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -209,6 +210,15 @@ class RCNN(Family):
         network = weighing_objects(network, batch.get("shared", {}).get("class_weights"))
         losses: dict[str, Tensor] = network(images, batch["targets"])
         return losses
+
+    def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
+        shown: list[tuple[Image, Prediction]] = []
+        for tensor, target in zip(batch["images"], batch["targets"], strict=True):
+            image = as_pixels(tensor)
+            boxes = target["boxes"] / torch.tensor(image.shape[1::-1] * 2)
+            labels = target["labels"] - self.first_label
+            shown.append((image, as_detections(boxes, labels, image, target.get("masks"))))
+        return shown
 
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters

@@ -33,7 +33,7 @@ from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
 from trainer.models.heads import FOCAL_PRIOR, start_near_prior
 from trainer.models.masks import logit, paste_prototypes, rasterise_all
-from trainer.models.tensors import rescaled, stacked, stretched
+from trainer.models.tensors import as_detections, as_pixels, rescaled, stacked, stretched
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -241,6 +241,14 @@ class RFDETR(Family):
             "images": stacked([item["image"] for item in items]),
             "targets": [item["target"] for item in items],
         }
+
+    def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
+        shown: list[tuple[Image, Prediction]] = []
+        for tensor, target in zip(rescaled(batch), batch["targets"], strict=True):
+            image = as_pixels(tensor * IMAGENET_STD + IMAGENET_MEAN)
+            boxes = box_convert(target["boxes"], "cxcywh", "xyxy")
+            shown.append((image, as_detections(boxes, target["labels"], image, target.get("masks"))))
+        return shown
 
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
         """Compute rfdetr's losses of the encoder and of each decoder layer; in training for all query groups.

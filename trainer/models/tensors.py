@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from trainer.annotations import Image
+from trainer.annotations import Detections, Image, Mask
 from trainer.models.geometry import Geometry
 from trainer.models.training_items import Batch
 
@@ -40,6 +41,31 @@ def stacked(images: Sequence[Tensor]) -> Tensor:
     """
     batch: Tensor = default_collate([image.permute(1, 2, 0) for image in images])
     return batch.permute(0, 3, 1, 2)
+
+
+def as_pixels(image: Tensor) -> Image:
+    """An image [3, h, w], uint8 or float in [0, 1], as people see it: uint8 [h, w, 3]."""
+    if image.is_floating_point():
+        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def as_detections(boxes: Tensor, labels: Tensor, image: Image, masks: Tensor | None = None) -> Detections:
+    """The targets of an image in the form of detections with a score of 1.
+
+    Args:
+        boxes: normalised xyxy, [n, 4].
+        labels: [n].
+        masks: [n, h, w] over the whole image, of any resolution.
+    """
+    size = (image.shape[0], image.shape[1])
+    whole = None
+    if masks is not None:
+        wide = F.interpolate(masks[None].float(), size=size, mode="nearest")[0] > 0.5
+        whole = tuple(Mask(0, 0, mask.numpy()) for mask in wide)
+    corners = boxes.float().clamp(0, 1).numpy().reshape(-1, 4)
+    ones = np.ones(len(corners), dtype=np.float32)
+    return Detections(corners, labels.long().numpy().reshape(-1), ones, size, whole)
 
 
 def as_float32(nested: Any) -> Any:

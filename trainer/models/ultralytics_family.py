@@ -22,17 +22,18 @@ os.environ.setdefault("YOLO_CONFIG_DIR", str(Path.home() / ".cache" / "image-tra
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import polygons2masks_overlap
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import DEFAULT_CFG
 
-from trainer.annotations import Examples, FloatArray, Objects, Target
+from trainer.annotations import Examples, FloatArray, Image, Objects, Prediction, Target
 from trainer.models.card import SIZE_LETTERS
 from trainer.models.catalog import find
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
-from trainer.models.tensors import rescaled, stacked
+from trainer.models.tensors import as_detections, as_pixels, rescaled, stacked
 from trainer.models.training_items import Batch, Progress
 from trainer.models.ultralytics_data import STRIDE, UltralyticsItems, cache_bytes, label_of
 from trainer.scoring import ScoringParameters
@@ -147,6 +148,21 @@ class UltralyticsFamily(Family):
         batch: dict[str, Any] = YOLODataset.collate_fn(parts)
         batch["images"] = stacked([item["img"] for item in items])
         return batch
+
+    def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
+        shown: list[tuple[Image, Prediction]] = []
+        for index, tensor in enumerate(rescaled({**batch, "images": batch["images"].float() / 255})):
+            own = batch["batch_idx"] == index
+            boxes, labels = box_convert(batch["bboxes"][own], "cxcywh", "xyxy"), batch["cls"][own]
+            masks = None
+            if self.masks:  # one image of the objects' numbers from 1
+                numbers = torch.arange(1, len(labels) + 1)
+                masks = (
+                    batch["masks"][index].reshape(-1, *batch["masks"].shape[-2:]) == numbers[:, None, None]
+                )
+            image = as_pixels(tensor)
+            shown.append((image, as_detections(boxes, labels, image, masks)))
+        return shown
 
     def part(self, batch: Batch, start: int, stop: int) -> Batch:
         """The micro-batch of images `start` … `stop` − 1; classes and boxes have an entry for each object."""
