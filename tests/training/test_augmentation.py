@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conformance.conftest import CASES, Case, make_case
+from tests.conformance.conftest import Case, make_case, smallest_models
 from tests.training.conftest import job, resume
 from trainer.annotations import Example, Objects
 from trainer.data.samples import SampleData
@@ -24,7 +24,9 @@ from trainer.tasks import Task
 from trainer.training.fit import fit
 from trainer.training.loading import Batches
 
-FAMILIES = list({(catalog.find(model, task).family, task): (task, model) for task, model in CASES}.values())
+FAMILIES = list(
+    {(catalog.find(model, task).family, task): (task, model) for task, model in smallest_models()}.values()
+)
 
 
 @pytest.fixture(params=FAMILIES, ids=[f"{model}-{task}" for task, model in FAMILIES])

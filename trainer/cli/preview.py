@@ -13,9 +13,9 @@ from trainer.cli.arguments import Count, Hyperparameters, job_values
 from trainer.cli.flags import flags_of, values_of
 from trainer.errors import JobError, Problem
 from trainer.fields import details
+from trainer.files import without_prefix
 from trainer.job.fields import SweepOptions
 from trainer.job.job import Job
-from trainer.job.places import without_prefix
 from trainer.job.sweep import Limits
 from trainer.tasks import Task
 
