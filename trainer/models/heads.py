@@ -10,7 +10,7 @@ from torch import nn
 FOCAL_PRIOR = 0.01
 """The probability of a class at one of thousands of anchors or queries. Source: Lin et al. 2017; as DETRs."""
 _DEVIATION = 0.001
-"""As detectron2 starts the last layers of its box and mask heads (fast_rcnn.py, mask_head.py)."""
+"""As detectron2 starts its masks' last layer (mask_head.py) and its boxes' (fast_rcnn.py)."""
 
 
 def start_near_prior(layers: Iterable[tuple[nn.Module, float]]) -> None:
