@@ -158,6 +158,12 @@ def test_image_details_may_be_written_in_a_string(text: str, write_lines: WriteL
     )
 
 
+def test_a_list_in_a_string_is_no_image_details(write_lines: WriteLines) -> None:
+    path = write_lines([{"image_url": "a", "label": "x", "image_details": "[16, 9]"}])
+    (problem,) = read([path], Task.CLASSIFICATION).problems
+    assert problem.rule == "must be an object {format, width, height}"
+
+
 def test_image_details_may_be_nan(write_lines: WriteLines) -> None:
     path = write_lines([{"image_url": "a", "label": "x", "image_details": NAN}])
     assert len(warnings(read([path], Task.CLASSIFICATION), path.parent)) == 1

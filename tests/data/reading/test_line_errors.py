@@ -50,6 +50,10 @@ IN_PIXELS = "is it in pixels? divide it by the image's"
         ("3", f"{NOT_JSON} 3"),
         ('"text"', f'{NOT_JSON} "text"'),
         ('{"image_url": "a", "label": "x"} {}', f"{NOT_JSON} extra data at column 34"),
+        (
+            '{"image_url": "a", "label": "x"}, ',
+            f"{NOT_JSON} extra data at column 33; remove the comma at the end of each line",
+        ),
         ({"label": "x"}, "train.jsonl:1: image_url: is missing"),
         ({"imageUrl": "a", "label": "x"},
          "train.jsonl:1: image_url: is missing; did you mean 'imageUrl'? keys are case-sensitive"),

@@ -74,7 +74,7 @@ def _details(details: Any, notes: Notes) -> Any:
         if details is not None:
             _note(notes, "image_details", "should be left out if unknown; ignored", details)
         return None
-    details = _parsed(details, "image_details", "an object", notes)
+    details = _parsed(details, "image_details", "an object", "{", notes)
     if not isinstance(details, dict):
         return details
     result = dict(details)
@@ -101,7 +101,7 @@ def _whole_pixels(value: Any) -> int | None:
 def _label(label: Any, task: Task, notes: Notes) -> Any:
     if task is Task.CLASSIFICATION:
         return _class_name(label, "label", notes)
-    label = _parsed(label, "label", "a list", notes)
+    label = _parsed(label, "label", "a list", "[{", notes)
     if task is Task.MULTILABEL:
         return [_class_name(name, "label[]", notes) for name in label] if isinstance(label, list) else label
     if isinstance(label, dict):
@@ -112,13 +112,14 @@ def _label(label: Any, task: Task, notes: Notes) -> Any:
     return [_object(entry, task, notes) if isinstance(entry, dict) else entry for entry in label]
 
 
-def _parsed(value: Any, field: str, kind: str, notes: Notes) -> Any:
+def _parsed(value: Any, field: str, kind: str, starts: str, notes: Notes) -> Any:
     """The list or object that a string holds as JSON or, as pandas writes to CSV, in Python's notation.
 
     Args:
         kind: what the schema asks for in the field, for the warning.
+        starts: the characters that such a string may begin with.
     """
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+    if not isinstance(value, str) or not value.lstrip().startswith(tuple(starts)):
         return value
     for parse in (json.loads, ast.literal_eval):
         try:

@@ -96,7 +96,9 @@ def _parse(text: bytes, report: LineReport) -> dict[str, Any]:
         report.add("", "must be valid Unicode", "an unpaired surrogate, such as \\ud800")
         return {}
     except json.JSONDecodeError as error:
-        report.add("", "must be one JSON object", f"{error.msg.lower()} at column {error.colno}")
+        ends_in_comma = error.msg == "Extra data" and error.doc[error.pos :].strip() == ","
+        hint = "remove the comma at the end of each line" if ends_in_comma else ""
+        report.add("", "must be one JSON object", f"{error.msg.lower()} at column {error.colno}", hint)
         return {}
     except (ValueError, RecursionError) as error:
         report.add("", "must be one JSON object", str(error))
