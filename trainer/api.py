@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from trainer.errors import JobError, Problem
 from trainer.errors import TrainerError as TrainerError
+from trainer.files import without_prefix
 from trainer.fitting import fit as fit
 from trainer.fitting import resume as resume
 from trainer.job.job import Job as Job
@@ -36,7 +37,7 @@ def evaluate(
     task: Task | str | None = None,
     output: str | PathLike[str] | None = None,
     slice_by: Sequence[str] = (),
-    iou_threshold: float = 0.5,
+    iou_threshold: float | None = None,
     box_score_threshold: float | None = None,
     unknown_classes: Literal["error", "missed", "ignored"] = "error",
     datastores: Mapping[str, str] | None = None,
@@ -62,7 +63,7 @@ def evaluate(
         task: the task of the predictions. A model knows its own task.
         output: directory to write metrics.json, tables and a model's predictions.jsonl to.
         slice_by: keys of the data's lines; the metrics are also computed for each of their values.
-        iou_threshold: minimum IoU for a match, in [0.1, 1].
+        iou_threshold: minimum IoU for a match, in [0.1, 1]; None: 0.5.
         box_score_threshold: minimum score, in [0, 1], of a model's objects to consider; None: 0.001, since
             average precision needs all objects that a model finds.
         unknown_classes: how to treat classes of the data that the model does not know: raise an error, count
@@ -108,7 +109,9 @@ def evaluate(
         )
     assert predictions is not None, "_check_evaluation requires them"
     assert task is not None, "_check_evaluation requires it"
-    return evaluate_answers(Task.parse(task), Path(predictions), _paths(data), options)
+    return evaluate_answers(
+        Task.parse(task), Path(without_prefix(str(predictions), Path.cwd())), _paths(data), options
+    )
 
 
 def validate(

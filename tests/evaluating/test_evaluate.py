@@ -210,6 +210,19 @@ def test_options_out_of_range_are_errors(tmp_path: Path) -> None:
         evaluate_model(tmp_path, ["none.jsonl"], device="cuda:99")
 
 
+def test_options_of_boxes_are_no_options_of_classes(packaged: Packaged, tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        evaluate_model(
+            packaged(Task.CLASSIFICATION), ["none.jsonl"], Options(iou_threshold=0.5), box_score_threshold=0.3
+        )
+    assert [str(problem) for problem in caught.value.problems] == [
+        "--iou-threshold: applies only to boxes, not to image-classification, got 0.5; remove it",
+        "--box-score-threshold: applies only to boxes, not to image-classification, got 0.3; remove it",
+    ]
+    with pytest.raises(JobError, match="--iou-threshold: applies only to boxes"):
+        evaluate_answers(Task.MULTILABEL, tmp_path, ["none.jsonl"], Options(iou_threshold=0.5))
+
+
 def test_a_model_is_evaluated_on_the_target_column_of_its_run(
     packaged: Packaged, targets: TargetFiles, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ def evaluate(
     task: Annotated[str | None, a_task("Task of the --predictions.")] = None,
     predictions: Path | None = None,
     slice_by: Annotated[list[str] | None, Parameter(consume_multiple=False)] = None,
-    iou_threshold: Annotated[float, Parameter(alias="--validation-iou-threshold")] = 0.5,
+    iou_threshold: Annotated[float | None, Parameter(alias="--validation-iou-threshold")] = None,
     box_score_threshold: Annotated[
         float | None, Parameter(alias=[*map(flag, OLDER_NAMES["box_score_threshold"])])
     ] = None,
@@ -72,7 +72,7 @@ def evaluate(
         Also compute the metrics for each value of this key of the data's lines, such as camera, or
         meta.camera within an object. May be repeated.
     iou_threshold
-        Minimum IoU for a match, in [0.1, 1].
+        Minimum IoU for a match of boxes, in [0.1, 1]. [default: 0.5]
     box_score_threshold
         Ignore objects with lower scores. Average precision needs all objects that a model finds, so this is
         not the threshold that the model answers with; its metrics at that threshold are shown too. To repeat

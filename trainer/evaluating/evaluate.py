@@ -37,6 +37,8 @@ from trainer.scoring import requested
 from trainer.tasks import Task
 
 _REFUSED = "the evaluation cannot be run:"
+_IOU = 0.5
+"""Minimum IoU for a match, unless an evaluation names another."""
 METRICS_FILE, PREDICTIONS_FILE = "metrics.json", "predictions.jsonl"
 
 
@@ -45,7 +47,7 @@ class Options:
     """Options of an evaluation.
 
     Attributes:
-        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only.
+        iou_threshold: minimum IoU for a match, in [0.1, 1]; detection and segmentation only. None: 0.5.
         slice_by: keys of the data's lines; metrics are also computed for each of their values.
         unknown_classes: see `evaluation_data.for_classes`.
         skip_invalid: leave out invalid objects and lines instead of rejecting the data.
@@ -57,7 +59,7 @@ class Options:
         resampling: how the interval is made.
     """
 
-    iou_threshold: float = 0.5
+    iou_threshold: float | None = None
     slice_by: Sequence[str] = ()
     unknown_classes: str = "error"
     skip_invalid: bool = False
@@ -131,11 +133,12 @@ def evaluate_model(
         JobError: an option is out of range.
     """
     options = options or Options()
-    if box_score_threshold is None:
-        box_score_threshold = LOWEST_SCORE
     _check_options(options, box_score_threshold)
     model = PackagedModel(run_or_model, device)
     spec = model.spec
+    _check_task(spec.task, options, box_score_threshold)
+    if box_score_threshold is None:
+        box_score_threshold = LOWEST_SCORE
     job = _job_of(model.directory)
     label_key = options.target_column_name or (job.target_column_name if job else LABEL_KEY)
     metric = _primary_metric(options, spec.task, job)
@@ -191,7 +194,8 @@ def evaluate_answers(
         JobError: an option is out of range.
     """
     options = options or Options()
-    _check_options(options, LOWEST_SCORE)
+    _check_options(options)
+    _check_task(task, options)
     label_key = options.target_column_name or LABEL_KEY
     metric = _primary_metric(options, task, None)
     result = _load(
@@ -254,11 +258,23 @@ def _load(
     )
 
 
-def _check_options(options: Options, box_score_threshold: float) -> None:
+def _check_task(task: Task, options: Options, box_score_threshold: float | None = None) -> None:
+    """Reject the options of boxes for a task without them."""
+    given = {"--iou-threshold": options.iou_threshold, "--box-score-threshold": box_score_threshold}
+    problems = [
+        Problem(flag, "", f"applies only to boxes, not to {task}", str(value), "remove it")
+        for flag, value in given.items()
+        if value is not None and not task.has_boxes
+    ]
+    if problems:
+        raise JobError(_REFUSED, problems)
+
+
+def _check_options(options: Options, box_score_threshold: float | None = None) -> None:
     problems = []
-    if not 0.1 <= options.iou_threshold <= 1:
+    if options.iou_threshold is not None and not 0.1 <= options.iou_threshold <= 1:
         problems.append(Problem("--iou-threshold", "", "must be in [0.1, 1]", str(options.iou_threshold)))
-    if not 0 <= box_score_threshold <= 1:
+    if box_score_threshold is not None and not 0 <= box_score_threshold <= 1:
         problems.append(Problem("--box-score-threshold", "", "must be in [0, 1]", str(box_score_threshold)))
     if options.unknown_classes not in UNKNOWN_CLASSES:
         rule = f"must be one of {', '.join(UNKNOWN_CLASSES)}"
@@ -313,6 +329,7 @@ def _analyse(
         metric: the primary metric.
     """
     task, classes = subject.records.task, subject.classes
+    iou_threshold = _IOU if options.iou_threshold is None else options.iou_threshold
     if sizes:
         partitions = {**partitions, "image size": slices.by_image_size(sizes)}
     if task.is_classification:
@@ -327,14 +344,14 @@ def _analyse(
             task,
             classes,
             images,
-            iou_threshold=options.iou_threshold,
+            iou_threshold=iou_threshold,
             score_threshold=score_threshold,
             served_thresholds=served_thresholds,
             image_names=subject.records,
         )
-        sliced = slices.of_objects(task, classes, images, partitions, options.iou_threshold)
+        sliced = slices.of_objects(task, classes, images, partitions, iou_threshold)
         primary = intervals.measure_objects(
-            task, classes, images, subject.records, metric, iou_threshold=options.iou_threshold
+            task, classes, images, subject.records, metric, iou_threshold=iou_threshold
         )
     if primary is None:
         raise intervals.unknown_metric(metric, task, classes)
