@@ -68,7 +68,8 @@ class Resolver:
     def resolve_all(self, image_urls: Sequence[str]) -> tuple[list[int], list[str]]:
         """Do what `resolve` does, for many image_urls quickly: the indices, and the rest of each."""
         joined = "".join(image_urls)
-        if "\\" not in joined and "\0" not in joined and "streaminfo" not in joined.lower():
+        has_stream_info = ")" in joined and "streaminfo" in joined.lower()
+        if "\\" not in joined and "\0" not in joined and not has_stream_info:
             cuts = [image_url.rfind("/") + 1 for image_url in image_urls]
             folders = [image_url[:cut] for image_url, cut in zip(image_urls, cuts, strict=True)]
             names = [image_url[cut:] for image_url, cut in zip(image_urls, cuts, strict=True)]
