@@ -61,6 +61,12 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("via_long.json", json.dumps({"a.jpg9": {"filename": "a.jpg", **VIA_IMAGE, "note": "x" * 70_000}}), VIA),
     ("P0001.txt", "imagesource:GoogleEarth\ngsd:0.15\n" + 2 * DOTA_LINE, "DOTA labels"),
     ("P0002.txt", DOTA_LINE, "DOTA labels"),
+    (
+        "000001.txt",
+        "Car 0.00 0 -1.58 587.0 173.3 614.1 200.1 1.65 1.67 3.64 -0.65 1.71 46.7 -1.59\n",
+        "KITTI labels",
+    ),
+    ("val.txt", "n01/a.JPEG 0\nn02/b.JPEG 1\n", "a list of image files"),
     ("vott.json", json.dumps({"asset": {"name": "a.jpg"}, "regions": []}), "VoTT JSON"),
     ("createml.json", json.dumps([{"image": "a.jpg", "annotations": []}]), "CreateML JSON"),
     (

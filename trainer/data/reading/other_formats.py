@@ -95,6 +95,7 @@ _JSON_KEYS: tuple[tuple[frozenset[str], Format], ...] = (
 _YAML_KEY = re.compile(r"^([A-Za-z_$]+):", re.MULTILINE)
 _DOTA_LINE = re.compile(r"(?:-?\d+(?:\.\d+)?\s+){8}\D\S*(?:\s+[0-2])?\s*|(?:imagesource|gsd):.*")
 """The corners of an oriented box in pixels, its class and its difficulty; or one of two lines at the top."""
+_KITTI_LINE = re.compile(r"[A-Za-z_]\w*(?:\s+-?\d+(?:\.\d+)?){14,15}")
 _YOLO_LINE = re.compile(r"\d+(?:\s+-?\d*\.?\d+(?:e-?\d+)?){4,}\s*")
 
 
@@ -243,7 +244,10 @@ def _of_text(text: str, suffix: str) -> Format | None:
         return _YOLO_LABELS
     if lines and all(_DOTA_LINE.fullmatch(line.strip()) for line in lines[:-1] or lines):
         return Format("DOTA labels")
-    if lines and all(os.path.splitext(line.strip())[1].lower() in suffixes() for line in lines[:-1] or lines):
+    if lines and all(_KITTI_LINE.fullmatch(line.strip()) for line in lines[:-1] or lines):
+        return Format("KITTI labels")
+    endings = [os.path.splitext(line.strip())[1].lower().split() for line in lines[:-1] or lines]
+    if lines and all(ending and ending[0] in suffixes() for ending in endings):
         return Format("a list of image files")
     for delimiter in ",;\t":
         counts = {line.count(delimiter) for line in lines[:-1] or lines}
