@@ -9,16 +9,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import PIL.Image
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from benchmarks import accuracy, data, measuring, training
 from benchmarks.contenders import ceiling, timm_loop, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Measurements
+from trainer.models import create, specify
+from trainer.models.defaults import resolve
+from trainer.models.weights import loading as weights
 from trainer.tasks import Task
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -113,6 +119,31 @@ def test_peers_train_and_are_scored_by_our_metrics(
     measurements = contender.train(options)  # type: ignore[attr-defined]
     assert measurements["images_per_second"] > 0
     assert -1 <= measurements["metric"] <= 1
+
+
+def test_torchvisions_loop_starts_from_the_same_published_backbone(tmp_path: Path) -> None:
+    published = timm.create_model("test_efficientnet").state_dict()
+    save_file(published, tmp_path / "test_efficientnet.safetensors")
+    train, validation = data.make(Task.DETECTION, tmp_path / "data", 4, (96, 80))
+    options = Options(
+        "object-detection", "fasterrcnn_resnet50_fpn", str(train), str(validation), "",
+        backbone="timm/test_efficientnet", weights=str(tmp_path), image_size=64,
+    )  # fmt: skip
+    peer = torchvision_loop.build(options)
+    settings = resolve(Task.DETECTION, options.model, {"backbone": options.backbone})
+    family = create(specify(Task.DETECTION, options.model, settings, options.classes, pretrained=True))
+    ours = family.build()
+    weights.load(ours, options.model, family.published(), str(tmp_path), family.spec)
+    for layer in chain.from_iterable(family.freeze_groups(ours)[: settings.layers_to_freeze]):
+        layer.requires_grad_(False)
+    counts = [sum(p.numel() for p in network.parameters() if p.requires_grad) for network in (peer, ours)]
+    assert counts[0] == counts[1]
+    images = torch.rand(1, 3, 64, 96)
+    own, others = (network.eval().backbone.body for network in (ours, peer))
+    maps = own.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
+    for one, other in zip(maps, others(images), strict=True):
+        torch.testing.assert_close(one, other)
+    assert tuple(peer.transform.image_mean) == tuple(ours.transform.image_mean)  # type: ignore[union-attr]
 
 
 def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

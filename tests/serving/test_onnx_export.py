@@ -59,6 +59,8 @@ MODELS = [
     (DETECTION, "retinanet_resnet50_fpn", False, EXTENDED),
     (DETECTION, "retinanet_resnet50_fpn_v2", True, EXTENDED),
     (DETECTION, "fcos_resnet50_fpn", True, EXTENDED),
+    (DETECTION, "fasterrcnn_resnet18_fpn --backbone timm/test_efficientnet", False, EXTENDED),
+    (DETECTION, "retinanet_resnet50_fpn --backbone timm/test_convnext", True, EXTENDED),
 ]
 
 
@@ -161,10 +163,11 @@ def canvas(mask: Mask, size: tuple[int, int]) -> np.ndarray[Any, Any]:
     [pytest.param(*row[:3], marks=row[3], id=f"{row[1]}-{'uint8' if row[2] else 'float'}") for row in MODELS],
 )
 def test_a_file_answers_as_its_model_does(task: Task, model: str, normalize: bool, tmp_path: Path) -> None:
+    model, _, backbone = model.partition(" --backbone ")
     library = catalog.find(model, task).card.library
     if find_spec(library) is None:
         pytest.skip(f"{library}, an extra, is not installed")
-    case = make_case(task, model)
+    case = make_case(task, model, **({"backbone": backbone} if backbone else {}))
     family, network, images = case.family, case.build(), case.examples.images
     enliven(family, network, images)
     if task.has_boxes:
