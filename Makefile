@@ -8,6 +8,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& { echo $$python; exit; }; done; echo python3)
 # Number of parallel test processes; each uses one thread, so that they do not compete for cores.
 JOBS ?= 2
+# Real image sets for the accuracy check of `make bench`, which is left out where there are none.
+DATA ?= ../shared/data
 # Tests that share what is slow to make run in one process; the slowest groups start first.
 IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -58,6 +60,9 @@ bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benc
 	$(BIN)/python benchmarks/evaluation.py --images 500
 	$(BIN)/python benchmarks/serving.py --models resnet18 --contenders ceiling serve mlflow litserve \
 		--rounds 2 --seconds 5 --warm-up 2
+	$(BIN)/python benchmarks/real_weights.py weights --only lite0
+	test ! -d $(DATA) || $(BIN)/python benchmarks/few_images.py --data-root $(DATA) --only few --rounds 1 \
+		--image-size 128 --results benchmarks/few_images-quick.json
 
 clean: ## remove .venv, the demo, builds and caches (keeps runs/)
 	rm -rf $(VENV) .venv-azure demo build dist *.egg-info

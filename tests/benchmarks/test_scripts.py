@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from itertools import chain
@@ -18,7 +20,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import accuracy, data, measuring, training
+from benchmarks import accuracy, data, few_images, measuring, training
 from benchmarks.contenders import ceiling, timm_loop, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Measurements
@@ -144,6 +146,24 @@ def test_torchvisions_loop_starts_from_the_same_published_backbone(tmp_path: Pat
     for one, other in zip(maps, others(images), strict=True):
         torch.testing.assert_close(one, other)
     assert tuple(peer.transform.image_mean) == tuple(ours.transform.image_mean)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("few", [5] * 5), ("imbalanced", [2, 3, 6, 10, 16]), ("noisy", [8] * 5)],
+)
+def test_made_sets_have_their_counts(name: str, counts: list[int]) -> None:
+    images = {
+        label: [{"image_url": f"{label}{number}.jpg", "label": label} for number in range(20)]
+        for label in "abcde"
+    }
+    lines = few_images._drawn(name, images, random.Random(1))
+    of_class = Counter(line["image_url"][0] for line in lines)
+    assert sorted(of_class.values()) == counts
+    wrong = [line for line in lines if line["label"] != line["image_url"][0]]
+    assert len(wrong) == (8 if name == "noisy" else 0)
+    assert lines == few_images._drawn(name, images, random.Random(1))
+    assert lines != few_images._drawn(name, images, random.Random(2))
 
 
 def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
