@@ -43,7 +43,16 @@ def test_first_line_shows_the_task(tmp_path: Path, label: Any, task: Task) -> No
 def test_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = make(Task.MULTILABEL, tmp_path / "digits", images=10, seed=1)
     sheet = tmp_path / "sheet.jpg"
-    model = ("--model", "timm/test_resnet", "--training-crop-size", 48, "--validation-crop-size", 48)
+    model = (
+        "--model",
+        "timm/test_resnet",
+        "--recipe",
+        "reference",
+        "--training-crop-size",
+        48,
+        "--validation-crop-size",
+        48,
+    )
     run("--data", data.train, *model, "--images", 1, "--draws", 1, "--random-seed", 3, "--output", sheet)
     assert capsys.readouterr().out == f"timm/test_resnet, recipe reference\npreview  {sheet}\n"
     with PILImage.open(sheet) as picture:

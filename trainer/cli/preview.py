@@ -36,21 +36,23 @@ _SHORT_HELP = (
     *("--mixup-alpha", "--cutmix-alpha", "--random-augment", "--large-scale-jitter", "--advanced-settings"),
     *("--datastore", "--data-asset", "--target-column-name", "--skip-invalid"),
 )
-_OTHERS = (
-    *("settings", "limits", "sweep", "search_space", "ignored_keys", "output", "nodes", "gpus", "processes"),
+_FIELDS = (
     *(
-        "tracking_uri",
-        "register_model",
-        "name",
-        "experiment_name",
-        "primary_metric",
-        *SweepOptions.model_fields,
+        "task",
+        "training_data",
+        "model",
+        "augmentation",
+        "validation_data",
+        "validation_data_size",
+        "datastores",
     ),
+    *("data_assets", "skip_invalid", "target_column_name"),
 )
+"""The fields of a job that decide what training images look like."""
 _JobFlags: Any = flags_of(
     Job,
-    leave_out=_OTHERS,
-    first=("task", "training_data", "model", "augmentation"),
+    leave_out=Job.model_fields.keys() - set(_FIELDS),
+    first=_FIELDS,
     aliases=lambda name: details(Job.model_fields[name]).get("aliases", ()),
 )
 
