@@ -22,6 +22,7 @@ from trainer.annotations import Classification, Detections, Image, Prediction
 from trainer.data.datasets import ValidationDataset
 from trainer.models import catalog
 from trainer.models.defaults import takes
+from trainer.models.heads import start_near_prior
 from trainer.models.training_items import Draw, Progress
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -208,9 +209,10 @@ def with_features_of_size_one(network: nn.Module, layers: list[nn.Module]) -> No
         layer.register_forward_pre_hook(lambda _, inputs: inputs[0] / inputs[0].square().mean().sqrt())
 
 
-def test_the_first_loss_is_that_of_the_prior(case: Case) -> None:
+def test_new_class_layers_beside_loaded_weights_start_with_the_loss_of_the_prior(case: Case) -> None:
     network = case.build()
     class_layers = case.family.class_layers(network)
+    start_near_prior(class_layers)
     heads = case.family.published().head
     names = {module: name for name, module in network.named_modules()}
     assert class_layers

@@ -18,6 +18,7 @@ from trainer.models import Family, Spec, create, specify
 from trainer.models.class_weights import class_weights
 from trainer.models.defaults import resolve
 from trainer.models.family import TrainingDataset
+from trainer.models.heads import start_near_prior
 from trainer.models.training_items import Draw
 from trainer.tasks import Task
 
@@ -95,6 +96,7 @@ def test_freeze_groups_are_those_of_the_reference(model: str, groups: int) -> No
 def test_any_timm_name_trains_and_answers(name: str) -> None:
     family = family_of(f"timm/{name}")
     network = family.build()
+    start_near_prior(family.class_layers(network))
     image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
     tensor, geometry = family.preprocess(image)
     items = [family.validation_item(tensor, label, geometry) for label in (0, 2)]

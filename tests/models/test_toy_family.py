@@ -32,7 +32,6 @@ from torch import nn
 from trainer.annotations import Classification
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry
-from trainer.models.heads import start_near_prior
 from trainer.models.weights.published import PublishedWeights
 
 
@@ -42,9 +41,7 @@ class MeanColour(Family):
         return {"side": settings.image_size}
 
     def build(self):
-        network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, len(self.spec.classes)))
-        start_near_prior(self.class_layers(network))
-        return network
+        return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, len(self.spec.classes)))
 
     def class_layers(self, network):
         return [(network[-1], 0.5)]

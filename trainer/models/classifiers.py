@@ -20,7 +20,6 @@ from trainer.models.class_weights import class_weights
 from trainer.models.colour_jitter import ColourJitter
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
-from trainer.models.heads import start_near_prior
 from trainer.models.mixing import binary_cross_entropy, cross_entropy, mixed
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_pixels, stacked
@@ -83,7 +82,6 @@ class Classifiers(Family):
         if config_of(self.library_name).fixed_input_size:
             arguments["img_size"] = self.spec.options["crop_size"]  # the size of a ViT's position embedding
         network: nn.Module = timm.create_model(self.library_name, pretrained=False, **arguments)
-        start_near_prior(self.class_layers(network))
         return network
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:

@@ -94,18 +94,15 @@ class Family(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Build the network with random weights from torch's global generator.
-
-        `trainer.models.heads.start_near_prior` starts its class layers.
-        """
+        """Build the network with random weights from torch's global generator, as its library starts it."""
 
     @abstractmethod
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
         """The layers that compute a logit for each class, which are new beside published weights.
 
         Returns:
-            Each with the probability of a class that `build` starts it from: the expected one for sigmoids,
-            0.5 for a softmax, which makes it uniform.
+            Each with the probability of a class that `trainer.models.heads.start_near_prior` starts it from:
+            the expected one for sigmoids, 0.5 for a softmax, which makes it uniform.
         """
 
     @abstractmethod

@@ -17,7 +17,7 @@ from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
-from trainer.models.heads import FOCAL_PRIOR, start_near_prior
+from trainer.models.heads import FOCAL_PRIOR
 from trainer.models.masks import paste, rasterise_all
 from trainer.models.rcnn_class_weights import weighing_objects
 from trainer.models.spec import Spec
@@ -66,7 +66,7 @@ class RCNN(Family):
 
     def build(self) -> nn.Module:
         normalisation = {name: self.spec.options[name] for name in ("mean", "std") if self.backbone}
-        network = rcnn_networks.build(
+        return rcnn_networks.build(
             self.spec.model,
             len(self.spec.classes) + self.first_label,
             frozen_norms=self.spec.options["norm"] == "frozen",
@@ -75,8 +75,6 @@ class RCNN(Family):
             backbone=self.backbone,
             **normalisation,
         )
-        start_near_prior(self.class_layers(network))
-        return network
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
         """The class scores, and the masks; torchvision starts those with a deviation of √(2 / classes)."""

@@ -31,7 +31,7 @@ from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
-from trainer.models.heads import FOCAL_PRIOR, start_near_prior
+from trainer.models.heads import FOCAL_PRIOR
 from trainer.models.masks import logit, paste_prototypes, rasterise_all
 from trainer.models.tensors import as_detections, as_pixels, rescaled, stacked, stretched
 from trainer.models.training_items import Batch, Draw, Progress
@@ -137,7 +137,6 @@ class RFDETR(Family):
             network: nn.Module = build_model_from_config(self.config)
         # It is for pretraining only; several ranks would wait for its gradient.
         network.get_submodule(_ENCODER + "embeddings").mask_token.requires_grad_(False)
-        start_near_prior(self.class_layers(network))
         return network
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:

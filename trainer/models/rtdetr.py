@@ -16,7 +16,7 @@ from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import in_float32
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor
-from trainer.models.heads import FOCAL_PRIOR, start_near_prior
+from trainer.models.heads import FOCAL_PRIOR
 from trainer.models.tensors import stretched
 from trainer.models.training_items import Progress
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
@@ -74,7 +74,6 @@ class RTDETR(UltralyticsFamily):
         if self._resnet:
             _as_torchvision(network.model[: len(plan["backbone"])])
         built: nn.Module = network
-        start_near_prior(self.class_layers(built))
         return built
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:

@@ -14,7 +14,6 @@ from trainer.annotations import Detections, Image, Prediction
 from trainer.models.family import in_float32, with_attributes
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, traceable_nms, widened
-from trainer.models.heads import start_near_prior
 from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_float32
@@ -72,7 +71,6 @@ class YOLO(UltralyticsFamily):
         for branch, _ in self._class_branches(network):
             branch[-1] = nn.Conv2d(branch[-1].in_channels, head.nc, 1)
         head.bias_init()
-        start_near_prior(self.class_layers(network))
         head.end2end = self.end_to_end
         return self.prepared(network)
 

@@ -16,6 +16,7 @@ from trainer.data.training_data import Data
 from trainer.job.job import Job
 from trainer.models import Family, create, specify
 from trainer.models.augmentation import pipeline
+from trainer.models.heads import start_near_prior
 from trainer.models.weights import loading as weights
 from trainer.models.weights.choice import NONE
 from trainer.models.weights.loading import Loaded
@@ -116,6 +117,8 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
         check_same_network(checkpoint, spec)
     family = create(spec)
     network = family.build()
+    if choice != NONE:
+        start_near_prior(family.class_layers(network))
     loaded = None
     if checkpoint is None and devices.is_rank_zero:  # DDP copies the weights of rank 0 to the other ranks
         name = job.model_name + (f" --backbone {settings.backbone}" if settings.backbone else "")

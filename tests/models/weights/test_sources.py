@@ -365,6 +365,9 @@ print(trainer.fit(job).read_result().model_path)
     assert f"tensors from {tmp_path / '가중치' / RESNET18}.safetensors; made for other classes" in log
     trained = torch.load(run / "model/artifacts/weights.pt", weights_only=True)
     assert torch.allclose(trained["conv1.weight"], imagenet["conv1.weight"], atol=1e-4)
+    # The head, which is new, starts with the loss of a uniform guess.
+    assert trained["fc.weight"].abs().max() < 0.01
+    assert trained["fc.bias"].abs().max() < 1e-4
     # And what that run trained can be trained further: the same classes, so the head too.
     spec = Spec.from_json((run / "model/artifacts/spec.json").read_text("utf-8"))
     for given in (run, run / "model", run / "checkpoints/best.ckpt", run / "checkpoints/last.ckpt"):
