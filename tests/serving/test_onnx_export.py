@@ -60,7 +60,6 @@ MODELS = [
     (DETECTION, "retinanet_resnet50_fpn_v2", True, EXTENDED),
     (DETECTION, "fcos_resnet50_fpn", True, EXTENDED),
     (DETECTION, "fasterrcnn_resnet18_fpn --backbone timm/test_efficientnet", False, EXTENDED),
-    (DETECTION, "retinanet_resnet50_fpn --backbone timm/test_convnext", True, EXTENDED),
 ]
 
 
