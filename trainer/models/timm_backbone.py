@@ -104,9 +104,7 @@ def freeze_groups(body: nn.Module) -> list[list[nn.Module]]:
     infos = _infos(body)
     try:
         stages = [body.get_submodule(infos[index]["module"]) for index in _indices(body)]
-    except (
-        AttributeError
-    ) as error:  # HRNets, whose maps are made side by side; timm's names of others are wrong
+    except AttributeError as error:  # an HRNet's are made side by side; Twins and MViTs name no modules
         raise ValueError("they do not come from stages that follow one another") from error
     ends = [max(order[id(module)] for module in stage.modules()) for stage in stages]
     bounds = [order[id(stages[0])] - 1, *ends[:-1]]
