@@ -32,11 +32,7 @@ _NEED_MASKS = (
 )
 """Transforms after which straight edges are not straight or not joined, or that look at masks."""
 _LIMITS = (
-    "min_area",
-    "min_visibility",
-    "min_width",
-    "min_height",
-    "max_accept_ratio",
+    *("min_area", "min_visibility", "min_width", "min_height", "max_accept_ratio"),
     "check_each_transform",
 )
 """What `bbox_params` says beyond the form of the boxes, which is ours."""
@@ -193,6 +189,7 @@ class AlbumentationsPipeline:
     def __call__(self, image: Image, target: Target) -> tuple[Image, Target]:
         # It has generators of its own.
         self._compose.set_random_seed(int(torch.randint(2**31, ())))
+        image = image.copy()  # the image may be cached, and some transforms draw on what they get
         if not isinstance(target, Objects):
             return np.ascontiguousarray(self._compose(image=image)["image"]), target
         size = (image.shape[0], image.shape[1])
