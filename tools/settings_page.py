@@ -28,9 +28,9 @@ _MODERN = """\
 
 `--recipe modern` changes the defaults to current practice for fine-tuning networks from published weights.
 Every setting can still be set. Values are those for many training images; fewer get a smaller batch and more
-epochs, which `trainer fit --dry-run --check-data` shows. Of timm's other models, transformers and ConvNeXts get a `layer_decay` of
-0.75 and a `learning_rate` of 0.0003. Training from scratch needs more epochs and, for transformers, no
-`layer_decay`.
+epochs, which `trainer fit --dry-run --check-data` shows. Of timm's other models, transformers and ConvNeXts
+get a `layer_decay` of 0.75 and a `learning_rate` of 0.0003. Training from scratch needs more epochs and, for
+transformers, no `layer_decay`.
 """
 _UNCHANGED = "as in the reference recipe"
 

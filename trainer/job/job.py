@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -46,8 +46,6 @@ class Job(AzureOptions):
     set it; docs/many-machines.md shows how."""
     output: Parsed[Path | None, str | Path | None] = option(None, "Output")
     """Directory of the run, new or empty. [default: a new one under runs/]"""
-    default_recipe: Literal["reference", "modern"] | None = Field(default=None, exclude=True, repr=False)
-    """The recipe of settings that name none; None: the model's usual one. A job file means reference."""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod
@@ -66,12 +64,7 @@ class Job(AzureOptions):
         """
         given = {*changes, *map(canonical, changes.get("settings") or ())}
         values, ignored_keys = job_file.read(Path(path), node, given)
-        return cls.of(
-            where or str(path),
-            **_changed(values, changes),
-            default_recipe="reference",
-            ignored_keys=ignored_keys,
-        )
+        return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
     def changed(self, where: str = "", **changes: Any) -> Job:
         """Return a copy with changes, which `Job.read` describes.
@@ -160,7 +153,7 @@ class Job(AzureOptions):
         Raises:
             JobError: see `trainer.models.defaults.resolve`; or the augmentation file cannot be read.
         """
-        values = {"recipe": self._usual_recipe(), **self.settings}
+        values = dict(self.settings)
         from_scratch = self.weights_choice == NONE
         if from_scratch:
             # Layers that start from random values are not worth freezing, unless the user asks for it.
@@ -193,12 +186,6 @@ class Job(AzureOptions):
 
     def _chosen(self) -> set[str]:
         return {canonical(name) for name in self.settings}
-
-    def _usual_recipe(self) -> str:
-        """The recipe unless the settings name one. Who names sgd wants the recipe whose rates are for it."""
-        optimizer = str(self.settings.get("optimizer", "")).lower()
-        usual = catalog.find(self.model_name, self.task).card.usual_recipe
-        return self.default_recipe or ("reference" if optimizer == "sgd" else usual)
 
     def _with_primary_metric(self, settings: Settings) -> Settings:
         """The settings under which evaluations compute the primary metric, too."""
@@ -250,8 +237,6 @@ class Job(AzureOptions):
             "sweep": None,
             "search_space": (),
             "calibrate": False,  # only the best trial's model is calibrated, when the sweep packages it
-            # AutoMode's spaces name the recipe; others are made for Azure's defaults.
-            "default_recipe": self.default_recipe or "reference",
             **dict.fromkeys((*SweepOptions.model_fields, "register_model")),
         }
         return self.model_copy(update=changes)

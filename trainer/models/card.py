@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from trainer.tasks import Task
 
@@ -54,7 +54,6 @@ class FamilyCard:
         size_setting: the setting with the size of the images that the network sees, in pixels.
         defaults: settings in which the family differs from the general defaults.
         modern: settings in which the modern recipe differs from these defaults; empty if it is the same.
-        usual_recipe: the recipe of jobs from flags or Python that name none. In job files it is reference.
         sizing: how the modern recipe adapts to the number of training images; None if it does not.
 
         epochs: epochs under AutoMode for up to 100 images; more images get fewer.
@@ -90,7 +89,6 @@ class FamilyCard:
     size_setting: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     modern: Mapping[str, Any] = field(default_factory=dict)
-    usual_recipe: Literal["reference", "modern"] = "reference"
     sizing: Sizing | None = None
 
     epochs: int

@@ -187,7 +187,6 @@ RTDETR = replace(  # the same library and licence, images and augmentation
         "gradient_clip_value": None,
     },
     modern={},
-    usual_recipe="reference",
     sizing=None,
     epochs=60,
     slowness=1.5,
