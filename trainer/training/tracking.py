@@ -44,12 +44,9 @@ log = logging.getLogger("trainer")
 
 NOTE = "mlflow.json"  # in a run's directory; names its run in MLflow
 _DIRECTORY_TAG, _FAILURE_TAG = "run_directory", "failure"
-_ARTIFACTS = (
-    *("job.yaml", "metrics.csv", "metrics_by_class.csv", "result.json", "metrics.json", "trials.csv"),
-    *("report.html", "report"),
-)
-_SENT_LAST = "learning_rate"
-"""The metric that tells whether MLflow has an epoch's metrics of single classes, which are sent before it."""
+_ARTIFACTS = ("job.yaml", "metrics.csv", "metrics_by_class.csv", "result.json", "metrics.json", "trials.csv",
+              "report.html", "report")  # fmt: skip
+_SENT_LAST = "learning_rate"  # metrics of single classes are sent before it: with it, MLflow has them, too
 _LONGEST_PARAMETER, _LONGEST_TAG = 500, 5000  # characters; all servers accept these
 _SECONDS_TO_FINISH = 10.0
 
@@ -201,8 +198,7 @@ class MlflowTracker(Tracker):
 
         now = int(time.time() * 1000)
         with self._lock:
-            for name, value in metrics.items():
-                self._pending.append(Metric(metric_key(name), float(value), now, step))
+            self._pending += [Metric(metric_key(name), float(v), now, step) for name, v in metrics.items()]
             if self._sender is None:  # it lives until everything is sent or the server fails
                 self._sender = threading.Thread(target=self._send_pending, name="tracking", daemon=True)
                 self._sender.start()
