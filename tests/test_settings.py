@@ -168,6 +168,7 @@ def test_older_names_set_the_same_setting(old: str, name: str, value: Any, model
 # name: (model, values to accept, values to refuse)
 RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "number_of_epochs": (RESNET, [1, 1000], [0, -1, 1.5]),
+    "probe_first": (RESNET, [True, 0], ["last"]),
     "recipe": (RESNET, ["reference", "modern"], ["", "newest", 1]),
     "training_batch_size": (RESNET, [1, "auto"], [0, -4, 1.5, "1.5", "all", None]),
     "validation_batch_size": (RESNET, [1], [0]),
@@ -190,7 +191,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "warmup_cosine_lr_warmup_epochs": (RESNET, [0, 3], [-1]),
     "evaluation_frequency": (RESNET, [1, 5], [0]),
     "checkpoint_frequency": (RESNET, [1, 5, None], [0]),
-    "layers_to_freeze": (RESNET, [1, 5, None], [-1]),
+    "layers_to_freeze": (RESNET, [0, 1, 5, None, "backbone", "Backbone"], [-1, "head"]),
     "layer_decay": (VIT, [1e-3, 0.75, 1], [0, -0.1, 1.1]),
     "freeze_batch_norm": (RESNET, [True, 0], ["statistics"]),
     "average_weights": (FASTER, [True, 0], ["ema"]),

@@ -33,9 +33,11 @@ This page is generated from the code by `make docs`.
 
 ## The order of trials
 
-1. Each model with its usual settings, strongest first: the first model of each row of the tables below, then
+1. For classifiers with weights to start from, the strongest model's probe alone: its head is fitted to the
+   features of the images, in less time than an epoch (`probe_first` in settings.md).
+2. Each model with its usual settings, strongest first: the first model of each row of the tables below, then
    the second of each, and so on, up to the number of trials.
-2. Then settings proposed by TPE (`bayesian`) from all results so far.
+3. Then settings proposed by TPE (`bayesian`) from all results so far.
 
 Weak trials are pruned early, by successive halving: after a quarter and after half of its evaluations, a
 trial is compared with all that have reached the same point, and continues if it is in the better half,

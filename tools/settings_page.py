@@ -78,12 +78,13 @@ def _modern_table() -> str:
 def _kind(info: FieldInfo) -> str:
     """The type and range of a field: `float ≥ 0, ≤ 1`."""
     annotation: Any = info.annotation
-    if type(None) in get_args(annotation):
-        (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
     if get_origin(annotation) is Literal:
-        return ", ".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) is Union:
-        return " or ".join(_kind(FieldInfo.from_annotation(kind)) for kind in get_args(annotation))
+        return ", ".join(map(str, kinds))
+    if get_origin(annotation) is Union and len(kinds) > 1:
+        return " or ".join(_kind(FieldInfo.from_annotation(kind)) for kind in kinds)
+    if type(None) in get_args(annotation):
+        (annotation,) = kinds
     kind = getattr(annotation, "__name__", str(annotation))
     bounds = [
         f"{sign} {getattr(bound, attribute)}"

@@ -41,7 +41,9 @@ class Result(BaseModel):
         model: the model's published name.
         primary_metric: name of the metric that selects the best epoch.
         value: of the primary metric at the best epoch.
-        best_epoch: counted from 1, as in metrics.csv.
+        best_epoch: counted from 1, as in metrics.csv; 0 is the probe that training started from.
+        best_epoch_chosen_on: the images by whose primary metric it is the best; empty in results of earlier
+            versions.
         epochs: number of trained epochs.
         timed_out: a time limit ended training, perhaps before its last epoch.
         model_path: the packaged model, relative to the run's directory, with forward slashes.
@@ -63,6 +65,7 @@ class Result(BaseModel):
     primary_metric: str
     value: MetricValue
     best_epoch: int = Field(ge=0)
+    best_epoch_chosen_on: str = ""
     epochs: int = Field(ge=0)
     timed_out: bool = False
     durations: Durations
@@ -76,12 +79,22 @@ class Result(BaseModel):
     calibration: dict[str, MetricValue] = Field(default_factory=dict)
     peak_memory: dict[str, int] = Field(default_factory=dict)
 
+    @property
+    def best_of_epochs(self) -> str:
+        """The best epoch and the number of epochs, in words."""
+        return best_of(self.best_epoch, self.epochs)
+
     @field_validator("model_path")
     @classmethod
     def _stays_in_the_run(cls, path: str) -> str:
         if Path(path).is_absolute() or ".." in PurePosixPath(path).parts:
             raise ValueError("must be relative to the run's directory, and inside it")
         return path
+
+
+def best_of(epoch: int, epochs: int) -> str:
+    """The best epoch, counted from 1 or 0 for the probe, and the number of epochs in words."""
+    return f"{epoch or '0 (the probe)'} of {epochs}"
 
 
 class Run:

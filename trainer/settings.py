@@ -62,8 +62,8 @@ class Settings(ScoringParameters):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    number_of_epochs: int = _schedule(15, gt=0)
-    """Number of passes over the training data."""
+    number_of_epochs: int = _schedule(15, ge=0)
+    """Number of passes over the training data. With probe_first, 0 packages the probe."""
     recipe: Literal["reference", "modern"] = _schedule("reference")
     """Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. The
     modern recipe uses adamw and averaged weights; label smoothing and weighted losses for classifiers,
@@ -128,8 +128,16 @@ class Settings(ScoringParameters):
     checkpoint_run_id: str | None = _model(None, min_length=1)
     """Start from the weights of an earlier run of the same model: its directory or its MLflow run id.
     --weights overrides it."""
-    layers_to_freeze: int | None = _model(None, gt=0)
-    """Number of layer groups to freeze, counted from the input; 0 freezes none."""
+    probe_first: bool = _model(False)
+    """Start from a probe: before the first epoch, the head becomes a logistic regression on the features of
+    the training images, its strength chosen by cross-validation on them. It is evaluated as epoch 0, and
+    packaged if no epoch is better. Needs weights to start from."""
+    layers_to_freeze: Annotated[int, Field(gt=0)] | Literal["backbone"] | None = _model(
+        None, aliases=("freeze",)
+    )
+    """Number of layer groups to freeze, counted from the input; 0 freezes none. backbone freezes all of them,
+    and in a classifier everything but the head, which is then a probe without epochs unless
+    number_of_epochs or probe_first says otherwise."""
     layer_decay: float = _model(1.0, gt=0, le=1)
     """Factor of the learning rate from each layer group to the one before it, so that groups near the input
     learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate."""
@@ -209,14 +217,15 @@ class Settings(ScoringParameters):
     compile: bool = _hardware(False)
     """Compile the network with torch.compile before training."""
 
-    @field_validator("training_batch_size", mode="wrap")
+    @field_validator("training_batch_size", "layers_to_freeze", mode="wrap")
     @classmethod
-    def _count_or_auto(cls, value: Any, validate: Any) -> Any:
+    def _count_or_word(cls, value: Any, validate: Any, info: ValidationInfo) -> Any:
         """Report one problem instead of one for each kind of value."""
         try:
             return validate(value.lower() if isinstance(value, str) else value)
         except ValidationError as error:
-            raise ValueError("must be a whole number greater than 0, or auto") from error
+            word = "auto" if info.field_name == "training_batch_size" else "backbone"
+            raise ValueError(f"must be a whole number greater than 0, or {word}") from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -287,8 +296,11 @@ class Settings(ScoringParameters):
 
 RUN_ID = "checkpoint_run_id"
 """The setting that names the run whose weights to start from."""
-FREEZE_BATCH_NORM = "freeze_batch_norm"
-"""The setting that has no meaning without weights to start from."""
+ABOUT_WEIGHTS = {
+    "freeze_batch_norm": "has no statistics to keep",
+    "probe_first": "has no features to probe",
+}
+"""The settings that have no meaning without weights to start from: what a network from scratch lacks."""
 
 _INHERITED_GROUP = "Scoring"
 

@@ -23,8 +23,9 @@ from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.sweep.attempts import next_attempt
 from trainer.sweep.early_termination.policies import BanditPolicy, SuccessiveHalvingPolicy
-from trainer.sweep.first_trials import FirstTrials, optuna_parameters
+from trainer.sweep.first_trials import FirstTrials, optuna_parameters, replaced_values
 from trainer.sweep.search import Search, prepare_search
+from trainer.sweep.space.search_space import REPLACED
 from trainer.tasks import Task
 
 USUAL = DataStatistics(400, 4, 1920, 1080, most_objects=20, object_side=0.3, small_object_side=0.2)
@@ -69,8 +70,9 @@ def tried(of: Plan) -> set[str]:
 def settings_of(of: Plan, made: Search, number: int) -> dict[str, Any]:
     """All settings of one of the first trials, as it would be trained."""
     parameters = optuna_parameters(made.space, of.first_trials.settings[number])
-    proposal = made.space.suggest(optuna.trial.FixedTrial(parameters))
-    job = of.job.for_trial(proposal)
+    trial = optuna.trial.FixedTrial(parameters)
+    trial.set_user_attr(REPLACED, replaced_values(made.space, of.first_trials.settings[number]))
+    job = of.job.for_trial(made.space.suggest(trial))
     return {"model_name": job.model_name, **job.resolve_settings().model_dump()}
 
 
@@ -432,3 +434,21 @@ def test_a_whole_sweep_without_a_search_space(tmp_path: Path) -> None:
     log = run.log.read_text("utf-8")
     assert "16 training images of" in log
     assert "by the modern recipe: 2 epochs" in log
+
+
+def test_first_trial_of_classifiers_with_weights_is_a_probe_alone() -> None:
+    chosen = plan(automatic("image-classification"))
+    made = prepare_search(chosen.job)
+    probe, usual = (settings_of(chosen, made, number) for number in (0, 1))
+    assert (probe["probe_first"], probe["number_of_epochs"]) == (True, 0)
+    assert usual["number_of_epochs"] > 0
+    changed = {name for name in probe if probe[name] != usual[name]}
+    assert changed == {"number_of_epochs"}
+    study = study_of(made)
+    chosen.first_trials.enqueue_missing(study, made.space, max_trials=2)
+    proposed = [made.space.suggest(study.ask())["number_of_epochs"] for _ in range(2)]
+    assert proposed == [0, usual["number_of_epochs"]]
+    settings = {"settings": {"number_of_epochs": 5}}, {"settings": {"probe_first": False}}
+    for other in (*settings, {"weights": "none"}):
+        of_other = plan(automatic("image-classification", **other))
+        assert all(first.get("number_of_epochs") != 0 for first in of_other.first_trials.settings)

@@ -12,10 +12,11 @@ import torch
 
 import trainer
 from trainer.data.samples import make
+from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import resolve, takes
+from trainer.models.defaults import resolve, takes, values_for_images
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -171,3 +172,46 @@ def test_a_modern_training_runs_and_packages_its_averaged_weights(
     averaged = {name: trained[f"average.network.{name}"] for name in packaged}
     assert all(torch.equal(packaged[name], averaged[name]) for name in packaged)
     assert any(not torch.equal(packaged[name], trained[f"network.{name}"]) for name in packaged)
+
+
+def test_probe_may_be_all_there_is() -> None:
+    alone = resolve(CLASSIFICATION, "resnet18", {"probe_first": True, "number_of_epochs": 0})
+    assert (alone.number_of_epochs, alone.layers_to_freeze) == (0, None)
+    with pytest.raises(JobError, match="number_of_epochs: input should be greater than 0, got 0; with probe"):
+        resolve(CLASSIFICATION, "resnet18", {"number_of_epochs": 0})
+    with pytest.raises(JobError, match=r"number_of_epochs: input should be greater than 0, got 0$"):
+        resolve(DETECTION, "yolov5", {"number_of_epochs": 0})
+    with pytest.raises(JobError, match="probe_first: applies only to classifiers"):
+        resolve(DETECTION, "yolov5", {"probe_first": True})
+
+
+@pytest.mark.parametrize(
+    ("values", "probes", "epochs"),
+    [
+        ({}, True, 0),
+        ({"number_of_epochs": 4}, True, 4),
+        ({"probe_first": False}, False, 15),
+        ({"recipe": "modern"}, True, 0),
+    ],
+)
+def test_head_alone_is_a_probe_unless_the_user_says_otherwise(
+    values: dict[str, Any], probes: bool, epochs: int
+) -> None:
+    resolved = resolve(CLASSIFICATION, "resnet18", {"freeze": "backbone", **values})
+    assert (resolved.layers_to_freeze, resolved.probe_first) == ("backbone", probes)
+    assert resolved.number_of_epochs == epochs
+    assert (
+        values_for_images(CLASSIFICATION, "resnet18", resolved, values, 100).get("number_of_epochs", epochs)
+        == epochs
+    )
+
+
+def test_modern_recipe_probes_if_there_are_weights() -> None:
+    assert resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"}).probe_first
+    assert not resolve(CLASSIFICATION, "resnet18", {}).probe_first
+    scratch = resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"}, from_scratch=True)
+    assert not scratch.probe_first
+    with pytest.raises(JobError, match="probe_first: needs weights to start from"):
+        resolve(CLASSIFICATION, "resnet18", {"probe_first": True}, from_scratch=True)
+    head = resolve(CLASSIFICATION, "resnet18", {"freeze": "backbone"}, from_scratch=True)
+    assert (head.probe_first, head.number_of_epochs) == (False, 15)

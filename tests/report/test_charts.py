@@ -193,6 +193,7 @@ def test_logarithmic_axes() -> None:
 
 def test_epoch_axis_has_whole_numbers() -> None:
     assert [Scale.of_epochs(last).ticks() for last in (1, 3, 12)] == [[1, 2], [1, 2, 3], [3, 6, 9, 12]]
+    assert [Scale.of_epochs(last, first=0).ticks() for last in (0, 2)] == [[0, 1], [0, 1, 2]]
 
 
 def test_numbers_are_formatted_for_readers() -> None:

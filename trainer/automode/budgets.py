@@ -94,14 +94,17 @@ class BudgetPlanner:
         values = own_settings(self.job, entry)
         if has_recipes(entry):
             values = {"recipe": recipe, **values}
-        resolved = resolve(self.job.task, entry.name, values, augments_itself=self.job.augments_itself)
+        is_from_scratch = self.job.weights_choice == NONE
+        resolved = resolve(
+            self.job.task, entry.name, values,
+            augments_itself=self.job.augments_itself, from_scratch=is_from_scratch,
+        )  # fmt: skip
         on_gpu = self.hardware.gpus > 0
         size = choose_size(entry, self.data, resolved, self.fixed, on_gpu=on_gpu, reduction=reduction)
         step = self._step(entry)
         batch = self._batch(entry, size, step)
         if "training_batch_size" in self.fixed and isinstance(resolved.training_batch_size, int):
             batch = resolved.training_batch_size
-        is_from_scratch = self.job.weights_choice == NONE
         epochs = usual_epochs(entry.card, self.data.images, FROM_SCRATCH_FACTOR if is_from_scratch else 1)
         if "number_of_epochs" in self.fixed:
             epochs = resolved.number_of_epochs

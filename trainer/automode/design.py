@@ -36,11 +36,13 @@ class Part:
     Attributes:
         first_trials: for each model the usual values of all that is searched.
         evaluations: of each trial.
+        probes: its trials start from a probe, which could be a trial of its own.
     """
 
     sub_space: SubSpace
     first_trials: tuple[dict[str, Any], ...]
     evaluations: int
+    probes: bool
 
 
 def design(
@@ -91,6 +93,7 @@ class _Designer:
             sub_space,
             tuple(_usual_values(sub_space.distributions, budget) for budget in budgets),
             math.ceil(epochs / frequency),
+            first.resolved.probe_first and "number_of_epochs" not in fixed,
         )
 
     def in_words(self, budgets: Sequence[Budget]) -> str:

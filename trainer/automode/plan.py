@@ -65,6 +65,10 @@ def plan(job: Job, data: DataStatistics, hardware: Hardware, concurrent: int = 1
     ]
     if job.sweep is not None and job.sweep.sampling_algorithm.type == "grid":
         first_trials = []  # the grid has its own order
+    probing = [trial for trial in first_trials if parts[trial[SUB_SPACE]].probes]
+    if probing:
+        first_trials.insert(0, {**probing[0], "number_of_epochs": 0})
+        design_reasons.append("the first trial is a probe alone, which takes less than an epoch")
     reasons = [data.in_words(job.task), hardware.in_words(), *group_reasons, *design_reasons]
     return Plan(
         job.model_copy(update=changes), FirstTrials(tuple(first_trials), tuple(dict.fromkeys(reasons)))

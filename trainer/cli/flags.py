@@ -120,12 +120,13 @@ def help_of(info: FieldInfo, note: str = "", default: str | None = None) -> str:
 
 def _kind(annotation: Any) -> Any:
     """The type that a flag's text is read as; the model itself reads what is no number, switch or path."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if len(kinds) > 1 and any(get_origin(kind) is Literal for kind in kinds):
+        return int | str  # a number, or a word in its place
     if type(None) in get_args(annotation):
-        (annotation,) = (kind for kind in get_args(annotation) if kind is not type(None))
+        (annotation,) = kinds
     if get_origin(annotation) in (tuple, dict):
         return list[str]
     if get_origin(annotation) is Literal:
         return type(get_args(annotation)[0])
-    if any(get_origin(kind) is Literal for kind in get_args(annotation)):
-        return int | str  # a number, or a word in its place
     return annotation if annotation in (int, float, bool, str, Path) else str

@@ -139,7 +139,7 @@ def _show(run: Run) -> None:
     result = run.read_result()
     typed = shlex.quote(str(run.directory))
     print(
-        f"\nrun         {run.directory}\nbest epoch  {result.best_epoch} of {result.epochs}"
+        f"\nrun         {run.directory}\nbest epoch  {result.best_of_epochs}"
         f"\n{result.primary_metric:10}  {result.value:.4f}\nmodel       {run.model}"
         f"\n\nnext:  trainer serve {typed}\n       trainer predict {typed} IMAGE..."
     )

@@ -24,7 +24,7 @@ from trainer.models import catalog
 from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
-from trainer.settings import FREEZE_BATCH_NORM, RUN_ID, Settings, canonical
+from trainer.settings import RUN_ID, Settings, canonical
 
 
 class Job(AzureOptions):
@@ -155,18 +155,10 @@ class Job(AzureOptions):
         """
         values = dict(self.settings)
         from_scratch = self.weights_choice == NONE
-        if from_scratch:
-            # Layers that start from random values are not worth freezing, unless the user asks for it.
-            values.setdefault("layers_to_freeze", None)
-            if takes(catalog.find(self.model_name, self.task), FREEZE_BATCH_NORM):
-                values.setdefault(FREEZE_BATCH_NORM, False)
-        settings = resolve(self.task, self.model_name, values, where, augments_itself=self.augments_itself)
-        if from_scratch and settings.freeze_batch_norm:
-            rule = "needs weights to start from: a network from scratch has no statistics to keep"
-            hint = "remove it, or start from weights (--weights)"
-            raise JobError(
-                "the settings cannot be used:", [Problem(where, FREEZE_BATCH_NORM, rule, "true", hint)]
-            )
+        settings = resolve(
+            self.task, self.model_name, values, where,
+            augments_itself=self.augments_itself, from_scratch=from_scratch,
+        )  # fmt: skip
         return self._with_primary_metric(settings)
 
     def for_images(self, images: int) -> Job:

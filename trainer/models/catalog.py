@@ -48,6 +48,7 @@ CLASSIFIERS = FamilyCard(
     settings=(
         "freeze_batch_norm",
         "focal_gamma",
+        "probe_first",
         "label_smoothing",
         "validation_resize_size",
         "validation_crop_size",
@@ -71,6 +72,7 @@ CLASSIFIERS = FamilyCard(
         "interpolation": "published",
         # Without effect on balanced data.
         "weighted_loss": 1,
+        "probe_first": True,
     },
     sizing=Sizing(steps_per_epoch=6, min_batch=8, min_steps=100, max_epochs=30),
     epochs=40,

@@ -214,6 +214,11 @@ class Classifiers(Family):
         generator = np.random.default_rng(int(torch.randint(2**62, ())))
         return mixed(images, targets, generator, mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
 
+    def linear_head(self, network: nn.Module) -> nn.Linear | None:
+        classifier: Callable[[], nn.Module] | None = getattr(network, "get_classifier", None)
+        head = None if classifier is None else classifier()
+        return head if isinstance(head, nn.Linear) and head.bias is not None else None
+
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """List ResNets' conv1+bn1, layer1–4; MobileNet's stem, blocks, head; ViTs' patch_embed, blocks.
 

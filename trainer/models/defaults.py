@@ -13,7 +13,7 @@ from trainer.errors import JobError, Problem, did_you_mean, problem_of
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.scoring import MASK_PARAMETERS
-from trainer.settings import NAMES, AdvancedSettings, Settings, means_default, shown
+from trainer.settings import ABOUT_WEIGHTS, NAMES, AdvancedSettings, Settings, means_default, shown
 from trainer.tasks import Task
 
 BY_IMAGES = ("number_of_epochs", "training_batch_size")
@@ -58,7 +58,9 @@ def left_to_images(entry: ModelEntry, settings: Settings, chosen: Collection[str
     is_searched = settings.training_batch_size == "auto"
     if entry.card.sizing is None or settings.recipe != "modern" or is_searched:
         return ()
-    return tuple(name for name in BY_IMAGES if name not in chosen)
+    # The defaults are for epochs of fine-tuning; a head that is a probe alone has none.
+    left = BY_IMAGES if settings.number_of_epochs else ()
+    return tuple(name for name in left if name not in chosen)
 
 
 def values_for_images(
@@ -145,6 +147,7 @@ def resolve(
     where: str = "",
     *,
     augments_itself: bool = True,
+    from_scratch: bool = False,
 ) -> Settings:
     """Complete a user's settings with the model's defaults.
 
@@ -152,6 +155,7 @@ def resolve(
         values: the user's values alone, under any of the settings' names.
         where: the file that they come from, for error messages.
         augments_itself: whether the recipe's augmentation is used; an augmentation file may replace it.
+        from_scratch: there are no weights to start from.
 
     Raises:
         JobError: unknown names, settings that do not apply to the model, values out of range; all at once.
@@ -178,8 +182,9 @@ def resolve(
         else:
             chosen[name], origins[name] = value, given
     is_modern = str(chosen.get("recipe", "")).lower() == "modern"
-    defaults = default_settings(task, model, "modern" if is_modern else "reference")
-    merged = defaults | ({} if augments_itself else _AUGMENTATION_OFF) | chosen
+    merged = default_settings(task, model, "modern" if is_modern else "reference")
+    merged |= _defaults_of_the_start(entry, chosen, from_scratch=from_scratch)
+    merged |= ({} if augments_itself else _AUGMENTATION_OFF) | chosen
     crop = str(chosen.get("validation_crop_size", ""))
     if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
         merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
@@ -189,11 +194,20 @@ def resolve(
     for name, other in (clips, clips[::-1]):
         if chosen.get(name) is not None:
             merged[other] = chosen.get(other)  # the user's way of clipping replaces the model's
+    if str(merged["number_of_epochs"]) in ("0", "0.0") and not _is_on(merged["probe_first"]):
+        hint = "with probe_first, 0 packages the probe" if takes(entry, "probe_first") else ""
+        epochs = repr(merged["number_of_epochs"])
+        problems.append(Problem(where, "number_of_epochs", "input should be greater than 0", epochs, hint))
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
         problems += [_problem(item, where) for item in error.errors()]
     else:
+        for name, lack in ABOUT_WEIGHTS.items() if from_scratch else ():
+            if getattr(settings, name):
+                rule = f"needs weights to start from: a network from scratch {lack}"
+                hint = "remove it, or start from weights (--weights)"
+                problems.append(Problem(where, name, rule, "true", hint))
         if entry.equal_crops and settings.training_crop_size != settings.validation_crop_size:
             rule = f"must equal validation_crop_size ({settings.validation_crop_size}) for {model}"
             problems.append(Problem(where, "training_crop_size", rule, str(settings.training_crop_size)))
@@ -203,6 +217,27 @@ def resolve(
     if problems:
         raise JobError("the settings cannot be used:", problems)
     return settings
+
+
+def _defaults_of_the_start(
+    entry: ModelEntry, chosen: Mapping[str, Any], *, from_scratch: bool
+) -> dict[str, Any]:
+    """Defaults that depend on whether there are weights to start from, or whether only the head learns."""
+    if from_scratch:
+        # Layers that start from random values are not worth freezing, unless the user asks for it.
+        return {"layers_to_freeze": None, **dict.fromkeys(ABOUT_WEIGHTS, False)}
+    freezes = str(chosen.get("layers_to_freeze", "")).lower() == "backbone"
+    if not freezes or not takes(entry, "probe_first"):
+        return {}
+    if not _is_on(chosen.get("probe_first", True)):
+        return {}
+    # Without augmentation, no step from the probe could lower the loss that it minimises.
+    return {"probe_first": True, "number_of_epochs": 0}
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a switch, not validated yet, is on."""
+    return str(value).lower() not in ("false", "0", "no", "off")
 
 
 def _replaced(settings: Settings, where: str) -> tuple[Settings, list[Problem]]:

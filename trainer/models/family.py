@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -232,6 +233,13 @@ class Family(ABC):
     def freeze_groups(self, network: nn.Module) -> list[list[nn.Module]]:
         """The groups of layers that `layers_to_freeze` counts, from the input on."""
 
+    def linear_head(self, network: nn.Module) -> nn.Linear | None:
+        """The layer that turns pooled features into a classifier's logits; None if there is no such layer.
+
+        Whether the logits are indeed its outputs is for the caller to check.
+        """
+        return None
+
     def predict(
         self, network: nn.Module, images: Sequence[Image], parameters: ScoringParameters | None = None
     ) -> list[Prediction]:
@@ -311,9 +319,11 @@ class TrainingDataset(ABC):
 
     Attributes:
         family: the family that the items are for.
+        shared: what the losses need to know of the run, alike for all batches.
     """
 
     family: Family
+    shared: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def item(self, draw: Draw) -> Any:

@@ -130,7 +130,7 @@ def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
         ("primary metric", *(result.primary_metric for result in results)),
         ("value at the best epoch", *(_mark_if(v, v == best and len(set(values)) > 1) for v in values)),
         ("95 % interval", *(_interval_shown(run.analysis) for run in compared)),
-        ("best epoch", *(f"{result.best_epoch} of {result.epochs}" for result in results)),
+        ("best epoch", *(result.best_of_epochs for result in results)),
         ("total time", *(format_duration(result.durations.total) for result in results)),
         ("training time", *(format_duration(result.durations.train) for result in results)),
         ("peak memory", *(peak_memory(result) or UNDEFINED for result in results)),
@@ -212,7 +212,9 @@ def _history(compared: Sequence[_ComparedRun]) -> list[object]:
             if any(column in row for row in run.rows)
         ]
         if series:
-            epochs = Scale.of_epochs(max(max(line.x) for line in series))
+            epochs = Scale.of_epochs(
+                max(max(line.x) for line in series), min(1.0, *(min(line.x) for line in series))
+            )
             y_scale = Scale(0.0, 1.0) if column in metrics and not is_minimised(column) else None
             name = f"compared-{column.replace('_', '-')}"
             blocks.append(line_chart(name, column, series, x_label="epoch", x_scale=epochs, y_scale=y_scale))

@@ -13,7 +13,7 @@ from trainer import strict_yaml
 from trainer.files import write_atomically
 from trainer.sweep import attempts
 from trainer.sweep.space.distributions import Choice
-from trainer.sweep.space.search_space import SUB_SPACE, SearchSpace
+from trainer.sweep.space.search_space import REPLACED, SUB_SPACE, SearchSpace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -30,8 +30,8 @@ class FirstTrials:
     """Trials chosen by AutoMode, which run before those of the sampler.
 
     Attributes:
-        settings: for each trial, the index of its sub-space as "sub_space" and a value for each parameter
-            that is searched in that sub-space.
+        settings: for each trial, the index of its sub-space as "sub_space", a value for each parameter that
+            is searched in that sub-space, and values that replace those that are fixed there.
         reasons: what the choice is based on, a sentence each.
     """
 
@@ -64,7 +64,15 @@ class FirstTrials:
         missing = [index for index in range(len(self.settings)) if index not in queued]
         free = max(0, max_trials - sum(map(attempts.is_first_attempt, trials)))
         for index in missing[:free]:
-            study.enqueue_trial(optuna_parameters(space, self.settings[index]), user_attrs={_INDEX: index})
+            settings = self.settings[index]
+            attributes = {_INDEX: index, REPLACED: replaced_values(space, settings)}
+            study.enqueue_trial(optuna_parameters(space, settings), user_attrs=attributes)
+
+
+def replaced_values(space: SearchSpace, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a first trial that replace fixed values of its sub-space."""
+    searched = space.sub_spaces[settings[SUB_SPACE]].distributions
+    return {name: value for name, value in settings.items() if name != SUB_SPACE and name not in searched}
 
 
 def optuna_parameters(space: SearchSpace, settings: Mapping[str, Any]) -> dict[str, Any]:

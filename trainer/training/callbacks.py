@@ -45,8 +45,16 @@ class StopAt(Callback):
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
 
+    def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
+        if module.metrics:
+            self._stop_if_late(trainer, module)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        is_late = time.monotonic() >= self.deadline and module.evaluated_epoch == trainer.current_epoch
+        if module.evaluated_epoch == trainer.current_epoch:
+            self._stop_if_late(trainer, module)
+
+    def _stop_if_late(self, trainer: Trainer, module: Any) -> None:
+        is_late = time.monotonic() >= self.deadline
         if trainer.strategy.broadcast(is_late, src=0):
             trainer.should_stop = module.timed_out = True
             log.info("stopping: the time limit is reached")
@@ -87,13 +95,17 @@ class ShowProgress(Callback):
         self._start(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", trainer.num_training_batches)
 
     def on_validation_start(self, trainer: Trainer, module: Any) -> None:
-        self._start("evaluating", sum(trainer.num_val_batches))
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._start("evaluating", sum(batches))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._advance()
 
     def on_validation_batch_end(self, *_: Any) -> None:
         self._advance()
+
+    def on_sanity_check_end(self, *_: Any) -> None:
+        self.bar.stop()
 
     def on_train_epoch_end(self, *_: Any) -> None:
         self.bar.stop()
@@ -134,7 +146,7 @@ class LogProgress(Callback):
 
 
 class RecordMetrics(Callback):
-    """Records each epoch's metrics in metrics.csv, metrics_by_class.csv and the log.
+    """Records each epoch's metrics in metrics.csv, metrics_by_class.csv and the log; the probe is epoch 0.
 
     The files are the only record of earlier epochs: a resumed run reads them, and keeps the epochs up to its
     checkpoint.
@@ -150,8 +162,15 @@ class RecordMetrics(Callback):
         self.by_class: dict[int, dict[str, dict[str, float]]] = {}
         self.start = 0.0
 
+    def on_sanity_check_start(self, trainer: Trainer, module: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
+        if module.metrics:
+            self._record(trainer, module, 0, 0.0, module.metrics)
+
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        if trainer.is_global_zero and trainer.current_epoch:
+        if trainer.is_global_zero and not self.rows:
             self.rows = _read_rows(self.path, trainer.current_epoch)
             for row in _read_rows(self.class_path, trainer.current_epoch):
                 values = {
@@ -163,24 +182,27 @@ class RecordMetrics(Callback):
         self.start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        assert isinstance(module, TrainingModule)
+        is_evaluated = module.evaluated_epoch == trainer.current_epoch
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        self._record(trainer, module, trainer.current_epoch + 1, rate, module.metrics if is_evaluated else {})
+
+    def _record(
+        self, trainer: Trainer, module: TrainingModule, epoch: int, rate: float, metrics: Mapping[str, float]
+    ) -> None:
         losses = module.losses_of_all()
         if not trainer.is_global_zero:
             return
-        is_evaluated = module.evaluated_epoch == trainer.current_epoch
-        metrics = module.metrics if is_evaluated else {}
         seconds = time.perf_counter() - self.start
-        epoch = trainer.current_epoch + 1
         row = {
             "epoch": epoch,
             "seconds": round(seconds, 3),
-            "learning_rate": max(group["lr"] for group in trainer.optimizers[0].param_groups),
+            "learning_rate": rate,
             **{f"train_{name}": value for name, value in losses.items()},
             **metrics,
         }
         self.rows.append(row)
         _write_rows(self.path, self.rows)
-        if is_evaluated and module.metrics_by_class:
+        if metrics and module.metrics_by_class:
             self.by_class[epoch] = module.metrics_by_class
             class_rows = [
                 {"epoch": number, "class": name, **values}
@@ -188,9 +210,10 @@ class RecordMetrics(Callback):
                 for name, values in by_class.items()
             ]
             _write_rows(self.class_path, class_rows)
-        text = f"epoch {epoch}/{trainer.max_epochs}  loss {losses['loss']:.4f}"
+        text = f"epoch {epoch}/{trainer.max_epochs}" if epoch else "probe, as epoch 0"
+        text += f"  loss {losses['loss']:.4f}"
         primary = self.best.primary_metric
-        if is_evaluated:
+        if metrics:
             value = metrics.get(primary, math.nan)
             text += f"  {primary} {value:.4f} (best {self.best.value:.4f}, epoch {self.best.epoch})"
         log.info("%s  %.1f s", text, seconds)
@@ -238,6 +261,9 @@ class TrackMetrics(Callback):
     def __init__(self, record: RecordMetrics, tracker: Tracker, loggers: Loggers) -> None:
         self.record, self.tracker, self.loggers = record, tracker, loggers
         self.tracked = 0
+
+    def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
+        self._track()
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         self._track()  # epochs from before the run was resumed; the tracker skips those that the server has

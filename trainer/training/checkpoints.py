@@ -34,8 +34,8 @@ class KeepBest(Callback):
     """Keeps the metrics of the best epoch so far by the primary metric.
 
     Attributes:
-        epoch: the best epoch, counted from 1; 0 before the first evaluation.
-        metrics: all metrics of the best epoch.
+        epoch: the best epoch, counted from 1; 0 is an evaluation before training.
+        metrics: all metrics of the best epoch; empty before the first evaluation.
     """
 
     def __init__(self, primary_metric: str, *, starts_anew: bool = False) -> None:
@@ -69,18 +69,26 @@ class KeepBest(Callback):
             state = trainer.strategy.broadcast(self.state_dict(), src=0)
             self.epoch, self.metrics = state["epoch"], state["metrics"]
 
+    def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
+        self._compare(0, module.metrics)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
         if module.evaluated_epoch == trainer.current_epoch:
-            value = module.metrics.get(self.primary_metric, math.nan)
-            is_better = value < self.value if is_minimised(self.primary_metric) else value > self.value
-            # While the best value is undefined, the latest evaluation counts as the best.
-            if not self.epoch or is_better or math.isnan(self.value):
-                self.epoch, self.metrics = trainer.current_epoch + 1, dict(module.metrics)
+            self._compare(trainer.current_epoch + 1, module.metrics)
+
+    def _compare(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        value = metrics.get(self.primary_metric, math.nan)
+        is_better = value < self.value if is_minimised(self.primary_metric) else value > self.value
+        # While the best value is undefined, the latest evaluation counts as the best.
+        if not self.metrics or is_better or math.isnan(self.value):
+            self.epoch, self.metrics = epoch, dict(metrics)
 
 
 class SaveCheckpoints(Callback):
     """Saves last.ckpt after every epoch, best.ckpt at a new best, and epoch-N.ckpt as often as configured.
+
+    A probe is saved as an epoch is.
 
     It must follow the callbacks whose state a checkpoint includes. A checkpoint is written once, under a
     temporary name, and then given its names, so that a run killed at any moment can resume. The last but one
@@ -103,16 +111,24 @@ class SaveCheckpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[DATA_KEY] = self.data
+        if trainer.sanity_checking:
+            checkpoint["epoch"] = -1  # no epoch is finished; Lightning itself does not read it
         if trainer.is_global_zero:
             for name, state in checkpoint.get("callbacks", {}).items():
                 _check_readable(state, f"the state of the callback {name}")
             others = {key: value for key, value in checkpoint.items() if key not in _TENSORS}
             _check_readable(others, f"what a callback adds to checkpoints, one of {', '.join(others)},")
 
+    def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
+        if module.metrics:
+            self._save(trainer, 0)
+
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        epoch = trainer.current_epoch + 1
+        self._save(trainer, trainer.current_epoch + 1)
+
+    def _save(self, trainer: Trainer, epoch: int) -> None:
         others = [self.run.best_checkpoint] if self.best.epoch == epoch else []
-        if self.every and epoch % self.every == 0:
+        if self.every and epoch and epoch % self.every == 0:
             others.append(self.run.checkpoints / f"epoch-{epoch}.ckpt")
         try:
             self._write(trainer, others)

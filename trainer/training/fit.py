@@ -19,7 +19,7 @@ from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
 from trainer.models.catalog import find
 from trainer.models.defaults import has_recipes
-from trainer.runs import Durations, Result, Run
+from trainer.runs import Durations, Result, Run, best_of
 from trainer.settings import Settings
 from trainer.training import tracking
 from trainer.training.checkpoints import KeepBest
@@ -135,8 +135,8 @@ def _lead(plan: Plan) -> Run:
         run.write_result(result)
         best = trained.best
         log.info(
-            "best epoch: %d of %d, %s %.4f; took %.0f s",
-            best.epoch, trained.epochs, job.metric, best.value, durations.total,
+            "best epoch: %s, %s %.4f on the validation images; took %.0f s",
+            best_of(best.epoch, trained.epochs), job.metric, best.value, durations.total,
         )  # fmt: skip
         if best.is_undefined:
             log.warning(
@@ -189,6 +189,7 @@ def _result(
         primary_metric=plan.job.metric,
         value=trained.best.value,
         best_epoch=trained.best.epoch,
+        best_epoch_chosen_on=f"{len(data.validation)} validation images",
         epochs=trained.epochs,
         timed_out=trained.timed_out,
         durations=durations,
@@ -258,8 +259,7 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     )  # fmt: skip
     if devices.ranks > 1:
         log.info("training on %s", devices)
-    if prepared.first_epoch:
-        assert prepared.checkpoint is not None, "it is resumed"
+    if prepared.checkpoint is not None:
         log.info("resuming from %s after epoch %d", prepared.checkpoint.file, prepared.first_epoch)
     else:
         log.info("weights: %s", prepared.weights or "none, training from scratch")

@@ -132,6 +132,7 @@ class Batches(LightningDataModule):
 
     Attributes:
         training: the training examples, tiles included.
+        training_in_full: the training images as they are scored, decoded in full.
         scored: the images of each evaluation: the validation images and, if the settings say so, the training
             images.
         batch_size: training images in a batch, on each device.
@@ -169,6 +170,7 @@ class Batches(LightningDataModule):
         self.family = family
         self.training = TiledExamples(training, settings) if settings.tile_grid_size else training
         examples = AugmentedExamples(self.training, augment) if augment is not None else self.training
+        self.training_in_full = training_in_full or training
         self.training_items = SeededItems(family.training_dataset(examples, settings, seed), seed)
         self.weights = (
             image_weights(self.training.targets, len(family.spec.classes))
@@ -178,7 +180,7 @@ class Batches(LightningDataModule):
         losses = family.spec.task.has_boxes and settings.log_validation_loss == "Enable"
         self.scored = [ValidationDataset(validation, family, with_losses=losses)]
         if family.spec.task.has_boxes and settings.log_training_metrics == "Enable":
-            self.scored.append(ValidationDataset(training_in_full or training, family))
+            self.scored.append(ValidationDataset(self.training_in_full, family))
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size}
@@ -199,13 +201,16 @@ class Batches(LightningDataModule):
         return self._loader(self.training_items, sampler, size, drop_last=drops)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        rank, ranks = self._ranks()
+        return [self._scoring_loader(items) for items in self.scored]
+
+    def unaugmented_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the training images, preprocessed as those of an evaluation."""
+        return self._scoring_loader(ValidationDataset(self.training_in_full, self.family))
+
+    def _scoring_loader(self, items: ValidationDataset) -> DataLoader[Any]:
+        share = validation_share(items.images, *self._ranks())
         size = max(1, self.settings.validation_batch_size // self.micro_batches)
-        shares = [validation_share(items.images, rank, ranks) for items in self.scored]
-        return [
-            self._loader(items, items.items_of(share), size)
-            for items, share in zip(self.scored, shares, strict=True)
-        ]
+        return self._loader(items, items.items_of(share), size)
 
     def _loader(
         self, items: SeededItems | ValidationDataset, sampler: Any, size: int, *, drop_last: bool = False

@@ -54,7 +54,7 @@ class Loggers:
         self._is_rank_zero = is_rank_zero
         self.by_name: dict[str, Logger] = {}
         for name in job.loggers:
-            note = self._note.setdefault(name, {"epoch": 0})
+            note = self._note.setdefault(name, {"epoch": -1})
             if name == "wandb":
                 note.setdefault("id", uuid4().hex)
             self.by_name[name] = _make(name, job, run, note)
@@ -89,7 +89,7 @@ class Loggers:
         for name, logger in self.by_name.items():
             try:
                 _open(name, logger)
-                if not self._note[name]["epoch"]:
+                if self._note[name]["epoch"] < 1:
                     logger.log_hyperparams(job.to_dict()["training_parameters"])
             except Exception as error:
                 hint = "; run `wandb login`, or set WANDB_MODE=offline" if name == "wandb" else ""

@@ -44,9 +44,9 @@ class TrainingModule(LightningModule):
     """Trains a network and evaluates it, or the moving average of its weights if the settings say so.
 
     Attributes:
-        metrics: the last evaluation's metrics by name, the same on every rank.
+        metrics: the last evaluation's metrics by name, the same on every rank; empty before the first.
         metrics_by_class: its metrics of each class of the validation images: class name → metric → value.
-        evaluated_epoch: the epoch of that evaluation, counted from 0; −1 before the first.
+        evaluated_epoch: the epoch of that evaluation, counted from 0; −1 for one before training.
         micro_batches: the number into which each batch is split; above 1 once memory ran out. Their gradients
             add up to those of the whole batch.
         timed_out: a time limit ended the run.
@@ -76,7 +76,7 @@ class TrainingModule(LightningModule):
         self.network = network
         self.settings = settings
         self.average = WeightAverage(network, tau=family.average_tau) if settings.average_weights else None
-        self.frozen = self._freeze(settings.layers_to_freeze)
+        self.frozen = self._freeze()
         if settings.freeze_batch_norm:
             self.frozen += _batch_norms(network)
         if settings.compile:
@@ -98,11 +98,34 @@ class TrainingModule(LightningModule):
         """The network that is evaluated and packaged."""
         return self.network if self.average is None else self.average.network
 
-    def _freeze(self, groups: int | None) -> list[nn.Module]:
-        frozen = list(chain.from_iterable(self.family.freeze_groups(self.network)[: groups or 0]))
+    def _freeze(self) -> list[nn.Module]:
+        """Stop the training of the layers that the settings name; return them."""
+        groups, network = self.settings.layers_to_freeze, self.network
+        head = self.family.linear_head(network)
+        if groups == "backbone" and head is not None:
+            network.requires_grad_(False)
+            head.requires_grad_(True)
+            return list(network.children())
+        layers = self.family.freeze_groups(network)
+        frozen = list(chain.from_iterable(layers if groups == "backbone" else layers[: groups or 0]))
         for layer in frozen:
             layer.requires_grad_(False)
         return frozen
+
+    def start_head(self, weight: Tensor, bias: Tensor, loss: float) -> None:
+        """Replace a classifier's linear head before the first epoch, in the moving average, too.
+
+        Args:
+            weight, bias: float32 [C, D] and [C].
+            loss: of the training images under this head, for the metrics of an evaluation before training.
+        """
+        for network in {self.network, self.scored}:
+            head = self.family.linear_head(network)
+            assert head is not None, "the network has a linear head"
+            with torch.no_grad():
+                head.weight.copy_(weight)
+                head.bias.copy_(bias)
+        self._sums, self._batches = {"loss": torch.tensor(loss)}, 1
 
     def configure_optimizers(self) -> Any:
         layers = self.family.freeze_groups(self.network)
@@ -314,7 +337,8 @@ class TrainingModule(LightningModule):
         self.metrics = {**validation, "log_loss_train": self.losses_of_all()["loss"]}
         for metrics in training:
             self.metrics |= {f"train_{name}": value for name, value in metrics.items()}
-        self.evaluated_epoch = self.current_epoch
+        if not self.trainer.sanity_checking:
+            self.evaluated_epoch = self.current_epoch
         self.evaluation_seconds += time.perf_counter() - self._evaluation_start
 
 

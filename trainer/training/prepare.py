@@ -24,6 +24,7 @@ from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.devices import Devices
 from trainer.training.job_data import load_data
+from trainer.training.probe import nothing_to_train
 from trainer.training.resume import Checkpoint, check_same_network, read_checkpoint
 
 _SHARED_SEED = 0
@@ -76,6 +77,11 @@ class Prepared:
     augment: pipeline.Augment | None
 
     @property
+    def probes(self) -> bool:
+        """Whether the head starts as a probe, if it is linear."""
+        return self.checkpoint is None and self.plan.settings.probe_first
+
+    @property
     def first_epoch(self) -> int:
         """Counted from 0; above 0 when the run is resumed."""
         return 0 if self.checkpoint is None else self.checkpoint.epoch + 1
@@ -89,7 +95,8 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
 
     Raises:
         DataError, WeightsError: see `trainer.training.fit.fit`.
-        JobError: the augmentation file cannot be used.
+        JobError: the augmentation file cannot be used, or the probe alone is asked for, of a network that can
+            have none.
         TrainingError: the augmentation fails for one of the first images.
         RunError: the earlier run's checkpoint cannot be read, or is of another network.
     """
@@ -119,6 +126,8 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     network = family.build()
     if choice != NONE:
         start_near_prior(family.class_layers(network))
+    if not settings.number_of_epochs and family.linear_head(network) is None:
+        raise nothing_to_train(family)
     loaded = None
     if checkpoint is None and devices.is_rank_zero:  # DDP copies the weights of rank 0 to the other ranks
         name = job.model_name + (f" --backbone {settings.backbone}" if settings.backbone else "")

@@ -209,6 +209,9 @@ class EndOnSigterm(Callback):
     it. Before each batch, it also asks all ranks whether rank 0 got it, and waits for the device.
     """
 
+    def on_sanity_check_start(self, trainer: Trainer, module: Any) -> None:
+        self.on_train_start(trainer, module)
+
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.world_size == 1:
             return

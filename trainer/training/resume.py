@@ -22,9 +22,9 @@ from trainer.training.module import SEED_KEY
 
 _SHAPING = (
     *("optimizer", "ams_gradient", "layer_decay", "layers_to_freeze", "average_weights"),
-    "backbone",
+    *("backbone", "probe_first"),
 )
-"""Settings that decide which tensors a checkpoint holds."""
+"""Settings that decide which tensors a checkpoint holds, or whether it starts from a probe."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Checkpoint:
         run: whose checkpoint it is.
         file: last.ckpt, or if that is damaged the newest of the others.
         spec: of its network, as JSON.
-        epoch: the last finished one, counted from 0.
-        best_epoch: the best one until then, counted from 1; 0 if there is none.
+        epoch: the last finished one, counted from 0; −1 if it is the probe's.
+        best_epoch: the best one until then, counted from 1, or 0 for the probe; None if there is none.
         data: summary of the data; empty in checkpoints of earlier versions.
         damage: why last.ckpt is not used; "" if it is.
     """
@@ -46,7 +46,7 @@ class Checkpoint:
     seed: int
     spec: str
     epoch: int
-    best_epoch: int = 0
+    best_epoch: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     damage: str = ""
 
@@ -102,10 +102,12 @@ def _read(run: Run, file: Path) -> Checkpoint:
         reason = "is empty" if file.exists() and not file.stat().st_size else str(error).partition("\n")[0]
         raise RunError(f"{file}: cannot be read: {reason}") from error
     try:
-        best = content.get("callbacks", {}).get(KeepBest.__qualname__, {}).get("epoch", 0)
+        best = content.get("callbacks", {}).get(KeepBest.__qualname__, {})
+        best_epoch = best["epoch"] if best.get("metrics") else None
         return Checkpoint(
-            run, file, content[SEED_KEY], content[SPEC_KEY], content["epoch"], best, content.get(DATA_KEY, {})
-        )
+            run, file, content[SEED_KEY], content[SPEC_KEY], content["epoch"], best_epoch,
+            content.get(DATA_KEY, {}),
+        )  # fmt: skip
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise RunError(f"{file}: this version cannot resume from it") from error
 
@@ -121,7 +123,7 @@ def settle(checkpoint: Checkpoint) -> bool:
     run = checkpoint.run
     if checkpoint.damage:
         link_or_copy(checkpoint.file, run.last_checkpoint)
-    if not checkpoint.best_epoch:
+    if checkpoint.best_epoch is None:
         return True
     epochs = run.checkpoints / f"epoch-{checkpoint.best_epoch}.ckpt"
     for file in (run.best_checkpoint, run.last_checkpoint, run.previous_checkpoint, epochs):

@@ -15,7 +15,6 @@ from lightning import Callback, Trainer
 
 from trainer.data.datasets import RecordExamples
 from trainer.data.fingerprint import summarise
-from trainer.data.training_data import Data
 from trainer.errors import NoMemoryError
 from trainer.job.job import Job
 from trainer.models.catalog import find
@@ -40,6 +39,7 @@ from trainer.training.loggers import Loggers
 from trainer.training.memory import keep_freed_memory, ran_out_of_memory
 from trainer.training.module import TrainingModule
 from trainer.training.prepare import Plan, Prepared, prepare
+from trainer.training.probe import ProbeFirst
 from trainer.training.rank_process import silenced
 from trainer.training.ranks import EndOnSigterm, OtherRanks
 from trainer.training.run_log import quiet_lightning
@@ -88,7 +88,7 @@ def train(
     """
     settings = plan.settings
     batches, module = _batches_and_module(plan, prepared)
-    checkpoint = run.last_checkpoint if prepared.first_epoch else None
+    checkpoint = run.last_checkpoint if prepared.checkpoint else None
     with (
         quiet_lightning(),
         Loggers(plan.job, run, is_rank_zero=plan.devices.is_rank_zero) as loggers,
@@ -105,9 +105,9 @@ def train(
             **devices.options(),
             max_epochs=settings.number_of_epochs,
             check_val_every_n_epoch=settings.evaluation_frequency,
-            callbacks=_callbacks(plan, prepared.data, run, best, batches, tracker, loggers),
+            callbacks=_callbacks(plan, prepared, run, best, batches, tracker, loggers),
             default_root_dir=run.directory,
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=-1 if prepared.probes else 0,
             logger=list(loggers.by_name.values()) or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -175,7 +175,7 @@ def _batches_and_module(plan: Plan, prepared: Prepared) -> tuple[Batches, Traini
 
 def _callbacks(
     plan: Plan,
-    data: Data,
+    prepared: Prepared,
     run: Run,
     best: KeepBest,
     batches: Batches,
@@ -192,10 +192,12 @@ def _callbacks(
         callbacks.append(FindBatchSize(batches))
     record = RecordMetrics(run, best)
     callbacks += [EndOnSigterm(), EvaluateLast(), best, record]
+    if prepared.probes:
+        callbacks.append(ProbeFirst(batches, progress=plan.progress))
     if settings.early_stopping:
         callbacks.append(StopEarly(best, settings))
     if plan.job.limits.timeout_minutes is not None:
         callbacks.append(StopAt(time.monotonic() + 60 * plan.job.limits.timeout_minutes))
-    save = SaveCheckpoints(run, best, settings.checkpoint_frequency, summarise(data))
+    save = SaveCheckpoints(run, best, settings.checkpoint_frequency, summarise(prepared.data))
     callbacks += [*plan.callbacks, *make_callbacks(plan.job), save]
     return callbacks if tracker is None else [*callbacks, TrackMetrics(record, tracker, loggers)]

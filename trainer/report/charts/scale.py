@@ -62,10 +62,10 @@ class Scale:
         return cls(first, last, False, step)
 
     @classmethod
-    def of_epochs(cls, last: float) -> Scale:
-        """Make a scale from the first epoch to the last, with whole numbers as ticks."""
-        high = max(last, 2.0)
-        return cls(1.0, high, False, float(math.ceil(_tick_step(high - 1.0))))
+    def of_epochs(cls, last: float, first: float = 1.0) -> Scale:
+        """Make a scale from the first epoch, 0 if that is a probe, to the last; ticks are whole numbers."""
+        high = max(last, first + 1.0)
+        return cls(first, high, False, float(math.ceil(_tick_step(high - first))))
 
     def position(self, value: float) -> float:
         """Return a value's position: 0 at the low end, 1 at the high end; values outside are clipped."""

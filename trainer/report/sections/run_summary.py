@@ -17,7 +17,7 @@ def headline(result: Result) -> Html:
     """Show the most important numbers in large type."""
     numbers = [
         (format_value(result.value), result.primary_metric),
-        (f"{result.best_epoch} of {result.epochs}", "best epoch"),
+        (result.best_of_epochs, "best epoch"),
         (format_duration(result.durations.total), "total time"),
     ]
     return element(
@@ -35,6 +35,7 @@ def provenance(result: Result, more: Sequence[tuple[str, object]] = ()) -> Html:
             ("task", result.task.value),
             ("model", result.model),
             *more,
+            ("best epoch chosen on", result.best_epoch_chosen_on or None),
             ("seed", seed_shown(result)),
             ("peak memory", peak_memory(result) or None),
             ("data fingerprint", element("code", fingerprint) if fingerprint else None),

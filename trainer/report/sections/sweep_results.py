@@ -74,7 +74,9 @@ def _metric_charts(run: Run, measured: Sequence[Trial], metric: str, best: int |
         if any(metric in row for row in rows):
             series.append(series_of(rows, metric, f"trial {trial.number}"))
     if series:
-        epochs = Scale.of_epochs(max(max(line.x) for line in series))
+        epochs = Scale.of_epochs(
+            max(max(line.x) for line in series), min(1.0, *(min(line.x) for line in series))
+        )
         title = f"{metric} by epoch, best trials"
         blocks.append(line_chart("trials-by-epoch", title, series, x_label="epoch", x_scale=epochs))
     return blocks

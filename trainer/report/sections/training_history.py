@@ -63,7 +63,8 @@ def add_training_history(
     ]
     title = "All metrics by epoch"
     table = Table("metrics-by-epoch", title, names, cells, limit=500, summary=title)
-    epochs = Scale.of_epochs(max(row["epoch"] for row in rows))
+    numbers = [row["epoch"] for row in rows]
+    epochs = Scale.of_epochs(max(numbers), min(1.0, *numbers))
     charts = _charts(rows, names, epochs, primary_metric, best_epoch)
     charts += _chart_of_classes(*by_class, epochs, best_epoch)
     page.add("Training history", *charts, table)

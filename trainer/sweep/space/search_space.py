@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SUB_SPACE = "sub_space"
 """Optuna's name for the choice of the sub-space, whose value is the index."""
+REPLACED = "replaced_values"
+"""The user attribute of a queued trial that holds values in place of those that its sub-space fixes."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class SearchSpace:
         For a finished trial, and for `optuna.trial.FixedTrial(parameters)`, they are those that it has.
         """
         index = trial.suggest_categorical(SUB_SPACE, self._indices) if self._is_conditional else 0
-        return {
+        settings = {
             name: value.suggest(trial, self.prefix(index) + name)
             if isinstance(value, Distribution)
             else value
             for name, value in self.sub_spaces[index].parameters.items()
         }
+        return {**settings, **trial.user_attrs.get(REPLACED, {})}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the parameters of all sub-spaces, by Optuna's names."""
