@@ -443,9 +443,7 @@ def test_contradicting_names_of_a_setting_are_rejected() -> None:
         (RESNET, {"gradient_clip_value": 1, "gradient_clip_norm": 1}, "cannot be combined"),
     ],
 )
-def test_contradicting_settings_are_rejected(
-    model: tuple[Task, str], values: dict[str, Any], said: str
-) -> None:
+def test_contradictions_are_rejected(model: tuple[Task, str], values: dict[str, Any], said: str) -> None:
     with pytest.raises(JobError, match=said):
         resolve(*model, values)
 
@@ -498,6 +496,5 @@ def test_every_setting_has_a_heading_and_a_help_text() -> None:
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:
-    resolved = resolve(*RESNET, {})
     with pytest.raises(ValueError, match="frozen"):
-        resolved.learning_rate = 0.5
+        resolve(*RESNET, {}).learning_rate = 0.5

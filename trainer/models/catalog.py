@@ -268,15 +268,10 @@ def _classifier(
     if any(part in library_name for part in _TRANSFORMERS):
         modern = {"layer_decay": _LAYER_DECAY, "learning_rate": transformer_rate}
     return ModelEntry(
-        name,
-        CLASSIFIERS,
-        CLASSIFICATION,
-        library_name,
-        "ImageNet-1k",
-        defaults,
+        name, CLASSIFIERS, CLASSIFICATION, library_name, "ImageNet-1k", defaults,
         modern={Task.CLASSIFICATION: {**modern, **_MODERN_ONE_LABEL}, Task.MULTILABEL: modern},
         equal_crops=equal_crops,
-    )
+    )  # fmt: skip
 
 
 def _vit(
