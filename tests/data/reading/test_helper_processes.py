@@ -124,6 +124,17 @@ def test_a_process_with_threads_forks_none(monkeypatch: pytest.MonkeyPatch) -> N
         assert [helpers.result(number) for number in range(4)] == [None] * 4
 
 
+@pytest.mark.usefixtures("three_cores")
+def test_a_process_that_may_not_fork_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", forbidden)
+    with Helpers(lambda: range(4), squared) as helpers:
+        helpers.start()
+        assert [helpers.result(number) for number in range(4)] == [None] * 4
+
+
 def test_small_files_are_read_in_this_process(
     write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,21 +50,28 @@ class Helpers(Generic[Part, Result]):
         self._helpers.clear()
 
     def start(self) -> None:
-        """Start as many helpers as there are further cores; nothing if they cannot be forked safely."""
+        """Start as many helpers as there are further cores, or as the system allows.
+
+        None are started if they cannot be forked safely.
+        """
         if sys.platform != "linux" or threading.active_count() > 1:
             return
         count = min(_MOST, available_cores() - 1)
         for turn in range(1, count + 1):
             reading, writing = os.pipe()
-            with warnings.catch_warnings():
-                # Python warns of the idle threads of NumPy's libraries, which the helpers do not use.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process = os.fork()
+            try:
+                process = _fork()
+            except OSError:  # a limit on processes or memory: this process takes the helper's turns itself
+                process = -1
             if process == 0:
                 os.close(reading)
                 self._help(turn, count + 1, writing)
             os.close(writing)
-            self._helpers.append(_Helper(process, os.fdopen(reading, "rb")))
+            if process == -1:
+                os.close(reading)
+                self._helpers.append(None)
+            else:
+                self._helpers.append(_Helper(process, os.fdopen(reading, "rb")))
 
     def result(self, index: int) -> Result | None:
         """The result for a part; None if it is this process's turn, or the helper has died."""
@@ -100,3 +107,10 @@ class Helpers(Generic[Part, Result]):
             helper.results.close()
             with suppress(ChildProcessError):  # it has been waited for elsewhere
                 os.waitpid(helper.process, 0)
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python warns of the idle threads of NumPy's libraries, which the helpers do not use.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
