@@ -75,8 +75,9 @@ def test_node_chooses_what_a_pipeline_runs(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert f"path: {tmp_path / 'two'}\n" in printed
     assert f"# {path}: without effect here: jobs.one\n" in printed
-    with pytest.raises(JobError, match="--node: needs --config"):
-        cli.app(["fit", "--task", "object-detection", "--data", "x", "--node", "two"], exit_on_error=False)
+    for flags in (("--task", "object-detection", "--data", "x"), ("--resume", str(tmp_path))):
+        with pytest.raises(JobError, match="--node: needs --config"):
+            cli.app(["fit", *flags, "--node", "two"], exit_on_error=False)
 
 
 def test_resuming_leaves_out_what_only_older_interfaces_had(

@@ -87,6 +87,8 @@ def fit(
     values, settings = job_values(job, limits), values_of(hyperparameters)
     if check_data and not dry_run:
         raise _unusable("needs --dry-run; training always checks its data", "--check-data")
+    if node and config is None:
+        raise _unusable("needs --config, a pipeline", "--node")
     if resume is not None and dry_run:
         raise _unusable("cannot be combined with --resume; job.yaml in the run has its settings", "--dry-run")
     if resume is not None:
@@ -101,8 +103,6 @@ def fit(
         missing = [flag_of(name) for name in ("task", "training_data") if name not in values]
         if missing:
             raise _unusable("must be given, as a flag or by --config", *missing)
-        if node:
-            raise _unusable("needs --config, a pipeline", "--node")
         wanted = Job.of(settings=settings, **values)
     else:
         wanted = Job.read(config, node=node, settings=settings, **values)
