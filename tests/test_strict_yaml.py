@@ -77,6 +77,13 @@ def test_deep_json_is_rejected_with_its_line(content: str) -> None:
     assert problem.where in ("job.yml:2", f"job.yml:{MAX_DEPTH + 2}")
 
 
+def test_json_with_a_text_without_end_is_rejected_at_once() -> None:
+    content = "[" * MAX_DEPTH + "{" + '"' + '\\"' * 200_000
+    assert f"more than {MAX_DEPTH} levels" in problem_of(content, load_json).rule
+    problem = problem_of("[1]" * (MAX_DEPTH + 1) + '"' + '\\"' * 200_000, load_json)
+    assert "must be JSON" in problem.rule
+
+
 @pytest.mark.parametrize(
     ("content", "where", "said"),
     [

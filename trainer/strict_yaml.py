@@ -176,7 +176,9 @@ class _Loader(yaml.SafeLoader):
         return _error(self._where, mark.line + 1, rule, hint)
 
 
-_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
+"""Texts, which hide brackets, and brackets. A text without an end takes all that follows: looking for its end
+again from every quotation mark in it would take time that grows with the square of its length."""
 
 
 def _too_deep_line(text: str) -> int | None:
