@@ -354,7 +354,9 @@ def test_resumed_sweep_says_how_its_data_have_changed(
     )
     trainer.resume(run.directory)
     assert "have changed" not in caplog.text
+    lines[1] = lines[1].replace("{", '{"weather": "rain", ', 1)
     data.write_text("".join(lines[1:]), encoding="utf-8")
     trainer.resume(run.directory)
     changed = f"training data: {len(lines) - 1} images instead of {len(lines)}"
     assert f"the data have changed since the sweep started: {changed}" in caplog.text
+    assert "weather: is not a key of the data schema" in caplog.text

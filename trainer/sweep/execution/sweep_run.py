@@ -115,7 +115,8 @@ def resume(run: Run, job: Job, *, progress: bool = False) -> Run:
             if count < job.limits.max_trials:
                 hint = "the grid has no more combinations"
             raise RunError(f"{run.directory}: all of its {count} trials have ended; {hint}")
-        data = read_data(job, progress=progress)
+        data = read_data(job, run.skipped, progress=progress)
+        data.log_findings(run.skipped)
         if changed := changes(queue.study.user_attrs.get(study_setup.DATA, {}), data):
             log.warning(
                 "the data have changed since the sweep started: %s. Earlier and later trials do not compare",
