@@ -106,14 +106,14 @@ class Run:
         job: the resolved job, which can be run again.
         metrics: one row of metrics per epoch.
         class_metrics: one row of metrics per evaluated epoch and class.
-        best_checkpoint: the checkpoint of the epoch with the highest primary metric.
+        best_checkpoint: the checkpoint of the epoch with the best primary metric.
         previous_checkpoint: the last checkpoint but one, to resume from if the last is damaged.
         model: the directory of the packaged MLflow model.
         predictions: the best epoch's predictions for the validation images, one per line.
         report: the HTML report.
         report_parts: the directory of the report's charts and tables, as SVG and CSV files.
         evaluation: metrics and error analysis of the predictions: trainer.metrics.results.Analysis as JSON.
-        skipped: the records that were skipped at the user's request, one per line with the reason.
+        skipped: the lines and objects that were left out, with the reasons, as JSON lines.
     """
 
     def __init__(self, directory: Path, *, is_rank_zero: bool = True) -> None:

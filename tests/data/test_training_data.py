@@ -196,7 +196,7 @@ def test_one_image_with_an_object_cannot_be_split(write_lines: WriteLines) -> No
     assert "train.jsonl:4: at least two images with an object are needed" in refusal(Task.DETECTION, [path])
     (warning,) = validate(Task.DETECTION, [path]).problems
     assert warning.warning
-    assert "train.jsonl:4: label: two images with objects at least are needed" in str(warning)
+    assert "train.jsonl:4: label: at least two images with objects are needed" in str(warning)
 
 
 def test_one_class_is_a_warning(write_lines: WriteLines) -> None:

@@ -33,7 +33,7 @@ def check_consistency(
         problems += _images_in_both(train, validation)
     elif len(train) > 1 and np.count_nonzero(train.has_targets()) == 1:
         where, noun = train.location(int(train.has_targets().argmax())), _noun(task)
-        rule = f"two images with {noun}s at least are needed where validation data are split off"
+        rule = f"at least two images with {noun}s are needed to split off validation data"
         hint = "add some, or give validation data"
         problems.append(Problem(where, label_key, rule, "only this one", hint, warning=True))
     classes = {*train.classes, *(validation.classes if validation is not None else ())}
