@@ -150,6 +150,7 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
         ("paths: []", "paths: must be a list"),
         ("paths:\n- url: x", "paths[0]: must be {file: …}, {pattern: …} or {folder: …}, got {'url': 'x'}"),
         ("paths:\n- file: 3", "paths[0].file: must be a path, got 3"),
+        ('paths:\n- pattern: "\\0*"', "paths[0].pattern: must be a path"),
         ("paths:\n- file: no.jsonl", "no.jsonl: must be a .jsonl file or an MLTable folder"),
         (
             "paths:\n- pattern: ./*.csv",
@@ -196,6 +197,10 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
         (
             AZURE.replace("stream_info", "stream"),
             "with a type of string, int, float, boolean, datetime, stream_info",
+        ),
+        (
+            AZURE.replace("image_url", "note").replace("stream_info", "{boolean: {true_values: yes}}"),
+            "convert_column_types.boolean.true_values: must be a list of texts, got True",
         ),
         (AZURE.replace("read_json_lines", "read_delimited"), "invalid_lines: is not an option"),
         (AZURE.replace("invalid_lines: error", "invalid_lines: keep"), "must be error or drop, got 'keep'"),

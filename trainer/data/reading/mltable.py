@@ -126,7 +126,7 @@ class _Table:
             self._add(field, "must be {file: …}, {pattern: …} or {folder: …}", repr(entry))
             return []
         kind, value = next(iter(entry.items()))
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             self._add(f"{field}.{kind}", "must be a path", repr(value))
             return []
         fixed, wildcards = _split_pattern(value) if kind == "pattern" else (value, "")

@@ -231,6 +231,11 @@ class _Reader:
             if columns.matches(column) and column_type not in types:
                 rule = f"must leave {column} as it is, or convert it to {' or '.join(types)}"
                 self.add(field, rule, column_type, "remove the conversion")
+        texts = options if isinstance(options, dict) and column_type == "boolean" else {}
+        for key in ("true_values", "false_values"):
+            if not isinstance(texts.get(key), list | None):
+                self.add(f"{field}.boolean.{key}", "must be a list of texts", repr(texts[key]))
+                return
         cast = _boolean_cast(options) if column_type == "boolean" else _CASTS.get(column_type)
         if cast is not None:
 
