@@ -35,8 +35,8 @@ class Fitted:
     """A fitted linear classifier: logits = features · weightᵀ + bias.
 
     Attributes:
-        weight: float32 [C, D].
-        bias: float32 [C].
+        weight: float32 [C, D], on the CPU.
+        bias: float32 [C], likewise.
         loss: mean loss of the images that it was fitted to; with labels, the mean over the labels, too.
         strength: the chosen C, as in scikit-learn the inverse of the penalty's strength.
         folds: of the cross-validation that chose it; 0 if no image could be held out.
@@ -91,7 +91,7 @@ def fit(
     weight = weight * scale
     bias = solution[-1] - weight @ mean
     loss = float(problem.loss(solution)) / (classes if problem.has_labels else 1)
-    return Fitted(weight.float(), bias.float(), loss, strength, folds)
+    return Fitted(weight.float().cpu(), bias.float().cpu(), loss, strength, folds)
 
 
 @dataclass(frozen=True)
