@@ -28,15 +28,13 @@ def run(*arguments: object) -> None:
         ("a", Task.CLASSIFICATION),
         (3, Task.CLASSIFICATION),
         (["a", "b"], Task.MULTILABEL),
-        ([], Task.MULTILABEL),
         ([OBJECT], Task.DETECTION),
         ([{"label": "a", "polygon": [[0, 0, 1, 0, 1, 1]]}], Task.SEGMENTATION),
     ],
 )
-def test_first_line_shows_the_task(tmp_path: Path, label: Any, task: Task) -> None:
-    (tmp_path / "train.jsonl").write_text(
-        "\n" + json.dumps({"image_url": "x.jpg", "kind": label}) + "\n", "utf-8"
-    )
+def test_first_label_that_is_not_empty_shows_the_task(tmp_path: Path, label: Any, task: Task) -> None:
+    lines = ["", *(json.dumps({"image_url": "x.jpg", "kind": each}) for each in ([], label))]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), "utf-8")
     assert _task_of(str(tmp_path / "train.jsonl"), "kind") is task
 
 
@@ -63,7 +61,7 @@ def test_sheet_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "message"),
     [
         (("--task", "image-classification"), "--data: must be given"),
-        (("--data", "none.jsonl"), "--task: must be given: only the first line of a local .jsonl file"),
+        (("--data", "none.jsonl"), "--task: must be given: only the labels in a local .jsonl file"),
         (
             ("--data", "x", "--images", "0", "--draws", "-1"),
             r"--images: must be at least 1, got 0\n.*--draws",

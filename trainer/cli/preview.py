@@ -121,7 +121,7 @@ def preview(
 
 
 def _task_of(data: str, label_key: str) -> Task:
-    """The task that the first line of a JSON lines file is for.
+    """The task that the first line with a label of a JSON lines file is for.
 
     Raises:
         JobError: it cannot be told from the file.
@@ -129,9 +129,10 @@ def _task_of(data: str, label_key: str) -> Task:
     path = Path(without_prefix(data, Path.cwd()))
     try:
         with path.open(encoding="utf-8-sig") as file:
-            label = json.loads(next(line for line in file if line.strip()))[label_key]
+            labels = (json.loads(line)[label_key] for line in file if line.strip())
+            label = next(label for label in labels if label != [])  # an empty list fits three tasks
     except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
-        rule = "must be given: only the first line of a local .jsonl file shows the task"
+        rule = "must be given: only the labels in a local .jsonl file show the task"
         raise JobError("the preview cannot be made:", [Problem("--task", "", rule, data)]) from error
     if not isinstance(label, list):
         return Task.CLASSIFICATION
