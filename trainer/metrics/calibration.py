@@ -12,6 +12,7 @@ Machines, 1999, section 2.2) does with one in n + 2: of 500 images and more the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -181,9 +182,12 @@ def _unseen(images: int) -> float:
     return 0.5 / (images + 1)
 
 
-def _root(slope: object) -> float:
-    """The temperature at which the slope of a loss that is convex in 1 / temperature is 0."""
-    assert callable(slope)
+def _root(slope: Callable[[float], float]) -> float:
+    """The temperature at which the slope of a loss that is convex in 1 / temperature is 0.
+
+    Args:
+        slope: as a function of the temperature's logarithm.
+    """
     low, high = np.log(_MIN_TEMPERATURE), np.log(_MAX_TEMPERATURE)
     # The slope is with respect to 1 / temperature, so it falls as the temperature rises.
     at_low, at_high = slope(low), slope(high)
