@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
-from trainer.models.catalog import find
-from trainer.models.defaults import default_settings, takes
 from trainer.runs import Run
-from trainer.settings import Settings, canonical
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -100,7 +97,7 @@ def resume(
         "loggers": loggers,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    own = _as_it_ran(run)
+    own = Job.of_run(run.job)
     job = own.changed(str(run.job), output=run.directory, settings=settings or {}, **changes)
     if job.sweeps is not own.sweeps:
         rule = "cannot turn a single run into a sweep or a sweep into a single run; start a new run"
@@ -144,21 +141,3 @@ def _with_callbacks(job: Job, callbacks: Sequence[Callback | str]) -> tuple[Job,
 
         check_callbacks(job)
     return job, objects
-
-
-def _as_it_ran(run: Run) -> Job:
-    """The job of a run. Settings that its file lacks are newer than the run: its recipe sets none of them."""
-    job = Job.read(run.job)
-    if job.sweeps:  # has only the settings that all trials share
-        return job
-    own = {canonical(name): value for name, value in job.settings.items()}
-    entry = find(job.model_name, job.task)
-    defaults = default_settings(job.task, job.model_name, str(own.get("recipe")))
-    left = job.left_to_images()
-    older = {
-        name: Settings.model_fields[name].get_default()
-        for name, value in defaults.items()
-        # The file also leaves out values that are null by default.
-        if takes(entry, name) and value is not None and name not in left
-    }
-    return job.changed(settings=older | own)

@@ -26,7 +26,7 @@ from trainer.tasks import Task
 from trainer.training.callbacks import RecordMetrics, StopAt
 from trainer.training.checkpoints import KeepBest
 from trainer.training.fit import fit
-from trainer.training.resume import read_checkpoint
+from trainer.training.resume import check_resumable, read_checkpoint
 
 MODELS: list[tuple[Task, str, dict[str, Any]]] = [
     # The first draws random numbers in training steps and averages weights, the second counts epochs itself.
@@ -249,15 +249,22 @@ def test_resuming_an_older_run_leaves_out_what_its_recipe_has_gained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Job(
-        task="image-classification", model="resnet18", training_data="a", settings={"recipe": "modern"}
-    ).to_yaml()
-    assert "  interpolation: published\n" in lines
-    (tmp_path / "job.yaml").write_text(lines.replace("  interpolation: published\n", ""), "utf-8")
+        task="image-classification", model="resnet18", training_data="a", weights="pretrained",
+        settings={"recipe": "modern"},
+    ).to_yaml()  # fmt: skip
+    for newer in ("  interpolation: published\n", "  probe_first: true\n"):
+        assert newer in lines
+        lines = lines.replace(newer, "")
+    (tmp_path / "job.yaml").write_text(lines, "utf-8")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
     jobs: list[Job] = []
     monkeypatch.setattr("trainer.training.fit.fit", lambda job, **_: jobs.append(job))
     trainer.resume(tmp_path)
     settings = jobs[0].resolve_settings()
     assert (settings.recipe, settings.optimizer, settings.interpolation) == ("modern", "adamw", "bilinear")
+    assert not settings.probe_first
+    check_resumable(Run(tmp_path), settings)
 
 
 def test_export_setting_may_change(

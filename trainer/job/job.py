@@ -66,6 +66,29 @@ class Job(AzureOptions):
         values, ignored_keys = job_file.read(Path(path), node, given)
         return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
 
+    @classmethod
+    def of_run(cls, file: Path) -> Job:
+        """Read the job of a run, to resume it.
+
+        Settings that its file lacks are newer than the run: its recipe sets none of them.
+
+        Raises:
+            JobError: see `read`.
+        """
+        job = cls.read(file)
+        if job.sweeps:  # has only the settings that all trials share
+            return job
+        own = {canonical(name): value for name, value in job.settings.items()}
+        entry = catalog.find(job.model_name, job.task)
+        left = job.left_to_images()
+        older = {
+            name: Settings.model_fields[name].get_default()
+            for name, value in default_settings(job.task, job.model_name, str(own.get("recipe"))).items()
+            # The file also leaves out values that are null by default.
+            if takes(entry, name) and value is not None and name not in left
+        }
+        return job.changed(settings=older | own)
+
     def changed(self, where: str = "", **changes: Any) -> Job:
         """Return a copy with changes, which `Job.read` describes.
 

@@ -142,7 +142,7 @@ def check_resumable(run: Run, settings: Settings) -> None:
         RunError: the run has trained all epochs that are asked for.
         JobError: settings that the checkpoint's weights or optimizer state do not fit.
     """
-    earlier = Job.read(run.job).resolve_settings()
+    earlier = Job.of_run(run.job).resolve_settings()
     if run.result.exists():
         result = run.read_result()
         # A run that was stopped by its time limit still has some of its own epochs left.
