@@ -18,6 +18,7 @@ from trainer.training.fit import fit
 SMALL: dict[str, Any] = {
     "resnet18": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "yolo11n": {"image_size": 96, "training_batch_size": 4},
+    "rtdetr-l": {},
     "timm/test_vit": {},
     "timm/test_resnet": {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
     "maskrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},

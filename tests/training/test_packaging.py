@@ -36,7 +36,7 @@ def untrained(job: Job, classes: tuple[str, ...]) -> Run:
         network = create(spec).build()
     for name, tensor in network.state_dict().items():
         if name == "fc.weight":
-            tensor.mul_(1000)
+            tensor.mul_(20)
         elif ".cv3." in name and name.endswith(".2.bias"):  # the scores of a YOLO's boxes, near 0 otherwise
             tensor.fill_(-1.0)
     weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
