@@ -70,6 +70,9 @@ class Seen:
     def compute(self) -> dict[str, float]:
         return {}
 
+    def by_class(self) -> dict[str, dict[str, float]]:
+        return {}
+
 
 @pytest.mark.parametrize(
     ("task", "model"), [(Task.DETECTION, "yolo11n"), (Task.SEGMENTATION, "maskrcnn_resnet18_fpn")]

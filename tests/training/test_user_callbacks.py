@@ -145,6 +145,6 @@ def test_what_could_not_be_read_back_is_an_error_at_the_first_epoch(
     saves = SaveCheckpoints(Run(tmp_path), KeepBest("accuracy"), None, {})
     checkpoint: dict[str, Any] = {"callbacks": {"Keeper": keeper.state_dict()}, "state_dict": {}}
     keeper.on_save_checkpoint(None, None, checkpoint)
-    rank_zero: Any = SimpleNamespace(is_global_zero=True)
+    rank_zero: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False)
     with pytest.raises(TrainingError, match=text) if text else nullcontext():
         saves.on_save_checkpoint(rank_zero, None, checkpoint)

@@ -29,7 +29,7 @@ def models(*, task: Annotated[str | None, a_task("List only the models for this 
         count = f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
         cells = (row.model, ", ".join(row.tasks), count, row.image_size, row.library, row.weights)
         table.add_row(*cells, row.here)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
     print("\n`trainer weights --model NAME` lists what to download for a machine without a network.")
     for note in listing.other_versions():
         print(f"note: {note}")

@@ -70,7 +70,7 @@ def rows(task: Task | None) -> Iterator[Row]:
         tasks = tuple(other for other in Task if any(e.card is card for e in catalog.models_for(other)))
         if card.backbones and (task is None or task in tasks):
             backbones = catalog.CARDS[card.backbones]
-            any_name = f"any of the {card.words} --backbone {backbones.library_prefix}NAME"
+            any_name = f"{card.words} --backbone {backbones.library_prefix}NAME"
             libraries = f"{card.library}, {card.licence}; {backbones.library}, {backbones.licence}"
             yield Row(any_name, tasks, 0, "", libraries, "each backbone its own", "")
 

@@ -402,5 +402,5 @@ for text in sys.argv[3:]:
     specs = [family_of(Task.DETECTION, model).spec for model in ("fasterrcnn_resnet18_fpn", "yolo11n")]
     printed = run_without_sockets(code, tmp_path, name, *(spec.model_dump_json() for spec in specs))
     first, second = printed.splitlines()
-    assert f"tensors from {tmp_path / name};" in first
+    assert f"tensors from {tmp_path / name} (of the backbone alone);" in first
     assert f"tensors from {tmp_path / 'yolo11n.pt'}" in second

@@ -144,7 +144,8 @@ def _value_problems(value: Distribution | Scalar, setting: str) -> list[Problem]
         return _rejections(setting, value)
     # The tails of a normal distribution are cut off where the setting rejects them, so check its median.
     bounds = (value.value(0.5),) if isinstance(value, Normal) else value.bounds
-    problems = [problem for bound in bounds for problem in _rejections(setting, bound)]
+    rejections = _rejections if isinstance(value, Choice) else _draw_rejections
+    problems = [problem for bound in bounds for problem in rejections(setting, bound)]
     rounded = _rounded(value) if _takes_only_whole_numbers(setting) else None
     if isinstance(value, LogUniform | LogNormal):
         if rounded is not None and _value_problems(rounded, setting):
@@ -214,11 +215,18 @@ def _rejections(setting: str, value: Any) -> list[Problem]:
     return []
 
 
+def _draw_rejections(setting: str, value: Any) -> list[Problem]:
+    """Why the setting rejects a drawn value: a probe without epochs is a choice, not one of many numbers."""
+    if setting == "number_of_epochs" and value == 0:
+        return [Problem("", "", "input should be greater than 0", repr(value))]
+    return _rejections(setting, value)
+
+
 def _cut(normal: Normal, setting: str) -> Normal:
     """The part around the median of a normal distribution that the setting accepts."""
 
     def accepts(quantile: float) -> bool:
-        return not _rejections(setting, normal.value(quantile))
+        return not _draw_rejections(setting, normal.value(quantile))
 
     low, high = (_last_accepted(accepts, 0.5, end) for end in normal.quantiles)
     # If almost nothing is left, the setting takes whole numbers only, which _value_problems reports.
