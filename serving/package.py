@@ -160,9 +160,13 @@ def requirements(spec: Spec) -> tuple[str, ...]:
 
 
 def _distribution_of(package: str) -> str:
-    """The name under which the package index has an installed package."""
+    """The name under which the package index has an installed package.
+
+    Of several distributions that install one package, the shortest name is the usual one, as opencv-python
+    next to the opencv-python-headless that Albumentations requires.
+    """
     names = _distributions().get(package, [package])
-    return package if package in names else names[0]
+    return package if package in names else min(names, key=len)
 
 
 _distributions = cache(metadata.packages_distributions)
