@@ -25,31 +25,6 @@ Encode = Callable[[bytes], str]
 Packaged = Callable[..., Path]
 MakeImage = Callable[..., bytes]
 
-ISOLATED = """
-import json, sys, warnings
-warnings.simplefilter("ignore")
-# As on another machine: neither an installation nor a checkout of this project is importable.
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
-import mlflow, pandas
-model_dir, rows = json.loads(sys.argv[1])
-model = mlflow.pyfunc.load_model(model_dir)
-answers = model.predict(pandas.DataFrame({"image": rows}))
-# Some libraries replace Pillow's open, and then no longer say that a file is no image.
-try:
-    model.predict(pandas.DataFrame({"image": ["QUFB"]}))
-except Exception as error:
-    refusal = f"{type(error).__name__}: {error}"
-explained = json.dumps({"image_base64": rows[0], "model_explainability": True,
-                        "xai_parameters": {"n_steps": 2, "n_masks": 10, "xai_algorithm": sys.argv[2]}})
-explanation = model.predict(pandas.DataFrame({"image": [explained]}))
-import serving, trainer
-loaded = [name for name in ("lightning", "optuna", "ultralytics", "serving.service", "trainer.settings")
-          if name in sys.modules]
-print(json.dumps({"code": [trainer.__file__, serving.__file__], "loaded": loaded, "refusal": refusal,
-                  "explained": "visualizations" in explanation,
-                  "answers": answers.to_dict(orient="records")}))
-"""
-
 
 @contextmanager
 def mlflow_serves(directory: Path, elsewhere: Path) -> Iterator[str]:
@@ -126,14 +101,21 @@ def test_mlflow_models_serve(
 
 @pytest.mark.slow
 def test_pip_can_install_the_requirements(packaged: Packaged, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
-    command += ["--quiet", "--report", str(report)]
-    # That the pinned versions suit each other is shown by this environment, which has them; what is left to
-    # show is that the index has them, too. To resolve their dependencies again would take half a minute.
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet"]
+    pinned: list[str] = []
     for task, model in ((Task.CLASSIFICATION, "resnet18"), (Task.DETECTION, "yolo11n")):
-        command += ["-r", str(packaged(task, model) / "requirements.txt")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        pinned += ["-r", str(packaged(task, model) / "requirements.txt")]
+    report = tmp_path / "report.json"
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [*pip, *options, *pinned]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+
+    # The pinned versions and all that they depend on suit each other: they resolve to what is installed here.
+    resolved = run("--no-index")
+    assert resolved.returncode == 0, resolved.stderr
+    # And the index has them. Resolving their dependencies there again would take half a minute.
+    done = run("--ignore-installed", "--no-deps", "--report", str(report))
     unreachable = ("NewConnectionError", "Name or service not known", "Temporary failure in name resolution")
     if done.returncode and any(sign in done.stderr for sign in unreachable):
         if os.environ.get("CI", "").lower() == "true":
