@@ -244,3 +244,16 @@ def test_a_model_is_evaluated_on_the_target_column_of_its_run(
         evaluate_model(run, [data], Options(target_column_name="label"))
     with pytest.raises(DataError, match="must have the key 'kinds'"):
         evaluate_model(run, [data], Options(target_column_name="kinds"))
+
+
+def test_a_model_is_evaluated_although_its_runs_job_is_of_another_version(
+    packaged: Packaged, targets: TargetFiles, tmp_path: Path
+) -> None:
+    task = Task.CLASSIFICATION
+    (tmp_path / "model").symlink_to(packaged(task))
+    (tmp_path / "job.yaml").write_text("task: image_classification\ninvented_later: 1\n")
+    evaluation = evaluate_model(tmp_path, [targets(task)])
+    assert evaluation.metrics == evaluate_model(packaged(task), [targets(task)]).metrics
+    (note,) = [note for note in evaluation.notes if "job.yaml" in note]
+    assert note.startswith("warning: ")
+    assert note.endswith("so the job's target_column_name and primary metric are not used")

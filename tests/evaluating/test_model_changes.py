@@ -252,3 +252,5 @@ def test_command_calibrates_a_model_on_data(
         )
     with pytest.raises(JobError, match="--calibrate: cannot learn from classes that the model cannot name"):
         cli.app(["evaluate", "m", "--data", "d", "--calibrate", "--unknown-classes", "missed"])
+    with pytest.raises(JobError, match="cannot be combined with --box-score-threshold"):
+        cli.app(["evaluate", "m", "--data", "d", "--calibrate", "--box-score-threshold", "0.5"])

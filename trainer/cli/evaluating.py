@@ -110,6 +110,9 @@ def evaluate(
             raise _unusable(switch, "needs one model to change", str(len(models)))
     if calibrate and unknown_classes == "missed":
         raise _unusable("--calibrate", "cannot learn from classes that the model cannot name", "missed")
+    if calibrate and box_score_threshold is not None:
+        rule = "is fitted to boxes of every score, so it cannot be combined with --box-score-threshold"
+        raise _unusable("--calibrate", rule)
     if model_output is not None and not (apply_thresholds or calibrate):
         raise _unusable("--model-output", "needs --apply-thresholds or --calibrate")
     from trainer.api import evaluate as run_evaluation

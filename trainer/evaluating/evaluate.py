@@ -139,11 +139,12 @@ def evaluate_model(
     _check_task(spec.task, options, box_score_threshold)
     if box_score_threshold is None:
         box_score_threshold = LOWEST_SCORE
-    job = _job_of(model.directory)
+    job, job_notes = _job_of(model.directory)
     label_key = options.target_column_name or (job.target_column_name if job else LABEL_KEY)
     metric = _primary_metric(options, spec.task, job)
     result = _load(spec.task, data, options, label_key)
     subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes, label_key)
+    subject.notes.extend(job_notes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
@@ -223,10 +224,16 @@ def evaluate_answers(
     return _analyse(subject, results, sizes, partitions, options, metric)
 
 
-def _job_of(model: Path) -> Job | None:
-    """The job of the run that a packaged model lies in; None for a model outside a run."""
+def _job_of(model: Path) -> tuple[Job | None, list[str]]:
+    """The job of the run that a packaged model lies in, None for a model outside a run; and notes on it."""
     job = Run(model.parent).job
-    return Job.read(job) if job.is_file() else None
+    if not job.is_file():
+        return None, []
+    try:
+        return Job.read(job), []
+    except JobError as error:
+        # The model itself is sound, whichever version of the trainer wrote its run.
+        return None, [f"warning: {error}; so the job's target_column_name and primary metric are not used"]
 
 
 def _primary_metric(options: Options, task: Task, job: Job | None) -> str:

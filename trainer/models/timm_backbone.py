@@ -40,7 +40,8 @@ class TimmPyramid(nn.Module):
         """
         super().__init__()
         body = _build(backbone)
-        self.indices = _indices(body)[one_stage:]
+        indices = _indices(body)
+        self.indices = indices[1:] if one_stage else indices  # one-stage detectors start at stride 8
         infos = _infos(body)
         channels = [infos[index]["num_chs"] for index in self.indices]
         body.prune_intermediate_layers(self.indices, prune_norm=True)

@@ -13,6 +13,7 @@ from typing import Any
 from lightning import Callback
 
 from trainer.data.fingerprint import changes, fingerprint
+from trainer.data.quality.finding import counted
 from trainer.data.training_data import Data
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
@@ -189,7 +190,7 @@ def _result(
         primary_metric=plan.job.metric,
         value=trained.best.value,
         best_epoch=trained.best.epoch,
-        best_epoch_chosen_on=f"{len(data.validation)} validation images",
+        best_epoch_chosen_on=counted(len(data.validation), "validation image"),
         epochs=trained.epochs,
         timed_out=trained.timed_out,
         durations=durations,
