@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from ultralytics.data.augment import RandomPerspective
+from ultralytics.data.augment import Albumentations, RandomPerspective
 
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
 from trainer.models.tensors import stacked
 from trainer.models.training_items import Draw, Progress
-from trainer.models.ultralytics_data import _Placing
+from trainer.models.ultralytics_data import _each, _Placing
 
 
 def test_what_ultralytics_replaces_for_the_whole_process_is_put_back() -> None:
@@ -32,6 +32,15 @@ import trainer.models.ultralytics_data
 assert (PIL.Image.open, torch.save) == before
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("model", ["yolo11n", "yolo11n-seg"])
+def test_augmentation_does_not_depend_on_whether_albumentations_is_installed(model: str) -> None:
+    family, settings, _ = family_of(model, advanced_settings={"apply_automl_train_augmentations": True})
+    items: Any = family.training_dataset(Scenes(Example(noise(128, 128), objects())), settings, 0)
+    for epoch in (0, settings.number_of_epochs):  # with mosaic, and after it is closed
+        items.item(Draw(epoch, 0))
+        assert not any(isinstance(each, Albumentations) for each in _each(items.transforms))
 
 
 def test_an_objects_parts_reach_the_loss_as_one_mask() -> None:

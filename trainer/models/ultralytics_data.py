@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
-from ultralytics.data.augment import Compose, Format, RandomPerspective
+from ultralytics.data.augment import Albumentations, Compose, Format, RandomPerspective
 from ultralytics.data.converter import merge_multi_segment
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import DEFAULT_CFG, patches
@@ -226,6 +226,9 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
 
     def build_transforms(self, hyp: Any = None) -> Compose:
         transforms = super().build_transforms(hyp)
+        # ultralytics adds blur, grey and contrast where Albumentations happens to be installed; a model must
+        # not depend on that.
+        transforms.transforms = [each for each in transforms.transforms if type(each) is not Albumentations]
         if self.use_segments:
             # Masks of nuclei were worse with a resize, possibly by chance: benchmarks/RESULTS.md.
             return transforms

@@ -252,7 +252,7 @@ def test_a_killed_trial_and_a_killed_sweep(
     wait_for(lambda: epochs(run, 0) >= 2 or first.poll() is not None)
     (victim,) = trial_processes(run, "0000")
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: len(attempts(run).get(0, [])) == 2)
+    wait_for(lambda: len(attempts(run).get(0, [])) == 2 and bool(trial_processes(run, "0000")))
     wait_for(lambda: epochs(run, 1) >= 2)
     first.send_signal(signal.SIGKILL)
     output = end(first)

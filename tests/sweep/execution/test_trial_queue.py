@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -239,6 +240,24 @@ def test_a_process_dies_as_it_takes_a_trial(join: Join) -> None:
     assert trial.user_attrs[TRIAL_NUMBER] == 0
     process.tell(trial, COMPLETE)
     assert states(process) == [(0, "complete", 2), (1, "complete", 1)]
+
+
+def test_a_process_that_dies_as_it_takes_a_retry_costs_no_attempt(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = join(max_trials=1)
+    trial = process.next()
+    assert trial is not None
+    process.tell(trial, CRASHED)  # another crash would be the last
+    with monkeypatch.context() as patch:
+        patch.setattr(process._storage, "record_heartbeat", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            process.next()
+    beat_until(process, lambda: process.has_more)
+    retried = process.next()
+    assert retried is not None
+    process.tell(retried, COMPLETE)
+    assert states(process) == [(0, "complete", 3)]
 
 
 def test_a_sweep_that_goes_on_takes_up_what_died_here_alone(join: Join) -> None:

@@ -147,7 +147,9 @@ class TrialQueue:
         if self._storage.is_steady(GRACE_SECONDS):
             for silent in self._silent(running):
                 host = silent.user_attrs.get("host", "its machine")
-                self._fail(silent, f"its worker on {host} stopped responding", crashed=True)
+                # An attempt that no worker had taken yet never ran, so nothing of it can have crashed.
+                is_taken = WORKER in silent.user_attrs
+                self._fail(silent, f"its worker on {host} stopped responding", crashed=is_taken)
         return {trial._trial_id for trial in own} - {trial._trial_id for trial in running}
 
     def _silent(self, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
