@@ -23,7 +23,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,12 @@ class Results:
         entry = self.found.get(key)
         return entry["value"] if isinstance(entry, dict) else entry
 
-    def of(self, prefix: str) -> list[float]:
-        keys = (key for key in self.found if key.startswith(f"{prefix} seed "))
-        return [value for key in keys if (value := self.value(key)) is not None]
+    def of(self, prefix: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """Return the metrics of these seeds, in the order of measurement; of all seeds by default."""
+        start = f"{prefix} seed "
+        numbers = [int(key.removeprefix(start)) for key in self.found if key.startswith(start)]
+        chosen = [number for number in numbers if seeds is None or number in seeds]
+        return [value for number in chosen if (value := self.value(f"{start}{number}")) is not None]
 
     def commits(self, prefixes: Iterable[str]) -> list[str]:
         """Return the commits of the metrics of these cases, in the order of measurement."""
@@ -161,24 +164,25 @@ def shown(values: list[float], wanted: int) -> str:
     return text + ("" if len(values) >= wanted else f" ({len(values)} of {wanted} seeds)")
 
 
-def row(case: Case, results: Results, seeds: int, made: str) -> list[str]:
+def row(case: Case, results: Results, arguments: Any, made: str) -> list[str]:
     names = ("ours", "ours, modern", case.peer)
-    ours, modern, peers = (results.of(key_of(case, made + name)) for name in names)
+    ours, modern, peers = (results.of(key_of(case, made + name), arguments.seeds) for name in names)
+    wanted = len(arguments.seeds or range(arguments.rounds))
     return [
         f"{case.name}: {case.network}, {case.image_size} px, {case.epochs} epochs, batch {case.batch}, "
         f"{case.device}",
         case.task.primary_metric,
         NAMES[case.peer],
-        shown(peers, seeds),
-        shown(ours, seeds),
+        shown(peers, wanted),
+        shown(ours, wanted),
         judgement(ours, peers),
-        shown(modern, seeds),
+        shown(modern, wanted),
         judgement(modern, peers, better=True) if modern else "–",
     ]
 
 
 def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3, device=True)
+    parser = measuring.arguments(__doc__, rounds=3, device=True, seeds=True)
     cores = available_cores()
     default = Path(__file__).with_name("accuracy.json")
     parser.add_argument(
@@ -232,9 +236,8 @@ def main() -> None:
     absent: dict[str, str] = {}
     measuring.hide_gpus(arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in (
-            () if arguments.table else range(arguments.rounds)
-        ):  # one round of all cases after the other
+        seeds = arguments.seeds or range(arguments.rounds)
+        for seed in () if arguments.table else seeds:  # one round of all cases after the other
             for case in cases:
                 for contender in ("ours", case.peer, "ours, modern"):
                     key = f"{key_of(case, made + contender)} seed {seed}"
@@ -265,7 +268,7 @@ def main() -> None:
         "ours, modern",
         "modern − peer",
     )
-    print(measuring.table(headers, [row(case, results, arguments.rounds, made) for case in cases]))
+    print(measuring.table(headers, [row(case, results, arguments, made) for case in cases]))
     names = [(case, name) for case in cases for name in ("ours", "ours, modern", case.peer)]
     commits = results.commits(f"{key_of(case, made + name)} seed " for case, name in names)
     print(f"\nTrained at commits: {', '.join(commits) or 'none yet'}.")

@@ -171,17 +171,18 @@ def train(name: str, contender: Contender, seed: int, scratch: Path, arguments: 
 
 
 def row(name: str, results: Results, arguments: Any) -> list[str]:
-    values = {each: results.of(key_of(name, each, arguments)) for each in CONTENDERS}
+    values = {each: results.of(key_of(name, each, arguments), arguments.seeds) for each in CONTENDERS}
     modern = values["ours, modern"]
+    wanted = len(arguments.seeds or range(arguments.rounds))
     return [
         name,
-        *(shown(values[each], arguments.rounds) for each in CONTENDERS),
+        *(shown(values[each], wanted) for each in CONTENDERS),
         *(judgement(modern, values[peer]) for peer in PEERS),
     ]
 
 
 def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3, device=True)
+    parser = measuring.arguments(__doc__, rounds=3, device=True, seeds=True)
     parser.add_argument("--data-root", type=Path, required=True, help="directory of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="[default: weights]")
     parser.add_argument("--model", default="timm/tf_efficientnet_lite0")
@@ -203,7 +204,7 @@ def main() -> None:
     measuring.hide_gpus(arguments.device)
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in () if arguments.table else range(arguments.rounds):
+        for seed in () if arguments.table else arguments.seeds or range(arguments.rounds):
             for name in arguments.only:
                 for contender in arguments.contenders:
                     key = f"{key_of(name, contender, arguments)} seed {seed}"

@@ -272,7 +272,12 @@ def say(text: str) -> None:
 
 
 def arguments(
-    description: str | None, *, rounds: int | None = 3, device: bool = False, tiny: bool = True
+    description: str | None,
+    *,
+    rounds: int | None = 3,
+    device: bool = False,
+    tiny: bool = True,
+    seeds: bool = False,
 ) -> argparse.ArgumentParser:
     """Make a parser with the flags that benchmarks share.
 
@@ -281,6 +286,7 @@ def arguments(
         rounds: default number of rounds; None for a script that measures once.
         device: whether the script supports GPUs.
         tiny: whether the script can run as a smoke test, whose measurements mean nothing.
+        seeds: whether each round trains with a seed, by default the round's number.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -288,7 +294,15 @@ def arguments(
     if device:
         parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="[default: cpu]")
     if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+        number = parser.add_mutually_exclusive_group()
+        number.add_argument("--rounds", type=int, default=rounds, help=f"[default: {rounds}]")
+        if seeds:
+            number.add_argument(
+                "--seeds",
+                type=int,
+                nargs="+",
+                help="a round for each, and only these in the table [default: 0 to ROUNDS - 1]",
+            )
     if tiny:
         parser.add_argument(
             "--tiny", action="store_true", help="smoke test with sizes at which measurements mean nothing"

@@ -166,6 +166,26 @@ def test_made_sets_have_their_counts(name: str, counts: list[int]) -> None:
     assert lines != few_images._drawn(name, images, random.Random(2))
 
 
+def test_few_images_trains_and_averages_the_seeds_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds: list[int] = []
+
+    def train(name: str, contender: object, seed: int, *others: object) -> float:
+        seeds.append(seed)
+        return seed / 10
+
+    monkeypatch.setattr(few_images, "train", train)
+    command = ["few_images.py", "--data-root", str(tmp_path), "--only", "few", "--contenders", "probe"]
+    command += ["--results", str(tmp_path / "results.json")]
+    for asked in ("--rounds 2", "--seeds 4 3"):
+        monkeypatch.setattr(sys, "argv", [*command, *asked.split()])
+        few_images.main()
+    assert seeds == [0, 1, 4, 3]
+    (row,) = table(capsys.readouterr().out)
+    assert row["probe"] == "0.350 ± 0.071"  # the mean of seeds 3 and 4 alone
+
+
 def test_accuracy_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     prefix = "fridge timm/test_resnet 64px b4 e1 cpu made"
