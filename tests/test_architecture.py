@@ -100,6 +100,6 @@ def test_architecture_page_names_files_that_exist() -> None:
     names = {name for name in re.findall(r"`([\w./]+)`", page) if name.endswith((".py", "/"))}
     files = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")]
     places = [f"/{file}" for file in files] + [f"/{file.rpartition('/')[0]}/" for file in files]
-    placeholders = {"trainer/models/NAME.py"}
+    placeholders = {"trainer/models/NAME.py", "trainer/models/cards/NAME.py"}
     missing = {name for name in names - placeholders if not any(f"/{name}" in place for place in places)}
     assert missing == set()

@@ -14,6 +14,8 @@ from typing import Any, get_args
 
 from trainer.models import catalog
 from trainer.models.card import FamilyCard, ModelEntry
+from trainer.models.cards import classifiers
+from trainer.models.cards.shared import CLASSIFICATION
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.choice import NONE, PRETRAINED
@@ -62,10 +64,10 @@ def rows(task: Task | None) -> Iterator[Row]:
                 f"{entry.published}; {licence}",
                 _here(facts.files, facts.hub) or "no",
             )
-    if task is None or task in catalog.CLASSIFICATION:
-        card = catalog.CLASSIFIERS
+    if task is None or task in CLASSIFICATION:
+        card = classifiers.CARD
         any_name, library = f"{card.library_prefix}NAME", f"{card.library}, {card.licence}"
-        yield Row(any_name, catalog.CLASSIFICATION, 0, "", library, "each its own", "")
+        yield Row(any_name, CLASSIFICATION, 0, "", library, "each its own", "")
     for card in catalog.CARDS.values():
         tasks = tuple(other for other in Task if any(e.card is card for e in catalog.models_for(other)))
         if card.backbones and (task is None or task in tasks):

@@ -1,0 +1,30 @@
+"""What the cards of several families have in common."""
+
+from __future__ import annotations
+
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+CLASSIFICATION = (Task.CLASSIFICATION, Task.MULTILABEL)
+
+RESNETS = (18, 34, 50, 101, 152)
+"""Depths."""
+
+BOX_SETTINGS = (
+    *ScoringParameters.model_fields,
+    "validation_metric_type",
+    "validation_iou_threshold",
+    "log_validation_loss",
+    "log_training_metrics",
+)
+SQUARE_SETTINGS = (*BOX_SETTINGS, "image_size", "multi_scale")
+
+# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none, because their defaults, their
+# authors' recipes, are modern already.
+ADAMW_MODERN = {
+    "optimizer": "adamw",
+    # The cosine ends at 0, where the averaged weights have settled. Most of the gain comes at its end, so
+    # nothing stops a run before; the best epoch is packaged in any case.
+    "warmup_cosine_lr_cycles": 0.5,
+    "early_stopping": False,
+}
