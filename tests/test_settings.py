@@ -199,6 +199,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "focal_gamma": (RESNET, [0, 2, 0.5], [-0.1]),
     "balanced_sampling": (MASK, [True, 0], ["classes"]),
     "random_augment": (VIT, [True, 0], ["m9"]),
+    "test_time_flip": (VIT, [True, 0], ["mirror"]),
     "mixup_alpha": (RESNET, [0, 0.2, 8], [-0.1]),
     "cutmix_alpha": (RESNET, [0, 1, 8], [-0.1]),
     "large_scale_jitter": (FASTER, [True, 0], [1.5]),
@@ -346,7 +347,6 @@ def test_booleans_are_rejected_for_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "name", "value", "takers"),
     [
-        (FASTER, "label_smoothing", 0.1, "classifiers"),
         (YOLO11, "mixup_alpha", 0.2, "classifiers"),
         (RESNET, "large_scale_jitter", True, "R-CNNs"),
         (RESNET, "min_size", 600, "R-CNNs"),
@@ -355,7 +355,7 @@ def test_booleans_are_rejected_for_numbers(name: str) -> None:
         (RESNET, "validation_metric_type", "coco", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
         (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "focal_gamma", 2, "classifiers"),
-        (YOLO11, "label_smoothing", 0.1, "classifiers"),
+        (YOLO11, "test_time_flip", True, "classifiers"),
         (FASTER, "model_size", "small", "yolov5"),
         (FASTER, "multi_scale", True, "YOLO models, RT-DETRs and RF-DETRs"),
         (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),

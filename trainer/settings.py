@@ -167,6 +167,9 @@ class Settings(ScoringParameters):
     interpolation: Literal["bilinear", "bicubic", "published"] = _images("bilinear")
     """Interpolation by which images are resized in training, validation and scoring; published takes the one
     that the published weights were trained with."""
+    test_time_flip: bool = _images(False)
+    """Average the logits of each image and its mirror image, in validation and scoring, which take twice the
+    time."""
     min_size: int = _images(600, gt=0)
     """Short side to which images are resized, in pixels. It is less where the long side would exceed
     max_size."""

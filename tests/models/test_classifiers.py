@@ -148,6 +148,27 @@ def test_images_are_resized_by_the_interpolation_of_the_settings(
     assert torch.equal(seen, item(dataset)) == (interpolation == "bilinear")
 
 
+class LeftHalf(nn.Module):
+    """Answers each image with the mean of its left half, by channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[..., : images.shape[-1] // 2].mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+@pytest.mark.parametrize("flips", [False, True])
+def test_test_time_flip_averages_the_logits_of_both_sides(task: Task, flips: bool) -> None:
+    spec = family_of("resnet18", task, test_time_flip=flips).spec
+    family = create(Spec.from_json(spec.to_json()))  # as a packaged model has it
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    expected = (images if flips else images[..., :32]).mean(dim=(2, 3))
+    outputs = family.infer(LeftHalf(), list(images), spec.parameters)
+    torch.testing.assert_close(torch.stack(list(outputs)), expected)
+    probs = family.graph(LeftHalf(), images, spec.parameters)["probs"]
+    normalised = expected.softmax(1) if task is Task.CLASSIFICATION else expected.sigmoid()
+    torch.testing.assert_close(probs, normalised)
+
+
 def test_an_unknown_timm_name_gets_near_ones() -> None:
     with pytest.raises(JobError, match=r"has no model 'resnt18'.*did you mean timm/resnet18 "):
         family_of("timm/resnt18")

@@ -63,8 +63,9 @@ class Classifiers(Family):
             # The mean and standard deviation that the published weights were trained with.
             "mean": list(config.mean),
             "std": list(config.std),
-            # Specs of older releases have none.
+            # Specs of older releases have neither.
             **({} if interpolation == _BILINEAR else {"interpolation": interpolation}),
+            **({"test_time_flip": True} if settings.test_time_flip else {}),
         }
 
     @property
@@ -143,7 +144,14 @@ class Classifiers(Family):
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[Tensor]:
         """Logits, float32 [C] for each image."""
-        return list(network(torch.stack(list(tensors))).float())
+        return list(self._logits(network, torch.stack(list(tensors))))
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Logits, float32 [N, C], of validation and scoring: with test_time_flip, means over both sides."""
+        logits: Tensor = network(images).float()
+        if self.spec.options.get("test_time_flip", False):
+            logits = (logits + network(images.flip(-1)).float()) / 2
+        return logits
 
     def postprocess(self, output: Tensor, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         logits = output / self.temperature
@@ -158,7 +166,7 @@ class Classifiers(Family):
         return Preparation(resizing, (crop, crop), tuple(options["mean"]), tuple(options["std"]))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
-        logits = network(images).float() / self.temperature
+        logits = self._logits(network, images) / self.temperature
         return {"probs": logits.sigmoid() if self.multilabel else logits.softmax(1)}
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:

@@ -26,6 +26,7 @@ CARD = FamilyCard(
         "validation_crop_size",
         "training_crop_size",
         "interpolation",
+        "test_time_flip",
         "random_augment",
         "mixup_alpha",
         "cutmix_alpha",
