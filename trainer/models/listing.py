@@ -19,6 +19,7 @@ from trainer.models.cards.shared import CLASSIFICATION
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.choice import NONE, PRETRAINED
+from trainer.models.weights.hub import in_cache
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -208,11 +209,5 @@ def _torch_cache() -> Path:
 
 
 def _in_hub_cache(repository: str) -> bool:
-    from huggingface_hub import constants  # a part that loads quickly
-
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    revision = folder / "refs/main"
-    if not revision.is_file():
-        return False
-    snapshot = folder / "snapshots" / revision.read_text(encoding="utf-8").strip()
-    return any((snapshot / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+    cached = in_cache(repository)
+    return cached is not None and cached.weights() is not None

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import http.server
 import os
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -22,6 +18,7 @@ import torchvision
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from tests.models.weights.conftest import Pages
 from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job.job import Job
@@ -86,19 +83,6 @@ def test_a_directory_without_the_file_says_what_it_looked_for(tmp_path: Path, re
 def test_a_file_without_a_tag_is_the_model_without_a_tag(model: str, accepts: bool) -> None:
     names = published_names(family_of(Task.CLASSIFICATION, model).published())
     assert ("resnet18.safetensors" in names) is accepts
-
-
-@pytest.fixture
-def _no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **more: object) -> None:
-        raise OSError("there is no network")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    # The hub tries for half a minute unless it is told.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -213,39 +197,10 @@ def test_the_file_at_timms_address_is_found_under_its_own_name_and_checked(
         load(resnet, tmp_path)
 
 
-@pytest.fixture
-def site() -> Iterator[tuple[str, dict[str, tuple[bytes, dict[str, str]]]]]:
-    """A real web server: its address, and what it answers by path: content and headers."""
-    pages: dict[str, tuple[bytes, dict[str, str]]] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content, headers = pages.get(self.path, (b"", {"X-Error-Code": "EntryNotFound"}))
-            self.send_response(200 if self.path in pages else 404)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", pages
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 def test_a_download_by_address_is_checked_before_it_counts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    site: tuple[str, dict[str, tuple[bytes, dict[str, str]]]],
+    site: tuple[str, Pages],
     imagenet: Mapping[str, Tensor],
     resnet: Family,
 ) -> None:
@@ -277,25 +232,18 @@ def test_a_download_by_address_is_checked_before_it_counts(
 @pytest.mark.parametrize("honest", [True, False])
 def test_a_download_from_the_hub_is_checked_against_what_the_hub_states(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    site: tuple[str, dict[str, tuple[bytes, dict[str, str]]]],
+    hub_pages: Pages,
     imagenet: Mapping[str, Tensor],
     resnet: Family,
     file: str,
     honest: bool,
 ) -> None:
-    address, pages = site
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     torch.save(dict(imagenet), tmp_path / "made.bin")
     content = save(dict(imagenet)) if file == "model.safetensors" else (tmp_path / "made.bin").read_bytes()
     stated = hashlib.sha256(content if honest else b"other").hexdigest()
     headers = {"X-Repo-Commit": "0" * 40, "ETag": f'"{stated}"', "X-Linked-Size": str(len(content))}
-    pages[f"/timm/{RESNET18}/resolve/main/{file}"] = (content, headers)
-    pages[f"/timm/{RESNET18}/resolve/{'0' * 40}/{file}"] = (content, headers)
+    hub_pages[f"/timm/{RESNET18}/resolve/main/{file}"] = (content, headers)
+    hub_pages[f"/timm/{RESNET18}/resolve/{'0' * 40}/{file}"] = (content, headers)
     if honest:
         assert load(resnet, "pretrained")[1].fresh == ("fc.weight", "fc.bias")
     else:

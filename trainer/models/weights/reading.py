@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import sys
 import types
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from trainer.errors import WeightsError
 from trainer.models.spec import Spec
+from trainer.models.weights.hub import INDEX_SUFFIX
 
 _HOLDERS = (argparse.Namespace, types.SimpleNamespace)
 """Classes in which files store the settings of their run; they only hold values."""
@@ -41,8 +43,13 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
 
             tensors: dict[str, Tensor] = load_file(path)
             return tensors, None
+        if path.name.endswith(INDEX_SUFFIX):
+            parts = [read(shard, network, named=named)[0] for shard in shards(path)]
+            return {key: value for part in parts for key, value in part.items()}, None
         with torch.serialization.safe_globals([*_classes(network), *_HOLDERS]):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:  # of a shard
+        raise
     except Exception as error:
         # torch raises the same error for objects that it rejects and for files that are not pickles.
         holds_objects = isinstance(error, pickle.UnpicklingError) and _starts_as_pickle(path)
@@ -56,6 +63,37 @@ def read(path: Path, network: nn.Module, *, named: bool) -> tuple[Mapping[str, T
         content = _read_objects(path)
     spec = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
     return _tensors(content, path), read_spec(spec, path) if isinstance(spec, str) else None
+
+
+def shards(path: Path) -> list[Path]:
+    """The files that an index of published weights lists, next to it; none for a file that is no index.
+
+    Raises:
+        WeightsError: the index is damaged, or names files elsewhere.
+    """
+    if not path.name.endswith(INDEX_SUFFIX):
+        return []
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} cannot be read as an index of weights: {brief(error)}") from error
+    if bad := [name for name in names if Path(str(name)).name != name]:
+        raise WeightsError(f"{path} must list files next to it, got {bad[0]!r}; download the weights again")
+    return [path.with_name(name) for name in names]
+
+
+def spec_in_checkpoint(path: Path) -> Spec | None:
+    """The spec of the network in a run's checkpoint; None if it has none.
+
+    Raises:
+        WeightsError: the checkpoint cannot be read, or its spec is damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {brief(error)}") from error
+    spec = content.get(SPEC_KEY) if isinstance(content, Mapping) else None
+    return read_spec(spec, path) if isinstance(spec, str) else None
 
 
 def read_spec(text: str | bytes, where: Path) -> Spec:

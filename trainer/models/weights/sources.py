@@ -17,8 +17,9 @@ import torch
 
 from trainer.errors import WeightsError
 from trainer.models.spec import Spec
+from trainer.models.weights import hub
 from trainer.models.weights.choice import BEST_CHILD_TAG, MODEL_ARTIFACT, PRETRAINED, is_address
-from trainer.models.weights.reading import brief, read_spec
+from trainer.models.weights.reading import brief, read_spec, shards, spec_in_checkpoint
 
 if TYPE_CHECKING:
     from trainer.models.weights.published import PublishedWeights
@@ -28,7 +29,6 @@ _PACKAGED = ("model/artifacts", "artifacts", ".")
 _WEIGHTS_FILE, _SPEC_FILE = "weights.pt", "spec.json"
 _BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _AMBIGUOUS = ("checkpoint_best_regular.pth",)  # rfdetr's name for several models and for all that it trains
 _MD5 = "md5:"  # marks a hash of this kind
 
@@ -76,6 +76,22 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
             "run's directory, or none"
         )
     return _of_run(path) or _source(_in_directory(path, model, published))
+
+
+def spec_of(choice: str) -> Spec | None:
+    """The spec of the earlier run or packaged model that a choice names; None if it names none.
+
+    Raises:
+        WeightsError: MLflow has no such model, or the spec is damaged.
+    """
+    if is_address(choice):
+        with tempfile.TemporaryDirectory() as scratch:
+            return _from_mlflow(choice, Path(scratch)).spec
+    path = Path(os.path.expanduser(choice))
+    source = _of_run(path) if path.is_dir() else Source(path, str(path), spec=_spec_of(path))
+    if source is None or source.spec is not None or source.path.suffix != ".ckpt":
+        return source and source.spec
+    return spec_in_checkpoint(source.path)
 
 
 def published_names(published: PublishedWeights) -> tuple[str, ...]:
@@ -166,6 +182,9 @@ def _model_of_run(address: str) -> str | None:
 def _in_directory(directory: Path, model: str, published: PublishedWeights) -> Path:
     names = published_names(published)
     path = next((directory / name for name in names if (directory / name).is_file()), None)
+    if path is None and published.hub:
+        repository = hub.in_directory(directory, published.hub)
+        path = repository and repository.weights()
     if path is None:
         raise WeightsError(
             f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for "
@@ -213,10 +232,10 @@ def _download(model: str, published: PublishedWeights) -> Path:
         raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
     try:
         if published.hub:
-            path, expected = _from_hub(published.hub)
+            path, difference = _from_hub(published.hub)
         else:
-            path, expected = _from_address(published), _hash(published, PurePosixPath(published.url).name)
-        difference = _difference(path, expected)
+            path = _from_address(published)
+            difference = _difference(path, _hash(published, PurePosixPath(published.url).name))
     except (OSError, ValueError, RuntimeError) as error:
         # huggingface_hub and urllib both raise OSError without a network.
         where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
@@ -233,26 +252,46 @@ def _download(model: str, published: PublishedWeights) -> Path:
     return path
 
 
-def _from_hub(repository: str) -> tuple[Path, str]:
-    """A repository's weights in the hub's cache, and their SHA-256 if the hub states it."""
-    import huggingface_hub as hub
-    from huggingface_hub.errors import EntryNotFoundError
+def _from_hub(name: str) -> tuple[Path, str]:
+    """A repository's weights in the Hub's cache, and how they differ from what the Hub states, or "".
 
-    # Try the cache first: without a network, asking the hub for a newer version takes long.
-    for name in _HUB_FILES:
-        cached = hub.try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached), _sha256_of_etag(Path(cached).resolve().name)
-    safetensors, pickle = _HUB_FILES
-    try:
-        path = Path(hub.hf_hub_download(repository, safetensors))
-    except EntryNotFoundError:
-        path = Path(hub.hf_hub_download(repository, pickle))
-    # The hub's cache stores a file under its ETag.
+    Args:
+        name: ORG/NAME or ORG/NAME@REVISION.
+    """
+    # Try the cache first: without a network, asking the Hub for a newer version takes long.
+    cached = hub.in_cache(name)
+    path = cached and cached.weights()
+    repository, revision = hub.parse(name)
+    if cached is not None:
+        revision = cached.revision  # the weights must be of the commit of the config.json that is there
+    if path is None:
+        downloads = (_downloaded(repository, file, revision) for file in hub.WEIGHTS_FILES)
+        found = next(filter(None, downloads), None)
+    else:
+        found = path, _sha256_of_etag(path.resolve().name)
+    if found is None:
+        raise FileNotFoundError(f"the repository has none of {', '.join(hub.WEIGHTS_FILES)}")
+    path = found[0]
+    files = [found]
+    for shard in shards(path):
+        is_here = shard.is_file()
+        file = (shard, _sha256_of_etag(shard.resolve().name)) if is_here else None
+        files += filter(None, [file or _downloaded(repository, shard.name, path.parent.name)])
+    return path, next(filter(None, (_difference(*file) for file in files)), "")
+
+
+def _downloaded(repository: str, name: str, revision: str) -> tuple[Path, str] | None:
+    """A downloaded file, with the SHA-256 that the Hub states, or ""; None if there is no such file."""
+    path = hub.download(repository, name, revision)
+    if path is None:
+        return None
+    # The Hub's cache stores a file under its ETag, except where it cannot make links.
     expected = _sha256_of_etag(path.resolve().name)
     if not expected:
-        stated = hub.get_hf_file_metadata(hub.hf_hub_url(repository, path.name)).etag
-        expected = _sha256_of_etag(stated or "")
+        import huggingface_hub
+
+        address = huggingface_hub.hf_hub_url(repository, name, revision=path.parent.name)
+        expected = _sha256_of_etag(huggingface_hub.get_hf_file_metadata(address).etag or "")
     return path, expected
 
 

@@ -1,0 +1,187 @@
+"""The files of a Hub repository: where they are found, what is read of them, and what is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.models.weights.conftest import Pages
+from trainer.errors import WeightsError
+from trainer.models.weights import hub, loading
+from trainer.models.weights.published import PublishedWeights
+
+NAME = "acme/tiny-vit"
+COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
+CONFIG = {
+    "model_type": "vit",
+    "hidden_size": 8,
+    "id2label": {"0": "x", "1": "y", "2": "z"},
+    "auto_map": {"a": "b"},
+}
+PREPROCESSOR = {"size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5]}
+
+
+def write(directory: Path, config: dict[str, Any] | None = None, **files: Any) -> Path:
+    """Write a repository's files; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {"config": CONFIG if config is None else config, "preprocessor_config": PREPROCESSOR, **files}
+    for name, content in contents.items():
+        if content is not None:
+            (directory / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return directory
+
+
+PLACES = {
+    "directory": "",
+    "organisation": NAME,
+    "cache": f"models--acme--tiny-vit/snapshots/{COMMIT}",
+    "home": f"hub/models--acme--tiny-vit/snapshots/{COMMIT}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("_no_network")
+def test_a_model_is_described_wherever_its_files_are_below_the_directory(tmp_path: Path, place: str) -> None:
+    write(tmp_path / PLACES[place])
+    description = hub.describe(NAME, str(tmp_path))
+    assert description.name == NAME
+    assert description.config == {"model_type": "vit", "hidden_size": 8, "num_labels": 3}
+    assert description.preprocessor == PREPROCESSOR
+    assert description.revision == (COMMIT if "snapshots" in PLACES[place] else "")
+    assert hub.Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
+
+
+def test_the_image_processor_may_be_one_of_several(tmp_path: Path) -> None:
+    write(tmp_path, preprocessor_config=None, processor_config={"image_processor": PREPROCESSOR})
+    assert hub.describe(NAME, str(tmp_path)).preprocessor == PREPROCESSOR
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_revision_in_the_name_chooses_the_snapshot(tmp_path: Path) -> None:
+    cache = tmp_path / "hub/models--acme--tiny-vit"
+    write(cache / "snapshots" / COMMIT)
+    write(cache / "snapshots" / OTHER_COMMIT, {"model_type": "swin"})
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(OTHER_COMMIT, encoding="utf-8")
+    assert hub.describe(NAME, "pretrained").config["model_type"] == "swin"
+    pinned = hub.describe(f"{NAME}@{COMMIT}", "pretrained")
+    assert (pinned.config["model_type"], pinned.revision) == ("vit", COMMIT)
+    with pytest.raises(WeightsError, match="could not be fetched"):
+        hub.describe(f"{NAME}@{'c' * 40}", "pretrained")
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("choice", ["pretrained", "none"])
+def test_without_files_and_network_the_error_says_which_file_is_missing_and_how_to_get_it(
+    choice: str,
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        hub.describe(NAME, choice)
+    said = str(caught.value)
+    assert "config.json of acme/tiny-vit" in said
+    assert "`hf download acme/tiny-vit --local-dir weights/acme/tiny-vit`" in said
+    assert "--weights weights" in said
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_network_from_scratch_is_described_by_the_directory_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "files" / NAME)
+    monkeypatch.setenv("TRAINER_WEIGHTS", str(tmp_path / "files"))
+    assert hub.describe(NAME, "none").config["model_type"] == "vit"
+
+
+def test_a_directory_of_something_else_is_rejected_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError) as caught:
+        hub.describe(NAME, str(tmp_path))
+    assert f"hf download {NAME} --local-dir {tmp_path}/{NAME}" in str(caught.value)
+    write(tmp_path, {"architecture": "resnet18"})  # timm's: of one model alone
+    assert hub.in_directory(tmp_path, "timm/resnet18.a1_in1k") is not None
+    assert hub.in_directory(tmp_path, "timm/resnet50.a1_in1k") is None
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(WeightsError, match=str(tmp_path / "config.json")):
+        hub.describe(NAME, str(tmp_path))
+
+
+def serve(pages: Pages, name: str, content: bytes) -> None:
+    """Put a file into the repository, at main and at its commit; large files by their SHA-256, as the Hub."""
+    etag = hashlib.sha256(content).hexdigest()
+    headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+    for revision in ("main", COMMIT):
+        pages[f"/{NAME}/resolve/{revision}/{name}"] = (content, headers)
+
+
+def sharded(directory: Path, network: nn.Module) -> PublishedWeights:
+    """Write a network's weights in two shards with their index, as the Hub has large ones."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = {}
+    for number, (key, value) in enumerate(network.state_dict().items()):
+        names[key] = f"model-0000{number + 1}-of-00002.safetensors"
+        save_file({key: value}, directory / names[key])
+    index = {"metadata": {}, "weight_map": names}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return PublishedWeights(files=(f"{NAME}/model.safetensors",), hub=NAME)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.usefixtures("_no_network")
+def test_shards_are_read_as_one_file(tmp_path: Path, place: str) -> None:
+    source, network = nn.Linear(2, 3), nn.Linear(2, 3)
+    published = sharded(write(tmp_path / PLACES[place]), source)
+    loaded = loading.load(network, "tiny", published, str(tmp_path))
+    assert loaded is not None
+    assert (loaded.taken, loaded.fresh) == (2, ())
+    assert torch.equal(network.weight, source.weight)
+    assert torch.equal(network.bias, source.bias)
+
+
+def test_an_index_that_names_files_elsewhere_is_rejected(tmp_path: Path) -> None:
+    index = {"weight_map": {"weight": "../secret.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    published = PublishedWeights(files=("model.safetensors.index.json",))
+    with pytest.raises(WeightsError, match=r"files next to it, got '\.\./secret"):
+        loading.load(nn.Linear(1, 1), "tiny", published, str(tmp_path))
+
+
+def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, hub_pages: Pages) -> None:
+    source, network = nn.Linear(2, 3), nn.Linear(2, 3)
+    published = sharded(tmp_path / "made", source)
+    for path in (tmp_path / "made").iterdir():
+        serve(hub_pages, path.name, path.read_bytes())
+    serve(hub_pages, "config.json", json.dumps(CONFIG).encode())
+    description = hub.describe(NAME, "pretrained")
+    assert description.revision == COMMIT
+    assert description.preprocessor == {}
+    # What the Hub has become since does not matter: the commit is that of the description.
+    for path in [path for path in hub_pages if "/main/" in path]:
+        del hub_pages[path]
+    loaded = loading.load(network, "tiny", published, "pretrained")
+    assert loaded is not None
+    assert f"/snapshots/{COMMIT}/model.safetensors.index.json" in loaded.source
+    assert torch.equal(network.weight, source.weight)
+    # Nothing is asked for again.
+    hub_pages.clear()
+    assert hub.describe(NAME, "pretrained") == description
+    assert loading.load(network, "tiny", published, "pretrained") == loaded
+    shard = next((tmp_path / "hub").rglob("model-00002-of-00002.safetensors")).resolve()
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    with pytest.raises(WeightsError, match="its SHA-256 must be"):
+        loading.load(network, "tiny", published, "pretrained")
+
+
+def test_a_model_that_the_hub_lacks_is_said_to_be_unknown(hub_pages: Pages) -> None:
+    hub_pages[f"/{NAME}/resolve/main/config.json"] = (b"", {"X-Error-Code": "RepoNotFound"})
+    with pytest.raises(WeightsError, match="no such model, or it needs a login"):
+        hub.describe(NAME, "pretrained")
