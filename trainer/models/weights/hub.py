@@ -288,4 +288,4 @@ def _may_be(config: Mapping[str, Any], repository: str) -> bool:
     architecture = config.get("architecture")
     if architecture is None:
         return not repository.startswith("timm/")
-    return re.split(r"[./]", repository)[1] == architecture
+    return str(architecture) == re.split(r"[./]", repository)[1]

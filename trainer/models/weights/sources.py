@@ -89,9 +89,11 @@ def spec_of(choice: str) -> Spec | None:
             return _from_mlflow(choice, Path(scratch)).spec
     path = Path(os.path.expanduser(choice))
     source = _of_run(path) if path.is_dir() else Source(path, str(path), spec=_spec_of(path))
-    if source is None or source.spec is not None or source.path.suffix != ".ckpt":
-        return source and source.spec
-    return spec_in_checkpoint(source.path)
+    if source is None:
+        return None
+    if source.spec is None and source.path.suffix == ".ckpt":
+        return spec_in_checkpoint(source.path)
+    return source.spec
 
 
 def published_names(published: PublishedWeights) -> tuple[str, ...]:
@@ -184,7 +186,7 @@ def _in_directory(directory: Path, model: str, published: PublishedWeights) -> P
     path = next((directory / name for name in names if (directory / name).is_file()), None)
     if path is None and published.hub:
         repository = hub.in_directory(directory, published.hub)
-        path = repository and repository.weights()
+        path = None if repository is None else repository.weights()
     if path is None:
         raise WeightsError(
             f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for "
@@ -260,7 +262,7 @@ def _from_hub(name: str) -> tuple[Path, str]:
     """
     # Try the cache first: without a network, asking the Hub for a newer version takes long.
     cached = hub.in_cache(name)
-    path = cached and cached.weights()
+    path = None if cached is None else cached.weights()
     repository, revision = hub.parse(name)
     if cached is not None:
         revision = cached.revision  # the weights must be of the commit of the config.json that is there
