@@ -5,7 +5,6 @@ It has the names of Azure's documentation. Every other name that job files have 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from serving.parameters import parameters_of, range_of
+from serving.payload import parse_json
 from serving.wording import MAX_INTEGER, shown
-from trainer.errors import RunError
+from trainer.errors import RequestError, RunError
 from trainer.fields import snake_case
 from trainer.models import Family, Spec, create
 from trainer.models.card import SIZE_LETTERS
@@ -68,10 +68,10 @@ def apply_settings(family: Family, path: Path) -> Family:
             network.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         return family
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, RequestError) as error:
         raise RunError(
             f"{path}: cannot be read as JSON: {error}; fix it, or delete it for the defaults"
         ) from None

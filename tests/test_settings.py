@@ -473,6 +473,9 @@ def test_advanced_settings_are_a_json_string_or_a_mapping() -> None:
     assert text.advanced_settings.apply_automl_train_augmentations
     with pytest.raises(JobError, match="must be a JSON object"):
         resolve(*YOLOV5, {"advanced_settings": "{apply_mosaic_for_yolo: false}"})
+    twice = '{"apply_mosaic_for_yolo": true, "apply_mosaic_for_yolo": false}'
+    with pytest.raises(JobError, match="duplicate key 'apply_mosaic_for_yolo'"):
+        resolve(*YOLOV5, {"advanced_settings": twice})
 
 
 def test_unknown_model_or_wrong_task_is_a_job_error() -> None:

@@ -6,7 +6,6 @@ a setting applies to, and their defaults.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -21,8 +20,10 @@ from pydantic import (
     model_validator,
 )
 
+from trainer.errors import ProblemsError
 from trainer.fields import details, enum_member, option
 from trainer.scoring import OLDER_NAMES, ScoringParameters
+from trainer.strict_yaml import load_json
 
 # Each declares a setting under one heading of the help.
 _schedule = partial(option, group="Schedule")
@@ -281,9 +282,10 @@ class Settings(ScoringParameters):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"must be a JSON object, but {error}") from error
+            return load_json(value, "")
+        except ProblemsError as error:
+            reason = error.problems[0].rule.removeprefix("must be JSON: ")
+            raise ValueError(f"must be a JSON object, but {reason}") from error
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:

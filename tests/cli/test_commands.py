@@ -321,3 +321,5 @@ def test_datastore_pairs_become_a_mapping() -> None:
     assert mapping(None) == {}
     with pytest.raises(JobError, match="must be NAME=DIR_OR_URL, got c"):
         mapping(["b=x", "c"])
+    with pytest.raises(JobError, match="b: is x already, got y; keep one of them"):
+        mapping(["b=x", "b=y"])

@@ -375,6 +375,24 @@ def test_contradicting_spellings_of_a_key_are_rejected(tmp_path: Path) -> None:
     }
 
 
+def test_null_under_one_spelling_leaves_the_value_of_the_other(tmp_path: Path) -> None:
+    job, _ = read(
+        tmp_path,
+        {
+            "task": None,
+            "taskType": "ImageObjectDetection",
+            "training_data": {"path": "a", "uri": None, "type": None, "mode": None},
+            "limits": {"max_trials": 3, "maxTrials": None},
+            "iterations": None,
+            "training_parameters": {"learningRate": 0.1, "learning_rate": None},
+        },
+    )
+    assert job.task is Task.DETECTION
+    assert job.limits.max_trials == 3
+    assert [Path(path).name for path in job.training_data] == ["a"]
+    assert job.settings["learning_rate"] == 0.1
+
+
 def test_unknown_key_is_reported_in_its_own_spelling(tmp_path: Path) -> None:
     details = TASK_DETAILS | {"primaryMetrics": "x", "limitSettings": {"maxTrails": 3}}
     problems = {problem.field: problem.hint for problem in problems_of(tmp_path, {"taskDetails": details})}

@@ -256,6 +256,43 @@ def test_wrong_inputs_of_a_component_are_rejected(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"mlflow_model": "azureml:vit-base:1", "model_name": "microsoft/beit-base-patch16-224"},
+        {"metric_for_best_model": "loss", "primary_metric": "accuracy"},
+        {"label_column_name": "a", "target_column_name": "b"},
+        {"gradient_clip_norm": 2, "max_grad_norm": 1},
+        {"extra_optim_args": "momentum=0.5", "momentum": 0.9},
+        {"image_width": 32, "training_crop_size": 64},
+    ],
+)
+def test_inputs_that_contradict_each_other_are_both_named(tmp_path: Path, inputs: Any) -> None:
+    first, second = inputs
+    inputs = {"task_name": "image-classification", **inputs}
+    (problem,) = problems_of(component(tmp_path, "transformers_image_classification_pipeline", inputs))
+    assert problem.field == f"jobs.train.inputs.{second}"
+    assert problem.rule.startswith(f"contradicts inputs.{first}, which says ")
+
+
+def test_two_names_of_one_model_agree(tmp_path: Path) -> None:
+    inputs = {
+        "task_name": "image-classification",
+        "model_name": "google/vit-base-patch16-224",
+        "mlflow_model": "azureml://registries/azureml/models/google-vit-base-patch16-224/versions/5",
+    }
+    path = component(tmp_path, "transformers_image_classification_pipeline", inputs)
+    assert Job.read(path).model == "vitb16r224"
+
+
+@pytest.mark.parametrize("text", ["momentum", "momentum=0.5; nesterov", "=0.5", "momentum=", "a=b=c", 0.5])
+def test_optimizer_arguments_have_names_and_values(tmp_path: Path, text: Any) -> None:
+    inputs = {"task_name": "image-classification", "extra_optim_args": text}
+    (problem,) = problems_of(component(tmp_path, "transformers_image_classification_pipeline", inputs))
+    assert problem.rule == "must be name=value, several of them with ; in between"
+    assert problem.got == repr(text)
+
+
 def test_rest_form_of_a_pipeline_is_read(tmp_path: Path) -> None:
     inputs = {
         "training_data": {"value": "${{parent.inputs.train}}", "job_input_type": "literal"},

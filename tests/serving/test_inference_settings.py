@@ -140,6 +140,9 @@ def test_wrong_settings_are_rejected_with_the_file(
     changed = edited(packaged(Task.DETECTION), tmp_path, settings)
     with pytest.raises(RunError, match=rf"artifacts/settings\.json: .*{reason}"):
         read_family(changed / "artifacts")
+    (changed / "artifacts/settings.json").write_text('{"min_size": 300, "min_size": 400}')
+    with pytest.raises(RunError, match="the key 'min_size' occurs twice in one object"):
+        read_family(changed / "artifacts")
     (changed / "artifacts/settings.json").write_text('{"min_size": ')
     with pytest.raises(RunError, match=r"settings\.json: cannot be read as JSON.*delete it for the defaults"):
         read_family(changed / "artifacts")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 import trainer
 from tests.mlflow_server import Gate, mlflow_server
@@ -20,6 +21,7 @@ from tests.training.tracked import At, mlflow_run, steps, train
 from trainer.data.samples import SampleData
 from trainer.errors import TrackingError
 from trainer.job.job import Job
+from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training import tracking
 
@@ -61,7 +63,7 @@ def test_server_serves_files_and_registered_model(
     assert "View run" not in capfd.readouterr().out
     listed = {file.path for file in client.list_artifacts(tracked.info.run_id)}
     figures = {"metrics.csv", "metrics_by_class.csv", "metrics.json", "result.json"}
-    assert listed == {"job.yaml", "report.html", "report", "model", "outputs", *figures}
+    assert listed == {"job.yaml", "report.html", "report", "outputs", *figures}
     parts = {file.path for file in client.list_artifacts(tracked.info.run_id, "report")}
     expected = ("loss-by-epoch.svg", "confusion-matrix.svg", "all-metrics-by-class.csv")
     assert {f"report/{name}" for name in expected} <= parts
@@ -87,13 +89,26 @@ print(json.dumps(answer.to_dict("records")[0]))
     assert answer["probs"] == pytest.approx(predicted["probs"], abs=1e-5)
 
     # More epochs make a second version, and leave the first as it is.
+    before = stored_files(client, tracked.info.run_id)
     trainer.resume(run.directory, {"number_of_epochs": 3, "early_stopping": False})
-    versions = client.search_model_versions("name='digits'")
-    assert {int(each.version): each.source.rsplit("/", 1)[-1] for each in versions} == {
-        1: "model",
-        2: "model-2",
+    versions = {int(each.version): each for each in client.search_model_versions("name='digits'")}
+    assert {number: each.source.split("/", 2)[2] for number, each in versions.items()} == {
+        number: f"{each.run_id}/artifacts/outputs/mlflow-model" for number, each in versions.items()
     }
-    assert {each.run_id for each in versions} == {tracked.info.run_id}
+    assert versions[1].run_id == tracked.info.run_id
+    assert stored_files(client, tracked.info.run_id) == before
+    best = client.get_run(versions[2].run_id)
+    assert best.data.tags["mlflow.parentRunId"] == tracked.info.run_id
+    assert best.data.metrics["best_accuracy"] == Run.open(run.directory).read_result().value
+    tags = client.get_run(tracked.info.run_id).data.tags
+    assert tags["automl_best_child_run_id"] == best.info.run_id
+    assert tags["registered_model"] == "digits/2"
+
+
+def stored_files(client: MlflowClient, run_id: str) -> dict[str, bytes]:
+    """The files of the published model by their paths in it."""
+    folder = Path(client.download_artifacts(run_id, "outputs/mlflow-model"))
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("way", ["close", "fall_silent"])

@@ -74,16 +74,18 @@ def mapping(pairs: list[str] | None, field: str = "datastores") -> dict[str, str
         field: the field of Job that takes it.
 
     Raises:
-        JobError: a text has another form.
+        JobError: a text has another form, or a name has two values.
     """
     form = details(Job.model_fields[field])["form"]
-    mapping = {}
+    mapping: dict[str, str] = {}
     for pair in pairs or ():
         name, separator, target = pair.partition("=")
         if not (name and separator and target):
             problem = Problem(flag_of(field), "", f"must be {form}", pair)
             raise JobError("the flag cannot be used:", [problem])
-        mapping[name] = target
+        if mapping.setdefault(name, target) != target:
+            problem = Problem(flag_of(field), name, f"is {mapping[name]} already", target, "keep one of them")
+            raise JobError("the flag cannot be used:", [problem])
     return mapping
 
 

@@ -11,7 +11,7 @@ from trainer.errors import JobError, Problem, ProblemsError
 from trainer.fields import snake_case
 from trainer.job.forms import nearest
 from trainer.job.sweep import MODEL_NAME
-from trainer.settings import NAMES
+from trainer.settings import NAMES, canonical
 from trainer.strict_yaml import load
 from trainer.tasks import Task
 
@@ -136,40 +136,70 @@ def to_job(
     settings: dict[str, Any] = dict(defaults)
     ignored: list[str] = []
     problems: list[Problem] = []
+    origins: dict[str, tuple[str, Any]] = {}  # by present name: the input that set it, and the value
+
+    def put(section: dict[str, Any], key: str, value: Any, origin: str) -> None:
+        first, known = origins.setdefault(canonical(key), (origin, value))
+        if str(value) != str(known):
+            rule = f"contradicts {first}, which says {known!r}"
+            problems.append(Problem(where, origin, rule, repr(value), "give one of them"))
+        section[key] = value
+
     for spelled, given in inputs.items():
-        key = snake_case(str(spelled))
+        key, field = snake_case(str(spelled)), f"inputs.{spelled}"
         value = given if key in ("training_data", "validation_data", "test_data") else _plain(given)
         if value in _UNSET:
             continue
         if task is not None and _FIELDS.get(key) == "task":
             if not _is_task(value, task):
                 rule = f"must be {task}, the task of {name}"
-                problems.append(Problem(where, f"inputs.{spelled}", rule, repr(value)))
+                problems.append(Problem(where, field, rule, repr(value)))
         elif key in _FIELDS:
-            job[_FIELDS[key]] = "log_loss" if (key, value) == ("metric_for_best_model", "loss") else value
+            is_loss = (key, value) == ("metric_for_best_model", "loss")
+            put(job, _FIELDS[key], "log_loss" if is_loss else value, field)
         elif key in _MODEL_INPUTS:
-            settings[MODEL_NAME] = _model(str(value))
+            put(settings, MODEL_NAME, _model(str(value)), field)
         elif key in _RENAMED or key in NAMES:
             is_renamed = key == "optimizer" and isinstance(value, str)
-            settings[_RENAMED.get(key, key)] = _OPTIMIZERS.get(value, value) if is_renamed else value
+            put(
+                settings,
+                _RENAMED.get(key, key),
+                _OPTIMIZERS.get(value, value) if is_renamed else value,
+                field,
+            )
         elif key == "apply_augmentations":
-            settings["advanced_settings"] = {"apply_automl_train_augmentations": value}
+            put(settings, "advanced_settings", {"apply_automl_train_augmentations": value}, field)
         elif key in ("image_width", "image_height"):
-            settings |= {"training_crop_size": value, "validation_crop_size": value}
+            other = _plain(inputs.get("image_width"))
+            if key == "image_height" and other not in _UNSET and str(other) != str(value):
+                rule = "must equal image_width; images are cropped to squares"
+                problems.append(Problem(where, field, rule, repr(value)))
+                continue
+            for size in ("training_crop_size", "validation_crop_size"):
+                put(settings, size, value, field)
         elif key == "extra_optim_args":
-            pairs = [pair.partition("=") for pair in str(value).strip("\" '").split(";") if pair.strip()]
-            settings |= {pair[0].strip(): pair[2].strip() for pair in pairs}
+            pairs = _optimizer_arguments(value)
+            if pairs is None:
+                rule = "must be name=value, several of them with ; in between"
+                problems.append(
+                    Problem(where, field, rule, repr(value), "such as momentum=0.9; nesterov=True")
+                )
+            for argument, text in pairs or ():
+                put(settings, argument, text, field)
         elif key in _WITHOUT_EFFECT:
-            ignored.append(f"inputs.{spelled}")
+            ignored.append(field)
         else:
             hint = nearest(key, (*NAMES, *_FIELDS, *_RENAMED, MODEL_NAME))
-            problems.append(Problem(where, f"inputs.{spelled}", f"is not an input of {name}", hint=hint))
-    sides = [_plain(inputs.get(side)) for side in ("image_width", "image_height")]
-    if all(side not in _UNSET for side in sides) and str(sides[0]) != str(sides[1]):
-        rule = "must equal image_width; images are cropped to squares"
-        problems.append(Problem(where, "inputs.image_height", rule, repr(sides[1])))
+            problems.append(Problem(where, field, f"is not an input of {name}", hint=hint))
     job["training_parameters"] = settings
     return job, ignored, problems
+
+
+def _optimizer_arguments(value: Any) -> list[tuple[str, str]] | None:
+    """The names and values in a text such as "momentum=0.5; nesterov=True"; None if it has another form."""
+    parts = [part.strip() for part in str(value).strip("\"' ").split(";") if part.strip()]
+    found = [re.fullmatch(r"(\w+)\s*=\s*([^=]+)", part) for part in parts]
+    return [(pair[1], pair[2]) for pair in found if pair] if all(found) and isinstance(value, str) else None
 
 
 def _is_task(name: Any, task: Task) -> bool:

@@ -211,7 +211,7 @@ def _data_paths(file: Path, key: str, entry: Any, ignored: set[str]) -> list[str
             problems.append(Problem(str(file), f"{key}.path", rule, repr(path)))
             continue
         if isinstance(item, Mapping):
-            kind = str(enum_member(item.get("type", "mltable"))).lower()
+            kind = str(enum_member(item.get("type") or "mltable")).lower()
             if kind not in _DATA_TYPES:
                 rule = f"must be one of {', '.join(_DATA_TYPES)}"
                 problems.append(Problem(str(file), f"{key}.type", rule, repr(item["type"])))

@@ -153,9 +153,12 @@ class _Rewriter:
             name = aliases.get(name, name)
             if name not in known:
                 name = spelling
-            if name in renamed and renamed[name] != value:
-                field = f"{section}.{spelling}" if section else spelling
-                self.report(field, f"contradicts {origins[name]}, its other name", value)
+            if renamed.get(name) is not None:
+                if value is None:  # not set under this name
+                    continue
+                if renamed[name] != value:
+                    field = f"{section}.{spelling}" if section else spelling
+                    self.report(field, f"contradicts {origins[name]}, its other name", value)
             renamed[name], origins[name] = value, spelling
         return renamed
 
@@ -164,9 +167,12 @@ class _Rewriter:
         into = form if not section else form.setdefault(section, {})
         if not isinstance(into, dict):
             return
-        if key in into and into[key] != value:
-            path = f"{section}.{key}" if section else key
-            self.report(field, f"contradicts {path}, its other name", value)
+        if into.get(key) is not None:
+            if value is None:
+                return
+            if into[key] != value:
+                path = f"{section}.{key}" if section else key
+                self.report(field, f"contradicts {path}, its other name", value)
         into[key] = value
 
     def fold_v1(self, form: dict[str, Any]) -> None:

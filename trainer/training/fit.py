@@ -148,9 +148,7 @@ def _lead(plan: Plan) -> Run:
         tracker.log(best.epoch, {**best_metrics, "best_epoch": best.epoch})
         if plan.packages:
             tracker.tag({"model_path": str(run.model.absolute())})
-            tracker.publish(run.model)
-            if job.register_model is not None:
-                tracker.register(job.register_model, run.model)
+            tracker.publish(run.model, register_as=job.register_model)
     return run
 
 

@@ -11,6 +11,7 @@ import posixpath
 import re
 import shlex
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,6 +23,7 @@ from filelock import FileLock
 
 from trainer.errors import TrackingError
 from trainer.job.places import without_password
+from trainer.metric_names import BY_CLASS
 from trainer.training.run_log import log_level
 
 if TYPE_CHECKING:
@@ -201,19 +203,20 @@ class Store:
             return None
         return run if run.info.lifecycle_stage == "active" else None
 
-    def register(self, run_id: str, name: str, model: Path) -> str:
-        """Store a packaged model with a run, and register it as the newest version under a name.
+    def is_registered(self, run_id: str, folder: str) -> bool:
+        """Whether a version of a registered model has its files in this folder of a run's artifacts."""
+        versions = self.client.search_model_versions(f"run_id='{run_id}'")
+        return any(str(version.source).rstrip("/").endswith(f"/{folder}") for version in versions)
+
+    def register(self, run_id: str, folder: str, name: str) -> str:
+        """Register the model in a folder of a run's artifacts as the newest version under a name.
 
         Returns:
-            The version's number. The files of earlier versions are left as they are.
+            The version's number. Its files stay where they are: what is stored there later changes it.
         """
         from mlflow.exceptions import MlflowException
 
         client = self.client
-        taken = {file.path for file in client.list_artifacts(run_id)}
-        folders = ["model", *(f"model-{number}" for number in range(2, len(taken) + 3))]
-        folder = next(folder for folder in folders if folder not in taken)
-        client.log_artifacts(run_id, str(model), folder)
         try:
             client.create_registered_model(name)
         except MlflowException as error:
@@ -221,6 +224,30 @@ class Store:
                 raise
         artifacts = client.get_run(run_id).info.artifact_uri
         return str(client.create_model_version(name, posixpath.join(artifacts, folder), run_id).version)
+
+    def create_child(self, parent_id: str, source_id: str, metrics: Mapping[str, float]) -> str:
+        """Create a finished child run for a model, with the metrics of the run that trained it.
+
+        Args:
+            source_id: the run that trained the model. Its metrics of single classes are left out.
+            metrics: values that replace those of the source.
+
+        Returns:
+            The child's ID.
+        """
+        from mlflow.entities import Metric
+
+        source, now = self.client.get_run(source_id), int(time.time() * 1000)
+        child = self.client.create_run(
+            source.info.experiment_id,
+            tags={"mlflow.parentRunId": parent_id},
+            run_name=f"{source.info.run_name}-model",
+        )
+        values = {**source.data.metrics, **metrics}
+        copies = [Metric(key, value, now, 0) for key, value in values.items() if BY_CLASS not in key]
+        self.client.log_batch(child.info.run_id, copies)
+        self.client.set_terminated(child.info.run_id)
+        return str(child.info.run_id)
 
     def where_to_look(self, run: MlflowRun) -> str:
         """The run's page on a server, or the command that shows a database."""

@@ -151,22 +151,20 @@ class Tracker:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Add tags when the run ends."""
 
-    def publish(self, model: Path, trial: Path | None = None) -> None:
-        """Store a packaged model where Azure's notebooks look for the best one.
+    def publish(self, model: Path, trial: Path | None = None, *, register_as: str | None = None) -> None:
+        """Store a packaged model where Azure's notebooks look for the best one, and register it there.
 
         That is the artifact `outputs/mlflow-model` of the run that the tag `automl_best_child_run_id` of this
-        run names. If the store does not accept the model, the log gets a warning.
+        run names. A model that was registered from there before keeps its files: a new child run gets the
+        new one. If the store does not accept the model, the log gets a warning.
 
         Args:
             trial: directory of the trial of a sweep that the model comes from; the model is stored with its
                 run. None stores it with this run, which the tag then names itself.
-        """
-
-    def register(self, name: str, model: Path) -> None:
-        """Log a packaged model with the run, and register it as the newest version under a name.
+            register_as: the registered model whose newest version it becomes.
 
         Raises:
-            TrackingError: the store does not accept it.
+            TrackingError: `register_as` is given, and the store does not accept the model.
         """
 
 
@@ -206,34 +204,36 @@ class MlflowTracker(Tracker):
     def tag(self, tags: Mapping[str, str]) -> None:
         self._tags.update(tags)
 
-    def publish(self, model: Path, trial: Path | None = None) -> None:
+    def publish(self, model: Path, trial: Path | None = None, *, register_as: str | None = None) -> None:
         with quiet(ignore_warnings=True):
-            self._attempt("the model", lambda: self._publish(model, trial))
+            if register_as is None:
+                self._attempt("the model", lambda: self._publish(model, trial))
+                return
+            try:
+                version = self.store.register(self._publish(model, trial), MODEL_ARTIFACT, register_as)
+            except Exception as error:
+                raise TrackingError(
+                    f"the model is trained and is in {model}, but could not be registered as {register_as} "
+                    f"in {self.store.shown}: {self.store.reason(error)}"
+                ) from error
+        self.tag({"registered_model": f"{register_as}/{version}"})
+        log.info("registered: models:/%s/%s", register_as, version)
 
-    def _publish(self, model: Path, trial: Path | None) -> None:
+    def _publish(self, model: Path, trial: Path | None) -> str:
+        """Store the model with a run; return the run's ID."""
         noted = _read_note(trial).get("run_id") if trial is not None else None
         # A trial of another machine may be tracked elsewhere, or not at all.
-        is_known = noted is not None and self.store.active_run(noted) is not None
-        best = noted if noted is not None and is_known else self.run_id
+        best = noted if noted and self.store.active_run(noted) is not None else self.run_id
         self.store.client.get_run(best)  # fails fast if the server is gone
+        if not self._is_new and self.store.is_registered(best, MODEL_ARTIFACT):
+            with self._lock:  # the server may not have this run's last metrics yet
+                metrics = {metric.key: metric.value for metric in self._pending if best == self.run_id}
+            best = self.store.create_child(self.run_id, best, metrics)
         self._waits.close()  # the upload may take long
         self.store.client.log_artifacts(best, str(model), MODEL_ARTIFACT)
         self.tag({BEST_CHILD_TAG: best})
         log.info("model in MLflow: runs:/%s/%s", best, MODEL_ARTIFACT)
-
-    def register(self, name: str, model: Path) -> None:
-        try:
-            with quiet(ignore_warnings=True):
-                self.store.client.get_run(self.run_id)  # fails fast if the server is gone
-                self._waits.close()  # the upload may take long
-                version = self.store.register(self.run_id, name, model)
-        except Exception as error:
-            raise TrackingError(
-                f"the model is trained and is in {model}, but could not be registered as {name} in "
-                f"{self.store.shown}: {self.store.reason(error)}"
-            ) from error
-        self.tag({"registered_model": f"{name}/{version}"})
-        log.info("registered: models:/%s/%s", name, version)
+        return best
 
     def end(self, status: str) -> None:
         """Send what is left, then the run's final status."""

@@ -73,6 +73,23 @@ def test_numbers_in_strings_are_points(write_lines: WriteLines) -> None:
     assert objects(result).boxes.tolist() == [[0, 0, 1, 0.5]]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"polygon": "[[0, 0, 1, 0, 1, 0.5]]"},
+        {"polygon": "[['0', 0, 1, 0, 1, .5]]"},
+        {"polygon": ["[0, 0, 1, 0, 1, 0.5]"]},
+    ],
+)
+def test_polygons_may_be_texts(changes: Any, write_lines: WriteLines) -> None:
+    shape = {**TRIANGLE, **changes}
+    for label in ([shape], [json.dumps(shape)], json.dumps([shape])):
+        path = write_lines([{"image_url": "a", "label": label}])
+        result = read([path], Task.SEGMENTATION)
+        assert any("label[].polygon: should be a list" in each for each in warnings(result, path.parent))
+        assert objects(result).boxes.tolist() == [[0, 0, 1, 0.5]]
+
+
 @pytest.mark.parametrize("text", ["1_0", "0,5", "0x1", "half", "", "infinity", "٠"])
 def test_other_texts_are_no_coordinates(text: str, write_lines: WriteLines) -> None:
     (problem,) = read([write_lines([{"image_url": "a", "label": [box(topX=text)]}])], Task.DETECTION).problems

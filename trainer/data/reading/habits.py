@@ -109,7 +109,7 @@ def _label(label: Any, task: Task, notes: Notes) -> Any:
         label = [label]
     if not isinstance(label, list):
         return label
-    return [_object(entry, task, notes) if isinstance(entry, dict) else entry for entry in label]
+    return [_object(_parsed(entry, "label[]", "an object", "{", notes), task, notes) for entry in label]
 
 
 def _parsed(value: Any, field: str, kind: str, starts: str, notes: Notes) -> Any:
@@ -132,20 +132,30 @@ def _parsed(value: Any, field: str, kind: str, starts: str, notes: Notes) -> Any
     return value
 
 
-def _object(entry: dict[str, Any], task: Task, notes: Notes) -> dict[str, Any]:
+def _object(entry: Any, task: Task, notes: Notes) -> Any:
+    if not isinstance(entry, dict):
+        return entry
     result = dict(entry)
     if "label" in entry:
         result["label"] = _class_name(entry["label"], "label[].label", notes)
     if "isCrowd" in entry:
         result["isCrowd"] = _flag(entry["isCrowd"], notes)
-    if task is Task.SEGMENTATION and isinstance(entry.get("polygon"), list):
-        result["polygon"] = [
-            [_coordinate(value, notes) for value in segment] if isinstance(segment, list) else segment
-            for segment in entry["polygon"]
-        ]
+    if task is Task.SEGMENTATION and "polygon" in entry:
+        result["polygon"] = _polygon(entry["polygon"], notes)
     elif task is Task.DETECTION:
         result |= {key: _coordinate(entry[key], notes) for key in SHAPE_KEYS[task] if key in entry}
     return result
+
+
+def _polygon(polygon: Any, notes: Notes) -> Any:
+    polygon = _parsed(polygon, "label[].polygon", "a list", "[", notes)
+    if not isinstance(polygon, list):
+        return polygon
+    segments = [_parsed(segment, "label[].polygon", "a list of lists", "[", notes) for segment in polygon]
+    return [
+        [_coordinate(value, notes) for value in segment] if isinstance(segment, list) else segment
+        for segment in segments
+    ]
 
 
 def _class_name(name: Any, field: str, notes: Notes) -> Any:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from msgspec import UNSET
 
@@ -18,9 +18,10 @@ from trainer.data.reading.helper_processes import Helpers
 from trainer.data.reading.image_urls import Resolver
 from trainer.data.reading.label_checks import check_labels, warn_of_backgrounds
 from trainer.data.reading.line_errors import examine_line, keys_of
-from trainer.data.reading.record_builder import Columns, RecordBuilder
+from trainer.data.reading.record_builder import Columns, RecordBuilder, flat_labels
 from trainer.data.reading.records import Records, concatenate
 from trainer.data.reading.repeated_images import Place, join_repeated
+from trainer.data.reading.repeated_keys import DetailsKey, KeyCounter
 from trainer.data.reading.schema import (
     FAST_ERRORS,
     FORMATS,
@@ -116,6 +117,7 @@ class _FileReader:
         self._label_key = label_key
         self._decode = fast_reader(task, label_key)
         self._sizes = _DeclaredSizes()
+        self._key_counter = KeyCounter(task, label_key)
 
     def read(self) -> Records:
         """Read the valid lines; everything else goes into `report`."""
@@ -194,7 +196,8 @@ class _FileReader:
         """Add consecutive lines if all are well-formed. A million lines pass here, so it is kept tight."""
         try:
             parsed = list(map(self._decode, lines))
-            folders, names = self._resolver.resolve_all([line.image_url for line in parsed])
+            image_urls = [line.image_url for line in parsed]
+            folders, names = self._resolver.resolve_all(image_urls)
         except (*FAST_ERRORS, UrlError):
             return False
         details = [line.image_details for line in parsed]
@@ -205,7 +208,10 @@ class _FileReader:
             return False
         if self._task is Task.MULTILABEL and any(len(set(classes)) < len(classes) for classes in labels):
             return False
-        return self._builder.add(first_number, folders, names, sizes, labels)
+        objects = flat_labels(labels, self._task)
+        if self._key_counter.may_repeat(lines, image_urls, keys, objects):
+            return False
+        return self._builder.add(first_number, folders, names, sizes, labels, objects)
 
     def _read_carefully(self, text: bytes, number: int) -> None:
         """Add what can be used of the line, and report everything that is wrong with it."""
@@ -237,7 +243,7 @@ class _FileReader:
         if line is None or place is None:
             return
         details = line.image_details or Details()
-        if details.format and details.format.lower() not in FORMATS:
+        if details.format and str(details.format).lower() not in FORMATS:
             rule = f"should be one of {', '.join(FORMATS)}"
             self.report.add_shared_warning(number, "image_details.format", rule, repr(details.format))
         if self._task is Task.MULTILABEL and len(set(line.label)) < len(line.label):
@@ -271,16 +277,15 @@ _LINES_AT_ONCE = 256
 """Lines that are parsed before their values are collected: as many as stay in the processor's cache."""
 _SUSPICIOUS = (-1, -1)
 """Marks image_details that the careful reader must examine."""
-_DetailsKey: TypeAlias = tuple[str, object, object] | None
 
 
-class _DeclaredSizes(dict[_DetailsKey, tuple[int, int]]):
+class _DeclaredSizes(dict[DetailsKey, tuple[int, int]]):
     """(width, height) in pixels, 0 where it is not declared; or _SUSPICIOUS."""
 
-    def __missing__(self, key: _DetailsKey) -> tuple[int, int]:
-        image_format, *sides = key or ("", UNSET, UNSET)
+    def __missing__(self, key: DetailsKey) -> tuple[int, int]:
+        image_format, *sides = key or (UNSET, UNSET, UNSET)
         width, height = map(side_length, sides)
-        is_known = not image_format or image_format.lower() in FORMATS
+        is_known = not image_format or str(image_format).lower() in FORMATS
         size = _SUSPICIOUS if width is None or height is None or not is_known else (width, height)
         self[key] = size
         return size

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from msgspec import UNSET
+
 from trainer.data.reading.line_report import Degenerate, LineReport, has_key, note_unknown
 from trainer.data.reading.schema import CLIPPED_FRACTION, OVERSHOOT, SHAPE_KEYS, Box, Outline, show
 from trainer.errors import Problem
@@ -76,7 +78,7 @@ def _read_objects(label: Any, task: Task, report: LineReport) -> Any:
         if len(report.problems) > before:
             report.wrong_objects.add(index)
         elif shape is not None:
-            objects.append(_STRUCTS[task](entry["label"], *shape, entry.get("isCrowd", False)))
+            objects.append(_STRUCTS[task](entry["label"], *shape, entry.get("isCrowd", UNSET)))
     return objects if objects or not report.wrong_objects else None
 
 

@@ -11,7 +11,9 @@ from msgspec import UNSET
 from trainer.data.reading.habits import take_as_meant
 from trainer.data.reading.label_errors import read_label
 from trainer.data.reading.line_report import LineReport, has_key, note_unknown
+from trainer.data.reading.repeated_keys import parse
 from trainer.data.reading.schema import FORMATS, LABEL_KEY, Details, Line, show, side_length
+from trainer.errors import Problem
 from trainer.tasks import Task
 
 _LINE_KEYS = ("image_url", "image_details", "label")
@@ -33,10 +35,11 @@ def examine_line(
         measure: see LineReport.
     """
     report = LineReport(measure=measure)
-    content = _parse(text, report)
+    content, repeated = _parse(text, report)
     if report.problems:
         report.is_json = False
         return report
+    report.problems += repeated
     content = {key: value for key, value in content.items() if not is_dropped(key)}
     if label_key == LABEL_KEY:
         _examine(content, task, report)
@@ -79,34 +82,32 @@ def _examine(content: dict[str, Any], task: Task, report: LineReport) -> None:
 
 def keys_of(text: bytes) -> list[str]:
     """The keys of a line; empty if it is not a JSON object."""
-    return list(_parse(text, LineReport()))
+    return list(_parse(text, LineReport())[0])
 
 
-def _parse(text: bytes, report: LineReport) -> dict[str, Any]:
+def _parse(text: bytes, report: LineReport) -> tuple[dict[str, Any], list[Problem]]:
+    """The content of a line, empty if it is not a JSON object, and the errors of its repeated keys."""
     try:
-        # json.loads accepts NaN and Infinity; they are then reported as errors of their field.
-        content = json.loads(text.decode("utf-8"))
+        # NaN and Infinity are reported as errors of their field.
+        content, repeated = parse(text.decode("utf-8"))
         if b"\\u" in text:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{text[error.start]:02x} at column {error.start + 1}"
         report.add("", "must be UTF-8", byte, "save the file as UTF-8")
-        return {}
     except UnicodeEncodeError:
         report.add("", "must be valid Unicode", "an unpaired surrogate, such as \\ud800")
-        return {}
     except json.JSONDecodeError as error:
         ends_in_comma = error.msg == "Extra data" and error.doc[error.pos :].strip() == ","
         hint = "remove the comma at the end of each line" if ends_in_comma else ""
         report.add("", "must be one JSON object", f"{error.msg.lower()} at column {error.colno}", hint)
-        return {}
     except (ValueError, RecursionError) as error:
         report.add("", "must be one JSON object", str(error))
-        return {}
-    if not isinstance(content, dict):
+    else:
+        if isinstance(content, dict):
+            return content, repeated
         report.add_value("", "must be one JSON object", content)
-        return {}
-    return content
+    return {}, []
 
 
 def _check_details(details: object, report: LineReport) -> None:

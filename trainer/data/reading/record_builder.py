@@ -79,6 +79,7 @@ class RecordBuilder:
         names: Sequence[str],
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[Any],
+        objects: Sequence[Any] | None = None,
     ) -> bool:
         """Add consecutive lines.
 
@@ -88,11 +89,12 @@ class RecordBuilder:
             names: the rest of each image_url.
             sizes: declared (width, height); 0 where undeclared.
             labels: `label` of the task's struct in `schema`; coordinates outside [0, 1] are clipped.
+            objects: the same as `flat_labels` returns it, if the caller has it.
 
         Returns:
             False, without adding the lines, if the careful reader must examine one of them first.
         """
-        if not self._add_labels(labels):
+        if not self._add_labels(labels, flat_labels(labels, self._task) if objects is None else objects):
             return False
         pending = self._pending
         pending["lines"].extend(range(first_line, first_line + len(labels)))
@@ -184,9 +186,8 @@ class RecordBuilder:
         )
         return BuiltRecords(records, mixed, clipped, clipped_value)
 
-    def _add_labels(self, labels: Sequence[Any]) -> bool:
+    def _add_labels(self, labels: Sequence[Any], objects: Sequence[Any]) -> bool:
         """Add the labels of lines, or none of them and return False."""
-        objects = labels if self._task is Task.CLASSIFICATION else list(itertools.chain.from_iterable(labels))
         if self._task is Task.SEGMENTATION and not _have_whole_points(objects):
             return False
         names = [each.label for each in objects] if self._task.has_boxes else objects
@@ -196,7 +197,8 @@ class RecordBuilder:
             return False
         pending = self._pending
         pending["labels"].extend(indices)
-        pending["label_counts"].extend([1] * len(labels) if objects is labels else map(len, labels))
+        is_single = self._task is Task.CLASSIFICATION
+        pending["label_counts"].extend([1] * len(labels) if is_single else map(len, labels))
         if self._task.has_boxes:
             pending["crowd"].extend([each.isCrowd for each in objects])
         if self._task is Task.DETECTION:
@@ -219,6 +221,11 @@ class RecordBuilder:
             return MixedClassNames(np.flatnonzero(are_numbers), "integers", is_harmless)
         are_words = ~are_numbers if is_harmless else is_word[labels]
         return MixedClassNames(np.flatnonzero(are_words), "strings", is_harmless)
+
+
+def flat_labels(labels: Sequence[Any], task: Task) -> Sequence[Any]:
+    """The objects or classes of all lines in one list."""
+    return labels if task is Task.CLASSIFICATION else list(itertools.chain.from_iterable(labels))
 
 
 _LINES_TO_PACK = 128  # so that few Python numbers exist at a time, which is faster

@@ -31,7 +31,7 @@ Flag: TypeAlias = bool | Annotated[int, Meta(ge=0, le=1)]
 
 
 class Details(Struct, forbid_unknown_fields=True, gc=False):
-    format: str = ""
+    format: str | UnsetType = UNSET
     width: int | str | UnsetType = UNSET
     height: int | str | UnsetType = UNSET
 
@@ -42,13 +42,13 @@ class Box(Struct, forbid_unknown_fields=True, gc=False):
     topY: Coordinate  # noqa: N815
     bottomX: Coordinate  # noqa: N815
     bottomY: Coordinate  # noqa: N815
-    isCrowd: Flag = False  # noqa: N815
+    isCrowd: Flag | UnsetType = UNSET  # noqa: N815
 
 
 class Outline(Struct, forbid_unknown_fields=True, gc=False):
     label: ClassName
     polygon: Annotated[list[Annotated[list[Coordinate], Meta(min_length=6)]], Meta(min_length=1)]
-    isCrowd: Flag = False  # noqa: N815
+    isCrowd: Flag | UnsetType = UNSET  # noqa: N815
 
 
 Label = TypeVar("Label")
@@ -57,7 +57,7 @@ Label = TypeVar("Label")
 class Line(Struct, Generic[Label], forbid_unknown_fields=True, gc=False):
     image_url: str
     label: Label
-    image_details: Details | None = None
+    image_details: Details | UnsetType | None = UNSET
 
 
 LINES: dict[Task, Any] = {
@@ -85,7 +85,7 @@ def fast_reader(task: Task, label_key: str = LABEL_KEY) -> Callable[[bytes], Any
         (label,) = get_args(line)
         line = msgspec.defstruct(
             "Line",
-            [("image_url", str), (LABEL_KEY, label), ("image_details", Details | None, None)],
+            [("image_url", str), (LABEL_KEY, label), ("image_details", Details | UnsetType | None, UNSET)],
             rename={LABEL_KEY: label_key},
             forbid_unknown_fields=True,
             gc=False,

@@ -180,9 +180,7 @@ class _Sweep:
             tracker.log(job.limits.max_trials, {f"best_{job.metric}": result.value})
             best = {"model": result.model, "best_trial": str(result.best_trial)}
             tracker.tag({"model_path": str(run.model.absolute()), **best})
-            tracker.publish(run.model, trial.directory)
-            if job.register_model is not None:
-                tracker.register(job.register_model, run.model)
+            tracker.publish(run.model, trial.directory, register_as=job.register_model)
         return run
 
     def _on_trial_end(self, number: int, outcome: Outcome) -> None:

@@ -1,0 +1,94 @@
+"""Finds keys that occur twice in an object of a line; JSON parsers silently keep the last value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from msgspec import UNSET, UnsetType
+
+from trainer.data.reading.schema import SHAPE_KEYS, show
+from trainer.errors import Problem
+from trainer.tasks import Task
+
+DetailsKey: TypeAlias = tuple[object, object, object] | UnsetType | None
+"""Format, width and height of a line's image_details, UNSET where they are missing."""
+
+
+_COLON = ord(":")
+
+
+class KeyCounter:
+    """Tells by the number of colons whether lines may repeat a key.
+
+    A million lines pass here, so it is kept tight.
+
+    Args:
+        label_key: the key of the label.
+    """
+
+    def __init__(self, task: Task, label_key: str) -> None:
+        self._task = task
+        self._in_line = 2 + label_key.count(":")  # image_url and label
+        self._in_object = 2 + len(SHAPE_KEYS.get(task, ()))  # label and isCrowd
+        self._in_details = _DetailsKeys()
+
+    def may_repeat(
+        self,
+        lines: Sequence[bytes],
+        image_urls: Sequence[str],
+        details: Sequence[DetailsKey],
+        objects: Sequence[Any],
+    ) -> bool:
+        """Whether lines have more colons than follow their keys and are in their texts.
+
+        Args:
+            lines: as they are in the file.
+            image_urls, details: what the fast reader has parsed in each of them.
+            objects: those of all lines, or the names of their classes.
+        """
+        expected: int = self._in_line * len(lines) + sum(map(self._in_details.__getitem__, details))
+        expected += "".join(image_urls).count(":")
+        if self._task.has_boxes:
+            expected += self._in_object * len(objects) - [each.isCrowd for each in objects].count(UNSET)
+        colons = int(np.count_nonzero(np.frombuffer(b"".join(lines), dtype=np.uint8) == _COLON))
+        if colons == expected:
+            return False
+        names = [each.label for each in objects] if self._task.has_boxes else objects
+        in_names = sum(str(name).count(":") for name in names)
+        return colons != expected + in_names
+
+
+class _DetailsKeys(dict[DetailsKey, int]):
+    """How many keys a line has for its image_details, those inside included."""
+
+    def __missing__(self, key: DetailsKey) -> int:
+        inside = key if isinstance(key, tuple) else ()
+        count = self[key] = (key is not UNSET) + sum(value is not UNSET for value in inside)
+        return count
+
+
+def parse(text: str) -> tuple[Any, list[Problem]]:
+    """Parse JSON, in which NaN and Infinity are allowed.
+
+    Returns:
+        The value, and the errors for the keys that have two different values in one object.
+
+    Raises:
+        ValueError, RecursionError: the text is not JSON.
+    """
+    problems: list[Problem] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            for key in content:
+                values = [show(value) for name, value in pairs if name == key]
+                if len(set(values)) > 1:
+                    rule = "must be once in its object"
+                    problems.append(Problem("", key, rule, " and ".join(values), "keep one of them"))
+        return content
+
+    return json.loads(text, object_pairs_hook=unique), problems
