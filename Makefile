@@ -52,6 +52,7 @@ coverage: $(VENV)/.installed-dev ## run the whole test suite and report the line
 docs: $(VENV)/.installed-dev ## write the pages of docs/ that are generated from the code
 	$(BIN)/python -m tools.settings_page > docs/settings.md
 	$(BIN)/python -m tools.automode_page > docs/automode.md
+	$(BIN)/python -m tools.licences_page > docs/licences.md
 
 bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benchmarks, 15 minutes
 	$(BIN)/python benchmarks/training.py --only resnet50 yolo11n fasterrcnn
@@ -71,15 +72,15 @@ clean: ## remove .venv, the demo, builds and caches (keeps runs/)
 
 # Stamp files: reinstall only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[yolo]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[test,dev,rfdetr]'
+	$(INSTALL) -e '.[test,dev,yolo,rfdetr]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
-	$(INSTALL) -e '.[bench]'
+	$(INSTALL) -e '.[bench,yolo]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

@@ -1,7 +1,8 @@
 """Takes a detector from data to answers on the CPU, without network access; run by `make demo`.
 
 Writes a small real data set, trains YOLO11n on it from scratch, packages the model, serves it with
-`mlflow models serve`, sends it one image, and prints the answer and the paths of everything.
+`mlflow models serve`, sends it one image, and prints the answer and the paths of everything. YOLO11n needs
+`pip install '.[yolo]'`, which is under the AGPL; `make demo` installs it.
 """
 
 from __future__ import annotations

@@ -107,6 +107,7 @@ def carried_code(spec: Spec) -> CarriedCode:
     if spec.task.is_classification:
         roots += methods.MODULES.values()
     without = [module for option, module in card.option_modules.items() if option not in spec.options]
+    without.append("trainer.models.published")  # a table about every model
     if spec.task is not Task.SEGMENTATION:
         without.append("serving.polygons")
     return follow_imports(roots, without)

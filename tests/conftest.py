@@ -12,14 +12,55 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import warm
 from tests.browser import chromium, open_page  # noqa: F401 (fixtures for all tests)
+from trainer.errors import JobError
+from trainer.models import libraries
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def in_ci() -> bool:
+    """Whether a test fails, instead of being skipped, because something is not installed."""
+    return os.environ.get("CI", "").lower() == "true"
+
+
+def needs_library(name: str) -> None:
+    """Skip a test, or a file of tests, whose model library is an extra that this machine lacks."""
+    if not in_ci() and find_spec(name) is None:
+        pytest.skip(f"{name}, an extra, is not installed", allow_module_level=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """Skip a test that asks for a model whose library is an extra that this machine lacks."""
+    with _skipped_without_extra():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Iterator[None]:
+    """Skip the tests of a fixture that asks for such a model."""
+    with _skipped_without_extra():
+        return (yield)
+
+
+@contextmanager
+def _skipped_without_extra() -> Iterator[None]:
+    try:
+        yield
+    except JobError as error:
+        is_missing = any("which is not installed" in problem.rule for problem in error.problems)
+        if is_missing and not in_ci():
+            pytest.skip(str(error))
+        raise
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -116,6 +157,17 @@ def warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(subprocess, "Popen", warm.Popen)
 
 
+@pytest.fixture
+def hide_libraries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """hide_libraries("ultralytics") → its models are as if it were not installed."""
+
+    def hide(*names: str) -> None:
+        there = libraries.find_spec
+        monkeypatch.setattr(libraries, "find_spec", lambda name: None if name in names else there(name))
+
+    return hide
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real image sets beside the project; the test is skipped where there is none."""
@@ -146,7 +198,7 @@ def needs() -> Callable[[str, str], Path]:
         if found:
             return Path(found)
         message = f"needs {program}, which is not installed: {install}"
-        if os.environ.get("CI", "").lower() == "true":
+        if in_ci():
             pytest.fail(message)
         pytest.skip(message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,40 @@ def test_no_file_takes_part_in_an_import_circle() -> None:
     known = set(files)
     graph = {module: set(imports(path, known)) - {module} for module, path in files.items()}
     assert circles(graph) == []
+
+
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "aiohttp": "fsspec",  # of its extra http
+    "cv2": "opencv-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+"""The distributions of modules that are named otherwise."""
+
+
+def third_party_modules(path: Path) -> Iterator[str]:
+    """The top-level names of packages of others that a file imports, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        else:
+            continue
+        yield from ({name.partition(".")[0] for name in names} - sys.stdlib_module_names - {*PACKAGES})
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    """None is only there because another package happens to require it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    of_users = [text for name in extras.keys() - {"test", "dev", "bench"} for text in extras[name]]
+    declared = {re.match(r"[\w-]+", text)[0] for text in (*project["dependencies"], *of_users)}
+    imported = {name for path in modules().values() for name in third_party_modules(path)}
+    distributions = {_DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in imported}
+    assert distributions - declared == set()
 
 
 def test_layers_name_every_room_on_at_most_ten_floors() -> None:

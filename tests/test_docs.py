@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import trainer
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_library
 from trainer import cli
 from trainer.data.reading.jsonl import read
 from trainer.data.samples import make
@@ -20,7 +20,10 @@ from trainer.job.job import Job
 from trainer.tasks import Task
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TINY = {"image_size": 64, "number_of_epochs": 1, "training_batch_size": 4, "number_of_workers": 0}
+QUICK = {"number_of_epochs": 1, "training_batch_size": 4, "number_of_workers": 0}
+TINY = {"image_size": 64, **QUICK}
+TINY_DEFAULT = {"min_size": 64, "max_size": 96, **QUICK}
+"""For the model of a job that names none."""
 NEED_MORE = (
     "serve",
     "worker",
@@ -48,6 +51,7 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the examples name, and a finished run in runs/one and runs/two."""
+    needs_library("ultralytics")
     folder = tmp_path_factory.mktemp("docs")
     sample = make(Task.DETECTION, folder, images=12, seed=0)
     sample.validation.rename(folder / "validation.jsonl")
@@ -95,7 +99,6 @@ def test_readme_commands_run_one_after_the_other(
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("TRAINER_WEIGHTS", "none")
-    tiny = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     ran = []
     for page, command in COMMANDS:
         if page != "README.md" or any(word in command for word in NEED_MORE):
@@ -105,6 +108,8 @@ def test_readme_commands_run_one_after_the_other(
             words = [*words[:3], f"--number-of-epochs={2 + len(ran)}"]  # the run is finished: more epochs
         elif words[0] == "fit" and "--dry-run" not in words:
             given = " ".join(words)
+            small = TINY if "--config" in words else TINY_DEFAULT
+            tiny = [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
             words += [flag for flag in tiny if flag.partition("=")[0] not in given]
             words += ["--gpus=0", "--tracking-uri=none"]
         if "--config" in words and "--data-asset" not in words:
@@ -127,7 +132,7 @@ def test_readme_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(workplace)
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert code
-    quick = {"settings": TINY, "weights": "none", "gpus": 0, "tracking_uri": "none"}
+    quick = {"settings": TINY_DEFAULT, "weights": "none", "gpus": 0, "tracking_uri": "none"}
     monkeypatch.setattr(trainer, "Job", partial(Job, **quick), raising=False)
     for block in code:
         exec(compile(block, "README.md", "exec"), {})

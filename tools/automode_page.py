@@ -61,8 +61,8 @@ The policy is this trainer's own, not Azure's; any job with a sweep can use it. 
   with one, that policy is used. A `grid` combines three learning rates with all choices, in its own order.
 - With a directory of published weights, only models whose files are there are tried; with weights of an
   earlier run or a single file, only that model. Models whose library is not installed are left out.
-- YOLO models and RT-DETRs belong to ultralytics, which is under AGPL-3.0. If that does not suit you, name
-  another model or uninstall ultralytics.
+- YOLO models and RT-DETRs belong to ultralytics, which is under AGPL-3.0. They are tried only if
+  `pip install '.[yolo]'` has installed it.
 """
 
 _MODELS = """\

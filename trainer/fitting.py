@@ -32,7 +32,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback | str]
 
     Raises:
         DataError: all problems of the data, before anything is written.
-        JobError: a setting or an expression is invalid, or the machine has fewer GPUs than the job asks for.
+        JobError: a setting or an expression is invalid, a model's library is not installed, or the machine
+            has fewer GPUs than the job asks for.
         WeightsError: the weights to start from are missing or do not fit the model.
         RunError: the output directory is taken, or no trial of a sweep completed.
         TrainingError: the loss diverged, memory ran out, or a process of another device ended.
@@ -49,6 +50,7 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback | str]
         from trainer.sweep.execution.sweep_run import sweep
 
         return sweep(job, progress=progress)
+    job.require_library()
     from trainer.training.fit import fit as train
 
     return train(job, progress=progress, callbacks=objects)
@@ -110,6 +112,7 @@ def resume(
             rule = "cannot change when a sweep is resumed: its trials would not be comparable"
             raise JobError("the sweep cannot be resumed:", [Problem("", name, rule) for name in settings])
         return resume_sweep(run, job, progress=progress)
+    job.require_library(str(run.job))
     from trainer.training.fit import fit as train
 
     return train(job, earlier=run, progress=progress, callbacks=objects)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ def models(*arguments: Any, **values: Any) -> list[str]:
 @pytest.fixture(autouse=True)
 def _all_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this environment has; a test may take one away."""
-    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: name)
+    there = SimpleNamespace(origin="there")
+    monkeypatch.setattr("trainer.models.libraries.find_spec", lambda name: there)
 
 
 def test_all_are_models_of_the_task_and_are_ordered_by_it() -> None:
@@ -70,16 +72,16 @@ def test_larger_models_come_first_where_there_are_many_images() -> None:
     assert many.models == ("rfdetr-medium", "rfdetr-small")
 
 
-def test_what_is_not_installed_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        "trainer.automode.candidates.find_spec",
-        lambda name: None if name in ("ultralytics", "rfdetr") else real(name),
-    )
+def test_what_is_not_installed_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, hide_libraries: Callable[..., None]
+) -> None:
+    hide_libraries("ultralytics", "rfdetr")
     groups, reasons = chosen()
     assert [group.models for group in groups] == [("fasterrcnn_resnet50_fpn_v2",)]
-    assert any(reason.startswith("ultralytics is not installed: without yolo26s") for reason in reasons)
-    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: None)
+    (reason,) = [reason for reason in reasons if reason.startswith("ultralytics is not installed: ")]
+    assert "without yolo26s" in reason
+    assert reason.endswith("pip install 'image-trainer[yolo]' adds them")
+    monkeypatch.setattr("trainer.models.libraries.find_spec", lambda name: None)
     with pytest.raises(JobError, match="no model for object-detection whose library is installed"):
         chosen()
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
+from tests.conftest import needs_library
 from trainer.automode import costs
 from trainer.automode.candidates import GROUPS
 from trainer.automode.costs import MEASURED, StepCost
@@ -38,6 +39,7 @@ def test_costs_equal_a_new_measurement(model: str) -> None:
 
     entry = catalog.MODELS[model]
     library = "timm" if entry.family == "classifiers" else "ultralytics"
+    needs_library(library)
     if version(library) != library_versions()[library]:
         pytest.skip(f"counted with {library} {library_versions()[library]}")
     counted, known = measure(model, entry.tasks[0]), MEASURED[model]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -35,7 +36,8 @@ GPU = Hardware(gpus=1, memory=24, bandwidth=1000, cores=8)
 
 @pytest.fixture(autouse=True)
 def _all_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.automode.candidates.find_spec", lambda name: name)
+    there = SimpleNamespace(origin="there")
+    monkeypatch.setattr("trainer.models.libraries.find_spec", lambda name: there)
 
 
 def automatic(task: str = "object-detection", **values: Any) -> Job:

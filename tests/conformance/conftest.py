@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import cv2
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import needs_library
 from trainer import metrics
 from trainer.annotations import Example, Objects, Target
 from trainer.models import Family, Spec, catalog, create, specify
@@ -155,9 +155,7 @@ CASES: list[tuple[Task, str, str]] = [
 )
 def case(request: pytest.FixtureRequest) -> Case:
     task, model, backbone = request.param
-    library = catalog.find(model, task).card.library
-    if find_spec(library) is None:
-        pytest.skip(f"{library}, an extra, is not installed")
+    needs_library(catalog.find(model, task).card.library)
     return make_case(task, model, **({"backbone": backbone} if backbone else {}))
 
 

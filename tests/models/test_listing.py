@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import needs_library
 from tools import collect_published
 from trainer.errors import JobError
 from trainer.models import catalog, listing
@@ -38,8 +39,7 @@ def test_every_model_has_facts_and_a_library() -> None:
 def test_the_facts_are_those_of_the_libraries(model: str) -> None:
     entry = catalog.MODELS[model]
     library = entry.card.library
-    if find_spec(library) is None:
-        pytest.skip(f"{library}, an extra, is not installed")
+    needs_library(library)
     for size in listing.sizes(entry):
         facts = published_models()[listing.with_size(entry, size)]
         if library != "ultralytics" or facts.parameters <= SMALL:

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from PIL import Image as PILImage
 
+from tests.conftest import needs_library
 from tests.models.yolo_scenes import (
     CLASSES,
     PLAIN,
@@ -32,6 +33,8 @@ from trainer.models.training_items import Draw, Progress
 from trainer.models.weights import loading as weights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
+
+needs_library("ultralytics")
 
 ENTRIES = [entry for entry in catalog.MODELS.values() if entry.family in ("yolo", "rtdetr")]
 ARCHITECTURES = ["yolov5", "yolo11n", "yolo11n-seg", "yolo26n", "yolo26n-seg", "rtdetr-l", "rtdetr-resnet50"]

@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from ultralytics.data.augment import Albumentations, RandomPerspective
 
+from tests.conftest import needs_library
 from tests.models.yolo_scenes import PLAIN, Scenes, build, family_of, noise, objects, rectangle
 from trainer.annotations import Example
 from trainer.models.tensors import stacked
 from trainer.models.training_items import Draw, Progress
-from trainer.models.ultralytics_data import _each, _Placing
+
+needs_library("ultralytics")
+from ultralytics.data.augment import Albumentations, RandomPerspective  # noqa: E402
+
+from trainer.models.ultralytics_data import _each, _Placing  # noqa: E402
 
 
 def test_what_ultralytics_replaces_for_the_whole_process_is_put_back() -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from serving import onnx_export
 from serving.scorer import load_network
+from tests.conftest import needs_library
 from trainer import cli
 from trainer.annotations import Classification, Detections, Image, Mask
 from trainer.errors import JobError, RunError
@@ -164,8 +165,7 @@ def canvas(mask: Mask, size: tuple[int, int]) -> np.ndarray[Any, Any]:
 def test_a_file_answers_as_its_model_does(task: Task, model: str, normalize: bool, tmp_path: Path) -> None:
     model, _, backbone = model.partition(" --backbone ")
     library = catalog.find(model, task).card.library
-    if find_spec(library) is None:
-        pytest.skip(f"{library}, an extra, is not installed")
+    needs_library(library)
     case = make_case(task, model, **({"backbone": backbone} if backbone else {}))
     family, network, images = case.family, case.build(), case.examples.images
     enliven(family, network, images)

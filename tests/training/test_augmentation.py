@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.conformance.conftest import Case, make_case, smallest_models
+from tests.conftest import needs_library
 from tests.training.conftest import job, resume
 from trainer.annotations import Example, Objects
 from trainer.data.samples import SampleData
@@ -32,7 +33,7 @@ FAMILIES = list(
 @pytest.fixture(params=FAMILIES, ids=[f"{model}-{task}" for task, model in FAMILIES])
 def case(request: pytest.FixtureRequest) -> Case:
     task, model = request.param
-    pytest.importorskip(catalog.find(model, task).card.library)
+    needs_library(catalog.find(model, task).card.library)
     return make_case(task, model)
 
 

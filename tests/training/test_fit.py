@@ -236,58 +236,6 @@ def test_too_many_gpus_are_an_error(digits: dict[Task, SampleData], tmp_path: Pa
         trainer.fit(wanted.model_copy(update={"gpus": there + 4}))
 
 
-WITHOUT_ULTRALYTICS = """
-import importlib.metadata, sys
-
-class Hidden(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "ultralytics":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-version = importlib.metadata.version
-def known(name):
-    if name == "ultralytics":
-        raise importlib.metadata.PackageNotFoundError(name)
-    return version(name)
-
-sys.meta_path.insert(0, Hidden())
-importlib.metadata.version = known
-sys.argv = ["trainer", *sys.argv[1:]]
-from trainer.cli import main
-main()
-"""
-
-
-def test_other_models_work_without_ultralytics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, "-c", "import importlib.abc\n" + WITHOUT_ULTRALYTICS]
-        return subprocess.run(
-            [*program, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-        )
-
-    data = digits[Task.CLASSIFICATION]
-    sizes = ("--training-crop-size", 48, "--validation-crop-size", 48, "--training-batch-size", 8)
-    trained = command(
-        *("fit", "--task", "image-classification", "--data", data.train, "--model", "timm/test_resnet"),
-        *("--weights", "none", "--number-of-epochs", 1, "--num-workers", 0, "--output", tmp_path / "run"),
-        *sizes,
-    )
-    assert trained.returncode == 0, trained.stderr
-    assert "ultralytics" not in Run(tmp_path / "run").read_result().versions
-    image = next((data.train.parent / "images").rglob("*.*g"))
-    assert command("predict", tmp_path / "run", image).returncode == 0
-    listed = command("models")
-    assert listed.returncode == 0, listed.stderr
-    assert "ultralytics is not installed" in listed.stdout + listed.stderr
-    refused = command(
-        *("fit", "--task", "object-detection", "--data", digits[Task.DETECTION].train),
-        *("--model", "yolo11n", "--weights", "none", "--output", tmp_path / "yolo"),
-    )
-    assert refused.returncode == 1
-    assert "Traceback" not in refused.stderr
-    assert "ultralytics" in refused.stderr
-
-
 @pytest.mark.slow
 def test_two_processes_train_one_model(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     """By the command, as a user starts it; two processes see the same batches as one."""

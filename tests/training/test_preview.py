@@ -11,6 +11,7 @@ import torch
 from PIL import Image as PILImage
 
 from tests.conformance.conftest import CLASSES, Case, Shapes, make_case, smallest_models
+from tests.conftest import needs_library
 from tests.training.conftest import job
 from trainer.annotations import Classification, Detections
 from trainer.data.samples import SampleData
@@ -26,7 +27,7 @@ FAMILIES = list(
 
 
 def case_of(task: Task, model: str, **settings: Any) -> Case:
-    pytest.importorskip(catalog.find(model, task).card.library)
+    needs_library(catalog.find(model, task).card.library)
     return make_case(task, model, **settings)
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from os.path import expanduser
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_settings, has_recipes, models_taking, resolve, takes
+from trainer.models.libraries import install_command, is_installed, require_library
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
 from trainer.settings import canonical
@@ -106,7 +106,9 @@ def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], 
     from_scratch = job.weights_choice == NONE
     model = job.model or _model_of_weights(job)
     if model is not None:
-        groups = groups_of_model(catalog.find(model, job.task))
+        entry = catalog.find(model, job.task)
+        require_library(entry, job.task)
+        groups = groups_of_model(entry)
     else:
         table = GROUPS[job.task]
         groups = list(table[CPU if not on_gpu else SCRATCH if from_scratch else GPU])
@@ -175,11 +177,10 @@ def _entries(groups: Sequence[Group], task: Task) -> list[ModelEntry]:
 def _with_library(groups: Sequence[Group], task: Task, reasons: list[str]) -> list[Group]:
     """The groups with only the models whose library is installed."""
     entries = _entries(groups, task)
-    libraries = {entry.card.library for entry in entries}
-    missing = {library for library in libraries if find_spec(library) is None}
-    for library in sorted(missing):
-        names = [entry.name for entry in entries if entry.card.library == library]
-        reasons.append(f"{library} is not installed: without {', '.join(names)}")
+    missing = {entry.card.library: entry.card for entry in entries if not is_installed(entry.card)}
+    for library, card in sorted(missing.items()):
+        names = ", ".join(entry.name for entry in entries if entry.card.library == library)
+        reasons.append(f"{library} is not installed: without {names}; {install_command(card)} adds them")
     return _restricted(groups, [entry.name for entry in entries if entry.card.library not in missing])
 
 
@@ -213,6 +214,9 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
         reasons.append(f"{directory} has the weights of {', '.join(sorted(names))}")
         return _restricted(groups, names)
     others = [entry for entry in catalog.models_for(job.task) if _has_weights(directory, entry)]
+    if others and not any(is_installed(entry.card) for entry in others):
+        require_library(others[0], job.task)
+    others = [entry for entry in others if is_installed(entry.card)]
     if not others:
         candidates = ", ".join(entry.name for entry in _entries(groups, job.task))
         hint = f"`trainer weights --model NAME` lists the files, for {candidates} or another model"

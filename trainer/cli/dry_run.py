@@ -35,6 +35,7 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
     if not job.sweeps:
         job.resolve_settings(where)
+        job.require_library(where)
     if job.augmentation is not None:
         from trainer.models.augmentation.pipeline import load
 

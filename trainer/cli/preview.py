@@ -75,7 +75,7 @@ def preview(
 
     Examples:
 
-        trainer preview --data train.jsonl --model yolo11n
+        trainer preview --data train.jsonl --model fasterrcnn_resnet50_fpn
         trainer preview --data train.jsonl --augmentation own.yaml --output own.html
         trainer preview --config job.yml --images 6 --draws 3 --random-seed 1
 

@@ -55,7 +55,7 @@ def fit(
 
     Examples:
 
-        trainer fit --task object-detection --data train.jsonl --model yolo11n
+        trainer fit --task object-detection --data train.jsonl --model fasterrcnn_resnet50_fpn
         trainer fit --task object-detection --data train.jsonl --max-trials 10
         trainer fit --config job.yml --number-of-epochs 5
 

@@ -23,6 +23,7 @@ from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
 from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
+from trainer.models.libraries import require_library
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
 from trainer.settings import RUN_ID, Settings, canonical
 
@@ -183,6 +184,17 @@ class Job(AzureOptions):
             augments_itself=self.augments_itself, from_scratch=from_scratch,
         )  # fmt: skip
         return self._with_primary_metric(settings)
+
+    def require_library(self, where: str = "") -> None:
+        """Reject a single run of a model whose library is not installed, before the data are read.
+
+        Args:
+            where: the job's file, for the error.
+
+        Raises:
+            JobError: names the command that installs the library, and other models.
+        """
+        require_library(catalog.find(self.model_name, self.task), self.task, where)
 
     def for_images(self, images: int) -> Job:
         """The job with the settings that its recipe chooses by the number of training images, if any.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.errors import JobError, Problem
 from trainer.models.card import FamilyCard
 from trainer.models.catalog import CARDS, find
+from trainer.models.libraries import install_command, is_installed, missing_library
 from trainer.models.spec import Spec
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -27,22 +28,23 @@ def __getattr__(name: str) -> Any:
     return import_module("trainer.models.family").Family
 
 
-def _family_class(card: FamilyCard) -> type[Family]:
-    """Import a family's class.
+def _family_class(card: FamilyCard, model: str, task: Task) -> type[Family]:
+    """Import the class of a model's family.
 
     Raises:
-        JobError: the family's model library is not installed.
+        JobError: the family's model library is not installed, or does not work in the installed version.
     """
+    if not is_installed(card):
+        raise JobError("the model cannot be used", [missing_library(card, [model], task)])
     try:
         family: type[Family] = import_module(card.module).FAMILY
-    except ModuleNotFoundError as error:
-        library = (error.name or "").split(".")[0]
-        if library == "trainer":
+    except ImportError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "trainer"):  # a library of the system is missing, or the mistake is ours
             raise
-        what = f"'image-trainer[{card.extra}]'" if card.extra and library == card.library else library
-        problem = Problem(
-            "model_name", "", f"needs {library}, which is not installed", hint=f"pip install {what}"
-        )
+        command = install_command(card) if card.extra or library == card.library else f"pip install {library}"
+        rule = f"{model} cannot use the installed {card.library}: {error}"
+        problem = Problem("", "model_name", rule, hint=command)
         raise JobError("the model cannot be used", [problem]) from error
     return family
 
@@ -53,7 +55,7 @@ def create(spec: Spec) -> Family:
     Raises:
         JobError: the family's model library is not installed.
     """
-    return _family_class(CARDS[spec.family])(spec)
+    return _family_class(CARDS[spec.family], spec.model, spec.task)(spec)
 
 
 def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], *, pretrained: bool) -> Spec:
@@ -73,7 +75,7 @@ def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], 
         model=model,
         task=task,
         classes=tuple(classes),
-        options=_family_class(card).options(task, model, settings, pretrained),
+        options=_family_class(card, model, task).options(task, model, settings, pretrained),
         parameters=ScoringParameters(**parameters),
         enable_onnx_normalization=settings.enable_onnx_normalization,
     )

@@ -17,6 +17,7 @@ from trainer.models.card import FamilyCard, ModelEntry
 from trainer.models.cards import classifiers
 from trainer.models.cards.shared import CLASSIFICATION
 from trainer.models.defaults import default_settings, resolve, takes
+from trainer.models.libraries import install_command
 from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.choice import NONE, PRETRAINED
 from trainer.models.weights.hub import in_cache
@@ -85,7 +86,10 @@ def other_versions() -> list[str]:
         try:
             installed = metadata.version(name)
         except metadata.PackageNotFoundError:
-            notes.append(f"{name} is not installed; its models need it")
+            cards = [card for card in catalog.CARDS.values() if card.library == name]
+            words = " and ".join(card.words for card in cards)
+            command = install_command(cards[0])
+            notes.append(f"{name} is not installed: {command} for {words} ({cards[0].licence})")
             continue
         if installed != version:
             notes.append(f"{name} {installed} is installed, the table describes {version}")

@@ -1,7 +1,8 @@
 """What the families in yolo.py and rtdetr.py share: options, inference, batches, freeze groups.
 
-ultralytics is licensed under the AGPL-3.0. Only these files and ultralytics_data.py import it, when one of
-its models is used; this file comes first because ultralytics reads its environment when it is imported.
+ultralytics is licensed under the AGPL-3.0 and an extra, `pip install 'image-trainer[yolo]'`. Only these
+files and ultralytics_data.py import it, when one of its models is used; this file comes first because
+ultralytics reads its environment when it is imported.
 """
 
 from __future__ import annotations

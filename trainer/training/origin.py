@@ -7,14 +7,16 @@ import subprocess
 from contextlib import suppress
 from importlib import metadata
 
-_LIBRARIES = ("torch", "torchvision", "lightning", "timm", "ultralytics", "mlflow", "numpy")
+from trainer.models.catalog import CARDS
+
+_LIBRARIES = ("torch", "lightning", "mlflow", "numpy", *(card.library for card in CARDS.values()))
 
 
 def library_versions() -> dict[str, str]:
     """The versions of the installed libraries that affect results, by name."""
     versions = {}
-    for name in _LIBRARIES:
-        with suppress(metadata.PackageNotFoundError):  # ultralytics is optional
+    for name in dict.fromkeys(_LIBRARIES):
+        with suppress(metadata.PackageNotFoundError):  # an extra
             versions[name] = metadata.version(name)
     return versions
 

@@ -91,6 +91,7 @@ def preview(job: Job, *, images: int = 4, draws: int = 4) -> Preview:
         rule = "shows a single run, not a sweep; remove the search space and max_trials"
         raise JobError("the job cannot be shown:", [Problem("", "", rule)])
     settings = job.resolve_settings()
+    job.require_library()
     augment = pipeline.load(job.augmentation, job.task) if job.augmentation is not None else None
     data = load_data(job, settings.random_seed, check_images=False)
     job = job.for_images(len(data.train))

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -320,7 +319,7 @@ class MlflowTracker(Tracker):
     def _start_system_monitor(self) -> None:
         """Let MLflow record the use of CPU, memory and GPU."""
         is_off = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("false", "0")
-        if is_off or find_spec("psutil") is None:
+        if is_off:
             return
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

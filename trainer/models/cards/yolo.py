@@ -15,6 +15,7 @@ CARD = FamilyCard(
     weights_licence="AGPL-3.0",
     published_classes=80,
     pickled_weights=True,
+    extra="yolo",
     settings=(*SQUARE_SETTINGS, "freeze_batch_norm"),
     size_setting="image_size",
     defaults={

@@ -17,6 +17,7 @@ from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import models_taking, resolve, takes
+from trainer.models.libraries import is_installed, missing_library
 from trainer.settings import NAMES, Settings, canonical
 from trainer.sweep.space.distributions import (
     TAIL,
@@ -57,8 +58,8 @@ def check_space(
         The same space, with normal distributions cut off where their setting stops accepting values.
 
     Raises:
-        JobError: unknown settings, settings that do not apply to a model, values out of range, values that
-            conflict; all at once.
+        JobError: models that cannot be trained here, unknown settings, settings that do not apply to a model,
+            values out of range, values that conflict; all at once.
     """
     problems: list[Problem] = []
     checked = []
@@ -122,7 +123,7 @@ def _check_parameters(
 def _models(
     sub_space: SubSpace, task: Task, default: str, where: str
 ) -> tuple[list[ModelEntry], list[Problem]]:
-    """Every model that the sub-space can propose, and problems of names that are not models of the task."""
+    """Every model that the sub-space can propose, and problems of those that cannot be trained here."""
     value = sub_space.parameters.get(MODEL_NAME, default)
     field = f"{sub_space.field}.{MODEL_NAME}" if MODEL_NAME in sub_space.parameters else MODEL_NAME
     if isinstance(value, Distribution) and not isinstance(value, Choice):
@@ -130,11 +131,18 @@ def _models(
         return [], [Problem(where, field, rule, value.type_name())]
     models: list[ModelEntry] = []
     problems: list[Problem] = []
+    missing: dict[str, list[ModelEntry]] = {}
     for name in value.values if isinstance(value, Choice) else (value,):
         try:
-            models.append(catalog.find(str(name), task))
+            models.append(entry := catalog.find(str(name), task))
         except JobError as error:
             problems += [replace(problem, where=where, field=field) for problem in error.problems]
+            continue
+        if not is_installed(entry.card):
+            missing.setdefault(entry.card.library, []).append(entry)
+    for entries in missing.values():
+        names = [entry.name for entry in entries]
+        problems.append(missing_library(entries[0].card, names, task, where, field))
     return models, problems
 
 
