@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.training.conftest import job, rows
 from trainer.data.samples import SampleData
+from trainer.models.classifiers import Classifiers
 from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training import devices
@@ -21,7 +22,7 @@ from trainer.training.optimizers import build_optimizer
 @pytest.mark.parametrize(
     "clipping", [{"gradient_clip_value": 5.0}, {"gradient_clip_norm": 1.0}, {"optimizer": "adamw"}]
 )
-def test_gradients_are_clipped_though_optimizers_are_fused(
+def test_mixed_precision_clips_gradients_of_a_backward_pass_outside_of_autocast(
     clipping: dict[str, Any],
     digits: dict[Task, SampleData],
     tmp_path: Path,
@@ -30,9 +31,22 @@ def test_gradients_are_clipped_though_optimizers_are_fused(
     options = devices.Devices.options
     mixed = {"precision": "bf16-mixed"}
     monkeypatch.setattr(devices.Devices, "options", lambda self: options(self) | mixed)
+    in_autocast: list[bool] = []
+    losses = Classifiers.losses
+
+    def watched(*arguments: Any) -> dict[str, Tensor]:
+        found = losses(*arguments)
+        assert torch.is_autocast_enabled("cpu")
+        for loss in found.values():
+            loss.register_hook(lambda _: in_autocast.append(torch.is_autocast_enabled("cpu")))
+        return found
+
+    monkeypatch.setattr(Classifiers, "losses", watched)
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **clipping)
     run = fit(wanted.model_copy(update={"tracking_uri": "none"}), packages=False)
     assert len(rows(run)) == 2
+    # Under autocast, the backward pass of float32 parts would run in bfloat16.
+    assert set(in_autocast) == {False}
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])

@@ -196,3 +196,45 @@ def test_other_ranks_end_when_rank_zero_is_killed(tmp_path: Path) -> None:
     while Path(f"/proc/{rank}").exists() and "zombie" not in Path(f"/proc/{rank}/status").read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+class OutOfMemoryOnce(Callback):
+    """On rank 1, the first batch of more than 2 images runs out of memory, forward or backward."""
+
+    def __init__(self, where: str) -> None:
+        self.where, self.failed = where, False
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if trainer.global_rank == 1 and self.where != "nowhere":
+            module.network.register_forward_hook(self.fail)
+
+    def fail(self, _network: Any, inputs: Any, output: Any) -> None:
+        if len(inputs[0]) <= 2 or self.failed or not output.requires_grad:
+            return
+        self.failed = True
+        if self.where == "forward":
+            self.run_out()
+        output.register_hook(self.run_out)
+
+    def run_out(self, *_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_rank_that_runs_out_of_memory_splits_its_batch_alone(
+    where: str, digits: dict[Task, SampleData], tmp_path: Path
+) -> None:
+    data = digits[Task.CLASSIFICATION]
+    settings = {**VIT, "number_of_epochs": 1, "training_batch_size": 4}
+    runs = [
+        fit(
+            job(data, tmp_path / name, processes=2, settings=settings),
+            packages=False,
+            callbacks=[OutOfMemoryOnce(name)],
+        )
+        for name in ("nowhere", where)
+    ]
+    whole, split = (metrics_of(run)[0] for run in runs)
+    for name in ("train_loss", "log_loss"):
+        assert split[name] == pytest.approx(whole[name], abs=2e-4)

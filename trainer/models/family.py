@@ -258,7 +258,7 @@ class Family(ABC):
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
             tensors = [tensor.to(device) for tensor, _ in prepared]
             with in_float32(device):
-                outputs = self._infer_by_size(network, tensors, own_parameters)
+                outputs = self.infer_by_size(network, tensors, own_parameters)
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 predictions[index].append((view, self.postprocess(output, geometry, own_parameters)))
         return [self.finished(tiling.merge(parts, own_parameters), parameters) for parts in predictions]
@@ -299,7 +299,7 @@ class Family(ABC):
         default = self.spec.parameters.box_score_threshold if by_class else parameters.box_score_threshold
         return np.array([by_class.get(name, default) for name in self.spec.classes], dtype=np.float32)
 
-    def _infer_by_size(
+    def infer_by_size(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> list[Any]:
         """`infer` on tensors of one size at a time: padding an image to another's size changes its answer."""

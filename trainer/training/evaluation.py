@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +12,18 @@ from torch import Tensor, nn
 
 from trainer import metrics as evaluators
 from trainer.annotations import Prediction, Target
+from trainer.errors import NoMemoryError
 from trainer.metric_names import CLASSWISE
 from trainer.metrics.classification import MultilabelEvaluator
 from trainer.models import Family
+from trainer.models.catalog import CARDS
 from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
 from trainer.settings import Settings
 from trainer.training.loading import gather
+from trainer.training.memory import free_memory, ran_out_of_memory
+
+log = logging.getLogger("trainer")
 
 
 class Evaluation:
@@ -36,6 +43,7 @@ class Evaluation:
             metric_type=settings.validation_metric_type,
         )
         self.by_class: dict[str, dict[str, float]] = {}
+        self._most_images = sys.maxsize  # in a batch, once memory ran out
         self.start()
 
     def start(self) -> None:
@@ -45,33 +53,82 @@ class Evaluation:
         self._losses: list[tuple[list[int], Tensor]] = []
 
     def add(self, network: nn.Module, batch: dict[str, Any]) -> None:
-        """Score a ValidationDataset's batch on the network's device.
+        """Score a ValidationDataset's batch on the network's device; in halves if memory runs out.
 
         Args:
             network: in eval mode.
-        """
-        parameters = self.family.spec.parameters
-        device = next(network.parameters()).device
-        if plain := batch["plain"]:
-            tensors = [item["tensor"] for item in plain]
-            with in_float32(device):
-                outputs = self.family.infer(network, tensors, parameters)
-            self._record(plain, outputs)
-        if whole := batch["whole"]:
-            with in_float32(device):
-                outputs, losses = self.family.infer_with_losses(network, batch["batch"], parameters)
-            self._record(whole, outputs)
-            images = [item["index"] for item in whole]
-            self._losses.append((images, torch.stack(list(losses.values())).sum()))
 
-    def _record(self, items: Sequence[dict[str, Any]], outputs: Sequence[Any]) -> None:
+        Raises:
+            NoMemoryError: memory runs out with a single image.
+        """
+        images = len(batch["plain"]) + len(batch["whole"])
+        if images <= self._most_images and self._score(network, batch):
+            return
+        device = next(network.parameters()).device
+        if images == 1:
+            size = CARDS[self.family.spec.family].size_setting
+            raise NoMemoryError(
+                f"{device} ran out of memory with one validation image; lower {size} or take a smaller model"
+            )
+        if images <= self._most_images:
+            free_memory(device)
+            self._most_images = -(-images // 2)
+            log.warning(
+                "%s ran out of memory with %d validation images; scoring at most %d at a time",
+                device, images, self._most_images,
+            )  # fmt: skip
+        size = self._most_images  # may become smaller meanwhile
+        for start in range(0, images, size):
+            self.add(network, self._part(batch, start, start + size))
+
+    def _part(self, batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+        """Some items of a batch: of its whole images, which come first, and of the others."""
+        count = len(batch["whole"])
+        whole = batch["whole"][start:stop]
+        plain = batch["plain"][max(0, start - count) : max(0, stop - count)]
+        part = self.family.part(batch["batch"], start, min(stop, count)) if whole else None
+        return {"plain": plain, "whole": whole, "batch": part}
+
+    def _score(self, network: nn.Module, batch: dict[str, Any]) -> bool:
+        """Score a batch at once. Returns False, and keeps nothing, if memory runs out."""
         family, parameters = self.family, self.family.spec.parameters
-        for item, output in zip(items, outputs, strict=True):
-            prediction = family.postprocess(output, item["geometry"], parameters)
-            views = self._views.setdefault(item["index"], [])
-            views.append((item["view"], prediction))
-            if len(views) == item["views"]:
-                self._predictions.append((item["index"], merge(self._views.pop(item["index"]), parameters)))
+        plain, whole = batch["plain"], batch["whole"]
+        outputs: list[Any] = []
+        losses: dict[str, Tensor] = {}
+        try:
+            with in_float32(next(network.parameters()).device):
+                if whole:
+                    images = batch["batch"]["images"]
+                    if len({tuple(image.shape) for image in images}) == 1:
+                        inferred, losses = family.infer_with_losses(network, batch["batch"], parameters)
+                        outputs += inferred
+                    else:  # which the losses would pad to one size
+                        outputs += family.infer_by_size(network, list(images), parameters)
+                        losses = family.losses(network, batch["batch"])
+                outputs += family.infer_by_size(network, [item["tensor"] for item in plain], parameters)
+            items = [*whole, *plain]
+            predictions = [
+                family.postprocess(output, item["geometry"], parameters)
+                for item, output in zip(items, outputs, strict=True)
+            ]
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+            return False
+        for item, prediction in zip(items, predictions, strict=True):
+            self._record(item, prediction)
+        if whole:
+            indices = [item["index"] for item in whole]
+            self._losses.append((indices, torch.stack(list(losses.values())).sum()))
+        return True
+
+    def _record(self, item: dict[str, Any], prediction: Prediction) -> None:
+        """Keep the prediction of a view; merge those of an image once all are there."""
+        views = self._views.setdefault(item["index"], [])
+        views.append((item["view"], prediction))
+        if len(views) == item["views"]:
+            merged = merge(self._views.pop(item["index"]), self.family.spec.parameters)
+            self._predictions.append((item["index"], merged))
 
     def compute(self, ranks: int) -> dict[str, float]:
         """The metrics by name, the same on every rank; the mean validation loss is `log_loss`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,13 @@ NO_MEMORY = 4
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether the error is a lack of GPU memory or main memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or is_oom_error(error)
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what nothing uses, after memory ran out. In an `except` block, the error would keep its frames."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @contextmanager

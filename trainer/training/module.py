@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from trainer.errors import NoMemoryError, TrainingError
 from trainer.models import Family
 from trainer.models.catalog import CARDS
+from trainer.models.family import in_float32
 from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.reading import SPEC_KEY
 from trainer.settings import Settings
@@ -29,8 +29,10 @@ from trainer.training.averaging import WeightAverage
 from trainer.training.divergence import DivergenceWatch
 from trainer.training.evaluation import Evaluation
 from trainer.training.loading import gather, move, share_buffers
-from trainer.training.memory import ran_out_of_memory
+from trainer.training.memory import free_memory, ran_out_of_memory
+from trainer.training.micro_batches import least_images, parts_of, zero_of
 from trainer.training.optimizers import build_optimizer, build_schedule, restart, steps_per_epoch
+from trainer.training.stepping import clip, step_within_memory
 
 log = logging.getLogger("trainer")
 
@@ -38,6 +40,9 @@ SEED_KEY, MICRO_BATCHES_KEY = "trainer_seed", "trainer_parts"
 """The keys of a checkpoint for the run's seed and for `TrainingModule.micro_batches`."""
 _WATCH_KEY = "trainer_divergence"
 _BATCHES_PER_CHECK = 10
+_MOST_MEMORY_TO_OVERLAP = 0.8
+"""Fraction of a GPU's memory that batches may have taken so far for ranks to exchange gradients during the
+backward pass: one that runs out of memory then cannot repeat its batch, as other ranks wait for its part."""
 
 
 class TrainingModule(LightningModule):
@@ -47,8 +52,8 @@ class TrainingModule(LightningModule):
         metrics: the last evaluation's metrics by name, the same on every rank; empty before the first.
         metrics_by_class: its metrics of each class of the validation images: class name → metric → value.
         evaluated_epoch: the epoch of that evaluation, counted from 0; −1 for one before training.
-        micro_batches: the number into which each batch is split; above 1 once memory ran out. Their gradients
-            add up to those of the whole batch.
+        micro_batches: the number into which each batch is split; above 1 once memory ran out on this rank.
+            Their gradients add up to those of the whole batch.
         timed_out: a time limit ended the run.
         frozen: modules that stay in evaluation mode.
     """
@@ -72,6 +77,8 @@ class TrainingModule(LightningModule):
         self.seed = seed
         self.micro_batches = micro_batches
         self._window: list[Batch] = []
+        self._least_images = 1
+        self._overlaps = False
         self.family = family
         self.network = network
         self.settings = settings
@@ -151,6 +158,7 @@ class TrainingModule(LightningModule):
         self.network.train()
         for layer in self.frozen:
             layer.eval()  # so that batch norms keep their statistics
+        self._least_images = least_images(self.network)
         self._sums, self._batches = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -181,6 +189,7 @@ class TrainingModule(LightningModule):
         # checkpoint: no run may resume from a diverged one.
         if self.device.type == "cpu" or batch_idx % _BATCHES_PER_CHECK == 0 or batch_idx + 1 == batches:
             self._watch.check(self.current_epoch + 1, batches)
+            self._overlaps = self._has_memory_to_spare()
         if is_last_of_window:
             self._step()
 
@@ -196,28 +205,53 @@ class TrainingModule(LightningModule):
         Returns:
             None if memory ran out.
         """
+        overlaps = self._overlaps or self._is_synchronised_in_forward
         try:
             for number, batch in enumerate(batches, start=1):
                 losses: dict[str, Tensor] = {}
                 images = len(batch["images"])
-                size = -(-images // self.micro_batches)
                 # Ranks average their gradients, so a summed loss counts the images of all ranks' batches.
                 scale = images * self.trainer.world_size if self.family.sums_losses else 1
-                for start in range(0, images, size):
-                    stop = min(start + size, images)
-                    last = number == len(batches) and stop == images
-                    with nullcontext() if sync and last else self._unsynchronised():
-                        micro_batch = batch if size == images else self.family.part(batch, start, stop)
+                parts = parts_of(images, self.micro_batches, self._least_images)
+                for start, stop in parts:
+                    exchanges = sync and overlaps and number == len(batches) and stop == images
+                    with nullcontext() if exchanges else self._unsynchronised():
+                        micro_batch = batch if len(parts) == 1 else self.family.part(batch, start, stop)
                         new_losses = self._losses(micro_batch)
                         fraction = (stop - start) / images
-                        self.manual_backward(new_losses["loss"] * (fraction * scale / window_size))
+                        self._backward(new_losses["loss"] * (fraction * scale / window_size))
                     for name, loss in new_losses.items():
                         losses[name] = losses.get(name, 0) + fraction * loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
                 raise
+            if overlaps and self.trainer.world_size > 1:
+                raise NoMemoryError(self._cannot_repeat(images)) from error
             return None
+        if sync and not overlaps and self.trainer.world_size > 1:
+            # The gradients are there: the backward pass of a zero lets the ranks average them.
+            self._backward(zero_of([p for p in self.network.parameters() if p.requires_grad]))
         return losses
+
+    def _backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, each product in the precision of its forward pass.
+
+        Lightning calls `training_step` under autocast, in which the backward pass of parts that are float32
+        on purpose would run in the run's precision.
+        """
+        with in_float32(self.device):
+            self.manual_backward(loss)
+
+    @property
+    def _is_synchronised_in_forward(self) -> bool:
+        """Whether ranks exchange statistics in the forward pass, which none can then repeat alone."""
+        return self.settings.sync_batch_norm and self.trainer.world_size > 1
+
+    def _has_memory_to_spare(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return torch.cuda.max_memory_reserved(self.device) < _MOST_MEMORY_TO_OVERLAP * total
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:
         strategy = self.trainer.strategy
@@ -227,34 +261,39 @@ class TrainingModule(LightningModule):
         """Drop the window's gradients after memory ran out, and use micro-batches half as large from now on.
 
         Raises:
-            NoMemoryError: the micro-batches are single images already, or there are other ranks, which would
-                not repeat the step.
+            NoMemoryError: they are single images already, or pairs that batch norms need.
         """
         self._optimizer().zero_grad(set_to_none=True)
         images = len(batch["images"])
-        where = (
-            f"epoch {self.current_epoch + 1}: {self.device} ran out of memory with batches of {images} images"
-        )
-        size = CARDS[self.family.spec.family].size_setting
-        smaller = f"lower {size} ({getattr(self.settings, size)}) or take a smaller model"
-        if self.trainer.world_size > 1:
-            accumulated = 2 * self.settings.gradient_accumulation_step
-            halved = (
-                f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
-                f"{accumulated}` resumes after the last epoch with the same number of images in each step"
-            )
-            raise NoMemoryError(f"{where}; {halved if images > 1 else smaller}")
-        if self.micro_batches >= images:
-            raise NoMemoryError(f"{where} even one image at a time; {smaller}")
+        least = min(self._least_images, images)
+        if self.micro_batches >= images // least:
+            how = "one image" if least == 1 else "two images, which batch norms need,"
+            raise NoMemoryError(f"{self._out_of_memory(images)} even {how} at a time; {self._smaller()}")
         self.micro_batches *= 2
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.device)
+        parts = parts_of(images, self.micro_batches, self._least_images)
         log.warning(
             "%s; continuing from the last step with micro-batches of %d and gradients accumulated over %d",
-            where, -(-images // self.micro_batches),
-            self.micro_batches * self.settings.gradient_accumulation_step,
+            self._out_of_memory(images), max(stop - start for start, stop in parts),
+            len(parts) * self.settings.gradient_accumulation_step,
         )  # fmt: skip
+
+    def _out_of_memory(self, images: int) -> str:
+        epoch = self.current_epoch + 1
+        return f"epoch {epoch}: {self.device} ran out of memory with batches of {images} images"
+
+    def _smaller(self) -> str:
+        size = CARDS[self.family.spec.family].size_setting
+        return f"lower {size} ({getattr(self.settings, size)}) or take a smaller model"
+
+    def _cannot_repeat(self, images: int) -> str:
+        """What to do where the other ranks wait for the batch that failed."""
+        accumulated = 2 * self.settings.gradient_accumulation_step
+        halved = (
+            f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
+            f"{accumulated}` resumes after the last epoch with the same number of images in each step"
+        )
+        return f"{self._out_of_memory(images)}; {halved if images > 1 else self._smaller()}"
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -267,24 +306,19 @@ class TrainingModule(LightningModule):
         return schedule
 
     def _step(self) -> None:
+        self._window.clear()  # its batches need not stay on the device for the step
         optimizer = self._optimizer()
-        self._clip([parameter for group in optimizer.param_groups for parameter in group["params"]])
-        optimizer.step()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            # Fused optimizers would do this in their step, after the gradients are clipped.
+            scaler.unscale_(optimizer.optimizer)
+        clip(parameters, self.settings)
+        step_within_memory(optimizer, self.settings, self.device)
         optimizer.zero_grad(set_to_none=True)
         self._schedule().step()
-        self._window.clear()
         if self.average is not None:
             self.average.update(self.network)
-
-    def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Clip the gradients. Lightning rejects that for fused optimizers, which could unscale gradients."""
-        norm, value = self.settings.gradient_clip_norm, self.settings.gradient_clip_value
-        if norm:
-            nn.utils.clip_grad_norm_(parameters, norm)
-        elif value:
-            # On a CPU the loop is faster: it reads each gradient once, foreach reads it twice.
-            foreach = False if self.device.type == "cpu" else None
-            nn.utils.clip_grad_value_(parameters, value, foreach=foreach)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The named losses, with their sum as "loss"."""
