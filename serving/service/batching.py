@@ -198,14 +198,16 @@ class Batcher:
         if not batch:
             return []
         parameters = batch[0].parameters
+        outputs: Sequence[Any] | None = None
         try:
             outputs = scorer.infer([item.tensor for item in batch], parameters)
         except Exception as error:  # noqa: BLE001 (passed to the requests)
-            if len(batch) > 1:
-                # Caused by one image, or by too little memory for the batch: try each image alone.
-                _logger.warning("a batch of %d failed (%s); trying each image alone", len(batch), error)
-                return [result for item in batch for result in self._results(scorer, [item])]
-            return [(batch[0].answer, error, batch[0].release)]
+            if len(batch) == 1:
+                return [(batch[0].answer, error, batch[0].release)]
+            # Caused by one image, or by too little memory for the batch: try each image alone.
+            _logger.warning("a batch of %d failed (%s); trying each image alone", len(batch), error)
+        if outputs is None:  # after the `except`, in which the error would keep the batch's memory
+            return [result for item in batch for result in self._results(scorer, [item])]
         results: list[Settled] = []
         for item, output in zip(batch, outputs, strict=True):
             result: Answered | Exception

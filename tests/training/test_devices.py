@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+import trainer
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.models import create, specify
@@ -25,6 +28,18 @@ SLURM = {
     "SLURM_PROCID": "2", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "1234567", "SLURM_STEP_ID": "0",
     "SLURM_CPUS_PER_TASK": "1",
 }  # fmt: skip
+
+LAUNCHER = {  # such as Azure ML's PyTorch distribution
+    "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "NODE_RANK": "1", "AZUREML_NODE_COUNT": "2",
+    "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "6105",
+}  # fmt: skip
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0", "AZ_BATCH_MASTER_NODE": "10.0.0.4:6000",
+}  # fmt: skip
+INTEL_MPI = {"PMI_SIZE": "4", "PMI_RANK": "1", "MPI_LOCALNRANKS": "4", "MPI_LOCALRANKID": "1"}
+KUBEFLOW = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "pod-0", "MASTER_PORT": "23456"}
+LOCAL = {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2"}
 
 
 def chosen(
@@ -64,6 +79,16 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, {**SLURM, "SLURM_STEP_ID": "4294967290"}, {}, "4 GPUs", 0),
         # A trial of a worker that srun started.
         ({}, {**SLURM, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
+        ({}, LAUNCHER, {}, "2 machines with 2 GPUs each", 3),
+        ({"nodes": 2}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, "2 machines with 2 GPUs each", 3),
+        ({}, {**LAUNCHER, "LOCAL_WORLD_SIZE": "2"}, {}, "2 machines with 2 GPUs each", 3),
+        ({}, LOCAL, {}, "4 GPUs", 2),
+        ({}, {**LOCAL, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, {}, "4 GPUs", 0),
+        ({}, OPEN_MPI, {}, "2 machines with 2 GPUs each", 2),
+        ({}, INTEL_MPI, {}, "4 GPUs", 1),
+        # A process in each pod, which starts the ranks of its machine.
+        ({}, KUBEFLOW, {}, "2 machines with 4 GPUs each", 4),
+        ({}, {**KUBEFLOW, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
         (
             {"nodes": 2},
             {"NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"},
@@ -85,6 +110,10 @@ def test_address_port_and_cores_of_ranks() -> None:
     assert (chosen({}, TORCHRUN).address, chosen({}, TORCHRUN).port) == ("10.0.0.1", 29500)
     # The first machine, and a port that every task derives from the job.
     assert (chosen({}, SLURM).address, chosen({}, SLURM).port) == ("gpu07", 19567)
+    assert (chosen({}, LAUNCHER).address, chosen({}, LAUNCHER).port) == ("10.0.0.1", 6105)
+    assert (chosen({}, OPEN_MPI).address, chosen({}, OPEN_MPI).port) == ("10.0.0.4", 29500)
+    assert (chosen({}, KUBEFLOW).address, chosen({}, KUBEFLOW).port) == ("pod-0", 23456)
+    assert chosen({}, LOCAL).address == "127.0.0.1"
     assert devices.cores_of_a_rank(2, SLURM) == 1
     assert devices.cores_of_a_rank(10**6, {}) == 1
     assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "concurrent trials divide the cores"
@@ -105,6 +134,9 @@ def test_address_port_and_cores_of_ranks() -> None:
             r"same number of processes on each machine.*got 4 on 1",
         ),
         ({}, {**SLURM, "SLURM_PROCID": "1"}, {}, r"numbered machine by machine.*--distribution=block"),
+        # Nothing says that there are two machines.
+        ({}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, r"got 4 on 1, .*LOCAL_WORLD_SIZE, or --nodes"),
+        ({}, {**OPEN_MPI, "AZ_BATCH_MASTER_NODE": ""}, {}, r"MASTER_ADDR: mpirun must say where rank 0 is"),
         ({}, TORCHRUN, {"distributed": False}, r"distributed: cannot be false for the 4 processes"),
         ({"nodes": 2}, {}, {}, r"--nodes: 2 machines need a launcher.*NODE_RANK \(0 to 1\)"),
         ({"nodes": 2}, {"NODE_RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, {}, "got NODE_RANK=2, "),
@@ -135,6 +167,30 @@ def test_slurm_task_that_sees_one_gpu_is_explained(monkeypatch: pytest.MonkeyPat
 def test_launcher_without_gpus_trains_on_cpus() -> None:
     assert str(chosen({}, TORCHRUN)) == "2 machines with 2 processes on the CPU each"
     assert str(chosen({}, {}, sync_batch_norm=True)) == "1 process on the CPU"
+
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update"
+
+
+@pytest.mark.usefixtures("four_gpus")
+@pytest.mark.parametrize("searches", [False, True])
+def test_gpu_that_does_not_compute_is_an_error_before_the_data_are_read(
+    searches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: (_ for _ in ()).throw(RuntimeError(TOO_OLD)))
+    monkeypatch.setattr(
+        subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=TOO_OLD + "\n")
+    )
+    space = {"search_space": {"learning_rate": "uniform(0.001, 0.1)"}, "limits": {"max_trials": 2}}
+    made = Job(
+        task="image-classification",
+        training_data="missing.jsonl",
+        model="timm/test_vit",
+        tracking_uri="none",
+        **(space if searches else {}),
+    )
+    with pytest.raises(JobError, match=r"driver on your system is too old.*--gpus 0 trains on the CPU"):
+        trainer.fit(made)
 
 
 @pytest.mark.parametrize(

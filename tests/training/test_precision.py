@@ -49,16 +49,40 @@ def test_mixed_precision_clips_gradients_of_a_backward_pass_outside_of_autocast(
     assert set(in_autocast) == {False}
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_bfloat16_is_used_where_the_gpu_computes_in_it(
-    native: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("native", "capability", "precision"),
+    [(True, (9, 0), "bf16-mixed"), (False, (7, 5), "16-mixed"), (False, (6, 1), "32-true")],
+)
+def test_precision_is_one_for_which_the_gpu_has_units(
+    native: bool, capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def supported(including_emulation: bool = True) -> bool:
         return native or including_emulation
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     of_one = devices.Devices("", gpus=True, nodes=1, node=0, local_ranks=1, local_rank=0)
     assert of_one.options()["precision"] == precision
+
+
+@pytest.mark.parametrize("clipping", [{"gradient_clip_value": 1e-3}, {"gradient_clip_norm": 1e-2}])
+def test_float16_trains_as_float32_does_with_the_same_clipping(
+    clipping: dict[str, Any],
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gradients are multiplied by 65,536 for the backward pass, and divided again before they are clipped."""
+    values = {"optimizer": "sgd", "learning_rate": 1.0, "warmup_cosine_lr_warmup_epochs": 0, **clipping}
+    losses = []
+    for precision in ("32-true", "16-mixed"):
+        options = {**devices.Devices("", False, 1, 0, 1, 0).options(), "precision": precision}
+        monkeypatch.setattr(devices.Devices, "options", lambda _, options=options: options)
+        wanted = job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / precision, **values)
+        run = fit(wanted.model_copy(update={"tracking_uri": "none"}), packages=False)
+        losses.append([float(row["train_loss"]) for row in rows(run)])
+    assert losses[0][0] - losses[0][1] > 0.01
+    assert losses[1] == pytest.approx(losses[0], abs=0.003)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

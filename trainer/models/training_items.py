@@ -22,11 +22,13 @@ class Draw(NamedTuple):
         epoch: counted from 0.
         example: index of the example.
         pool: examples that it may be mixed with, as in a mosaic; empty: all.
+        repeat: how often the epoch has drawn the example before; each draw is augmented by its own numbers.
     """
 
     epoch: int
     example: int
     pool: Sequence[int] = ()
+    repeat: int = 0
 
 
 class Progress(NamedTuple):

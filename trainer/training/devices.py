@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from trainer.cores import available_cores
 from trainer.errors import JobError, Problem
+from trainer.job.callback_path import search_path
 from trainer.job.job import Job
 from trainer.settings import Settings
-
-ALONE = "TRAINER_ALONE"
-"""Environment variable that makes a trial's process train alone, even if a launcher started the sweep."""
+from trainer.training.launchers import Place, launched, started_by_hand
 
 CORES = "TRAINER_CORES"
 """Environment variable with the number of CPU cores that a trial's process may use."""
@@ -28,18 +28,13 @@ _TIMEOUT = timedelta(minutes=30)
 """Longest wait of one rank for another. A rank that died is noticed at once; this limit is for a network that
 fails silently. It must exceed the time in which rank 0 checks all images and downloads weights."""
 
-_FIRST_STEP_WITHOUT_TASKS = 0xFFFFFFF0
-"""SLURM numbers its own steps from here on: the interactive shell, the batch script and the like."""
-
-_BY_HAND = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-
 
 @dataclass(frozen=True, slots=True)
 class Devices:
     """What a run trains on, and this process's place there: rank = node · local_ranks + local_rank.
 
     Attributes:
-        launcher: what started the processes, "torchrun" or "srun"; "" if `fit` starts those of its machine.
+        launcher: what started the processes, such as "torchrun"; "" if `fit` starts those of its machine.
         gpus: each process has a GPU; otherwise they run on the CPU.
         nodes: number of machines; `node` is this one, counted from 0.
         local_ranks: processes on each machine; `local_rank` is this one, counted from 0.
@@ -91,8 +86,10 @@ class Devices:
         }
         if self.gpus:
             # PyTorch emulates bfloat16 on older GPUs, where it is slower than float32.
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-            options["precision"] = "bf16-mixed" if native else "32-true"
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            # From Volta on, a GPU has units for products in float16; a scaler keeps gradients in its range.
+            has_fp16 = torch.cuda.get_device_capability()[0] >= 7
+            options["precision"] = "bf16-mixed" if has_bf16 else "16-mixed" if has_fp16 else "32-true"
         return options
 
 
@@ -139,13 +136,13 @@ class _Environment(ClusterEnvironment):
 
 
 def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] = os.environ) -> Devices:
-    """The devices that the job asks for, or those that torchrun or srun started processes for.
+    """The devices that the job asks for, or those that a launcher started processes for.
 
     Raises:
         JobError: the job asks for more GPUs than there are, or contradicts the launcher.
     """
     there = torch.cuda.device_count()
-    launched = _launched(environment)
+    place = launched(environment, job.nodes)
     problems: list[Problem] = []
     wanted = job.processes or (there if job.gpus == "auto" else job.gpus)
     on_gpus = not job.processes and wanted > 0
@@ -155,13 +152,16 @@ def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] 
             got += f" with CUDA_VISIBLE_DEVICES={visible}"
         hint = f"ask for at most {there}" if there else "leave --gpus out to train on the CPU"
         problems.append(Problem("--gpus", "", "asks for too many", got, hint))
-    if launched is None:
-        node, address, port = _by_hand(job.nodes, environment, problems)
+    if place is None:
+        nodes, node, address, port = started_by_hand(job.nodes, environment, problems)
         count = wanted if settings.distributed or not on_gpus else 1
-        devices = Devices("", on_gpus, job.nodes, node, count or 1, 0, address, port)
+        devices = Devices("", on_gpus, nodes, node, count or 1, 0, address, port)
     else:
-        devices = replace(launched, gpus=on_gpus)
-        problems += _contradictions(job, settings, devices, there, environment)
+        devices = Devices(
+            place.launcher, on_gpus, place.nodes, place.node, place.local_ranks, place.local_rank,
+            place.address, place.port,
+        )  # fmt: skip
+        problems += _contradictions(job, settings, devices, there, place)
     if settings.sync_batch_norm and devices.ranks > 1:
         if not on_gpus:
             rule = "needs GPUs: PyTorch has no batch norm across CPU processes"
@@ -174,56 +174,76 @@ def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] 
     return devices
 
 
+def check_cuda(device: int = 0) -> None:
+    """Compute one number on a GPU, before anything that takes long.
+
+    Raises:
+        JobError: the driver is too old for the installed PyTorch, or the GPU is not one that it is built for.
+    """
+    _raise_cuda_error(cuda_error(device))
+
+
+def check_cuda_apart() -> None:
+    """Do what `check_cuda` does in another process, for one that starts training processes by fork.
+
+    Raises:
+        JobError: see `check_cuda`.
+    """
+    code = f"from {__name__} import cuda_error; print(cuda_error())"
+    environment = {**os.environ, **search_path()}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    _raise_cuda_error((done.stdout if done.returncode == 0 else done.stderr).strip().rpartition("\n")[2])
+
+
+def cuda_error(device: int = 0) -> str:
+    """What keeps a GPU from computing, in CUDA's words; "" if it computes."""
+    try:
+        torch.ones(1, device=torch.device("cuda", device)).add_(1).item()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
+    return ""
+
+
+def _raise_cuda_error(reason: str) -> None:
+    if not reason:
+        return
+    hint = (
+        f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer, or a PyTorch for the CUDA of the "
+        "driver, which `nvidia-smi` names (pytorch.org/get-started); --gpus 0 trains on the CPU"
+    )
+    problem = Problem("--gpus", "", "needs a GPU on which the installed PyTorch computes", reason, hint)
+    raise JobError("the job cannot be run:", [problem])
+
+
 def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.environ) -> int:
     """The CPU cores that each of a machine's ranks may use; at least 1."""
     cores = available_cores()
     cores = min(cores, int(environment.get(CORES, cores)))
-    launched = _launched(environment)
-    if launched and launched.launcher == "srun" and "SLURM_CPUS_PER_TASK" in environment:
+    place = launched(environment)
+    if place and place.launcher == "srun" and "SLURM_CPUS_PER_TASK" in environment:
         return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each task has cores of its own
     return max(1, cores // local_ranks)
 
 
-def _launched(environment: Mapping[str, str]) -> Devices | None:
-    """This process among those that torchrun or srun started, not yet on GPUs; None without a launcher."""
-    if environment.get(ALONE):
-        return None
-
-    def number(name: str) -> int:
-        return int(environment[name])
-
-    step = int(environment.get("SLURM_STEP_ID", 0))
-    if "TORCHELASTIC_RUN_ID" in environment:
-        launcher, local_ranks = "torchrun", number("LOCAL_WORLD_SIZE")
-        nodes = number("WORLD_SIZE") // local_ranks
-        node, local_rank = number("GROUP_RANK"), number("LOCAL_RANK")
-    # Unlike SLURM_NTASKS, batch scripts do not have this: only what srun starts, a shell for salloc included.
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
-        launcher, nodes = "srun", number("SLURM_STEP_NUM_NODES")
-        local_ranks = number("SLURM_STEP_NUM_TASKS") // nodes
-        node, local_rank = number("SLURM_NODEID"), number("SLURM_LOCALID")
-    else:
-        return None
-    first = SLURMEnvironment.resolve_root_node_address(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-    # Every rank derives the same port; two steps of one job almost never do.
-    offset = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
-    address = environment.get("MASTER_ADDR", first)
-    port = int(environment.get("MASTER_PORT", 15000 + offset % 10000))
-    return Devices(launcher, False, nodes, node, local_ranks, local_rank, address, port)
-
-
 def _contradictions(
-    job: Job, settings: Settings, devices: Devices, there: int, environment: Mapping[str, str]
+    job: Job, settings: Settings, devices: Devices, there: int, place: Place
 ) -> list[Problem]:
     """Problems where the job contradicts what the launcher started."""
     by, count = devices.launcher, devices.local_ranks
     problems = []
-    total, rank = ("WORLD_SIZE", "RANK") if by == "torchrun" else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
-    if int(environment[total]) != devices.ranks or int(environment[rank]) != devices.rank:
-        got = f"{environment[total]} on {devices.nodes}, of which this is {environment[rank]}"
-        hint = "--ntasks-per-node and --distribution=block give that" if by == "srun" else ""
+    if (place.ranks, place.rank) != (devices.ranks, devices.rank):
+        got = f"{place.ranks} on {devices.nodes}, of which this is {place.rank}"
+        hints = {
+            "srun": "--ntasks-per-node and --distribution=block give that",
+            "the launcher": "LOCAL_WORLD_SIZE, or --nodes, must say how many each machine has",
+            "mpirun": "--map-by ppr:N:node, with N processes per machine, gives that",
+        }
+        hint = hints.get(by, "")
         rule = f"{by} must start the same number of processes on each machine, numbered machine by machine"
         problems.append(Problem("", "", rule, got, hint))
+    if not devices.address:
+        rule = f"{by} must say where rank 0 is, for processes on {devices.nodes} machines"
+        problems.append(Problem("MASTER_ADDR", "", rule, "none", "set it to the first machine's address"))
     for flag, value in (("--processes", job.processes), ("--gpus", job.gpus)):
         if isinstance(value, int) and value not in (0, count):
             rule = f"must be the number of processes that {by} starts on each machine, {count}"
@@ -241,21 +261,3 @@ def _contradictions(
         rule = f"cannot be false for the {devices.ranks} processes that {by} starts"
         problems.append(Problem("distributed", "", rule))
     return problems
-
-
-def _by_hand(nodes: int, environment: Mapping[str, str], problems: list[Problem]) -> tuple[int, str, int]:
-    """This machine's number, and rank 0's address and port, if the user starts a command on each machine."""
-    if nodes == 1:
-        return 0, "127.0.0.1", 0
-    rule = f"{nodes} machines need a launcher on each"
-    values = [environment.get(name, "") for name in _BY_HAND]
-    node, address, port = values
-    if not (all(values) and node.isdecimal() and int(node) < nodes and port.isdecimal()):
-        got = ", ".join(f"{name}={value}" for name, value in zip(_BY_HAND, values, strict=True) if value)
-        hint = (
-            f"start it by torchrun or srun, or set NODE_RANK (0 to {nodes - 1}), MASTER_ADDR and MASTER_PORT "
-            "(docs/many-machines.md); --nodes 1 trains on this machine only"
-        )
-        problems.append(Problem("--nodes", "", rule, got or "none", hint))
-        return 0, "127.0.0.1", 0
-    return int(node), address, int(port)

@@ -77,9 +77,9 @@ class Evaluation:
                 "%s ran out of memory with %d validation images; scoring at most %d at a time",
                 device, images, self._most_images,
             )  # fmt: skip
-        size = self._most_images  # may become smaller meanwhile
-        for start in range(0, images, size):
-            self.add(network, self._part(batch, start, start + size))
+        step = self._most_images  # may become smaller meanwhile
+        for start in range(0, images, step):
+            self.add(network, self._part(batch, start, start + step))
 
     def _part(self, batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
         """Some items of a batch: of its whole images, which come first, and of the others."""

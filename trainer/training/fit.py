@@ -24,7 +24,7 @@ from trainer.runs import Durations, Result, Run, best_of
 from trainer.settings import Settings
 from trainer.training import tracking
 from trainer.training.checkpoints import KeepBest
-from trainer.training.devices import choose_devices
+from trainer.training.devices import check_cuda, choose_devices
 from trainer.training.memory import peak_memory
 from trainer.training.mlflow_store import Store
 from trainer.training.origin import git_commit, library_versions
@@ -85,6 +85,8 @@ def fit(
         raise JobError("the job cannot be run:", [Problem("", "", "is a sweep; use trainer.fit")])
     settings = job.resolve_settings()
     devices = choose_devices(job, settings)
+    if devices.gpus:
+        check_cuda(devices.local_rank)
     plan = Plan(
         job, settings, devices, earlier, progress and devices.is_rank_zero,
         callbacks, packages, parent_run_id, micro_batches,

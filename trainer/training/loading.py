@@ -75,11 +75,14 @@ class EpochSampler(Sampler[Draw]):
             order = generator.permutation(self.length)
         else:
             order = generator.choice(self.length, self.length, p=self.weights)
-        own = np.resize(order, len(self) * self.ranks)[self.rank :: self.ranks].tolist()
+        order = np.resize(order, len(self) * self.ranks)
+        own = order[self.rank :: self.ranks].tolist()
+        repeats = _repeats(order)[self.rank :: self.ranks].tolist()
         epoch, size = self.epoch, self.batch_size
         for start in range(0, len(own), size):
-            pool = self._pool(own, start)
-            yield from (Draw(epoch, index, pool) for index in own[start : start + size])
+            pool, stop = self._pool(own, start), start + size
+            for index, repeat in zip(own[start:stop], repeats[start:stop], strict=True):
+                yield Draw(epoch, index, pool, repeat)
 
     def _pool(self, own: list[int], start: int) -> tuple[int, ...]:
         if not self.cached or self.length <= max(_SMALL_DATA_SET, self.cached):
@@ -92,6 +95,16 @@ class EpochSampler(Sampler[Draw]):
             generator = np.random.default_rng([self.seed, self.epoch, self.rank, start])
             pool += generator.choice(self.length, missing, p=self.weights).tolist()
         return tuple(pool)
+
+
+def _repeats(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often each element of an order has occurred before, [n]."""
+    by_value = np.argsort(order, kind="stable")
+    values = order[by_value]
+    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(order) else np.zeros(0, np.int64)
+    repeats = np.empty_like(order)
+    repeats[by_value] = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    return repeats
 
 
 class SeededItems(Dataset[Any]):
@@ -110,7 +123,8 @@ class SeededItems(Dataset[Any]):
         states = None
         if get_worker_info() is None:  # reading the states takes 0.1 ms
             states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-        seeds = np.random.SeedSequence([self.seed, draw.epoch, draw.example]).generate_state(3)
+        numbers = [self.seed, draw.epoch, draw.example, *([draw.repeat] if draw.repeat else [])]
+        seeds = np.random.SeedSequence(numbers).generate_state(3)
         random.seed(int(seeds[0]))
         np.random.seed(seeds[1])  # noqa: NPY002
         # Only this: torch.manual_seed, for GPUs too, takes longer than to flip an image.

@@ -107,8 +107,11 @@ def test_the_cores_of_processes_are_divided(digits: SampleData, monkeypatch: pyt
 @pytest.mark.slow
 @pytest.mark.usefixtures("four_gpus")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about what trials without GPUs say")
-def test_each_trials_process_is_given_its_gpus(digits: SampleData, tmp_path: Path) -> None:
+def test_each_trials_process_is_given_its_gpus(
+    digits: SampleData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """There are none, so the trials' processes refuse, and say what they were given and asked to use."""
+    monkeypatch.setattr("trainer.training.devices.check_cuda_apart", lambda: None)
     run = tmp_path / "run"
     with pytest.raises(RunError, match="no trial finished"):
         trainer.fit(
@@ -128,7 +131,10 @@ def test_each_trials_process_is_given_its_gpus(digits: SampleData, tmp_path: Pat
 
 
 SMALL_MEMORY = '''
-"""From the second epoch on, rank 1 has no memory for a forward pass of more than 4 images."""
+"""From the second epoch on, rank 1 has no memory for a forward pass of more than 4 images.
+
+Until then there is memory to spare, so the ranks exchange gradients during the backward pass.
+"""
 
 import torch
 from lightning import Callback
@@ -140,6 +146,8 @@ class SmallMemory(Callback):
             if network.training and trainer.current_epoch > 0 and len(inputs[0]) > 4:
                 torch.empty(2**55, dtype=torch.uint8)
 
+        module._overlaps = True
+        module._has_memory_to_spare = lambda: True
         if trainer.global_rank == 1:
             module.network.register_forward_pre_hook(before)
 

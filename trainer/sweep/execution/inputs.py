@@ -43,10 +43,14 @@ def read_inputs(job: Job, *, progress: bool) -> Iterator[Inputs]:
         from trainer.models.augmentation.pipeline import load  # imports torch
 
         load(job.augmentation, job.task)
+    slots = make_slots(job, job.limits.max_concurrent_trials)
+    if any(slot.gpus for slot in slots):
+        from trainer.training.devices import check_cuda_apart
+
+        check_cuda_apart()
     with tempfile.TemporaryDirectory() as scratch:
         skipped = Path(scratch) / "skipped.jsonl"
-        data = read_data(job, skipped, progress=progress)
-        yield Inputs(data, make_slots(job, job.limits.max_concurrent_trials), skipped)
+        yield Inputs(read_data(job, skipped, progress=progress), slots, skipped)
 
 
 def read_data(job: Job, skipped: Path | None = None, *, progress: bool = False) -> Data:
