@@ -69,6 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
+    # Whatever the environment says: rewriting all assertions takes each test process ten seconds.
+    sys.dont_write_bytecode = False
     # A shell starts background jobs with Ctrl-C ignored; tests that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     scratch = Path(tempfile.mkdtemp(prefix="trainer-tests-"))
@@ -117,6 +119,12 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
         path for path in sys.path if Path(path, "serving", "scorer.py").is_file() and path != str(ROOT)
     ]
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in carried])
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports made from garbage collection: it stays, and looking through it takes a second."""
+    gc.collect()
+    gc.freeze()
 
 
 _MAY_GROW_BYTES = 2**29

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+from tests import warm
 from trainer.training.mlflow_store import Store
 
 
@@ -22,15 +24,17 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Imported already: by itself the server would import MLflow twice.
+    start = warm.Popen if sys.platform == "linux" else subprocess.Popen
     Store(f"sqlite:///{folder}/mlflow.db").check()  # makes the database sooner than the server would
     with (folder / "log").open("wb") as said:
-        process = subprocess.Popen(
+        process = start(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
                 *("--artifacts-destination", str(folder / "files")),
             ],
-            cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True,
+            cwd=folder, env=environment, stdout=said, stderr=said,
         )  # fmt: skip
     try:
         until = time.monotonic() + 120
@@ -42,7 +46,8 @@ def mlflow_server(folder: Path) -> Iterator[int]:
             time.sleep(0.2)
         yield port
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            each.kill()
         process.wait()
 
 

@@ -140,7 +140,7 @@ class TinyObjects:
     """Large images (trainer.annotations.Examples) strewn with tiny squares in three colours, the classes."""
 
     COLOURS = ((220, 40, 40), (40, 200, 60), (50, 70, 230))
-    SIDE, OBJECT = 320, 12
+    SIDE, OBJECT = 320, 18
 
     def __init__(self, images: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
@@ -149,7 +149,7 @@ class TinyObjects:
             image = generator.integers(90, 140, (self.SIDE, self.SIDE, 3), dtype=np.uint8)
             # Twelve of the places of a grid, so that none hides another.
             places = generator.permutation(64)[:12]
-            corners = np.stack([places % 8, places // 8], axis=1) * 40 + generator.integers(2, 26, (12, 2))
+            corners = np.stack([places % 8, places // 8], axis=1) * 40 + generator.integers(2, 20, (12, 2))
             labels = generator.integers(0, 3, 12)
             for (x, y), label in zip(corners.tolist(), labels.tolist(), strict=True):
                 end = (x + self.OBJECT - 1, y + self.OBJECT - 1)
@@ -173,7 +173,7 @@ def test_tiling_finds_tiny_objects_in_large_images() -> None:
     values: dict[str, dict[str, Any]] = {"tiled": {"tile_grid_size": "4x4"}, "whole": {}}
     found = {}
     for name, more in values.items():
-        family, settings = made(Task.DETECTION, "yolo11n", classes, number_of_epochs=1, **more)
+        family, settings = made(Task.DETECTION, "yolo11n", classes, image_size=64, number_of_epochs=1, **more)
         network = trained(family, TiledExamples(training, settings), settings, steps=150)
         for scored in (None, "4x4") if name == "tiled" else (None,):
             parameters = family.spec.parameters.model_copy(update={"tile_grid_size": scored})

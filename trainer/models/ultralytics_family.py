@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +48,13 @@ ASSETS = "https://github.com/ultralytics/assets/releases/download/v8.4.0/"
 """The release from which this version of ultralytics downloads its weights."""
 
 
+@cache
+def _plan(architecture: str) -> dict[str, Any]:
+    """What `plan` returns, not to be changed. ultralytics looks for the file in all of its folders."""
+    plan: dict[str, Any] = yaml_model_load(f"{architecture}.yaml")
+    return plan
+
+
 class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with ultralytics' losses and augmentation.
 
@@ -77,12 +85,11 @@ class UltralyticsFamily(Family):
 
     def plan(self) -> dict[str, Any]:
         """ultralytics' description of the network: its layers under "backbone" and "head"."""
-        plan: dict[str, Any] = yaml_model_load(f"{self.architecture}.yaml")
-        return plan
+        return deepcopy(_plan(self.architecture))
 
     def last_layer(self) -> str:
         """The prefix of the detection head's tensors, such as `model.23.`."""
-        plan = self.plan()
+        plan = _plan(self.architecture)
         return f"model.{len(plan['backbone']) + len(plan['head']) - 1}."
 
     @staticmethod

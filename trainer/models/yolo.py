@@ -58,13 +58,13 @@ class YOLO(UltralyticsFamily):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.end_to_end = bool(self.plan().get("end2end"))
-        self._head = self.last_layer().rstrip(".")  # read once: the plan is a file
+        self._head = self.last_layer().rstrip(".")
 
     def build(self) -> nn.Module:
         model = SegmentationModel if self.masks else DetectionModel
         # The number of classes determines the width of the whole classification branch. Building it for the
         # published number leaves only its last layer without published weights, as ultralytics' trainer does.
-        network = model(f"{self.architecture}.yaml", nc=PUBLISHED_CLASSES, verbose=False)
+        network = model(self.plan(), nc=PUBLISHED_CLASSES, verbose=False)
         head = network.model[-1]
         head.nc = len(self.spec.classes)
         head.no = head.nc + 4 * head.reg_max
