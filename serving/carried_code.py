@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def follow_imports(roots: Sequence[str], without: Collection[str] = ()) -> Carri
             continue
         path = Path(*name.split("."))
         files[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
-        for imported, is_lazy in _imports(ast.parse(file.read_bytes())):
+        for imported, is_lazy in _imports_of(file, file.stat().st_mtime_ns):
             package = imported.partition(".")[0]
             if package in packages:
                 pending.append(imported)
@@ -65,9 +66,16 @@ def _source(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
+@cache
+def _imports_of(file: Path, modified_ns: int) -> tuple[tuple[str, bool], ...]:
+    return tuple(_imports(ast.parse(file.read_bytes())))
+
+
 def _imports(node: ast.AST, *, is_lazy: bool = False) -> Iterator[tuple[str, bool]]:
     """Names that a syntax tree imports, and whether it does so inside a function."""
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # most of a tree, and without imports
         if isinstance(child, ast.Import):
             yield from ((alias.name, is_lazy) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):

@@ -22,10 +22,13 @@ class Html(Markup):
         """Return text as HTML that is safe as content and inside attributes; HTML is returned unchanged."""
         if isinstance(text, Markup):
             return cls(text)
-        # HTML and XML forbid control characters even when escaped, and class names and paths may hold some.
-        return super().escape(
-            "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
-        )
+        shown = str(text)
+        if not shown.isprintable():
+            # HTML and XML forbid control characters even when escaped; class names and paths may hold some.
+            shown = "".join(
+                c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in shown
+            )
+        return super().escape(shown)
 
 
 def joined(parts: Iterable[object]) -> Html:
