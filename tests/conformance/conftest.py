@@ -165,7 +165,7 @@ def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     network = case.build()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.1  # ultralytics' slow statistics would take hundreds of steps
+            module.momentum = 0.3  # at the libraries' own, statistics follow only after hundreds of steps
     rate = catalog.CARDS[case.family.spec.family].tiny_learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, fused=True)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
