@@ -48,7 +48,7 @@ def follow_imports(roots: Sequence[str], without: Collection[str] = ()) -> Carri
             continue
         path = Path(*name.split("."))
         files[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
-        for imported, is_lazy in _imports_of(file, file.stat().st_mtime_ns):
+        for imported, is_lazy in _imports_of(file.read_bytes()):
             package = imported.partition(".")[0]
             if package in packages:
                 pending.append(imported)
@@ -67,8 +67,8 @@ def _source(name: str) -> Path | None:
 
 
 @cache
-def _imports_of(file: Path, modified_ns: int) -> tuple[tuple[str, bool], ...]:
-    return tuple(_imports(ast.parse(file.read_bytes())))
+def _imports_of(source: bytes) -> tuple[tuple[str, bool], ...]:
+    return tuple(_imports(ast.parse(source)))
 
 
 def _imports(node: ast.AST, *, is_lazy: bool = False) -> Iterator[tuple[str, bool]]:

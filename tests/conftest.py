@@ -90,7 +90,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
 
 
-_SLOW = ("tests/conformance/", "tests/sweep/execution/", "tests/training/", "tests/benchmarks/")
+_SLOW = tuple(
+    f"tests/{name}"
+    for name in (
+        *("conformance/", "sweep/execution/", "training/", "benchmarks/"),
+        *("serving/", "models/", "job/test_configs.py", "test_docs.py"),
+    )
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -122,7 +128,7 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what the imports made from garbage collection: it stays, and looking through it takes a second."""
+    """Exempt what imports made from garbage collection: it stays, and looking through it takes a second."""
     gc.collect()
     gc.freeze()
 
