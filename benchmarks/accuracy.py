@@ -54,6 +54,8 @@ class Case:
     device: str = "cpu"
     backbone: str = ""
     """timm/NAME: the R-CNN's backbone, which starts from published weights."""
+    regions: int | None = None
+    """Regions of an image that the R-CNN's second stage sees; None for torchvision's numbers."""
 
     @property
     def network(self) -> str:
@@ -61,6 +63,7 @@ class Case:
 
 
 YOLO, TORCHVISION, RCNN = "ultralytics_trainer", "torchvision_loop", "rcnn_resnet50_fpn"
+OURS = ("ours", "ours, modern")
 LITE0 = "timm/tf_efficientnet_lite0"
 CASES = (
     Case("fridge", "fridge_multiclass", Task.CLASSIFICATION, "resnet18", "timm_loop", 64, 16, 40, 0.01),
@@ -72,16 +75,16 @@ CASES = (
     Case("cards", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 500, 4, 30, device="cuda"),
     Case("fruits", "fruits_nuts", Task.SEGMENTATION, f"mask{RCNN}", TORCHVISION, 500, 2, 30, device="cuda"),
     Case(
-        "fruits-pretrained", "fruits_nuts", Task.SEGMENTATION, f"mask{RCNN}", TORCHVISION, 192, 2, 12, 0.005,
-        backbone=LITE0,
+        "microcontrollers-pretrained", "microcontrollers", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 64,
+        4, 6, 0.005, backbone=LITE0, regions=32,
     ),
     Case(
-        "microcontrollers-pretrained", "microcontrollers", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 128,
-        4, 8, 0.005, backbone=LITE0,
+        "cards-pretrained", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 128, 4, 6, 0.005,
+        backbone=LITE0, regions=32,
     ),
     Case(
-        "cards-pretrained", "cards/detection", Task.DETECTION, f"faster{RCNN}", TORCHVISION, 192, 4, 8, 0.005,
-        backbone=LITE0,
+        "fruits-pretrained", "fruits_nuts", Task.SEGMENTATION, f"mask{RCNN}", TORCHVISION, 192, 2, 30, 0.005,
+        backbone=LITE0, regions=32,
     ),
 )  # fmt: skip
 NAMES = {"ultralytics_trainer": "ultralytics", "timm_loop": "timm", "torchvision_loop": "torchvision"}
@@ -120,6 +123,7 @@ class Results:
 
 def key_of(case: Case, contender: str) -> str:
     size = f"{case.network} {case.image_size}px b{case.batch} e{case.epochs} {case.device}"
+    size += f" r{case.regions}" if case.regions else ""
     return f"{case.name} {size} {contender}"
 
 
@@ -133,6 +137,7 @@ def train(case: Case, contender: str, seed: int, scratch: Path, arguments: Any) 
             "validation": str(validation_file), "folder": f"{folder}/run", "epochs": case.epochs,
             "batch": case.batch, "image_size": case.image_size, "workers": arguments.workers,
             "backbone": case.backbone, "weights": str(arguments.weights) if case.backbone else "none",
+            "regions": case.regions,
             "threads": arguments.threads, "device": case.device, "seed": seed, "score": True,
             "recipe": "modern" if contender == "ours, modern" else "reference",
             # SGD's learning rate does not suit the optimizer of the modern recipe.
@@ -198,6 +203,9 @@ def main() -> None:
         "--weights", type=Path, help="folder of published weights, for the cases that start from them"
     )
     parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES])
+    parser.add_argument(
+        "--contenders", nargs="+", choices=["peer", *OURS], default=["peer", *OURS], help="[default: all]"
+    )
     parser.add_argument("--table", action="store_true", help="print the results so far without training")
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--workers", type=int, default=min(cores, 8))
@@ -240,6 +248,8 @@ def main() -> None:
         for seed in () if arguments.table else seeds:  # one round of all cases after the other
             for case in cases:
                 for contender in ("ours", case.peer, "ours, modern"):
+                    if (contender if contender in OURS else "peer") not in arguments.contenders:
+                        continue
                     key = f"{key_of(case, made + contender)} seed {seed}"
                     if key in results.found or contender in absent:
                         continue

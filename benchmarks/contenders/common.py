@@ -36,6 +36,8 @@ class Options:
     """Folder of published weights to start from; "none": random weights."""
     backbone: str = ""
     """timm/NAME: the backbone of an R-CNN instead of its ResNet."""
+    regions: int | None = None
+    """Regions of an image that an R-CNN's second stage sees; None for torchvision's numbers."""
     counted: int | None = None
     """Number of epochs to time, after the first; None for all."""
     batch: int | None = 16
@@ -128,6 +130,14 @@ def score(options: Options, predictions: Iterable[Prediction]) -> float:
     for index, prediction in enumerate(predictions):
         evaluator.update(prediction, found.target(index))
     return evaluator.compute()[task.primary_metric]
+
+
+def limit_regions(network: Any, options: Options) -> None:
+    """Show an R-CNN's second stage fewer regions, since its layers take most of the time on a CPU."""
+    if options.regions is not None:
+        network.roi_heads.fg_bg_sampler.batch_size_per_image = options.regions
+        limits = {"training": 2 * options.regions, "testing": options.regions}
+        network.rpn._pre_nms_top_n = network.rpn._post_nms_top_n = limits
 
 
 def autocast(options: Options) -> Any:

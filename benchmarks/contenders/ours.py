@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Callback, Trainer
 
 import trainer as product
-from benchmarks.contenders.common import Clock, Options, main
+from benchmarks.contenders.common import Clock, Options, limit_regions, main
 from benchmarks.measuring import Measurements
 from trainer.models import catalog
 from trainer.runs import Run
@@ -28,6 +28,15 @@ class _Timing(Callback):
         self.clock.step(len(batch["images"]))
         if index + 1 == trainer.num_training_batches:
             self.clock.stop()
+
+
+class _LimitRegions(Callback):
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        for network in {module.network, module.scored}:
+            limit_regions(network, self.options)
 
 
 def settings(options: Options) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def train(options: Options) -> Measurements:
     )
     began = time.perf_counter()
     # Progress as shown by `trainer fit` if the output is not a terminal.
-    run = fit(job, progress=True, callbacks=[timing], packages=False)
+    run = fit(job, progress=True, callbacks=[timing, _LimitRegions(options)], packages=False)
     measurements = {**clock.measurements(), "fit_seconds": time.perf_counter() - began}
     if options.score:
         value = _last_metric(run, options) if options.last else run.read_result().value

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.transforms import v2
 
 from benchmarks import data
-from benchmarks.contenders.common import Clock, Options, autocast, main, score
+from benchmarks.contenders.common import Clock, Options, autocast, limit_regions, main, score
 from benchmarks.measuring import Measurements
 from trainer.annotations import Detections, Mask, Objects, Prediction
 from trainer.data.reading.records import Records
@@ -131,6 +131,7 @@ def train(options: Options) -> Measurements:
         pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
     )  # fmt: skip
     network = build(options)
+    limit_regions(network, options)
     rate = 0.005 if options.learning_rate is None else options.learning_rate
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, weight_decay=1e-4)
