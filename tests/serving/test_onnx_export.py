@@ -61,6 +61,9 @@ MODELS = [
     (DETECTION, "retinanet_resnet50_fpn_v2", True, EXTENDED),
     (DETECTION, "fcos_resnet50_fpn", True, EXTENDED),
     (DETECTION, "fasterrcnn_resnet18_fpn --backbone timm/test_efficientnet", False, EXTENDED),
+    (DETECTION, "retinanet_resnet50_fpn --backbone timm/test_efficientnet", False, EXTENDED),
+    (DETECTION, "fcos_resnet50_fpn --backbone timm/test_efficientnet", True, EXTENDED),
+    (SEGMENTATION, "maskrcnn_resnet18_fpn --backbone timm/test_efficientnet", True, EXTENDED),
 ]
 
 
@@ -222,6 +225,33 @@ def test_a_file_answers_as_its_model_does(task: Task, model: str, normalize: boo
             assert masks[0].dtype == np.bool_
             # OpenCV samples Mask R-CNN's masks in steps of 1/32 of a cell.
             assert len(boxes) == 0 or np.mean(masks[0] != np.array(expected)) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (DETECTION, "retinanet_resnet50_fpn"),
+        (DETECTION, "fcos_resnet50_fpn"),
+        (SEGMENTATION, "maskrcnn_resnet18_fpn"),
+    ],
+)
+@torch.no_grad()
+def test_graph_on_a_timm_backbone_answers_as_its_model_does(task: Task, model: str) -> None:
+    """What is exported, without the minutes of tracing it."""
+    case = make_case(task, model, backbone="timm/test_efficientnet")
+    family, network, image = case.family, case.build(), case.examples.images[1]
+    enliven(family, network, [image])
+    some = {"box_score_threshold": 0.0, "box_detections_per_image": 10}
+    parameters = family.spec.parameters.model_copy(update=some)
+    tensor = family.preprocess(image)[0]
+    (expected,) = family.infer(network, [tensor], parameters)
+    found = family.graph(network, tensor[None], parameters)
+    assert len(found["boxes"]) > 0
+    torch.testing.assert_close(found["scores"], expected["scores"])
+    torch.testing.assert_close(found["labels"] + family.first_label, expected["labels"])  # type: ignore[attr-defined]
+    torch.testing.assert_close(found["boxes"], expected["boxes"], atol=1e-3, rtol=0)
+    if task is SEGMENTATION:
+        assert found["masks"].shape == (len(found["boxes"]), *tensor.shape[1:])
 
 
 def with_spec(model: Path, target: Path, **changes: Any) -> Path:
