@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import signal
 import subprocess
@@ -144,6 +145,25 @@ def test_timed_out_run_is_resumed(digits: dict[Task, SampleData], tmp_path: Path
     assert not run.read_result().timed_out
     with pytest.raises(RunError, match=r"has finished, after 3 of 3 epochs"):
         trainer.resume(run.directory)
+
+
+def test_time_limit_shortens_a_modern_run_to_the_end_of_its_schedule(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()  # two for each epoch: how many more fit, then whether it is late
+    clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: float(next(ticks))})
+    monkeypatch.setattr("trainer.training.callbacks.time", clock)
+    wanted = job(
+        digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run",
+        number_of_epochs=20, recipe="modern", warmup_cosine_lr_warmup_epochs=0,
+    )  # fmt: skip
+    run = trainer.fit(wanted, callbacks=[StopAt(9.0)])
+    result = run.read_result()
+    assert (result.epochs, result.timed_out) == (5, True)
+    rates = [float(row["learning_rate"]) for row in rows(run)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < rates[0] / 100
+    assert "of 20 epochs, as the time limit allows" in run.log.read_text("utf-8")
 
 
 def test_run_is_locked_for_other_processes(

@@ -51,8 +51,8 @@ class Limits(BaseModel):
 
     timeout_minutes: int | None = option(None, "Sweep", gt=0, takes_words=True)
     """Stop after this many minutes, or a duration such as PT1H, counted from the moment the data are loaded.
-    The run ends at its next evaluation and is then packaged and reported; --resume trains the remaining
-    epochs. In a sweep, no new trial starts and running trials stop at their next evaluation.
+    A run by the modern recipe gets fewer epochs if time is short. Any run ends at its next evaluation and is
+    then packaged and reported; --resume trains the remaining epochs. In a sweep, no new trial starts.
     [default: none]"""
     max_trials: int = option(1, "Sweep", ge=1, le=1000)
     """Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode."""

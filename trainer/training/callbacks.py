@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.errors import RunError
 from trainer.files import atomic_writer
 from trainer.metric_names import CLASSWISE, named_by_class
+from trainer.models.catalog import find
+from trainer.models.defaults import has_recipes
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.checkpoints import KeepBest
@@ -36,7 +38,10 @@ class EvaluateLast(Callback):
 
 
 class StopAt(Callback):
-    """Stops training after the first evaluation past a point in time.
+    """Ends training by a point in time.
+
+    A run by the modern recipe, or of a model that has no other, is shortened when its epochs prove too slow,
+    so that its learning rate still falls to the end. Any run stops after the first evaluation past the time.
 
     Args:
         deadline: in seconds, on rank 0's `time.monotonic` clock.
@@ -44,14 +49,40 @@ class StopAt(Callback):
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
+        self._wanted = self._epochs = 0
+        self._started = 0.0
 
     def on_sanity_check_end(self, trainer: Trainer, module: Any) -> None:
         if module.metrics:
             self._stop_if_late(trainer, module)
 
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        self._wanted, self._epochs, self._started = trainer.max_epochs or 0, 0, time.monotonic()
+
     def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        if module.evaluated_epoch == trainer.current_epoch:
+        is_evaluated = module.evaluated_epoch == trainer.current_epoch
+        spec = module.family.spec
+        if module.settings.recipe == "modern" or not has_recipes(find(spec.model, spec.task)):
+            self._fit_in_time(trainer, module, least=0 if is_evaluated else 1)
+        if is_evaluated:
             self._stop_if_late(trainer, module)
+
+    def _fit_in_time(self, trainer: Trainer, module: Any, least: int) -> None:
+        """Train as many more epochs as there is time for, at least `least`, up to what the settings say."""
+        now = time.monotonic()
+        seconds = (now - self._started) / max(1, self._epochs)
+        if not self._epochs:
+            self._started = now  # the first epoch is unlike the others: it decodes and keeps images
+        self._epochs += 1
+        more = int((self.deadline - now) / seconds) if seconds else self._wanted
+        epochs = min(self._wanted, trainer.current_epoch + 1 + max(least, more))
+        epochs = trainer.strategy.broadcast(epochs, src=0)
+        if epochs != trainer.max_epochs:
+            if not module.timed_out:
+                log.info("training about %d of %d epochs, as the time limit allows", epochs, self._wanted)
+            trainer.fit_loop.max_epochs = epochs
+            module.train_until(epochs)
+        module.timed_out = epochs < self._wanted
 
     def _stop_if_late(self, trainer: Trainer, module: Any) -> None:
         is_late = time.monotonic() >= self.deadline

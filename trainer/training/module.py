@@ -31,7 +31,13 @@ from trainer.training.evaluation import Evaluation
 from trainer.training.loading import gather, move, share_buffers
 from trainer.training.memory import free_memory, ran_out_of_memory
 from trainer.training.micro_batches import least_images, parts_of, zero_of
-from trainer.training.optimizers import build_optimizer, build_schedule, restart, steps_per_epoch
+from trainer.training.optimizers import (
+    build_optimizer,
+    build_schedule,
+    factor_at_step,
+    restart,
+    steps_per_epoch,
+)
 from trainer.training.stepping import clip, step_within_memory
 
 log = logging.getLogger("trainer")
@@ -153,6 +159,12 @@ class TrainingModule(LightningModule):
         """Replace a checkpoint's learning rates and steps by those of the current settings and batches."""
         steps = steps_per_epoch(self.settings, int(self.trainer.num_training_batches))
         restart(self._schedule(), self._groups, self.current_epoch * steps)
+
+    def train_until(self, epochs: int) -> None:
+        """Change the number of epochs, by which the learning rate has fallen to its end."""
+        self.settings = self.settings.model_copy(update={"number_of_epochs": epochs})
+        factor = factor_at_step(self.settings, int(self.trainer.num_training_batches))
+        self._schedule().lr_lambdas = [factor] * len(self._groups)
 
     def on_train_epoch_start(self) -> None:
         self.network.train()

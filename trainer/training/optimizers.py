@@ -108,6 +108,11 @@ def steps_per_epoch(settings: Settings, batches_per_epoch: int) -> int:
 
 def build_schedule(optimizer: Optimizer, settings: Settings, batches_per_epoch: int) -> LambdaLR:
     """Make the schedule of an optimizer that steps once every `gradient_accumulation_step` batches."""
+    return LambdaLR(optimizer, factor_at_step(settings, batches_per_epoch))
+
+
+def factor_at_step(settings: Settings, batches_per_epoch: int) -> Callable[[int], float]:
+    """The factor of the learning rate as a function of the number of optimizer steps."""
     factor = rate_factor(settings, batches_per_epoch)
     in_epoch = steps_per_epoch(settings, batches_per_epoch)
 
@@ -116,7 +121,7 @@ def build_schedule(optimizer: Optimizer, settings: Settings, batches_per_epoch: 
         epoch, within = divmod(step, in_epoch)
         return factor(epoch * batches_per_epoch + within * settings.gradient_accumulation_step)
 
-    return LambdaLR(optimizer, at_step)
+    return at_step
 
 
 def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) -> None:
