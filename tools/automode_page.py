@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from trainer.automode import budgets, design, image_sizes
+from trainer.automode import design, image_sizes
 from trainer.automode.candidates import GROUPS, MANY_IMAGES, Group
 from trainer.models import catalog
-from trainer.models.defaults import has_recipes
 from trainer.tasks import Task
-
-_IMAGES = (100, 1000, 10_000, 100_000)
 
 _INTRODUCTION = """\
 # AutoMode
@@ -22,8 +19,8 @@ If a job sets `limits.max_trials` over 1 and has no `search_space`, the trainer 
 The strongest candidates for boxes and masks on a GPU are RF-DETRs. Install their library first with
 `pip install '.[rfdetr]'`, or they are left out.
 
-The choice depends on the data (number of images and classes, size of images and objects), on the hardware of
-each trial, and on the time. The log lists what was chosen and why. The run's `search_space.yaml` keeps this
+The choice depends on the data (number of images and classes, size of images and objects) and on whether
+trials have GPUs. The log lists what was chosen and why. The run's `search_space.yaml` keeps this
 list, and its `job.yaml` holds the search space as if you had written it, so `--resume` and workers on other
 machines search the same space. To see the choice without training:
 
@@ -72,8 +69,8 @@ The models of a row are searched together, in one sub-space. Models after the se
 least {many:,} training images, and last with fewer. Training from scratch (`weights: none`) on the CPU uses
 the rows for the CPU.
 
-| task | where | models | settings start from |
-|---|---|---|---|
+| task | where | models |
+|---|---|---|
 """
 
 _SEARCHED = """\
@@ -82,13 +79,11 @@ _SEARCHED = """\
 | setting | models | values |
 |---|---|---|
 | `learning_rate` | all | from the recipe's / {rate} to × {rate}, logarithmically |
-| `weight_decay` | all | from the recipe's / {decay} to × {decay}, logarithmically |
 | `model_name` | of the row | each |
 | `image_size` | YOLO models and RT-DETRs, on a GPU | the size below, and the next if images are that large |
 | `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
 | `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
 | `mixup_alpha` | classifiers with the modern recipe, not multilabel | 0 and 0.2 |
-| `layer_decay` | transformers and ConvNeXts with the modern recipe | 0.75, 0.65 and 0.85 |
 | `large_scale_jitter` | R-CNNs | off and on |
 | `model_size` | yolov5, if the job names it | small, medium and, on a GPU, large |
 | `weighted_loss` | classifiers, if a class is over {some} times as frequent as another | 0 and 1 |
@@ -96,19 +91,15 @@ _SEARCHED = """\
 """
 
 _FIXED = """\
-## What follows from data, memory and time
+## What follows from data and time
 
-**Epochs** decrease with the number of images: ten times as many images mean 6.3 times as much training. From
-scratch there are {scratch} times as many epochs:
+**Recipe.** Settings start from the modern recipe, or from the reference recipe if the job names it or SGD;
+RF-DETRs and RT-DETRs have recipes of their authors.
 
-{epochs}
-
-**Batches.** The number of images in an optimizer step:
-
-{batches}
-
-With few images it is halved until an epoch has {steps} steps. If a step is estimated not to fit in the GPU's
-memory, its gradients are accumulated over several batches; a model that does not fit at all is left out.
+**Epochs and batches** are the recipe's for the number of images, as in a single run. The recipes of RF-DETRs
+and RT-DETRs do not say; they get {epochs} epochs. From scratch there are {scratch} times as many epochs.
+A batch that does not fit in the GPU's memory is split, as in any run. A trial whose model does not fit at all
+fails, and the next one starts.
 
 **Image size** is raised until three quarters of the objects have a side, √(width · height), of {seen} pixels:
 
@@ -119,12 +110,9 @@ pixels even then, and the images have more detail, they are tiled. Classifiers s
 see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. RF-DETRs
 keep the size that they were published for. `box_detections_per_image` is raised if images hold more objects.
 
-**Time.** Each trial gets `timeout_minutes` × (trials at a time) / `max_trials` / {mean}, as pruned trials
-leave time for others. Without a limit it gets {longest_gpu} hours on a GPU and {longest_cpu} on the CPU.
-The time of a trial is estimated from the bandwidth of the GPU's memory, or from the CPU's cores, within a
-factor of two or three. If it is too long, tiles and the choice of a larger size are dropped first, then the
-image size is reduced, then epochs; a model that would get at most half of its epochs is not tried. The time
-limit itself holds in any case: when it is over, running trials stop at their next evaluation.
+**Time.** Every trial may take all of the time that is left: one whole run of a strong model is worth more
+than several short ones, so `max_trials` is an upper limit. A run whose epochs prove too slow for the time
+left is shortened, and its learning rate still falls to the end. No trial starts once the time is over.
 """
 
 
@@ -135,27 +123,18 @@ def page() -> str:
     models = _MODELS.format(many=MANY_IMAGES) + "\n".join(_model_rows()) + "\n"
     searched = _SEARCHED.format(
         rate=design.RATE_FACTOR,
-        decay=design.DECAY_FACTOR,
         some=design.IMBALANCED,
         very=design.VERY_IMBALANCED,
     )
-    words = [card.words for card in cards]
-    epochs = [
-        [f"{images:,}", *(str(budgets.usual_epochs(card, images)) for card in cards)] for images in _IMAGES
-    ]
+    epochs = " and ".join(str(card.epochs) for card in reversed(cards) if card.epochs)
     fixed = _FIXED.format(
-        scratch=budgets.FROM_SCRATCH_FACTOR,
-        epochs=_table(["images", *words], epochs),
-        batches=_table(words, [[str(card.step_images) for card in cards]]),
+        scratch=design.FROM_SCRATCH_FACTOR,
+        epochs=epochs,
         sizes=_table(["setting", "on", "usual", "at most", "one of"], list(_size_rows())),
-        steps=budgets.MIN_STEPS_PER_EPOCH,
         seen=image_sizes.MIN_OBJECT_PIXELS,
         tiny=image_sizes.TILED_BELOW_PIXELS,
         enlarged=image_sizes.MAX_ENLARGEMENT,
         small_images=image_sizes.SMALL_IMAGES,
-        mean=budgets.MEAN_TRIAL_FRACTION,
-        longest_gpu=round(budgets.MAX_TRIAL_SECONDS["gpu"] / 3600),
-        longest_cpu=round(budgets.MAX_TRIAL_SECONDS["cpu"] / 3600),
     )
     return "\n".join([introduction, models, searched, fixed])
 
@@ -167,9 +146,7 @@ def _model_rows() -> Iterator[str]:
         name = f"{task}, also multilabel" if task is Task.CLASSIFICATION else str(task)
         for where, groups in tables.items():
             for group in groups:
-                modern = has_recipes(catalog.find(group.models[0], task))
-                recipe = f"the {group.recipe} recipe" if modern else "their authors' recipe"
-                yield f"| {name} | {where} | {_models(group)} | {recipe} |"
+                yield f"| {name} | {where} | {_models(group)} |"
 
 
 def _size_rows() -> Iterator[list[str]]:

@@ -42,9 +42,7 @@ def test_all_are_models_of_the_task_and_are_ordered_by_it() -> None:
         for groups in tables.values():
             for group in groups:
                 for name in (*group.models, *group.larger):
-                    entry = catalog.find(name, task)
-                    if group.recipe == "modern":
-                        assert candidates.has_recipes(entry), name
+                    catalog.find(name, task)
             families = [
                 {catalog.find(name, task).family for name in (*group.models, *group.larger)}
                 for group in groups
@@ -87,23 +85,31 @@ def test_what_is_not_installed_is_not_tried(
 
 
 def test_a_model_of_the_jobs_is_the_only_one() -> None:
-    groups, _ = chosen(model="yolov5")
-    assert groups == [Group(("yolov5",), "modern"), Group(("yolov5",), "reference")]
-    assert chosen(model="rtdetr-x")[0] == [Group(("rtdetr-x",), "reference")]
-    assert [group.recipe for group in chosen("image-classification", model="timm/x")[0]] == [
-        "modern",
-        "reference",
-    ]
+    for model in ("yolov5", "rtdetr-x"):
+        assert chosen(model=model)[0] == [Group((model,))]
+    assert chosen("image-classification", model="timm/x")[0] == [Group(("timm/x",))]
     with pytest.raises(JobError, match="no model is named"):
         chosen(model="yolov6")
 
 
-def test_recipe_and_optimizer_of_the_jobs_leave_no_double() -> None:
-    for settings in ({"recipe": "Modern"}, {"optimizer": "adamw"}):
-        groups, _ = chosen("image-classification", on_gpu=False, settings=settings)
-        assert groups == [Group(("resnet18", "mobilenetv2"), "modern")]
-    groups, _ = chosen("image-classification", on_gpu=False, settings={"optimizer": "sgd"})
-    assert groups == [Group(("resnet18", "mobilenetv2"), "reference")]
+@pytest.mark.parametrize(
+    ("settings", "recipe"),
+    [
+        ({}, "modern"),
+        ({"recipe": "Reference"}, "reference"),
+        ({"optimizer": "adamw"}, "modern"),
+        ({"optimizer": "SGD"}, "reference"),
+        ({"optimizer": "sgd", "recipe": "modern"}, "modern"),
+    ],
+)
+def test_recipe_is_the_jobs_or_goes_with_its_optimizer(settings: dict[str, str], recipe: str) -> None:
+    values = {"training_data": "a", "limits": {"max_trials": 5}, "settings": settings}
+    assert candidates.recipe_of(Job.of("", task="image-classification", **values)) == recipe
+
+
+def test_no_model_is_tried_twice() -> None:
+    names = models("image-classification", objective="latency", weights="none")
+    assert len(names) == len(set(names))
 
 
 def test_models_that_do_not_take_the_jobs_settings_are_left_out() -> None:
@@ -137,7 +143,7 @@ def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> Non
         chosen(weights=str(tmp_path))
     (tmp_path / "yolo11x.pt").touch()
     groups, reasons = chosen(weights=str(tmp_path))
-    assert groups == candidates.groups_of_model(catalog.MODELS["yolo11x"])
+    assert groups == [Group(("yolo11x",))]
     assert f"{tmp_path} only has the weights of yolo11x" in reasons
     for file in ("yolo11m.pt", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"):
         (tmp_path / file).touch()
@@ -148,7 +154,6 @@ def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> Non
     (tmp_path / "seresnext50_32x4d.racm_in1k.safetensors").touch()
     assert models("image-classification", weights=str(tmp_path)) == [
         "timm/convnext_tiny.in12k_ft_in1k",
-        "seresnext",
         "seresnext",
     ]
 

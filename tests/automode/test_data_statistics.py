@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from trainer.automode.data_statistics import DataStatistics, measure_data
-from trainer.automode.hardware import Hardware, trial_hardware
 from trainer.data.training_data import Data, load
-from trainer.job.job import Job
-from trainer.sweep.execution.slots import Slot
 from trainer.tasks import Task
 
 ORIENTATION = 0x0112
@@ -96,29 +92,3 @@ def test_only_a_sample_of_many_images_is_opened(tmp_path: Path, monkeypatch: pyt
     facts = measure_data(data)
     assert (facts.images, facts.width, facts.height) == (20, 7, 5)
     assert sorted(Path(str(path)).stem for path in opened) == ["0", "19", "9"]
-
-
-def test_what_a_trial_has_of_the_cpu() -> None:
-    job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = trial_hardware(job, [Slot((), 3, 3), Slot((), 3, 3)])
-    assert found == Hardware(gpus=0, memory=0.0, bandwidth=0.0, cores=3)
-    assert found.in_words() == "trials on the CPU, each on 3 cores: small models"
-    ranks = job.model_copy(update={"processes": 2})
-    assert trial_hardware(ranks, [Slot((), 3, 3)]).cores == 6
-
-
-def test_what_a_trial_has_of_different_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Properties:
-        def __init__(self, gib: int, clock: int, bus: int) -> None:
-            self.total_memory, self.memory_clock_rate, self.memory_bus_width = gib * 2**30, clock, bus
-
-    # an RTX 4090 and a T4, as they tell of themselves
-    known = [Properties(24, 10_501_000, 384), Properties(16, 5_001_000, 256)]
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: known[index])
-    job = Job.of("", task="object-detection", training_data="a", limits={"max_trials": 2})
-    found = trial_hardware(job, [Slot(("0",), 4, 4), Slot(("1",), 4, 4)])
-    assert (found.gpus, found.memory, found.cores) == (1, 16.0, 4)
-    assert found.bandwidth == pytest.approx(320, rel=0.01)
-    together = trial_hardware(job, [Slot(("0", "1"), 8, 8)])
-    assert together.in_words() == "trials on 2 GPUs of 16 GiB each"
-    assert np.isclose(trial_hardware(job, [Slot(("0",), 8, 8)]).bandwidth, 1008, rtol=0.01)

@@ -7,7 +7,6 @@ import pytest
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.image_sizes import ImageSize, choose_size
 from trainer.models import catalog
-from trainer.models.defaults import resolve
 from trainer.sweep.space.distributions import Choice
 from trainer.tasks import Task
 
@@ -19,15 +18,13 @@ def seen(
     small: float = 0.0,
     *,
     on_gpu: bool = True,
-    reduction: int = 0,
     **own: object,
 ) -> ImageSize:
     """How a model sees such images, of whose objects a quarter is smaller than a part of the long side."""
     task = catalog.MODELS[model].tasks[0] if model in catalog.MODELS else Task.CLASSIFICATION
     entry = catalog.find(model, task)
-    resolved = resolve(task, model, own)
     facts = DataStatistics(100, 3, width, height, small_object_side=small)
-    return choose_size(entry, facts, resolved, own, on_gpu=on_gpu, reduction=reduction)
+    return choose_size(entry, facts, own, on_gpu=on_gpu)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +57,6 @@ def test_why_it_is_another_size_is_said() -> None:
 def test_the_next_larger_size_is_tried_too_where_images_have_the_pixels() -> None:
     larger = seen("yolo11n", 1920, 1080, 0.2)
     assert larger.settings["image_size"] == Choice((640, 800))
-    assert larger.side == 800
     assert seen("yolo11n", 500, 400, 0.2).settings["image_size"] == 640
     assert seen("yolo11n", 1920, 1080, 0.02).settings["image_size"] == 1280
 
@@ -69,7 +65,6 @@ def test_objects_too_small_for_the_largest_size_are_tiled() -> None:
     # 0.006 · 1280 = 7.7 pixels: 24 of them take 3.1, so 4 columns; 4 · 2 / 3 = 2.7, so 3 rows
     tiled = seen("yolo11n", 6000, 4000, 0.006)
     assert tiled.settings["tile_grid_size"] == Choice(("4x3", None))
-    assert tiled.views == 13
     assert "8 pixels" in tiled.reason
     assert seen("yolo11n", 4000, 6000, 0.006).settings["tile_grid_size"] == Choice(("3x4", None))
     # 0.012 · 1280 = 15.4: 2 columns, 2 · 9 / 16 = 1.1 rows
@@ -97,15 +92,7 @@ def test_the_cpu_sees_less() -> None:
     assert seen("yolo11n", 6000, 4000, 0.006, on_gpu=False).settings == {"image_size": 640}
     r_cnn = seen("fasterrcnn_resnet18_fpn", 1920, 1080, 0.2, on_gpu=False)
     assert r_cnn.settings == {"min_size": 320, "max_size": 533}
-    assert seen("resnet18", 500, 400, on_gpu=False).side == 160
-
-
-def test_with_little_time_images_are_seen_smaller() -> None:
-    single = seen("yolo11n", 6000, 4000, 0.006, reduction=1)
-    assert single.settings == {"image_size": 1280}
-    assert single.views == 1
-    usual = seen("yolo11n", 6000, 4000, 0.006, reduction=2)
-    assert (usual.settings, usual.reason) == ({"image_size": 640}, "image_size 640 to save time")
+    assert seen("resnet18", 500, 400, on_gpu=False).settings["training_crop_size"] == 160
 
 
 def test_crops() -> None:
@@ -123,9 +110,9 @@ def test_crops() -> None:
 
 def test_what_the_job_says_stays() -> None:
     own = seen("yolo11n", 6000, 4000, 0.006, image_size=352, tile_grid_size="3x2")
-    assert (own.settings, own.side, own.views) == ({}, 352, 7)
+    assert own.settings == {}
     tiles = seen("yolo11n", 6000, 4000, 0.006, tile_grid_size="3x2")
-    assert (tiles.settings, tiles.views) == ({"image_size": 1280}, 7)
+    assert tiles.settings == {"image_size": 1280}
     assert seen("resnet18", 500, 400, validation_crop_size=96, training_crop_size=64).settings == {}
     assert seen("fasterrcnn_resnet18_fpn", 500, 400, max_size=900).settings == {}
     assert seen("rfdetr-small", 6000, 4000, 0.006).settings == {}

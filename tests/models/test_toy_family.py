@@ -104,9 +104,6 @@ CARD = FamilyCard(
     size_setting="image_size",
     defaults={"image_size": 32, "learning_rate": 0.1, "number_of_epochs": 2},
     epochs=10,
-    step_images=8,
-    min_step_images=2,
-    cost_model="resnet18",
     smallest_models=("toy",),
 )
 

@@ -13,7 +13,7 @@ from trainer.errors import JobError, Problem
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import default_settings, has_recipes, models_taking, resolve, takes
+from trainer.models.defaults import default_settings, models_taking, resolve, takes
 from trainer.models.libraries import install_command, is_installed, require_library
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
@@ -30,13 +30,11 @@ class Group:
 
     Attributes:
         models: names, the strongest first.
-        recipe: the recipe that their settings start from.
         larger: more models; see MANY_IMAGES.
         from_scratch: whether they learn enough without published weights.
     """
 
     models: tuple[str, ...]
-    recipe: str = "reference"
     larger: tuple[str, ...] = ()
     from_scratch: bool = True
 
@@ -47,45 +45,41 @@ _CLASSIFIERS = {
     GPU: (
         Group(
             ("timm/convnext_tiny.in12k_ft_in1k", "vitb16r224", "vits16r224"),
-            "modern",
             ("timm/convnext_small.in12k_ft_in1k",),
             from_scratch=False,
         ),
-        Group(("seresnext", "resnet50"), "modern"),
-        Group(("seresnext",)),
+        Group(("seresnext", "resnet50")),
     ),
-    SCRATCH: (Group(("resnet18", "resnet34"), "modern", ("seresnext", "resnet50")), Group(("resnet34",))),
-    CPU: (Group(("resnet18", "mobilenetv2"), "modern"), Group(("resnet18",))),
+    SCRATCH: (Group(("resnet18", "resnet34"), ("seresnext", "resnet50")),),
+    CPU: (Group(("resnet18", "mobilenetv2")),),
 }
 GROUPS: Mapping[Task, Mapping[str, tuple[Group, ...]]] = {
     Task.CLASSIFICATION: _CLASSIFIERS,
     Task.MULTILABEL: _CLASSIFIERS,
     Task.DETECTION: {
         GPU: (
-            Group(("rfdetr-small",), larger=("rfdetr-medium",), from_scratch=False),
-            Group(("yolo26s", "yolo11s"), "modern", ("yolo26m", "yolo11m")),
+            Group(("rfdetr-small",), ("rfdetr-medium",), from_scratch=False),
+            Group(("yolo26s", "yolo11s"), ("yolo26m", "yolo11m")),
             Group(("fasterrcnn_resnet50_fpn_v2",)),
             Group(("rtdetr-l",), from_scratch=False),
         ),
         SCRATCH: (
-            Group(("yolo11s", "yolo26s"), larger=("yolo11m", "yolo26m")),
-            Group(("yolo11s", "yolo26s"), "modern", ("yolo11m", "yolo26m")),
+            Group(("yolo11s", "yolo26s"), ("yolo11m", "yolo26m")),
             Group(("fasterrcnn_resnet50_fpn_v2",)),
         ),
-        CPU: (Group(("yolo11n", "yolo26n"), "modern"), Group(("fasterrcnn_resnet18_fpn",))),
+        CPU: (Group(("yolo11n", "yolo26n")), Group(("fasterrcnn_resnet18_fpn",))),
     },
     Task.SEGMENTATION: {
         GPU: (
-            Group(("rfdetr-seg-small",), larger=("rfdetr-seg-medium",), from_scratch=False),
-            Group(("yolo26s-seg", "yolo11s-seg"), "modern", ("yolo26m-seg", "yolo11m-seg")),
+            Group(("rfdetr-seg-small",), ("rfdetr-seg-medium",), from_scratch=False),
+            Group(("yolo26s-seg", "yolo11s-seg"), ("yolo26m-seg", "yolo11m-seg")),
             Group(("maskrcnn_resnet50_fpn_v2",)),
         ),
         SCRATCH: (
-            Group(("yolo11s-seg", "yolo26s-seg"), larger=("yolo11m-seg", "yolo26m-seg")),
-            Group(("yolo11s-seg", "yolo26s-seg"), "modern", ("yolo11m-seg", "yolo26m-seg")),
+            Group(("yolo11s-seg", "yolo26s-seg"), ("yolo11m-seg", "yolo26m-seg")),
             Group(("maskrcnn_resnet50_fpn_v2",)),
         ),
-        CPU: (Group(("yolo11n-seg", "yolo26n-seg"), "modern"), Group(("maskrcnn_resnet18_fpn",))),
+        CPU: (Group(("yolo11n-seg", "yolo26n-seg")), Group(("maskrcnn_resnet18_fpn",))),
     },
 }
 
@@ -108,7 +102,7 @@ def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], 
     if model is not None:
         entry = catalog.find(model, job.task)
         require_library(entry, job.task)
-        groups = groups_of_model(entry)
+        groups = [Group((entry.name,))]
     else:
         table = GROUPS[job.task]
         groups = list(table[CPU if not on_gpu else SCRATCH if from_scratch else GPU])
@@ -122,16 +116,7 @@ def choose_groups(job: Job, images: int, *, on_gpu: bool) -> tuple[list[Group], 
             groups = _with_weights(groups, job, reasons)
         else:  # whose weights are no model's
             groups = _with_backbone(groups, job.task, str(backbone), reasons)
-    recipe = _recipe(job)
-    if recipe is not None:
-        groups = [replace(group, recipe=recipe) for group in groups]
     return _accepting_settings(_without_duplicates(groups), job, reasons), reasons
-
-
-def groups_of_model(entry: ModelEntry) -> list[Group]:
-    """A group for each recipe of one model."""
-    recipes = ("modern", "reference") if has_recipes(entry) else ("reference",)
-    return [Group((entry.name,), recipe) for recipe in recipes]
 
 
 def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
@@ -139,12 +124,12 @@ def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
     return {name: value for name, value in job.settings.items() if takes(entry, canonical(name))}
 
 
-def _recipe(job: Job) -> str | None:
-    """The recipe that the job names, or the one that uses the optimizer that it names."""
+def recipe_of(job: Job) -> str:
+    """The recipe that the job names or that uses the optimizer that it names; else the modern one."""
     values = {canonical(name): str(value).lower() for name, value in job.settings.items()}
-    if "recipe" not in values and "optimizer" in values:
-        return "reference" if values["optimizer"] == "sgd" else "modern"
-    return values.get("recipe")
+    if "recipe" not in values and values.get("optimizer") == "sgd":
+        return "reference"
+    return values.get("recipe", "modern")
 
 
 def _ordered(group: Group, images: int) -> Group:
@@ -160,12 +145,11 @@ def _restricted(groups: Sequence[Group], names: Collection[str]) -> list[Group]:
 
 
 def _without_duplicates(groups: Sequence[Group]) -> list[Group]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     parts = []
     for group in groups:
-        models = tuple(name for name in group.models if (name, group.recipe) not in seen)
-        seen |= {(name, group.recipe) for name in models}
-        parts.append(replace(group, models=models))
+        parts.append(replace(group, models=tuple(name for name in group.models if name not in seen)))
+        seen.update(group.models)
     return [group for group in parts if group.models]
 
 
@@ -223,7 +207,7 @@ def _with_weights(groups: list[Group], job: Job, reasons: list[str]) -> list[Gro
         rule = f"must hold the published weights of a model for {job.task}"
         raise JobError("the sweep cannot be run:", [Problem("--weights", "", rule, str(directory), hint)])
     reasons.append(f"{directory} only has the weights of {', '.join(entry.name for entry in others)}")
-    return [group for entry in others for group in groups_of_model(entry)]
+    return [Group((entry.name,)) for entry in others]
 
 
 def _with_backbone(groups: list[Group], task: Task, backbone: str, reasons: list[str]) -> list[Group]:

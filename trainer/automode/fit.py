@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from trainer.automode.data_statistics import measure_data
-from trainer.automode.hardware import trial_hardware
 from trainer.automode.plan import check, plan
 from trainer.job.job import Job
 from trainer.runs import Run
@@ -24,6 +23,6 @@ def fit(job: Job, *, progress: bool = False) -> Run:
     prepare_search(check(job))  # report problems before the data are read
     with read_inputs(job, progress=progress) as inputs:
         slots = inputs.slots
-        chosen = plan(job, measure_data(inputs.data), trial_hardware(job, slots), len(slots))
+        chosen = plan(job, measure_data(inputs.data), len(slots[0].gpus))
         search = prepare_search(chosen.job)
         return start(chosen.job, search, inputs, chosen.first_trials, progress=progress)

@@ -6,11 +6,9 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from trainer.automode.costs import side_of
 from trainer.automode.data_statistics import DataStatistics
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import takes
-from trainer.settings import Settings
 from trainer.sweep.space.distributions import Choice, Distribution, Scalar
 
 USUAL = {"gpu": {"image_size": 640, "min_size": 600}, "cpu": {"image_size": 320, "min_size": 320}}
@@ -20,8 +18,6 @@ MIN_OBJECT_PIXELS = 24
 """Least side, in pixels, that three quarters of the objects should have."""
 TILED_BELOW_PIXELS = 16
 """If a quarter of the objects is smaller even at the largest size, images are tiled."""
-REDUCTIONS = (0, 1, 2)
-"""From slow to fast: all sizes and tiles; a single size without tiles; the usual size or a smaller one."""
 MAX_ENLARGEMENT = 1.5
 """Enlarging an image beyond this factor reveals no more detail."""
 _MAX_TILES = 4  # along the long side
@@ -37,39 +33,26 @@ class ImageSize:
 
     Attributes:
         settings: fixed values and choices; the first value of a choice is the usual one.
-        side: the largest side that may be proposed, as in `StepCost`.
-        views: how many images the network sees: the image itself and its tiles.
         reason: why it is not the usual size, for the log; "" if it is.
     """
 
     settings: dict[str, Distribution | Scalar] = field(default_factory=dict)
-    side: int = 0
-    views: int = 1
     reason: str = ""
 
 
 def choose_size(
-    entry: ModelEntry,
-    data: DataStatistics,
-    resolved: Settings,
-    fixed: Collection[str],
-    *,
-    on_gpu: bool,
-    reduction: int = 0,
+    entry: ModelEntry, data: DataStatistics, fixed: Collection[str], *, on_gpu: bool
 ) -> ImageSize:
     """Choose the image size for a model.
 
     Args:
-        resolved: all of the model's settings, with the job's own.
         fixed: the names of the settings that the job fixes.
-        reduction: one of REDUCTIONS.
     """
-    own = ImageSize(side=side_of(entry, resolved.model_dump()), views=_views(resolved.tile_grid_size))
     if takes(entry, "training_crop_size"):
-        return own if {*fixed} & {*_CROP_SETTINGS} else _choose_crop(entry, data, on_gpu)
+        return ImageSize() if {*fixed} & {*_CROP_SETTINGS} else _choose_crop(entry, data, on_gpu)
     name = entry.card.size_setting
     if not entry.card.searched_sides or {*fixed} & {name, name.replace("min", "max")}:
-        return own
+        return ImageSize()
     # Pixels of the long side for each pixel of the setting.
     scale = data.long_side / data.short_side if name == "min_size" else 1.0
     device = "gpu" if on_gpu else "cpu"
@@ -77,35 +60,31 @@ def choose_size(
     sides = [side for side in entry.card.searched_sides if side <= largest]
     limit = MAX_ENLARGEMENT * data.long_side / scale
     needed = 0.0  # the size at which three quarters of the objects have MIN_OBJECT_PIXELS
-    if reduction < 2 and data.small_object_side:
+    if data.small_object_side:
         needed = MIN_OBJECT_PIXELS / data.small_object_side / scale
     least = min(limit, max(usual, needed))
     side = next((side for side in sides if side >= least), sides[-1])
-    reasons = [f"{name} {side} to save time"] if reduction == 2 else []
+    reasons = []
     if side > usual:
         pixels = round(data.small_object_side * usual * scale)
         reasons = [
             f"{name} {side}: at {usual} a quarter of the objects would be smaller than {pixels} pixels"
         ]
     settings: dict[str, Distribution | Scalar] = {name: side}
-    largest_proposed = side
     larger = [other for other in sides if side < other <= limit]
     if name == "min_size":
         settings["max_size"] = max(1333 if on_gpu else 0, round(side * _LONG_BY_SHORT))
-    elif on_gpu and not reduction and larger:
-        largest_proposed = larger[0]
-        settings[name] = Choice((side, largest_proposed))
-    views = own.views
-    may_tile = on_gpu and not reduction and "tile_grid_size" not in fixed
+    elif on_gpu and larger:
+        settings[name] = Choice((side, larger[0]))
+    may_tile = on_gpu and "tile_grid_size" not in fixed
     if may_tile and (grid := _tile_grid(data, side * scale)) is not None:
         settings["tile_grid_size"] = Choice((grid, None))
-        views = _views(grid)
         pixels = max(1, round(data.small_object_side * side * scale))
         reasons.append(
             f"tile_grid_size {grid}: even at {name} {side} a quarter of the objects would be smaller than "
             f"{pixels} pixels"
         )
-    return ImageSize(settings, largest_proposed, views, "; ".join(reasons))
+    return ImageSize(settings, "; ".join(reasons))
 
 
 def _tile_grid(data: DataStatistics, long_side: float) -> str | None:
@@ -118,10 +97,6 @@ def _tile_grid(data: DataStatistics, long_side: float) -> str | None:
     return f"{along}x{across}" if data.width >= data.height else f"{across}x{along}"
 
 
-def _views(grid: str | None) -> int:
-    return 1 + math.prod(map(int, grid.split("x"))) if grid else 1
-
-
 def _choose_crop(entry: ModelEntry, data: DataStatistics, on_gpu: bool) -> ImageSize:
     """Small images get small crops; of large images, CNNs are validated on larger crops than trained on.
 
@@ -130,7 +105,7 @@ def _choose_crop(entry: ModelEntry, data: DataStatistics, on_gpu: bool) -> Image
     usual = _CROPS["gpu"]
     if "layer_decay" in entry.modern_for(entry.tasks[0]):
         # Transformers are built for one size, so training and validation must use the same.
-        return ImageSize({"training_crop_size": usual, "validation_crop_size": usual}, usual)
+        return ImageSize({"training_crop_size": usual, "validation_crop_size": usual})
     is_small = data.short_side <= SMALL_IMAGES
     crop = _SMALL_CROP if is_small else usual if on_gpu else _CROPS["cpu"]
     settings: dict[str, Distribution | Scalar] = {"training_crop_size": crop, "validation_crop_size": crop}
@@ -138,4 +113,4 @@ def _choose_crop(entry: ModelEntry, data: DataStatistics, on_gpu: bool) -> Image
     if on_gpu and data.short_side >= larger:
         settings["validation_crop_size"] = Choice((crop, larger))
     reason = f"crops of {crop} pixels, as the images are small" if is_small else ""
-    return ImageSize(settings, crop, 1, reason)
+    return ImageSize(settings, reason)

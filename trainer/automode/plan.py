@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from trainer.automode.candidates import choose_groups
 from trainer.automode.data_statistics import DataStatistics
 from trainer.automode.design import design
-from trainer.automode.hardware import Hardware
 from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.job.sweep import SamplingAlgorithm, Sweep
@@ -40,18 +39,17 @@ def is_automatic(job: Job) -> bool:
     return job.sweeps and not job.search_space
 
 
-def plan(job: Job, data: DataStatistics, hardware: Hardware, concurrent: int = 1) -> Plan:
+def plan(job: Job, data: DataStatistics, gpus: int) -> Plan:
     """Choose what to try; whatever the job fixes stays.
 
     Args:
-        hardware: that of each trial.
-        concurrent: trials at a time.
+        gpus: that each trial has; 0: it trains on the CPU.
 
     Raises:
         JobError: no model accepts the job's settings, or there are no weights for any.
     """
-    groups, group_reasons = choose_groups(job, data.images, on_gpu=hardware.gpus > 0)
-    parts, design_reasons = design(job, data, hardware, concurrent, groups)
+    groups, group_reasons = choose_groups(job, data.images, on_gpu=gpus > 0)
+    parts, design_reasons = design(job, data, gpus, groups)
     changes = {
         "search_space": tuple(SearchSpace(tuple(part.sub_space for part in parts)).to_content()),
         "sweep": _complete_sweep(job, min(part.evaluations for part in parts)),
@@ -69,7 +67,10 @@ def plan(job: Job, data: DataStatistics, hardware: Hardware, concurrent: int = 1
     if probing:
         first_trials.insert(0, {**probing[0], "number_of_epochs": 0})
         design_reasons.append("the first trial is a probe alone, which takes less than an epoch")
-    reasons = [data.in_words(job.task), hardware.in_words(), *group_reasons, *design_reasons]
+    hardware = "trials on the CPU: small models"
+    if gpus:
+        hardware = f"trials on {gpus} GPU{'s' if gpus > 1 else ''} each"
+    reasons = [data.in_words(job.task), hardware, *group_reasons, *design_reasons]
     return Plan(
         job.model_copy(update=changes), FirstTrials(tuple(first_trials), tuple(dict.fromkeys(reasons)))
     )
@@ -88,7 +89,7 @@ def check(job: Job, where: str = "") -> Job:
         JobError: as `plan`.
     """
     try:
-        return plan(job, _TYPICAL_DATA, Hardware(0, 0.0, 0.0, 8)).job
+        return plan(job, _TYPICAL_DATA, gpus=0).job
     except JobError as error:
         problems = [replace(problem, where=problem.where or where) for problem in error.problems]
         raise JobError(error.summary, problems) from error

@@ -87,11 +87,10 @@ def _read(job: Job) -> Data:
 
 def _plan(job: Job, data: Data) -> Plan:
     from trainer.automode.data_statistics import measure_data
-    from trainer.automode.hardware import trial_hardware
     from trainer.sweep.execution.slots import make_slots
 
     slots = make_slots(job, job.limits.max_concurrent_trials)
-    return automode.plan(job, measure_data(data), trial_hardware(job, slots), len(slots))
+    return automode.plan(job, measure_data(data), len(slots[0].gpus))
 
 
 def _preview_trials(

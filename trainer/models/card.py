@@ -56,13 +56,8 @@ class FamilyCard:
         modern: settings in which the modern recipe differs from these defaults; empty if it is the same.
         sizing: how the modern recipe adapts to the number of training images; None if it does not.
 
-        epochs: epochs under AutoMode for up to 100 images; more images get fewer.
-        step_images: images in an optimizer step under AutoMode.
-        min_step_images: the fewest images in a step, to which small data sets come down.
+        epochs: epochs under AutoMode, of a family whose recipe has no `sizing`.
         searched_sides: values of `size_setting` among which AutoMode chooses; empty if it keeps the default.
-        slowness: time of a training step on a GPU relative to one limited by memory transfers alone.
-        mixing_seconds: time of one core to make a training image out of several.
-        cost_model: the model whose measured costs are scaled for models of the family that were not measured.
         preload: sweeps import the module before they fork trials; only for a library that every trial needs.
 
         smallest_models: the smallest model of each architecture, which the conformance tests train.
@@ -91,13 +86,8 @@ class FamilyCard:
     modern: Mapping[str, Any] = field(default_factory=dict)
     sizing: Sizing | None = None
 
-    epochs: int
-    step_images: int
-    min_step_images: int
+    epochs: int | None = None
     searched_sides: tuple[int, ...] = ()
-    slowness: float = 1.0
-    mixing_seconds: float = 0.0
-    cost_model: str
     preload: bool = False
 
     smallest_models: tuple[str, ...]

@@ -38,12 +38,7 @@ CARD = FamilyCard(
     # Detectron2's tutorial fine-tunes on 61 images for 300 steps of two, torchvision's references train for
     # 26 epochs; at most the 36 of Detectron2's longest schedule.
     sizing=Sizing(steps_per_epoch=1, min_batch=2, min_steps=1000, max_epochs=36),
-    epochs=36,
-    step_images=4,
-    min_step_images=1,
     searched_sides=(320, 480, 600, 800, 1000),
-    slowness=3.0,
-    cost_model="fasterrcnn_resnet50_fpn_v2",
     smallest_models=(
         "fasterrcnn_resnet18_fpn",
         "retinanet_resnet50_fpn",

@@ -28,12 +28,8 @@ CARD = FamilyCard(
         "layer_decay": 0.8,
     },
     epochs=50,
-    step_images=16,
-    min_step_images=4,
     # They accept few sizes, and the published one is the best known.
     searched_sides=(),
-    slowness=2.0,
-    cost_model="rfdetr-medium",
     smallest_models=("rfdetr-nano", "rfdetr-seg-nano"),
     tiny_settings={"image_size": 96},
     tiny_options=rtdetr.CARD.tiny_options,

@@ -24,8 +24,6 @@ CARD = replace(  # the same library and licence, images and augmentation
     modern={},
     sizing=None,
     epochs=60,
-    slowness=1.5,
-    cost_model="rtdetr-l",
     smallest_models=("rtdetr-l",),
     tiny_settings={"image_size": 64},
     # Hundreds of queries are a transformer's cost, not its principle.

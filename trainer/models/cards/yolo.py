@@ -38,12 +38,7 @@ CARD = FamilyCard(
     },
     # 100 epochs are ultralytics' default; with over a thousand images fewer have as many steps.
     sizing=Sizing(steps_per_epoch=4, min_batch=8, min_steps=6000, max_epochs=100),
-    epochs=100,
-    step_images=16,
-    min_step_images=4,
     searched_sides=(320, 416, 512, 640, 800, 960, 1280),
-    mixing_seconds=0.02,
-    cost_model="yolo11m",
     smallest_models=("yolov5", "yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-seg"),
     tiny_settings={"image_size": 128},
 )
