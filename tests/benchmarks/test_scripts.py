@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -20,7 +22,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import accuracy, data, few_images, measuring, training
+from benchmarks import accuracy, automode, data, few_images, measuring, training
 from benchmarks.contenders import ceiling, timm_loop, torchvision_loop, ultralytics_trainer
 from benchmarks.contenders.common import Options
 from benchmarks.measuring import ROOT, Measurements
@@ -215,6 +217,26 @@ def test_accuracy_is_judged_by_the_spread() -> None:
 def test_accuracy_does_not_take_made_data_for_real_ones(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"cards/detection/train.jsonl: is missing|is missing"):
         run("accuracy.py", "--data-root", tmp_path, "--table", folder=tmp_path)
+
+
+def test_automode_counts_trials_that_end_in_time_and_chooses_by_validation() -> None:
+    trials = [
+        automode.Trial(best=0.5, seconds=40, test=0.3),
+        automode.Trial(values=[0.9], seconds=5, pruned=True),
+        automode.Trial(best=0.6, seconds=10, test=0.2),
+        automode.Trial(best=0.9, seconds=6, test=0.9),
+    ]
+    bench: Any = SimpleNamespace(seconds=60.0)
+    assert automode.Bench.best_of(bench, iter(trials)) == (0.2, 3, 55)
+    slow = automode.Trial(best=0.1, seconds=100, test=0.4)
+    assert automode.Bench.best_of(bench, iter([slow, *trials])) == (0.4, 1, 100)
+
+
+def test_automode_replays_a_run_as_far_as_it_would_have_gone() -> None:
+    trial = automode.Trial([0.1, 0.2, 0.3, 0.4], best=0.4, seconds=8, test=0.5)
+    pruned = automode.Trial([0.1, 0.2], seconds=4, pruned=True)
+    assert automode._replayed(trial, lambda step, _: step == 2) == pruned
+    assert automode._replayed(trial, lambda step, _: step == 4) is trial  # there is nothing left to prune
 
 
 def test_evaluation(tmp_path: Path) -> None:
