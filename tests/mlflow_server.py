@@ -24,11 +24,9 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # Imported already: by itself the server would import MLflow twice.
-    start = warm.Popen if sys.platform == "linux" else subprocess.Popen
     Store(f"sqlite:///{folder}/mlflow.db").check()  # makes the database sooner than the server would
     with (folder / "log").open("wb") as said:
-        process = start(
+        process = warm.process_type()(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
