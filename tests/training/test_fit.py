@@ -73,9 +73,14 @@ def test_run_directory_is_complete(
             assert f"{name} {value:.4f}" in said
 
 
-def test_metric_of_an_unknown_class_is_an_error(digits: dict[Task, SampleData], tmp_path: Path) -> None:
+def test_metric_of_an_unknown_class_is_an_error_before_images_are_decoded(
+    digits: dict[Task, SampleData], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "trainer.data.training_data.check_images_of", lambda *_, **__: pytest.fail("images are decoded")
+    )
     wanted = job(digits, Task.MULTILABEL, "timm/test_resnet", tmp_path / "run")
-    with pytest.raises(JobError, match="primary_metric: must name a class of the data, got 'cat'"):
+    with pytest.raises(JobError, match=r"must name a class of the data, got 'cat'; there are eight, five"):
         trainer.fit(wanted.changed(primary_metric="iou_classwise.cat"))
 
 

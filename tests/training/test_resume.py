@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gc
 import itertools
 import json
@@ -301,7 +302,9 @@ def test_export_setting_may_change(
     assert json.loads(kept)["enable_onnx_normalization"] is True
 
 
-@pytest.mark.parametrize("content", ["epoch;loss\n1;0.5\n", "epoch,loss\n1,low\n", "epoch,loss\n1,0.5,0.7\n"])
+@pytest.mark.parametrize(
+    "content", ["epoch;loss\n1;0.5\n", "epoch,loss\n1,low\n", "epoch,loss\n1,0.5,0.7\n", "epoch"]
+)
 def test_damaged_metrics_csv_is_an_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(content)
@@ -310,6 +313,48 @@ def test_damaged_metrics_csv_is_an_error(tmp_path: Path, content: str) -> None:
     with pytest.raises(RunError, match=r"metrics\.csv: is damaged, .* or move it away to resume"):
         record.on_train_start(at_second_epoch, None)
     assert path.read_text() == content
+
+
+def test_metrics_are_appended_and_a_torn_line_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(epoch: int, metrics: dict[str, float]) -> RecordMetrics:
+        recorder.on_train_epoch_start(at(epoch), None)
+        classes = {"a\u2028b": {"recall": epoch / 10}, "c": {"recall": 1.0}} if metrics else {}
+        module: Any = SimpleNamespace(
+            evaluated_epoch=epoch - 1,
+            metrics=metrics,
+            metrics_by_class=classes,
+            losses_of_all=lambda: {"loss": 1.0},
+        )
+        recorder.on_train_epoch_end(at(epoch), module)
+        return recorder
+
+    def at(epoch: int) -> Any:
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+        return SimpleNamespace(
+            is_global_zero=True, current_epoch=epoch - 1, max_epochs=9, optimizers=[optimizer]
+        )
+
+    run = Run(tmp_path)
+    recorder = RecordMetrics(run, KeepBest("accuracy"))
+    record(1, {})
+    record(2, {"accuracy": 0.5})  # a new column
+    before = run.metrics.stat().st_ino, run.class_metrics.stat().st_ino
+    record(3, {"accuracy": 0.75})
+    record(4, {})
+    assert (run.metrics.stat().st_ino, run.class_metrics.stat().st_ino) == before  # not written anew
+    assert [row["accuracy"] for row in rows(run)] == ["", "0.5", "0.75", ""]
+    with run.class_metrics.open("a", encoding="utf-8") as file:
+        file.write("1")  # the start of epoch 12
+    recorder = RecordMetrics(run, KeepBest("accuracy"))
+    recorder.on_train_start(at(4), None)  # after epoch 3
+    record(4, {"accuracy": 1.0})
+    assert [row["epoch"] for row in rows(run)] == ["1", "2", "3", "4"]
+    lines = list(csv.reader(run.class_metrics.read_text("utf-8").split("\n")))
+    assert [line[:2] for line in lines if line] == [
+        ["epoch", "class"], *([str(epoch), name] for epoch in (2, 3, 4) for name in ("a\u2028b", "c"))
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", [{"epoch": 1}, [1, 2]])

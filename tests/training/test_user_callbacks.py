@@ -148,3 +148,19 @@ def test_what_could_not_be_read_back_is_an_error_at_the_first_epoch(
     rank_zero: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False)
     with pytest.raises(TrainingError, match=text) if text else nullcontext():
         saves.on_save_checkpoint(rank_zero, None, checkpoint)
+
+
+def test_tensors_in_a_callbacks_state_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    save = torch.save
+
+    def measured(content: Any, file: Any) -> None:
+        save(content, file)
+        sizes.append(file.tell())
+
+    monkeypatch.setattr(torch, "save", measured)
+    saves = SaveCheckpoints(Run(tmp_path), KeepBest("accuracy"), None, {})
+    network = {"weights": [torch.ones(1_000_000), torch.nn.Parameter(torch.ones(1_000_000))]}
+    rank_zero: Any = SimpleNamespace(is_global_zero=True, sanity_checking=False)
+    saves.on_save_checkpoint(rank_zero, None, {"callbacks": {"Average": network}, "mine": network})
+    assert max(sizes) < 10_000

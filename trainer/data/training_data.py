@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def load(
     skip_invalid: bool = False,
     skipped_path: Path | None = None,
     check_images: bool = True,
+    check_classes: Callable[[Sequence[str]], None] = lambda _: None,
     progress: bool = True,
 ) -> Data:
     """Read and check data; split off validation data if none are given.
@@ -75,19 +76,20 @@ def load(
         skip_invalid: leave out invalid objects, lines and images instead of rejecting the data.
         skipped_path: gets the lines and objects left out, with the reasons; not written if there are none.
         check_images: decode every image once; otherwise only check that local files exist.
+        check_classes: gets the classes once all lines are read, before images are decoded, which may take
+            long; what it raises is passed on.
         progress: show progress.
 
     Raises:
         DataError: the data are invalid; lists the problems, at most 50 for each rule.
     """
     results = [
-        check_images_of(
-            read(paths, task, datastores=datastores, label_key=label_key),
-            decode=check_images,
-            progress=progress,
-        )
+        read(paths, task, datastores=datastores, label_key=label_key)
         for paths in ([data, validation_data] if validation_data else [data])
     ]
+    if all(result.is_complete for result in results):
+        check_classes(sorted({name for result in results for name in result.records.classes}))
+    results = [check_images_of(result, decode=check_images, progress=progress) for result in results]
     train, validation = results[0].records, results[1].records if validation_data else None
     problems = [problem for result in results for problem in result.problems]
     is_complete = all(result.is_complete for result in results)

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,8 @@ class RecordMetrics(Callback):
     """
 
     def __init__(self, run: Run, best: KeepBest) -> None:
-        self.path, self.class_path, self.best = run.metrics, run.class_metrics, best
+        self.best = best
+        self.file, self.class_file = _Table(run.metrics), _Table(run.class_metrics)
         self.rows: list[dict[str, Any]] = []
         self.by_class: dict[int, dict[str, dict[str, float]]] = {}
         self.start = 0.0
@@ -202,8 +204,8 @@ class RecordMetrics(Callback):
 
     def on_train_start(self, trainer: Trainer, module: Any) -> None:
         if trainer.is_global_zero and not self.rows:
-            self.rows = _read_rows(self.path, trainer.current_epoch)
-            for row in _read_rows(self.class_path, trainer.current_epoch):
+            self.rows = self.file.read(trainer.current_epoch)
+            for row in self.class_file.read(trainer.current_epoch):
                 values = {
                     name: float(v or "nan") for name, v in row.items() if name not in ("epoch", "class")
                 }
@@ -232,15 +234,11 @@ class RecordMetrics(Callback):
             **metrics,
         }
         self.rows.append(row)
-        _write_rows(self.path, self.rows)
+        self.file.add([row])
         if metrics and module.metrics_by_class:
             self.by_class[epoch] = module.metrics_by_class
-            class_rows = [
-                {"epoch": number, "class": name, **values}
-                for number, by_class in self.by_class.items()
-                for name, values in by_class.items()
-            ]
-            _write_rows(self.class_path, class_rows)
+            rows = [{"epoch": epoch, "class": name, **v} for name, v in module.metrics_by_class.items()]
+            self.class_file.add(rows)
         text = f"epoch {epoch}/{trainer.max_epochs}" if epoch else "probe, as epoch 0"
         text += f"  loss {losses['loss']:.4f}"
         primary = self.best.primary_metric
@@ -255,26 +253,55 @@ class RecordMetrics(Callback):
             log.info("    %s", "  ".join(f"{name} {value:.4f}" for name, value in others.items()))
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    # Rewritten each time, because a column may first appear in a later epoch, with its first evaluation.
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic_writer(path, newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+class _Table:
+    """A CSV file that grows by an epoch's rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        self._earlier: list[dict[str, Any]] = []  # read from the file, which may have later epochs, too
+
+    def read(self, epochs: int) -> list[dict[str, Any]]:
+        """Read the first epochs as text; nothing if there is no file. What is added follows them.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        self._earlier, self._columns = _read_rows(self.path, epochs), []
+        return list(self._earlier)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append rows; write the file anew where it has other epochs, or lacks a column of theirs."""
+        if self._columns and all(row.keys() <= set(self._columns) for row in rows):
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns).writerows(rows)
+            return
+        earlier = _read_rows(self.path, None) if self._columns else self._earlier
+        rows, self._earlier = [*earlier, *rows], []
+        # A column may first appear in a later epoch, with its first evaluation.
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
+        with atomic_writer(self.path, newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
-def _read_rows(path: Path, epochs: int) -> list[dict[str, Any]]:
-    """Read the first epochs of a file of metrics, as text; nothing if there is no file.
+def _read_rows(path: Path, epochs: int | None) -> list[dict[str, Any]]:
+    """Read the first epochs of a file of metrics, or all, as text; nothing if there is no file.
 
     Raises:
-        RunError: it is damaged.
+        RunError: it is damaged, other than by a last line that was not written to its end.
     """
     if not path.exists():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epochs]
+            text = file.read()
+        end = text.rfind("\n") + 1
+        if text and not end:
+            raise ValueError("no line has an end")
+        whole = StringIO(text[:end], newline="")
+        rows = [row for row in csv.DictReader(whole) if epochs is None or int(row["epoch"]) <= epochs]
         for name, value in chain.from_iterable(row.items() for row in rows):
             if name != "class":
                 float(value or "nan")

@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import shutil
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
 
 from trainer.errors import BrokenOffError, FullDiskError, TrainingError
 from trainer.full_disk import full_disk_reason, make_room
@@ -159,10 +161,13 @@ class SaveCheckpoints(Callback):
 
 
 def _check_readable(content: Any, what: str) -> None:
-    """Check that a part of a checkpoint can be read back without running code from the file."""
+    """Check that a part of a checkpoint can be read back without running code from the file.
+
+    Tensors can, whatever they hold, so their values are not copied: they may be a second network.
+    """
     file = BytesIO()
     try:
-        torch.save(content, file)
+        torch.save(_without_values(content), file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
@@ -170,6 +175,17 @@ def _check_readable(content: Any, what: str) -> None:
             f"{what} cannot be kept in a checkpoint: it may hold tensors, numbers, texts, lists and "
             f"dictionaries ({str(error).partition(chr(10))[0]})"
         ) from error
+
+
+def _without_values(content: Any) -> Any:
+    """The same containers with empty tensors."""
+    if type(content) in (Tensor, nn.Parameter):
+        return torch.empty(0)
+    if type(content) in (dict, OrderedDict):
+        return type(content)((key, _without_values(value)) for key, value in content.items())
+    if type(content) in (list, tuple):
+        return type(content)(map(_without_values, content))
+    return content
 
 
 class _StreamedCheckpoint(TorchCheckpointIO):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.data.training_data import Data, load
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.job.job import Job
 from trainer.metric_names import CLASSWISE
+
+_MOST_LISTED = 30
+"""Classes that the error of a metric of an unknown class lists."""
 
 
 def load_data(
@@ -30,6 +34,15 @@ def load_data(
         DataError: the data are missing or break the schema; lists all problems.
         JobError: the primary metric is that of a class that the data lack.
     """
+
+    def check_classes(classes: Sequence[str]) -> None:
+        name = job.metric.removeprefix(CLASSWISE)
+        if name != job.metric and name not in classes:
+            listed = ", ".join(classes[:_MOST_LISTED]) + (", …" if len(classes) > _MOST_LISTED else "")
+            hint = did_you_mean(name, classes, otherwise=f"there are {listed}")
+            problem = Problem("", "primary_metric", "must name a class of the data", repr(name), hint)
+            raise JobError("the job cannot be run:", [problem])
+
     data = load(
         job.task,
         job.training_data,
@@ -41,11 +54,8 @@ def load_data(
         skip_invalid=job.skip_invalid,
         skipped_path=skipped_path,
         check_images=check_images,
+        check_classes=check_classes,
         progress=progress,
     )
-    name = job.metric.removeprefix(CLASSWISE)
-    if name != job.metric and name not in data.classes:
-        hint = did_you_mean(name, data.classes, otherwise=f"there are {', '.join(data.classes)}")
-        problem = Problem("", "primary_metric", "must name a class of the data", repr(name), hint)
-        raise JobError("the job cannot be run:", [problem])
+    check_classes(data.classes)  # again: all images of a class may have been skipped
     return data
