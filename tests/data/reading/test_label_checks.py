@@ -162,6 +162,29 @@ def test_boxes_without_an_area_cost_only_themselves(
 
 
 @pytest.mark.parametrize(
+    ("inverted", "hint"),
+    [
+        ({"topX": 0.7}, "are these width and height? write topX + width as bottomX"),
+        ({"topX": 0.7, "topY": 0.8}, "are the two corners swapped?"),
+    ],
+)
+def test_a_file_of_inverted_boxes_is_one_error(
+    inverted: dict[str, float], hint: str, write_lines: WriteLines
+) -> None:
+    lines = [image(BOX, box(**inverted), BOX, url=f"{number}") for number in range(10)]
+    result = read([write_lines(lines)], Task.DETECTION)
+    (message,) = said(result)
+    assert message.startswith(
+        "train.jsonl:1: boxes must have topX under bottomX and topY under bottomY, got 10 of 30 that have "
+        "not, the first with topX 0.7 and bottomX 0.5; "
+    )
+    assert hint in message
+    assert not result.is_complete  # leaving them out would not make the others right
+    few = read([write_lines([*lines[:9], image(*[BOX] * 20)])], Task.DETECTION)
+    assert all(problem.warning for problem in few.problems)
+
+
+@pytest.mark.parametrize(
     ("polygon", "message"),
     [
         ([LINE], "label[1].polygon: must enclose an area, got points on one line; the object is left out"),

@@ -193,6 +193,16 @@ def test_unknown_keys_are_reported_once_with_their_count(write_lines: WriteLines
     assert len(read([path], DETECTION).records) == 6
 
 
+def test_unknown_key_that_is_a_schemas_in_other_letters_is_named(write_lines: WriteLines) -> None:
+    path = write_lines([{"image_url": "a", "label": [box(iscrowd=1)], "image_details": {"Width": 4}}])
+    meant = ("image_details.Width", "width"), ("label[].iscrowd", "isCrowd")
+    assert messages(path, DETECTION) == [
+        f"warning: train.jsonl:1: {key}: is not a key of the data schema and is ignored; did you mean "
+        f"{name!r}? keys are case-sensitive"
+        for key, name in meant
+    ]
+
+
 def test_repeated_images_are_errors(write_lines: WriteLines) -> None:
     urls = ["images/a.jpg", "images/b.jpg", "./images/a.jpg", "images/../images/a.jpg", "IMAGES/a.jpg"]
     path = write_lines([{"image_url": url, "label": ["can"]} for url in urls])

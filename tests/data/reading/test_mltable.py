@@ -111,6 +111,7 @@ def test_invalid_lines_can_be_dropped(table: Callable[[str], Path]) -> None:
     ("encoding", "python"),
     [
         ("utf8", "utf-8-sig"),
+        ("MLTableFileEncoding.UTF8", "utf-8-sig"),
         ("utf16", "utf-16"),
         ("windows1252", "cp1252"),
         ("windows-1252", "cp1252"),
@@ -174,6 +175,7 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
             "'select_partitions'; write the lines that it selects to a .jsonl",
         ),
         (AZURE + "  - filter: label in ['x']\n", "filter: must compare columns with values"),
+        (AZURE + "  - filter: null\n", 'not: col("x") == "y", got None'),
         (
             AZURE + "  - filter: lable == 'x'\n",
             "must name a column of the rows, got 'lable'; did you mean label?",

@@ -50,7 +50,9 @@ def test_a_filter_matches_what_the_package_matches(text: str, matches: bool) -> 
         ("col(label) == 1", "col(label)"),
         ("", "invalid syntax"),
         ("(" * 5000 + ")" * 5000, "too many nested parentheses"),
-        ("not " * 2400 + "a", "nested too deeply"),
+        ("not " * 2400 + "a", "conditions nested more than 64 levels deep"),
+        ("not " * 64 + "a", "conditions nested more than 64 levels deep"),
+        ("(a or b and " * 40 + "a" + ")" * 40, "conditions nested more than 64 levels deep"),
         ("a == 1 or " * 2000 + "b", "more than 10,000 characters"),
     ],
 )

@@ -222,11 +222,11 @@ class _FileReader:
             rule = "is not JSON and is dropped, as the MLTable's invalid_lines says"
             self.report.add_shared_warning(number, "", rule, examined.problems[0].got, leave_out=True)
             return
-        for key in examined.unknown_keys:
+        for key, hint in examined.unknown_keys.items():
             rule = "is not a key of the data schema and is ignored"
             if key == LABEL_KEY:
                 rule = f"is ignored, since target_column_name is {self._label_key}"
-            self.report.add_shared_warning(number, key, rule)
+            self.report.add_shared_warning(number, key, rule, hint=hint)
         for problem in examined.lenient:
             self.report.add_shared_warning(number, problem.field, problem.rule, problem.got)
         add = self.report.add_shared_error if examined.lacks_label else self.report.add_error

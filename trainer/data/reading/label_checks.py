@@ -21,6 +21,9 @@ Float64Array: TypeAlias = npt.NDArray[np.float64]
 _THINNEST = 2.5e-7
 """Segments thinner than this, as a fraction of the image, are lines whose points float32 has rounded."""
 _SEGMENTS_PER_BLOCK = 1 << 16
+_MANY_INVERTED, _INVERTED_FRACTION = 10, 1 / 3
+"""From so many boxes upside down on, and from this fraction of a file's, the file means something else: with
+width and height as the second corner it is half of the boxes or more if they take up to 0.4 of each side."""
 
 
 def check_labels(built: BuiltRecords, report: FileReport, label_key: str) -> Records:
@@ -30,10 +33,13 @@ def check_labels(built: BuiltRecords, report: FileReport, label_key: str) -> Rec
     wrong type is an error: it costs its object or, in classification and where no object is left, its line.
 
     Args:
-        report: gets the warnings and errors; it knows already which objects the records lack.
+        report: gets the warnings and errors; it knows already which objects the records lack. If many boxes
+            are upside down, it gets one error for the file: the other boxes are no better.
         label_key: the key of a line that holds the label.
     """
     records, mixed = built.records, built.mixed
+    if records.task is Task.DETECTION and _are_misread(records, report):
+        return records
     is_thin = np.zeros(0, dtype=np.bool_) if records.polygons is None else _are_thin(records.polygons)
     lacks_area = _lack_area(records, is_thin)
     if lacks_area.any() or is_thin.any() or len(mixed.indices) or len(built.clipped):
@@ -149,6 +155,24 @@ def _indices_in_lines(records: Records, report: FileReport) -> IntArray:
             original = np.arange(end - start + len(left_out))
             indices[start:end] = np.setdiff1d(original, list(left_out))
     return indices
+
+
+def _are_misread(records: Records, report: FileReport) -> bool:
+    """Report a file whose boxes are probably not in corners; return whether they are not."""
+    assert records.boxes is not None, "the file has boxes"
+    is_inverted = records.boxes[:, 2:] < records.boxes[:, :2]
+    inverted = np.flatnonzero(is_inverted.any(axis=1))
+    if len(inverted) < max(_MANY_INVERTED, _INVERTED_FRACTION * len(is_inverted)):
+        return False
+    _, got, _ = _flat_box(records, int(inverted[0]))
+    hint = "are these width and height? write topX + width as bottomX and topY + height as bottomY"
+    if is_inverted[inverted].all():
+        hint = "are the two corners swapped?"
+    image = int(records.image_of_objects()[inverted[0]])
+    rule = "boxes must have topX under bottomX and topY under bottomY"
+    got = f"{len(inverted):,} of {len(is_inverted):,} that have not, the first with {got}"
+    report.set_unreadable(int(records.lines[image]), rule, got, hint)
+    return True
 
 
 def _flat_box(records: Records, index: int) -> tuple[str, str, str]:

@@ -51,7 +51,7 @@ def examine_line(
         report.lacks_label = True
         report.add(label_key, "is missing", f"the keys {', '.join(map(show, content))}")
     if label_key != LABEL_KEY and LABEL_KEY in content:
-        report.unknown_keys[LABEL_KEY] = None
+        report.unknown_keys[LABEL_KEY] = ""
     return report
 
 

@@ -33,7 +33,7 @@ class LineReport:
         wrong_objects: indices of the objects with errors; they are not in `line`.
         degenerate: objects and segments without an area, as far as they are not in `line`.
         lenient: warnings of what is taken as meant although the schema has it otherwise.
-        unknown_keys: fields without their indices (`label[].pose`), each once.
+        unknown_keys: fields without their indices (`label[].pose`), each once with a hint.
         image_url: None unless it is a string.
         size: declared (width, height) in pixels; 0 where undeclared.
         is_json: whether the line is a JSON object.
@@ -46,7 +46,7 @@ class LineReport:
     wrong_objects: set[int] = field(default_factory=set)
     degenerate: list[Degenerate] = field(default_factory=list)
     lenient: list[Problem] = field(default_factory=list)
-    unknown_keys: dict[str, None] = field(default_factory=dict)
+    unknown_keys: dict[str, str] = field(default_factory=dict)
     image_url: str | None = None
     size: tuple[int, int] = (0, 0)
     is_json: bool = True
@@ -78,7 +78,7 @@ class LineReport:
         self.problems = [with_name(problem) for problem in self.problems]
         self.lenient = [with_name(problem) for problem in self.lenient]
         self.degenerate = [Degenerate(index, with_name(problem)) for index, problem in self.degenerate]
-        self.unknown_keys = {renamed(key): None for key in self.unknown_keys}
+        self.unknown_keys = {renamed(key): hint for key, hint in self.unknown_keys.items()}
 
     def add_value(self, name: str, rule: str, value: object, hint: str = "") -> None:
         """Add a problem whose `got` is a JSON value."""
@@ -89,8 +89,7 @@ def has_key(entry: Mapping[str, Any], key: str, known: Sequence[str], path: str,
     """Whether an entry has a key; if not, report that it is missing."""
     if key in entry:
         return True
-    plain = key.lower().replace("_", "")
-    similar = [k for k in entry if k not in known and k.lower().replace("_", "") == plain]
+    similar = [k for k in entry if k not in known and _plain(k) == _plain(key)]
     hint = f"did you mean {similar[0]!r}? keys are case-sensitive" if similar else ""
     others = [k for k in entry if k not in known]
     if not path and key == LABEL_KEY and others and not similar:
@@ -100,6 +99,13 @@ def has_key(entry: Mapping[str, Any], key: str, known: Sequence[str], path: str,
 
 
 def note_unknown(entry: Mapping[str, Any], known: Sequence[str], prefix: str, report: LineReport) -> None:
+    """Note the keys of an entry that the schema does not have."""
     for key in entry:
         if key not in known:
-            report.unknown_keys[prefix + key] = None
+            meant = [each for each in known if each not in entry and _plain(each) == _plain(key)]
+            hint = f"did you mean {meant[0]!r}? keys are case-sensitive" if meant else ""
+            report.unknown_keys[prefix + key] = hint
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("_", "")

@@ -11,6 +11,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from trainer.strict_yaml import MAX_DEPTH
+
 Row: TypeAlias = Mapping[str, Any]
 """A row's values by column."""
 
@@ -26,6 +28,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 }
 _STARTS_WITH = ("startswith", "starts_with")
 _MAX_LENGTH = 10_000
+_TOO_DEEP = f"conditions nested more than {MAX_DEPTH} levels deep"
 
 
 class Expression:
@@ -48,21 +51,23 @@ class Expression:
             self._evaluate = self._condition(ast.parse(text.strip(), mode="eval").body)
         except SyntaxError as error:
             raise ValueError(f"{error.msg} in {text[:80]!r}") from error
-        except (RecursionError, MemoryError) as error:
-            raise ValueError("an expression that is nested too deeply") from error
+        except (RecursionError, MemoryError) as error:  # of Python's parser
+            raise ValueError(_TOO_DEEP) from error
 
     def matches(self, row: Row) -> bool:
         """Whether the expression is true for a row."""
         return self._evaluate(row) is True
 
-    def _condition(self, node: ast.expr) -> _Value:
-        """A part that is true, false or, as None, neither."""
+    def _condition(self, node: ast.expr, depth: int = 1) -> _Value:
+        """A part that is true, false or, as None, neither; evaluating it calls itself for each level."""
+        if depth > MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
         if isinstance(node, ast.BoolOp):
-            parts = [self._condition(part) for part in node.values]
+            parts = [self._condition(part, depth + 1) for part in node.values]
             decisive = isinstance(node.op, ast.Or)
             return lambda row: _combined([part(row) for part in parts], decisive)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            part = self._condition(node.operand)
+            part = self._condition(node.operand, depth + 1)
             return lambda row: None if (value := part(row)) is None else not value
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARISONS:
             compare = _COMPARISONS[type(node.ops[0])]

@@ -16,6 +16,7 @@ from trainer.data.reading.table_filter import Expression
 from trainer.data.reading.table_formats import Delimited, PartitionFormat
 from trainer.data.reading.table_rows import ColumnChange, Filter, Step, Values, sample, skip, take
 from trainer.errors import Problem, did_you_mean
+from trainer.fields import enum_member
 
 _ENCODINGS = {
     "utf8": "utf-8",
@@ -185,7 +186,7 @@ class _Reader:
         return {key: value for key, value in (options or {}).items() if value is not None}
 
     def _encoding(self, field: str, options: dict[str, Any]) -> str:
-        named = str(options.get("encoding", "utf8"))
+        named = str(enum_member(options.get("encoding", "utf8")))
         encoding = _ENCODINGS.get(re.sub(r"[-_ ]", "", named.lower()), named)
         try:
             io.TextIOWrapper(io.BytesIO(), encoding)
@@ -296,7 +297,9 @@ class _Reader:
 
     def _filter(self, field: str, expression: Any) -> None:
         try:
-            self._add_step(field, Filter(Expression(str(expression))))
+            if not isinstance(expression, str):
+                raise ValueError(repr(expression))
+            self._add_step(field, Filter(Expression(expression)))
         except ValueError as error:
             hint = "write the lines that it selects to a .jsonl file and list that"
             rule = (
