@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,7 +54,7 @@ def predict_files(
         RequestError: a parameter does not apply to the model's task or is out of range, or the explanation
             method does not suit the model.
     """
-    files = find_images(images)
+    files = find_images(images).files
     scorer = Scorer.load(find_artifacts(run_or_model))
     checked = scorer.parameters(parameters or {})
     request = None if explain is None else scorer.explanation(explain)
@@ -83,21 +84,43 @@ def predict_files(
         raise DataError(f"{len(problems)} of {len(files)} images could not be scored", problems)
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """List the image files that paths match, each once and in order; directories and globs sorted by name.
+@dataclass(frozen=True)
+class FoundImages:
+    """Image files that paths match.
+
+    Attributes:
+        files: each once and in order; those of directories and globs sorted by name.
+        left_out: files of directories that are no images by their names: "2 .mp4 (1.mp4, 2.mp4), 1 .txt
+            (notes.txt)"; "" without any.
+    """
+
+    files: list[Path]
+    left_out: str
+
+
+def find_images(paths: Sequence[Path]) -> FoundImages:
+    """List the image files that paths match.
 
     Raises:
         DataError: names the paths that match no image.
     """
     images: dict[Path, None] = {}
+    left_out: dict[str, list[str]] = {}
     problems = []
     known = suffixes()
-    for path in map(_without_prefix, paths):
-        got = ""
+    for path in dict.fromkeys(map(_without_prefix, paths)):
+        got, files = "", []
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in known)
-            rule = f"must contain an image file ({', '.join(sorted(known))})"
-            got = describe_left_out([path])
+            others: dict[str, list[str]] = {}
+            for file in sorted(path.rglob("*")):
+                suffix = file.suffix.lower()
+                if suffix in known:
+                    files.append(file)
+                elif file.is_file():
+                    others.setdefault(suffix, []).append(file.relative_to(path).as_posix())
+            rule, got = f"must contain an image file ({', '.join(sorted(known))})", _counted(others)
+            for suffix, names in others.items():
+                left_out.setdefault(suffix, []).extend(names)
         elif path.is_file():
             files, rule = [path], ""
         else:
@@ -111,21 +134,11 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         raise DataError(
             "there are no images to score:", problems or [Problem("", "", "name at least one image")]
         )
-    return list(images)
+    return FoundImages(list(images), _counted(left_out))
 
 
-def describe_left_out(paths: Sequence[Path]) -> str:
-    """Count the files of directories that `find_images` leaves out, by suffix, with the first names of each.
-
-    Returns:
-        "2 .mp4 (1.mp4, 2.mp4), 1 .txt (notes.txt)"; "" if no file is left out.
-    """
-    names: dict[str, list[str]] = {}
-    for directory in filter(Path.is_dir, dict.fromkeys(map(_without_prefix, paths))):
-        for file in sorted(directory.rglob("*")):
-            suffix = file.suffix.lower()
-            if suffix not in suffixes() and file.is_file():
-                names.setdefault(suffix, []).append(file.relative_to(directory).as_posix())
+def _counted(names: Mapping[str, Sequence[str]]) -> str:
+    """Count files by suffix, with the first names of each."""
     return ", ".join(
         f"{len(files):,} {suffix or 'without a suffix'} "
         f"({', '.join(files[:_MAX_NAMES])}{', …' if len(files) > _MAX_NAMES else ''})"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as PILImage
 
 from serving.locate import find_model
-from serving.predict import describe_left_out, find_images, predict_files
+from serving.predict import find_images, predict_files
 from trainer.cli.scoring import predict
 from trainer.errors import DataError, RequestError, RunError
 from trainer.tasks import Task
@@ -84,7 +84,7 @@ def test_drawings_have_unique_names(task: Task, folder: Path, packaged: Packaged
 
 def test_finds_files_directories_and_patterns_once(folder: Path) -> None:
     pattern = Path(str(folder).replace("[1]", "[[]1[]]")) / "**" / "*.png"
-    found = find_images([folder / "notes.txt", pattern, folder / "b.png", folder])
+    found = find_images([folder / "notes.txt", pattern, folder / "b.png", folder]).files
     names = [file.relative_to(folder).as_posix() for file in found]
     assert names == ["notes.txt", "b.png", "more/b.png", "a.JPG", "more/c.tiff"]
 
@@ -95,13 +95,13 @@ def test_a_directory_gives_every_kind_of_image_that_can_be_read(
     for name, kind in (("a.gif", "GIF"), ("b.WEBP", "WEBP"), ("c.jfif", "JPEG"), ("d.ppm", "PPM")):
         (tmp_path / name).write_bytes(make_image(file_format=kind))
     (tmp_path / "e.pdf").write_bytes(b"%PDF-1.4")
-    assert [file.name for file in find_images([tmp_path])] == ["a.gif", "b.WEBP", "c.jfif", "d.ppm"]
+    assert [file.name for file in find_images([tmp_path]).files] == ["a.gif", "b.WEBP", "c.jfif", "d.ppm"]
 
 
 def test_files_that_a_directory_leaves_out_are_counted_by_suffix(folder: Path) -> None:
     for name in ("more/b.mp4", "c.mp4", "d.MP4", "e.mp4", "README"):
         (folder / name).touch()
-    left_out = describe_left_out([folder, folder / "notes.txt"])
+    left_out = find_images([folder, folder / "notes.txt"]).left_out
     assert left_out == "4 .mp4 (c.mp4, d.MP4, e.mp4, …), 1 without a suffix (README), 1 .txt (notes.txt)"
 
 
@@ -127,7 +127,7 @@ def test_the_command_names_what_it_leaves_out(
 
 def test_nothing_is_left_out_of_named_files_and_of_folders_of_images(folder: Path) -> None:
     (folder / "notes.txt").unlink()
-    assert describe_left_out([folder, folder / "a.JPG"]) == ""
+    assert find_images([folder, folder / "a.JPG"]).left_out == ""
 
 
 def test_a_folder_without_images_says_what_it_has(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_paths_without_images_are_reported_before_scoring(
 def test_paths_may_be_those_of_a_job_file(folder: Path) -> None:
     written = Path(f"azureml:{folder}")
     assert find_images([written]) == find_images([folder])
-    assert describe_left_out([written]) == describe_left_out([folder]) != ""
+    assert find_images([written]).left_out
     with pytest.raises(RunError, match=f"^{folder.parent}/no-model: does not exist"):
         find_model(Path(f"azureml:{folder.parent}/no-model"))
 

@@ -62,7 +62,7 @@ def predict(
     import json
 
     from serving.payload import parse_json
-    from serving.predict import describe_left_out, find_images, predict_files
+    from serving.predict import find_images, predict_files
     from trainer.data.progress import track
     from trainer.drawing.fonts import is_drawable
 
@@ -73,13 +73,19 @@ def predict(
         if not isinstance(more, dict):
             raise RequestError(f"--xai-parameters must be a JSON object, got {xai_parameters}")
         explanation = {**more, **(explanation or {})}
+    found = find_images(images)
     lines = predict_files(
-        run_or_model, images, output=output, draw=draw, parameters=values_of(scoring), explain=explanation
+        run_or_model,
+        found.files,
+        output=output,
+        draw=draw,
+        parameters=values_of(scoring),
+        explain=explanation,
     )
     if output is not None:
-        lines = track(lines, "scoring images", len(find_images(images)))
-    if left_out := describe_left_out(images):
-        print(f"left out, as their names are not those of images: {left_out}", file=sys.stderr)
+        lines = track(lines, "scoring images", len(found.files))
+    if found.left_out:
+        print(f"left out, as their names are not those of images: {found.left_out}", file=sys.stderr)
     undrawable: set[str] = set()
     for line in lines:
         if output is None:
