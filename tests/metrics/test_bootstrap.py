@@ -11,7 +11,7 @@ import pytest
 from trainer import metrics
 from trainer.annotations import Classification, Detections, Objects, Prediction, Target
 from trainer.metric_names import COCO, VOC, names_of
-from trainer.metrics import bootstrap
+from trainer.metrics import bootstrap, weighted_classes
 from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvaluator
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.intervals import Difference
@@ -46,8 +46,12 @@ def classified(task: Task) -> list[tuple[Prediction, Target]]:
     return pairs
 
 
+@pytest.mark.parametrize("max_pairs", [0, 1_000_000])  # as with classes of many positives, and of few
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
-def test_weighted_class_metrics_equal_those_of_the_resampled_list(task: Task) -> None:
+def test_weighted_class_metrics_equal_those_of_the_resampled_list(
+    task: Task, max_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weighted_classes, "_MAX_PAIRS", max_pairs)
     pairs = classified(task)
     evaluator = metrics.create(task, CLASSES)
     assert isinstance(evaluator, MulticlassEvaluator | MultilabelEvaluator)

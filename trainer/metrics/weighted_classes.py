@@ -18,6 +18,9 @@ from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvalua
 
 DoubleArray = npt.NDArray[np.float64]
 
+_MAX_PAIRS = 1_000_000
+"""Pairs of a positive with a decision up to which `_FewPositives` is faster than `_Ranking`, for as many
+resamples as the bootstrap computes at a time."""
 _CHUNK_ELEMENTS = 20_000_000
 """Weights of sorted scores that are in memory at a time."""
 
@@ -141,7 +144,12 @@ def _ranking_metric(targets: BoolArray, probs: DoubleArray, stem: str, average: 
         ranking = _Ranking(targets.ravel(), probs.ravel(), np.arange(probs.size) // max(1, classes))
         return lambda weights, /: ranking.compute(weights, stem)
     images = np.arange(len(probs))
-    rankings = [_Ranking(target, prob, images) for target, prob in zip(targets.T, probs.T, strict=True)]
+    rankings = [
+        _FewPositives(target, prob)
+        if np.count_nonzero(target) * len(target) <= _MAX_PAIRS
+        else _Ranking(target, prob, images)
+        for target, prob in zip(targets.T, probs.T, strict=True)
+    ]
 
     def metric(weights: DoubleArray, /) -> DoubleArray:
         by_class = np.array([ranking.compute(weights, stem) for ranking in rankings]).T
@@ -185,6 +193,33 @@ class _Ranking:
             return np.where((positives > 0) & (negatives > 0), _ratios(area, positives * negatives), np.nan)
         precision = _ratios(hits, taken)
         return np.where(positives > 0, _ratios((new_hits * precision).sum(axis=1), positives), np.nan)
+
+
+class _FewPositives:
+    """The ranking of a class with few positives, each compared with all decisions.
+
+    With a thousand classes that is a few products of small matrices, where `_Ranking` sums up every class's
+    decisions one after the other.
+    """
+
+    def __init__(self, targets: BoolArray, scores: DoubleArray) -> None:
+        self._positives = np.flatnonzero(targets)
+        self._targets, self._scores = targets, scores
+
+    def compute(self, weights: DoubleArray, stem: str) -> DoubleArray:
+        """AUC or average precision for each row of weights."""
+        own = weights[:, self._positives]
+        count = own.sum(axis=1)
+        thresholds = self._scores[self._positives]
+        if stem == "AUC":
+            others = weights.sum(axis=1) - count
+            # Of the negatives, those below each positive, and half of those that are level with it.
+            is_below = (self._scores[:, None] < thresholds) + 0.5 * (self._scores[:, None] == thresholds)
+            area = (own * (weights @ (is_below * ~self._targets[:, None]))).sum(axis=1)
+            return np.where((count > 0) & (others > 0), _ratios(area, count * others), np.nan)
+        taken = weights @ (self._scores[:, None] >= thresholds).astype(np.float64)
+        hits = own @ (thresholds[:, None] >= thresholds).astype(np.float64)
+        return np.where(count > 0, _ratios((own * _ratios(hits, taken)).sum(axis=1), count), np.nan)
 
 
 def _ratios(part: DoubleArray, whole: DoubleArray) -> DoubleArray:
