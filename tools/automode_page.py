@@ -31,7 +31,8 @@ This page is generated from the code by `make docs`.
 ## The order of trials
 
 1. For classifiers with weights to start from, the strongest model's probe alone: its head is fitted to the
-   features of the images, in less time than an epoch (`probe_first` in settings.md).
+   features of the images, in less time than an epoch (`probe_first` in settings.md). It counts as one of
+   `max_trials`.
 2. Each model with its usual settings, strongest first: the first model of each row of the tables below, then
    the second of each, and so on, up to the number of trials.
 3. Then settings proposed by TPE (`bayesian`) from all results so far.

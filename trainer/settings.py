@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -51,8 +51,11 @@ CHOICES = ("optimizer", "learning_rate_scheduler", "model_size", "validation_met
 
 
 def means_default(name: str, value: Any) -> bool:
-    """Whether a value of one of CHOICES leaves the setting to its default: null, or none in any spelling."""
-    return name in CHOICES and (value is None or str(enum_member(value)).lower() == "none")
+    """Whether a value leaves a setting to its default: null where that is no value of its own, or for CHOICES
+    none in any spelling."""
+    if value is None:
+        return name in CHOICES or type(None) not in get_args(Settings.model_fields[name].annotation)
+    return name in CHOICES and str(enum_member(value)).lower() == "none"
 
 
 class Settings(ScoringParameters):
@@ -132,7 +135,8 @@ class Settings(ScoringParameters):
     probe_first: bool = _model(False)
     """Start from a probe: before the first epoch, the head becomes a logistic regression on the features of
     the training images, its strength chosen by cross-validation on them. It is evaluated as epoch 0, and
-    packaged if no epoch is better. Needs weights to start from."""
+    packaged if no epoch is better. Needs weights to start from; those of a run with the same classes keep
+    their head instead, unless number_of_epochs is 0."""
     layers_to_freeze: Annotated[int, Field(gt=0)] | Literal["backbone"] | None = _model(
         None, aliases=("freeze",)
     )

@@ -231,6 +231,21 @@ def test_head_that_is_not_linear_is_not_probed(
         fit_without_model(probing(digits, weights, tmp_path / "none", number_of_epochs=0))
 
 
+def test_trained_head_is_kept(digits: dict[Task, SampleData], weights: str, tmp_path: Path) -> None:
+    trained = {"probe_first": False, "number_of_epochs": 1}
+    earlier = fit_without_model(probing(digits, weights, tmp_path / "earlier", **trained))
+    start = str(earlier.directory)
+    hardly = {"number_of_epochs": 1, "learning_rate": 1e-9, "freeze_batch_norm": True}
+    run = fit_without_model(probing(digits, start, tmp_path / "run", **hardly))
+    assert "no probe: the weights bring a head trained for the same classes" in run.log.read_text("utf-8")
+    (row,) = rows(run)
+    assert row["epoch"] == "1"
+    assert float(row["log_loss"]) == pytest.approx(earlier.read_result().metrics["log_loss"], abs=1e-4)
+    # Without an epoch to train, the probe is what was asked for.
+    alone = fit_without_model(probing(digits, start, tmp_path / "alone", number_of_epochs=0))
+    assert [row["epoch"] for row in rows(alone)] == ["0"]
+
+
 @pytest.mark.slow
 def test_ranks_probe_together(digits: dict[Task, SampleData], weights: str, tmp_path: Path) -> None:
     one, two = (

@@ -18,11 +18,12 @@ from torch import Tensor
 from trainer.annotations import IntArray
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2)
-"""Candidates for C, the strongest penalty first."""
+"""Candidates for C, the strongest penalty first; benchmarks/RESULTS.md, Strength of the probe."""
 _USUAL_STRENGTH = 1e-2
-"""C where no image can be held out, because no class has two."""
+"""C where no image can be held out, because no class has two; likewise measured there."""
 _FOLDS, _FOLDS_OF_MANY, _MANY_IMAGES = 5, 2, 2000
-"""Folds, and folds of so many images or more, where two tell the strengths apart at a quarter of the cost."""
+"""Folds, as many as scikit-learn's cross-validation has by default; and folds of so many images or more,
+where two hold out a thousand images each, and cost a quarter."""
 _BIAS_PENALTY = 1e-7
 """Keeps the bias finite of a class that no image has, or that all have."""
 _MAX_STEPS = 1000

@@ -38,13 +38,23 @@ class ProbeFirst(Callback):
     """Fits the probe before the first epoch, from features that all ranks compute.
 
     Lightning's sanity check, over all validation images, evaluates it afterwards as epoch 0.
+
+    Args:
+        has_trained_head: whether the head was trained for these classes; rank 0's counts. It is kept, as it
+            has learned more than a probe would, unless there is no epoch to train.
     """
 
-    def __init__(self, batches: Batches, *, progress: bool) -> None:
-        self.batches, self.progress = batches, progress
+    def __init__(self, batches: Batches, *, has_trained_head: bool = False, progress: bool) -> None:
+        self.batches, self.has_trained_head, self.progress = batches, has_trained_head, progress
 
     def on_sanity_check_start(self, trainer: Trainer, module: Any) -> None:
         assert isinstance(module, TrainingModule)
+        if trainer.strategy.broadcast(self.has_trained_head, src=0) and module.settings.number_of_epochs:
+            log.info(
+                "no probe: the weights bring a head trained for the same classes; training starts from it"
+            )
+            trainer.num_sanity_val_steps = 0
+            return
         try:
             features = self._features(trainer, module)
         except NotLinearError:

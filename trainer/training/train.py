@@ -193,7 +193,8 @@ def _callbacks(
     record = RecordMetrics(run, best)
     callbacks += [EndOnSigterm(), EvaluateLast(), best, record]
     if prepared.probes:
-        callbacks.append(ProbeFirst(batches, progress=plan.progress))
+        has_trained_head = prepared.weights is not None and prepared.weights.has_trained_head
+        callbacks.append(ProbeFirst(batches, has_trained_head=has_trained_head, progress=plan.progress))
     if settings.early_stopping:
         callbacks.append(StopEarly(best, settings))
     if plan.job.limits.timeout_minutes is not None:

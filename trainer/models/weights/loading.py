@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ class Loaded:
         left: the file's tensors that were not loaded.
         resampled: tensors that were resized, such as position embeddings for another image size.
         remarks: notes for the user.
+        has_trained_head: the head comes with them, from a run with the same classes.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Loaded:
     left: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    has_trained_head: bool = False
 
     def __str__(self) -> str:
         fresh, left = set(self.fresh), set(self.left)
@@ -91,7 +93,9 @@ def load(
         other_classes = before.classes != spec.classes
         if other_classes:
             remarks.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
-    return _fit(network, model, published, state, source.name, remarks, other_classes)
+    loaded = _fit(network, model, published, state, source.name, remarks, other_classes)
+    is_known = before is not None and spec is not None
+    return replace(loaded, has_trained_head=is_known and not other_classes)
 
 
 def _architecture(spec: Spec) -> tuple[str, ...]:
