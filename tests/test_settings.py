@@ -170,7 +170,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "number_of_epochs": (RESNET, [1, 1000], [0, -1, 1.5]),
     "probe_first": (RESNET, [True, 0], ["last"]),
     "recipe": (RESNET, ["reference", "modern"], ["", "newest", 1]),
-    "training_batch_size": (RESNET, [1, "auto"], [0, -4, 1.5, "1.5", "all", None]),
+    "training_batch_size": (RESNET, [1, "auto"], [0, -4, 1.5, "1.5", "all"]),
     "validation_batch_size": (RESNET, [1], [0]),
     "learning_rate": (RESNET, [0, 1, 1e-5], [-1e-9, 1.01]),
     "gradient_accumulation_step": (RESNET, [1, 64], [0]),
@@ -239,7 +239,7 @@ RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
     "advanced_settings": (
         RESNET,
         [{}, "{}", {"stream_image_files": True}],
-        ["", "{", "[]", "[" * 100_000, 3, None],
+        ["", "{", "[]", "[" * 100_000, 3],
     ),
 }
 
@@ -464,6 +464,12 @@ def test_clipping_one_way_replaces_the_models_own_way() -> None:
     assert (by_norm.gradient_clip_value, by_norm.gradient_clip_norm) == (None, 2)
     off = resolve(*RESNET, {"gradient_clip_value": None})
     assert (off.gradient_clip_value, off.gradient_clip_norm) == (None, None)
+
+
+def test_null_leaves_a_setting_to_its_default_unless_it_is_a_value() -> None:
+    settings = resolve(*RESNET, {"learning_rate": None, "number_of_epochs": None, "layers_to_freeze": None})
+    assert settings == resolve(*RESNET, {})
+    assert resolve(*YOLOV5, {"advanced_settings": None}) == resolve(*YOLOV5, {})
 
 
 def test_advanced_settings_are_a_json_string_or_a_mapping() -> None:

@@ -384,9 +384,13 @@ def test_null_under_one_spelling_leaves_the_value_of_the_other(tmp_path: Path) -
             "training_data": {"path": "a", "uri": None, "type": None, "mode": None},
             "limits": {"max_trials": 3, "maxTrials": None},
             "iterations": None,
-            "training_parameters": {"learningRate": 0.1, "learning_rate": None},
+            "training_parameters": {"learningRate": 0.1, "learning_rate": None, "nesterov": None},
+            "search_space": [{"optimizer": "choice('sgd', 'adam')"}],
+            "sweep": {"sampling_algorithm": {"type": None}, "early_termination": {"type": None}},
         },
     )
+    assert job.sweep is not None
+    assert (job.sweep.sampling_algorithm.type, job.sweep.early_termination) == ("random", None)
     assert job.task is Task.DETECTION
     assert job.limits.max_trials == 3
     assert [Path(path).name for path in job.training_data] == ["a"]

@@ -255,7 +255,7 @@ class _Rewriter:
             self.report("sweep.limits", "must be a mapping", inner)
         algorithm = sweep.get("sampling_algorithm")
         if isinstance(algorithm, Mapping):
-            algorithm = self.rename("sweep.sampling_algorithm", algorithm)
+            algorithm = _without_nulls(self.rename("sweep.sampling_algorithm", algorithm))
             sweep["sampling_algorithm"] = algorithm | _type(algorithm.get("type"), "parameter_sampling")
         elif isinstance(algorithm, str):
             sweep["sampling_algorithm"] = _type(algorithm, "parameter_sampling")["type"]
@@ -265,8 +265,9 @@ class _Rewriter:
         if isinstance(policy, Mapping):
             flat = {snake_case(str(key)): value for key, value in _flat(policy).items()}
             flat = {_TYPE_ALIASES.get(key, key): value for key, value in flat.items()}
-            flat |= _type(flat.get("type"), "policy")
-            sweep["early_termination"] = None if flat.get("type") in _NO_POLICIES else flat
+            flat = _without_nulls(flat) | _type(flat.get("type"), "policy")
+            is_none = not flat or flat.get("type") in _NO_POLICIES
+            sweep["early_termination"] = None if is_none else flat
         form["sweep"] = {key: value for key, value in sweep.items() if value is not None}
 
     def limits(self, limits: Mapping[Any, Any]) -> dict[str, Any]:
