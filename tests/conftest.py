@@ -162,17 +162,6 @@ def _resident_bytes() -> int:
 
 
 @pytest.fixture
-def few_proposals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R-CNNs of this process look at few regions: thousands are what they cost, not how they work."""
-    from trainer.models.catalog import CARDS
-    from trainer.models.rcnn import FAMILY
-
-    options = FAMILY.options
-    few = CARDS["rcnn"].tiny_options
-    monkeypatch.setattr(FAMILY, "options", staticmethod(lambda *given: {**options(*given), **few}))
-
-
-@pytest.fixture
 def warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python processes are forked from one that has imported the slow libraries (see tests/warm.py).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -23,9 +24,11 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Imported already: by itself the server would import MLflow twice.
+    start = warm.Popen if sys.platform == "linux" else subprocess.Popen
     Store(f"sqlite:///{folder}/mlflow.db").check()  # makes the database sooner than the server would
     with (folder / "log").open("wb") as said:
-        process = warm.process_type()(
+        process = start(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                 *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),

@@ -117,11 +117,6 @@ class Popen(subprocess.Popen):  # type: ignore[type-arg]
         self._close_pipe_fds(*(asked[name] for name in ends))  # type: ignore[attr-defined]
 
 
-def process_type() -> type[subprocess.Popen]:  # type: ignore[type-arg]
-    """What starts the processes of fixtures that outlive a test: `Popen` where processes can be forked."""
-    return Popen if sys.platform == "linux" else subprocess.Popen
-
-
 class Nursery:
     """A nursery of this process; it ends with it."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.errors import JobError, Problem
+from trainer.job import substitutes
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
 from trainer.runs import Run
@@ -39,6 +40,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback | str]
         TrainingError: the loss diverged, memory ran out, or a process of another device ended.
         TrackingError: MLflow does not answer at the start, or fails to register the model.
     """
+    for remark in substitutes.remarks(job.substitutes):
+        log.warning("model: %s", remark)
     if job.ignored_keys:
         log.info("keys of the job without effect here: %s", ", ".join(job.ignored_keys))
     job, objects = _with_callbacks(job, callbacks)

@@ -78,7 +78,6 @@ def check_training(row: dict[str, str]) -> None:
     assert float(row["ours / ceiling"].split()[0]) > 0
 
 
-@pytest.mark.usefixtures("few_proposals")
 @pytest.mark.parametrize(("name", "peer"), [("yolo11n-seg", "ultralytics"), ("fasterrcnn", "torchvision")])
 def test_training_of_the_other_rows(
     name: str, peer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

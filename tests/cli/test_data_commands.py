@@ -134,6 +134,7 @@ def test_models_are_listed_for_all_tasks_or_one() -> None:
     )
     assert rows["yolo11x"] == "yolo11x object-detection 57.0 M 640 ultralytics, AGPL-3.0 COCO; AGPL-3.0 no"
     assert rows["timm/NAME"].startswith(f"timm/NAME {tasks} timm, Apache-2.0")
+    assert rows["hf/ORG/NAME"] == f"hf/ORG/NAME {tasks} transformers, Apache-2.0 its model card's"
     for size in ("small", "medium", "large", "extra_large"):
         assert f" yolov5 --model-size {size} " in printed
     loaded, printed = libraries_loaded_by("models", "--task", "image_instance_segmentation")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import hub_models
 from tests.conftest import needs_library
 from trainer import metrics
 from trainer.annotations import Example, Objects, Target
@@ -132,8 +133,13 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
         **({"model_size": "small"} if model == "yolov5" else {}),
         **more,
     }
-    settings = resolve(task, model, values)
-    spec = specify(task, model, settings, CLASSES, pretrained=False)
+    description, published = None, None
+    if card.described_by_files is not None:
+        description = hub_models.describe(model.rpartition("-")[2])
+        published = card.described_by_files(description)
+        values = {name: value for name, value in values.items() if name not in card.described_settings}
+    settings = resolve(task, model, values, published=published)
+    spec = specify(task, model, settings, CLASSES, pretrained=False, description=description)
     smaller = {name: value for name, value in card.tiny_options.items() if name in spec.options}
     spec = spec.model_copy(update={"options": spec.options | smaller})
     # Through JSON, as a packaged model reads it.
@@ -141,16 +147,22 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
     return Case(task, model, settings, bound, Shapes(task))
 
 
-# The last is a detector on a network of timm instead of the ResNet.
 CASES: list[tuple[Task, str, str]] = [
     *((task, model, "") for task, model in smallest_models()),
+    # A network of timm instead of the ResNet.
     (Task.DETECTION, "fasterrcnn_resnet18_fpn", "timm/test_efficientnet"),
+    # Models of the Hub have no entries in the catalog.
+    (Task.CLASSIFICATION, "hf/acme/tiny-vit", ""),
+    (Task.MULTILABEL, "hf/acme/tiny-resnet", ""),
 ]
 
 
 @pytest.fixture(
     params=CASES,
-    ids=[f"{model}-{task}{f'-{backbone}' if backbone else ''}" for task, model, backbone in CASES],
+    ids=[
+        f"{model.rpartition('/')[2]}-{task}{f'-{backbone}' if backbone else ''}"
+        for task, model, backbone in CASES
+    ],
     scope="session",
 )
 def case(request: pytest.FixtureRequest) -> Case:

@@ -82,7 +82,6 @@ def test_sweep_config_samples_each_sub_space(capsys: pytest.CaptureFixture[str])
         assert trial["training_parameters"]["number_of_epochs"] == 15
 
 
-@pytest.mark.usefixtures("few_proposals")
 @pytest.mark.slow
 @pytest.mark.parametrize("task", Task)
 def test_config_trains_on_other_data(task: Task, tmp_path: Path) -> None:

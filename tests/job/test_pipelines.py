@@ -228,7 +228,7 @@ def test_older_components_inputs_have_their_meaning(tmp_path: Path) -> None:
     path = component(tmp_path, f"{REGISTRY}/transformers_image_classification_pipeline/labels/latest", inputs)
     job = Job.read(path)
     resolved = job.resolve_settings()
-    assert job.model == "vitb16r224"
+    assert job.model == "google/vit-base-patch16-224"
     assert (resolved.learning_rate, resolved.optimizer, resolved.momentum) == (5e-5, "adamw", 0.5)
     assert (resolved.training_crop_size, resolved.validation_crop_size) == (384, 384)
     assert (resolved.gradient_clip_norm, resolved.label_smoothing) == (1.0, 0.1)
@@ -282,7 +282,7 @@ def test_two_names_of_one_model_agree(tmp_path: Path) -> None:
         "mlflow_model": "azureml://registries/azureml/models/google-vit-base-patch16-224/versions/5",
     }
     path = component(tmp_path, "transformers_image_classification_pipeline", inputs)
-    assert Job.read(path).model == "vitb16r224"
+    assert Job.read(path).model == "google/vit-base-patch16-224"
 
 
 @pytest.mark.parametrize("text", ["momentum", "momentum=0.5; nesterov", "=0.5", "momentum=", "a=b=c", 0.5])

@@ -31,8 +31,10 @@ SMALL = 4_000_000
 def test_every_model_has_facts_and_a_library() -> None:
     names = [listing.with_size(entry, size) for entry, size in collect_published.models()]
     assert list(published_models()) == names, DUE
-    assert {entry.family for entry in catalog.MODELS.values()} == catalog.CARDS.keys()
-    assert library_versions().keys() == {card.library for card in catalog.CARDS.values()}
+    # Models of the Hub are named by what is there, so their families may have no entries.
+    listed = [card for card in catalog.CARDS.values() if not card.hub_tasks or card.smallest_models]
+    assert {entry.family for entry in catalog.MODELS.values()} == {card.name for card in listed}
+    assert library_versions().keys() == {card.library for card in listed}
 
 
 @pytest.mark.parametrize("model", catalog.MODELS)

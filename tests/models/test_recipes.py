@@ -127,7 +127,6 @@ def test_the_spelling_of_sweeps_is_read(spelled: str) -> None:
     assert settings == resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"})
 
 
-@pytest.mark.usefixtures("few_proposals")
 @pytest.mark.parametrize(
     ("task", "model", "small"),
     [

@@ -28,7 +28,6 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from serving.explain.request import as_boolean
-from tests import warm
 from trainer.tasks import Task
 
 REQUESTS = 5000
@@ -127,7 +126,7 @@ def server(packaged: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
     log = tmp_path_factory.mktemp("fuzzed") / "log"
     model = packaged(Task.DETECTION, "yolo11n")
     with open(log, "w") as stream:
-        process = warm.process_type()(
+        process = subprocess.Popen(
             [sys.executable, "-m", "trainer", "serve", str(model), "--port", "0", "--no-access-log"],
             stdout=subprocess.PIPE,
             stderr=stream,

@@ -87,13 +87,12 @@ def test_checkpoint_is_one_file_with_several_names(
 
     if not links:
         monkeypatch.setattr(os, "link", refused)
-    run = fit(
+    run = trainer.fit(
         job(
             digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run",
             number_of_epochs=4, checkpoint_frequency=2, early_stopping=False,
         ),
         callbacks=[Rising(0.1, 0.3, 0.2, 0.2)],
-        packages=False,
     )  # fmt: skip
     names = ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt", "previous.ckpt"]
     assert sorted(path.name for path in run.checkpoints.iterdir()) == names

@@ -22,11 +22,9 @@ from trainer.job.job import Job
 from trainer.models.training_items import Batch
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.fit import fit
 from trainer.training.module import TrainingModule
 
 
-@pytest.mark.usefixtures("few_proposals")
 @pytest.mark.parametrize(
     ("task", "model", "metric"),
     [
@@ -98,7 +96,7 @@ def test_job_file_of_a_run_reproduces_it(digits: dict[Task, SampleData], tmp_pat
 
 def test_workers_do_not_change_the_result(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     runs = [
-        fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / str(n), number_of_workers=n), packages=False)
+        trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / str(n), number_of_workers=n))
         for n in (0, 2)
     ]
     losses = [[row["train_loss"] for row in rows(run)] for run in runs]
@@ -216,18 +214,15 @@ def test_evaluation_frequency_always_includes_last_epoch(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     frequency = {"evaluation_frequency": 2, "checkpoint_frequency": 2, "number_of_epochs": 5}
-    run = fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **frequency), packages=False
-    )
+    run = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", **frequency))
     assert [row["epoch"] for row in rows(run) if row["accuracy"]] == ["2", "4", "5"]
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     assert kept == ["best.ckpt", "epoch-2.ckpt", "epoch-4.ckpt", "last.ckpt", "previous.ckpt"]
 
 
 def test_frozen_layers_keep_weights_and_statistics(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    run = fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", layers_to_freeze=2, seed=3),
-        packages=False,
+    run = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run", layers_to_freeze=2, seed=3)
     )
     torch.manual_seed(0)
     last = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]

@@ -25,7 +25,6 @@ from trainer.models.defaults import takes
 from trainer.models.training_items import Draw
 from trainer.tasks import Task
 from trainer.training.batch_size import largest_power_of_two
-from trainer.training.fit import fit
 from trainer.training.memory import ran_out_of_memory
 from trainer.training.train import settings_to_lower
 
@@ -66,14 +65,10 @@ def test_micro_batches_train_like_whole_batches(
 ) -> None:
     """A ViT has no batch statistics, so the gradients of micro-batches add up to those of the batch."""
     values = {**VIT, "gradient_accumulation_step": accumulated}
-    whole = fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "whole", **values), packages=False
-    )
+    whole = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "whole", **values))
     memory = SmallMemory(most=3, from_batch=1)
-    split = fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "split", **values),
-        callbacks=[memory],
-        packages=False,
+    split = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "split", **values), callbacks=[memory]
     )
     for one, other in zip(rows(whole), rows(split), strict=True):
         for name in ("train_loss", "log_loss", "learning_rate"):
@@ -86,10 +81,9 @@ def test_micro_batches_train_like_whole_batches(
 
 
 def test_micro_batches_stay_small_after_a_resume(digits: dict[Task, SampleData], tmp_path: Path) -> None:
-    first = fit(
+    first = trainer.fit(
         job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / "run", **VIT),
         callbacks=[SmallMemory(most=4)],
-        packages=False,
     )
     again = SmallMemory(most=4)
     trainer.resume(first.directory, {"number_of_epochs": 3}, callbacks=[again])

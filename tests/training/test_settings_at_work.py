@@ -11,22 +11,21 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
+import trainer
 from tests.training.conftest import job, rows
 from trainer.cores import available_cores
 from trainer.data.samples import SampleData
 from trainer.runs import Run
 from trainer.tasks import Task
-from trainer.training.fit import fit
 
 
 def test_training_figures_stand_beside_those_of_the_validation(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
-    plain = fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "plain"), packages=False)
+    plain = trainer.fit(job(digits, Task.DETECTION, "yolo11n", tmp_path / "plain"))
     assert not any(name.startswith("train_mean") for name in rows(plain)[0])
-    both = fit(
-        job(digits, Task.DETECTION, "yolo11n", tmp_path / "both", log_training_metrics="Enable"),
-        packages=False,
+    both = trainer.fit(
+        job(digits, Task.DETECTION, "yolo11n", tmp_path / "both", log_training_metrics="Enable")
     )
     for one, other in zip(rows(plain), rows(both), strict=True):
         assert {name: other[name] for name in one if name != "seconds"} == {
@@ -43,7 +42,7 @@ def test_training_figures_are_those_of_the_training_images(
     same = job(digits, Task.DETECTION, "yolo11n", tmp_path / "run", log_training_metrics="Enable").model_copy(
         update={"training_data": (str(data.validation),)}
     )
-    for row in rows(fit(same, packages=False)):
+    for row in rows(trainer.fit(same)):
         for name in ("mean_average_precision", "precision", "recall"):
             assert row[f"train_{name}"] == row[name]
 
@@ -56,11 +55,10 @@ def test_a_compiled_network_learns_the_same(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    plain = fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "plain"), packages=False)
+    plain = trainer.fit(job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "plain"))
     assert not torch._dynamo.utils.counters["stats"]
-    compiled = fit(
-        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "compiled", compile=True),
-        packages=False,
+    compiled = trainer.fit(
+        job(digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "compiled", compile=True)
     )
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for one, other in zip(rows(plain), rows(compiled), strict=True):
@@ -95,12 +93,10 @@ class Watch(Callback):
         self.norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
 
 
-def watched(
-    digits: dict[Task, SampleData], output: Path, packages: bool = False, **settings: Any
-) -> tuple[Watch, Run]:
+def watched(digits: dict[Task, SampleData], output: Path, **settings: Any) -> tuple[Watch, Run]:
     watch = Watch()
     wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", output, **settings)
-    return watch, fit(wanted, callbacks=[watch], packages=packages)
+    return watch, trainer.fit(wanted, callbacks=[watch])
 
 
 def test_batches_hold_as_many_images_as_asked_for(digits: dict[Task, SampleData], tmp_path: Path) -> None:
@@ -150,9 +146,8 @@ def test_the_average_of_the_weights_is_what_is_packaged(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
     _, run = watched(
-        digits, tmp_path / "run", packages=True,
-        average_weights=True, learning_rate=0.5, warmup_cosine_lr_warmup_epochs=0,
-    )  # fmt: skip
+        digits, tmp_path / "run", average_weights=True, learning_rate=0.5, warmup_cosine_lr_warmup_epochs=0
+    )
     kept = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
     packaged = torch.load(run.model / "artifacts" / "weights.pt", weights_only=True)
     assert all(torch.equal(value, kept[f"average.network.{name}"]) for name, value in packaged.items())
@@ -192,7 +187,7 @@ def test_balanced_sampling_draws_by_the_classes(digits: dict[Task, SampleData], 
             balanced_sampling=balanced, number_of_epochs=6, early_stopping=False,
         )  # fmt: skip
         update = {"training_data": (str(data),), "validation_data": (str(data),)}
-        fit(wanted.model_copy(update=update), callbacks=[count], packages=False)
+        trainer.fit(wanted.model_copy(update=update), callbacks=[count])
         shares.append(sum(count.labels) / len(count.labels))  # of "rare", the second class
     assert shares[0] == pytest.approx(2 / 16)
     assert 0.35 < shares[1] < 0.65
@@ -200,9 +195,8 @@ def test_balanced_sampling_draws_by_the_classes(digits: dict[Task, SampleData], 
 
 def test_what_an_evaluation_computes(digits: dict[Task, SampleData], tmp_path: Path) -> None:
     def columns(name: str, **settings: Any) -> dict[str, str]:
-        run = fit(
-            job(digits, Task.DETECTION, "yolo11n", tmp_path / name, number_of_epochs=1, **settings),
-            packages=False,
+        run = trainer.fit(
+            job(digits, Task.DETECTION, "yolo11n", tmp_path / name, number_of_epochs=1, **settings)
         )
         return rows(run)[-1]
 

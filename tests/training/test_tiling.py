@@ -74,7 +74,6 @@ class Seen:
         return {}
 
 
-@pytest.mark.usefixtures("few_proposals")
 @pytest.mark.parametrize(
     ("task", "model"), [(Task.DETECTION, "yolo11n"), (Task.SEGMENTATION, "maskrcnn_resnet18_fpn")]
 )
@@ -108,7 +107,6 @@ def test_evaluation_sees_what_serving_answers(task: Task, model: str, digits: di
     assert losses[0] == pytest.approx(losses[1], rel=1e-5), "tiles have no part in the validation loss"
 
 
-@pytest.mark.usefixtures("few_proposals")
 def test_mask_rcnn_learns_from_tiles(digits: dict[Task, SampleData]) -> None:
     examples = examples_of(digits[Task.SEGMENTATION], Task.SEGMENTATION)
     family, settings = made(

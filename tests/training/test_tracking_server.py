@@ -115,7 +115,7 @@ def stored_files(client: MlflowClient, run_id: str) -> dict[str, bytes]:
 def test_outage_is_logged_once_and_resume_sends_the_rest(
     tracked_job: Callable[..., Job], gate: Gate, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # the user's own setting applies
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")  # the user's own setting applies
     epochs: list[float] = []
     started = time.monotonic()
     run = train(
@@ -124,7 +124,7 @@ def test_outage_is_logged_once_and_resume_sends_the_rest(
         *(At(epoch, lambda: epochs.append(time.monotonic())) for epoch in range(1, 7)),
     )
     assert run.read_result().epochs == 6
-    assert epochs[-1] - epochs[1] < 8, "each epoch waited for the server, which is at least 2 s"
+    assert epochs[-1] - epochs[1] < 12, "each epoch waited for the server, which is at least 3 s"
     assert time.monotonic() - started < 60
     said = run.log.read_text("utf-8")
     assert 1 <= said.count("WARNING tracking: ") <= 2, "as it is noticed, and at the end"

@@ -17,6 +17,7 @@ from trainer.models.defaults import default_settings, models_taking, resolve, ta
 from trainer.models.libraries import install_command, is_installed, require_library
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
+from trainer.models.weights.hub import in_directory
 from trainer.settings import canonical
 from trainer.tasks import Task
 
@@ -232,7 +233,10 @@ def _has_weights(directory: Path, entry: ModelEntry) -> bool:
         if name.split(" ")[0] == entry.name
         for file in facts.files
     ]
-    if not files and entry.name.startswith(catalog.TIMM):
+    if entry.card.described_by_files is not None:
+        repository = in_directory(directory, entry.library_name)
+        return repository is not None and repository.weights() is not None
+    if not files and entry.card.library_prefix:
         name = entry.library_name
         files = [f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"]
     return any((directory / file).is_file() for file in files)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from trainer.automode import plan as automode
+from trainer.job import substitutes
 from trainer.job.job import Job
 from trainer.sweep.first_trials import FirstTrials
 from trainer.sweep.search import Search, prepare_search
@@ -33,6 +34,7 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
         DataError: the data are checked and break the schema.
     """
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
+    notes += [f"model: {remark}" for remark in substitutes.remarks(job.substitutes)]
     if not job.sweeps:
         job.resolve_settings(where)
         job.require_library(where)

@@ -11,6 +11,7 @@ from trainer.errors import JobError, Problem, ProblemsError
 from trainer.fields import snake_case
 from trainer.job.forms import nearest
 from trainer.job.sweep import MODEL_NAME
+from trainer.models import catalog
 from trainer.settings import NAMES, canonical
 from trainer.strict_yaml import load
 from trainer.tasks import Task
@@ -27,14 +28,6 @@ _COMPONENTS: dict[str, tuple[Task | None, Mapping[str, Any]]] = {
     "mmdetection_image_objectdetection_instancesegmentation_pipeline": (None, _HUGGING_FACE_DEFAULTS),
 }
 """Components by name: the task, if it is no input, and defaults that differ from those of an AutoML job."""
-
-_MODELS = {
-    "google/vit-base-patch16-224": "vitb16r224",
-    "facebook/deit-base-patch16-224": "timm/deit_base_patch16_224",
-    "microsoft/beit-base-patch16-224-pt22k-ft22k": "timm/beit_base_patch16_224.in22k_ft_in22k",
-    "microsoft/swinv2-base-patch4-window12-192-22k": "timm/swinv2_base_window12_192.ms_in22k",
-}
-"""Names in Hugging Face's hub of the catalog's classifiers → our names of the same networks and weights."""
 
 _FIELDS = {
     "training_data": "training_data",
@@ -219,6 +212,8 @@ def _plain(value: Any) -> Any:
 def _model(reference: str) -> str:
     """The name of a model, which may be an address in a registry or workspace."""
     address = re.search(r"(?:^|/)models/([^/@:]+)", reference)
-    name = address[1] if address else re.sub(r"^azureml:|[:@][^/]*$", "", reference)
-    spellings = {spelling: ours for hub, ours in _MODELS.items() for spelling in (hub, hub.replace("/", "-"))}
-    return spellings.get(name.lower(), name)
+    name = address[1] if address else re.sub(r"^azureml:|:[^/]*$", "", reference)
+    if "/" not in name:  # in a name on the Hub, what follows is a revision
+        name = name.partition("@")[0]
+    of_hub = {hub.replace("/", "-"): hub for hub in catalog.OF_AZURES_CATALOG}
+    return of_hub.get(name.lower(), name.lower() if name.lower() in catalog.OF_AZURES_CATALOG else name)

@@ -55,6 +55,10 @@ class LocalOptions(SweepOptions):
     """Weights to start from: pretrained, none (from scratch), a directory of published files, a file, an
     earlier run's directory, or runs:/ID in MLflow. The environment variable TRAINER_WEIGHTS sets the
     default. [default: pretrained]"""
+    allow_substitute_models: bool = _model(False)
+    """Replace a model of MMDetection that a job of Azure's names by the nearest one that runs here."""
+    substitutes: dict[str, str] = Field({}, repr=False)
+    """Written by runs: the models that replaced models of MMDetection, by the names of these."""
     augmentation: Parsed[str | None, str | Path | None] = option(None, "Images")
     """YAML or JSON file that augments the training images: torchvision's transforms, or a pipeline that
     Albumentations saved. It replaces the recipe's augmentation, or with `extends: recipe` comes before it.

@@ -19,12 +19,15 @@ from trainer.job import file as job_file
 from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
 from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
+from trainer.job.substitutes import replace_models
 from trainer.job.sweep import MODEL_NAME, Limits, override_space
 from trainer.models import catalog
 from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
 from trainer.models.libraries import require_library
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
+from trainer.models.weights.describing import describe
+from trainer.models.weights.description import Description
 from trainer.settings import RUN_ID, Settings, canonical
 
 
@@ -119,7 +122,7 @@ class Job(AzureOptions):
     @model_validator(mode="before")
     @classmethod
     def _former_parameters(cls, values: Any) -> Any:
-        return replace_former(values) if isinstance(values, Mapping) else values
+        return replace_models(replace_former(values)) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Job:
@@ -181,7 +184,7 @@ class Job(AzureOptions):
         from_scratch = self.weights_choice == NONE
         settings = resolve(
             self.task, self.model_name, values, where,
-            augments_itself=self.augments_itself, from_scratch=from_scratch,
+            augments_itself=self.augments_itself, from_scratch=from_scratch, published=self._published(),
         )  # fmt: skip
         return self._with_primary_metric(settings)
 
@@ -195,6 +198,34 @@ class Job(AzureOptions):
             JobError: names the command that installs the library, and other models.
         """
         require_library(catalog.find(self.model_name, self.task), self.task, where)
+
+    @property
+    def substitute_for(self) -> str:
+        """The model of MMDetection that the job named in place of its own; "" if it named none."""
+        backbone = self.settings.get("backbone")
+        own = f"{self.model_name} --backbone {backbone}" if backbone else self.model_name
+        return next((name for name, words in self.substitutes.items() if words == own), "")
+
+    def describe(self) -> Description | None:
+        """Read what the model's files say, if it is a model of the Hub; None for others.
+
+        Raises:
+            JobError: no model has this name, or it cannot be trained for the task.
+            WeightsError: the files are neither on this machine nor can they be downloaded.
+        """
+        entry = catalog.find(self.model_name, self.task)
+        if entry.card.described_by_files is None:
+            return None
+        return describe(entry.library_name, self.weights_choice)
+
+    def _published(self) -> Mapping[str, Any]:
+        """The defaults that the model's files set, unless the job sets all of them, as a run's own does."""
+        card = catalog.find(self.model_name, self.task).card
+        if card.described_by_files is None or self._chosen() >= set(card.described_settings):
+            return {}
+        description = self.describe()
+        assert description is not None
+        return card.described_by_files(description)
 
     def for_images(self, images: int) -> Job:
         """The job with the settings that its recipe chooses by the number of training images, if any.
@@ -317,6 +348,7 @@ class Job(AzureOptions):
             options[name] = {key: anchored(place, Path.cwd()) for key, place in options[name].items()}
         for name in ("tracking_uri", "storage"):
             options[name] = options[name] and without_password(options[name])
+        options["substitutes"] = self.substitutes or None
         return {name: value for name, value in options.items() if value not in (None, ())}
 
     def _fixed_settings(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.models.family import Family
+    from trainer.models.weights.description import Description
     from trainer.settings import Settings
 
 __all__ = ["Family", "Spec", "create", "specify"]
@@ -58,24 +59,36 @@ def create(spec: Spec) -> Family:
     return _family_class(CARDS[spec.family], spec.model, spec.task)(spec)
 
 
-def specify(task: Task, model: str, settings: Settings, classes: Sequence[str], *, pretrained: bool) -> Spec:
+def specify(
+    task: Task,
+    model: str,
+    settings: Settings,
+    classes: Sequence[str],
+    *,
+    pretrained: bool,
+    description: Description | None = None,
+) -> Spec:
     """Make the spec of a model with these settings.
 
     Args:
         classes: sorted class names.
         pretrained: the network will start from weights, not from scratch.
+        description: what the model's files say, for a model of the Hub.
 
     Raises:
         JobError: no model has this name, it cannot be trained for the task, or its library is not installed.
     """
     card = find(model, task).card
+    family = _family_class(card, model, task)
     parameters = {name: getattr(settings, name) for name in ScoringParameters.model_fields}
     return Spec(
         family=card.name,
         model=model,
         task=task,
         classes=tuple(classes),
-        options=_family_class(card, model, task).options(task, model, settings, pretrained),
+        options=family.options(task, model, settings, pretrained)
+        if description is None
+        else family.described_options(task, model, settings, description),
         parameters=ScoringParameters(**parameters),
         enable_onnx_normalization=settings.enable_onnx_normalization,
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.models.weights.description import Description
 
 SIZE_LETTERS = {"small": "s", "medium": "m", "large": "l", "extra_large": "x"}
 """By value of model_size: what it adds to the library's name of a network."""
@@ -47,6 +50,10 @@ class FamilyCard:
         published_classes: number of classes that published weights were trained on.
         extra: the extra of this project that installs the library; "" if it is always installed.
         library_prefix: with this prefix, a user can name any model that the library knows; "" for none.
+        described_by_files: (description) → settings in which the files of a Hub model differ from these
+            defaults; None for a family whose models are not described by such files.
+        described_settings: the names of these settings.
+        hub_tasks: the tasks for which any model of the Hub can be named; empty if none can.
         backbones: the family whose library's models may be the backbone; "" if it cannot be replaced.
         option_modules: by option of a spec, the module that only networks with this option need.
 
@@ -77,6 +84,9 @@ class FamilyCard:
     pickled_weights: bool = False
     extra: str = ""
     library_prefix: str = ""
+    described_by_files: Callable[[Description], Mapping[str, Any]] | None = None
+    hub_tasks: tuple[Task, ...] = ()
+    described_settings: tuple[str, ...] = ()
     backbones: str = ""
     option_modules: Mapping[str, str] = field(default_factory=dict)
 
@@ -103,7 +113,8 @@ class ModelEntry:
     Attributes:
         card: the card of its family.
         tasks: the tasks that it can be trained for.
-        library_name: what the family's library calls it.
+        library_name: what the family's library calls it; for a model of the Hub, ORG/NAME or
+            ORG/NAME@REVISION.
         published: the data that its published weights were trained on, in words.
         defaults: by task, settings in which it differs from its family's defaults.
         modern: by task, settings in which its modern recipe differs from its family's.

@@ -7,12 +7,17 @@ module, and one there with its card and entries.
 
 from __future__ import annotations
 
+import re
+
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.card import FamilyCard, ModelEntry
-from trainer.models.cards import classifiers, rcnn, rfdetr, rtdetr, yolo
+from trainer.models.cards import classifiers, rcnn, rfdetr, rtdetr, transformers_classifiers, yolo
+from trainer.models.cards.shared import HUB_PREFIX
 from trainer.tasks import Task
 
-_CARDS = (classifiers, rcnn, yolo, rtdetr, rfdetr)
+_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, rfdetr)
+_OF_HUB = (transformers_classifiers,)
+"""The modules of families that train models of the Hub by their names there."""
 
 CARDS: dict[str, FamilyCard] = {module.CARD.name: module.CARD for module in _CARDS}
 """The card of each family, by its name."""
@@ -22,6 +27,9 @@ MODELS: dict[str, ModelEntry] = {entry.name: entry for module in _CARDS for entr
 
 TIMM = classifiers.CARD.library_prefix
 """Prefix of timm's own model names. Whether timm knows a model, only timm can say."""
+
+OF_AZURES_CATALOG = tuple(classifiers.OF_HUB)
+"""Names on the Hub of the classifiers in Azure's catalog, whose weights timm has too."""
 
 
 def models_for(task: Task) -> tuple[ModelEntry, ...]:
@@ -35,9 +43,7 @@ def find(name: str, task: Task) -> ModelEntry:
     Raises:
         JobError: no model has this name, or it cannot be trained for the task.
     """
-    entry = MODELS.get(name)
-    if entry is None and name.startswith(TIMM) and len(name) > len(TIMM):
-        entry = classifiers.named(name)
+    entry = MODELS.get(name) or _named(name, task)
     if entry is not None and task in entry.tasks:
         return entry
     names = [entry.name for entry in models_for(task)]
@@ -59,18 +65,36 @@ def find_for_any_task(name: str, field: str) -> ModelEntry:
     Raises:
         JobError: no model has this name.
     """
-    if name.startswith(TIMM):
-        return find(name, Task.CLASSIFICATION)
-    if name in MODELS:
-        return MODELS[name]
+    entry = MODELS.get(name) or _named(name)
+    if entry is not None:
+        return entry
     hint = did_you_mean(name, MODELS, otherwise="`trainer models` lists the names")
     raise JobError("the model cannot be used", [Problem(field, "", f"no model is named {name!r}", hint=hint)])
+
+
+def _named(name: str, task: Task | None = None) -> ModelEntry | None:
+    """The entry of a model by its library's or the Hub's name; None if the name has no such form.
+
+    hf/timm/NAME is timm/NAME. ORG/NAME without a prefix is a model of the Hub, as Azure's jobs name them;
+    those of Azure's catalog are timm's, which has the same weights.
+    """
+    name_of_timm = name.removeprefix(HUB_PREFIX)
+    if name_of_timm.startswith(TIMM) and len(name_of_timm) > len(TIMM):
+        return classifiers.named(name)
+    if (entry := classifiers.of_hub(name)) is not None:
+        return entry
+    if not re.fullmatch(rf"(?:{HUB_PREFIX})?[\w.-]+/[\w.-]+(?:@[\w./-]+)?", name):
+        return None
+    entries: list[ModelEntry] = [module.named(name) for module in _OF_HUB]
+    return next((entry for entry in entries if task in entry.tasks), entries[0])
 
 
 def network_name(entry: ModelEntry) -> str:
     """A name that all entries of one network share.
 
     A network of a library whose own names are accepted has several: ours, the library's, and the library's
-    with a tag of its weights.
+    with a tag of its weights, or with a revision.
     """
+    if entry.card.described_by_files is not None:
+        return entry.library_name.partition("@")[0]
     return entry.library_name.partition(".")[0] if entry.card.library_prefix else entry.name

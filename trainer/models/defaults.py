@@ -33,7 +33,7 @@ def models_taking(name: str) -> str:
         return "models for instance-segmentation"
     families = [card.words for card in catalog.CARDS.values() if name in card.settings]
     models = [entry.name for entry in catalog.MODELS.values() if name in entry.settings]
-    return _listed(families + models)
+    return _listed(list(dict.fromkeys(families + models)))
 
 
 def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[str, Any]:
@@ -148,6 +148,7 @@ def resolve(
     *,
     augments_itself: bool = True,
     from_scratch: bool = False,
+    published: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Complete a user's settings with the model's defaults.
 
@@ -156,6 +157,7 @@ def resolve(
         where: the file that they come from, for error messages.
         augments_itself: whether the recipe's augmentation is used; an augmentation file may replace it.
         from_scratch: there are no weights to start from.
+        published: defaults that the model's own files set.
 
     Raises:
         JobError: unknown names, settings that do not apply to the model, values out of range; all at once.
@@ -183,11 +185,13 @@ def resolve(
             chosen[name], origins[name] = value, given
     is_modern = str(chosen.get("recipe", "")).lower() == "modern"
     merged = default_settings(task, model, "modern" if is_modern else "reference")
+    merged |= published or {}
+    resize_per_crop = merged["validation_resize_size"] / merged["validation_crop_size"]
     merged |= _defaults_of_the_start(entry, chosen, from_scratch=from_scratch)
     merged |= ({} if augments_itself else _AUGMENTATION_OFF) | chosen
     crop = str(chosen.get("validation_crop_size", ""))
     if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
-        merged["validation_resize_size"] = round(int(crop) * 256 / 224)  # the relation of the defaults
+        merged["validation_resize_size"] = round(int(crop) * resize_per_crop)
     clips = ("gradient_clip_value", "gradient_clip_norm")
     if all(chosen.get(name) is not None for name in clips):
         problems.append(Problem(where, clips[1], f"cannot be combined with {clips[0]}; give one of them"))

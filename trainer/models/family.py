@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from trainer.models.weights.description import Description
     from trainer.models.weights.published import PublishedWeights
     from trainer.settings import Settings
 
@@ -72,6 +73,17 @@ class Family(ABC):
         Raises:
             JobError: the model does not support a setting's value.
         """
+
+    @staticmethod
+    def described_options(
+        task: Task, model: str, settings: Settings, description: Description
+    ) -> dict[str, Any]:
+        """`options` of a model that the files of the Hub describe; only for cards with `described_by_files`.
+
+        Raises:
+            JobError: the files describe no network of the family, or it does not support a setting's value.
+        """
+        raise NotImplementedError
 
     def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         """The spec's options for images of other sizes than those of the run.

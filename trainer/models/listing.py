@@ -20,7 +20,14 @@ from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.libraries import install_command
 from trainer.models.published import PublishedModel, library_versions, published_models
 from trainer.models.weights.choice import NONE, PRETRAINED
-from trainer.models.weights.hub import in_cache
+from trainer.models.weights.hub import (
+    CONFIG_FILE,
+    PREPROCESSOR_FILE,
+    WEIGHTS_FILES,
+    command,
+    in_cache,
+    parse,
+)
 from trainer.settings import Settings
 from trainer.tasks import Task
 
@@ -70,6 +77,11 @@ def rows(task: Task | None) -> Iterator[Row]:
         card = classifiers.CARD
         any_name, library = f"{card.library_prefix}NAME", f"{card.library}, {card.licence}"
         yield Row(any_name, CLASSIFICATION, 0, "", library, "each its own", "")
+    for card in catalog.CARDS.values():
+        tasks = card.hub_tasks
+        if tasks and (task is None or task in tasks):
+            any_name, library = f"{card.library_prefix}ORG/NAME", f"{card.library}, {card.licence}"
+            yield Row(any_name, tasks, 0, "", library, card.weights_licence, "")
     for card in catalog.CARDS.values():
         tasks = tuple(other for other in Task if any(e.card is card for e in catalog.models_for(other)))
         if card.backbones and (task is None or task in tasks):
@@ -132,6 +144,9 @@ def instructions(model: str, task: Task | None, backbone: str | None = None) -> 
     """
     entry = catalog.find_for_any_task(model, "--model") if task is None else catalog.find(model, task)
     card = entry.card
+    if card.described_by_files is not None and entry.name not in catalog.MODELS:
+        yield from _instructions_of_hub(entry, task or entry.tasks[0])
+        return
     from trainer.models.weights.sources import published_names
 
     for size in sizes(entry):
@@ -171,6 +186,25 @@ def instructions(model: str, task: Task | None, backbone: str | None = None) -> 
             yield "  beware       It is a pickle of a whole network, and reading one can run code. From a"
             yield "               directory, only the network's own classes are loaded; if you trust a file"
             yield f"               that holds more, name the file itself: --weights weights/{name}"
+
+
+def _instructions_of_hub(entry: ModelEntry, task: Task) -> Iterator[str]:
+    """The lines for a model of which nothing is known but its name on the Hub."""
+    card, (repository, revision) = entry.card, parse(entry.library_name)
+    cached = in_cache(entry.library_name)
+    yield f"{entry.name}  ({', '.join(entry.tasks)})"
+    yield f"  trained on   see https://huggingface.co/{repository}"
+    yield f"  licence      of the weights: {card.weights_licence}; of {card.library}: {card.licence}"
+    yield f"  files        {CONFIG_FILE}, {PREPROCESSOR_FILE} if there is one,"
+    yield f"               and {' or '.join(WEIGHTS_FILES)}"
+    pin = f"@{cached.revision}" if cached is not None else "@COMMIT"
+    if not revision:
+        yield f"  revision     the newest when it is first downloaded; {entry.name}{pin} pins it"
+    yield "  checked by   their SHA-256 at the Hub when trainer downloads them; not in a directory"
+    yield f"  is here      {_here((f'{repository}/{WEIGHTS_FILES[0]}',), entry.library_name) or 'no'}"
+    yield f"  to use it    {command(entry.library_name)}"
+    yield f"               trainer fit --task {task} --model {entry.name} --weights weights ..."
+    yield "               (TRAINER_WEIGHTS=weights applies to all commands; no network is used then)"
 
 
 def family_of(entry: ModelEntry, task: Task, size: str, backbone: str | None = None) -> Any:

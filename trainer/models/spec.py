@@ -33,6 +33,7 @@ class Spec(BaseModel):
         calibration: turns the network's scores into those of its answers, which all thresholds refer to; None
             leaves them as they are.
         enable_onnx_normalization: an exported network takes images in [0, 255] and normalises them itself.
+        substitute_for: the model that the job named, if this one was allowed to take its place; else "".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class Spec(BaseModel):
     class_score_thresholds: dict[str, float] = {}
     calibration: ScoreCalibration | None = None
     enable_onnx_normalization: bool = False
+    substitute_for: str = ""
 
     def calibrated(self, calibration: ScoreCalibration) -> Spec:
         """The spec with a calibration after its own, if it has one.
@@ -91,6 +93,7 @@ class Spec(BaseModel):
             written_by = f"{_DISTRIBUTION} {metadata.version(_DISTRIBUTION)}"
         except metadata.PackageNotFoundError:  # run from a checkout that is not installed
             written_by = _DISTRIBUTION
-        # Left out if None, so that older releases read the specs of models without it.
-        stored = self.model_dump(mode="json", exclude=None if self.calibration else {"calibration"})
+        # Left out if empty, so that older releases read the specs of models without them.
+        empty = {name for name in ("calibration", "substitute_for") if not getattr(self, name)}
+        stored = self.model_dump(mode="json", exclude=empty)
         return json.dumps({**stored, "written_by": written_by}, indent=2)

@@ -119,7 +119,10 @@ def prepare(plan: Plan, skipped_path: Path) -> Prepared:
     plan = replace(plan, job=job, settings=settings)
     seed_everything(seed, workers=True, verbose=False)
     choice = job.weights_choice
-    spec = specify(job.task, job.model_name, settings, data.classes, pretrained=choice != NONE)
+    description = job.describe() if checkpoint is None else checkpoint.description
+    spec = specify(
+        job.task, job.model_name, settings, data.classes, pretrained=choice != NONE, description=description
+    ).model_copy(update={"substitute_for": job.substitute_for})
     if checkpoint is not None:
         check_same_network(checkpoint, spec)
     family = create(spec)

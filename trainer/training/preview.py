@@ -96,7 +96,10 @@ def preview(job: Job, *, images: int = 4, draws: int = 4) -> Preview:
     data = load_data(job, settings.random_seed, check_images=False)
     job = job.for_images(len(data.train))
     settings = job.resolve_settings().model_copy(update={"number_of_workers": 0})
-    spec = specify(job.task, job.model_name, settings, data.classes, pretrained=job.weights_choice != NONE)
+    spec = specify(
+        job.task, job.model_name, settings, data.classes,
+        pretrained=job.weights_choice != NONE, description=job.describe(),
+    )  # fmt: skip
     family = create(spec)
     is_whole = settings.tile_grid_size is not None or augment is not None
     short_side = None if is_whole else family.short_side(settings)

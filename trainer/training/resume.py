@@ -14,6 +14,7 @@ from trainer.data.quality.finding import names_text
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
 from trainer.models import Spec
+from trainer.models.weights.description import Description
 from trainer.models.weights.reading import SPEC_KEY, read_spec
 from trainer.runs import Run
 from trainer.settings import Settings
@@ -49,6 +50,12 @@ class Checkpoint:
     best_epoch: int | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     damage: str = ""
+
+    @property
+    def description(self) -> Description | None:
+        """What the files of a Hub model said when the run started, of whatever commit; None for others."""
+        kept = read_spec(self.spec, self.file).options.get("hub")
+        return None if kept is None else Description.from_dict(kept)
 
 
 def read_checkpoint(run: Run) -> Checkpoint | None:

@@ -15,6 +15,8 @@ from torch import nn
 from tests.models.weights.conftest import Pages
 from trainer.errors import WeightsError
 from trainer.models.weights import hub, loading
+from trainer.models.weights.describing import describe
+from trainer.models.weights.description import Description
 from trainer.models.weights.published import PublishedWeights
 
 NAME = "acme/tiny-vit"
@@ -50,17 +52,17 @@ PLACES = {
 @pytest.mark.usefixtures("_no_network")
 def test_a_model_is_described_wherever_its_files_are_below_the_directory(tmp_path: Path, place: str) -> None:
     write(tmp_path / PLACES[place])
-    description = hub.describe(NAME, str(tmp_path))
+    description = describe(NAME, str(tmp_path))
     assert description.name == NAME
     assert description.config == {"model_type": "vit", "hidden_size": 8, "num_labels": 3}
     assert description.preprocessor == PREPROCESSOR
     assert description.revision == (COMMIT if "snapshots" in PLACES[place] else "")
-    assert hub.Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
+    assert Description.from_dict(json.loads(json.dumps(description.to_dict()))) == description
 
 
 def test_the_image_processor_may_be_one_of_several(tmp_path: Path) -> None:
     write(tmp_path, preprocessor_config=None, processor_config={"image_processor": PREPROCESSOR})
-    assert hub.describe(NAME, str(tmp_path)).preprocessor == PREPROCESSOR
+    assert describe(NAME, str(tmp_path)).preprocessor == PREPROCESSOR
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -70,11 +72,11 @@ def test_a_revision_in_the_name_chooses_the_snapshot(tmp_path: Path) -> None:
     write(cache / "snapshots" / OTHER_COMMIT, {"model_type": "swin"})
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text(OTHER_COMMIT, encoding="utf-8")
-    assert hub.describe(NAME, "pretrained").config["model_type"] == "swin"
-    pinned = hub.describe(f"{NAME}@{COMMIT}", "pretrained")
+    assert describe(NAME, "pretrained").config["model_type"] == "swin"
+    pinned = describe(f"{NAME}@{COMMIT}", "pretrained")
     assert (pinned.config["model_type"], pinned.revision) == ("vit", COMMIT)
     with pytest.raises(WeightsError, match="could not be fetched"):
-        hub.describe(f"{NAME}@{'c' * 40}", "pretrained")
+        describe(f"{NAME}@{'c' * 40}", "pretrained")
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -83,7 +85,7 @@ def test_without_files_and_network_the_error_says_which_file_is_missing_and_how_
     choice: str,
 ) -> None:
     with pytest.raises(WeightsError) as caught:
-        hub.describe(NAME, choice)
+        describe(NAME, choice)
     said = str(caught.value)
     assert "config.json of acme/tiny-vit" in said
     assert "`hf download acme/tiny-vit --local-dir weights/acme/tiny-vit`" in said
@@ -96,12 +98,12 @@ def test_a_network_from_scratch_is_described_by_the_directory_in_the_environment
 ) -> None:
     write(tmp_path / "files" / NAME)
     monkeypatch.setenv("TRAINER_WEIGHTS", str(tmp_path / "files"))
-    assert hub.describe(NAME, "none").config["model_type"] == "vit"
+    assert describe(NAME, "none").config["model_type"] == "vit"
 
 
 def test_a_directory_of_something_else_is_rejected_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
-        hub.describe(NAME, str(tmp_path))
+        describe(NAME, str(tmp_path))
     assert f"hf download {NAME} --local-dir {tmp_path}/{NAME}" in str(caught.value)
     write(tmp_path, {"architecture": "resnet18"})  # timm's: of one model alone
     assert hub.in_directory(tmp_path, "timm/resnet18.a1_in1k") is not None
@@ -112,7 +114,7 @@ def test_a_directory_of_something_else_is_rejected_with_the_command(tmp_path: Pa
 def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(WeightsError, match=str(tmp_path / "config.json")):
-        hub.describe(NAME, str(tmp_path))
+        describe(NAME, str(tmp_path))
 
 
 def serve(pages: Pages, name: str, content: bytes) -> None:
@@ -161,7 +163,7 @@ def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, 
     for path in (tmp_path / "made").iterdir():
         serve(hub_pages, path.name, path.read_bytes())
     serve(hub_pages, "config.json", json.dumps(CONFIG).encode())
-    description = hub.describe(NAME, "pretrained")
+    description = describe(NAME, "pretrained")
     assert description.revision == COMMIT
     assert description.preprocessor == {}
     # What the Hub has become since does not matter: the commit is that of the description.
@@ -173,7 +175,7 @@ def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, 
     assert torch.equal(network.weight, source.weight)
     # Nothing is asked for again.
     hub_pages.clear()
-    assert hub.describe(NAME, "pretrained") == description
+    assert describe(NAME, "pretrained") == description
     assert loading.load(network, "tiny", published, "pretrained") == loaded
     shard = next((tmp_path / "hub").rglob("model-00002-of-00002.safetensors")).resolve()
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
@@ -184,4 +186,4 @@ def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, 
 def test_a_model_that_the_hub_lacks_is_said_to_be_unknown(hub_pages: Pages) -> None:
     hub_pages[f"/{NAME}/resolve/main/config.json"] = (b"", {"X-Error-Code": "RepoNotFound"})
     with pytest.raises(WeightsError, match="no such model, or it needs a login"):
-        hub.describe(NAME, "pretrained")
+        describe(NAME, "pretrained")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.models.card import FamilyCard, ModelEntry, Sizing
-from trainer.models.cards.shared import ADAMW_MODERN, CLASSIFICATION, RESNETS
+from trainer.models.cards.shared import ADAMW_MODERN, CLASSIFICATION, HUB_PREFIX, RESNETS
 from trainer.tasks import Task
 
 CARD = FamilyCard(
@@ -60,23 +60,26 @@ _MODERN_ONE_LABEL = {"label_smoothing": 0.1}
 
 _TRANSFORMERS = (
     "vit", "deit", "beit", "eva", "swin", "hiera", "cait", "xcit", "pvt", "twins", "coat", "former",
-    "convnext",
+    "convnext", "dino", "clip", "jepa",
 )  # fmt: skip
 """Parts of timm's names of transformers; ConvNeXts are fine-tuned as transformers are."""
 # 1e-3 · batch size / 256 with a decay of .65 to .75, as MAE fine-tunes ViT-B and ViT-L (He et al. 2022).
 _LAYER_DECAY, _TRANSFORMER_RATE = 0.75, 3e-4
 
 
-def _classifier(
+def classifier(
     name: str,
     library_name: str,
     batch_size: int = 78,
     rates: tuple[float, float] = (0.01, 0.035),
     transformer_rate: float = _TRANSFORMER_RATE,
     *,
+    card: FamilyCard = CARD,
+    published: str = "ImageNet-1k",
     equal_crops: bool = False,
     **more: Any,
 ) -> ModelEntry:
+    """The entry of a classifier: learning rates for one label and several, and those of transformers."""
     shared = {"training_batch_size": batch_size, "validation_batch_size": batch_size, **more}
     defaults = {
         task: {**shared, "learning_rate": rate} for task, rate in zip(CLASSIFICATION, rates, strict=True)
@@ -85,7 +88,7 @@ def _classifier(
     if any(part in library_name for part in _TRANSFORMERS):
         modern = {"layer_decay": _LAYER_DECAY, "learning_rate": transformer_rate}
     return ModelEntry(
-        name, CARD, CLASSIFICATION, library_name, "ImageNet-1k", defaults,
+        name, card, CLASSIFICATION, library_name, published, defaults,
         modern={Task.CLASSIFICATION: {**modern, **_MODERN_ONE_LABEL}, Task.MULTILABEL: modern},
         equal_crops=equal_crops,
     )  # fmt: skip
@@ -94,16 +97,16 @@ def _classifier(
 def _vit(
     name: str, library_name: str, batch_size: int, rates: tuple[float, float], modern_rate: float
 ) -> ModelEntry:
-    clipping = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
-    return _classifier(name, library_name, batch_size, rates, modern_rate, equal_crops=True, **clipping)
+    clipping: dict[str, Any] = {"gradient_clip_norm": 1.0, "gradient_clip_value": None}
+    return classifier(name, library_name, batch_size, rates, modern_rate, equal_crops=True, **clipping)
 
 
 ENTRIES = (
-    _classifier("mobilenetv2", "mobilenetv2_100"),
-    *(_classifier(f"resnet{depth}", f"resnet{depth}") for depth in RESNETS),
-    _classifier("resnest50", "resnest50d"),
-    _classifier("resnest101", "resnest101e"),
-    _classifier("seresnext", "seresnext50_32x4d"),
+    classifier("mobilenetv2", "mobilenetv2_100"),
+    *(classifier(f"resnet{depth}", f"resnet{depth}") for depth in RESNETS),
+    classifier("resnest50", "resnest50d"),
+    classifier("resnest101", "resnest101e"),
+    classifier("seresnext", "seresnext50_32x4d"),
     _vit("vits16r224", "vit_small_patch16_224", 128, (0.0125, 0.025), 5e-4),
     _vit("vitb16r224", "vit_base_patch16_224", 48, (0.0125, 0.025), 2e-4),
     _vit("vitl16r224", "vit_large_patch16_224", 10, (0.001, 0.002), 4e-5),
@@ -111,5 +114,31 @@ ENTRIES = (
 
 
 def named(name: str) -> ModelEntry:
-    """The entry of `timm/NAME`. Whether timm knows such a model, only timm can say."""
-    return _classifier(name, name.removeprefix(CARD.library_prefix))
+    """The entry of `timm/NAME` or `hf/timm/NAME`. Whether timm knows such a model, only timm can say."""
+    return classifier(name, name.removeprefix(HUB_PREFIX).removeprefix(CARD.library_prefix))
+
+
+OF_HUB = {
+    "google/vit-base-patch16-224": ("vit_base_patch16_224.orig_in21k_ft_in1k", 224),
+    "facebook/deit-base-patch16-224": ("deit_base_patch16_224.fb_in1k", 224),
+    "microsoft/beit-base-patch16-224-pt22k-ft22k": ("beit_base_patch16_224.in22k_ft_in22k", 224),
+    "microsoft/swinv2-base-patch4-window12-192-22k": ("swinv2_base_window12_192.ms_in22k", 192),
+}
+"""Classifiers of Azure's catalog by their names on the Hub: timm's name of the same weights, and the size."""
+
+
+def of_hub(name: str) -> ModelEntry | None:
+    """The entry of a classifier that Azure's catalog has under its name on the Hub; None for other names."""
+    if name not in OF_HUB:
+        return None
+    library_name, size = OF_HUB[name]
+    data = "ImageNet-22k" if library_name.endswith("22k") else "ImageNet-1k"
+    settings: dict[str, Any] = {
+        "training_crop_size": size,
+        "validation_crop_size": size,
+        "validation_resize_size": round(size * 256 / 224),
+        # As Azure's own ViTs.
+        "gradient_clip_norm": 1.0,
+        "gradient_clip_value": None,
+    }
+    return classifier(name, library_name, published=data, equal_crops=True, **settings)

@@ -7,6 +7,9 @@ from trainer.tasks import Task
 
 CLASSIFICATION = (Task.CLASSIFICATION, Task.MULTILABEL)
 
+HUB_PREFIX = "hf/"
+"""With this prefix, a user names any model of the Hugging Face Hub: hf/ORG/NAME or hf/ORG/NAME@REVISION."""
+
 RESNETS = (18, 34, 50, 101, 152)
 """Depths."""
 

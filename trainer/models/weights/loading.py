@@ -151,11 +151,14 @@ def _fit(
 ) -> Loaded:
     own = network.state_dict()
     in_file = dict(state)
+    left: list[str] = []
+    if published.convert is not None and not own.keys() >= state.keys():  # not a run's
+        state, left = published.convert(dict(state), network)
+        in_file = dict(state)
     if published.adapt is not None:
         state = published.adapt(dict(state), network)
     head = published.head
     needed = [key for key in own if not key.startswith(head)] if head else list(own)
-    left: list[str] = []
     of_backbone = False
     if published.partial and not any(key in own for key in state):
         # The file is of a backbone, whose classifier is not used.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class PublishedWeights:
 
     Attributes:
         files: names that the file may have in a directory of weights, the usual one first.
-        hub: repository on the Hugging Face hub; "" if there is none.
+        hub: repository on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION; "" if there is none.
         url: address of the first file; "" if there is none.
         md5: the file's MD5; "" if its name or the hub has a better hash, or none is published.
         head: prefixes of the tensors whose shape depends on the classes; only these may differ.
@@ -24,6 +24,8 @@ class PublishedWeights:
             weights.
         partial: the file covers only a part of the network (a backbone).
         covers: prefixes of the network's tensors that the file holds, once adapted; empty: all.
+        convert: (tensors, network) → the tensors as the network names them, and the names of those that it
+            does not use, for a library that renames as it reads.
         adapt: (tensors, network) → tensors that fit a network for another image size, as the library does it.
         licence: the publisher's licence of these very weights; "" if it states none.
     """
@@ -36,5 +38,6 @@ class PublishedWeights:
     prefix: str = ""
     partial: bool = False
     covers: tuple[str, ...] = ()
+    convert: Callable[[dict[str, Tensor], nn.Module], tuple[dict[str, Tensor], list[str]]] | None = None
     adapt: Callable[..., dict[str, Tensor]] | None = None
     licence: str = ""

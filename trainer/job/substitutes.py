@@ -1,0 +1,213 @@
+"""Models of MMDetection that Azure's catalog names: what runs here in their place, and why.
+
+MMDetection itself is no part of this project.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.errors import JobError, Problem
+from trainer.job.sweep import MODEL_NAME
+from trainer.models import catalog
+
+PREFIX = "mmd-3x-"
+"""What Azure's catalog writes before MMDetection's names."""
+_ARCHITECTURES = r"deformable[-_]detr|sparse[-_]rcnn|vfnet|yolof|mask[-_]rcnn_swin|rtmdet"
+_NAME = re.compile(rf"(?<![\w./-])(?:{PREFIX}[\w.-]+|(?:{_ARCHITECTURES})[\w.-]*_coco)(?![\w./-])")
+"""Azure's names, of which the catalog's first versions have no prefix."""
+_BACKBONE = "backbone"
+
+
+@dataclass(frozen=True, slots=True)
+class Substitute:
+    """The model of this project that comes nearest to a model of MMDetection.
+
+    Attributes:
+        models: names in the catalog, the nearest first; the first one that is there counts.
+        backbone: the setting of this name; "" for the model's own.
+        is_same: the first one is the same network.
+        reason: why it is the nearest, and how it differs. AP is box AP on COCO, as published.
+    """
+
+    models: tuple[str, ...]
+    reason: str
+    backbone: str = ""
+    is_same: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the model that is taken."""
+        return next(name for name in self.models if name in catalog.MODELS)
+
+    @property
+    def words(self) -> str:
+        """The model and its backbone as `fit` takes them."""
+        return f"{self.model} --backbone {self.backbone}" if self.backbone else self.model
+
+    @property
+    def runs_as_it_is(self) -> bool:
+        """Whether no permission is needed, because the network is the same."""
+        return self.is_same and self.model == self.models[0]
+
+
+# AP of the originals: MMDetection's model zoo. Of ours: torchvision's page of models, and Lv et al. 2024
+# (RT-DETRv2).
+_SUBSTITUTES = {
+    r"deformable[-_]detr_(refine_twostage|twostage_refine)_r50": Substitute(
+        ("deformable-detr-two-stage", "rtdetrv2-r50", "fasterrcnn_resnet50_fpn_v2"),
+        "the nearest detector on a ResNet-50",
+        is_same=True,
+    ),
+    r"sparse[-_]rcnn_r(50|101)": Substitute(
+        ("fasterrcnn_resnet50_fpn_v2",),
+        "two stages on a ResNet with a feature pyramid, too; 46.7 AP, where it has 45.0 (r50) or 46.2 (r101)",
+    ),
+    r"vfnet_r50": Substitute(
+        ("rtdetrv2-r18", "fasterrcnn_resnet50_fpn_v2"),
+        "the nearest in accuracy; 48.1 (rtdetrv2-r18) or 46.7 AP, where it has 47.8",
+    ),
+    r"vfnet_x101": Substitute(
+        ("rtdetrv2-r34", "fasterrcnn_resnet50_fpn_v2"),
+        "the nearest in accuracy; 49.9 (rtdetrv2-r34) or 46.7 AP, where it has 50.4",
+    ),
+    r"yolof_r50": Substitute(
+        ("fcos_resnet50_fpn",),
+        "one stage on a ResNet-50, too, with a feature pyramid; 39.2 AP, where it has 37.5",
+    ),
+    r"mask[-_]rcnn_swin-t": Substitute(
+        ("maskrcnn_resnet50_fpn",),
+        "the same network, but of its weights only the backbone's are published here, which saw ImageNet",
+        backbone="timm/swin_tiny_patch4_window7_224",
+        is_same=True,
+    ),
+    r"rtmdet-ins_x": Substitute(
+        ("maskrcnn_resnet50_fpn_v2",),
+        "the most accurate segmenter under a free licence that starts from weights trained on COCO",
+    ),
+}
+"""By a pattern of the start of MMDetection's names."""
+
+
+def find(name: str) -> Substitute | None:
+    """The substitute of a model of MMDetection; None if there is none."""
+    own = name.removeprefix(PREFIX)
+    return next((each for start, each in _SUBSTITUTES.items() if re.match(start, own)), None)
+
+
+def remarks(replaced: Mapping[str, str]) -> list[str]:
+    """What to tell about the models that have replaced models of MMDetection.
+
+    Args:
+        replaced: the `substitutes` of a job.
+    """
+    found = {name: find(name) for name in replaced}
+    return [
+        f"{replaced[name]} in place of {name}: {substitute.reason}"
+        for name, substitute in found.items()
+        if substitute is not None
+    ]
+
+
+def replace_models(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace MMDetection's names among a job's values by models that run here.
+
+    What replaces which is added to `substitutes`. Only another network needs allow_substitute_models.
+
+    Args:
+        values: the fields of a Job, with unchecked values.
+
+    Raises:
+        JobError: a name has no substitute, or only one that is not allowed.
+    """
+    changed = dict(values)
+    replaced: dict[str, str] = {}
+    settings = values.get("settings")
+    model = values.get("model")
+    if isinstance(model, str) and (name := _only_name(model)):
+        substitute = _allowed(name, values)
+        changed["model"] = substitute.model
+        replaced[name] = substitute.words
+        if substitute.backbone:
+            given = settings if isinstance(settings, Mapping) else {}
+            changed["settings"] = {_BACKBONE: substitute.backbone, **given}
+    spaces = values.get("search_space")
+    spaces = [spaces] if isinstance(spaces, Mapping) else spaces
+    if isinstance(spaces, list | tuple) and all(isinstance(space, Mapping) for space in spaces):
+        changed["search_space"] = tuple(_replaced_in(space, values, replaced) for space in spaces)
+    if replaced:
+        changed["substitutes"] = {**dict(values.get("substitutes") or {}), **replaced}
+    return changed
+
+
+def _only_name(text: str) -> str:
+    return text if _NAME.fullmatch(text) else ""
+
+
+def _replaced_in(space: Mapping[Any, Any], values: Mapping[str, Any], replaced: dict[str, str]) -> Any:
+    """A sub-space with the models that run here."""
+    expression = space.get(MODEL_NAME)
+    names = dict.fromkeys(_names(expression))
+    if not names:
+        return space
+    substitutes = {name: _allowed(name, values) for name in names}
+    replaced |= {name: substitute.words for name, substitute in substitutes.items()}
+    backbones = {substitute.backbone for substitute in substitutes.values()} - {""}
+    changed = {**space, MODEL_NAME: _rewritten(expression, substitutes)}
+    if backbones:
+        if len(substitutes) > 1 or not _is_alone(expression):
+            rule = f"{next(name for name, each in substitutes.items() if each.backbone)} needs a sub-space"
+            rule += " of its own: it sets backbone, which the other models of the sub-space do not share"
+            raise JobError("the job cannot be run:", [Problem("", f"search_space.{MODEL_NAME}", rule)])
+        changed.setdefault(_BACKBONE, backbones.pop())
+    return changed
+
+
+def _names(expression: Any) -> list[str]:
+    if isinstance(expression, Mapping):
+        return [name for value in expression.values() for name in _names(value)]
+    if isinstance(expression, list | tuple):
+        return [name for value in expression for name in _names(value)]
+    return _NAME.findall(expression) if isinstance(expression, str) else []
+
+
+def _is_alone(expression: Any) -> bool:
+    """Whether an expression has one value."""
+    if isinstance(expression, Mapping):
+        return _is_alone(expression.get("values"))
+    if isinstance(expression, list | tuple):
+        return len(expression) == 1
+    return isinstance(expression, str) and "," not in expression
+
+
+def _rewritten(expression: Any, substitutes: Mapping[str, Substitute]) -> Any:
+    if isinstance(expression, Mapping):
+        return {key: _rewritten(value, substitutes) for key, value in expression.items()}
+    if isinstance(expression, list | tuple):
+        return [_rewritten(value, substitutes) for value in expression]
+    if isinstance(expression, str):
+        return _NAME.sub(lambda found: substitutes[found[0]].model, expression)
+    return expression
+
+
+def _allowed(name: str, values: Mapping[str, Any]) -> Substitute:
+    substitute = find(name)
+    if substitute is None:
+        rule = f"{name} is a model of MMDetection, which is not supported, and has no substitute"
+        hint = "`trainer models` lists the models"
+    elif substitute.runs_as_it_is or _is_on(values.get("allow_substitute_models")):
+        return substitute
+    else:
+        rule = (
+            f"{name} is a model of MMDetection, which is not supported; the substitute is "
+            f"{substitute.words}: {substitute.reason}"
+        )
+        hint = "--allow-substitute-models takes it (in a job file: local.allow_substitute_models: true)"
+    raise JobError("the job cannot be run:", [Problem("", MODEL_NAME, rule, hint=hint)])
+
+
+def _is_on(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes", "on")
