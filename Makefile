@@ -15,7 +15,7 @@ IN_GROUPS := --dist loadgroup --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test azure-sdk real-weights coverage docs bench clean
+.PHONY: help venv demo lint test azure-sdk real-weights coverage docs bench gpu clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,6 +64,9 @@ bench: $(VENV)/.installed-bench ## compare with alternatives: the quick CPU benc
 	$(BIN)/python benchmarks/real_weights.py weights --only lite0
 	test ! -d $(DATA) || $(BIN)/python benchmarks/few_images.py --data-root $(DATA) --only few --rounds 1 \
 		--image-size 128 --results benchmarks/few_images-quick.json
+
+gpu: $(VENV)/.installed-bench ## check and measure on one GPU in ten minutes; results in benchmarks/gpu/
+	benchmarks/gpu.sh $(BIN)/python benchmarks/gpu
 
 clean: ## remove .venv, the demo, builds and caches (keeps runs/)
 	rm -rf $(VENV) .venv-azure demo build dist *.egg-info
