@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from trainer.data.datasets import RecordExamples
+from trainer.data.image_scan import Scan, scan
+from trainer.data.quality.known_scans import KNOWN_SCANS, SCANS_FILE, write_scans
 from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.errors import DataError
@@ -54,6 +56,29 @@ def test_images_that_do_not_decode_can_be_skipped(lines: Path) -> None:
     for records in (data.train, data.validation):
         examples = RecordExamples(records, data.classes, quickly=True)
         assert all(examples[index].image.shape == (6, 8, 3) for index in range(len(records)))
+
+
+def test_images_that_a_sweep_has_scanned_are_not_decoded_again_unless_they_change(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(Task.CLASSIFICATION, [lines], skip_invalid=True, progress=False)
+    write_scans(tmp_path / SCANS_FILE, [first.train, first.validation])
+    decoded: list[str] = []
+
+    def watched(source: str) -> Scan:
+        decoded.append(Path(source).name)
+        return scan(source)
+
+    monkeypatch.setattr("trainer.data.quality.image_checks.scan", watched)
+    monkeypatch.setenv(KNOWN_SCANS, str(tmp_path / SCANS_FILE))
+    again = load(Task.CLASSIFICATION, [lines], skip_invalid=True, progress=False)
+    assert decoded == ["3.png"]
+    assert again.train.scans is not None
+    assert first.train.scans is not None
+    np.testing.assert_array_equal(again.train.scans.hashes, first.train.scans.hashes)
+    np.testing.assert_array_equal(again.train.scans.sizes, first.train.scans.sizes)
+    (lines.parent / "5.png").write_bytes(damaged_png())
+    assert load(Task.CLASSIFICATION, [lines], skip_invalid=True, progress=False).skipped.lines == 2
 
 
 def save_deep(path: Path, largest: float, kind: str) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainer.data.image_scan import Scan, scan
 from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, missing_image
 from trainer.data.progress import track
+from trainer.data.quality.known_scans import known_scans
 from trainer.data.reading.file_report import first_of
 from trainer.data.reading.jsonl import ReadResult
 from trainer.data.reading.records import Folder, Records, Scans
@@ -154,15 +156,16 @@ def _file_names(folder: str) -> frozenset[bytes]:
 
 def _scan_each(records: Records, indices: IntArray) -> Iterator[tuple[int, str | Scan]]:
     """Yield each index with its image's scan, or with what is wrong with the image."""
+    scan_one = partial(_scan_or_error, known_scans())
     with ThreadPoolExecutor(available_cores()) as pool:
         for start in range(0, len(indices), _IMAGES_PER_BLOCK):
             block = indices[start : start + _IMAGES_PER_BLOCK].tolist()
-            yield from zip(block, pool.map(_scan_or_error, map(records.source, block)), strict=True)
+            yield from zip(block, pool.map(scan_one, map(records.source, block)), strict=True)
 
 
-def _scan_or_error(source: str) -> str | Scan:
+def _scan_or_error(known: Callable[[str], Scan | None], source: str) -> str | Scan:
     try:
-        return read_image(source, scan)
+        return known(source) or read_image(source, scan)
     except (ImageError, UrlError) as error:
         return str(error)
 

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 from trainer.data.fingerprint import changes, summarise
+from trainer.data.quality.known_scans import SCANS_FILE, write_scans
 from trainer.data.training_data import Data
 from trainer.errors import RunError
 from trainer.job.job import Job
@@ -170,6 +171,8 @@ class _Sweep:
                 parent_run=tracker.run_id,
                 on_trial_end=self._on_trial_end,
             )
+            worker.directory.mkdir(parents=True, exist_ok=True)
+            write_scans(worker.directory / SCANS_FILE, [self.data.train, self.data.validation])
             try:
                 watch(worker, self._table if progress and sys.stdout.isatty() else None)
             finally:

@@ -18,6 +18,7 @@ from typing import Any
 from optuna import TrialPruned
 from optuna.trial import Trial
 
+from trainer.data.quality.known_scans import KNOWN_SCANS, SCANS_FILE
 from trainer.errors import FullDiskError, TrainerError
 from trainer.full_disk import make_room
 from trainer.job.job import Job
@@ -65,7 +66,8 @@ class Worker:
         self._slot_threads = [Thread(target=self._guarded, args=(self._work, slot)) for slot in self.slots]
         self._heartbeat = Thread(target=self._guarded, args=(self._beat,))
         self._errors: list[BaseException] = []
-        self._server = ForkServer(self.slots[0].thread_variables(), self.directory / "fork_server.out")
+        environment = {**self.slots[0].thread_variables(), KNOWN_SCANS: str(self.directory / SCANS_FILE)}
+        self._server = ForkServer(environment, self.directory / "fork_server.out")
 
     def start(self) -> None:
         """Start the threads; `wait` waits for their end."""
