@@ -27,6 +27,7 @@ from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
 from trainer.training.memory import give_back
+from trainer.training.shared_memory import limited
 
 _SMALL_DATA_SET = 256
 """Up to this many training images, any image may be mixed with any other."""
@@ -206,13 +207,14 @@ class Batches(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._ranks()
         size = self.batch_size
+        workers = self._workers(self.training_items, Draw(self.first_epoch, 0), size)
         sampler = EpochSampler(
-            len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, self._workers(),
+            len(self.training), self.seed, rank, ranks, self.weights, self.first_epoch, size, workers,
             self.family.cached_images(self.settings),
         )  # fmt: skip
         # Batch norm cannot learn from a single image; the epoch's order decides which one is left out.
         drops = len(sampler) % size == 1 and len(sampler) > 1
-        return self._loader(self.training_items, sampler, size, drop_last=drops)
+        return self._loader(self.training_items, sampler, size, workers, drop_last=drops)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         return [self._scoring_loader(items) for items in self.scored]
@@ -224,12 +226,17 @@ class Batches(LightningDataModule):
     def _scoring_loader(self, items: ValidationDataset) -> DataLoader[Any]:
         share = validation_share(items.images, *self._ranks())
         size = max(1, self.settings.validation_batch_size // self.micro_batches)
-        return self._loader(items, items.items_of(share), size)
+        return self._loader(items, items.items_of(share), size, self._workers(items, 0, size))
 
     def _loader(
-        self, items: SeededItems | ValidationDataset, sampler: Any, size: int, *, drop_last: bool = False
+        self,
+        items: SeededItems | ValidationDataset,
+        sampler: Any,
+        size: int,
+        workers: int,
+        *,
+        drop_last: bool = False,
     ) -> DataLoader[Any]:
-        workers = self._workers()
         return DataLoader(
             items,
             batch_size=size,
@@ -243,9 +250,11 @@ class Batches(LightningDataModule):
             drop_last=drop_last,
         )
 
-    def _workers(self) -> int:
-        cores = cores_of_a_rank(self.trainer.num_devices if self.trainer else 1)
-        return min(self.settings.number_of_workers, cores)
+    def _workers(self, items: SeededItems | ValidationDataset, first: Any, size: int) -> int:
+        """The number of loader processes for batches of `size` items, of which `first` is an index."""
+        ranks = self.trainer.num_devices if self.trainer else 1
+        workers = min(self.settings.number_of_workers, cores_of_a_rank(ranks))
+        return limited(workers, items, first, size, ranks * (1 + len(self.scored)))
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -291,6 +300,25 @@ def gather(items: Sequence[Any], ranks: int) -> list[Any]:
     by_rank: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(by_rank, list(items))
     return list(chain.from_iterable(by_rank))
+
+
+def gather_at_first(items: Sequence[Any], ranks: int) -> list[Any] | None:
+    """Collect the items of all ranks on rank 0; None on the others. Arguments as for `gather`."""
+    if ranks == 1:
+        return list(items)
+    is_first = torch.distributed.get_rank() == 0
+    by_rank: list[Any] | None = [None] * ranks if is_first else None
+    torch.distributed.gather_object(list(items), by_rank, dst=0)
+    return None if by_rank is None else list(chain.from_iterable(by_rank))
+
+
+def from_first(value: Any, ranks: int) -> Any:
+    """Rank 0's value, on every rank."""
+    if ranks == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def share_buffers(network: nn.Module, ranks: int) -> None:
