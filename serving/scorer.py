@@ -141,13 +141,16 @@ class Scorer:
         return self._family.preprocess(image)
 
     def infer(self, tensors: Sequence[Tensor], parameters: ScoringParameters) -> Sequence[Any]:
-        """Run the network on preprocessed images; one raw output each. Not thread-safe."""
+        """Run the network on preprocessed images; one raw output each, on the CPU. Not thread-safe."""
         import torch
 
+        from trainer.models.transfers import on_cpu, to_device
+
         with torch.inference_mode():
-            on_device = [tensor.to(self.device) for tensor in tensors]
+            on_device = [to_device(tensor, self.device) for tensor in tensors]
             own_parameters = self._family.network_parameters(parameters)
-            return self._family.infer(self._network, on_device, own_parameters)
+            outputs: Sequence[Any] = on_cpu(self._family.infer(self._network, on_device, own_parameters))
+            return outputs
 
     def encoded(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> bytes:
         """Turn an image's raw output into its answer as JSON.

@@ -246,7 +246,8 @@ def _line() -> str:
     while frame is not None:
         name, line = frame.f_code.co_filename, frame.f_lineno
         short = "/".join(Path(name).parts[-2:])
-        if ("/trainer/" in name or "/serving/" in name) and "site-packages" not in name:
+        is_ours = ("/trainer/" in name or "/serving/" in name) and "site-packages" not in name
+        if is_ours and not name.endswith("/transfers.py"):
             return f"{short}:{line}" + (f", in {library}" if library else "")
         if not library and any(f"/{part}/" in name for part in _LIBRARIES) and "/torch/_" not in name:
             library = f"{short}:{line}"

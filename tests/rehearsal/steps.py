@@ -21,6 +21,7 @@ cuda.install()
 
 from tests.conformance.conftest import make_case  # noqa: E402 (after the device is there)
 from trainer.models.training_items import Progress  # noqa: E402
+from trainer.models.transfers import on_cpu, without_waits  # noqa: E402
 from trainer.tasks import Task  # noqa: E402
 from trainer.training.averaging import WeightAverage  # noqa: E402
 from trainer.training.evaluation import Evaluation  # noqa: E402
@@ -90,11 +91,14 @@ def rehearse(model: str, task: Task) -> dict[str, Any]:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
             evaluation.add(network, validation_batch)
 
-    validation_batch = move(cuda.pinned(next(iter(loader))), DEVICE)
-    part("validation", validate)
+    for _ in range(2):
+        evaluation.start()
+        validation_batch = move(cuda.pinned(next(iter(loader))), DEVICE)
+        part("validation", validate)
     counted["metrics"] = evaluation.compute(1)
     with torch.inference_mode():
-        part("predict", lambda: case.family.predict(network, [*case.examples.images] * 2))
+        for _ in range(2):
+            part("predict", lambda: case.family.predict(network, [*case.examples.images] * 2))
     return counted
 
 
@@ -108,10 +112,20 @@ def try_tool() -> dict[str, Any]:
         torch.ones(3).to(DEVICE, non_blocking=True)
         ours.masked_fill_(ours > 0, 1.0)
     waits = dict(cuda.WAITS)
+    numbers = torch.arange(3).to(DEVICE)
+    nested = {"a": [numbers, (numbers > 1)[:, None]], "b": (numbers[:0] / 3, None, numbers.half())}
+    with cuda.counting():
+        copied = on_cpu(nested)
+    copies = {"waits": sum(cuda.WAITS.values()), "value": repr(copied)}
+    with cuda.counting(), without_waits(DEVICE):
+        values = torch.tensor([1.0, 2.0, 3.0], device=DEVICE)[[2, 0]] + torch.arange(2).type_as(ours)
+        values[torch.tensor([True, False])] = 7.0
+        values = values.new_full((2,), values[1])
+    copies |= {"made": values.tolist(), "waits of making": dict(cuda.WAITS)}
     try:
         _ = ours + torch.ones(3)
     except cuda.MixedDevicesError as error:
-        return {"mixing": f"{type(error).__name__}: {error}", "waits": waits}
+        return {"mixing": f"{type(error).__name__}: {error}", "waits": waits, "copies": copies}
     return {"mixing": "not seen", "waits": waits}
 
 

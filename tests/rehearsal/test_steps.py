@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conformance.conftest import smallest_models
 from trainer.models.catalog import find
@@ -47,7 +48,46 @@ def test_step_validation_and_predict_run_on_the_device(steps: dict[str, dict[str
     assert steps[case]["without gradient"] == []
 
 
+def test_tensors_of_a_batch_are_copied_to_the_cpu_in_one_transfer(steps: dict[str, dict[str, Any]]) -> None:
+    copies = steps["tool"]["copies"]
+    assert copies["waits"] == 1
+    expected = {
+        "a": [torch.arange(3), torch.tensor([[False], [False], [True]])],
+        "b": (torch.zeros(0), None, torch.arange(3).half()),
+    }
+    assert copies["value"] == repr(expected)
+
+
+def test_tensors_made_for_the_device_are_not_waited_for(steps: dict[str, dict[str, Any]]) -> None:
+    copies = steps["tool"]["copies"]
+    assert copies["made"] == [2.0, 2.0]
+    assert copies["waits of making"] == {"copy to the CPU at ?": 1}  # of `tolist`
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_transfer_and_step_do_not_wait(steps: dict[str, dict[str, Any]], case: str) -> None:
     assert waits(steps, case, "transfer") == {}
     assert waits(steps, case, "step") == {}
+
+
+BUDGETS = {  # of a batch of 4: losses, backward pass, validation; of 8 images: predict
+    "resnet18": (0, 0, 2, 1),
+    "maskrcnn_resnet18_fpn": (55, 0, 80, 49),
+    "retinanet_resnet50_fpn": (28, 4, 65, 81),
+    "fcos_resnet50_fpn": (15, 7, 51, 81),
+    "yolo11n": (4, 0, 8, 6),
+    "yolov5": (4, 0, 8, 6),
+    "yolo26n": (4, 0, 8, 6),
+    "yolo26n-seg": (58, 8, 60, 6),
+    "rtdetr-l": (8, 0, 8, 6),
+}
+"""The most waits of the host. Those of R-CNNs, RetinaNet, FCOS and masks grow with a batch's images, which
+torchvision and ultralytics take one by one."""
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.partition(":")[0] in BUDGETS])
+def test_waits_stay_within_their_budget(steps: dict[str, dict[str, Any]], case: str) -> None:
+    parts = ("losses", "backward", "validation", "predict")
+    for part, most in zip(parts, BUDGETS[case.partition(":")[0]], strict=True):
+        counted = waits(steps, case, part)
+        assert sum(counted.values()) <= most, (part, counted)

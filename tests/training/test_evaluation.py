@@ -10,13 +10,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RANK = """
 import json, sys
+from dataclasses import replace
 from datetime import timedelta
 import numpy as np, torch.distributed as dist
 from trainer.annotations import Classification, Detections, Objects
+from trainer.errors import TrainingError
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
 from trainer.tasks import Task
-from trainer.training.evaluation import Evaluation
+from trainer.training.evaluation import Evaluation, compressed
 
 rank, ranks, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if ranks > 1:
@@ -44,8 +46,14 @@ for task, model in ((Task.MULTILABEL, "resnet18"), (Task.DETECTION, "fasterrcnn_
     evaluation = Evaluation(family, truths, settings)
     # as a sampler shares them out: in turn, and one image twice so that all ranks have as many
     own = range(rank, 11, ranks) if ranks > 1 else range(11)
-    evaluation._predictions = [(i, predictions[i]) for i in [*own, *([0] if rank else [])]]
+    evaluation._predictions = [(i, *compressed(predictions[i])) for i in [*own, *([0] if rank else [])]]
     found[task] = evaluation.compute(ranks)
+    if task is Task.DETECTION:
+        evaluation._predictions = [(0, replace(predictions[0], scores=np.full(4, np.nan)), None)][rank:]
+        try:
+            evaluation.compute(ranks)
+        except TrainingError as error:
+            found["error"] = str(error)[:40]
 print(json.dumps(found))
 """
 
@@ -63,5 +71,6 @@ def test_two_ranks_have_the_figures_of_one(tmp_path: Path) -> None:
     alone, first, second = printed
     assert first == second == alone
     assert set(alone["image-classification-multilabel"]) >= {"iou", "iou_classwise.a", "iou_classwise.c"}
+    assert alone["error"].startswith("the network predicts boxes")
     assert 0 < alone["object-detection"]["map"] < 1
     assert 0 < alone["object-detection"]["mean_average_precision"] < 1

@@ -6,7 +6,9 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from trainer.models.card import ModelEntry
 from trainer.models.defaults import takes
 from trainer.models.training_items import Draw
 from trainer.tasks import Task
-from trainer.training.batch_size import largest_power_of_two
+from trainer.training.batch_size import FindBatchSize, largest_power_of_two
+from trainer.training.loading import Batches
 from trainer.training.memory import ran_out_of_memory
 from trainer.training.train import settings_to_lower
 
@@ -154,6 +157,21 @@ def test_the_search_ends_at_the_largest_power_of_two_that_fits() -> None:
     assert tried == [2, 4, 8, 16, 32, 64]
     assert largest_power_of_two(fits, most=20) == 16
     assert largest_power_of_two(lambda _: False, most=1000) == 1
+
+
+def test_auto_tries_the_largest_size_of_multi_scale() -> None:
+    case = make_case(Task.DETECTION, "yolo11n", multi_scale=True, image_size=64)
+    batches = Batches(case.family, case.examples, case.examples, case.settings, 0)
+    network = case.build()
+    shapes: list[tuple[int, ...]] = []
+    network.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape)))
+    module: Any = SimpleNamespace(network=network, settings=case.settings, on_train_epoch_start=network.train)
+    lightning: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )
+    FindBatchSize(batches)._step(lightning, module, 2)
+    assert shapes == [(2, 3, 96, 96)]
 
 
 def test_auto_on_a_cpu_is_the_models_default(digits: dict[Task, SampleData], tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_evaluation_scores_images_of_different_sizes_as_serving_does(losses: str
     with torch.inference_mode():
         evaluation.add(network, dataset.collate([dataset[index] for index in range(3)]))
         served = case.family.predict(network, examples.images)
-    for (_, scored), expected in zip(evaluation._predictions, served, strict=True):
+    for (_, scored, _), expected in zip(evaluation._predictions, served, strict=True):
         assert isinstance(scored, Detections)
         assert isinstance(expected, Detections)
         assert len(scored.scores)
@@ -140,7 +140,9 @@ def test_validation_batch_that_runs_out_of_memory_is_scored_in_parts(
             for _ in range(2):
                 evaluation.add(network, dataset.collate([dataset[index] for index in range(4)]))
         assert sum(len(images) for images, _ in evaluation._losses) == 8
-        return [(index, prediction.scores.round(4).tolist()) for index, prediction in evaluation._predictions]
+        return [
+            (index, prediction.scores.round(4).tolist()) for index, prediction, _ in evaluation._predictions
+        ]
 
     whole = evaluated()
     monkeypatch.setattr(type(case.family), "infer_with_losses", limited)

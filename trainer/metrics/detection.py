@@ -9,6 +9,7 @@ import numpy as np
 from trainer.annotations import FloatArray, IntArray, Prediction, Target
 from trainer.metrics import coco, masks, voc
 from trainer.metrics.evaluated_image import EvaluatedImage
+from trainer.metrics.masks import Rle
 
 METRIC_TYPES = ("none", "coco", "voc", "coco_voc")
 
@@ -50,9 +51,13 @@ class DetectionEvaluator:
         self._objects = np.zeros(len(self.classes), dtype=np.int64)
         self._images: list[EvaluatedImage] = []
 
-    def update(self, prediction: Prediction, target: Target) -> None:
-        """Add one image; see `trainer.metrics.Evaluator.update`."""
-        image = EvaluatedImage.create(prediction, target, self.classes, by_masks=self.by_masks)
+    def update(self, prediction: Prediction, target: Target, rles: Sequence[Rle] | None = None) -> None:
+        """Add one image; see `trainer.metrics.Evaluator.update`.
+
+        Args:
+            rles: the predicted masks, if they are not in `prediction`.
+        """
+        image = EvaluatedImage.create(prediction, target, self.classes, by_masks=self.by_masks, rles=rles)
         if self.metric_type == "none":
             return
         outcomes = voc.match(image.scores, self._overlaps(image), image.crowd, self.iou_threshold)

@@ -138,7 +138,10 @@ class Family(ABC):
 
     @abstractmethod
     def postprocess(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
-        """One image's raw output → its prediction in normalised coordinates. Deterministic."""
+        """One image's raw output → its prediction in normalised coordinates. Deterministic.
+
+        Callers copy the outputs of a batch to the CPU first, by `trainer.models.transfers.on_cpu`.
+        """
 
     def preparation(self) -> Preparation:
         """`preprocess` in numbers.
@@ -256,6 +259,8 @@ class Family(ABC):
         self, network: nn.Module, images: Sequence[Image], parameters: ScoringParameters | None = None
     ) -> list[Prediction]:
         """Score decoded images, in order, on the network's device; with tiling, their tiles too."""
+        from trainer.models.transfers import on_cpu, to_device
+
         parameters = parameters or self.spec.parameters
         own_parameters = self.network_parameters(parameters)
         device = next(network.parameters()).device
@@ -268,9 +273,9 @@ class Family(ABC):
         for start in range(0, len(views), _VIEWS_PER_BATCH):
             batch = views[start : start + _VIEWS_PER_BATCH]
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
-            tensors = [tensor.to(device) for tensor, _ in prepared]
+            tensors = [to_device(tensor, device) for tensor, _ in prepared]
             with in_float32(device):
-                outputs = self.infer_by_size(network, tensors, own_parameters)
+                outputs = on_cpu(self.infer_by_size(network, tensors, own_parameters))
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 predictions[index].append((view, self.postprocess(output, geometry, own_parameters)))
         return [self.finished(tiling.merge(parts, own_parameters), parameters) for parts in predictions]
@@ -332,10 +337,12 @@ class TrainingDataset(ABC):
     Attributes:
         family: the family that the items are for.
         shared: what the losses need to know of the run, alike for all batches.
+        largest_size: the largest `size` that multi_scale may draw for "shared" in a batch; None without it.
     """
 
     family: Family
     shared: Mapping[str, Any] = MappingProxyType({})
+    largest_size: int | None = None
 
     @abstractmethod
     def item(self, draw: Draw) -> Any:

@@ -23,6 +23,7 @@ from trainer.models.rcnn_class_weights import weighing_objects
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_detections, as_pixels
 from trainer.models.training_items import Batch, Draw, Progress
+from trainer.models.transfers import without_waits
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
@@ -112,7 +113,10 @@ class RCNN(Family):
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
     ) -> Sequence[dict[str, Tensor]]:
         """boxes [n, 4] in tensor pixels, labels [n], scores [n] and, with masks, masks [n, 1, 28, 28]."""
-        stages = self._limited(network, parameters)
+        with without_waits(tensors[0].device):
+            return self._detect(self._limited(network, parameters), tensors)
+
+    def _detect(self, stages: Any, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         detections: list[dict[str, Tensor]]
         if self.one_stage:
             detections = stages(list(tensors))
@@ -206,7 +210,8 @@ class RCNN(Family):
         if not network.training:
             network = rcnn_networks.computing_losses(network)
         network = weighing_objects(network, batch.get("shared", {}).get("class_weights"))
-        losses: dict[str, Tensor] = network(images, batch["targets"])
+        with without_waits(images[0].device):
+            losses: dict[str, Tensor] = network(images, batch["targets"])
         return losses
 
     def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
@@ -222,6 +227,12 @@ class RCNN(Family):
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[dict[str, Tensor]], dict[str, Tensor]]:
         """Run the backbone once, and in a one-stage network the heads too."""
+        with without_waits(batch["images"][0].device):
+            return self._detect_with_losses(network, batch, parameters)
+
+    def _detect_with_losses(
+        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
+    ) -> tuple[Sequence[dict[str, Tensor]], dict[str, Tensor]]:
         stages = self._limited(network, parameters)
         images, targets = stages.transform(batch["images"], batch["targets"])
         features = stages.backbone(images.tensors)

@@ -345,6 +345,7 @@ class _TrainingDataset(TrainingDataset):
         self.examples = examples
         self.augments = settings.advanced_settings.apply_automl_train_augmentations
         self.sizes = family.sizes() if settings.multi_scale else None
+        self.largest_size = self.sizes[-1] if self.sizes else None
         classes = len(family.spec.classes)
         self.class_weights = object_weights(examples.targets, classes, settings.weighted_loss)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,12 +15,13 @@ from torchvision.models import get_model_weights
 from torchvision.ops import box_convert
 
 from trainer.annotations import Detections, Image, Prediction
-from trainer.models.family import in_float32
+from trainer.models.family import in_float32, with_attributes
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor
 from trainer.models.heads import FOCAL_PRIOR
-from trainer.models.tensors import stretched
+from trainer.models.tensors import as_float32, stretched
 from trainer.models.training_items import Progress
+from trainer.models.transfers import without_waits
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -27,7 +30,7 @@ from trainer.tasks import Task
 # isort: split
 # After ultralytics_family, which sets the environment that ultralytics reads on import.
 from ultralytics.models.utils.loss import RTDETRDetectionLoss
-from ultralytics.nn.modules import Conv
+from ultralytics.nn.modules import AIFI, Conv
 from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils.loss import VarifocalLoss
 
@@ -141,11 +144,16 @@ class RTDETR(UltralyticsFamily):
         """
         # In eval mode only the decoder's last layer makes predictions.
         layers = 1 + (self.spec.options["decoder_layers"] if network.training else 1)
+        device = batch["img"].device
+        if predictions is None:  # backbone and encoder in the run's precision
+            features = as_float32(network.before_decoder(batch["img"]))
+            network = with_attributes(network, "", features=features)
         # The decoder passes on coordinates, which bfloat16 would round to 1/256 of the image.
-        with in_float32(batch["img"].device):
+        with in_float32(device), without_waits(device):
             network.criterion.vfl.weights = batch.get("shared", {}).get("class_weights")
             # ultralytics counts each image's objects, which on the device would wait for it each time.
-            network.loss({**batch, "batch_idx": batch["batch_idx"].cpu()}, predictions)
+            numbers = np.repeat(np.arange(len(batch["counts"])), batch["counts"])
+            network.loss({**batch, "batch_idx": torch.from_numpy(numbers)}, predictions)
         named, network.criterion.named = network.criterion.named, {}
         return {
             name: torch.stack([loss for key, loss in named.items() if key.startswith(prefix)]).sum() / layers
@@ -154,7 +162,13 @@ class RTDETR(UltralyticsFamily):
 
 
 class _Network(RTDETRDetectionModel):
-    """ultralytics' network with everything before the decoder as one module, which can be compiled."""
+    """ultralytics' network with everything before the decoder as one module, which can be compiled.
+
+    Attributes:
+        features: the decoder's feature maps, if they are computed already.
+    """
+
+    features: list[Tensor] | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -164,7 +178,9 @@ class _Network(RTDETRDetectionModel):
         decoder = self.model[-1]
         if decoder.shapes and decoder.anchors.is_inference() and not torch.is_inference_mode_enabled():
             decoder.shapes = []  # drop an evaluation's anchors, through which no gradient passes
-        return decoder(self.before_decoder(images), batch)
+        features = self.before_decoder(images) if self.features is None else self.features
+        with without_waits(images.device):
+            return decoder(features, batch)
 
 
 class _BeforeDecoder(nn.Module):
@@ -183,7 +199,10 @@ class _BeforeDecoder(nn.Module):
             if isinstance(layer.f, list):
                 made = layer([made if index == -1 else outputs[index] for index in layer.f])
             else:
-                made = layer(made if layer.f == -1 else outputs[layer.f])
+                # The encoder makes its positions anew each time.
+                waits = isinstance(layer, AIFI) and not torch.compiler.is_compiling()
+                with without_waits(images.device) if waits else nullcontext():
+                    made = layer(made if layer.f == -1 else outputs[layer.f])
             outputs.append(made if layer.i in self.kept else None)
         return [outputs[index] for index in self.taken]
 

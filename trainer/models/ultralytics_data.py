@@ -206,6 +206,7 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
             data={"names": dict(enumerate(spec.classes)), "channels": 3},
         )
         self.buffer: Sequence[int] = range(len(examples))
+        self.largest_size = self._size(1.5) if self.multi_scale else None
 
     def item(self, draw: Draw) -> dict[str, Any]:
         """Make an item; without mosaic in the last 10 epochs, or in the last half of a run of up to 20."""
@@ -215,9 +216,11 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
             self.close_mosaic(self.hyperparameters)
         item: dict[str, Any] = self[draw.example]
         if self.multi_scale:
-            side = self.imgsz * random.uniform(0.5, 1.5)
-            item["size"] = max(STRIDE, round(side / STRIDE) * STRIDE)
+            item["size"] = self._size(random.uniform(0.5, 1.5))
         return item
+
+    def _size(self, scale: float) -> int:
+        return max(int(STRIDE), round(int(self.imgsz) * scale / STRIDE) * int(STRIDE))
 
     def collate(self, items: Sequence[dict[str, Any]]) -> Batch:
         shared = {"size": items[0]["size"]} if self.multi_scale else {}

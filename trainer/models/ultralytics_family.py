@@ -58,8 +58,10 @@ def _plan(architecture: str) -> dict[str, Any]:
 class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with ultralytics' losses and augmentation.
 
-    "shared" in a training batch holds `class_weights`, float32 [C] or None, and `size` for multi_scale: the
-    side, in pixels, to which the batch is resized.
+    "counts" in a batch holds the number of each image's objects, which on the device would have to be waited
+    for, and "targets" these objects, padded to as many for each: float32 [B, n, 5], class and normalised
+    cx, cy, w, h. "shared" in a training batch holds `class_weights`, float32 [C] or None, and `size` for
+    multi_scale: the side, in pixels, to which the batch is resized.
     """
 
     average_tau = 2000.0
@@ -155,6 +157,10 @@ class UltralyticsFamily(Family):
             part["batch_idx"] = torch.zeros(len(part["cls"]))  # ultralytics adds the image's number in place
         batch: dict[str, Any] = YOLODataset.collate_fn(parts)
         batch["images"] = stacked([item["img"] for item in items])
+        batch["counts"] = [len(item["cls"]) for item in items]
+        batch["targets"] = torch.zeros(len(items), max(batch["counts"]), 5)
+        for targets, item in zip(batch["targets"], items, strict=True):
+            targets[: len(item["cls"])] = torch.cat([item["cls"], item["bboxes"]], dim=1)
         return batch
 
     def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
@@ -177,7 +183,9 @@ class UltralyticsFamily(Family):
         chosen = (batch["batch_idx"] >= start) & (batch["batch_idx"] < stop)
         objects = {key: batch[key][chosen] for key in ("cls", "bboxes")}
         images = {key: batch[key][start:stop] for key in ("images", "masks", "sem_masks") if key in batch}
-        return {**batch, **images, **objects, "batch_idx": batch["batch_idx"][chosen] - start}
+        counts = batch["counts"][start:stop]
+        of_objects = {"counts": counts, "targets": batch["targets"][start:stop, : max(counts)]}
+        return {**batch, **images, **objects, **of_objects, "batch_idx": batch["batch_idx"][chosen] - start}
 
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
         if batch["images"].dtype == torch.uint8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -18,6 +19,7 @@ from trainer.models.masks import logit, paste_prototypes
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_float32
 from trainer.models.training_items import Progress
+from trainer.models.transfers import without_waits
 from trainer.models.ultralytics_family import ASSETS, UltralyticsFamily
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
@@ -35,9 +37,9 @@ class Output(NamedTuple):
     """One image's raw output.
 
     Attributes:
-        rows: float32 [anchors, 4 + C (+ 32)]: centre x and y, width, height in tensor pixels, class scores
-            and mask coefficients; of an end-to-end network [detections, 6 (+ 32)], by descending score: left,
-            top, right, bottom, score, class and mask coefficients.
+        rows: float32 [anchors, 6 (+ 32)]: centre x and y, width, height in tensor pixels, the best class's
+            score, that class and mask coefficients; of an end-to-end network [detections, 6 (+ 32)], by
+            descending score, with left, top, right and bottom in place of the first four.
         prototypes: float32 [32, h/4, w/4], or None for a detector without masks.
     """
 
@@ -72,6 +74,7 @@ class YOLO(UltralyticsFamily):
             branch[-1] = nn.Conv2d(branch[-1].in_channels, head.nc, 1)
         head.bias_init()
         head.end2end = self.end_to_end
+        head.max_det = self.spec.parameters.box_detections_per_image
         return self.prepared(network)
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
@@ -116,14 +119,21 @@ class YOLO(UltralyticsFamily):
     def outputs(self, predictions: Any) -> list[Output]:
         rows, prototypes = predictions if self.masks else (predictions, [None] * len(predictions))
         if not self.end_to_end:
-            rows = rows.transpose(1, 2)
+            # Each anchor's best class is found on the device: all of its scores are many to copy.
+            boxes, scores, coefficients = rows.transpose(1, 2).tensor_split(
+                (4, 4 + len(self.spec.classes)), dim=2
+            )
+            best, labels = scores.max(dim=2, keepdim=True)
+            rows = torch.cat([boxes, best, labels.to(best.dtype), coefficients], dim=2)
         return [Output(*pair) for pair in zip(rows, prototypes, strict=True)]
 
     def limited(self, network: nn.Module, parameters: ScoringParameters) -> nn.Module:
         """The network with a request's number of boxes, which an end-to-end head applies itself."""
-        if not self.end_to_end:
+        most = parameters.box_detections_per_image
+        # A copy of the head would not keep the anchors that it makes for a batch's shape.
+        if not self.end_to_end or network.get_submodule(self._head).max_det == most:
             return network
-        return with_attributes(network, self._head, max_det=parameters.box_detections_per_image)
+        return with_attributes(network, self._head, max_det=most)
 
     def postprocess(self, output: Output, geometry: Geometry, parameters: ScoringParameters) -> Prediction:
         """Keep boxes that reach the threshold, by descending score; after NMS unless end-to-end."""
@@ -143,7 +153,7 @@ class YOLO(UltralyticsFamily):
     def _chosen(self, rows: Tensor, parameters: ScoringParameters) -> _Chosen:
         if self.end_to_end:
             return _ranked(rows, parameters)
-        return _suppressed(rows, len(self.spec.classes), parameters)
+        return _suppressed(rows, parameters)
 
     def preparation(self) -> Preparation:
         side = self.spec.options["image_size"]
@@ -193,10 +203,22 @@ class YOLO(UltralyticsFamily):
         for head in heads:
             # Not ultralytics' own class_weights, which also weigh the background of a class's scores.
             head.bce.pos_weight = batch.get("shared", {}).get("class_weights")
+            head.preprocess = partial(_in_pixels, batch["targets"])
         # The criterion decodes boxes, for which bfloat16 has too few digits.
-        with in_float32(images.device):
+        with in_float32(images.device), without_waits(images.device):
             losses, names = network.loss(batch, as_float32(predictions))
         return {name: loss / len(images) for name, loss in zip(names, losses, strict=True)}
+
+
+def _in_pixels(padded: Tensor, _targets: Tensor, _images: int, scale_tensor: Tensor) -> Tensor:
+    """What the `preprocess` of ultralytics' losses makes of a batch's objects, which it would have to count.
+
+    Args:
+        padded: a batch's "targets".
+        scale_tensor: width, height, width, height of the images in pixels.
+    """
+    boxes = box_ops.box_convert(padded[..., 1:] * scale_tensor, "cxcywh", "xyxy")
+    return torch.cat([padded[..., :1], boxes], dim=2)
 
 
 _Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -210,12 +232,11 @@ def _ranked(rows: Tensor, parameters: ScoringParameters) -> _Chosen:
     return boxes, scores[:, 0], labels[:, 0].long(), coefficients
 
 
-def _suppressed(rows: Tensor, classes: int, parameters: ScoringParameters) -> _Chosen:
-    """Each anchor's best class, if it reaches the threshold, after NMS in each class."""
-    boxes, scores, coefficients = rows.tensor_split((4, 4 + classes), dim=1)
-    scores, labels = scores.max(dim=1)
-    kept = scores >= parameters.box_score_threshold
-    boxes, scores, labels, coefficients = boxes[kept], scores[kept], labels[kept], coefficients[kept]
+def _suppressed(rows: Tensor, parameters: ScoringParameters) -> _Chosen:
+    """The boxes that reach the threshold, after NMS in each class."""
+    rows = rows[rows[:, 4] >= parameters.box_score_threshold]
+    boxes, scores, labels, coefficients = rows.tensor_split((4, 5, 6), dim=1)
+    scores, labels = scores[:, 0], labels[:, 0].long()
     boxes = box_ops.box_convert(boxes, "cxcywh", "xyxy")
     chosen = box_ops.batched_nms(boxes, scores, labels, parameters.nms_iou_threshold)
     chosen = chosen[: parameters.box_detections_per_image]

@@ -80,7 +80,10 @@ class FindBatchSize(Callback):
         family, dataset = self.batches.family, self.batches.training_items
         count = min(_EXAMPLES, len(self.batches.training))
         items = [dataset[Draw(0, index)] for index in range(count)]
-        batch = move(dataset.collate([items[i % count] for i in range(size)]), trainer.strategy.root_device)
+        batch = dataset.collate([items[i % count] for i in range(size)])
+        if dataset.dataset.largest_size is not None:
+            batch = {**batch, "shared": {**batch["shared"], "size": dataset.dataset.largest_size}}
+        batch = move(batch, trainer.strategy.root_device)
         layers = family.freeze_groups(module.network)
         optimizer = build_optimizer(module.network, module.settings, layers)
         module.on_train_epoch_start()

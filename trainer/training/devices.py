@@ -81,7 +81,7 @@ class Devices:
             "accelerator": "gpu" if self.gpus else "cpu",
             "devices": self.local_ranks,
             "num_nodes": self.nodes,
-            "strategy": DDPStrategy(timeout=_TIMEOUT) if self.ranks > 1 else "auto",
+            "strategy": self._ddp() if self.ranks > 1 else "auto",
             "plugins": [_Environment(self)],
         }
         if self.gpus:
@@ -91,6 +91,11 @@ class Devices:
             has_fp16 = torch.cuda.get_device_capability()[0] >= 7
             options["precision"] = "bf16-mixed" if has_bf16 else "16-mixed" if has_fp16 else "32-true"
         return options
+
+    def _ddp(self) -> DDPStrategy:
+        # Predictions and metrics are exchanged on the CPU: with NCCL alone, they would take GPU memory.
+        backend = "cpu:gloo,cuda:nccl" if self.gpus else "gloo"
+        return DDPStrategy(timeout=_TIMEOUT, process_group_backend=backend)
 
 
 class _Environment(ClusterEnvironment):

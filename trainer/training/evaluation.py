@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer import metrics as evaluators
-from trainer.annotations import Prediction, Target
-from trainer.errors import NoMemoryError
+from trainer.annotations import Detections, Prediction, Target
+from trainer.errors import NoMemoryError, TrainingError
 from trainer.metric_names import CLASSWISE
 from trainer.metrics.classification import MultilabelEvaluator
+from trainer.metrics.detection import DetectionEvaluator
+from trainer.metrics.masks import Rle, from_crop
 from trainer.models import Family
 from trainer.models.catalog import CARDS
 from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
+from trainer.models.transfers import on_cpu
 from trainer.settings import Settings
-from trainer.training.loading import gather
+from trainer.training.loading import from_first, gather_at_first
 from trainer.training.memory import free_memory, ran_out_of_memory
 
 log = logging.getLogger("trainer")
@@ -48,7 +52,7 @@ class Evaluation:
 
     def start(self) -> None:
         """Drop the predictions of an earlier evaluation."""
-        self._predictions: list[tuple[int, Prediction]] = []
+        self._predictions: list[tuple[int, Prediction, list[Rle] | None]] = []
         self._views: dict[int, list[tuple[View, Prediction]]] = {}
         self._losses: list[tuple[list[int], Tensor]] = []
 
@@ -109,7 +113,7 @@ class Evaluation:
             items = [*whole, *plain]
             predictions = [
                 family.postprocess(output, item["geometry"], parameters)
-                for item, output in zip(items, outputs, strict=True)
+                for item, output in zip(items, on_cpu(outputs), strict=True)
             ]
         except (RuntimeError, MemoryError) as error:
             if not ran_out_of_memory(error):
@@ -128,7 +132,7 @@ class Evaluation:
         views.append((item["view"], prediction))
         if len(views) == item["views"]:
             merged = merge(self._views.pop(item["index"]), self.family.spec.parameters)
-            self._predictions.append((item["index"], merged))
+            self._predictions.append((item["index"], *compressed(merged)))
 
     def compute(self, ranks: int) -> dict[str, float]:
         """The metrics by name, the same on every rank; the mean validation loss is `log_loss`.
@@ -136,23 +140,58 @@ class Evaluation:
         Multilabel also has a metric for each class: `iou_classwise.NAME`.
 
         Args:
-            ranks: number of ranks. Every rank must call this method.
+            ranks: number of ranks. Every rank must call this method; rank 0 computes the metrics of all.
+
+        Raises:
+            TrainingError: a prediction is not finite.
         """
+        losses = [(images, loss.item()) for images, loss in self._losses]
+        scored, all_losses = gather_at_first(self._predictions, ranks), gather_at_first(losses, ranks)
+        self.start()
+        metrics: dict[str, float] = {}
+        problem = ""
+        if scored is not None:
+            try:
+                metrics = self._metrics(scored)
+            except TrainingError as error:  # the other ranks wait for the metrics
+                problem = str(error)
+            if all_losses:
+                metrics["log_loss"] = _mean(all_losses)
+            self.by_class = {} if problem else self.evaluator.by_class()
+        metrics, self.by_class, problem = from_first((metrics, self.by_class, problem), ranks)
+        if problem:
+            raise TrainingError(problem)
+        return metrics
+
+    def _metrics(self, scored: list[tuple[int, Prediction, list[Rle] | None]]) -> dict[str, float]:
+        """Compute the metrics of all ranks' predictions."""
         self.evaluator.reset()
         # In the data's order, whichever rank scored an image: equal scores are then ranked alike everywhere.
         # Each image counts once, even if several ranks scored it.
-        for index, prediction in sorted(dict(gather(self._predictions, ranks)).items()):
-            self.evaluator.update(prediction, self.targets[index])
+        by_image = {index: (prediction, rles) for index, prediction, rles in scored}
+        for index in sorted(by_image):
+            prediction, rles = by_image[index]
+            if rles is None:
+                self.evaluator.update(prediction, self.targets[index])
+            else:
+                assert isinstance(self.evaluator, DetectionEvaluator), "only objects have masks"
+                self.evaluator.update(prediction, self.targets[index], rles)
         metrics: dict[str, float] = self.evaluator.compute()
-        self.by_class = self.evaluator.by_class()
         if isinstance(self.evaluator, MultilabelEvaluator):
             by_class = self.evaluator.iou_classwise()
             metrics |= {f"{CLASSWISE}{name}": iou for name, iou in by_class.items()}
-        if self._losses:
-            losses = [(images, loss.item()) for images, loss in self._losses]
-            metrics["log_loss"] = _mean(gather(losses, ranks))
-        self.start()
         return metrics
+
+
+def compressed(prediction: Prediction) -> tuple[Prediction, list[Rle] | None]:
+    """A prediction without its masks, and the masks as run lengths, if it has any.
+
+    The masks of 100 objects in an image of 12 megapixels take some 33 MB, their run lengths some kilobytes.
+    """
+    if not isinstance(prediction, Detections) or prediction.masks is None:
+        return prediction, None
+    rles = [from_crop(mask, prediction.image_size) for mask in prediction.masks]
+    return replace(prediction, masks=None), rles
 
 
 def _mean(batches: Sequence[tuple[list[int], float]]) -> float:

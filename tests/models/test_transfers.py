@@ -1,0 +1,46 @@
+"""Copies between the CPU and a device, and targets that need not be counted there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conformance.conftest import make_case
+from trainer.models.training_items import Draw
+from trainer.models.transfers import on_cpu, without_waits
+from trainer.tasks import Task
+
+
+class Pair(NamedTuple):
+    one: Tensor
+    other: Any
+
+
+def test_what_is_on_the_cpu_is_not_copied() -> None:
+    nested = {"a": [torch.ones(2), 3], "b": Pair(torch.zeros(1), None)}
+    assert on_cpu(nested) is nested
+
+
+@pytest.mark.skipif(find_spec("ultralytics") is None, reason="ultralytics, an extra, is not installed")
+def test_padded_targets_are_those_that_ultralytics_makes() -> None:
+    case = make_case(Task.DETECTION, "yolo11n")
+    network: Any = case.build()
+    criterion = network.init_criterion()
+    dataset = case.family.training_dataset(case.examples, case.settings, seed=0)
+    from trainer.models.yolo import _in_pixels
+
+    batch = case.family.collate([dataset.item(Draw(0, index)) for index in range(4)])
+    scale = torch.tensor([128.0, 96.0, 128.0, 96.0])
+    rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
+    expected = criterion.preprocess(rows, 4, scale)
+    assert batch["counts"] == [1, 2, 1, 2]
+    torch.testing.assert_close(_in_pixels(batch["targets"], rows, 4, scale_tensor=scale), expected)
+
+
+def test_nothing_changes_on_the_cpu() -> None:
+    with without_waits(torch.device("cpu")):
+        assert torch.tensor([1, 2])[[1]].tolist() == [2]
