@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
-    # Whatever the environment says: rewriting all assertions takes each test process ten seconds.
+    # For the tests' modules, whatever the environment says: rewriting their assertions takes ten seconds.
     sys.dont_write_bytecode = False
     # A shell starts background jobs with Ctrl-C ignored; tests that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -129,6 +129,7 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pytest_collection_finish() -> None:
     """Exempt what imports made from garbage collection: it stays, and looking through it takes a second."""
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))  # as it was
     gc.collect()
     gc.freeze()
 
