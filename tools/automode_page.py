@@ -16,9 +16,6 @@ If a job sets `limits.max_trials` over 1 and has no `search_space`, the trainer 
 
     trainer fit --task object-detection --data train.jsonl --max-trials 10 --timeout-minutes 240
 
-The strongest candidates for boxes and masks on a GPU are RF-DETRs. Install their library first with
-`pip install '.[rfdetr]'`, or they are left out.
-
 The choice depends on the data (number of images and classes, size of images and objects) and on whether
 trials have GPUs. The log lists what was chosen and why. The run's `search_space.yaml` keeps this
 list, and its `job.yaml` holds the search space as if you had written it, so `--resume` and workers on other
@@ -95,9 +92,9 @@ _FIXED = """\
 ## What follows from data and time
 
 **Recipe.** Settings start from the modern recipe, or from the reference recipe if the job names it or SGD;
-RF-DETRs and RT-DETRs have recipes of their authors.
+DETRs and RT-DETRs have recipes of their authors.
 
-**Epochs and batches** are the recipe's for the number of images, as in a single run. The recipes of RF-DETRs
+**Epochs and batches** are the recipe's for the number of images, as in a single run. The recipes of DETRs
 and RT-DETRs do not say; they get {epochs} epochs. From scratch there are {scratch} times as many epochs.
 A batch that does not fit in the GPU's memory is split, as in any run. A trial whose model does not fit at all
 fails, and the next one starts.
@@ -108,7 +105,7 @@ fails, and the next one starts.
 
 Images are enlarged to at most {enlarged} times their size. If a quarter of the objects has fewer than {tiny}
 pixels even then, and the images have more detail, they are tiled. Classifiers see crops of 224 pixels; CNNs
-see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. RF-DETRs
+see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. DETRs
 keep the size that they were published for. `box_detections_per_image` is raised if images hold more objects.
 
 **Time.** Every trial may take all of the time that is left: one whole run of a strong model is worth more

@@ -27,8 +27,6 @@ Extras add packages under other licences:
 
 - `yolo`: ultralytics, ultralytics-thop and ultralytics-platform are under the AGPL-3.0
   ([what that means](../README.md#licences)).
-- `rfdetr`: rfdetr is under the Apache-2.0; the wheels of av, which it requires, contain x264 and x265 under
-  the GPL.
 - `heif`: the wheels of pillow-heif contain x265 under the GPL.
 - `postgresql`: psycopg2-binary is under the LGPL.
 

@@ -73,7 +73,7 @@ def test_larger_models_come_first_where_there_are_many_images() -> None:
 def test_what_is_not_installed_is_not_tried(
     monkeypatch: pytest.MonkeyPatch, hide_libraries: Callable[..., None]
 ) -> None:
-    hide_libraries("ultralytics", "rfdetr")
+    hide_libraries("ultralytics", "transformers")
     groups, reasons = chosen()
     assert [group.models for group in groups] == [("fasterrcnn_resnet50_fpn_v2",)]
     (reason,) = [reason for reason in reasons if reason.startswith("ultralytics is not installed: ")]

@@ -26,9 +26,43 @@ CLASSES = ("가위", "바위", "보")
 TINY_MODELS: dict[str, dict[str, Any]] = {
     # On images as small as the others' this one would need many more steps.
     "retinanet_resnet50_fpn": {"min_size": 96, "max_size": 160},
-    # 6 × 6 patches; fewer would be less than there are queries.
     "rfdetr-seg-nano": {"image_size": 72},
 }
+_DECODER = {"d_model": 64, "decoder_layers": 1, "decoder_ffn_dim": 128, "num_queries": 16}
+_HYBRID = {
+    **_DECODER,
+    "encoder_hidden_dim": 64,
+    "encoder_ffn_dim": 128,
+    "num_denoising": 8,
+    "encoder_in_channels": [32, 64, 128],
+    "decoder_in_channels": [64, 64, 64],
+}
+_VIT = {"hidden_size": 96, "num_attention_heads": 3}
+_GROUPS = {**_DECODER, "group_detr": 3}
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "rtdetrv2-r18": {
+        **_HYBRID,
+        "num_queries": 84,
+        "backbone_config": {"depths": [1] * 4, "hidden_sizes": [16, 32, 64, 128], "embedding_size": 16},
+    },
+    "dfine-n": {
+        **_HYBRID,
+        "num_queries": 20,
+        "encoder_in_channels": [64, 128],
+        "decoder_in_channels": [64, 64],
+        "backbone_config": {
+            "hidden_sizes": [16, 32, 64, 128],
+            "stem_channels": [3, 8, 8],
+            "stage_in_channels": [8, 16, 32, 64],
+            "stage_mid_channels": [8, 8, 16, 16],
+            "stage_out_channels": [16, 32, 64, 128],
+        },
+    },
+    "rfdetr-nano": {**_GROUPS, "backbone_config": {**_VIT, "num_windows": 1}},
+    "rfdetr-seg-nano": {**_GROUPS, "backbone_config": _VIT},
+    "lwdetr-tiny": {**_GROUPS, "backbone_config": _VIT},
+}
+"""Changes to a DETR's configuration: its size is its cost, not its principle."""
 STEPS = 300
 EPOCHS = 30  # of which the tests train the first
 
@@ -124,6 +158,16 @@ class Case:
         return evaluator.compute()[self.task.primary_metric]
 
 
+def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with changes, in which those to an inner configuration change it too."""
+    inner = {
+        name: merged(config.get(name, {}), value)
+        for name, value in changes.items()
+        if isinstance(value, dict)
+    }
+    return {**config, **changes, **inner}
+
+
 def make_case(task: Task, model: str, **more: Any) -> Case:
     card = catalog.find(model, task).card
     values = {
@@ -141,6 +185,8 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
     settings = resolve(task, model, values, published=published)
     spec = specify(task, model, settings, CLASSES, pretrained=False, description=description)
     smaller = {name: value for name, value in card.tiny_options.items() if name in spec.options}
+    if model in TINY_CONFIGS:
+        smaller["config"] = merged(spec.options["config"], TINY_CONFIGS[model])
     spec = spec.model_copy(update={"options": spec.options | smaller})
     # Through JSON, as a packaged model reads it.
     bound = create(Spec.model_validate_json(spec.model_dump_json()))

@@ -17,8 +17,7 @@ from trainer.models import catalog
 from trainer.models.training_items import Draw, Progress
 from trainer.tasks import Task
 
-# RF-DETR has a check of this kind of its own.
-NAMES = [(entry.tasks[0], entry.name) for entry in catalog.MODELS.values() if entry.family != "rfdetr"]
+NAMES = [(entry.tasks[0], entry.name) for entry in catalog.MODELS.values()]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -140,12 +140,12 @@ def test_models_of_the_same_architecture_are_nearest(monkeypatch: pytest.MonkeyP
 
 
 def test_apache_library_names_only_its_command(hide_libraries: Callable[..., None]) -> None:
-    hide_libraries("rfdetr")
+    hide_libraries("transformers")
     with pytest.raises(JobError) as raised:
         libraries.require_library(catalog.MODELS["rfdetr-nano"], Task.DETECTION, "job.yml")
     assert str(raised.value).splitlines()[1].strip() == (
-        "job.yml: model_name: rfdetr-nano needs rfdetr, which is not installed; "
-        "pip install 'image-trainer[rfdetr]'"
+        "job.yml: model_name: rfdetr-nano needs transformers, which is not installed; "
+        "pip install transformers"
     )
 
 

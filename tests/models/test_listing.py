@@ -126,16 +126,13 @@ def test_a_models_sizes_are_told_by_the_flags_of_fit() -> None:
             ),
         ),
         ("timm/vit_tiny_patch16_224", ("vit_tiny_patch16_224.augreg_in21k_ft_in1k.safetensors",)),
-        pytest.param(
+        (
             "rfdetr-nano",
             (
                 "download     https://storage.googleapis.com/rfdetr/nano_coco/checkpoint_best_regular.pth",
                 "save as      rf-detr-nano.pth",
                 "its MD5, which must be fb6504cce7fbdc783f7a46991f07639f",
-                "of the weights: Apache-2.0; of rfdetr: Apache-2.0",
-            ),
-            marks=pytest.mark.skipif(
-                find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed"
+                "of the weights: Apache-2.0; of transformers: Apache-2.0",
             ),
         ),
         ("yolo11n", ("yolo11n.pt", "publishes no hash", "pickle", "--weights weights/yolo11n.pt")),

@@ -72,7 +72,7 @@ _FROM_NUMBERS = (
     "arange", "arange.start", "arange.start_step", "linspace", "logspace", "range", "range.step",
     "randperm", "randperm.generator", "eye", "eye.m", "tril_indices", "triu_indices",
 )  # fmt: skip
-_LIBRARIES = ("ultralytics", "rfdetr", "torchvision", "timm", "transformers", "torch", "lightning")
+_LIBRARIES = ("ultralytics", "torchvision", "timm", "transformers", "torch", "lightning")
 
 _DO_NOTHING = (
     "_lazy_init", "set_device", "empty_cache", "manual_seed", "manual_seed_all",

@@ -20,8 +20,6 @@ CASES = [
     for task, model in smallest_models()
     if task is not Task.MULTILABEL
     and model not in LIKE_OTHERS
-    # rfdetr matches by a package that only its extra `train` brings.
-    and find(model, task).card.library != "rfdetr"
     and find_spec(find(model, task).card.library) is not None
 ]
 

@@ -7,7 +7,6 @@ import math
 import shutil
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +82,10 @@ def test_packaged_model_scores_as_evaluated_on_two_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("rfdetr") is None, reason="rfdetr, an extra, is not installed")
 def test_ranks_may_have_different_numbers_of_validation_batches(
     digits: dict[Task, SampleData], tmp_path: Path
 ) -> None:
-    """rfdetr's own loss would wait for a batch that the other rank does not have."""
+    """transformers' own loss would wait for a batch that the other rank does not have."""
     source = digits[Task.DETECTION]
     for name, file, count in (("train", source.train, 4), ("validation", source.validation, 3)):
         lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()[:count]]

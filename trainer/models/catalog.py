@@ -11,11 +11,11 @@ import re
 
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.card import FamilyCard, ModelEntry
-from trainer.models.cards import classifiers, rcnn, rfdetr, rtdetr, transformers_classifiers, yolo
+from trainer.models.cards import classifiers, detr, rcnn, rtdetr, transformers_classifiers, yolo
 from trainer.models.cards.shared import HUB_PREFIX
 from trainer.tasks import Task
 
-_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, rfdetr)
+_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, detr)
 _OF_HUB = (transformers_classifiers,)
 """The modules of families that train models of the Hub by their names there."""
 

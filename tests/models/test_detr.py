@@ -1,0 +1,305 @@
+"""DETRs beyond the conformance suite: what becomes of transformers' networks, losses and weights."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
+
+from tests.conformance.conftest import TINY_CONFIGS, Case, make_case
+from trainer.annotations import Example, Objects
+from trainer.errors import JobError, RunError, WeightsError
+from trainer.models import Family, catalog, create, specify
+from trainer.models.card import ModelEntry
+from trainer.models.defaults import resolve
+from trainer.models.detr_configs import PUBLISHED
+from trainer.models.training_items import Draw
+from trainer.models.weights import loading as weights
+from trainer.scoring import ScoringParameters
+from trainer.tasks import Task
+
+ENTRIES = [entry for entry in catalog.MODELS.values() if entry.family == "detr"]
+ARCHITECTURES = tuple(TINY_CONFIGS)
+
+
+def tiny(model: str, **settings: Any) -> Case:
+    return make_case(catalog.MODELS[model].tasks[0], model, **settings)
+
+
+def with_classes(case: Case, count: int) -> Any:
+    """The case's family for another number of classes."""
+    names = tuple(f"class {index:02}" for index in range(count))
+    return create(case.family.spec.model_copy(update={"classes": names}))
+
+
+def built(family: Family, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return family.build()
+
+
+class Squares:
+    """One image of one white square, or of nothing."""
+
+    def __init__(self, *, empty: bool = False, crowd: bool = False) -> None:
+        image = np.zeros((60, 80, 3), dtype=np.uint8)
+        image[15:45, 20:60] = 255
+        boxes = np.array([[0.25, 0.25, 0.75, 0.75]], dtype=np.float32)[: 0 if empty else 1]
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+        labels = np.ones(len(boxes), dtype=np.int64)
+        polygons = tuple((outline,) for outline in corners)
+        self.targets = [Objects(boxes, labels, np.full(len(boxes), crowd), polygons)]
+        self.images = [image]
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], self.targets[index])
+
+
+def batch_of(case: Case, scene: Any, count: int = 2) -> Any:
+    dataset = case.family.training_dataset(scene, case.settings, seed=0)
+    return dataset.collate([dataset.item(Draw(0, index % len(scene))) for index in range(count)])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "validation"])
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_losses_are_the_librarys_own_averaged_over_the_layers(model: str, training: bool) -> None:
+    case = tiny(model)
+    network = built(case.family).train(training)
+    batch = batch_of(case, case.examples, 4)
+    groups = getattr(network.config, "group_detr", 1)
+    with torch.no_grad():
+        torch.manual_seed(1)  # of noise and of the points in masks
+        losses = case.family.losses(network, batch)
+        torch.manual_seed(1)
+        if not training:
+            network.config.group_detr = 1  # which the library leaves as in training
+        library = network(batch["images"], labels=batch["targets"])
+        network.config.group_detr = groups
+    of_classes = [key for key in library.loss_dict if key.startswith(("loss_ce", "loss_vfl"))]
+    layers = len([key for key in of_classes if "_dn_" not in key])
+    assert layers == network.config.decoder_layers + 1
+    assert sum(losses.values()).item() == pytest.approx(library.loss.item() / layers, rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_every_parameter_gets_a_gradient_even_without_objects(model: str) -> None:
+    # Processes that train one network wait for all of them.
+    case = tiny(model)
+    network = built(case.family).train()
+    losses = case.family.losses(network, batch_of(case, Squares(empty=True)))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if network.get_parameter(name).grad is None] == []
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_boxes_are_exact_under_mixed_precision(model: str) -> None:
+    case = tiny(model)
+    network = built(case.family).eval()
+    images = torch.stack([case.family.preprocess(image)[0] for image in case.examples.images])
+    seen: list[torch.dtype] = []
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = network(images)
+    assert seen == [torch.bfloat16]
+    assert found.pred_boxes.dtype == torch.float32
+    assert not torch.equal(found.pred_boxes, found.pred_boxes.bfloat16().float())
+
+
+@pytest.mark.parametrize("model", ["rtdetrv2-r18", "rfdetr-seg-nano"])
+def test_predictions_are_those_of_the_librarys_image_processor(model: str) -> None:
+    from transformers import RfDetrImageProcessor, RTDetrImageProcessor
+
+    processor = RTDetrImageProcessor() if model.startswith("rtdetr") else RfDetrImageProcessor()
+    case = tiny(model)
+    network = built(case.family).eval()
+    image = case.examples.images[0]
+    height, width = image.shape[:2]
+    tensor, geometry = case.family.preprocess(image)
+    parameters = ScoringParameters(box_score_threshold=0)
+    with torch.inference_mode():
+        outputs = network(tensor[None])
+        (output,) = case.family.infer(network, [tensor], parameters)
+    (theirs,) = processor.post_process_object_detection(
+        outputs, threshold=0.0, target_sizes=[(height, width)]
+    )
+    ours: Any = case.family.postprocess(output, geometry, parameters)
+    np.testing.assert_allclose(ours.scores, theirs["scores"].numpy()[: len(ours.scores)], atol=1e-6)
+    pixels = theirs["boxes"].numpy()[: len(ours.boxes)] / [width, height, width, height]
+    np.testing.assert_allclose(ours.boxes, pixels.clip(0, 1), atol=1e-5)
+    assert ours.labels.tolist() == theirs["labels"].tolist()[: len(ours.labels)]
+
+
+def publish(network: Any, directory: Path) -> Path:
+    """The network's weights as its publisher has them on the Hub: under their older names."""
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    path = directory / "model.safetensors"
+    older = revert_weight_conversion(network, state)
+    save_file({key: value.contiguous() for key, value in older.items()}, path)
+    return path
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+def test_published_weights_start_all_but_the_head_without_a_network(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = tiny(model)
+    theirs = built(with_classes(case, 80), seed=1)
+    path = publish(theirs, tmp_path)
+
+    def forbidden(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", forbidden)
+    monkeypatch.setattr(socket, "create_connection", forbidden)
+    network = built(case.family)
+    published = case.family.published()
+    loaded = weights.load(network, model, published, str(path), case.family.spec)
+    assert loaded is not None
+    own, state = network.state_dict(), theirs.state_dict()
+    assert set(loaded.fresh) == {key for key in own if key.startswith(published.head)}
+    assert set(loaded.left) == set(loaded.fresh)
+    taken = [key for key in own.keys() - loaded.fresh if not key.endswith("num_batches_tracked")]
+    assert [key for key in taken if not torch.equal(own[key], state[key])] == []
+    layers = [layer for layer, _ in case.family.class_layers(network)]
+    fresh = {key.rpartition(".")[0] for key in loaded.fresh} - {"model.denoising_class_embed"}
+    assert {name for name, layer in network.named_modules(remove_duplicate=False) if layer in layers} == fresh
+
+
+@pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n"])
+def test_each_decoder_layer_has_heads_of_its_own_that_the_decoder_shares(model: str) -> None:
+    case = tiny(model)
+    config = {**case.family.spec.options["config"], "decoder_layers": 2}
+    family: Any = create(
+        case.family.spec.model_copy(update={"options": {"image_size": 64, "config": config}})
+    )
+    network = built(family)
+    assert network.class_embed[0].weight is network.model.decoder.class_embed[0].weight
+    assert network.class_embed[0].weight is not network.class_embed[1].weight
+    assert network.bbox_embed is network.model.decoder.bbox_embed
+
+
+def saved(directory: Path, state: dict[str, Tensor], name: str) -> Path:
+    """A file as RF-DETR's authors publish it: with the settings of its training."""
+    path = directory / name
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4, class_names=["x"]), "epoch": 3}, path)
+    return path
+
+
+def originals(network: Any) -> dict[str, Tensor]:
+    """The network's tensors under the authors' names, with the buffer that newer files have."""
+    state = {key: value.clone() for key, value in network.state_dict().items()}
+    return {**revert_weight_conversion(network, state), "_kp_active_mask": torch.zeros(0)}
+
+
+def test_a_file_of_rfdetrs_authors_is_checked_against_their_md5(tmp_path: Path) -> None:
+    case = tiny("rfdetr-nano")
+    state = originals(built(with_classes(case, 91), seed=1))
+    assert "backbone.0.encoder.encoder.embeddings.position_embeddings" in state
+    file = saved(tmp_path, state, "rf-detr-nano.pth")
+    published = case.family.published()
+    with pytest.raises(WeightsError, match="its MD5 must be fb6504cce7fbdc783f7a46991f07639f, but is"):
+        weights.load(case.build(), "rfdetr-nano", published, str(tmp_path))
+    digits = hashlib.md5(file.read_bytes()).hexdigest()
+    loaded = weights.load(
+        case.build(), "rfdetr-nano", dataclasses.replace(published, md5=digits), str(tmp_path)
+    )
+    assert loaded is not None
+    assert loaded.remarks == ()
+
+
+def test_more_published_queries_are_cut_in_each_group(tmp_path: Path) -> None:
+    case = tiny("rfdetr-nano")
+    state = originals(built(with_classes(case, 91), seed=1))
+    name = "refpoint_embed.weight"
+    groups, queries = case.family.config.group_detr, case.family.config.num_queries
+    state[name] = torch.randn(groups * 30, 4)
+    network = case.build()
+    file = saved(tmp_path, state, "rf-detr-nano.pth")
+    weights.load(network, "rfdetr-nano", case.family.published(), str(file), case.family.spec)
+    taken = network.get_parameter("model.reference_point_embed.weight").view(groups, queries, 4)
+    assert torch.equal(taken, state[name].view(groups, 30, 4)[:, :queries])
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    other = publish(built(tiny("rtdetrv2-r18").family), tmp_path)
+    case = tiny("dfine-n")
+    with pytest.raises(WeightsError, match=r"model.safetensors does not fit dfine-n"):
+        weights.load(case.build(), "dfine-n", case.family.published(), str(other), case.family.spec)
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "rule"),
+    [
+        ("rfdetr-nano", 400, "must be a multiple of 32 for rfdetr-nano, got 400; take 384 or 416"),
+        ("rfdetr-seg-small", 33, "must be a multiple of 24 for rfdetr-seg-small, got 33; take 24 or 48"),
+        ("dfine-n", 630, "must be a multiple of 32 for dfine-n, got 630; take 608 or 640"),
+        ("lwdetr-tiny", 630, "must be a multiple of 64 for lwdetr-tiny, got 630; take 576 or 640"),
+    ],
+)
+def test_an_image_size_that_a_network_cannot_cut_is_refused(model: str, side: int, rule: str) -> None:
+    with pytest.raises(JobError, match=rule):
+        tiny(model, image_size=side)
+
+
+def test_a_network_scores_images_of_other_sizes_with_room_for_its_queries() -> None:
+    family = tiny("rfdetr-nano").family
+    assert family.options_at({"image_size": 96})["image_size"] == 96
+    with pytest.raises(RunError, match=r"multiple of 16 pixels, with at least as many .* \(16\), not 48"):
+        family.options_at({"image_size": 48})
+
+
+def test_only_networks_with_weights_freeze_the_backbones_norms() -> None:
+    settings = resolve(Task.DETECTION, "rtdetrv2-r50", {})
+    for pretrained in (True, False):
+        spec = specify(Task.DETECTION, "rtdetrv2-r50", settings, ("a",), pretrained=pretrained)
+        assert create(spec).config.freeze_backbone_batch_norms is pretrained  # type: ignore[attr-defined]
+
+
+def test_multi_scale_trains_at_sizes_with_room_for_the_queries() -> None:
+    settings = resolve(Task.DETECTION, "rfdetr-nano", {"image_size": 384, "multi_scale": True})
+    family: Any = create(specify(Task.DETECTION, "rfdetr-nano", settings, ("a",), pretrained=False))
+    # 300 queries take 18 × 18 patches, and so 288 pixels.
+    assert list(family.sizes()) == list(range(288, 577, 32))
+
+
+def test_neither_crowds_nor_boxes_without_an_inside_are_trained_on() -> None:
+    case = tiny("rfdetr-seg-nano")
+    target = batch_of(case, Squares())["targets"][0]
+    torch.testing.assert_close(target["boxes"], torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+    assert target["class_labels"].tolist() == [1]
+    assert target["masks"][0, 18:54, 18:54].all()
+    assert target["masks"].sum() <= 37 * 37
+    assert [len(value) for value in batch_of(case, Squares(crowd=True))["targets"][0].values()] == [0, 0, 0]
+    flat = dataclasses.replace(Squares().targets[0], boxes=np.array([[0.2, 0.2, 0.2, 0.6]], np.float32))
+    tensor, geometry = case.family.preprocess(Squares().images[0])
+    assert len(case.family.validation_item(tensor, flat, geometry)["target"]["class_labels"]) == 0
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_entry_has_the_recipe_and_the_size_of_its_authors(entry: ModelEntry) -> None:
+    (task,) = entry.tasks
+    settings = resolve(task, entry.name, {})
+    assert settings.optimizer == "adamw"
+    assert settings.learning_rate == pytest.approx(1e-4, rel=0.3)
+    assert settings.training_batch_size * settings.gradient_accumulation_step == 16
+    assert settings.average_weights
+    family: Any = create(specify(task, entry.name, settings, ("a",), pretrained=True))
+    assert family.published().licence == "apache-2.0"
+    assert entry.library_name == PUBLISHED[entry.name].hub
+    if entry.name.startswith("rfdetr"):
+        assert family.config.backbone_config.image_size == settings.image_size

@@ -1,0 +1,106 @@
+"""DETRs: the detectors and segmenters of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer.models.card import FamilyCard, ModelEntry
+from trainer.models.cards.shared import SQUARE_SETTINGS
+from trainer.tasks import Task
+
+CARD = FamilyCard(
+    name="detr",
+    module="trainer.models.detr",
+    words="DETRs",
+    library="transformers",
+    licence="Apache-2.0",
+    weights_licence="Apache-2.0",
+    published_classes=80,
+    settings=SQUARE_SETTINGS,
+    size_setting="image_size",
+    defaults={
+        "training_batch_size": 16,
+        "validation_batch_size": 16,
+        "number_of_epochs": 30,
+        "box_score_threshold": 0.1,
+        "box_detections_per_image": 300,
+        # What the authors' recipes have in common.
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "gradient_clip_norm": 0.1,
+        "gradient_clip_value": None,
+        "average_weights": True,
+    },
+    epochs=50,
+    # Some accept few sizes, and the published one is the best known.
+    searched_sides=(),
+    smallest_models=("rtdetrv2-r18", "dfine-n", "rfdetr-nano", "rfdetr-seg-nano", "lwdetr-tiny"),
+    tiny_settings={"image_size": 64},
+    tiny_learning_rate=2e-3,
+)
+
+_FOUR_AT_A_TIME = {
+    # 16 images a step, as the authors train it; 4 fit the memory of most GPUs.
+    "training_batch_size": 4,
+    "validation_batch_size": 4,
+    "gradient_accumulation_step": 4,
+    # Over the backbone's blocks, as the authors.
+    "layer_decay": 0.8,
+}
+
+
+def _entry(name: str, hub: str, side: int, *, norms: bool, **defaults: Any) -> ModelEntry:
+    task = Task.SEGMENTATION if "-seg-" in name else Task.DETECTION
+    values: Mapping[str, Any] = {"image_size": side, **defaults}
+    settings = ("freeze_batch_norm",) if norms else ()
+    return ModelEntry(name, CARD, (task,), hub, "COCO", {task: values}, settings=settings)
+
+
+def _rt_detr_v2(size: str, **defaults: Any) -> ModelEntry:
+    return _entry(f"rtdetrv2-{size}", f"PekingU/rtdetr_v2_{size}vd", 640, norms=True, **defaults)
+
+
+def _d_fine(size: str, word: str, **defaults: Any) -> ModelEntry:
+    name = f"ustc-community/dfine-{word}-coco"
+    return _entry(f"dfine-{size}", name, 640, norms=True, **defaults)
+
+
+def _rf_detr(size: str, side: int) -> ModelEntry:
+    name = f"Roboflow/rf-detr-{size.replace('2xlarge', 'xxlarge')}"
+    return _entry(f"rfdetr-{size}", name, side, norms=False, **_FOUR_AT_A_TIME)
+
+
+def _lw_detr(size: str) -> ModelEntry:
+    name = f"AnnaZhang/lwdetr_{size}_60e_coco"
+    return _entry(f"lwdetr-{size}", name, 640, norms=True, **_FOUR_AT_A_TIME)
+
+
+# D-FINE's rates are those of its authors at 16 images a step. A backbone's five groups learn, in their
+# geometric mean, at layer_decay³ of the rate: the fraction that the authors give the backbone.
+ENTRIES = (
+    _rf_detr("nano", 384),
+    _rf_detr("small", 512),
+    _rf_detr("medium", 576),
+    _rf_detr("large", 704),
+    _rf_detr("seg-nano", 312),
+    _rf_detr("seg-small", 384),
+    _rf_detr("seg-medium", 432),
+    _rf_detr("seg-large", 504),
+    _rf_detr("seg-xlarge", 624),
+    _rf_detr("seg-2xlarge", 768),
+    _d_fine("n", "nano", layer_decay=0.79),  # 1/2
+    _d_fine("s", "small", layer_decay=0.79),
+    _d_fine("m", "medium", layer_decay=0.46),  # 1/10
+    _d_fine("l", "large", layer_decay=0.37, learning_rate=1.25e-4),  # 1/20
+    _d_fine("x", "xlarge", layer_decay=0.22, learning_rate=1.25e-4),  # 1/100
+    _lw_detr("tiny"),
+    _lw_detr("small"),
+    _lw_detr("medium"),
+    _lw_detr("large"),
+    _lw_detr("xlarge"),
+    _rt_detr_v2("r18"),
+    _rt_detr_v2("r34"),
+    _rt_detr_v2("r50", layer_decay=0.46),  # 1/10
+    _rt_detr_v2("r101", layer_decay=0.46),
+)

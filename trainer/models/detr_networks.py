@@ -1,0 +1,237 @@
+"""Builds `transformers`' DETRs, and fits their published weights to them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.utils import logging as library_logging
+
+from trainer.models.detr_configs import PublishedDetr
+from trainer.models.family import in_float32
+
+_BEFORE_DECODER = ("backbone", "conv_encoder", "encoder", "encoder_input_proj", "input_proj", "vit")
+"""Children of the library's networks that mixed precision applies to."""
+
+_KEYPOINTS = "_kp_active_mask"  # an empty buffer in the authors' newer files of RF-DETR
+
+_QUERIES = re.compile(r"(refpoint_embed|reference_point_embed|query_feat)\.weight$")
+"""The embeddings of all groups of queries, as the authors and as the library name them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What sets one of the library's architectures apart.
+
+    Attributes:
+        detector: class of its detectors.
+        segmenter: class of its segmenters; "" if there are none.
+        heads: prefixes of the tensors whose shape depends on the classes.
+        mean: of each colour channel, which is subtracted from images in [0, 1].
+        std: of each colour channel, by which images are divided.
+        grouped: in training, several groups of queries have an embedding for each query.
+    """
+
+    detector: str
+    heads: tuple[str, ...]
+    segmenter: str = ""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    grouped: bool = False
+
+
+_REAL_TIME = (
+    "class_embed.",
+    "model.decoder.class_embed.",
+    "model.enc_score_head.",
+    "model.denoising_class_embed.",
+)
+_ZEROS, _ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "rt_detr_v2": Architecture("RTDetrV2ForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
+    "d_fine": Architecture("DFineForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
+    "rf_detr": Architecture(
+        "RfDetrForObjectDetection",
+        (
+            "class_embed.",
+            "model.class_embed.",
+            "model.enc_out_class_embed.",
+            "model.model.enc_out_class_embed.",
+        ),
+        segmenter="RfDetrForInstanceSegmentation",
+        grouped=True,
+    ),
+    "lw_detr": Architecture(
+        "LwDetrForObjectDetection", ("class_embed.", "model.enc_out_class_embed."), grouped=True
+    ),
+}
+"""By the library's `model_type`."""
+
+
+def configured(values: Mapping[str, Any]) -> Any:
+    """The library's configuration with these values, of which `model_type` is the architecture."""
+    own = {**values, "tie_word_embeddings": False}
+    return AutoConfig.for_model(own.pop("model_type"), **own)
+
+
+def config_of(published: PublishedDetr) -> Any:
+    """The library's configuration of a published network."""
+    return configured({"model_type": published.architecture, **published.values})
+
+
+def positions(config: Any, side: int) -> int:
+    """The number of positions in an image from which queries are chosen; all queries if they are learned."""
+    if hasattr(config, "feat_strides"):
+        strides = list(map(float, config.feat_strides))
+    elif patch := getattr(config.backbone_config, "patch_size", 0):
+        strides = [patch / scale for scale in getattr(config, "projector_scale_factors", None) or [1.0]]
+    else:
+        return int(config.num_queries)
+    return sum(int(side / stride) ** 2 for stride in strides)
+
+
+def step(config: Any) -> int:
+    """Pixels of which the side of an image must be a multiple."""
+    patch = getattr(config.backbone_config, "patch_size", 0)
+    windows = getattr(
+        config.backbone_config, "num_windows_side", getattr(config.backbone_config, "num_windows", 1)
+    )
+    return patch * windows if patch else 32
+
+
+def build(config: Any, *, masks: bool) -> nn.Module:
+    """Build a network with random weights."""
+    architecture = ARCHITECTURES[config.model_type]
+    kind = getattr(transformers, architecture.segmenter if masks else architecture.detector)
+    network: Any = kind(config)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # The library draws their factors from N(0, .01), the authors start from 1.
+            module.reset_parameters()
+        if name.endswith("embeddings") and getattr(module, "mask_token", None) is not None:
+            module.mask_token.requires_grad_(False)  # for pretraining only; ranks would wait for its gradient
+    for name, _ in _heads_of_decoder(network):
+        setattr(network.model.decoder, name, getattr(network, name))
+    detector = network.model if masks else network
+    for parent in (detector, detector.model):
+        for name, module in parent.named_children():
+            if name not in _BEFORE_DECODER and module is not detector.model:
+                _compute_in_float32(module)
+    built: nn.Module = network
+    return built
+
+
+def before_decoder(network: Any) -> list[nn.Module]:
+    """The backbone and the encoder, whose shapes do not depend on the objects in a batch."""
+    inner = network.model.model if hasattr(network.model, "model") else network.model
+    return [child for name, child in inner.named_children() if name in ("backbone", "encoder")]
+
+
+def backbone_groups(network: nn.Module) -> list[list[nn.Module]]:
+    """The layers of the backbone from the input on: the image's embedding, then each stage or block."""
+    backbone = dict(before_decoder(network)[0].named_modules())
+    ends = {name.rpartition(".")[2]: module for name, module in reversed(backbone.items())}
+    embedding: Any = ends.get("embedder") or ends["embeddings"]
+    blocks: Any = ends.get("stages") or ends["layer"]
+    return [[embedding], *([block] for block in blocks)]
+
+
+def _heads_of_decoder(network: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The heads that the decoder refines its boxes with, of which the library makes copies."""
+    decoder = getattr(network.model, "decoder", None)
+    for name in ("class_embed", "bbox_embed"):
+        if isinstance(getattr(decoder, name, None), nn.ModuleList) and hasattr(network, name):
+            yield name, getattr(network, name)
+
+
+class _InFloat32(nn.Module):
+    """Runs without autocast, on float32 inputs."""
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        exact = {name: _exact(value) for name, value in options.items()}
+        tensors = [value for value in (*arguments, *options.values()) if isinstance(value, Tensor)]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        with in_float32(device):
+            return super().forward(*map(_exact, arguments), **exact)
+
+
+def _exact(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _compute_in_float32(module: nn.Module) -> None:
+    """Let a part of the decoder run in float32: it passes on coordinates, which bfloat16 rounds to 1/256."""
+    if isinstance(module, nn.ModuleList):
+        for child in module:
+            _compute_in_float32(child)
+    elif not isinstance(module, _InFloat32):
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (_InFloat32, kind), {"__module__": __name__})
+
+
+def fitted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """Published tensors under the network's names, as the library's own loader converts them.
+
+    The published number of queries is cut to the network's. Tensors of the head keep the published shape.
+    """
+    own = network.state_dict()
+    if not own.keys() <= tensors.keys():
+        tensors = _converted(_with_queries(tensors, network.config), network)
+    for name, module in _heads_of_decoder(network):
+        for key in module.state_dict():
+            pair = f"{name}.{key}", f"model.decoder.{name}.{key}"
+            there = [tensors[each] for each in pair if each in tensors]
+            tensors |= {each: there[0] for each in pair if there}
+    return tensors
+
+
+def _with_queries(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    groups = getattr(config, "group_detr", 1)
+    cut = dict(tensors)
+    for name, value in tensors.items():
+        if _QUERIES.search(name) and len(value) > groups * config.num_queries and len(value) % groups == 0:
+            cut[name] = value.view(groups, -1, value.shape[1])[:, : config.num_queries].flatten(0, 1)
+    return cut
+
+
+def _converted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    library: Any = type(network)
+    with _quiet():
+        loaded, report = library.from_pretrained(
+            None,
+            config=network.config,
+            state_dict=tensors,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    state = loaded.state_dict()
+    for key in report["missing_keys"]:
+        state.pop(key, None)
+    for key, shape, _ in report["mismatched_keys"]:
+        state[key] = torch.empty(tuple(shape), device="meta")
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith(_KEYPOINTS)]
+    return {**state, **{key: torch.empty(0) for key in unknown}}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the library's report of what it loads, and its progress bar: the caller has a report."""
+    logger = logging.getLogger("transformers")
+    level, shows_progress = logger.level, library_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shows_progress:
+            library_logging.enable_progress_bar()
