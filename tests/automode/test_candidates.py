@@ -52,11 +52,11 @@ def test_all_are_models_of_the_task_and_are_ordered_by_it() -> None:
 
 def test_it_depends_on_machine_and_weights() -> None:
     assert models()[0] == "rfdetr-small"
-    assert {"fasterrcnn_resnet50_fpn_v2", "rtdetr-l", "yolo26s", "yolo11m"} <= set(models())
+    assert {"fasterrcnn_resnet50_fpn_v2", "rtdetrv2-r50", "yolo26s", "yolo11m"} <= set(models())
     assert models(on_gpu=False) == ["yolo11n", "yolo26n", "fasterrcnn_resnet18_fpn"]
     scratch = models(weights="none")
     assert scratch[0] == "yolo11s"
-    assert not {"rfdetr-small", "rtdetr-l"} & set(scratch)
+    assert not {"rfdetr-small", "rtdetrv2-r50"} & set(scratch)
     assert "vitb16r224" in models("image-classification")
     for on_gpu in (True, False):
         names = models("image-classification", weights="none", on_gpu=on_gpu)
@@ -66,8 +66,8 @@ def test_it_depends_on_machine_and_weights() -> None:
 
 def test_larger_models_come_first_where_there_are_many_images() -> None:
     (few, *_), (many, *_) = chosen(images=999)[0], chosen(images=1000)[0]
-    assert few.models == ("rfdetr-small", "rfdetr-medium")
-    assert many.models == ("rfdetr-medium", "rfdetr-small")
+    assert few.models == ("rfdetr-small", "dfine-m", "rfdetr-medium", "dfine-l")
+    assert many.models == ("rfdetr-medium", "dfine-l", "rfdetr-small", "dfine-m")
 
 
 def test_what_is_not_installed_is_not_tried(
@@ -172,6 +172,6 @@ def test_weights_of_a_run_or_a_file_are_of_one_model(tmp_path: Path) -> None:
 
 def test_where_the_time_for_an_answer_counts_small_models_are_tried_too() -> None:
     groups, reasons = chosen(objective="latency")
-    assert {"yolo11n", "rtdetr-l"} <= {name for group in groups for name in group.models}
+    assert {"yolo11n", "rtdetrv2-r50"} <= {name for group in groups for name in group.models}
     assert any("small models" in reason for reason in reasons)
     assert "yolo11n" in models(max_latency_ms=20.0)

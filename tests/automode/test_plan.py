@@ -111,9 +111,10 @@ def test_first_trials_are_the_models_usual_settings_in_turns() -> None:
     made = prepare_search(chosen.job)
     known = [settings_of(chosen, made, number) for number in range(len(chosen.first_trials.settings))]
     assert [values["model_name"] for values in known] == [
-        *("rfdetr-small", "yolo26s", "fasterrcnn_resnet50_fpn_v2", "rtdetr-l"),
-        *("rfdetr-medium", "yolo11s"),
-        *("yolo26m", "yolo11m"),
+        *("rfdetr-small", "yolo26s", "fasterrcnn_resnet50_fpn_v2", "rtdetrv2-r50"),
+        *("dfine-m", "yolo11s"),
+        *("rfdetr-medium", "yolo26m"),
+        *("dfine-l", "yolo11m"),
     ]
     assert [values["learning_rate"] for values in known[:4]] == [1e-4, 1e-3, 1e-4, 1e-4]
     assert known[1]["recipe"] == "modern"

@@ -59,10 +59,10 @@ GROUPS: Mapping[Task, Mapping[str, tuple[Group, ...]]] = {
     Task.MULTILABEL: _CLASSIFIERS,
     Task.DETECTION: {
         GPU: (
-            Group(("rfdetr-small",), ("rfdetr-medium",), from_scratch=False),
+            Group(("rfdetr-small", "dfine-m"), ("rfdetr-medium", "dfine-l"), from_scratch=False),
             Group(("yolo26s", "yolo11s"), ("yolo26m", "yolo11m")),
             Group(("fasterrcnn_resnet50_fpn_v2",)),
-            Group(("rtdetr-l",), from_scratch=False),
+            Group(("rtdetrv2-r50",), from_scratch=False),
         ),
         SCRATCH: (
             Group(("yolo11s", "yolo26s"), ("yolo11m", "yolo26m")),
