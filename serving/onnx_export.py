@@ -148,7 +148,10 @@ def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int |
                 output_names=list(description["outputs"]),
                 opset_version=opset,
                 dynamic_shapes=(varying,),
-                custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
+                custom_translation_table={
+                    torch.ops.aten.sort.stable: _stable_sort,
+                    torch.ops.aten._is_all_true.default: _is_all_true,
+                },
                 dynamo=True,
                 verbose=False,
             )
@@ -210,6 +213,15 @@ def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: b
     op: Any = onnxscript.opset18
     size = op.Gather(op.Shape(values), op.Constant(value_ints=[dim]))
     return op.TopK(values, size, axis=dim, largest=int(descending), sorted=1)
+
+
+def _is_all_true(values: Any) -> Any:
+    """ONNX's operators for PyTorch's check of a condition in the graph, for which its exporter has none."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    integers = op.Cast(values, to=7)  # TensorProto.INT64
+    return op.Cast(op.ReduceMin(integers, keepdims=0), to=9)  # TensorProto.BOOL
 
 
 def _finish(program: ONNXProgram, description: dict[str, Any], opset: int | None) -> None:

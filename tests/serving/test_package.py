@@ -102,7 +102,7 @@ def test_carried_code_is_what_the_family_needs(packaged: Packaged) -> None:
     code = packaged(Task.CLASSIFICATION) / "code"
     modules = {file.stem for file in (code / "trainer" / "models").glob("*.py")}
     assert "classifiers" in modules
-    assert not {"rcnn", "yolo", "rtdetr", "rfdetr", "published", "listing"} & modules
+    assert not {"rcnn", "yolo", "rtdetr", "detr", "published", "listing"} & modules
     assert (code / "serving" / "explain" / "xrai.py").is_file()
     assert not (code / "serving" / "polygons.py").exists()
     assert not {"service", "predict.py", "package.py"} & {file.name for file in (code / "serving").iterdir()}
