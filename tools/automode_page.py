@@ -36,7 +36,7 @@ This page is generated from the code by `make docs`.
 
 The detectors on a GPU are in the order of the AP that their authors publish for other people's data
 (RF100-VL, 100 data sets) and of its cost: RF-DETR-S has 60.2 at 3.5 ms an image and D-FINE-L 61.6,
-while YOLO26-X takes 9.6 ms for 60.0. Among models that come near each other, those under Apache-2.0 are first.
+while YOLO26-X takes 9.6 ms for 60.0. Of models that come near each other, those under Apache-2.0 are first.
 
 Weak trials are pruned early, by successive halving: after a quarter and after half of its evaluations, a
 trial is compared with all that have reached the same point, and continues if it is in the better half,
