@@ -106,7 +106,9 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     of_users = [text for name in extras.keys() - {"test", "dev", "bench"} for text in extras[name]]
-    declared = {re.match(r"[\w-]+", text)[0] for text in (*project["dependencies"], *of_users)}
+    declared = {
+        re.match(r"[\w-]+", text)[0].replace("_", "-") for text in (*project["dependencies"], *of_users)
+    }
     imported = {name for path in modules().values() for name in third_party_modules(path)}
     distributions = {_DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in imported}
     assert distributions - declared == set()
