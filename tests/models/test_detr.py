@@ -303,3 +303,17 @@ def test_every_entry_has_the_recipe_and_the_size_of_its_authors(entry: ModelEntr
     assert entry.library_name == PUBLISHED[entry.name].hub
     if entry.name.startswith("rfdetr"):
         assert family.config.backbone_config.image_size == settings.image_size
+
+
+def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> None:
+    spec = tiny("rfdetr-nano").family.spec
+    earlier = spec.model_copy(update={"family": "rfdetr", "options": {"image_size": 384}})
+    with pytest.raises(
+        JobError, match=r"the family 'rfdetr', which this one lacks; score it with that version"
+    ):
+        create(earlier)
+    (tmp_path / "spec.json").write_text(earlier.to_json(), encoding="utf-8")
+    torch.save({"class_embed.bias": torch.zeros(4)}, tmp_path / "weights.pt")
+    family = create(spec)
+    with pytest.raises(WeightsError, match=r"with the family 'rfdetr' built it, which this one lacks"):
+        weights.load(family.build(), "rfdetr-nano", family.published(), str(tmp_path), spec)

@@ -54,9 +54,14 @@ def create(spec: Spec) -> Family:
     """Bind a spec's family to the spec.
 
     Raises:
-        JobError: the family's model library is not installed.
+        JobError: the family's model library is not installed, or an earlier version had the family.
     """
-    return _family_class(CARDS[spec.family], spec.model, spec.task)(spec)
+    card = CARDS.get(spec.family)
+    if card is None:
+        rule = f"{spec.model} was trained by a version with the family {spec.family!r}, which this one lacks"
+        hint = "score it with that version or with MLflow, for which it carries its code, or train it again"
+        raise JobError("the model cannot be used", [Problem("", "model_name", rule, hint=hint)])
+    return _family_class(card, spec.model, spec.task)(spec)
 
 
 def specify(

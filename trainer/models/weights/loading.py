@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from trainer.errors import JobError, WeightsError
-from trainer.models.catalog import find, network_name
+from trainer.models.catalog import CARDS, find, network_name
 from trainer.models.spec import Spec
 from trainer.models.weights import sources as weights_sources
 from trainer.models.weights.choice import NONE
@@ -84,6 +84,12 @@ def load(
     before = source.spec or described
     other_classes = False
     if before is not None and spec is not None:
+        if before.family not in CARDS:
+            raise WeightsError(
+                f"{source.name} holds weights of {before.model} as a version with the family "
+                f"{before.family!r} built it, which this one lacks; train them further with that version, or "
+                f"start from the weights published for {model} (--weights pretrained)"
+            )
         if _architecture(before) != _architecture(spec):
             raise WeightsError(
                 f"{source.name} holds weights of {_model_in_words(before)}, but this run trains "
