@@ -126,7 +126,7 @@ def test_run_resumes_from_its_probe(
     monkeypatch.setattr(probe, "fit", lambda *args, **more: (calls.append(args), regress(*args, **more))[1])
     # These data are too balanced for weights of their own.
     monkeypatch.setattr(
-        "trainer.models.classifiers.class_weights", lambda _, classes, *__: torch.ones(classes)
+        "trainer.models.image_classifiers.class_weights", lambda _, classes, *__: torch.ones(classes)
     )
     weighted = {"balanced_sampling": True}
     whole = fit_without_model(probing(digits, weights, tmp_path / "whole", **weighted))
