@@ -167,7 +167,7 @@ def test_older_names_set_the_same_setting(old: str, name: str, value: Any, model
 
 # name: (model, values to accept, values to refuse)
 RANGES: dict[str, tuple[tuple[Task, str], list[Any], list[Any]]] = {
-    "number_of_epochs": (RESNET, [1, 1000], [0, -1, 1.5]),
+    "number_of_epochs": (YOLO11, [1, 1000], [0, -1, 1.5]),
     "probe_first": (RESNET, [True, 0], ["last"]),
     "recipe": (RESNET, ["reference", "modern"], ["", "newest", 1]),
     "training_batch_size": (RESNET, [1, "auto"], [0, -4, 1.5, "1.5", "all"]),

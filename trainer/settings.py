@@ -67,7 +67,7 @@ class Settings(ScoringParameters):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     number_of_epochs: int = _schedule(15, ge=0)
-    """Number of passes over the training data. With probe_first, 0 packages the probe."""
+    """Number of passes over the training data. 0 packages a classifier's probe (probe_first) as it is."""
     recipe: Literal["reference", "modern"] = _schedule("reference")
     """Origin of the other settings' defaults: Azure AutoML for Images, or current fine-tuning practice. The
     modern recipe uses adamw and averaged weights; label smoothing and weighted losses for classifiers,

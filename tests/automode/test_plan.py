@@ -401,7 +401,7 @@ def test_first_trial_of_classifiers_with_weights_is_a_probe_alone() -> None:
     assert (probe["probe_first"], probe["number_of_epochs"]) == (True, 0)
     assert usual["number_of_epochs"] > 0
     changed = {name for name in probe if probe[name] != usual[name]}
-    assert changed == {"number_of_epochs"}
+    assert changed == {"number_of_epochs", "probe_first"}
     study = study_of(made)
     chosen.first_trials.enqueue_missing(study, made.space, max_trials=2)
     proposed = [made.space.suggest(study.ask())["number_of_epochs"] for _ in range(2)]

@@ -32,7 +32,7 @@ def test_without_being_asked_for_nothing_is_modern() -> None:
 @pytest.mark.parametrize(
     ("task", "model", "expected"),
     [
-        (CLASSIFICATION, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.1, "weighted_loss": 1}),
+        (CLASSIFICATION, "resnet18", {"learning_rate": 5e-4, "label_smoothing": 0.1, "weighted_loss": 1}),
         (MULTILABEL, "resnet18", {"learning_rate": 1e-3, "label_smoothing": 0.0, "weighted_loss": 1}),
         (CLASSIFICATION, "vitb16r224", {"learning_rate": 2e-4, "layer_decay": 0.75, "mixup_alpha": 0.0}),
         (MULTILABEL, "vitl16r224", {"learning_rate": 4e-5, "layer_decay": 0.75, "random_augment": False}),
@@ -68,10 +68,12 @@ def test_what_the_user_gives_goes_before_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("model", "images", "epochs", "batch", "rate"),
     [
-        ("resnet18", 4, 30, 8, 1e-3),
-        ("resnet18", 50, 15, 8, 1e-3),
-        ("resnet18", 108, 15, 16, 1e-3),
-        ("resnet18", 5000, 15, 64, 1e-3),
+        ("resnet18", 4, 30, 8, 5e-4),
+        ("resnet18", 50, 15, 8, 5e-4),
+        ("resnet18", 108, 15, 8, 5e-4),
+        ("resnet18", 238, 15, 16, 5e-4),
+        ("resnet18", 1000, 15, 64, 5e-4),
+        ("resnet18", 5000, 15, 64, 5e-4),
         ("vitl16r224", 5000, 15, 8, 4e-5),
         ("fasterrcnn_resnet50_fpn", 100, 20, 2, 1e-4),
         ("fasterrcnn_resnet50_fpn", 5000, 15, 2, 1e-4),
@@ -93,11 +95,11 @@ def test_batch_comes_down_with_the_images(
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"number_of_epochs": 3}, (3, 16, 1e-3)),
-        ({"training_batch_size": 39}, (30, 39, 1e-3)),
+        ({"number_of_epochs": 3}, (3, 8, 5e-4)),
+        ({"training_batch_size": 39}, (30, 39, 5e-4)),
         ({"learning_rate": 0.01, "training_batch_size": 78}, (30, 78, 0.01)),
-        ({"grad_accumulation_step": 2}, (15, 8, 1e-3)),
-        ({"training_batch_size": "auto"}, (15, "auto", 0.001)),
+        ({"grad_accumulation_step": 2}, (15, 8, 5e-4)),
+        ({"training_batch_size": "auto"}, (15, "auto", 5e-4)),
         ({"recipe": "reference"}, (15, 78, 0.01)),
     ],
 )
@@ -175,10 +177,13 @@ def test_a_modern_training_runs_and_packages_its_averaged_weights(
 
 
 def test_probe_may_be_all_there_is() -> None:
-    alone = resolve(CLASSIFICATION, "resnet18", {"probe_first": True, "number_of_epochs": 0})
-    assert (alone.number_of_epochs, alone.layers_to_freeze) == (0, None)
-    with pytest.raises(JobError, match="number_of_epochs: input should be greater than 0, got 0; with probe"):
-        resolve(CLASSIFICATION, "resnet18", {"number_of_epochs": 0})
+    alone = resolve(CLASSIFICATION, "resnet18", {"number_of_epochs": 0})
+    assert (alone.number_of_epochs, alone.probe_first, alone.layers_to_freeze) == (0, True, None)
+    match = "number_of_epochs: input should be greater than 0, got 0; 0 is a probe alone"
+    with pytest.raises(JobError, match=match):
+        resolve(CLASSIFICATION, "resnet18", {"number_of_epochs": 0, "probe_first": False})
+    with pytest.raises(JobError, match=match):
+        resolve(CLASSIFICATION, "resnet18", {"number_of_epochs": 0}, from_scratch=True)
     with pytest.raises(JobError, match=r"number_of_epochs: input should be greater than 0, got 0$"):
         resolve(DETECTION, "yolov5", {"number_of_epochs": 0})
     with pytest.raises(JobError, match="probe_first: applies only to classifiers"):
@@ -206,11 +211,7 @@ def test_head_alone_is_a_probe_unless_the_user_says_otherwise(
     )
 
 
-def test_modern_recipe_probes_if_there_are_weights() -> None:
-    assert resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"}).probe_first
-    assert not resolve(CLASSIFICATION, "resnet18", {}).probe_first
-    scratch = resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"}, from_scratch=True)
-    assert not scratch.probe_first
+def test_probe_needs_weights_to_start_from() -> None:
     with pytest.raises(JobError, match="probe_first: needs weights to start from"):
         resolve(CLASSIFICATION, "resnet18", {"probe_first": True}, from_scratch=True)
     head = resolve(CLASSIFICATION, "resnet18", {"freeze": "backbone"}, from_scratch=True)

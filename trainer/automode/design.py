@@ -14,7 +14,7 @@ from trainer.job.job import Job
 from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import has_recipes, resolve, takes, values_for_images
+from trainer.models.defaults import can_probe, has_recipes, resolve, takes, values_for_images
 from trainer.models.weights.choice import NONE
 from trainer.settings import Settings, canonical
 from trainer.sweep.space.distributions import Choice, Distribution, LogUniform, Scalar
@@ -40,7 +40,7 @@ class Part:
     Attributes:
         first_trials: for each model the usual values of all that is searched.
         evaluations: of each trial.
-        probes: its trials start from a probe, which could be a trial of its own.
+        probes: the probe of its first model could be a trial of its own.
     """
 
     sub_space: SubSpace
@@ -122,8 +122,12 @@ class _Designer:
             sub_space,
             tuple(_usual_values(sub_space.distributions, candidate) for candidate in candidates),
             math.ceil(epochs / frequency),
-            first.resolved.probe_first and "number_of_epochs" not in self.fixed,
+            self._can_probe(first.entry),
         )
+
+    def _can_probe(self, entry: ModelEntry) -> bool:
+        is_open = not self.is_from_scratch and "number_of_epochs" not in self.fixed
+        return is_open and can_probe(entry, self.job.settings)
 
     def in_words(self, candidates: Sequence[_Candidate]) -> str:
         first = candidates[0]

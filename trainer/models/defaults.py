@@ -198,8 +198,9 @@ def resolve(
     for name, other in (clips, clips[::-1]):
         if chosen.get(name) is not None:
             merged[other] = chosen.get(other)  # the user's way of clipping replaces the model's
-    if str(merged["number_of_epochs"]) in ("0", "0.0") and not _is_on(merged["probe_first"]):
-        hint = "with probe_first, 0 packages the probe" if takes(entry, "probe_first") else ""
+    if _is_zero(merged["number_of_epochs"]) and not _is_on(merged["probe_first"]):
+        may_probe = takes(entry, "probe_first")
+        hint = "0 is a probe alone, which needs weights and probe_first" if may_probe else ""
         epochs = repr(merged["number_of_epochs"])
         problems.append(Problem(where, "number_of_epochs", "input should be greater than 0", epochs, hint))
     try:
@@ -231,12 +232,24 @@ def _defaults_of_the_start(
         # Layers that start from random values are not worth freezing, unless the user asks for it.
         return {"layers_to_freeze": None, **dict.fromkeys(ABOUT_WEIGHTS, False)}
     freezes = str(chosen.get("layers_to_freeze", "")).lower() == "backbone"
-    if not freezes or not takes(entry, "probe_first"):
-        return {}
-    if not _is_on(chosen.get("probe_first", True)):
+    if not (freezes or _is_zero(chosen.get("number_of_epochs"))) or not can_probe(entry, chosen):
         return {}
     # Without augmentation, no step from the probe could lower the loss that it minimises.
     return {"probe_first": True, "number_of_epochs": 0}
+
+
+def can_probe(entry: ModelEntry, chosen: Mapping[str, Any]) -> bool:
+    """Whether the model, given weights to start from, can be a probe, which the user has not turned off.
+
+    Args:
+        chosen: the user's settings, not validated yet.
+    """
+    return takes(entry, "probe_first") and _is_on(chosen.get("probe_first", True))
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a number, not validated yet, is 0."""
+    return str(value) in ("0", "0.0")
 
 
 def _is_on(value: Any) -> bool:
