@@ -374,8 +374,8 @@ def test_a_whole_sweep_without_a_search_space(tmp_path: Path) -> None:
     assert {row["state"] for row in rows} <= {"complete", "pruned"}
     assert {row["recipe"] for row in rows} == {"modern"}
     rates = [float(row["learning_rate"]) for row in rows]
-    assert rates[0] == 0.001
-    assert 0.001 not in rates[1:]
+    assert rates[0] == 5e-4
+    assert 5e-4 not in rates[1:]
     result = run.read_result()
     assert (result.model, result.value) == ("timm/test_resnet", max(float(row["accuracy"]) for row in rows))
     written = (run.directory / "job.yaml").read_text("utf-8")

@@ -111,6 +111,44 @@ def test_what_the_user_gives_stays_for_few_images(given: dict[str, Any], expecte
     assert tuple(getattr(resolved, name) for name in names) == expected
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "changes", "recipe"),
+    [
+        (CLASSIFICATION, "resnet18", {}, "modern"),
+        (MULTILABEL, "timm/resnet10t", {}, "modern"),
+        (CLASSIFICATION, "resnet18", {"weights": "none"}, "reference"),
+        (CLASSIFICATION, "resnet18", {"settings": {"recipe": "reference"}}, "reference"),
+        (CLASSIFICATION, "resnet18", {"settings": {"optimizer": "SGD"}}, "reference"),
+        (DETECTION, "fasterrcnn_resnet50_fpn", {}, "reference"),
+        (DETECTION, "yolo11n", {}, "reference"),
+        (DETECTION, "yolo11n", {"settings": {"recipe": "modern"}}, "modern"),
+        (DETECTION, "rtdetr-l", {}, "reference"),
+    ],
+)
+def test_usual_recipe_of_flags_and_python(
+    task: Task, model: str, changes: dict[str, Any], recipe: str
+) -> None:
+    job = Job(task=task, training_data=("a",), model=model, **changes)
+    assert job.resolve_settings().recipe == recipe
+    assert job.to_dict()["training_parameters"]["recipe"] == recipe
+
+
+def test_job_files_follow_the_reference_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "job.yml"
+    file.write_text("type: automl\ntask: image_classification\ntraining_data: {path: a, type: mltable}\n")
+    job = Job.read(file)
+    assert job.resolve_settings().recipe == "reference"
+    assert job.changed(settings={"learning_rate": 0.1}).resolve_settings().optimizer == "sgd"
+    assert Job.read(file, settings={"recipe": "modern"}).resolve_settings().optimizer == "adamw"
+
+
+def test_trials_of_a_search_space_follow_the_reference_recipe() -> None:
+    space = ({"model_name": "resnet18", "learning_rate": "uniform(0.001, 0.1)"},)
+    job = Job(task=CLASSIFICATION, training_data=("a",), search_space=space, limits={"max_trials": 2})
+    assert job.for_trial({"learning_rate": 0.1}).resolve_settings().recipe == "reference"
+    assert job.for_trial({"recipe": "modern"}).resolve_settings().recipe == "modern"
+
+
 def test_job_file_leaves_to_the_images_what_the_recipe_chooses_by_them(tmp_path: Path) -> None:
     job = Job(task=CLASSIFICATION, training_data=("a",), settings={"recipe": "modern", "learning_rate": 0.1})
     assert job.left_to_images() == ("number_of_epochs", "training_batch_size")
@@ -169,6 +207,8 @@ def test_a_modern_training_runs_and_packages_its_averaged_weights(
     with run.metrics.open(encoding="utf-8") as file:
         (row,) = csv.DictReader(file)
     assert math.isfinite(float(row["train_loss"]))
+    first = run.log.read_text("utf-8").splitlines()[0]
+    assert "recipe: modern, for 6 training images; --recipe reference has" in first
     trained = torch.load(run.best_checkpoint, weights_only=True)["state_dict"]
     packaged = torch.load(run.model / "artifacts" / "weights.pt", weights_only=True)
     averaged = {name: trained[f"average.network.{name}"] for name in packaged}

@@ -54,7 +54,7 @@ def probing(
     task: Task = Task.CLASSIFICATION,
     **settings: Any,
 ) -> Job:
-    values = {"probe_first": True, "early_stopping": False, **settings}
+    values = {"recipe": "reference", "probe_first": True, "early_stopping": False, **settings}
     return job(digits, task, "timm/test_resnet", output, **values).changed(weights=weights)
 
 

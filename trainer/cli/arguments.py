@@ -35,7 +35,15 @@ TargetColumn = Annotated[
 
 JobFlags: Any = flags_of(
     Job,
-    leave_out=("settings", "limits", "sweep", "search_space", "substitutes", "ignored_keys"),
+    leave_out=(
+        "settings",
+        "limits",
+        "sweep",
+        "search_space",
+        "default_recipe",
+        "substitutes",
+        "ignored_keys",
+    ),
     first=("task", "training_data", "validation_data", "validation_data_size", "model"),
     aliases=lambda name: details(Job.model_fields[name]).get("aliases", ()),
     note=lambda name: _TASKS if name == "task" else "",

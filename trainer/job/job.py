@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -50,6 +50,8 @@ class Job(AzureOptions):
     set it; docs/many-machines.md shows how."""
     output: Parsed[Path | None, str | Path | None] = option(None, "Output")
     """Directory of the run, new or empty. [default: a new one under runs/]"""
+    default_recipe: Literal["reference", "modern"] | None = Field(default=None, exclude=True, repr=False)
+    """The recipe of settings that name none; None: the model's usual one. Job files follow reference."""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod
@@ -68,7 +70,12 @@ class Job(AzureOptions):
         """
         given = {*changes, *map(canonical, changes.get("settings") or ())}
         values, ignored_keys = job_file.read(Path(path), node, given)
-        return cls.of(where or str(path), **_changed(values, changes), ignored_keys=ignored_keys)
+        return cls.of(
+            where or str(path),
+            **_changed(values, changes),
+            default_recipe="reference",
+            ignored_keys=ignored_keys,
+        )
 
     @classmethod
     def of_run(cls, file: Path) -> Job:
@@ -180,7 +187,7 @@ class Job(AzureOptions):
         Raises:
             JobError: see `trainer.models.defaults.resolve`; or the augmentation file cannot be read.
         """
-        values = dict(self.settings)
+        values = {"recipe": self._usual_recipe(), **self.settings}
         from_scratch = self.weights_choice == NONE
         settings = resolve(
             self.task, self.model_name, values, where,
@@ -245,6 +252,16 @@ class Job(AzureOptions):
     def _chosen(self) -> set[str]:
         return {canonical(name) for name in self.settings}
 
+    def _usual_recipe(self) -> str:
+        """The recipe of settings that name none."""
+        if self.default_recipe is not None:
+            return self.default_recipe
+        # The modern recipe fine-tunes weights, and its rates are for adamw.
+        uses_sgd = str(self.settings.get("optimizer", "")).lower() == "sgd"
+        if uses_sgd or self.weights_choice == NONE:
+            return "reference"
+        return catalog.find(self.model_name, self.task).card.usual_recipe
+
     def _with_primary_metric(self, settings: Settings) -> Settings:
         """The settings under which evaluations compute the primary metric, too."""
         changes: dict[str, str] = {}
@@ -295,6 +312,8 @@ class Job(AzureOptions):
             "sweep": None,
             "search_space": (),
             "calibrate": False,  # only the best trial's model is calibrated, when the sweep packages it
+            # AutoMode's spaces name the recipe; others are made for Azure's defaults.
+            "default_recipe": self.default_recipe or "reference",
             **dict.fromkeys((*SweepOptions.model_fields, "register_model")),
         }
         return self.model_copy(update=changes)

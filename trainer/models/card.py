@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.tasks import Task
 
@@ -61,6 +61,8 @@ class FamilyCard:
         size_setting: the setting with the size of the images that the network sees, in pixels.
         defaults: settings in which the family differs from the general defaults.
         modern: settings in which the modern recipe differs from these defaults; empty if it is the same.
+        usual_recipe: the recipe of fine-tuning by flags or from Python that names none. In job files it is
+            reference.
         sizing: how the modern recipe adapts to the number of training images; None if it does not.
 
         epochs: epochs under AutoMode, of a family whose recipe has no `sizing`.
@@ -94,6 +96,7 @@ class FamilyCard:
     size_setting: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
     modern: Mapping[str, Any] = field(default_factory=dict)
+    usual_recipe: Literal["reference", "modern"] = "reference"
     sizing: Sizing | None = None
 
     epochs: int | None = None

@@ -6,7 +6,8 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,9 @@ def _lead(plan: Plan) -> Run:
     with (
         run.full_disk_told(),
         run.lock(),
-        logging_to(run.log),
+        _logging(plan, prepared, run),
         tracking.start(store, run.directory, job, parameters, tags, plan.parent_run_id) as tracker,
     ):
-        _log_start(plan, prepared, run)
         best = _best_so_far(plan, prepared)
         run.write_job(job.to_yaml(run.directory))
         prepared_at = time.perf_counter()
@@ -244,6 +244,14 @@ def _recipe_in_words(settings: Settings) -> str:
     if settings.recipe == "modern":
         return "recipe: modern, for %d training images; --recipe reference has Azure AutoML's defaults"
     return "recipe: reference, Azure AutoML's defaults; --recipe modern fits its own to %d training images"
+
+
+@contextmanager
+def _logging(plan: Plan, prepared: Prepared, run: Run) -> Iterator[None]:
+    """Log to the run's file, beginning with what it trains, the recipe first."""
+    with logging_to(run.log):
+        _log_start(plan, prepared, run)
+        yield
 
 
 def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
