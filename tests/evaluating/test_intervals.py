@@ -16,6 +16,7 @@ from serving.scorer import WEIGHTS_FILE
 from trainer import cli
 from trainer.errors import JobError
 from trainer.evaluating.intervals import MeasuredMetric, Resampling, compare, default_metric
+from trainer.evaluating.packaged_model import PackagedModel
 from trainer.metrics.results import Analysis
 from trainer.tasks import Task
 
@@ -71,6 +72,26 @@ def test_wrong_options_are_errors(
     task = Task.CLASSIFICATION
     with pytest.raises(JobError, match=message):
         trainer.evaluate(packaged(task), data=targets(task), device="cpu", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "known"),
+    [
+        (Task.MULTILABEL, "iou_classwise.zebra", r"iou_classwise\."),
+        (Task.DETECTION, "log_loss", "mean_average_precision"),
+    ],
+)
+def test_metric_that_evaluations_lack_is_an_error_before_images_are_scored(
+    packaged: Packaged,
+    targets: Targets,
+    task: Task,
+    metric: str,
+    known: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PackagedModel, "predict", lambda *_: pytest.fail("images are scored"))
+    with pytest.raises(JobError, match=f"got '{metric}'; there are {known}"):
+        trainer.evaluate(packaged(task), data=targets(task), device="cpu", primary_metric=metric)
 
 
 def test_a_jobs_metric_that_evaluations_lack_is_replaced_by_the_tasks() -> None:

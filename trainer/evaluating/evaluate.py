@@ -145,6 +145,7 @@ def evaluate_model(
     result = _load(spec.task, data, options, label_key)
     subject = evaluation_data.for_classes(result, spec.classes, options.unknown_classes, label_key)
     subject.notes.extend(job_notes)
+    intervals.check_metric(metric, spec.task, subject.classes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     served_thresholds = spec.class_score_thresholds or dict.fromkeys(
         spec.classes, spec.parameters.box_score_threshold
@@ -210,6 +211,7 @@ def evaluate_answers(
     # Answers name all classes of a classifier, but only those classes of a detector that it detected.
     known = answers.classes if task.is_classification else sorted({*answers.classes, *records.classes})
     subject = evaluation_data.for_classes(result, known, options.unknown_classes, label_key)
+    intervals.check_metric(metric, task, subject.classes)
     partitions = slices.by_key(subject.records, subject.files, options.slice_by)
     if len(subject.records) < len(records):
         answers = answers.subset(_indices_in(records, subject.records))
@@ -360,8 +362,7 @@ def _analyse(
         primary = intervals.measure_objects(
             task, classes, images, subject.records, metric, iou_threshold=iou_threshold
         )
-    if primary is None:
-        raise intervals.unknown_metric(metric, task, classes)
+    assert primary is not None, "check_metric knows the metrics"
     interval = primary.interval(options.resampling)
     analysis = analysis.model_copy(update={"slices": sliced, "interval": interval})
     if options.output is not None:

@@ -170,16 +170,21 @@ def default_metric(task: Task, metric: str) -> str:
     return metric if is_measured else task.primary_metric
 
 
-def unknown_metric(name: str, task: Task, classes: Sequence[str]) -> JobError:
-    """The error for a metric that evaluations of a task do not have."""
+def check_metric(name: str, task: Task, classes: Sequence[str]) -> None:
+    """Check that evaluations of a task with these classes have a metric.
+
+    Raises:
+        JobError: they do not.
+    """
     known = [known for known in names_of(task) if known != "log_loss_train"]
     if task.has_boxes:
         known.remove("log_loss")
     if name.startswith(CLASSWISE):
         known = [CLASSWISE + label for label in classes]
-    rule = "must be a metric of evaluations"
-    problem = Problem("--primary-metric", "", rule, repr(name), f"there are {', '.join(known)}")
-    return JobError("the evaluation cannot be run:", [problem])
+    if name not in known:
+        rule = "must be a metric of evaluations"
+        problem = Problem("--primary-metric", "", rule, repr(name), f"there are {', '.join(known)}")
+        raise JobError("the evaluation cannot be run:", [problem])
 
 
 def _draw(weighted: Sequence[WeightedMetric], images: int, options: Resampling) -> DoubleArray:
