@@ -166,6 +166,7 @@ def test_boxes_without_an_area_cost_only_themselves(
     [
         ({"topX": 0.7}, "are these width and height? write topX + width as bottomX"),
         ({"topX": 0.7, "topY": 0.8}, "are the two corners swapped?"),
+        ({"topY": 0.8}, "are these width and height?"),
     ],
 )
 def test_a_file_of_inverted_boxes_is_one_error(
@@ -176,10 +177,12 @@ def test_a_file_of_inverted_boxes_is_one_error(
     (message,) = said(result)
     assert message.startswith(
         "train.jsonl:1: boxes must have topX under bottomX and topY under bottomY, got 10 of 30 that have "
-        "not, the first with topX 0.7 and bottomX 0.5; "
+        "not, the first with "
     )
     assert hint in message
     assert not result.is_complete  # leaving them out would not make the others right
+    flipped = read([write_lines([image(box(topY=0.8))] * 10)], Task.DETECTION)
+    assert "is y counted from the bottom of the image?" in said(flipped)[0]
     few = read([write_lines([*lines[:9], image(*[BOX] * 20)])], Task.DETECTION)
     assert all(problem.warning for problem in few.problems)
 
