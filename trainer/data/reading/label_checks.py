@@ -166,7 +166,7 @@ def _are_misread(records: Records, report: FileReport) -> bool:
         return False
     _, got, _ = _flat_box(records, int(inverted[0]))
     hint = "are these width and height? write topX + width as bottomX and topY + height as bottomY"
-    if is_inverted.all(axis=1)[inverted].all():
+    if is_inverted[inverted].all():
         hint = "are the two corners swapped?"
     elif is_inverted[:, 1].all() and not is_inverted[:, 0].any():
         hint = "is y counted from the bottom of the image? it starts at the top"
