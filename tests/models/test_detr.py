@@ -21,7 +21,7 @@ from trainer.annotations import Example, Objects
 from trainer.errors import JobError, RunError, WeightsError
 from trainer.models import Family, catalog, create, specify
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import resolve
+from trainer.models.defaults import default_in_words, resolve
 from trainer.models.detr_configs import PUBLISHED
 from trainer.models.training_items import Draw
 from trainer.models.weights import loading as weights
@@ -317,3 +317,8 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
     family = create(spec)
     with pytest.raises(WeightsError, match=r"with the family 'rfdetr' built it, which this one lacks"):
         weights.load(family.build(), "rfdetr-nano", family.published(), str(tmp_path), spec)
+
+
+def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:
+    assert default_in_words("gradient_accumulation_step") == "1; 4 for rfdetr-*, lwdetr-*"
+    assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs and DETRs"

@@ -119,11 +119,34 @@ def default_in_words(name: str) -> str:
 
 
 def models_in_words(names: Sequence[str]) -> str:
-    """A list of models in which more than three of a family are shortened to the family."""
+    """A list of models in which more than three of a family are shortened to the family.
+
+    Of a family whose models have several architectures, which their names start with, those are named.
+    """
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(catalog.MODELS[name].card.words, []).append(name)
-    return _listed([words if len(members) > 3 else ", ".join(members) for words, members in families.items()])
+    return _listed(
+        [
+            _architectures(words, members) or words if len(members) > 3 else ", ".join(members)
+            for words, members in families.items()
+        ]
+    )
+
+
+def _architectures(words: str, names: Sequence[str]) -> str:
+    """`rfdetr-*, lwdetr-*` if these models are all of some architectures of their family, else ""."""
+    family = [entry.name for entry in catalog.MODELS.values() if entry.card.words == words]
+    if len(names) == len(family):
+        return ""
+    started = {name.partition("-")[0] for name in names}
+    is_whole = {name for name in family if name.partition("-")[0] in started} == set(names)
+    is_short = is_whole and len(started) * 2 < len(names)
+    return (
+        ", ".join(f"{start}-*" for start in dict.fromkeys(n.partition("-")[0] for n in names))
+        if is_short
+        else ""
+    )
 
 
 def _listed(words: Sequence[str]) -> str:
