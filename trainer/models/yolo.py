@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -204,6 +205,8 @@ class YOLO(UltralyticsFamily):
             # Not ultralytics' own class_weights, which also weigh the background of a class's scores.
             head.bce.pos_weight = batch.get("shared", {}).get("class_weights")
             head.preprocess = partial(_in_pixels, batch["targets"])
+            if self.masks:
+                head.calculate_segmentation_loss = partial(_mask_loss, head.single_mask_loss)
         # The criterion decodes boxes, for which bfloat16 has too few digits.
         with in_float32(images.device), without_waits(images.device):
             losses, names = network.loss(batch, as_float32(predictions))
@@ -219,6 +222,45 @@ def _in_pixels(padded: Tensor, _targets: Tensor, _images: int, scale_tensor: Ten
     """
     boxes = box_ops.box_convert(padded[..., 1:] * scale_tensor, "cxcywh", "xyxy")
     return torch.cat([padded[..., :1], boxes], dim=2)
+
+
+def _mask_loss(
+    of_image: Callable[..., Tensor],
+    chosen: Tensor,
+    masks: Tensor,
+    objects: Tensor,
+    boxes: Tensor,
+    _batch_idx: Tensor,
+    prototypes: Tensor,
+    coefficients: Tensor,
+    size: Tensor,
+) -> Tensor:
+    """What the `calculate_segmentation_loss` of ultralytics' losses returns, which waits five times an image.
+
+    Args:
+        of_image: ultralytics' loss of an image: of n target masks [n, h, w], coefficients [n, 32], prototypes
+            [32, h, w], boxes [n, 4] in pixels of the masks, and their areas [n] as fractions of the image.
+        chosen: the anchors that have an object, [B, anchors].
+        masks: for each pixel the number of its object, from 1, or 0: [B, h, w].
+        objects: the number of each anchor's object, from 0: [B, anchors].
+        boxes: each anchor's target, xyxy in pixels: [B, anchors, 4].
+        size: height and width of the images in pixels.
+    """
+    height, width = prototypes.shape[2:]
+    index = chosen.nonzero(as_tuple=True)
+    normalised = boxes[index] / size[[1, 0, 1, 0]]
+    areas = (normalised[:, 2:] - normalised[:, :2]).prod(1)
+    corners = normalised * torch.tensor([width, height, width, height], device=boxes.device)
+    numbers, own = objects[index] + 1, coefficients[index]
+    loss = (prototypes * 0).sum() + (coefficients * 0).sum()  # all parameters have gradients
+    start = 0
+    for image, count in enumerate(chosen.sum(1).tolist()):
+        part = slice(start, start + count)
+        start += count
+        if count:
+            targets = (masks[image] == numbers[part, None, None]).float()
+            loss = loss + of_image(targets, own[part], prototypes[image], corners[part], areas[part])
+    return loss / chosen.sum()
 
 
 _Chosen = tuple[Tensor, Tensor, Tensor, Tensor]
