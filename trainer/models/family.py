@@ -51,6 +51,9 @@ class Family(ABC):
     average_tau: ClassVar[float | None] = None
     """Steps over which weight averaging ramps up; None: in proportion to the length of the run."""
 
+    has_one_size: ClassVar[bool] = False
+    """All training images have one size, except with multi_scale; cuDNN then tries its algorithms for it."""
+
     sums_losses: ClassVar[bool] = False
     """The recipe's learning rates are for losses summed over a batch's images, not averaged."""
 

@@ -64,6 +64,8 @@ class ImageClassifiers(Family):
     or None, `label_smoothing`, `focal_gamma`, `mixup_alpha` and `cutmix_alpha`.
     """
 
+    has_one_size = True
+
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.multilabel = spec.task is Task.MULTILABEL

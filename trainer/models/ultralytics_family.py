@@ -65,6 +65,7 @@ class UltralyticsFamily(Family):
     """
 
     average_tau = 2000.0
+    has_one_size = True
     stretches: ClassVar[bool]
     """Whether images are stretched to the square, instead of fitted into it."""
 

@@ -113,6 +113,7 @@ def train(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            benchmark=plan.devices.gpus and prepared.family.has_one_size and not settings.multi_scale,
         )
         try:
             trainer.fit(module, batches, ckpt_path=checkpoint)
