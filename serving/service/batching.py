@@ -205,7 +205,7 @@ class Batcher:
             if len(batch) == 1:
                 return [(batch[0].answer, error, batch[0].release)]
             # Caused by one image, or by too little memory for the batch: try each image alone.
-            # A handler of logs may keep what it gets, and an error has all frames of the batch: only its text.
+            # Log only the text: a handler may keep what it gets, and an error has all frames of the batch.
             _logger.warning("a batch of %d failed (%s); trying each image alone", len(batch), str(error))
         if outputs is None:  # after the `except`, in which the error would keep the batch's memory
             return [result for item in batch for result in self._results(scorer, [item])]
