@@ -315,7 +315,7 @@ def test_a_run_starts_from_a_directory_and_resumes_without_it(
         task="image-classification", model="hf/acme/tiny-resnet", weights=str(tmp_path / "files"), gpus=0,
         training_data=data.train, validation_data=data.validation, output=str(tmp_path / "run"),
         tracking_uri="none",
-        settings={"number_of_epochs": 1, "number_of_workers": 0, "recipe": "modern", "learning_rate": 1e-8},
+        settings={"number_of_epochs": 1, "number_of_workers": 0, "probe_first": True, "learning_rate": 1e-8},
     )  # fmt: skip
     run = trainer.fit(job)
     log = (tmp_path / "run/trainer.log").read_text("utf-8")
