@@ -397,6 +397,15 @@ def test_null_under_one_spelling_leaves_the_value_of_the_other(tmp_path: Path) -
     assert job.settings["learning_rate"] == 0.1
 
 
+def test_null_leaves_a_setting_to_its_default_unless_it_is_a_value(tmp_path: Path) -> None:
+    nulls = ("learning_rate", "number_of_epochs", "layers_to_freeze", "advanced_settings")
+    content = {"task": "image_object_detection", "training_data": "a"}
+    job, _ = read(tmp_path, content | {"training_parameters": dict.fromkeys(nulls)})
+    default, _ = read(tmp_path, content | {"training_parameters": {"layers_to_freeze": None}})
+    assert job.resolve_settings() == default.resolve_settings()
+    assert job.resolve_settings().layers_to_freeze is None  # by default 2 for this model
+
+
 def test_unknown_key_is_reported_in_its_own_spelling(tmp_path: Path) -> None:
     details = TASK_DETAILS | {"primaryMetrics": "x", "limitSettings": {"maxTrails": 3}}
     problems = {problem.field: problem.hint for problem in problems_of(tmp_path, {"taskDetails": details})}
