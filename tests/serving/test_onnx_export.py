@@ -44,6 +44,7 @@ MODELS = [
     (CLASSIFICATION, "resnet18", True, ()),
     (CLASSIFICATION, "resnet18", False, ()),
     (MULTILABEL, "vits16r224", True, ()),
+    (CLASSIFICATION, "hf/acme/tiny-vit", True, ()),
     (DETECTION, "yolo11n", True, ()),
     (SEGMENTATION, "yolo26n-seg", False, ()),
     (SEGMENTATION, "maskrcnn_resnet18_fpn", True, ()),
@@ -109,9 +110,11 @@ def prepared(image: Image, given: dict[str, Any]) -> np.ndarray[Any, Any]:
     """An image → the file's input [1, 3, h, w], by what the file says alone."""
     rule = given["resizing"]
     height, width = image.shape[:2]
-    if rule["rule"] == "short side, centre crop":
+    if rule["rule"] in ("short side, centre crop", "both sides, centre crop"):
         crop, scale = rule["crop_size"], rule["resize_size"] / min(height, width)
         size = (max(crop, round(width * scale)), max(crop, round(height * scale)))
+        if rule["rule"].startswith("both"):
+            size = (rule["resize_size"], rule["resize_size"])
         resampling = PILImage.Resampling[rule["interpolation"].removesuffix(", antialiased").upper()]
         resized = np.array(PILImage.fromarray(image).resize(size, resampling))
         top, left = (size[1] - crop) // 2, (size[0] - crop) // 2
