@@ -322,3 +322,11 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
 def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:
     assert default_in_words("gradient_accumulation_step") == "1; 4 for rfdetr-*, lwdetr-*"
     assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs and DETRs"
+
+
+@pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n"])
+def test_networks_from_scratch_start_from_the_authors_prior(model: str) -> None:
+    case = tiny(model)
+    for layer, prior in case.family.class_layers(case.build()):
+        bias: Any = layer.bias
+        torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, prior))

@@ -76,6 +76,9 @@ class DETR(Family):
             "num_queries": min(config.num_queries, detr_networks.positions(config, side)),
             "auxiliary_loss": True,
         }
+        if hasattr(config, "initializer_bias_prior_prob"):
+            # As the authors; the library's 1 / (classes + 1) makes the first losses of few classes huge.
+            values["initializer_bias_prior_prob"] = FOCAL_PRIOR
         if not pretrained and hasattr(config, "freeze_backbone_batch_norms"):
             values["freeze_backbone_batch_norms"] = False  # there are no statistics to keep
         return {"image_size": side, "config": values}

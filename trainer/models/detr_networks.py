@@ -118,8 +118,8 @@ def build(config: Any, *, masks: bool) -> nn.Module:
             module.reset_parameters()
         if name.endswith("embeddings") and getattr(module, "mask_token", None) is not None:
             module.mask_token.requires_grad_(False)  # for pretraining only; ranks would wait for its gradient
-    for name, _ in _heads_of_decoder(network):
-        setattr(network.model.decoder, name, getattr(network, name))
+    for name, module in _heads_of_decoder(network):
+        setattr(network, name, module)
     detector = network.model if masks else network
     for parent in (detector, detector.model):
         for name, module in parent.named_children():
@@ -145,11 +145,11 @@ def backbone_groups(network: nn.Module) -> list[list[nn.Module]]:
 
 
 def _heads_of_decoder(network: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The heads that the decoder refines its boxes with, of which the library makes copies."""
+    """The heads that the decoder refines its boxes with; the library initialises them, not their copies."""
     decoder = getattr(network.model, "decoder", None)
     for name in ("class_embed", "bbox_embed"):
         if isinstance(getattr(decoder, name, None), nn.ModuleList) and hasattr(network, name):
-            yield name, getattr(network, name)
+            yield name, getattr(decoder, name)
 
 
 class _InFloat32(nn.Module):
