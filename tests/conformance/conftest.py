@@ -59,7 +59,8 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
     "rfdetr-nano": {**_GROUPS, "backbone_config": {**_VIT, "num_windows": 1}},
-    "rfdetr-seg-nano": {**_GROUPS, "backbone_config": _VIT},
+    # Every position is a query, so that the first scores choose none.
+    "rfdetr-seg-nano": {**_GROUPS, "num_queries": 36, "backbone_config": _VIT},
     "lwdetr-tiny": {**_GROUPS, "backbone_config": _VIT},
 }
 """Changes to a DETR's configuration: its size is its cost, not its principle."""
