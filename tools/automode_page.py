@@ -110,7 +110,8 @@ fails, and the next one starts.
 Images are enlarged to at most {enlarged} times their size. If a quarter of the objects has fewer than {tiny}
 pixels even then, and the images have more detail, they are tiled. Classifiers see crops of 224 pixels; CNNs
 see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. DETRs
-keep the size that they were published for. `box_detections_per_image` is raised if images hold more objects.
+and classifiers of the Hugging Face Hub keep the size that they were published for.
+`box_detections_per_image` is raised if images hold more objects.
 
 **Time.** Every trial may take all of the time that is left: one whole run of a strong model is worth more
 than several short ones, so `max_trials` is an upper limit. A run whose epochs prove too slow for the time

@@ -108,6 +108,13 @@ def test_crops() -> None:
             assert crops == {"training_crop_size": 224, "validation_crop_size": 224}
 
 
+@pytest.mark.parametrize(
+    "model", ["hf/google/vit-base-patch16-384", "microsoft/swinv2-base-patch4-window12-192-22k"]
+)
+def test_classifiers_of_the_hub_keep_their_own_size(model: str) -> None:
+    assert seen(model, 100, 100) == seen(model, 500, 400, on_gpu=False) == ImageSize()
+
+
 def test_what_the_job_says_stays() -> None:
     own = seen("yolo11n", 6000, 4000, 0.006, image_size=352, tile_grid_size="3x2")
     assert own.settings == {}

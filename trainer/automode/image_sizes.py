@@ -49,7 +49,8 @@ def choose_size(
         fixed: the names of the settings that the job fixes.
     """
     if takes(entry, "training_crop_size"):
-        return ImageSize() if {*fixed} & {*_CROP_SETTINGS} else _choose_crop(entry, data, on_gpu)
+        keeps = {*fixed} & {*_CROP_SETTINGS} or _has_own_crop(entry)
+        return ImageSize() if keeps else _choose_crop(entry, data, on_gpu)
     name = entry.card.size_setting
     if not entry.card.searched_sides or {*fixed} & {name, name.replace("min", "max")}:
         return ImageSize()
@@ -95,6 +96,12 @@ def _tile_grid(data: DataStatistics, long_side: float) -> str | None:
     along = min(_MAX_TILES, math.ceil(MIN_OBJECT_PIXELS / pixels), math.ceil(data.long_side / long_side))
     across = max(1, round(along * data.short_side / data.long_side))
     return f"{along}x{across}" if data.width >= data.height else f"{across}x{along}"
+
+
+def _has_own_crop(entry: ModelEntry) -> bool:
+    """Whether a classifier comes with its size: many networks of the Hub reject images of another."""
+    is_described = entry.card.described_by_files is not None
+    return is_described or "training_crop_size" in entry.defaults_for(entry.tasks[0])
 
 
 def _choose_crop(entry: ModelEntry, data: DataStatistics, on_gpu: bool) -> ImageSize:
