@@ -33,6 +33,8 @@ def written(folder: Path, *lines: str) -> Path:
         (CLASS, '"label": 1, "image_details": {"width": 3, "width": 4}', "width: must"),
         (CLASSES, '"label": ["a"], "label": []', 'label: must'),
         (BOXES, f'"label": [{{"label": "a", {CORNERS}, "topX": 0.2}}]', "topX: must"),
+        # They differ after what a message shows of them.
+        (CLASSES, f'"label": ["{"a" * 60}"], "label": ["{"a" * 60}b"]', "label: must"),
         (BOXES, f'"label": [{{"label": "a", {CORNERS}, "isCrowd": 0, "isCrowd": 1}}]', "isCrowd: must"),
         (SHAPES, f'"label": [{{"label": "a", "polygon": [{SEGMENT}], "polygon": [{OTHER}]}}]', "polygon"),
     ],

@@ -85,10 +85,10 @@ def parse(text: str) -> tuple[Any, list[Problem]]:
         content = dict(pairs)
         if len(content) < len(pairs):
             for key in content:
-                values = [show(value) for name, value in pairs if name == key]
-                if len(set(values)) > 1:
-                    rule = "must be once in its object"
-                    problems.append(Problem("", key, rule, " and ".join(values), "keep one of them"))
+                values = [value for name, value in pairs if name == key]
+                if len(set(map(json.dumps, values))) > 1:
+                    rule, got = "must be once in its object", " and ".join(map(show, values))
+                    problems.append(Problem("", key, rule, got, "keep one of them"))
         return content
 
     return json.loads(text, object_pairs_hook=unique), problems
