@@ -16,7 +16,7 @@ from trainer.errors import JobError
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import resolve, takes, values_for_images
+from trainer.models.defaults import default_in_words, resolve, takes, values_for_images
 from trainer.tasks import Task
 
 CLASSIFICATION, MULTILABEL, DETECTION, SEGMENTATION = Task
@@ -131,6 +131,10 @@ def test_usual_recipe_of_flags_and_python(
     job = Job(task=task, training_data=("a",), model=model, **changes)
     assert job.resolve_settings().recipe == recipe
     assert job.to_dict()["training_parameters"]["recipe"] == recipe
+
+
+def test_usual_recipe_in_words_names_a_kind_of_model_once() -> None:
+    assert default_in_words("recipe") == "reference; modern for classifiers, except in job files"
 
 
 def test_job_files_follow_the_reference_recipe(tmp_path: Path) -> None:

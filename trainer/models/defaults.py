@@ -101,8 +101,8 @@ def default_in_words(name: str) -> str:
     """A setting's general default, and those of the models that have another: `15; 30 for YOLO models`."""
     general = Settings.model_fields[name].get_default()
     if name == "recipe":
-        modern = [card.words for card in catalog.CARDS.values() if card.usual_recipe == "modern"]
-        return f"{general}; modern for {_listed(modern)}, except in job files"
+        modern = {card.words: None for card in catalog.CARDS.values() if card.usual_recipe == "modern"}
+        return f"{general}; modern for {_listed(list(modern))}, except in job files"
     others: dict[tuple[Any, bool], dict[str, None]] = {}
     for entry in catalog.MODELS.values():
         defaults = {task: entry.defaults_for(task).get(name, general) for task in entry.tasks}
