@@ -88,6 +88,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, INTEL_MPI, {}, "4 GPUs", 1),
         # A process in each pod, which starts the ranks of its machine.
         ({}, KUBEFLOW, {}, "2 machines with 4 GPUs each", 4),
+        ({"nodes": 2}, KUBEFLOW, {}, "2 machines with 4 GPUs each", 4),
         ({}, {**KUBEFLOW, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
         (
             {"nodes": 2},

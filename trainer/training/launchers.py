@@ -133,7 +133,7 @@ def started_by_hand(
         nodes: the job's number of machines.
     """
     alone = environment.get(ALONE) or "LOCAL_RANK" in environment
-    if nodes == 1 and not alone and environment.keys() >= _ONE_A_MACHINE:
+    if not alone and environment.keys() >= _ONE_A_MACHINE and nodes in (1, int(environment["WORLD_SIZE"])):
         nodes = int(environment["WORLD_SIZE"])
         environment = {**environment, "NODE_RANK": environment["RANK"]}
     if nodes == 1:
