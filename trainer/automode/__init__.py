@@ -1,1 +1,1 @@
-"""AutoMode: chooses models, settings and budgets for the data, the hardware and the time."""
+"""AutoMode: chooses models and settings for the data and the hardware."""

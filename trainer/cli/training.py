@@ -50,8 +50,8 @@ def fit(
     """Train a model, package it and score the validation data with it.
 
     With --max-trials over 1, a sweep trains that many models and packages the best. It searches the search
-    space of --config; without one, AutoMode chooses models and settings for the data, the hardware and the
-    time (docs/automode.md).
+    space of --config; without one, AutoMode chooses models and settings for the data and the hardware
+    (docs/automode.md).
 
     Examples:
 
