@@ -54,7 +54,7 @@ from trainer.training.packaging import package
 PRESETS: tuple[dict[str, Any], ...] = (
     {"recipe": "modern"},
     {"recipe": "modern", "learning_rate": 3e-4},
-    {"recipe": "modern", "probe_first": False},
+    {"recipe": "modern", "probe_first": True},
 )
 SETS = ("few", "imbalanced", "noisy", "fridge")
 METRIC = "accuracy"
