@@ -32,7 +32,8 @@ weights, on the command line and in Python. Job files, search spaces, `--weights
 follow the reference unless they name a recipe. Every setting can still be set. Values are those for many
 training images; fewer get a smaller batch and more epochs, which `trainer fit --dry-run --check-data` shows.
 Of timm's other models, transformers and ConvNeXts get a `layer_decay` of 0.75 and a `learning_rate` of
-0.0003. Training from scratch needs more epochs and, for transformers, no `layer_decay`.
+0.0003. Training from scratch needs more epochs and, for transformers, no `layer_decay`. A value of
+`early_stopping_patience` or `early_stopping_delay` turns early stopping on.
 """
 _UNCHANGED = "as in the reference recipe"
 

@@ -133,6 +133,14 @@ def test_usual_recipe_of_flags_and_python(
     assert job.to_dict()["training_parameters"]["recipe"] == recipe
 
 
+def test_asking_for_early_stopping_turns_it_on() -> None:
+    for name in ("early_stopping_patience", "early_stopping_delay"):
+        values = {"recipe": "modern", name: 3}
+        assert resolve(CLASSIFICATION, "resnet18", values).early_stopping
+        assert not resolve(CLASSIFICATION, "resnet18", {**values, "early_stopping": False}).early_stopping
+    assert not resolve(CLASSIFICATION, "resnet18", {"recipe": "modern"}).early_stopping
+
+
 def test_usual_recipe_in_words_names_a_kind_of_model_once() -> None:
     assert default_in_words("recipe") == "reference; modern for classifiers, except in job files"
 

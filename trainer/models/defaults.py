@@ -18,6 +18,8 @@ from trainer.tasks import Task
 
 BY_IMAGES = ("number_of_epochs", "training_batch_size")
 """The settings whose defaults depend on the number of training images under the modern recipe."""
+_OF_EARLY_STOPPING = {"early_stopping_patience", "early_stopping_delay"}
+"""Settings that ask for early stopping."""
 
 
 def takes(entry: ModelEntry, name: str) -> bool:
@@ -215,6 +217,8 @@ def resolve(
     resize_per_crop = merged["validation_resize_size"] / merged["validation_crop_size"]
     merged |= _defaults_of_the_start(entry, chosen, from_scratch=from_scratch)
     merged |= ({} if augments_itself else _AUGMENTATION_OFF) | chosen
+    if "early_stopping" not in chosen and chosen.keys() & _OF_EARLY_STOPPING:
+        merged["early_stopping"] = True  # which the modern recipe turns off
     crop = str(chosen.get("validation_crop_size", ""))
     if crop.isdecimal() and int(crop) and "validation_resize_size" not in chosen:
         merged["validation_resize_size"] = round(int(crop) * resize_per_crop)
