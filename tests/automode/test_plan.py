@@ -410,3 +410,12 @@ def test_first_trial_of_classifiers_with_weights_is_a_probe_alone() -> None:
     for other in (*settings, {"weights": "none"}):
         of_other = plan(automatic("image-classification", **other))
         assert all(first.get("number_of_epochs") != 0 for first in of_other.first_trials.settings)
+
+
+def test_only_the_first_trial_of_a_frozen_backbone_is_its_probe_alone() -> None:
+    chosen = plan(automatic("image-classification", settings={"layers_to_freeze": "backbone"}))
+    made = prepare_search(chosen.job)
+    trials = [settings_of(chosen, made, number) for number in range(3)]
+    # 400 images: 15 epochs, as without a frozen backbone
+    assert [trial["number_of_epochs"] for trial in trials] == [0, 15, 15]
+    assert all(trial["probe_first"] for trial in trials)

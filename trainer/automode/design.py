@@ -14,7 +14,14 @@ from trainer.job.job import Job
 from trainer.job.sweep import MODEL_NAME
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import can_probe, has_recipes, resolve, takes, values_for_images
+from trainer.models.defaults import (
+    can_probe,
+    default_settings,
+    has_recipes,
+    resolve,
+    takes,
+    values_for_images,
+)
 from trainer.models.weights.choice import NONE
 from trainer.settings import Settings, canonical
 from trainer.sweep.space.distributions import Choice, Distribution, LogUniform, Scalar
@@ -95,6 +102,10 @@ class _Designer:
             self.job.task, entry.name, values,
             augments_itself=self.job.augments_itself, from_scratch=self.is_from_scratch,
         )  # fmt: skip
+        if not resolved.number_of_epochs and "number_of_epochs" not in self.fixed:
+            # A frozen backbone, whose head alone is a trial: the others train it further.
+            epochs = default_settings(self.job.task, entry.name, self.recipe)["number_of_epochs"]
+            resolved = resolved.model_copy(update={"number_of_epochs": epochs})
         images = self.data.images // max(1, self.gpus)
         sized = values_for_images(self.job.task, entry.name, resolved, self.fixed, images)
         if "number_of_epochs" not in self.fixed:
