@@ -25,8 +25,10 @@ from trainer.models.defaults import default_in_words, resolve
 from trainer.models.detr_configs import PUBLISHED
 from trainer.models.training_items import Draw
 from trainer.models.weights import loading as weights
+from trainer.runs import Run
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
+from trainer.training.resume import Checkpoint, check_same_network
 
 ENTRIES = [entry for entry in catalog.MODELS.values() if entry.family == "detr"]
 ARCHITECTURES = tuple(TINY_CONFIGS)
@@ -222,6 +224,17 @@ def test_a_file_of_rfdetrs_authors_is_checked_against_their_md5(tmp_path: Path) 
     assert loaded.remarks == ()
 
 
+@pytest.mark.parametrize("name", ["rf-detr-nano.safetensors", "rf-detr-nano/model.safetensors"])
+def test_the_hubs_file_of_an_rfdetr_is_not_the_one_with_the_md5(name: str, tmp_path: Path) -> None:
+    case = tiny("rfdetr-nano")
+    path = publish(built(with_classes(case, 80), seed=1), tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    path.rename(tmp_path / name)
+    loaded = weights.load(case.build(), "rfdetr-nano", case.family.published(), str(tmp_path))
+    assert loaded is not None
+    assert loaded.source == str(tmp_path / name)
+
+
 def test_more_published_queries_are_cut_in_each_group(tmp_path: Path) -> None:
     case = tiny("rfdetr-nano")
     state = originals(built(with_classes(case, 91), seed=1))
@@ -317,6 +330,9 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
     family = create(spec)
     with pytest.raises(WeightsError, match=r"with the family 'rfdetr' built it, which this one lacks"):
         weights.load(family.build(), "rfdetr-nano", family.published(), str(tmp_path), spec)
+    checkpoint = Checkpoint(Run(tmp_path), tmp_path / "last.ckpt", 0, earlier.to_json(), 0)
+    with pytest.raises(RunError, match="resume the run with that version, or start a new run"):
+        check_same_network(checkpoint, spec)
 
 
 def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:

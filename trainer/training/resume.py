@@ -14,6 +14,7 @@ from trainer.data.quality.finding import names_text
 from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
 from trainer.models import Spec
+from trainer.models.catalog import CARDS
 from trainer.models.weights.description import Description
 from trainer.models.weights.reading import SPEC_KEY, read_spec
 from trainer.runs import Run
@@ -179,6 +180,11 @@ def check_same_network(checkpoint: Checkpoint, spec: Spec) -> None:
     """
     run = checkpoint.run
     earlier = read_spec(checkpoint.spec, checkpoint.file)
+    if earlier.family not in CARDS:
+        raise RunError(
+            f"{run.directory}: its checkpoint was written by a version with the family {earlier.family!r}, "
+            "which this one lacks; resume the run with that version, or start a new run"
+        )
     # An export setting does not change the network.
     earlier = earlier.model_copy(update={"enable_onnx_normalization": spec.enable_onnx_normalization})
     if earlier.model_dump_json() == spec.model_dump_json():

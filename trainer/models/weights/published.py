@@ -18,7 +18,7 @@ class PublishedWeights:
         files: names that the file may have in a directory of weights, the usual one first.
         hub: repository on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION; "" if there is none.
         url: address of the first file; "" if there is none.
-        md5: the file's MD5; "" if its name or the hub has a better hash, or none is published.
+        md5: MD5 of the file at `url`; "" if its name or the hub has a better hash, or none is published.
         head: prefixes of the tensors whose shape depends on the classes; only these may differ.
         prefix: prefix of the file's tensors in the network, such as "backbone.body." for a backbone's
             weights.

@@ -209,7 +209,8 @@ def _mismatch(path: Path, published: PublishedWeights) -> str:
 
 def _hash(published: PublishedWeights, name: str) -> str:
     """The published hash of a file: the known start of its SHA-256, or its MD5; "" if there is none."""
-    return hash_in_name(name) or (published.md5 and f"{_MD5}{published.md5}")
+    has_md5 = published.md5 and name in (published.files[0], PurePosixPath(published.url).name)
+    return hash_in_name(name) or (f"{_MD5}{published.md5}" if has_md5 else "")
 
 
 def _difference(path: Path, expected: str) -> str:
