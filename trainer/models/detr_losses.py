@@ -17,9 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 from transformers.loss.loss_d_fine import DFineLoss
-from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
-from transformers.loss.loss_deimv2 import Deimv2Loss
-from transformers.loss.loss_for_object_detection import ImageLoss
 from transformers.loss.loss_lw_detr import LwDetrImageLoss
 from transformers.loss.loss_rf_detr import RfDetrImageLoss
 from transformers.loss.loss_rt_detr import RTDetrLoss
@@ -29,7 +26,6 @@ from trainer.models.family import in_float32
 _NAMES = {
     "loss_ce": "class_loss",
     "loss_vfl": "class_loss",
-    "loss_mal": "class_loss",
     "loss_bbox": "box_loss",
     "loss_giou": "giou_loss",
     "loss_fgl": "corner_loss",
@@ -84,9 +80,7 @@ class _Objects:
             torch.cat([target[name][order] for target, (_, order) in zip(targets, indices, strict=True)])
             for name in ("class_labels", "boxes")
         )
-        self.place = place
-        self.all_logits = outputs["logits"][place]
-        self.logits = self.all_logits.gather(1, self.labels[:, None])[:, 0]
+        self.logits = outputs["logits"][place].gather(1, self.labels[:, None])[:, 0]
         corners = (
             box_convert(each.detach(), "cxcywh", "xyxy") for each in (outputs["pred_boxes"][place], boxes)
         )
@@ -108,21 +102,20 @@ class _Weighted:
             return losses
         outputs, targets, indices, divisor = matched[:4]
         objects = _Objects(outputs, targets, indices)
-        loss, divisor = self.of_objects(objects, outputs, divisor)
-        added = ((self.weights[objects.labels] - 1) * loss).sum() / divisor
+        added = ((self.weights[objects.labels] - 1) * self.of_objects(objects)).sum() / divisor
         return {**losses, name: losses[name] + added}
 
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
-        """Each object's part of the library's class loss before it is divided, [n]; and the divisor."""
+    def of_objects(self, objects: _Objects) -> Tensor:
+        """Each object's part of the library's class loss before it is divided, [n]."""
         raise NotImplementedError
 
 
 class _Varifocal(_Weighted):
     """t·BCE(p, t), where t is the IoU."""
 
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
-        t = objects.overlaps
-        return t * F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none"), divisor
+    def of_objects(self, objects: _Objects) -> Tensor:
+        t: Tensor = objects.overlaps
+        return t * F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none")
 
     def loss_labels_vfl(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
         library: Any = super()
@@ -137,28 +130,16 @@ class _DFine(_Varifocal, DFineLoss):
     pass
 
 
-class _Deimv2(_Weighted, Deimv2Loss):
-    """BCE(p, IoU^γ)."""
-
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
-        t = objects.overlaps**self.gamma
-        return F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none"), divisor
-
-    def loss_labels_mal(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
-        losses = super().loss_labels_mal(*arguments, **options)
-        return self._added("loss_mal", losses, *arguments)
-
-
 class _LwDetr(_Weighted, LwDetrImageLoss):
     """BCE(p, t) with t = p^α·IoU^(1 − α), at least .01, which counts as a constant."""
 
     forward = _bound(LwDetrImageLoss.forward, **_ALONE)
 
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
+    def of_objects(self, objects: _Objects) -> Tensor:
         alpha = self.focal_alpha
         quality = objects.logits.sigmoid() ** alpha * objects.overlaps ** (1 - alpha)
         t = quality.clamp(min=0.01).detach()
-        return F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none"), divisor
+        return F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none")
 
     def loss_labels(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
         return self._added("loss_ce", super().loss_labels(*arguments, **options), *arguments)
@@ -170,37 +151,11 @@ class _RfDetr(_LwDetr, RfDetrImageLoss):
     forward = _bound(RfDetrImageLoss.forward, **_ALONE)
 
 
-class _DeformableDetr(_Weighted, DeformableDetrImageLoss):
-    """The focal loss −α·(1 − p)²·log p."""
-
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
-        p = objects.logits.sigmoid()
-        return -self.focal_alpha * (1 - p) ** 2 * F.logsigmoid(objects.logits), divisor
-
-    def loss_labels(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
-        return self._added("loss_ce", super().loss_labels(*arguments, **options), *arguments)
-
-
-class _Softmax(_Weighted, ImageLoss):
-    """The cross-entropy over the classes and "no object", divided by the sum of its own weights."""
-
-    def of_objects(self, objects: _Objects, outputs: Any, divisor: Any) -> tuple[Tensor, Any]:
-        loss = F.cross_entropy(objects.all_logits, objects.labels, reduction="none")
-        queries = outputs["logits"].shape[0] * outputs["logits"].shape[1]
-        return loss, len(loss) + self.eos_coef * (queries - len(loss))
-
-    def loss_labels(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
-        return self._added("loss_ce", super().loss_labels(*arguments, **options), *arguments)
-
-
 _CRITERIA: Mapping[str, type[Any]] = {
     "RTDetrLoss": _RTDetr,
     "DFineLoss": _DFine,
-    "Deimv2Loss": _Deimv2,
     "LwDetrImageLoss": _LwDetr,
     "RfDetrImageLoss": _RfDetr,
-    "DeformableDetrImageLoss": _DeformableDetr,
-    "ImageLoss": _Softmax,
 }
 
 

@@ -37,7 +37,6 @@ class Architecture:
         heads: prefixes of the tensors whose shape depends on the classes.
         mean: of each colour channel, which is subtracted from images in [0, 1].
         std: of each colour channel, by which images are divided.
-        grouped: in training, several groups of queries have an embedding for each query.
     """
 
     detector: str
@@ -45,7 +44,6 @@ class Architecture:
     segmenter: str = ""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    grouped: bool = False
 
 
 _REAL_TIME = (
@@ -67,11 +65,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "model.model.enc_out_class_embed.",
         ),
         segmenter="RfDetrForInstanceSegmentation",
-        grouped=True,
     ),
-    "lw_detr": Architecture(
-        "LwDetrForObjectDetection", ("class_embed.", "model.enc_out_class_embed."), grouped=True
-    ),
+    "lw_detr": Architecture("LwDetrForObjectDetection", ("class_embed.", "model.enc_out_class_embed.")),
 }
 """By the library's `model_type`."""
 
