@@ -15,7 +15,7 @@ from typing import Any, get_args
 from trainer.models import catalog
 from trainer.models.card import FamilyCard, ModelEntry
 from trainer.models.cards import classifiers
-from trainer.models.cards.shared import CLASSIFICATION
+from trainer.models.cards.shared import CLASSIFICATION, HUB_PREFIX
 from trainer.models.defaults import default_settings, resolve, takes
 from trainer.models.libraries import install_command
 from trainer.models.published import PublishedModel, library_versions, published_models
@@ -160,7 +160,7 @@ def instructions(model: str, task: Task | None, backbone: str | None = None) -> 
             yield f"  {publisher.library} publishes no weights for it: --weights none trains from scratch"
             continue
         licence = _SPDX.get(published.licence, published.licence) or publisher.weights_licence
-        is_timms = (backbone or model).startswith(catalog.TIMM)
+        is_timms = (backbone or model.removeprefix(HUB_PREFIX)).startswith(catalog.TIMM)
         page = f"see https://huggingface.co/{published.hub}" if is_timms else ""
         yield f"  trained on   {page or entry.published}"
         cards = (publisher, card) if backbone else (card,)

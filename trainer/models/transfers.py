@@ -122,7 +122,7 @@ def _index(index: Any, device: torch.device) -> Any:
             parts += moved if isinstance(moved, tuple) else [moved]
         return tuple(parts)
     if isinstance(index, list) and all(type(number) is int for number in index):
-        index = torch.tensor(index)
+        index = torch.tensor(index, dtype=torch.int64)  # of none, the default is a float
     if not isinstance(index, Tensor) or index.device.type != "cpu" or not index.dim():
         return index
     if index.dtype == torch.bool:  # on the GPU, the number of true ones would have to be waited for

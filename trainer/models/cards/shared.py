@@ -22,7 +22,7 @@ BOX_SETTINGS = (
 )
 SQUARE_SETTINGS = (*BOX_SETTINGS, "image_size", "multi_scale")
 
-# The modern recipes fine-tune published weights. RT-DETR and RF-DETR have none, because their defaults, their
+# The modern recipes fine-tune published weights. RT-DETRs and DETRs have none, because their defaults, their
 # authors' recipes, are modern already.
 ADAMW_MODERN = {
     "optimizer": "adamw",
