@@ -21,7 +21,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the test and dev extras
+venv: $(VENV)/.installed-dev ## create .venv if it is missing and install with the extras test, dev and yolo
 
 demo: $(VENV)/.installed ## train, package and serve a detector on a small data set and query it
 	$(BIN)/python examples/demo.py --output demo
