@@ -132,6 +132,15 @@ def test_normalisation_is_that_of_the_preprocessor(own: dict[str, Any], mean: fl
     assert family.spec.options["std"] == pytest.approx([std] * 3)
 
 
+@pytest.mark.parametrize("size", [{"shortest_edge": 384}, 384])
+def test_convnexts_preprocessor_stretches_large_images(size: Any) -> None:
+    described = hub_models.describe("convnext")
+    own = {**described.preprocessor, "crop_pct": 0.875}
+    assert bind(Description("a/b", described.config, {**own, "size": size})).spec.options["stretches"]
+    smaller = bind(Description("a/b", described.config, {**own, "size": 352}))
+    assert "stretches" not in smaller.spec.options
+
+
 def test_channels_are_reversed_for_networks_of_reversed_channels() -> None:
     described = hub_models.describe("resnet")
     own = {**described.preprocessor, "do_flip_channel_order": True, "image_mean": [0.1, 0.2, 0.3]}

@@ -314,9 +314,13 @@ class _Preprocessor:
     @staticmethod
     def _stretches(own: Mapping[str, Any], default: Any) -> bool:
         size = own.get("size")
-        if not isinstance(size, Mapping):  # older files state a number
-            return bool(getattr(default, "default_to_square", True))
-        edge = size.get("shortest_edge")
+        edge: int | None
+        if isinstance(size, Mapping):
+            edge = size.get("shortest_edge")
+        elif getattr(default, "default_to_square", True):
+            edge = None
+        else:  # older files state a number
+            edge = size if isinstance(size, int) else 0
         # ConvNeXt's preprocessor crops only smaller images.
         return edge is None or bool(own.get("crop_pct", getattr(default, "crop_pct", None)) and edge >= 384)
 
