@@ -26,7 +26,11 @@ CLASSES = ("가위", "바위", "보")
 TINY_MODELS: dict[str, dict[str, Any]] = {
     # On images as small as the others' this one would need many more steps.
     "retinanet_resnet50_fpn": {"min_size": 96, "max_size": 160},
-    "rfdetr-seg-nano": {"image_size": 72},
+    # Multiples of two patches.
+    **{
+        f"rfdetr-seg-{size}": {"image_size": 72}
+        for size in ("nano", "small", "medium", "large", "xlarge", "2xlarge")
+    },
 }
 _DECODER = {"d_model": 64, "decoder_layers": 1, "decoder_ffn_dim": 128, "num_queries": 16}
 _HYBRID = {

@@ -21,6 +21,7 @@ from trainer.data.reading.jsonl import read
 from trainer.data.samples import SampleData
 from trainer.data.tiles import TiledExamples
 from trainer.errors import JobError
+from trainer.metrics.detection import DetectionEvaluator
 from trainer.models import Family, create, specify
 from trainer.models.defaults import resolve
 from trainer.models.training_items import Draw, Progress
@@ -58,13 +59,16 @@ def test_a_training_with_tiles(digits: dict[Task, SampleData], tmp_path: Path) -
     assert [row["epoch"] for row in rows(run)] == ["1", "2"]
 
 
-class Seen:
-    """An evaluator (trainer.metrics) that keeps what it is given."""
+class Seen(DetectionEvaluator):
+    """An evaluator that keeps what it is given."""
 
-    def reset(self) -> None:
+    def __init__(self) -> None:
         self.predictions: list[Any] = []
 
-    def update(self, prediction: Any, target: Any) -> None:
+    def reset(self) -> None:
+        self.predictions.clear()
+
+    def update(self, prediction: Any, target: Any, rles: Any = None) -> None:
         self.predictions.append(prediction)
 
     def compute(self) -> dict[str, float]:

@@ -57,7 +57,7 @@ class LocalOptions(SweepOptions):
     default. [default: pretrained]"""
     allow_substitute_models: bool = _model(False)
     """Replace a model of MMDetection that a job of Azure's names by the nearest one that runs here."""
-    substitutes: dict[str, str] = Field({}, repr=False)
+    substitutes: dict[str, str] = Field(default_factory=dict, repr=False)
     """Written by runs: the models that replaced models of MMDetection, by the names of these."""
     augmentation: Parsed[str | None, str | Path | None] = option(None, "Images")
     """YAML or JSON file that augments the training images: torchvision's transforms, or a pipeline that

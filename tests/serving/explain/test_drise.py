@@ -91,7 +91,7 @@ class Squares:
 
 @cache
 def _trained(model: str) -> tuple[Scorer, Squares]:
-    settings = {"image_size": SIZE}
+    settings = {"image_size": 96}
     family = bind(Task.DETECTION, model, **settings)
     torch.manual_seed(1)
     network, examples = family.build(), Squares()

@@ -122,6 +122,8 @@ def test_what_has_spoken_to_a_gpus_driver_is_not_forked(
     """CUDA would fail in the child; so the trial's process begins anew, under the same number."""
     (tmp_path / "asks_for_gpus.py").write_text("import torch\n\ntorch.cuda.is_available()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    # Lightning sets it on import, and PyTorch then asks NVML instead of the driver.
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     server = ForkServer({}, tmp_path / "fork_server.out", modules=("asks_for_gpus",))
     order = tmp_path / "order.json"
     os.mkfifo(order)

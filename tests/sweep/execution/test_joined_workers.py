@@ -38,7 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc"),
 ]
 
-EPOCHS = 16
+EPOCHS = 32  # enough for a trial to be killed in its middle
 PATIENCE = 300.0
 """Seconds in which a process must do what is waited for; the machine may be busy with others."""
 
