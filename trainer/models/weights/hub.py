@@ -6,9 +6,11 @@ Free of torch. Files are data only: no code of a repository is ever run.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,11 +113,23 @@ def download(name: str, file: str, revision: str = "") -> Path | None:
 
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it may have been imported before
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
+        with _said_once():
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
     except LocalEntryNotFoundError:
         raise  # there is no network; this is a kind of EntryNotFoundError
     except EntryNotFoundError:
         return None
+
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """The library prints its retries itself; keep our log from printing each a second time."""
+    logger = logging.getLogger("huggingface_hub")
+    before, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.propagate = before
 
 
 def command(name: str, directory: str = "weights") -> str:
