@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_named_answers_may_be_in_any_order(names: list[str], data: Path, tmp_pat
 def test_errors_are_reported_by_line(answers: list[Any], message: str, data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         evaluated(data, answers, tmp_path)
+
+
+def test_a_key_that_an_answer_repeats_is_an_error(data: Path, tmp_path: Path) -> None:
+    twice = json.dumps(RIGHT).replace('"score": 0.9', '"score": 0.9, "score": 0.1')
+    (tmp_path / "answers.jsonl").write_text(f'{{"boxes": []}}\n{twice}\n{{"boxes": []}}\n')
+    message = r"answers.jsonl:2: score: must be once in its object, got 0.9 and 0.1; keep one of them"
+    with pytest.raises(DataError, match=message):
+        evaluate_answers(
+            Task.DETECTION, tmp_path / "answers.jsonl", [data], Options(datastores={"d": str(tmp_path)})
+        )
 
 
 def test_classifiers_may_name_their_classes_in_any_order(tmp_path: Path) -> None:

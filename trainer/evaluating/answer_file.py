@@ -24,6 +24,7 @@ from trainer.annotations import Classification, Detections, FloatArray, Target
 from trainer.data.image_sources import read_image
 from trainer.data.images import ImageError, probe
 from trainer.data.reading.records import Records
+from trainer.data.reading.repeated_keys import parse
 from trainer.data.reading.urls import UrlError, is_url
 from trainer.errors import DataError, Problem
 from trainer.metrics import masks
@@ -153,6 +154,7 @@ def read(path: Path, task: Task, records: Records) -> Answers:
             rule = "must be an answer of the documented schema"
             problems.append(Problem(where, "", rule, str(error), hint))
             continue
+        problems += [replace(problem, where=where) for problem in parse(text.decode())[1]]
         problems += _problems_in(answer, task, where)
         line_numbers.append(position)
         answers.append(answer)

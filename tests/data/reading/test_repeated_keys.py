@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from trainer.data.reading import jsonl
 from trainer.data.reading.jsonl import read
+from trainer.data.reading.skipped import write_skipped
 from trainer.tasks import Task
 
 CLASS, CLASSES = Task.CLASSIFICATION, Task.MULTILABEL
@@ -49,6 +51,63 @@ def test_repeated_keys_with_different_values_are_errors(
     assert str(problem).startswith(f"{tmp_path}/train.jsonl:2: {message}")
     assert problem.hint == "keep one of them"
     assert result.records.lines.tolist() == [1, 3]
+
+
+INNER = f'{{"label": "a", {CORNERS}, "topX": 0.2}}'
+
+
+@pytest.mark.parametrize(
+    ("task", "rest", "message"),
+    [
+        (BOXES, {"label": f"[{INNER}]"}, "topX: must be once in its object, got 0.1 and 0.2"),
+        (BOXES, {"label": [INNER]}, "topX: must"),
+        (BOXES, {"label": f"[{INNER.replace(chr(34), chr(39))}]"}, "topX: must"),  # Python's notation
+        (SHAPES, {"label": f'[{{"label": "a", "label": "b", "polygon": [{OTHER}]}}]'}, "label: must"),
+        (CLASSES, {"label": ["a"], "image_details": '{"width": 3, "width": 4}'}, "width: must"),
+    ],
+)
+def test_repeated_keys_in_a_string_are_errors_too(
+    task: Task, rest: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    result = read([written(tmp_path, json.dumps({"image_url": "https://x.org/a.jpg", **rest}))], task)
+    (problem,) = result.problems
+    assert str(problem).startswith(f"{tmp_path}/train.jsonl:1: {message}")
+    assert len(result.records) == 0
+
+
+def test_repeated_keys_are_errors_in_tables_too(tmp_path: Path) -> None:
+    def problems(transformations: str, task: Task = CLASS) -> list[str]:
+        table = f"paths: [{{pattern: 'cat/*'}}]\ntransformations: [{transformations}]\n"
+        (tmp_path / "MLTable").write_text(table)
+        errors = [problem for problem in read([tmp_path], task).problems if not problem.warning]
+        return [str(problem).partition("/cat/")[2] for problem in errors]
+
+    (tmp_path / "cat").mkdir()
+    written(tmp_path / "cat", f'{{{URL}, "x": 1, "x": 2}}')
+    partition = "extract_columns_from_partition_format: {partition_format: '/{label}/*'}"
+    message = "train.jsonl:1: x: must be once in its object, got 1 and 2; keep one of them"
+    assert problems(f"{partition}, read_json_lines") == [message]
+    written(tmp_path / "cat", f'{{{URL}, "label": "a", "x": 1, "x": 2}}')
+    assert problems("read_json_lines, filter: x == 1") == [message]
+    quoted = INNER.replace('"', '""')
+    (tmp_path / "cat" / "train.jsonl").unlink()
+    (tmp_path / "cat" / "train.csv").write_text(f'image_url,label\nhttps://x.org/a.jpg,"[{quoted}]"\n')
+    assert problems("read_delimited", BOXES)[0].startswith("train.csv:2: topX: must be once in its object")
+    (tmp_path / "cat" / "train.csv").write_text("image_url,label,label\na.jpg,a,b\n")
+    assert problems("read_delimited") == ["train.csv: must have each column once, got label"]
+
+
+def test_repeated_key_is_named_as_it_is_beside_another_target_column(tmp_path: Path) -> None:
+    path = written(tmp_path, f'{{{URL}, "kind": "a", "label": 1, "label": 2}}')
+    (problem, _) = read([path], CLASS, label_key="kind").problems
+    assert problem.field == "label"
+
+
+def test_skipped_line_with_a_repeated_key_is_kept_as_text(tmp_path: Path) -> None:
+    line = f'{{{URL}, "label": "a", "label": "b"}}'
+    result = read([written(tmp_path, line)], CLASS)
+    write_skipped(tmp_path / "skipped.jsonl", result.skipped)
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["record"] == line
 
 
 def test_repeated_keys_with_one_value_lose_nothing(tmp_path: Path) -> None:

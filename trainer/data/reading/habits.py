@@ -5,13 +5,13 @@ Only lines that the fast reader rejects come here, so well-formed files do not p
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
 from typing import Any
 
 from trainer.data.reading.image_urls import STREAM_INFO
+from trainer.data.reading.repeated_keys import parse, parse_literal
 from trainer.data.reading.schema import SHAPE_KEYS, show
 from trainer.errors import Problem
 from trainer.tasks import Task
@@ -25,7 +25,8 @@ _FLAGS = {
 _LARGEST_WHOLE = 2**53  # above it, floats skip integers
 
 Notes = dict[str, Problem]
-"""Field → what was taken leniently there, as a warning; each kind once per line."""
+"""Field → what was taken leniently there, as a warning; each kind once per line. The errors of keys that
+occur twice in a string have their texts as keys."""
 
 
 def take_as_meant(content: dict[str, Any], task: Task) -> list[Problem]:
@@ -36,7 +37,7 @@ def take_as_meant(content: dict[str, Any], task: Task) -> list[Problem]:
             touched.
 
     Returns:
-        What was taken leniently, as warnings without a place.
+        What was taken leniently, as warnings without a place, and errors of keys that occur twice.
     """
     notes: Notes = {}
     if "image_url" in content:
@@ -121,13 +122,15 @@ def _parsed(value: Any, field: str, kind: str, starts: str, notes: Notes) -> Any
     """
     if not isinstance(value, str) or not value.lstrip().startswith(tuple(starts)):
         return value
-    for parse in (json.loads, ast.literal_eval):
+    for read in (parse, parse_literal):
         try:
-            parsed = parse(value)
+            parsed, repeated = read(value)
             json.dumps(parsed, ensure_ascii=False).encode()  # fails if it has unpaired surrogates
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
-        _note(notes, field, f"should be {kind}; the one written in a string is taken", value)
+        notes |= {str(problem): problem for problem in repeated}
+        if not repeated:
+            _note(notes, field, f"should be {kind}; the one written in a string is taken", value)
         return parsed
     return value
 

@@ -57,7 +57,9 @@ def examine_line(
 
 def _examine(content: dict[str, Any], task: Task, report: LineReport) -> None:
     """Examine a line whose label is under `label`; `content` is changed."""
-    report.lenient = take_as_meant(content, task)
+    notes = take_as_meant(content, task)
+    report.lenient = [note for note in notes if note.warning]
+    report.problems += [note for note in notes if not note.warning]
     note_unknown(content, _LINE_KEYS, "", report)
     if has_key(content, "image_url", _LINE_KEYS, "", report):
         if isinstance(content["image_url"], str):

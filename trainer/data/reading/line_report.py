@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from trainer.data.reading.repeated_keys import RULE as REPEATED_KEY
 from trainer.data.reading.schema import LABEL_KEY, Line, show
 from trainer.errors import Problem
 
@@ -73,7 +74,8 @@ class LineReport:
             return label_key + name.removeprefix(LABEL_KEY) if is_label else name
 
         def with_name(problem: Problem) -> Problem:
-            return replace(problem, field=renamed(problem.field))
+            is_of_object = problem.rule == REPEATED_KEY  # a key in the line's own words
+            return problem if is_of_object else replace(problem, field=renamed(problem.field))
 
         self.problems = [with_name(problem) for problem in self.problems]
         self.lenient = [with_name(problem) for problem in self.lenient]

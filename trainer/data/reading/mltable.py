@@ -243,6 +243,9 @@ class _Table:
             except (ValueError, NotImplementedError, ImportError) as error:
                 self._add("", f"must be {plan.format or 'JSON lines'}", error, where=file.name)
                 continue
+            if repeated := {name for name in names if names.count(name) > 1}:
+                self._add("", "must have each column once", ", ".join(sorted(repeated)), where=file.name)
+                continue
             if lacking := {"image_url", self._label_key} - {*names, *columns}:
                 rule = f"must have the column {' and '.join(sorted(lacking))}"
                 self._add("", rule, f"the columns {', '.join(names)}", where=file.name)
@@ -262,6 +265,8 @@ class _Table:
         for index, line in enumerate(lines):
             if (values := parse(line)) is not None:
                 lines[index] = to_lines([(1, {**values, **added})], [*values, *added])
+            elif line.rstrip().endswith(b"}"):  # the reader is to report its error alone, not these keys, too
+                lines[index] = line.rstrip()[:-1] + b", " + to_lines([(1, added)], list(added))[1:]
         return Source(file._replace(content=b"\n".join(lines)), columns)
 
     # Rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -16,6 +17,9 @@ from trainer.tasks import Task
 DetailsKey: TypeAlias = tuple[object, object, object] | UnsetType | None
 """Format, width and height of a line's image_details, UNSET where they are missing."""
 
+
+RULE = "must be once in its object"
+"""What the error of a repeated key says."""
 
 _COLON = ord(":")
 
@@ -82,13 +86,35 @@ def parse(text: str) -> tuple[Any, list[Problem]]:
     problems: list[Problem] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            for key in content:
-                values = [value for name, value in pairs if name == key]
-                if len(set(map(json.dumps, values))) > 1:
-                    rule, got = "must be once in its object", " and ".join(map(show, values))
-                    problems.append(Problem("", key, rule, got, "keep one of them"))
-        return content
+        problems.extend(_repeated(pairs))
+        return dict(pairs)
 
     return json.loads(text, object_pairs_hook=unique), problems
+
+
+def parse_literal(text: str) -> tuple[Any, list[Problem]]:
+    """Parse a list or dictionary in Python's notation, as pandas writes it to CSV; see `parse`.
+
+    Raises:
+        ValueError, SyntaxError, TypeError, RecursionError, MemoryError: the text is not such a literal.
+    """
+    tree = ast.parse(text.strip(), mode="eval")
+    value = ast.literal_eval(tree)
+    problems = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            pairs = zip(map(ast.literal_eval, filter(None, node.keys)), node.values, strict=True)
+            problems += _repeated([(str(name), ast.literal_eval(each)) for name, each in pairs])
+    return value, problems
+
+
+def _repeated(pairs: list[tuple[str, Any]]) -> list[Problem]:
+    names = dict.fromkeys(name for name, _ in pairs)
+    if len(names) == len(pairs):
+        return []
+    problems = []
+    for key in names:
+        values = [value for name, value in pairs if name == key]
+        if len(set(map(json.dumps, values))) > 1:
+            problems.append(Problem("", key, RULE, " and ".join(map(show, values)), "keep one of them"))
+    return problems

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.reading.data_file import DataFile, pick_lines
+from trainer.data.reading.repeated_keys import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
     """Write what is left out as JSON lines {file, line, reasons, objects, record}.
 
     `objects` holds the indices of the objects left out; the key is missing if the whole line is. `record` is
-    the original line: as a JSON value if it is valid JSON, otherwise as text.
+    the original line: as a JSON value if it is valid JSON and repeats no key, otherwise as text.
     """
     by_file: dict[DataFile, list[Skipped]] = defaultdict(list)
     for entry in skipped:
@@ -79,8 +80,8 @@ def write_skipped(path: Path, skipped: Sequence[Skipped]) -> None:
 
 def _as_json(text: str) -> Any:
     try:
-        content = json.loads(text)
+        content, repeated = parse(text)
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return text.encode("utf-8", errors="backslashreplace").decode()
-    return content
+    return text if repeated else content

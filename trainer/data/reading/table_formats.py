@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from trainer.data.reading.fetching import local_path
+from trainer.data.reading.repeated_keys import parse
 from trainer.data.reading.table_rows import Values
 
 _DATE_PARTS = re.compile("yyyy|MM|dd|HH|mm|ss")
@@ -187,7 +188,8 @@ def _without_nulls(value: Any) -> Any:
 def to_lines(rows: Iterable[tuple[int, Values]], keys: Sequence[str]) -> bytes:
     """JSON lines with these keys of the rows, each at the number of its row.
 
-    Lists and objects that are written as JSON in a text become what they stand for.
+    Lists and objects that are written as JSON in a text become what they stand for, unless they repeat a key:
+    the reader of the lines reports that.
     """
     lines: list[bytes] = []
     for number, values in rows:
@@ -200,7 +202,8 @@ def to_lines(rows: Iterable[tuple[int, Values]], keys: Sequence[str]) -> bytes:
 def _decoded(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith(_JSON_START):
         try:
-            return json.loads(value)
+            parsed, repeated = parse(value)
         except (ValueError, RecursionError):
             return value
+        return value if repeated else parsed
     return value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from trainer.data.reading.data_file import DataFile, read_lines
+from trainer.data.reading.repeated_keys import parse as parse_json
 from trainer.data.reading.table_filter import Expression
 
 Values: TypeAlias = dict[str, Any]
@@ -22,7 +22,7 @@ class Row(NamedTuple):
     Attributes:
         file: index of its file.
         line: its number in the file, counted from 1.
-        values: None if they are not needed, or the line is not JSON.
+        values: None if they are not needed, or the line is not JSON or repeats a key with another value.
     """
 
     file: int
@@ -79,7 +79,7 @@ class ColumnChange:
 
 
 class Filter:
-    """Keeps the rows that match an expression, and those that are not JSON, which the reader reports.
+    """Keeps the rows that match an expression, and those without values, which the reader reports.
 
     Attributes:
         expression: the parsed expression.
@@ -139,9 +139,9 @@ def _rows_of(index: int, source: Source, needs_values: bool) -> Iterator[Row]:
 
 
 def parse(line: bytes) -> Values | None:
-    """The values of a line; None if it is not a JSON object."""
+    """The values of a line; None if it is not a JSON object, or repeats a key with another value."""
     try:
-        values = json.loads(line)
+        values, repeated = parse_json(line.decode())
     except (ValueError, RecursionError):
         return None
-    return values if isinstance(values, dict) else None
+    return values if isinstance(values, dict) and not repeated else None
