@@ -101,7 +101,7 @@ def test_json_with_a_text_without_end_is_rejected_at_once() -> None:
         ("a: !!python/object/apply:os.system [echo]", "job.yml:1", "could not determine a constructor"),
         ("a: *b", "job.yml:1", "undefined alias 'b'"),
         ("[a]: 1\n? {b: 1}\n: 2", "job.yml:1", "unhashable key"),
-        ("a: \x07", "job.yml", "must be YAML: unacceptable character"),
+        ("b: 1\na: \x07", "job.yml:2", "must be YAML: unacceptable character"),
         (b"a: 1\nb: \xb0\xa1\n", "job.yml:2", "must be text in UTF-8"),
         (b"\xff\xfea", "job.yml", "must be text in UTF-8"),
     ],
@@ -117,10 +117,11 @@ def test_what_is_no_yaml_is_rejected_with_line_and_reason(content: Any, where: s
     ("content", "where", "said"),
     [
         ('{"a": 1,\n"b" 2}', "job.yml:2", "must be JSON: expecting ':' delimiter"),
-        ('{"a": 1, "a": 2}', "job.yml", "duplicate key 'a'"),
+        ('{"a": 1, "a": 2}', "job.yml:1", "duplicate key 'a'"),
+        ('{"b": [{"a": ":"}, {"a": 1}],\n"c": {"a": 2},\n"\\u0062": 3}', "job.yml:3", "duplicate key 'b'"),
         ('{"a": ' + "1" * 5000 + "}", "job.yml", "4300 digits"),
     ],
-    ids=["no colon", "duplicate", "digits"],
+    ids=["no colon", "duplicate", "duplicate in another line", "digits"],
 )
 def test_what_is_no_json_is_rejected_with_line_and_reason(content: str, where: str, said: str) -> None:
     problem = problem_of(content, load_json)

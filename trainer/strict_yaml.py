@@ -90,6 +90,9 @@ def load_json(content: bytes | str, where: str) -> Any:
     except json.JSONDecodeError as error:
         reason = f"{error.msg[:1].lower()}{error.msg[1:]} in column {error.colno}"
         raise _error(where, error.lineno, f"must be JSON: {reason}") from error
+    except _RepeatedKeyError as error:
+        name, line = _repeated_key(text)
+        raise _error(where, line, f"must be JSON: duplicate key {name!r}", "keep one of them") from error
     except ValueError as error:
         raise _error(where, None, f"must be JSON: {error}") from error
 
@@ -116,8 +119,9 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: str, where: str) -> None:
         try:
             super().__init__(text)
-        except yaml.YAMLError as error:  # a character that YAML does not allow
-            raise _error(where, None, f"must be YAML: {' '.join(str(error).split())}") from error
+        except yaml.reader.ReaderError as error:  # a character that YAML does not allow
+            line = text.count("\n", 0, error.position) + 1
+            raise _error(where, line, f"must be YAML: {' '.join(str(error).split())}") from error
         self._where = where
         self._depth = 0
         self._values = 0  # composed so far, those that aliases stand for included
@@ -176,6 +180,7 @@ class _Loader(yaml.SafeLoader):
         return _error(self._where, mark.line + 1, rule, hint)
 
 
+_COLON = re.compile(r"\s*:")
 _JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 """Texts, which hide brackets, and brackets. A text without an end takes all that follows: looking for its end
 again from every quotation mark in it would take time that grows with the square of its length."""
@@ -193,9 +198,29 @@ def _too_deep_line(text: str) -> int | None:
     return None
 
 
+def _repeated_key(text: str) -> tuple[str, int]:
+    """The first key that its object has already, and its line; the text is JSON up to there."""
+    keys: list[set[str]] = [set()]  # of each value around
+    for match in _JSON_BRACKETS.finditer(text):
+        token = match[0]
+        if token in "[{":
+            keys.append(set())
+        elif token in "]}":
+            keys.pop()
+        elif _COLON.match(text, match.end()):
+            name = json.loads(token)
+            if name in keys[-1]:
+                return name, text.count("\n", 0, match.start()) + 1
+            keys[-1].add(name)
+    raise AssertionError("a key is repeated")
+
+
+class _RepeatedKeyError(ValueError):
+    """An object has a key twice."""
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
+        raise _RepeatedKeyError
     return content
