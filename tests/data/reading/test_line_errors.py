@@ -264,6 +264,10 @@ def test_harmless_irregularities_are_warnings(write_lines: WriteLines) -> None:
             ":1: must be JSON lines: one",
         ),
         (
+            b'[{"image_url": "a", "label": "x"}, {"image_url": "b", "label": "x"}]',
+            ":1: must be JSON lines: one",
+        ),
+        (
             b'{\n  "image_url": "a",\n  "label": "x"\n}\n',
             ":1: must be JSON lines: one object per line, got an object",
         ),

@@ -44,6 +44,7 @@ FILES: list[tuple[str, str | bytes, str]] = [
     ("coco.json", json.dumps(COCO, indent=2), "COCO JSON"),
     ("coco.jsonl", json.dumps(COCO), "COCO JSON"),
     ("long.json", json.dumps(LONG_COCO), "COCO JSON"),
+    ("lvis.json", json.dumps({"categories": [{"name": "a" * 70_000}], "images": []}), "COCO JSON"),
     ("coco.json.gz", gzip.compress(json.dumps(COCO).encode()), "COCO JSON, compressed with gzip"),
     ("data.yaml", YOLO_YAML, "a YOLO data.yaml"),
     ("1.txt", YOLO_LABELS, "YOLO labels"),

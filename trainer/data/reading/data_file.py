@@ -94,7 +94,8 @@ def _all_lines(file: DataFile) -> Iterator[list[bytes]]:
     for chunk in _chunks(file):
         lines = (rest + chunk).split(b"\n")
         rest = lines.pop()
-        yield lines
+        if lines:
+            yield lines
     if rest:
         yield [rest]
 

@@ -196,7 +196,7 @@ def _of_json(text: str) -> Format | None:
             return of_keys
     if '"regions"' in text and '"file_attributes"' in text:
         return _VIA  # its keys are the names of images
-    for key, inside in (("images", "file_name"), ("annotations", "image_id")):
+    for key, inside in (("images", "file_name"), ("annotations", "image_id"), ("categories", "name")):
         if key in keys and f'"{inside}"' in text:
             return _COCO  # its first list is so long that the keys after it are not in the head
     return None
