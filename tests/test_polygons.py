@@ -90,6 +90,23 @@ def test_a_hole_may_stick_out_by_rounding_only() -> None:
     assert are_holes([DIAMOND * 1e-3 + 0.5, hole * 1e-3 + 0.5]).tolist() == [False, True]
 
 
+def test_a_hole_that_leaves_a_thin_line_runs_the_other_way_round() -> None:
+    side = 3000
+    outline, hole = (
+        np.array([[at, at], [to, at], [to, to], [at, to]]) / side for at, to in ((0, side), (1, side - 1))
+    )
+    for segments in ([outline, hole[::-1]], [hole, outline[::-1]]):
+        assert are_holes(segments).tolist() == [segment.min() > 0 for segment in segments]
+        assert not overlap(segments)
+        frame = masks.areas([masks.from_polygons(segments, (side, side))])
+        assert frame.tolist() == [4 * (side - 1)]
+    assert are_holes([outline, hole]).tolist() == [False, False]  # the same object twice
+    rounded = (outline + 3e-7).round(6)[::-1]
+    assert are_holes([outline, rounded]).tolist() == [False, False]
+    beside = hole[::-1] / 2 + np.array([3e-4, 0])
+    assert are_holes([outline / 2, beside]).tolist() == [False, False]
+
+
 def test_a_notch_through_a_segment_makes_it_no_hole() -> None:
     """All corners of the segment are inside the outline, but the outline's notch passes between them."""
     notched = np.array([[2, 2], [9, 2], [10, 15], [11, 2], [18, 2], [18, 18], [2, 18]], np.float32) / SIDE

@@ -39,10 +39,11 @@ def regions(segments: Sequence[Points]) -> list[Region]:
     """Read an object's segments: its area is the union of the regions.
 
     A segment inside another one is a hole, a segment inside a hole is solid again, and so on. Segments beside
-    or across each other, and equal ones, are united. A hole may touch the outline around it.
+    or across each other, and equal ones, are united. A hole may touch the outline around it. One that leaves
+    only a thin line of it is a hole if it runs the other way round, as in answers, and else as good as equal.
 
     Args:
-        segments: normalised; their order and direction do not matter.
+        segments: normalised; their order and, but for such lines, their direction do not matter.
     """
     if len(segments) == 1:
         return [Region(segments[0], ())]
@@ -126,7 +127,27 @@ def _within(segments: Sequence[Points]) -> BoolArray:
     within = np.zeros_like(possible)
     for inner, outer in np.argwhere(possible).tolist():
         within[inner, outer] = all(depth >= -1 for depth in _depths(segments[inner], segments[outer]))
+    for one, other in np.argwhere(np.triu(within & within.T)).tolist():
+        areas = [_signed_area(segments[index]) for index in (one, other)]
+        inner, outer = (one, other) if abs(areas[0]) < abs(areas[1]) else (other, one)
+        is_opposite = areas[0] * areas[1] < 0
+        within[outer, inner] = not (is_opposite and _is_exactly_within(segments[inner], segments[outer]))
     return within
+
+
+def _is_exactly_within(inner: Points, outer: Points) -> bool:
+    """Whether a segment sticks out of a larger one by no more than rounding."""
+    between = abs(_signed_area(outer)) - abs(_signed_area(inner))
+    if between < 10 * _ROUNDING * float(np.ptp(outer, axis=0).sum()):
+        return False  # rounding alone may be as much
+    rounding = min(1.0, _ROUNDING / (_TOLERANCE * max(_ROUNDING, float(np.ptp(inner, axis=0).min()))))
+    return all(depth >= -rounding for depth in _depths(inner, outer))
+
+
+def _signed_area(segment: Points) -> float:
+    """The area of a segment, negative if it runs the other way round."""
+    x, y = segment.astype(np.float64).T
+    return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
 
 
 def _boxes(segments: Sequence[Points]) -> tuple[Points, Points]:
