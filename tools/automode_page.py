@@ -36,7 +36,7 @@ This page is generated from the code by `make docs`.
 
 The detectors on a GPU are in the order of the AP that their authors publish for other people's data
 (RF100-VL, 100 data sets) and of its cost: RF-DETR-S has 60.2 at 3.5 ms an image and D-FINE-L 61.6,
-while YOLO26-X takes 9.6 ms for 60.0. Of models that come near each other, those under Apache-2.0 are first.
+while YOLO26-X takes 9.6 ms for 60.0. Among similar models, those under Apache-2.0 come first.
 
 Weak trials are pruned early, by successive halving: after a quarter and after half of its evaluations, a
 trial is compared with all that have reached the same point, and continues if it is in the better half,
@@ -60,8 +60,8 @@ The policy is this trainer's own, not Azure's; any job with a sweep can use it. 
   with one, that policy is used. A `grid` combines three learning rates with all choices, in its own order.
 - With a directory of published weights, only models whose files are there are tried; with weights of an
   earlier run or a single file, only that model. Models whose library is not installed are left out.
-- YOLO models and RT-DETRs belong to ultralytics, which is under AGPL-3.0. They are tried only if
-  `pip install '.[yolo]'` has installed it.
+- YOLO models and RT-DETRs need ultralytics, which is under the AGPL-3.0. They are tried only if it is
+  installed (`pip install '.[yolo]'`).
 """
 
 _MODELS = """\
@@ -95,11 +95,11 @@ _SEARCHED = """\
 _FIXED = """\
 ## What follows from data and time
 
-**Recipe.** Settings start from the modern recipe, or from the reference recipe if the job names it or SGD;
-DETRs and RT-DETRs have recipes of their authors.
+**Recipe.** Settings start from the modern recipe, or from the reference recipe if the job sets `recipe:
+reference` or `optimizer: sgd`. DETRs and RT-DETRs start from their authors' recipes.
 
-**Epochs and batches** are the recipe's for the number of images, as in a single run. The recipes of DETRs
-and RT-DETRs do not say; they get {epochs} epochs. From scratch there are {scratch} times as many epochs.
+**Epochs and batch size** are the recipe's for this number of images, as in a single run. The recipes of DETRs
+and RT-DETRs set no number of epochs; they get {epochs}. Training from scratch takes {scratch} times as many.
 A batch that does not fit in the GPU's memory is split, as in any run. A trial whose model does not fit at all
 fails, and the next one starts.
 
@@ -110,12 +110,12 @@ fails, and the next one starts.
 Images are enlarged to at most {enlarged} times their size. If a quarter of the objects has fewer than {tiny}
 pixels even then, and the images have more detail, they are tiled. Classifiers see crops of 224 pixels; CNNs
 see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. DETRs
-and classifiers of the Hugging Face Hub keep the size that they were published for.
-`box_detections_per_image` is raised if images hold more objects.
+and classifiers of the Hugging Face Hub keep their published size.
+`box_detections_per_image` is raised if images have more objects.
 
-**Time.** Every trial may take all of the time that is left: one whole run of a strong model is worth more
-than several short ones, so `max_trials` is an upper limit. A run whose epochs prove too slow for the time
-left is shortened, and its learning rate still falls to the end. No trial starts once the time is over.
+**Time.** Each trial may use all of the remaining time, because one complete run of a strong model is worth more
+than several short ones. `max_trials` is therefore an upper limit. If a run is too slow for the remaining time,
+it gets fewer epochs, and its learning rate still decays to the end. No trial starts after the time limit.
 """
 
 

@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 _INTRODUCTION = """\
 # Licences of the base installation
 
-`pip install .` installs these packages and no others. None of them is under the GPL or the AGPL. The table is
-made of the packages' own metadata, on Linux with PyTorch's CUDA build, whose `nvidia-` packages are NVIDIA's
-own; `make docs` generates this page.
+`pip install .` installs these packages. None of them is under the GPL or the AGPL. `make docs` generates this
+page from the packages' metadata, on Linux with PyTorch's CUDA build; `nvidia-` packages are under NVIDIA's own
+licence.
 
-Metadata do not mention the libraries inside wheels. Those of opencv-python contain FFmpeg and Qt, which are
-under the LGPL; those of NumPy, SciPy, scikit-learn and opencv-python contain parts of GCC's runtime, which
-are under the GPL with an exception for programs that use them.
+Metadata do not cover the libraries bundled in wheels. Wheels of opencv-python contain FFmpeg and Qt, which are
+under the LGPL. Those of NumPy, SciPy, scikit-learn and opencv-python contain parts of GCC's runtime, which are
+under the GPL with an exception for programs that use them.
 
 Extras add packages under other licences:
 
