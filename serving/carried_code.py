@@ -75,7 +75,7 @@ def _imports(node: ast.AST, *, is_lazy: bool = False) -> Iterator[tuple[str, boo
     """Names that a syntax tree imports, and whether it does so inside a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
-            continue  # most of a tree, and without imports
+            continue  # expressions import nothing, and most of a tree are expressions
         if isinstance(child, ast.Import):
             yield from ((alias.name, is_lazy) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):

@@ -216,7 +216,7 @@ def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: b
 
 
 def _is_all_true(values: Any) -> Any:
-    """ONNX's operators for PyTorch's check of a condition in the graph, for which its exporter has none."""
+    """Translate aten::_is_all_true, which torch cannot."""
     import onnxscript
 
     op: Any = onnxscript.opset18

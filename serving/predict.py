@@ -90,8 +90,8 @@ class FoundImages:
 
     Attributes:
         files: each once and in order; those of directories and globs sorted by name.
-        left_out: files of directories that are no images by their names: "2 .mp4 (1.mp4, 2.mp4), 1 .txt
-            (notes.txt)"; "" without any.
+        left_out: files in directories whose names are not those of images, counted by suffix: "2 .mp4
+            (1.mp4, 2.mp4), 1 .txt (notes.txt)"; "" if there are none.
     """
 
     files: list[Path]

@@ -113,9 +113,9 @@ see crops of 160 pixels on the CPU, and of 128 if the images' short side has at 
 and classifiers of the Hugging Face Hub keep their published size.
 `box_detections_per_image` is raised if images have more objects.
 
-**Time.** Each trial may use all of the remaining time, because one complete run of a strong model is worth more
-than several short ones. `max_trials` is therefore an upper limit. If a run is too slow for the remaining time,
-it gets fewer epochs, and its learning rate still decays to the end. No trial starts after the time limit.
+**Time.** Each trial may use all of the remaining time, because one complete run of a strong model is worth
+more than several short ones. `max_trials` is therefore an upper limit. If a run is too slow for the remaining
+time, it gets fewer epochs, and its learning rate still decays to the end. No trial starts after the limit.
 """
 
 

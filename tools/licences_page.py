@@ -16,12 +16,12 @@ _INTRODUCTION = """\
 # Licences of the base installation
 
 `pip install .` installs these packages. None of them is under the GPL or the AGPL. `make docs` generates this
-page from the packages' metadata, on Linux with PyTorch's CUDA build; `nvidia-` packages are under NVIDIA's own
-licence.
+page from the packages' metadata, on Linux with PyTorch's CUDA build; `nvidia-` packages are under NVIDIA's
+own licence.
 
-Metadata do not cover the libraries bundled in wheels. Wheels of opencv-python contain FFmpeg and Qt, which are
-under the LGPL. Those of NumPy, SciPy, scikit-learn and opencv-python contain parts of GCC's runtime, which are
-under the GPL with an exception for programs that use them.
+Metadata do not cover the libraries bundled in wheels. Wheels of opencv-python contain FFmpeg and Qt, which
+are under the LGPL. Those of NumPy, SciPy, scikit-learn and opencv-python contain parts of GCC's runtime,
+which are under the GPL with an exception for programs that use them.
 
 Extras add packages under other licences:
 
@@ -36,14 +36,14 @@ The other extras that `pip install '.[all]'` installs are under permissive licen
 |---|---|
 """
 
-# By words of the licence's text, for packages whose metadata name none.
+# Words of a licence's text and its name, for packages whose metadata name no licence.
 _TEXTS = {
     "Permission is hereby granted, free of charge": "MIT",
     "Apache License": "Apache-2.0",
     "Redistribution and use in source and binary forms": "BSD",
 }
-_LONGEST = 40
-"""Characters; a longer field `License` is the licence's text."""
+_MAX_NAME = 40
+"""Characters. A longer field `License` holds the licence's text instead of its name."""
 
 
 def base_requirements() -> list[str]:
@@ -53,7 +53,7 @@ def base_requirements() -> list[str]:
 
 
 def closure(requirements: Iterable[str]) -> dict[str, Distribution]:
-    """The installed distributions that some requirements lead to, by normalised name, sorted.
+    """The installed distributions of requirements and of all their dependencies, by normalised name, sorted.
 
     Raises:
         PackageNotFoundError: one of them is not installed.
@@ -82,7 +82,7 @@ def normalised(name: str) -> str:
 
 
 def licence(package: Distribution) -> str:
-    """A distribution's licence as its metadata state it, or by the words of its licence file."""
+    """A distribution's licence, as its metadata state it or else as its licence file's text shows."""
     fields = package.metadata
     if "License-Expression" in fields:
         return fields["License-Expression"]
@@ -92,7 +92,7 @@ def licence(package: Distribution) -> str:
         if name.startswith("License ::") and not name.endswith("OSI Approved")
     ]
     field = fields["License"].strip() if "License" in fields else ""
-    if len(classifiers) < 2 and field and len(field) <= _LONGEST and "\n" not in field:
+    if len(classifiers) < 2 and field and len(field) <= _MAX_NAME and "\n" not in field:
         return field
     return " or ".join(classifiers) or _by_text(package) or "not stated"
 

@@ -205,9 +205,9 @@ class Batcher:
             if len(batch) == 1:
                 return [(batch[0].answer, error, batch[0].release)]
             # Caused by one image, or by too little memory for the batch: try each image alone.
-            # Log only the text: a handler may keep what it gets, and an error has all frames of the batch.
+            # Log only the text: a handler may keep the error, whose frames hold the batch in memory.
             _logger.warning("a batch of %d failed (%s); trying each image alone", len(batch), str(error))
-        if outputs is None:  # after the `except`, in which the error would keep the batch's memory
+        if outputs is None:  # outside the `except` block, where the error still holds the batch in memory
             return [result for item in batch for result in self._results(scorer, [item])]
         results: list[Settled] = []
         for item, output in zip(batch, outputs, strict=True):

@@ -61,7 +61,7 @@ def test_metric_and_number_of_resamples_can_be_chosen(packaged: Packaged, target
     ("arguments", "message"),
     [
         ({"primary_metric": "acuracy"}, "--primary-metric: .*did you mean accuracy"),
-        ({"primary_metric": "log_loss_train"}, "--primary-metric: must be a metric of evaluations"),
+        ({"primary_metric": "log_loss_train"}, "--primary-metric: must be a metric that evaluations compute"),
         ({"resamples": 20}, "--resamples: must be at least 100, or 0 for no interval, got 20"),
         ({"random_seed": -1}, "--random-seed: must be at least 0"),
     ],

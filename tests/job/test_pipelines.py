@@ -289,7 +289,7 @@ def test_two_names_of_one_model_agree(tmp_path: Path) -> None:
 def test_optimizer_arguments_have_names_and_values(tmp_path: Path, text: Any) -> None:
     inputs = {"task_name": "image-classification", "extra_optim_args": text}
     (problem,) = problems_of(component(tmp_path, "transformers_image_classification_pipeline", inputs))
-    assert problem.rule == "must be name=value, several of them with ; in between"
+    assert problem.rule == "must be name=value, or several of these separated by ;"
     assert problem.got == repr(text)
 
 

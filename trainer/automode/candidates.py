@@ -126,7 +126,7 @@ def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
 
 
 def recipe_of(job: Job) -> str:
-    """The recipe that the job names or that uses the optimizer that it names; else the modern one."""
+    """The recipe that the job names. Without one, reference with `optimizer: sgd`, and modern otherwise."""
     values = {canonical(name): str(value).lower() for name, value in job.settings.items()}
     if "recipe" not in values and values.get("optimizer") == "sgd":
         return "reference"

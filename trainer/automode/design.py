@@ -29,11 +29,12 @@ from trainer.sweep.space.search_space import SubSpace
 from trainer.tasks import Task
 
 FROM_SCRATCH_FACTOR = 2
-"""Factor of the epochs without published weights (He et al. 2018, Rethinking ImageNet Pre-training)."""
+"""Training from scratch takes this many times the epochs of fine-tuning (He et al. 2018, Rethinking ImageNet
+Pre-training)."""
 EVALUATIONS = 12
 """Approximate evaluations of each trial: so trials of different lengths can be compared by evaluations."""
 RATE_FACTOR = 3
-"""How far the search goes below and above the recipe's learning rate."""
+"""The searched learning rates reach from the recipe's rate divided by this to the rate times this."""
 IMBALANCED, VERY_IMBALANCED = 2, 5
 """Frequency of the most frequent class divided by that of the rarest."""
 
@@ -45,9 +46,9 @@ class Part:
     """A sub-space with its first trials.
 
     Attributes:
-        first_trials: for each model the usual values of all that is searched.
-        evaluations: of each trial.
-        probes: the probe of its first model could be a trial of its own.
+        first_trials: a trial for each model, with the usual values of the searched settings.
+        evaluations: number of evaluations in each trial.
+        probes: the probe of the first model may be a trial.
     """
 
     sub_space: SubSpace
@@ -71,7 +72,7 @@ def design(
     """Design a sub-space for each group.
 
     Args:
-        gpus: of each trial.
+        gpus: number of GPUs of each trial; 0: it trains on the CPU.
 
     Returns:
         The sub-spaces, and sentences on what was chosen and why.
@@ -94,7 +95,7 @@ class _Designer:
         self.is_from_scratch = job.weights_choice == NONE
 
     def candidate(self, entry: ModelEntry) -> _Candidate:
-        """The model with the settings of its recipe, for this number of images."""
+        """The model with its recipe's settings for this number of images."""
         values = own_settings(self.job, entry)
         if has_recipes(entry):
             values = {"recipe": self.recipe, **values}
@@ -103,7 +104,7 @@ class _Designer:
             augments_itself=self.job.augments_itself, from_scratch=self.is_from_scratch,
         )  # fmt: skip
         if not resolved.number_of_epochs and "number_of_epochs" not in self.fixed:
-            # A frozen backbone, whose head alone is a trial: the others train it further.
+            # With a frozen backbone the default is a probe, 0 epochs. It is a trial of its own; others train.
             epochs = default_settings(self.job.task, entry.name, self.recipe)["number_of_epochs"]
             resolved = resolved.model_copy(update={"number_of_epochs": epochs})
         images = self.data.images // max(1, self.gpus)
@@ -156,7 +157,7 @@ class _Designer:
         return epochs, max(1, round(epochs / EVALUATIONS))
 
     def _rates(self, candidates: Sequence[_Candidate]) -> Values:
-        """The range of learning rates; for a grid three of them."""
+        """The range of learning rates; three values for a grid."""
         rates = [candidate.resolved.learning_rate for candidate in candidates]
         if self.job.sweep is not None and self.job.sweep.sampling_algorithm.type == "grid":
             others = (_rounded(rates[0] / RATE_FACTOR), _rounded(min(1, rates[0] * RATE_FACTOR)))

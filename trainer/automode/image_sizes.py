@@ -99,7 +99,7 @@ def _tile_grid(data: DataStatistics, long_side: float) -> str | None:
 
 
 def _has_own_crop(entry: ModelEntry) -> bool:
-    """Whether a classifier comes with its size: many networks of the Hub reject images of another."""
+    """Whether a classifier keeps its published size, as many networks of the Hub accept no other."""
     is_described = entry.card.described_by_files is not None
     return is_described or "training_crop_size" in entry.defaults_for(entry.tasks[0])
 

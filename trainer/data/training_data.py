@@ -76,8 +76,8 @@ def load(
         skip_invalid: leave out invalid objects, lines and images instead of rejecting the data.
         skipped_path: gets the lines and objects left out, with the reasons; not written if there are none.
         check_images: decode every image once; otherwise only check that local files exist.
-        check_classes: gets the classes once all lines are read, before images are decoded, which may take
-            long; what it raises is passed on.
+        check_classes: called with the classes once all lines are read, before the images are decoded, which
+            may take long. Its errors are passed on.
         progress: show progress.
 
     Raises:

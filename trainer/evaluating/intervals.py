@@ -171,10 +171,10 @@ def default_metric(task: Task, metric: str) -> str:
 
 
 def check_metric(name: str, task: Task, classes: Sequence[str]) -> None:
-    """Check that evaluations of a task with these classes have a metric.
+    """Check that an evaluation of this task and these classes computes a metric.
 
     Raises:
-        JobError: they do not.
+        JobError: it does not.
     """
     known = [known for known in names_of(task) if known != "log_loss_train"]
     if task.has_boxes:
@@ -182,7 +182,7 @@ def check_metric(name: str, task: Task, classes: Sequence[str]) -> None:
     if name.startswith(CLASSWISE):
         known = [CLASSWISE + label for label in classes]
     if name not in known:
-        rule = "must be a metric of evaluations"
+        rule = "must be a metric that evaluations compute"
         problem = Problem("--primary-metric", "", rule, repr(name), f"there are {', '.join(known)}")
         raise JobError("the evaluation cannot be run:", [problem])
 

@@ -129,7 +129,7 @@ def to_job(
     settings: dict[str, Any] = dict(defaults)
     ignored: list[str] = []
     problems: list[Problem] = []
-    origins: dict[str, tuple[str, Any]] = {}  # by present name: the input that set it, and the value
+    origins: dict[str, tuple[str, Any]] = {}  # by current name: the input that set it, and the value
 
     def put(section: dict[str, Any], key: str, value: Any, origin: str) -> None:
         first, known = origins.setdefault(canonical(key), (origin, value))
@@ -173,7 +173,7 @@ def to_job(
         elif key == "extra_optim_args":
             pairs = _optimizer_arguments(value)
             if pairs is None:
-                rule = "must be name=value, several of them with ; in between"
+                rule = "must be name=value, or several of these separated by ;"
                 problems.append(
                     Problem(where, field, rule, repr(value), "such as momentum=0.9; nesterov=True")
                 )

@@ -56,9 +56,9 @@ class LocalOptions(SweepOptions):
     earlier run's directory, or runs:/ID in MLflow. The environment variable TRAINER_WEIGHTS sets the
     default. [default: pretrained]"""
     allow_substitute_models: bool = _model(False)
-    """Replace a model of MMDetection that a job of Azure's names by the nearest one that runs here."""
+    """If an Azure job names a model of MMDetection, train the nearest model of this trainer instead."""
     substitutes: dict[str, str] = Field(default_factory=dict, repr=False)
-    """Written by runs: the models that replaced models of MMDetection, by the names of these."""
+    """Written by runs: each replaced model of MMDetection and the model that is trained instead."""
     augmentation: Parsed[str | None, str | Path | None] = option(None, "Images")
     """YAML or JSON file that augments the training images: torchvision's transforms, or a pipeline that
     Albumentations saved. It replaces the recipe's augmentation, or with `extends: recipe` comes before it.

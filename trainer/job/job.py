@@ -51,7 +51,7 @@ class Job(AzureOptions):
     output: Parsed[Path | None, str | Path | None] = option(None, "Output")
     """Directory of the run, new or empty. [default: a new one under runs/]"""
     default_recipe: Literal["reference", "modern"] | None = Field(default=None, exclude=True, repr=False)
-    """The recipe of settings that name none; None: the model's usual one. Job files follow reference."""
+    """The recipe if the settings name none; None: the model's usual one. Job files use reference."""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
 
     @classmethod
@@ -208,7 +208,7 @@ class Job(AzureOptions):
 
     @property
     def substitute_for(self) -> str:
-        """The model of MMDetection that the job named in place of its own; "" if it named none."""
+        """The model of MMDetection that the job named and that its model replaces; "" if it named none."""
         backbone = self.settings.get("backbone")
         own = f"{self.model_name} --backbone {backbone}" if backbone else self.model_name
         return next((name for name, words in self.substitutes.items() if words == own), "")
@@ -226,7 +226,7 @@ class Job(AzureOptions):
         return describe(entry.library_name, self.weights_choice)
 
     def _published(self) -> Mapping[str, Any]:
-        """The defaults that the model's files set, unless the job sets all of them, as a run's own does."""
+        """The defaults that a Hub model's files set; none if the job sets all of them, as a run's does."""
         card = catalog.find(self.model_name, self.task).card
         if card.described_by_files is None or self._chosen() >= set(card.described_settings):
             return {}
@@ -253,7 +253,7 @@ class Job(AzureOptions):
         return {canonical(name) for name in self.settings}
 
     def _usual_recipe(self) -> str:
-        """The recipe of settings that name none."""
+        """The recipe if the settings name none."""
         if self.default_recipe is not None:
             return self.default_recipe
         # The modern recipe fine-tunes weights, and its rates are for adamw.
@@ -312,7 +312,7 @@ class Job(AzureOptions):
             "sweep": None,
             "search_space": (),
             "calibrate": False,  # only the best trial's model is calibrated, when the sweep packages it
-            # AutoMode's spaces name the recipe; others are made for Azure's defaults.
+            # AutoMode's search spaces name their recipe; others are meant for Azure's defaults.
             "default_recipe": self.default_recipe or "reference",
             **dict.fromkeys((*SweepOptions.model_fields, "register_model")),
         }

@@ -19,8 +19,8 @@ from trainer.metrics.classification import MulticlassEvaluator, MultilabelEvalua
 DoubleArray = npt.NDArray[np.float64]
 
 _MAX_PAIRS = 1_000_000
-"""Pairs of a positive with a decision up to which `_FewPositives` is faster than `_Ranking`, for as many
-resamples as the bootstrap computes at a time."""
+"""Up to this many pairs of a positive and a decision, `_FewPositives` is faster than `_Ranking`, given the
+number of resamples that the bootstrap computes at a time."""
 _CHUNK_ELEMENTS = 20_000_000
 """Weights of sorted scores that are in memory at a time."""
 
@@ -196,10 +196,10 @@ class _Ranking:
 
 
 class _FewPositives:
-    """The ranking of a class with few positives, each compared with all decisions.
+    """Ranks the decisions on a class with few positives by comparing each positive with all decisions.
 
-    With a thousand classes that is a few products of small matrices, where `_Ranking` sums up every class's
-    decisions one after the other.
+    With a thousand classes, this takes a few products of small matrices for each, while `_Ranking` goes
+    through all decisions of every class.
     """
 
     def __init__(self, targets: BoolArray, scores: DoubleArray) -> None:
@@ -213,7 +213,7 @@ class _FewPositives:
         thresholds = self._scores[self._positives]
         if stem == "AUC":
             others = weights.sum(axis=1) - count
-            # Of the negatives, those below each positive, and half of those that are level with it.
+            # The negatives below each positive, and half of those tied with it.
             is_below = (self._scores[:, None] < thresholds) + 0.5 * (self._scores[:, None] == thresholds)
             area = (own * (weights @ (is_below * ~self._targets[:, None]))).sum(axis=1)
             return np.where((count > 0) & (others > 0), _ratios(area, count * others), np.nan)

@@ -50,8 +50,8 @@ class FamilyCard:
         published_classes: number of classes that published weights were trained on.
         extra: the extra of this project that installs the library; "" if it is always installed.
         library_prefix: with this prefix, a user can name any model that the library knows; "" for none.
-        described_by_files: (description) → settings in which the files of a Hub model differ from these
-            defaults; None for a family whose models are not described by such files.
+        described_by_files: (description) → the defaults that the files of a Hub model set; None for a family
+            whose models have no such files.
         described_settings: the names of these settings.
         hub_tasks: the tasks for which any model of the Hub can be named; empty if none can.
         backbones: the family whose library's models may be the backbone; "" if it cannot be replaced.

@@ -121,9 +121,10 @@ def default_in_words(name: str) -> str:
 
 
 def models_in_words(names: Sequence[str]) -> str:
-    """A list of models in which more than three of a family are shortened to the family.
+    """List models in words: `resnet18, resnet34 and YOLO models`.
 
-    Of a family whose models have several architectures, which their names start with, those are named.
+    More than three models of a family are named by the family or, if they are all of some of its
+    architectures, by these: `rfdetr-*`.
     """
     families: dict[str, list[str]] = {}
     for name in names:
@@ -269,7 +270,7 @@ def _defaults_of_the_start(
 
 
 def can_probe(entry: ModelEntry, chosen: Mapping[str, Any]) -> bool:
-    """Whether the model, given weights to start from, can be a probe, which the user has not turned off.
+    """Whether a model that starts from weights can be a probe: the user has not turned it off.
 
     Args:
         chosen: the user's settings, not validated yet.

@@ -1,4 +1,4 @@
-"""What image classifiers, multi-class and multilabel, have in common, whichever library is behind them."""
+"""Image classifiers, multiclass and multilabel: what the families of all libraries share."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def common_options(
     """The options of a spec that every classifier has.
 
     Args:
-        mean: of the published weights' images, for each channel, of pixels in [0, 1].
-        std: their standard deviation.
-        interpolation: the one that "published" stands for.
+        mean: of each channel's pixels, in [0, 1], as the published weights were trained.
+        std: standard deviation, likewise.
+        interpolation: what "published" stands for.
     """
     if settings.interpolation != "published":
         interpolation = settings.interpolation
@@ -134,7 +134,7 @@ class ImageClassifiers(Family):
         return list(self._logits(network, torch.stack(list(tensors))))
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Logits, float32 [N, C], of validation and scoring: with test_time_flip, means over both sides."""
+        """Logits, float32 [N, C], for validation and scoring; test_time_flip averages over mirror images."""
         logits: Tensor = network(images).float()
         if self.spec.options.get("test_time_flip", False):
             logits = (logits + network(images.flip(-1)).float()) / 2

@@ -20,7 +20,7 @@ _MOST_ALTERNATIVES = 3
 def is_installed(card: FamilyCard) -> bool:
     """Whether a family's library can be imported.
 
-    A folder of the library's name in the working directory, such as a clone of its repository, is not it.
+    A folder of that name in the working directory, such as a clone of its repository, does not count.
     """
     spec = find_spec(card.library)
     return spec is not None and spec.origin is not None
@@ -66,10 +66,10 @@ def missing_library(
 
 
 def alternatives(model: str, task: Task) -> list[ModelEntry]:
-    """The models that come nearest to a model and whose licence asks for no source code.
+    """The models nearest to a model whose licences do not require users to publish source code.
 
-    Models under Apache-2.0 come first, then the one that comes nearest under another such licence. Nearest
-    are models of the same architecture, as their names say, then those of a similar number of parameters.
+    First those under Apache-2.0, then the nearest one under another such licence. Nearest are models whose
+    library is installed, then models of the same architecture, by name, then those of a similar size.
     """
     entries = [entry for entry in catalog.models_for(task) if not _is_copyleft(entry.card)]
     architecture, size = model.partition("-")[0], _parameters(model)
@@ -89,7 +89,7 @@ def _is_copyleft(card: FamilyCard) -> bool:
 
 
 def _in_words(entries: Sequence[ModelEntry]) -> str:
-    """Names by licence, with the command that installs them where one is due."""
+    """Names by licence, with the command that installs them if they are not installed."""
     names: dict[str, list[str]] = {}
     for entry in entries:
         command = "" if is_installed(entry.card) else f", {install_command(entry.card)}"
@@ -98,7 +98,7 @@ def _in_words(entries: Sequence[ModelEntry]) -> str:
 
 
 def _parameters(model: str) -> int:
-    """The number of parameters of a model, of its middle size if it has several; 1 if unknown."""
+    """A model's number of parameters, that of its middle size if it has several; 1 if unknown."""
     # A packaged model carries this module, but not the table.
     from trainer.models.published import published_models
 

@@ -22,7 +22,7 @@ class Draw(NamedTuple):
         epoch: counted from 0.
         example: index of the example.
         pool: examples that it may be mixed with, as in a mosaic; empty: all.
-        repeat: how often the epoch has drawn the example before; each draw is augmented by its own numbers.
+        repeat: how often the epoch has drawn the example before; each draw has random numbers of its own.
     """
 
     epoch: int

@@ -18,7 +18,7 @@ _MAKING: tuple[Callable[..., Tensor], ...] = (torch.tensor, torch.as_tensor)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the CPU to a device; to a GPU by way of pinned memory, which needs no wait."""
+    """Copy a CPU tensor to a device; to a GPU through pinned memory, without waiting."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -33,7 +33,7 @@ def on_cpu(nested: Any) -> Any:
     _collect(nested, tensors)
     if not tensors:
         return nested
-    # The largest numbers first, so that each tensor starts at a multiple of its numbers' size.
+    # The largest element size first, so that each tensor is aligned.
     order = sorted(range(len(tensors)), key=lambda index: -tensors[index].element_size())
     data = torch.cat([tensors[index].contiguous().view(-1).view(torch.uint8) for index in order]).cpu()
     copies: list[Tensor] = list(tensors)
@@ -122,9 +122,9 @@ def _index(index: Any, device: torch.device) -> Any:
             parts += moved if isinstance(moved, tuple) else [moved]
         return tuple(parts)
     if isinstance(index, list) and all(type(number) is int for number in index):
-        index = torch.tensor(index, dtype=torch.int64)  # of none, the default is a float
+        index = torch.tensor(index, dtype=torch.int64)  # an empty list would make a float tensor
     if not isinstance(index, Tensor) or index.device.type != "cpu" or not index.dim():
         return index
-    if index.dtype == torch.bool:  # on the GPU, the number of true ones would have to be waited for
+    if index.dtype == torch.bool:  # on the GPU, counting the true ones would wait
         return tuple(to_device(each, device) for each in index.nonzero(as_tuple=True))
     return to_device(index, device)

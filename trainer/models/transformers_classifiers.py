@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _OTHER_INPUTS = ("dinat", "imagegpt", "perceiver", "pp_lcnet", "shieldgemma2", "siglip2", "timm_wrapper")
 """Types whose networks take more than images, give no logits or need a library that is not installed."""
 _UNUSED = ("mask_token", "vision_model.post_layernorm", "vision_model.head.")
-"""Parts of names of parameters of which no logit depends; DDP waits for their gradients."""
+"""Parts of the names of parameters that no logit depends on; DDP would wait for their gradients."""
 _WITHOUT_DECAY = ("cls_token", "position_embedding", "distillation_token", "relative_position_bias_table")
 
 
@@ -153,7 +153,7 @@ class TransformersClassifiers(ImageClassifiers):
 
     @cached_property
     def _heads(self) -> list[str]:
-        """The names of the layers whose shape depends on the number of classes, of which some have two."""
+        """The names of the layers whose shape depends on the number of classes; some networks have two."""
         with torch.device("meta"):
             two, three = (_build(self.description, count, {}).state_dict() for count in (2, 3))
         changed = [name for name, value in two.items() if value.shape != three[name].shape]
@@ -172,7 +172,7 @@ class TransformersClassifiers(ImageClassifiers):
             )
         unread = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
         parts = {name for name, _ in model.named_modules()}
-        # Layers beyond the network's are of a deeper one; a pooler or another head is just not used.
+        # Extra layers mean that the file is a deeper network's; an extra pooler or head is simply not used.
         deeper = [
             key
             for key in info["unexpected_keys"]
@@ -267,7 +267,7 @@ def _build(description: Description, classes: int, options: Mapping[str, Any]) -
 
 
 def _rejection(description: Description, size: int) -> str:
-    """Why a network rejects images of a size; "" if it accepts them. Tried without memory or arithmetic."""
+    """Why a network rejects images of a size; "" if it accepts them. Tried on PyTorch's meta device."""
     with torch.device("meta"), torch.no_grad():
         network = _build(description, 2, {}).eval()
         try:

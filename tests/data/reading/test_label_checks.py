@@ -176,8 +176,8 @@ def test_a_file_of_inverted_boxes_is_one_error(
     result = read([write_lines(lines)], Task.DETECTION)
     (message,) = said(result)
     assert message.startswith(
-        "train.jsonl:1: boxes must have topX under bottomX and topY under bottomY, got 10 of 30 that have "
-        "not, the first with "
+        "train.jsonl:1: boxes must have topX less than bottomX and topY less than bottomY, got 10 of 30 that "
+        "do not, the first with "
     )
     assert hint in message
     assert not result.is_complete  # leaving them out would not make the others right

@@ -1,4 +1,4 @@
-"""Scans of images that a sweep has made, so that its trials do not decode every image again."""
+"""Hands a sweep's scans of its images to its trials, which then need not decode every image again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from trainer.data.reading.urls import is_url
 from trainer.files import write_atomically
 
 KNOWN_SCANS = "TRAINER_IMAGE_SCANS"
-"""Environment variable that names the file which `write_scans` wrote."""
+"""Environment variable with the path of the file that `write_scans` wrote."""
 
 SCANS_FILE = "image_scans.json"
-"""This file's name in a sweep's directory of trials."""
+"""Name of that file in a sweep's directory of trials."""
 
 
 def write_scans(path: Path, parts: Sequence[Records]) -> None:
-    """Write the scans of records, for the processes that read the same data soon."""
+    """Write the scans of records to a file, for other processes that read the same data."""
     known: dict[str, tuple[int, ...]] = {}
     for records in parts:
         if records.scans is None:
@@ -35,13 +35,13 @@ def write_scans(path: Path, parts: Sequence[Records]) -> None:
 
 
 def known_scans(environment: Mapping[str, str] = os.environ) -> Callable[[str], Scan | None]:
-    """A function that returns the scan of an image file, if it is known and the file has not changed since.
+    """Return a function that gives an image file's scan, or None if it is unknown or the file has changed.
 
-    The range of samples of more than 8 bits is not known; the sweep has warned of those that are guessed.
+    The scans lack the value range of images above 8 bits; the sweep itself has warned of guessed ranges.
     """
     try:
         known = json.loads(Path(environment.get(KNOWN_SCANS, "")).read_bytes())
-    except (OSError, ValueError):  # there is none: each image is decoded
+    except (OSError, ValueError):  # no file, so every image is decoded
         return lambda _: None
 
     def find(source: str) -> Scan | None:
@@ -55,7 +55,7 @@ def known_scans(environment: Mapping[str, str] = os.environ) -> Callable[[str], 
 
 
 def _state(source: str) -> tuple[int, int] | None:
-    """A file's size in bytes and time of change; a URL has none; None if there is no file."""
+    """A file's size in bytes and modification time in ns, zeros for a URL; None if there is no file."""
     if is_url(source):
         return 0, 0
     try:

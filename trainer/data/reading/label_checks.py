@@ -22,8 +22,8 @@ _THINNEST = 2.5e-7
 """Segments thinner than this, as a fraction of the image, are lines whose points float32 has rounded."""
 _SEGMENTS_PER_BLOCK = 1 << 16
 _MANY_INVERTED, _INVERTED_FRACTION = 10, 1 / 3
-"""From so many boxes upside down on, and from this fraction of a file's, the file means something else. With
-width and height in place of the second corner it is 67 to 94 % of the boxes in the benchmarks' data sets."""
+"""A file with at least this many inverted boxes, and at least this fraction of all, does not hold corners. If
+the benchmarks' data sets had width and height in place of the second corner, 67 to 94 % would be inverted."""
 
 
 def check_labels(built: BuiltRecords, report: FileReport, label_key: str) -> Records:
@@ -34,7 +34,7 @@ def check_labels(built: BuiltRecords, report: FileReport, label_key: str) -> Rec
 
     Args:
         report: gets the warnings and errors; it knows already which objects the records lack. If many boxes
-            are upside down, it gets one error for the file: the other boxes are no better.
+            are inverted, it gets a single error for the file, since the other boxes are just as wrong.
         label_key: the key of a line that holds the label.
     """
     records, mixed = built.records, built.mixed
@@ -158,7 +158,7 @@ def _indices_in_lines(records: Records, report: FileReport) -> IntArray:
 
 
 def _are_misread(records: Records, report: FileReport) -> bool:
-    """Report a file whose boxes are probably not in corners; return whether they are not."""
+    """Whether a file's boxes are probably not given by their corners; if so, report it."""
     assert records.boxes is not None, "the file has boxes"
     is_inverted = records.boxes[:, 2:] < records.boxes[:, :2]
     inverted = np.flatnonzero(is_inverted.any(axis=1))
@@ -171,8 +171,8 @@ def _are_misread(records: Records, report: FileReport) -> bool:
     elif is_inverted[:, 1].all() and not is_inverted[:, 0].any():
         hint = "is y counted from the bottom of the image? it starts at the top"
     image = int(records.image_of_objects()[inverted[0]])
-    rule = "boxes must have topX under bottomX and topY under bottomY"
-    got = f"{len(inverted):,} of {len(is_inverted):,} that have not, the first with {got}"
+    rule = "boxes must have topX less than bottomX and topY less than bottomY"
+    got = f"{len(inverted):,} of {len(is_inverted):,} that do not, the first with {got}"
     report.set_unreadable(int(records.lines[image]), rule, got, hint)
     return True
 

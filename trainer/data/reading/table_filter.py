@@ -59,7 +59,7 @@ class Expression:
         return self._evaluate(row) is True
 
     def _condition(self, node: ast.expr, depth: int = 1) -> _Value:
-        """A part that is true, false or, as None, neither; evaluating it calls itself for each level."""
+        """Compile a condition to True, False or, if it is neither, None; evaluation recurses as deep."""
         if depth > MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
         if isinstance(node, ast.BoolOp):

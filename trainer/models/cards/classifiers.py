@@ -1,4 +1,4 @@
-"""Classifiers: timm's, under our own names and any other by `timm/NAME`."""
+"""timm's classifiers: those with names of our own, and any other as `timm/NAME`."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ CARD = FamilyCard(
     size_setting="training_crop_size",
     modern={
         **ADAMW_MODERN,
-        # Of one label: benchmarks/RESULTS.md, "Few images", has runs with 1e-3.
+        # For one label. benchmarks/RESULTS.md ("Few images") compares it with 1e-3.
         "learning_rate": 5e-4,
-        # From timm's, BEiT's, MAE's and ConvNeXt's recipes for adamw.
+        # As in the recipes of timm, BEiT, MAE and ConvNeXt for adamw.
         "weight_decay": 0.05,
-        # adamw divides a gradient by its size, so clipping values has no effect on it.
+        # adamw divides gradients by their usual magnitude, so clipping their values would hardly matter.
         "gradient_clip_norm": 1.0,
         "gradient_clip_value": None,
         "average_weights": True,
         "interpolation": "published",
-        # Without effect on balanced data. A probe first gains nothing and loses on noisy labels.
+        # No effect on balanced data. There is no probe_first: it gains nothing, and loses on noisy labels.
         "weighted_loss": 1,
     },
     usual_recipe="modern",
@@ -53,12 +53,12 @@ CARD = FamilyCard(
     tiny_settings={"validation_crop_size": 64, "training_crop_size": 64, "validation_resize_size": 64},
 )
 
-# No mixup or CutMix, which pay in long runs on many images: BiT mixes only above 20,000 (Kolesnikov et al.
-# 2020). benchmarks/RESULTS.md has runs with mixup under "Few images".
+# No mixup or CutMix: they help in long runs on many images, and BiT uses mixup only above 20,000 (Kolesnikov
+# et al. 2020). benchmarks/RESULTS.md has runs with mixup under "Few images".
 _MODERN: dict[Task, dict[str, Any]] = {
     Task.CLASSIFICATION: {"label_smoothing": 0.1},
-    # No smoothing: it would move the probabilities that are compared with .5. The rate of CNNs is higher, as
-    # the reference has it: with 5e-4 a run ends before the classes are learned (benchmarks/RESULTS.md).
+    # No smoothing: it would shift the probabilities that are compared with 0.5. CNNs need a higher rate, as
+    # in the reference recipe: with 5e-4 a run ends before the classes are learned (benchmarks/RESULTS.md).
     Task.MULTILABEL: {"learning_rate": 1e-3},
 }
 
@@ -66,7 +66,7 @@ _TRANSFORMERS = (
     "vit", "deit", "beit", "eva", "swin", "hiera", "cait", "xcit", "pvt", "twins", "coat", "former",
     "convnext", "dino", "clip", "jepa",
 )  # fmt: skip
-"""Parts of timm's names of transformers; ConvNeXts are fine-tuned as transformers are."""
+"""Parts of timm's names of transformers and of ConvNeXts, which are fine-tuned like transformers."""
 # 1e-3 · batch size / 256 with a decay of .65 to .75, as MAE fine-tunes ViT-B and ViT-L (He et al. 2022).
 _LAYER_DECAY, _TRANSFORMER_RATE = 0.75, 3e-4
 
@@ -83,7 +83,13 @@ def classifier(
     equal_crops: bool = False,
     **more: Any,
 ) -> ModelEntry:
-    """The entry of a classifier: learning rates for one label and several, and those of transformers."""
+    """The entry of a classifier.
+
+    Args:
+        rates: default learning rates, multiclass and multilabel.
+        transformer_rate: learning rate of a transformer by the modern recipe.
+        more: other defaults of both tasks.
+    """
     shared = {"training_batch_size": batch_size, "validation_batch_size": batch_size, **more}
     defaults = {
         task: {**shared, "learning_rate": rate} for task, rate in zip(CLASSIFICATION, rates, strict=True)
@@ -128,11 +134,11 @@ OF_HUB = {
     "microsoft/beit-base-patch16-224-pt22k-ft22k": ("beit_base_patch16_224.in22k_ft_in22k", 224),
     "microsoft/swinv2-base-patch4-window12-192-22k": ("swinv2_base_window12_192.ms_in22k", 192),
 }
-"""Classifiers of Azure's catalog by their names on the Hub: timm's name of the same weights, and the size."""
+"""Hub names of the classifiers in Azure's catalog → timm's name of the same weights, and the image size."""
 
 
 def of_hub(name: str) -> ModelEntry | None:
-    """The entry of a classifier that Azure's catalog has under its name on the Hub; None for other names."""
+    """The entry of a classifier in Azure's catalog by its name on the Hub; None for other names."""
     if name not in OF_HUB:
         return None
     library_name, size = OF_HUB[name]

@@ -1,4 +1,4 @@
-"""R-CNNs, RetinaNet and FCOS: torchvision's."""
+"""torchvision's detectors and segmenters: R-CNNs, RetinaNet and FCOS."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ CARD = FamilyCard(
     },
     modern={
         **ADAMW_MODERN,
-        # As torchvision trains RetinaNet v2; its Mask R-CNN v2 has the jitter.
+        # As torchvision's recipe for RetinaNet v2; the jitter is that of its Mask R-CNN v2.
         "learning_rate": 1e-4,
         "weight_decay": 0.05,
         "average_weights": True,
         "large_scale_jitter": True,
     },
-    # Detectron2's tutorial fine-tunes on 61 images for 300 steps of two, torchvision's references train for
-    # 26 epochs; at most the 36 of Detectron2's longest schedule.
+    # Detectron2's tutorial fine-tunes on 61 images for 300 steps of 2; torchvision's references train for 26
+    # epochs. The limit of 36 epochs is Detectron2's longest schedule.
     sizing=Sizing(steps_per_epoch=1, min_batch=2, min_steps=1000, max_epochs=36),
     searched_sides=(320, 480, 600, 800, 1000),
     smallest_models=(
@@ -46,7 +46,7 @@ CARD = FamilyCard(
         "maskrcnn_resnet18_fpn",
     ),
     tiny_settings={"min_size": 64, "max_size": 96},
-    # Thousands of proposals are a two-stage detector's cost, not its principle.
+    # Thousands of proposals take most of a step's time, and few are enough for what the tests show.
     tiny_options={"proposals": 60, "sampled_proposals": 16},
     tiny_learning_rate=3e-4,
 )

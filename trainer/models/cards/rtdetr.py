@@ -1,4 +1,4 @@
-"""RT-DETRs: ultralytics'."""
+"""ultralytics' RT-DETRs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CARD = replace(  # the same library and licence, images and augmentation
     words="RT-DETRs",
     defaults={
         **yolo.CARD.defaults,
-        # As in the paper: transformers are trained by adamw, at low rates.
+        # As in the paper.
         "optimizer": "adamw",
         "learning_rate": 1e-4,
         "gradient_clip_norm": 0.1,
@@ -26,7 +26,7 @@ CARD = replace(  # the same library and licence, images and augmentation
     epochs=60,
     smallest_models=("rtdetr-l",),
     tiny_settings={"image_size": 64},
-    # Hundreds of queries are a transformer's cost, not its principle.
+    # Hundreds of queries take most of a step's time, and few are enough for what the tests show.
     tiny_options={"queries": 30, "decoder_layers": 2},
     tiny_learning_rate=3e-4,
 )

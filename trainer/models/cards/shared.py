@@ -1,4 +1,4 @@
-"""What the cards of several families have in common."""
+"""Values that the cards of several families share."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ BOX_SETTINGS = (
 )
 SQUARE_SETTINGS = (*BOX_SETTINGS, "image_size", "multi_scale")
 
-# The modern recipes fine-tune published weights. RT-DETRs and DETRs have none, because their defaults, their
-# authors' recipes, are modern already.
+# RT-DETRs and DETRs have no modern recipe, because their defaults are their authors' recipes.
 ADAMW_MODERN = {
     "optimizer": "adamw",
-    # The cosine ends at 0, where the averaged weights have settled. Most of the gain comes at its end, so
-    # nothing stops a run before; the best epoch is packaged in any case.
+    # The cosine ends at 0. Metrics gain most near its end, so runs do not stop early; the best epoch is
+    # packaged in any case.
     "warmup_cosine_lr_cycles": 0.5,
     "early_stopping": False,
 }

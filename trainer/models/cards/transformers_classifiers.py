@@ -1,4 +1,4 @@
-"""Classifiers of the Hugging Face Hub, by `hf/ORG/NAME`: transformers'."""
+"""transformers' classifiers: those of the Hugging Face Hub, as `hf/ORG/NAME`."""
 
 from __future__ import annotations
 

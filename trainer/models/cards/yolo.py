@@ -1,4 +1,4 @@
-"""YOLO models: ultralytics'."""
+"""ultralytics' YOLO models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CARD = FamilyCard(
         "gradient_clip_norm": 10.0,
         "gradient_clip_value": None,
     },
-    # 100 epochs are ultralytics' default; with over a thousand images fewer have as many steps.
+    # 100 epochs are ultralytics' default. Above about a thousand images, fewer have as many steps.
     sizing=Sizing(steps_per_epoch=4, min_batch=8, min_steps=6000, max_epochs=100),
     searched_sides=(320, 416, 512, 640, 800, 960, 1280),
     smallest_models=("yolov5", "yolo11n", "yolo26n", "yolo11n-seg", "yolo26n-seg"),
@@ -50,7 +50,7 @@ def _yolo(name: str, *settings: str) -> ModelEntry:
 
 
 ENTRIES = (
-    # The setting model_size says which of yolov5's four sizes is meant.
+    # The setting model_size chooses one of yolov5's four sizes.
     _yolo("yolov5", "model_size"),
     *(_yolo(f"yolo{version}{size}") for version in (11, 26) for size in "nsmlx"),
     *(_yolo(f"yolo{version}{size}-seg") for version in (11, 26) for size in "nsmlx"),
