@@ -189,7 +189,7 @@ def instructions(model: str, task: Task | None, backbone: str | None = None) -> 
 
 
 def _instructions_of_hub(entry: ModelEntry, task: Task) -> Iterator[str]:
-    """The lines for a model of which nothing is known but its name on the Hub."""
+    """The lines for a model of the Hub, of which only its name is known."""
     card, (repository, revision) = entry.card, parse(entry.library_name)
     cached = in_cache(entry.library_name)
     yield f"{entry.name}  ({', '.join(entry.tasks)})"

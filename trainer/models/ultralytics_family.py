@@ -58,10 +58,10 @@ def _plan(architecture: str) -> dict[str, Any]:
 class UltralyticsFamily(Family):
     """A family of ultralytics' networks, trained by our own loop with ultralytics' losses and augmentation.
 
-    "counts" in a batch holds the number of each image's objects, which on the device would have to be waited
-    for, and "targets" these objects, padded to as many for each: float32 [B, n, 5], class and normalised
-    cx, cy, w, h. "shared" in a training batch holds `class_weights`, float32 [C] or None, and `size` for
-    multi_scale: the side, in pixels, to which the batch is resized.
+    "counts" in a batch holds each image's number of objects as integers, because reading a tensor on the GPU
+    would wait. "targets" holds these objects, padded to the same number for each image: float32 [B, n, 5],
+    class and normalised cx, cy, w, h. "shared" in a training batch holds `class_weights`, float32 [C] or
+    None, and `size` for multi_scale: the side, in pixels, to which the batch is resized.
     """
 
     average_tau = 2000.0

@@ -120,7 +120,7 @@ class YOLO(UltralyticsFamily):
     def outputs(self, predictions: Any) -> list[Output]:
         rows, prototypes = predictions if self.masks else (predictions, [None] * len(predictions))
         if not self.end_to_end:
-            # Each anchor's best class is found on the device: all of its scores are many to copy.
+            # Find each anchor's best class on the device: copying the scores of all classes takes longer.
             boxes, scores, coefficients = rows.transpose(1, 2).tensor_split(
                 (4, 4 + len(self.spec.classes)), dim=2
             )
@@ -214,7 +214,7 @@ class YOLO(UltralyticsFamily):
 
 
 def _in_pixels(padded: Tensor, _targets: Tensor, _images: int, scale_tensor: Tensor) -> Tensor:
-    """What the `preprocess` of ultralytics' losses makes of a batch's objects, which it would have to count.
+    """Do what `preprocess` of ultralytics' losses does, without counting objects, which waits for the GPU.
 
     Args:
         padded: a batch's "targets".
@@ -235,7 +235,7 @@ def _mask_loss(
     coefficients: Tensor,
     size: Tensor,
 ) -> Tensor:
-    """What the `calculate_segmentation_loss` of ultralytics' losses returns, which waits five times an image.
+    """Do what `calculate_segmentation_loss` of ultralytics' losses does, without its five waits per image.
 
     Args:
         of_image: ultralytics' loss of an image: of n target masks [n, h, w], coefficients [n, 32], prototypes

@@ -39,10 +39,11 @@ class EvaluateLast(Callback):
 
 
 class StopAt(Callback):
-    """Ends training by a point in time.
+    """Ends training at a deadline.
 
-    A run by the modern recipe, or of a model that has no other, is shortened when its epochs prove too slow,
-    so that its learning rate still falls to the end. Any run stops after the first evaluation past the time.
+    A run that is too slow gets fewer epochs, so that its learning rate still decays to the end; one by the
+    reference recipe of a model that has another does not. Any run stops after its first evaluation past the
+    deadline.
 
     Args:
         deadline: in seconds, on rank 0's `time.monotonic` clock.
@@ -73,7 +74,7 @@ class StopAt(Callback):
         now = time.monotonic()
         seconds = (now - self._started) / max(1, self._epochs)
         if not self._epochs:
-            self._started = now  # the first epoch is unlike the others: it decodes and keeps images
+            self._started = now  # leave out the first epoch, which decodes and caches images
         self._epochs += 1
         more = int((self.deadline - now) / seconds) if seconds else self._wanted
         epochs = min(self._wanted, trainer.current_epoch + 1 + max(least, more))
@@ -262,7 +263,7 @@ class _Table:
         self._earlier: list[dict[str, Any]] = []  # read from the file, which may have later epochs, too
 
     def read(self, epochs: int) -> list[dict[str, Any]]:
-        """Read the first epochs as text; nothing if there is no file. What is added follows them.
+        """Read the first epochs as text; nothing if there is no file. `add` then continues from there.
 
         Raises:
             RunError: the file is damaged.
@@ -271,7 +272,7 @@ class _Table:
         return list(self._earlier)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append rows; write the file anew where it has other epochs, or lacks a column of theirs."""
+        """Append rows; rewrite the file if it has other epochs or lacks one of the rows' columns."""
         if self._columns and all(row.keys() <= set(self._columns) for row in rows):
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self._columns).writerows(rows)
@@ -290,7 +291,7 @@ def _read_rows(path: Path, epochs: int | None) -> list[dict[str, Any]]:
     """Read the first epochs of a file of metrics, or all, as text; nothing if there is no file.
 
     Raises:
-        RunError: it is damaged, other than by a last line that was not written to its end.
+        RunError: it is damaged; an incomplete last line is no damage.
     """
     if not path.exists():
         return []
@@ -299,7 +300,7 @@ def _read_rows(path: Path, epochs: int | None) -> list[dict[str, Any]]:
             text = file.read()
         end = text.rfind("\n") + 1
         if text and not end:
-            raise ValueError("no line has an end")
+            raise ValueError("it has no complete line")
         whole = StringIO(text[:end], newline="")
         rows = [row for row in csv.DictReader(whole) if epochs is None or int(row["epoch"]) <= epochs]
         for name, value in chain.from_iterable(row.items() for row in rows):

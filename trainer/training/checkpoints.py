@@ -163,7 +163,7 @@ class SaveCheckpoints(Callback):
 def _check_readable(content: Any, what: str) -> None:
     """Check that a part of a checkpoint can be read back without running code from the file.
 
-    Tensors can, whatever they hold, so their values are not copied: they may be a second network.
+    Tensors always can, so their values, which may be as large as the network, are not copied.
     """
     file = BytesIO()
     try:
@@ -178,7 +178,7 @@ def _check_readable(content: Any, what: str) -> None:
 
 
 def _without_values(content: Any) -> Any:
-    """The same containers with empty tensors."""
+    """Copy nested containers with empty tensors in place of the tensors."""
     if type(content) in (Tensor, nn.Parameter):
         return torch.empty(0)
     if type(content) in (dict, OrderedDict):

@@ -180,7 +180,7 @@ def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] 
 
 
 def check_cuda(device: int = 0) -> None:
-    """Compute one number on a GPU, before anything that takes long.
+    """Compute one number on a GPU, to find out whether it works before anything that takes long.
 
     Raises:
         JobError: the driver is too old for the installed PyTorch, or the GPU is not one that it is built for.
@@ -189,7 +189,7 @@ def check_cuda(device: int = 0) -> None:
 
 
 def check_cuda_apart() -> None:
-    """Do what `check_cuda` does in another process, for one that starts training processes by fork.
+    """Run `check_cuda` in another process, so that this one can still fork training processes.
 
     Raises:
         JobError: see `check_cuda`.
@@ -216,7 +216,7 @@ def _raise_cuda_error(reason: str) -> None:
         f"install an NVIDIA driver for CUDA {torch.version.cuda} or newer, or a PyTorch for the CUDA of the "
         "driver, which `nvidia-smi` names (pytorch.org/get-started); --gpus 0 trains on the CPU"
     )
-    problem = Problem("--gpus", "", "needs a GPU on which the installed PyTorch computes", reason, hint)
+    problem = Problem("--gpus", "", "needs a GPU that the installed PyTorch can use", reason, hint)
     raise JobError("the job cannot be run:", [problem])
 
 
@@ -239,9 +239,9 @@ def _contradictions(
     if (place.ranks, place.rank) != (devices.ranks, devices.rank):
         got = f"{place.ranks} on {devices.nodes}, of which this is {place.rank}"
         hints = {
-            "srun": "--ntasks-per-node and --distribution=block give that",
-            "the launcher": "LOCAL_WORLD_SIZE, or --nodes, must say how many each machine has",
-            "mpirun": "--map-by ppr:N:node, with N processes per machine, gives that",
+            "srun": "use --ntasks-per-node and --distribution=block",
+            "the launcher": "set LOCAL_WORLD_SIZE to the number on each machine, or --nodes",
+            "mpirun": "use --map-by ppr:N:node for N processes on each machine",
         }
         hint = hints.get(by, "")
         rule = f"{by} must start the same number of processes on each machine, numbered machine by machine"

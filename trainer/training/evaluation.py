@@ -47,7 +47,7 @@ class Evaluation:
             metric_type=settings.validation_metric_type,
         )
         self.by_class: dict[str, dict[str, float]] = {}
-        self._most_images = sys.maxsize  # in a batch, once memory ran out
+        self._most_images = sys.maxsize  # that are scored at a time, fewer once memory ran out
         self.start()
 
     def start(self) -> None:
@@ -81,12 +81,12 @@ class Evaluation:
                 "%s ran out of memory with %d validation images; scoring at most %d at a time",
                 device, images, self._most_images,
             )  # fmt: skip
-        step = self._most_images  # may become smaller meanwhile
+        step = self._most_images  # a copy: scoring a part may lower it
         for start in range(0, images, step):
             self.add(network, self._part(batch, start, start + step))
 
     def _part(self, batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
-        """Some items of a batch: of its whole images, which come first, and of the others."""
+        """The batch with only the items from `start` to `stop`; whole images come first, then the others."""
         count = len(batch["whole"])
         whole = batch["whole"][start:stop]
         plain = batch["plain"][max(0, start - count) : max(0, stop - count)]
@@ -106,7 +106,7 @@ class Evaluation:
                     if len({tuple(image.shape) for image in images}) == 1:
                         inferred, losses = family.infer_with_losses(network, batch["batch"], parameters)
                         outputs += inferred
-                    else:  # which the losses would pad to one size
+                    else:  # infer apart from the losses, which pad the images to one size
                         outputs += family.infer_by_size(network, list(images), parameters)
                         losses = family.losses(network, batch["batch"])
                 outputs += family.infer_by_size(network, [item["tensor"] for item in plain], parameters)
@@ -153,7 +153,7 @@ class Evaluation:
         if scored is not None:
             try:
                 metrics = self._metrics(scored)
-            except TrainingError as error:  # the other ranks wait for the metrics
+            except TrainingError as error:  # raised below, on all ranks: the others wait for the metrics
                 problem = str(error)
             if all_losses:
                 metrics["log_loss"] = _mean(all_losses)

@@ -64,7 +64,7 @@ def launched(environment: Mapping[str, str], nodes: int = 1) -> Place | None:
     step = int(environment.get("SLURM_STEP_ID", 0))
     if "TORCHELASTIC_RUN_ID" in environment:
         return _of_torchrun(environment)
-    # Unlike SLURM_NTASKS, batch scripts do not have this: only what srun starts, a shell for salloc included.
+    # Unlike SLURM_NTASKS, only what srun starts has this, salloc's shell included; batch scripts do not.
     if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
         return _of_srun(environment, step)
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= environment.keys():
@@ -119,18 +119,21 @@ def _place(launcher: str, numbers: tuple[int, int, int, int], environment: Mappi
 
 
 def _meeting(environment: Mapping[str, str], address: str, port: int) -> tuple[str, int]:
-    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, or what is given."""
+    """Where the ranks meet: MASTER_ADDR and MASTER_PORT, or else the arguments."""
     return environment.get("MASTER_ADDR", address), int(environment.get("MASTER_PORT", port))
 
 
 def started_by_hand(
     nodes: int, environment: Mapping[str, str], problems: list[Problem]
 ) -> tuple[int, int, str, int]:
-    """The number of machines, this one's number, and rank 0's address and port, of a process that no launcher
-    started as one of several on its machine.
+    """The place of a process that was started alone on its machine.
 
     Args:
         nodes: the job's number of machines.
+        problems: gets a problem if the variables say too little.
+
+    Returns:
+        The number of machines, this one's number, and rank 0's address and port.
     """
     alone = environment.get(ALONE) or "LOCAL_RANK" in environment
     if not alone and environment.keys() >= _ONE_A_MACHINE and nodes in (1, int(environment["WORLD_SIZE"])):

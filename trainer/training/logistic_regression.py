@@ -20,10 +20,10 @@ from trainer.annotations import IntArray
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1e0, 1e1, 1e2)
 """Candidates for C, the strongest penalty first; benchmarks/RESULTS.md, Strength of the probe."""
 _USUAL_STRENGTH = 1e-2
-"""C where no image can be held out, because no class has two; likewise measured there."""
+"""C if no image can be held out because no class has two; measured there, too."""
 _FOLDS, _FOLDS_OF_MANY, _MANY_IMAGES = 5, 2, 2000
-"""Folds, as many as scikit-learn's cross-validation has by default; and folds of so many images or more,
-where two hold out a thousand images each, and cost a quarter."""
+"""Folds: scikit-learn's default, and a number that costs a quarter for this many images or more, where each
+fold still has a thousand."""
 _BIAS_PENALTY = 1e-7
 """Keeps the bias finite of a class that no image has, or that all have."""
 _MAX_STEPS = 1000

@@ -27,7 +27,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Free what nothing uses, after memory ran out. In an `except` block, the error would keep its frames."""
+    """Free unused memory after it ran out. Call it outside the `except` block: the error holds its frames."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

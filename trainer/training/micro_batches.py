@@ -12,17 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def least_images(network: nn.Module) -> int:
-    """The fewest images that a micro-batch should have: 2 if batch norms take statistics of it, else 1."""
+    """The fewest images that a micro-batch should have: 2 if batch norms compute its statistics, else 1."""
     return 2 if any(isinstance(each, _BatchNorm) and each.training for each in network.modules()) else 1
 
 
 def parts_of(images: int, micro_batches: int, least: int) -> list[tuple[int, int]]:
-    """Split a batch into parts of as equal sizes as possible: (start, stop) of each.
+    """Split a batch into parts of nearly equal size: (start, stop) of each.
 
     Args:
-        images: in the batch.
-        micro_batches: the most parts.
-        least: no part has fewer images, unless the batch has.
+        images: number of images in the batch.
+        micro_batches: maximum number of parts.
+        least: minimum number of images in a part, unless the batch has fewer.
     """
     count = min(micro_batches, max(1, images // least))
     edges = [images * part // count for part in range(count + 1)]

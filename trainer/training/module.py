@@ -47,8 +47,8 @@ SEED_KEY, MICRO_BATCHES_KEY = "trainer_seed", "trainer_parts"
 _WATCH_KEY = "trainer_divergence"
 _BATCHES_PER_CHECK = 10
 _MOST_MEMORY_TO_OVERLAP = 0.8
-"""Fraction of a GPU's memory that batches may have taken so far for ranks to exchange gradients during the
-backward pass: one that runs out of memory then cannot repeat its batch, as other ranks wait for its part."""
+"""Ranks exchange gradients during the backward pass as long as batches use less than this fraction of a GPU's
+memory. A rank that runs out of memory meanwhile cannot repeat its batch, as the others wait for its part."""
 
 
 class TrainingModule(LightningModule):
@@ -161,7 +161,7 @@ class TrainingModule(LightningModule):
         restart(self._schedule(), self._groups, self.current_epoch * steps)
 
     def train_until(self, epochs: int) -> None:
-        """Change the number of epochs, by which the learning rate has fallen to its end."""
+        """Change the number of epochs, over which the learning rate decays."""
         self.settings = self.settings.model_copy(update={"number_of_epochs": epochs})
         factor = factor_at_step(self.settings, int(self.trainer.num_training_batches))
         self._schedule().lr_lambdas = [factor] * len(self._groups)
@@ -241,7 +241,7 @@ class TrainingModule(LightningModule):
                 raise NoMemoryError(self._cannot_repeat(images)) from error
             return None
         if sync and not overlaps and self.trainer.world_size > 1:
-            # The gradients are there: the backward pass of a zero lets the ranks average them.
+            # All gradients are computed; the backward pass of a zero only makes the ranks average them.
             self._backward(zero_of([p for p in self.network.parameters() if p.requires_grad]))
         return losses
 
@@ -299,7 +299,7 @@ class TrainingModule(LightningModule):
         return f"lower {size} ({getattr(self.settings, size)}) or take a smaller model"
 
     def _cannot_repeat(self, images: int) -> str:
-        """What to do where the other ranks wait for the batch that failed."""
+        """The error's text if the other ranks wait for the batch that failed: how to continue."""
         accumulated = 2 * self.settings.gradient_accumulation_step
         halved = (
             f"`trainer fit --resume RUN --training-batch-size {images // 2} --gradient-accumulation-step "
@@ -318,12 +318,12 @@ class TrainingModule(LightningModule):
         return schedule
 
     def _step(self) -> None:
-        self._window.clear()  # its batches need not stay on the device for the step
+        self._window.clear()  # frees the batches' memory for the step
         optimizer = self._optimizer()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            # Fused optimizers would do this in their step, after the gradients are clipped.
+            # Fused optimizers would unscale the gradients in their step, after clipping.
             scaler.unscale_(optimizer.optimizer)
         clip(parameters, self.settings)
         step_within_memory(optimizer, self.settings, self.device)

@@ -1,4 +1,4 @@
-"""Loader processes hand batches over in /dev/shm, which containers make small: a full one ends the run."""
+"""Limits loader processes to those whose batches fit in /dev/shm, which containers make small."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ log = logging.getLogger("trainer")
 
 _SHARED = Path("/dev/shm")
 _BATCHES_PER_WORKER = 3
-"""Two that PyTorch lets a worker make in advance, and one that is handed over."""
+"""Two that PyTorch prefetches, and one that is being passed on."""
 _PLENTY = 2**30
-"""Free bytes for each worker with which no batch is measured."""
+"""Bytes. If each worker has this much, batches are not measured."""
 
 
 def workers_that_fit(workers: int, batch_bytes: int, free_bytes: int) -> int:
-    """The most loader processes, up to `workers`, whose batches fit; 0 loads in the process itself.
+    """The number of loader processes, at most `workers`, whose batches fit; 0: load in the main process.
 
     Args:
-        free_bytes: for these workers; one more batch is in use at any time.
+        free_bytes: for the workers' batches and the one that is in use.
     """
     return max(0, min(workers, (free_bytes // max(1, batch_bytes) - 1) // _BATCHES_PER_WORKER))
 
 
 def limited(workers: int, items: Any, first: Any, size: int, loaders: int) -> int:
-    """The number of loader processes for which there is shared memory; logs a warning if it is lower.
+    """The number of loader processes that shared memory allows; logs a warning if it is below `workers`.
 
     Args:
         items: a data set with `collate`, of which `first` is an index.
@@ -51,7 +51,7 @@ def limited(workers: int, items: Any, first: Any, size: int, loaders: int) -> in
 
 
 def _free_bytes() -> int:
-    """Free bytes of shared memory; a great number where the system has no such folder."""
+    """Free bytes of shared memory; a huge number if the system has no such folder."""
     try:
         found = os.statvfs(_SHARED)
     except OSError:

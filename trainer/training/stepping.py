@@ -1,4 +1,4 @@
-"""An optimizer's step: gradients are clipped, and a step that runs out of memory is tried again."""
+"""Clips gradients and takes an optimizer's step, which is continued if it runs out of memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from trainer.training.memory import free_memory, ran_out_of_memory
 
 
 def clip(parameters: Sequence[nn.Parameter], settings: Settings) -> None:
-    """Clip the gradients. Lightning rejects that for fused optimizers, which could unscale gradients."""
+    """Clip the gradients. Lightning's own clipping rejects fused optimizers."""
     if settings.gradient_clip_norm:
         nn.utils.clip_grad_norm_(parameters, settings.gradient_clip_norm)
     elif settings.gradient_clip_value:
-        # On a CPU the loop is faster: it reads each gradient once, foreach reads it twice.
+        # On a CPU, foreach reads each gradient twice, and a loop only once.
         foreach = False if parameters[0].device.type == "cpu" else None
         nn.utils.clip_grad_value_(parameters, settings.gradient_clip_value, foreach=foreach)
 
 
 def step_within_memory(optimizer: LightningOptimizer, settings: Settings, device: torch.device) -> None:
-    """Take a step; if memory runs out, free what is unused and take the rest of the step.
+    """Take a step; if memory runs out, free unused memory and take the rest of the step.
 
-    The first step makes the state that the optimizer keeps of each parameter, group by group.
+    The first step creates the optimizer's state of each parameter, group by group.
 
     Raises:
-        NoMemoryError: it does not fit.
+        NoMemoryError: the step does not fit in memory.
     """
     if _steps(optimizer):
         return
     plain = optimizer.optimizer
     groups = plain.param_groups
-    # A group without state was not stepped. If all have it, memory ran out at another point of the step.
+    # Groups without state are still to be stepped. If all have state, memory ran out elsewhere in the step.
     waiting = [
         any(p.grad is not None and not plain.state.get(p) for p in group["params"]) for group in groups
     ]
@@ -49,7 +49,7 @@ def step_within_memory(optimizer: LightningOptimizer, settings: Settings, device
             plain.param_groups = groups
     smaller = "" if settings.optimizer == "sgd" else "optimizer sgd, which keeps less of each weight, "
     raise NoMemoryError(
-        f"{device} ran out of memory in the optimizer's step, which no smaller batch would change; take "
+        f"{device} ran out of memory in the optimizer's step, where a smaller batch would not help; use "
         f"{smaller}layers_to_freeze or a smaller model"
     )
 

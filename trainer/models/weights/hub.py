@@ -37,7 +37,7 @@ class Repository:
     Attributes:
         name: ORG/NAME.
         directory: holds the files.
-        revision: the commit that they are of; "" if the directory does not tell.
+        revision: their commit; "" if unknown.
     """
 
     name: str
@@ -94,7 +94,7 @@ def in_directory(directory: Path, name: str) -> Repository | None:
 
 
 def in_cache(name: str) -> Repository | None:
-    """Find what was downloaded of a repository; None if nothing was."""
+    """Find a repository's files in the Hub's cache; None if there are none."""
     from huggingface_hub import constants  # a part that loads quickly
 
     repository, revision = parse(name)
@@ -123,7 +123,7 @@ def download(name: str, file: str, revision: str = "") -> Path | None:
 
 @contextmanager
 def _said_once() -> Iterator[None]:
-    """The library prints its retries itself; keep our log from printing each a second time."""
+    """Keep retries out of our log, since the library prints them itself."""
     logger = logging.getLogger("huggingface_hub")
     before, logger.propagate = logger.propagate, False
     try:
