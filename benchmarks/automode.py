@@ -223,21 +223,12 @@ def mean_row(results: Results, arguments: Any) -> list[str]:
 
 def main() -> None:
     parser = measuring.arguments(__doc__, rounds=3, seeds=True)
-    parser.add_argument("--data-root", type=Path, required=True, help="directory of the data sets")
-    parser.add_argument("--weights", type=Path, default=Path("weights"), help="[default: weights]")
-    parser.add_argument("--model", default="timm/tf_efficientnet_lite0")
-    parser.add_argument("--image-size", type=int, default=96)
+    few_images.add_arguments(parser, __file__, image_size=96, sets=SETS, contenders=CONTENDERS)
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="CPU time of each contender [default: 60]"
     )
-    default = Path(__file__).with_name("automode.json")
-    parser.add_argument("--results", type=Path, default=default, help="[default: automode.json here]")
-    parser.add_argument(
-        "--trials", type=Path, default=default.with_stem("automode-trials"), help="trained runs, to be reused"
-    )
-    parser.add_argument("--only", nargs="+", choices=SETS, default=SETS)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=tuple(CONTENDERS))
-    parser.add_argument("--table", action="store_true", help="print the results so far without training")
+    trials = Path(__file__).with_name("automode-trials.json")
+    parser.add_argument("--trials", type=Path, default=trials, help="trained runs, to be reused")
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.rounds, arguments.seconds, arguments.image_size, arguments.only = 1, 1.0, 32, SETS[:1]
@@ -246,21 +237,17 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for seed in () if arguments.table else arguments.seeds or range(arguments.rounds):
-            for name in arguments.only:
-                bench: Bench | None = None
-                for contender in arguments.contenders:
-                    key = f"{key_of(name, contender, arguments)} seed {seed}"
-                    if key in results.found:
-                        continue
-                    say(key)
-                    if bench is None:
-                        files = few_images.files_of(name, seed, arguments.data_root.resolve(), scratch)
-                        bench = Bench(*files, seed, scratch, arguments)
-                    commit = measuring.commit()
-                    value, trials, spent = bench.best_of(CONTENDERS[contender](bench))
-                    results.add(key, value, commit)
-                    say(f"  {value:.3f}; {trials} trials, {spent:.0f} s")
+        benches: dict[tuple[str, int], Bench] = {}
+        for key, name, contender, seed in few_images.pending(results, arguments, key_of):
+            say(key)
+            if (name, seed) not in benches:
+                files = few_images.files_of(name, seed, arguments.data_root.resolve(), scratch)
+                benches = {(name, seed): Bench(*files, seed, scratch, arguments)}
+            commit = measuring.commit()
+            bench = benches[name, seed]
+            value, count, spent = bench.best_of(CONTENDERS[contender](bench))
+            results.add(key, value, commit)
+            say(f"  {value:.3f}; {count} trials, {spent:.0f} s")
     print(measuring.heading("AutoMode", "torch", "lightning", "timm", "optuna"))
     others = [each for each in CONTENDERS if each != "automode"]
     headers = ("set", *CONTENDERS, *(f"automode − {each}" for each in others))

@@ -28,7 +28,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from argparse import ArgumentParser
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -181,20 +182,44 @@ def row(name: str, results: Results, arguments: Any) -> list[str]:
     ]
 
 
-def main() -> None:
-    parser = measuring.arguments(__doc__, rounds=3, device=True, seeds=True)
+def add_arguments(
+    parser: ArgumentParser,
+    script: str,
+    *,
+    image_size: int,
+    sets: Collection[str],
+    contenders: Collection[str],
+) -> None:
+    """Add the flags of a comparison on these sets."""
     parser.add_argument("--data-root", type=Path, required=True, help="directory of the data sets")
     parser.add_argument("--weights", type=Path, default=Path("weights"), help="[default: weights]")
     parser.add_argument("--model", default="timm/tf_efficientnet_lite0")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--epochs", type=int, default=15)
-    default = Path(__file__).with_name("few_images.json")
+    parser.add_argument("--image-size", type=int, default=image_size, help=f"[default: {image_size}]")
+    results = Path(script).with_suffix(".json")
     parser.add_argument(
-        "--results", type=Path, default=default, help="[default: few_images.json next to the script]"
+        "--results", type=Path, default=results, help=f"[default: {results.name} next to the script]"
     )
-    parser.add_argument("--only", nargs="+", choices=SETS, default=SETS)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=tuple(CONTENDERS))
+    parser.add_argument("--only", nargs="+", choices=sets, default=tuple(sets))
+    parser.add_argument("--contenders", nargs="+", choices=contenders, default=tuple(contenders))
     parser.add_argument("--table", action="store_true", help="print the results so far without training")
+
+
+def pending(
+    results: Results, arguments: Any, key_of: Callable[[str, str, Any], str]
+) -> Iterator[tuple[str, str, str, int]]:
+    """Yield key, set, contender and seed of each metric that is not measured yet, seed by seed."""
+    for seed in () if arguments.table else arguments.seeds or range(arguments.rounds):
+        for name in arguments.only:
+            for contender in arguments.contenders:
+                key = f"{key_of(name, contender, arguments)} seed {seed}"
+                if key not in results.found:
+                    yield key, name, contender, seed
+
+
+def main() -> None:
+    parser = measuring.arguments(__doc__, rounds=3, device=True, seeds=True)
+    add_arguments(parser, __file__, image_size=224, sets=SETS, contenders=CONTENDERS)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     arguments = parser.parse_args()
@@ -204,23 +229,20 @@ def main() -> None:
     measuring.hide_gpus(arguments.device)
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in () if arguments.table else arguments.seeds or range(arguments.rounds):
-            for name in arguments.only:
-                for contender in arguments.contenders:
-                    key = f"{key_of(name, contender, arguments)} seed {seed}"
-                    if key in results.found or contender in absent:
-                        continue
-                    say(key)
-                    commit, start = measuring.commit(), time.process_time()
-                    try:
-                        value = train(name, CONTENDERS[contender], seed, Path(scratch), arguments)
-                    except Absent as error:
-                        absent[contender] = str(error)
-                    except RuntimeError as error:  # retried when the script runs again
-                        say(str(error))
-                    else:
-                        results.add(key, value, commit)
-                        say(f"  {value:.3f}, {time.process_time() - start:.0f} s of CPU time")
+        for key, name, contender, seed in pending(results, arguments, key_of):
+            if contender in absent:
+                continue
+            say(key)
+            commit, start = measuring.commit(), time.process_time()
+            try:
+                value = train(name, CONTENDERS[contender], seed, Path(scratch), arguments)
+            except Absent as error:
+                absent[contender] = str(error)
+            except RuntimeError as error:  # retried when the script runs again
+                say(str(error))
+            else:
+                results.add(key, value, commit)
+                say(f"  {value:.3f}, {time.process_time() - start:.0f} s of CPU time")
     print(measuring.heading("Few images", "torch", "lightning", "timm", "scikit-learn"))
     headers = ("set", *CONTENDERS, *(f"modern − {peer}" for peer in PEERS))
     print(measuring.table(headers, [row(name, results, arguments) for name in arguments.only]))

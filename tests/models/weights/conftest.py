@@ -1,4 +1,4 @@
-"""A machine without a network, and a web server in place of the Hugging Face Hub."""
+"""Networks to load weights into, a machine without a network, and a web server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -7,12 +7,39 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import torch
+from torch import nn
+
+from trainer.models import Family, create, specify
+from trainer.models.defaults import resolve
+from trainer.models.weights import loading
+from trainer.tasks import Task
 
 Pages = dict[str, tuple[bytes, dict[str, str]]]
 """What a web server answers, by path: content and headers."""
+
+
+def family_of(task: Task, model: str, *classes: str, **values: Any) -> Family:
+    settings = resolve(task, model, values)
+    return create(specify(task, model, settings, classes or ("a", "b", "c"), pretrained=True))
+
+
+def load(family: Family, choice: object) -> tuple[nn.Module, loading.Loaded]:
+    """A network filled from `choice`, as fit does it."""
+    torch.manual_seed(2)
+    network = family.build()
+    loaded = loading.load(network, family.spec.model, family.published(), str(choice), family.spec)
+    assert loaded is not None
+    return network, loaded
+
+
+@pytest.fixture
+def resnet() -> Family:
+    return family_of(Task.CLASSIFICATION, "resnet18")
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ import torchvision
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from tests.models.weights.conftest import Pages
+from tests.models.weights.conftest import Pages, family_of, load
 from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job.job import Job
-from trainer.models import Family, Spec, create, specify
-from trainer.models.defaults import resolve
+from trainer.models import Family, Spec, create
 from trainer.models.weights import loading as weights
 from trainer.models.weights.published import PublishedWeights
 from trainer.models.weights.sources import hash_in_name, published_names
@@ -34,31 +33,12 @@ BACKBONE = "resnet18-f37072fd.pth"
 FASTER_COCO = "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
 
 
-def family_of(task: Task, model: str, *classes: str, **values: Any) -> Family:
-    settings = resolve(task, model, values)
-    return create(specify(task, model, settings, classes or ("a", "b", "c"), pretrained=True))
-
-
-def load(family: Family, choice: object) -> tuple[nn.Module, weights.Loaded]:
-    """A network filled from `choice`, as fit does it."""
-    torch.manual_seed(2)
-    network = family.build()
-    loaded = weights.load(network, family.spec.model, family.published(), str(choice), family.spec)
-    assert loaded is not None
-    return network, loaded
-
-
 @pytest.fixture(scope="module")
 def imagenet() -> Mapping[str, Tensor]:
     """A timm ResNet-18 as its publisher has it: 1000 classes."""
     torch.manual_seed(1)
     state: dict[str, Tensor] = timm.create_model("resnet18", pretrained=False, num_classes=1000).state_dict()
     return state
-
-
-@pytest.fixture
-def resnet() -> Family:
-    return family_of(Task.CLASSIFICATION, "resnet18")
 
 
 def test_a_wrong_path_is_refused(tmp_path: Path, resnet: Family) -> None:

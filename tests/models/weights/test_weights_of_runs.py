@@ -8,36 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import trainer
+from tests.models.weights.conftest import family_of, load
 from trainer.data.samples import make
 from trainer.errors import WeightsError
 from trainer.job.job import Job
-from trainer.models import Family, create, specify
-from trainer.models.defaults import resolve
-from trainer.models.weights import loading as weights
+from trainer.models import Family
 from trainer.models.weights.choice import is_address, of_run
 from trainer.tasks import Task
-
-
-def family_of(task: Task, model: str, *classes: str, **values: Any) -> Family:
-    settings = resolve(task, model, values)
-    return create(specify(task, model, settings, classes or ("a", "b", "c"), pretrained=True))
-
-
-def load(family: Family, choice: object) -> tuple[nn.Module, weights.Loaded]:
-    """A network filled from `choice`, as fit does it."""
-    torch.manual_seed(2)
-    network = family.build()
-    loaded = weights.load(network, family.spec.model, family.published(), str(choice), family.spec)
-    assert loaded is not None
-    return network, loaded
-
-
-@pytest.fixture
-def resnet() -> Family:
-    return family_of(Task.CLASSIFICATION, "resnet18")
 
 
 def packaged(family: Family, directory: Path) -> tuple[Path, Mapping[str, Tensor]]:
