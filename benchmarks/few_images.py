@@ -15,8 +15,8 @@ validation images.
 
 All contenders start from the same weights and train for as many epochs on images of the same size. All are
 measured by trainer.metrics after their last epoch, so none chooses an epoch by the images that it is measured
-on. Peers cut images as is usual: a random part and a flip for training, a bicubic resize and a centre crop
-for measuring.
+on. Peers crop images as usual: a random part and a flip for training, a bicubic resize and a centre crop for
+measuring.
 
 Metrics are kept as in accuracy.py.
 """

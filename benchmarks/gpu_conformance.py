@@ -1,4 +1,4 @@
-"""What every family must do on a GPU: train in mixed precision, survive a lack of memory, and resume.
+"""Checks each family on a GPU: it trains in mixed precision, survives running out of memory, and resumes.
 
     python benchmarks/gpu_conformance.py                # every family that is installed
     python benchmarks/gpu_conformance.py --only yolo    # one of them

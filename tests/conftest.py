@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def in_ci() -> bool:
-    """Whether a test fails, instead of being skipped, because something is not installed."""
+    """Whether a test that needs something that is not installed fails instead of being skipped."""
     return os.environ.get("CI", "").lower() == "true"
 
 
@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     This happens before any test module, and with it such a library, is imported; processes that tests start
     inherit it.
     """
-    # For the tests' modules, whatever the environment says: rewriting their assertions takes ten seconds.
+    # Cache the tests' modules, whatever the environment says: rewriting their assertions takes ten seconds.
     sys.dont_write_bytecode = False
     # A shell starts background jobs with Ctrl-C ignored; tests that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -128,8 +128,8 @@ def _own_modules_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what imports made from garbage collection: it stays, and looking through it takes a second."""
-    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))  # as it was
+    """Exempt imported objects from garbage collection: they stay, and scanning them takes a second."""
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))  # as the environment says again
     gc.collect()
     gc.freeze()
 

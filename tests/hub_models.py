@@ -1,4 +1,4 @@
-"""Tiny models in the form in which the Hugging Face Hub has them."""
+"""Tiny models as repositories of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """By model_type: a config.json that makes a network of some thousand parameters."""
 PREPROCESSORS: dict[str, dict[str, Any]] = {
     "vit": {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}},
-    # As old files have it: a number, and the name of a feature extractor.
+    # As in old files: a number, and the name of a feature extractor.
     "deit": {
         "feature_extractor_type": "DeiTFeatureExtractor",
         "size": 72,

@@ -1,8 +1,8 @@
 """The base package in an environment of its own: nothing is under the AGPL, and all other families work.
 
 The environment is a real one, with the wheel of this checkout installed by pip. Its libraries are links to
-those that run the tests, because PyTorch alone has gigabytes: just the packages that the wheel's requirements
-lead to.
+those that run the tests, because PyTorch alone takes gigabytes, and only to the packages that the wheel
+requires, directly or not.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "rfdetr-seg-nano": {**_GROUPS, "num_queries": 36, "backbone_config": _VIT},
     "lwdetr-tiny": {**_GROUPS, "backbone_config": _VIT},
 }
-"""Changes to a DETR's configuration: its size is its cost, not its principle."""
+"""Changes that make a DETR's configuration small enough for tests."""
 STEPS = 300
 EPOCHS = 30  # of which the tests train the first
 
@@ -228,7 +228,7 @@ def overfitted(case: Case) -> Iterator[tuple[Case, nn.Module, float]]:
     network = case.build()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.3  # at the libraries' own, statistics follow only after hundreds of steps
+            module.momentum = 0.3  # with the libraries' momentum, the statistics need hundreds of steps
     rate = catalog.CARDS[case.family.spec.family].tiny_learning_rate
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.0, fused=True)
     dataset = case.family.training_dataset(case.examples, case.settings, seed=0)

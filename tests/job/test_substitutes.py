@@ -1,4 +1,4 @@
-"""Models of MMDetection that Azure's jobs name: what runs in their place, and how it is told."""
+"""Models of MMDetection that Azure's jobs name, and the models that replace them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.tasks import Task
 SWIN = "mmd-3x-mask-rcnn_swin-t-p4-w7_fpn_1x_coco"
 SWIN_BACKBONE = "timm/swin_tiny_patch4_window7_224"
 YOLOF = "mmd-3x-yolof_r50_c5_8x8_1x_coco"
-# Each as Azure's catalog has it, and as its first versions had it.
+# Each by its name in Azure's catalog, and in the catalog's first versions.
 DETECTORS = (
     "mmd-3x-deformable-detr_refine_twostage_r50_16xb2-50e_coco",
     "deformable_detr_twostage_refine_r50_16x2_50e_coco",

@@ -185,7 +185,7 @@ def test_packaged_model_without_this_project_names_its_requirements(
 def test_weights_of_a_missing_library_are_no_choice_for_automode(
     without_ultralytics: None, tmp_path: Path
 ) -> None:
-    """A directory with weights of several models leaves those that can be trained; of one, its error."""
+    """Of a directory's weights, those of installed libraries are tried; if there are none, it is an error."""
     (tmp_path / "yolo11x.pt").touch()
     automatic = {**DETECTION, "weights": str(tmp_path), "limits": {"max_trials": 2}}
     with pytest.raises(JobError, match="yolo11x needs ultralytics"):

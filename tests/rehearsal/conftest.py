@@ -1,4 +1,4 @@
-"""Runs programs of this folder on the pretended device (cuda.py), each in a process of its own."""
+"""Runs programs of this folder on the simulated device (cuda.py), each in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rehearse(
 ) -> Callable[[str, list[str]], dict[str, dict[str, Any]]]:
     """rehearse("steps", ["resnet18:image-classification"]) → what the program printed, by case."""
     if sys.platform != "linux":
-        pytest.skip("the pretended device needs LD_PRELOAD")
+        pytest.skip("the simulated device needs LD_PRELOAD")
     needs("gcc", "apt-get install gcc")
     library = request.getfixturevalue("_runtime")
 

@@ -1,4 +1,4 @@
-"""A pretended CUDA device: PyTorch runs as on a GPU, and says where tensors of two devices meet.
+"""A simulated CUDA device: PyTorch runs as on a GPU, and reports where tensors of two devices meet.
 
 Tensors "on cuda:0" are wrappers around tensors on the CPU. PyTorch's dispatcher, CUDA's autocast rules, the
 autograd engine, Lightning and our own code see a GPU; each operation computes on the wrapped tensors. An
@@ -195,7 +195,7 @@ def _check_devices(name: str, args: Any, on_cpu: list[torch.Tensor], ours: list[
     if not on_cpu or not ours or name in ("copy_", "_to_copy", "_copy_from"):
         return
     wrong = [tensor for tensor in on_cpu if tensor.dim() or name in _TAKES_NO_SCALARS]
-    if name in _INDEXING:  # indices may lie on the CPU, what they index may not
+    if name in _INDEXING:  # indices may be on the CPU, but not the tensor that they index
         values = [*args[:1], *args[2:3]]
         indices = [tensor for tensor in wrong if not any(tensor is value for value in values)]
         wrong = [tensor for tensor in wrong if any(tensor is value for value in values)]
@@ -217,7 +217,7 @@ def _count(name: str, args: Any, kwargs: dict[str, Any], ours: list[OnDevice], *
         waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
         target, source = args[0], args[1]
         if isinstance(target, OnDevice) and _on_cpu(source) and source.numel():
-            if waits or not getattr(source, "is_pretended_pinned", False):
+            if waits or not getattr(source, "is_simulated_pinned", False):
                 _wait(f"copy of {tuple(source.shape)} to the device, {'waiting' if waits else 'not pinned'}")
         elif _on_cpu(target) and waits:
             _wait("copy to the CPU")
@@ -279,7 +279,7 @@ def pinned(value: Any) -> Any:
 
 def _pin_memory(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     tensor = tensor.detach()
-    tensor.is_pretended_pinned = True  # type: ignore[attr-defined]
+    tensor.is_simulated_pinned = True  # type: ignore[attr-defined]
     return tensor
 
 
@@ -342,7 +342,7 @@ def install(*, bf16: bool = True, memory: int = 80 * 2**30) -> None:
     torch.cuda.stream = lambda stream: stream
     torch.Tensor.record_stream = lambda *_: None
     torch.Tensor.pin_memory = _pin_memory
-    torch.Tensor.is_pinned = lambda tensor, *_: getattr(tensor, "is_pretended_pinned", False)
+    torch.Tensor.is_pinned = lambda tensor, *_: getattr(tensor, "is_simulated_pinned", False)
     for name in ("tensor", "as_tensor"):  # they copy a NumPy array where no dispatcher sees it
         setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
     torch.accelerator.set_device_index = lambda *_: None  # type: ignore[assignment]

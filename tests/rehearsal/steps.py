@@ -1,6 +1,6 @@
 """Rehearses a training step, a validation batch and `predict` of models: `python -m tests.rehearsal.steps`.
 
-Each argument is MODEL:TASK, or `tool` to try the pretended device itself. Prints one line of JSON for each:
+Each argument is MODEL:TASK, or `tool` to try the simulated device itself. Prints one line of JSON for each:
 its name, and what the rehearsal counted or the error that ended it.
 """
 
@@ -71,7 +71,7 @@ def rehearse(model: str, task: Task) -> dict[str, Any]:
         optimizer.zero_grad(set_to_none=True)
         average.update(network)
 
-    for _ in range(2):  # the second is kept: the first makes what is then cached
+    for _ in range(2):  # keep the second: the first fills caches
         batch = part("transfer", lambda: move(cuda.pinned(next(iter(batches.train_dataloader()))), DEVICE))
         loss = part("losses", forward)
         part("backward", loss.backward)

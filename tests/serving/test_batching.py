@@ -137,7 +137,7 @@ def test_failed_batch_is_retried_image_by_image(
 
 
 def test_failed_batch_frees_its_memory_before_the_images_are_tried_alone() -> None:
-    """On a GPU whose memory ran out, single images would not fit beside it either."""
+    """On a GPU whose memory ran out, single images would not fit next to it either."""
     freed: list[bool] = []
     failed: list[weakref.ref[Any]] = []
 

@@ -136,7 +136,7 @@ def test_address_port_and_cores_of_ranks() -> None:
         ),
         ({}, {**SLURM, "SLURM_PROCID": "1"}, {}, r"numbered machine by machine.*--distribution=block"),
         # Nothing says that there are two machines.
-        ({}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, r"got 4 on 1, .*LOCAL_WORLD_SIZE, or --nodes"),
+        ({}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, r"got 4 on 1, .*LOCAL_WORLD_SIZE .*--nodes"),
         ({}, {**OPEN_MPI, "AZ_BATCH_MASTER_NODE": ""}, {}, r"MASTER_ADDR: mpirun must say where rank 0 is"),
         ({}, TORCHRUN, {"distributed": False}, r"distributed: cannot be false for the 4 processes"),
         ({"nodes": 2}, {}, {}, r"--nodes: 2 machines need a launcher.*NODE_RANK \(0 to 1\)"),

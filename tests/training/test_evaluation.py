@@ -44,7 +44,7 @@ for task, model in ((Task.MULTILABEL, "resnet18"), (Task.DETECTION, "fasterrcnn_
     settings = resolve(task, model, {"validation_metric_type": "coco_voc"} if task.has_boxes else {})
     family = create(specify(task, model, settings, ("a", "b", "c"), pretrained=False))
     evaluation = Evaluation(family, truths, settings)
-    # as a sampler shares them out: in turn, and one image twice so that all ranks have as many
+    # as a sampler deals them out: in turn, and one image twice so that all ranks have the same number
     own = range(rank, 11, ranks) if ranks > 1 else range(11)
     evaluation._predictions = [(i, *compressed(predictions[i])) for i in [*own, *([0] if rank else [])]]
     found[task] = evaluation.compute(ranks)

@@ -240,7 +240,7 @@ def _contradictions(
         got = f"{place.ranks} on {devices.nodes}, of which this is {place.rank}"
         hints = {
             "srun": "use --ntasks-per-node and --distribution=block",
-            "the launcher": "set LOCAL_WORLD_SIZE to the number on each machine, or --nodes",
+            "the launcher": "set LOCAL_WORLD_SIZE to the number on each machine, or give --nodes",
             "mpirun": "use --map-by ppr:N:node for N processes on each machine",
         }
         hint = hints.get(by, "")

@@ -1,4 +1,4 @@
-"""A key that occurs twice in an object of a line is an error, which well-formed files do not pay for."""
+"""Keys that occur twice in an object of a line are an error if their values differ."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def written(folder: Path, *lines: str) -> Path:
         (CLASS, '"label": 1, "image_details": {"width": 3, "width": 4}', "width: must"),
         (CLASSES, '"label": ["a"], "label": []', 'label: must'),
         (BOXES, f'"label": [{{"label": "a", {CORNERS}, "topX": 0.2}}]', "topX: must"),
-        # They differ after what a message shows of them.
+        # They differ only after the part that a message shows.
         (CLASSES, f'"label": ["{"a" * 60}"], "label": ["{"a" * 60}b"]', "label: must"),
         (BOXES, f'"label": [{{"label": "a", {CORNERS}, "isCrowd": 0, "isCrowd": 1}}]', "isCrowd: must"),
         (SHAPES, f'"label": [{{"label": "a", "polygon": [{SEGMENT}], "polygon": [{OTHER}]}}]', "polygon"),
