@@ -72,12 +72,14 @@ class HubNetwork(nn.Module):
         return model
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=self._channels(images), **self._more(images)).logits
+        logits: Tensor = self.model(
+            pixel_values=self._channels(images), **self._size_arguments(images)
+        ).logits
         return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last features; [N, num_features, rows, columns] of a convolutional network."""
-        features: Tensor = self.body(self._channels(images), **self._more(images))[0]
+        features: Tensor = self.body(self._channels(images), **self._size_arguments(images))[0]
         return features
 
     def forward_head(self, features: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class HubNetwork(nn.Module):
     def _channels(self, images: Tensor) -> Tensor:
         return images.flip(1) if self.reverses_channels else images
 
-    def _more(self, images: Tensor) -> dict[str, bool]:
+    def _size_arguments(self, images: Tensor) -> dict[str, bool]:
         is_other_size = self.size and tuple(images.shape[-2:]) != (self.size, self.size)
         return {"interpolate_pos_encoding": True} if self.interpolates and is_other_size else {}
 

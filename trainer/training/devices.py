@@ -188,7 +188,7 @@ def check_cuda(device: int = 0) -> None:
     _raise_cuda_error(cuda_error(device))
 
 
-def check_cuda_apart() -> None:
+def check_cuda_in_subprocess() -> None:
     """Run `check_cuda` in another process, so that this one can still fork training processes.
 
     Raises:

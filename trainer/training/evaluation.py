@@ -24,7 +24,7 @@ from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
 from trainer.models.transfers import on_cpu
 from trainer.settings import Settings
-from trainer.training.loading import from_first, gather_at_first
+from trainer.training.loading import from_rank_zero, gather_on_rank_zero
 from trainer.training.memory import free_memory, ran_out_of_memory
 
 log = logging.getLogger("trainer")
@@ -146,7 +146,7 @@ class Evaluation:
             TrainingError: a prediction is not finite.
         """
         losses = [(images, loss.item()) for images, loss in self._losses]
-        scored, all_losses = gather_at_first(self._predictions, ranks), gather_at_first(losses, ranks)
+        scored, all_losses = gather_on_rank_zero(self._predictions, ranks), gather_on_rank_zero(losses, ranks)
         self.start()
         metrics: dict[str, float] = {}
         problem = ""
@@ -158,7 +158,7 @@ class Evaluation:
             if all_losses:
                 metrics["log_loss"] = _mean(all_losses)
             self.by_class = {} if problem else self.evaluator.by_class()
-        metrics, self.by_class, problem = from_first((metrics, self.by_class, problem), ranks)
+        metrics, self.by_class, problem = from_rank_zero((metrics, self.by_class, problem), ranks)
         if problem:
             raise TrainingError(problem)
         return metrics

@@ -27,7 +27,7 @@ from trainer.settings import Settings
 from trainer.training.balance import image_weights
 from trainer.training.devices import cores_of_a_rank
 from trainer.training.memory import give_back
-from trainer.training.shared_memory import limited
+from trainer.training.shared_memory import limit_workers
 
 _SMALL_DATA_SET = 256
 """Up to this many training images, any image may be mixed with any other."""
@@ -254,7 +254,7 @@ class Batches(LightningDataModule):
         """The number of loader processes for batches of `size` items, of which `first` is an index."""
         ranks = self.trainer.num_devices if self.trainer else 1
         workers = min(self.settings.number_of_workers, cores_of_a_rank(ranks))
-        return limited(workers, items, first, size, ranks * (1 + len(self.scored)))
+        return limit_workers(workers, items, first, size, ranks * (1 + len(self.scored)))
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -302,7 +302,7 @@ def gather(items: Sequence[Any], ranks: int) -> list[Any]:
     return list(chain.from_iterable(by_rank))
 
 
-def gather_at_first(items: Sequence[Any], ranks: int) -> list[Any] | None:
+def gather_on_rank_zero(items: Sequence[Any], ranks: int) -> list[Any] | None:
     """Collect the items of all ranks on rank 0; None on the others. Arguments as for `gather`."""
     if ranks == 1:
         return list(items)
@@ -312,7 +312,7 @@ def gather_at_first(items: Sequence[Any], ranks: int) -> list[Any] | None:
     return None if by_rank is None else list(chain.from_iterable(by_rank))
 
 
-def from_first(value: Any, ranks: int) -> Any:
+def from_rank_zero(value: Any, ranks: int) -> Any:
     """Rank 0's value, on every rank."""
     if ranks == 1:
         return value

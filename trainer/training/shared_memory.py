@@ -27,7 +27,7 @@ def workers_that_fit(workers: int, batch_bytes: int, free_bytes: int) -> int:
     return max(0, min(workers, (free_bytes // max(1, batch_bytes) - 1) // _BATCHES_PER_WORKER))
 
 
-def limited(workers: int, items: Any, first: Any, size: int, loaders: int) -> int:
+def limit_workers(workers: int, items: Any, first: Any, size: int, loaders: int) -> int:
     """The number of loader processes that shared memory allows; logs a warning if it is below `workers`.
 
     Args:

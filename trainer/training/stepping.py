@@ -31,7 +31,7 @@ def step_within_memory(optimizer: LightningOptimizer, settings: Settings, device
     Raises:
         NoMemoryError: the step does not fit in memory.
     """
-    if _steps(optimizer):
+    if _succeeds(optimizer):
         return
     plain = optimizer.optimizer
     groups = plain.param_groups
@@ -43,7 +43,7 @@ def step_within_memory(optimizer: LightningOptimizer, settings: Settings, device
         free_memory(device)
         plain.param_groups = groups[waiting.index(True) :]
         try:
-            if _steps(optimizer):
+            if _succeeds(optimizer):
                 return
         finally:
             plain.param_groups = groups
@@ -54,8 +54,8 @@ def step_within_memory(optimizer: LightningOptimizer, settings: Settings, device
     )
 
 
-def _steps(optimizer: LightningOptimizer) -> bool:
-    """Take a step. Returns False if memory ran out."""
+def _succeeds(optimizer: LightningOptimizer) -> bool:
+    """Take a step; False if memory ran out."""
     try:
         optimizer.step()
     except (RuntimeError, MemoryError) as error:

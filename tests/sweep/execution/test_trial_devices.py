@@ -111,7 +111,7 @@ def test_each_trials_process_is_given_its_gpus(
     digits: SampleData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There are none, so the trials' processes refuse, and say what they were given and asked to use."""
-    monkeypatch.setattr("trainer.training.devices.check_cuda_apart", lambda: None)
+    monkeypatch.setattr("trainer.training.devices.check_cuda_in_subprocess", lambda: None)
     run = tmp_path / "run"
     with pytest.raises(RunError, match="no trial finished"):
         trainer.fit(

@@ -88,7 +88,7 @@ def in_directory(directory: Path, name: str) -> Repository | None:
             return cached
     if (directory / CONFIG_FILE).is_file():
         found = Repository(repository, directory)
-        if _may_be(found.read_json(CONFIG_FILE) or {}, repository):
+        if _fits(found.read_json(CONFIG_FILE) or {}, repository):
             return found
     return None
 
@@ -113,7 +113,7 @@ def download(name: str, file: str, revision: str = "") -> Path | None:
 
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # it may have been imported before
     try:
-        with _said_once():
+        with _without_logging_retries():
             return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None))
     except LocalEntryNotFoundError:
         raise  # there is no network; this is a kind of EntryNotFoundError
@@ -122,7 +122,7 @@ def download(name: str, file: str, revision: str = "") -> Path | None:
 
 
 @contextmanager
-def _said_once() -> Iterator[None]:
+def _without_logging_retries() -> Iterator[None]:
     """Keep retries out of our log, since the library prints them itself."""
     logger = logging.getLogger("huggingface_hub")
     before, logger.propagate = logger.propagate, False
@@ -150,7 +150,7 @@ def _in_cache(cache: Path, repository: str, revision: str) -> Repository | None:
     return Repository(repository, snapshots[0], snapshots[0].name) if len(snapshots) == 1 else None
 
 
-def _may_be(config: Mapping[str, Any], repository: str) -> bool:
+def _fits(config: Mapping[str, Any], repository: str) -> bool:
     """Whether a config.json may be a repository's: timm's name the architecture, others say too little."""
     architecture = config.get("architecture")
     if architecture is None:

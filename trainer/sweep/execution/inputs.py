@@ -45,9 +45,9 @@ def read_inputs(job: Job, *, progress: bool) -> Iterator[Inputs]:
         load(job.augmentation, job.task)
     slots = make_slots(job, job.limits.max_concurrent_trials)
     if any(slot.gpus for slot in slots):
-        from trainer.training.devices import check_cuda_apart
+        from trainer.training.devices import check_cuda_in_subprocess
 
-        check_cuda_apart()
+        check_cuda_in_subprocess()
     with tempfile.TemporaryDirectory() as scratch:
         skipped = Path(scratch) / "skipped.jsonl"
         yield Inputs(read_data(job, skipped, progress=progress), slots, skipped)
