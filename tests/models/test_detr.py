@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from tests.conformance.conftest import TINY_CONFIGS, Case, make_case
 from trainer.annotations import Example, Objects
 from trainer.errors import JobError, RunError, WeightsError
-from trainer.models import Family, catalog, create, specify
+from trainer.models import Family, catalog, create, detr_losses, specify
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_in_words, resolve
 from trainer.models.detr_configs import PUBLISHED
@@ -95,12 +95,13 @@ def test_losses_are_the_librarys_own_averaged_over_the_layers(model: str, traini
     assert sum(losses.values()).item() == pytest.approx(library.loss.item() / layers, rel=1e-5)
 
 
+@pytest.mark.parametrize("empty", [False, True], ids=["objects", "no-objects"])
 @pytest.mark.parametrize("model", ARCHITECTURES)
-def test_every_parameter_gets_a_gradient_even_without_objects(model: str) -> None:
+def test_every_parameter_gets_a_gradient_even_without_objects(model: str, empty: bool) -> None:
     # Processes that train one network wait for all of them.
     case = tiny(model)
     network = built(case.family).train()
-    losses = case.family.losses(network, batch_of(case, Squares(empty=True)))
+    losses = case.family.losses(network, batch_of(case, Squares(empty=empty)))
     assert all(torch.isfinite(loss) for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -120,6 +121,25 @@ def test_boxes_are_exact_under_mixed_precision(model: str) -> None:
     assert seen == [torch.bfloat16]
     assert found.pred_boxes.dtype == torch.float32
     assert not torch.equal(found.pred_boxes, found.pred_boxes.bfloat16().float())
+
+
+@pytest.mark.parametrize("model", ["dfine-n", "rfdetr-seg-nano"])
+def test_losses_are_computed_in_float32_under_mixed_precision(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, set[torch.dtype]]] = []
+    for kind in detr_losses._CRITERIA.values():
+
+        def watched(self: Any, outputs: Any, *more: Any, forward: Any = kind.forward) -> Any:
+            dtypes = {value.dtype for value in outputs.values() if isinstance(value, Tensor)}
+            seen.append((torch.is_autocast_enabled("cpu"), dtypes))
+            return forward(self, outputs, *more)
+
+        monkeypatch.setattr(kind, "forward", watched)
+    case = tiny(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        case.family.losses(built(case.family).train(), batch_of(case, Squares()))
+    assert seen == [(False, {torch.float32})]
 
 
 @pytest.mark.parametrize("model", ["rtdetrv2-r18", "rfdetr-seg-nano"])

@@ -123,6 +123,13 @@ def test_sizes_are_those_of_the_preprocessor(
         ({"do_normalize": False}, 0.0, 1.0),
         ({"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 2.0}, 0.5, 1.0),
         ({"do_rescale": False, "image_mean": 127.5, "image_std": 51.0}, 0.5, 0.2),
+        # EfficientNet's two.
+        (
+            {"rescale_factor": 1 / 127.5, "rescale_offset": True, "image_mean": 0.0, "image_std": 1.0},
+            0.5,
+            0.5,
+        ),
+        ({"include_top": True, "image_mean": 0.5, "image_std": 0.5}, 0.5, 0.25),
     ],
 )
 def test_normalisation_is_that_of_the_preprocessor(own: dict[str, Any], mean: float, std: float) -> None:

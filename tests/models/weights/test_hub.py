@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -72,7 +74,8 @@ def test_a_revision_in_the_name_chooses_the_snapshot(tmp_path: Path) -> None:
     write(cache / "snapshots" / OTHER_COMMIT, {"model_type": "swin"})
     (cache / "refs").mkdir()
     (cache / "refs/main").write_text(OTHER_COMMIT, encoding="utf-8")
-    assert describe(NAME, "pretrained").config["model_type"] == "swin"
+    for choice in ("pretrained", str(tmp_path)):
+        assert describe(NAME, choice).config["model_type"] == "swin"
     pinned = describe(f"{NAME}@{COMMIT}", "pretrained")
     assert (pinned.config["model_type"], pinned.revision) == ("vit", COMMIT)
     with pytest.raises(WeightsError, match="could not be fetched"):
@@ -162,10 +165,12 @@ def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, 
     published = sharded(tmp_path / "made", source)
     for path in (tmp_path / "made").iterdir():
         serve(hub_pages, path.name, path.read_bytes())
-    serve(hub_pages, "config.json", json.dumps(CONFIG).encode())
+    for name, content in (("config.json", CONFIG), ("preprocessor_config.json", PREPROCESSOR)):
+        serve(hub_pages, name, json.dumps(content).encode())
+    del hub_pages[f"/{NAME}/resolve/main/preprocessor_config.json"]  # as if main had changed meanwhile
     description = describe(NAME, "pretrained")
     assert description.revision == COMMIT
-    assert description.preprocessor == {}
+    assert description.preprocessor == PREPROCESSOR
     # What the Hub has become since does not matter: the commit is that of the description.
     for path in [path for path in hub_pages if "/main/" in path]:
         del hub_pages[path]
@@ -181,6 +186,25 @@ def test_a_download_is_of_one_commit_and_every_shard_is_checked(tmp_path: Path, 
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     with pytest.raises(WeightsError, match="its SHA-256 must be"):
         loading.load(network, "tiny", published, "pretrained")
+
+
+def test_a_download_neither_reports_to_the_hub_nor_repeats_what_its_library_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("huggingface_hub")
+
+    def fetch(*_: Any, **__: Any) -> str:
+        logger.warning("Retrying in 1s")
+        return str(tmp_path / "config.json")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
+    monkeypatch.setattr(logger, "propagate", True)
+    assert hub.download(NAME, "config.json") == tmp_path / "config.json"
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
+    assert not caplog.records
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
 
 
 def test_a_model_that_the_hub_lacks_is_said_to_be_unknown(hub_pages: Pages) -> None:
