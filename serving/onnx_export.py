@@ -148,10 +148,7 @@ def to_onnx(family: Family, network: nn.Module, *, normalize: bool, opset: int |
                 output_names=list(description["outputs"]),
                 opset_version=opset,
                 dynamic_shapes=(varying,),
-                custom_translation_table={
-                    torch.ops.aten.sort.stable: _stable_sort,
-                    torch.ops.aten._is_all_true.default: _is_all_true,
-                },
+                custom_translation_table=_translations(),
                 dynamo=True,
                 verbose=False,
             )
@@ -204,6 +201,16 @@ def _graph(family: Family, network: nn.Module, *, normalize: bool) -> nn.Module:
             return tuple(outputs.values())
 
     return Graph()
+
+
+def _translations() -> dict[Any, Any]:
+    """What stands in ONNX for operators of PyTorch that its exporter lacks."""
+    import torch
+
+    return {
+        torch.ops.aten.sort.stable: _stable_sort,
+        torch.ops.aten._is_all_true.default: _is_all_true,
+    }
 
 
 def _stable_sort(values: Any, *, dim: int = -1, descending: bool = False, **_: bool) -> Any:

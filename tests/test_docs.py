@@ -118,7 +118,7 @@ def test_readme_commands_run_one_after_the_other(
         if words[:2] == ["fit", "--resume"] and ran.count(words):
             continue
         if words[0] == "export":
-            pytest.importorskip("onnx")
+            needs_library("onnx")
         exit_code = cli.app(words, exit_on_error=False, result_action="return_value")
         assert exit_code in (0, None), command
         ran.append(words)

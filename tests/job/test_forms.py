@@ -375,12 +375,16 @@ def test_contradicting_spellings_of_a_key_are_rejected(tmp_path: Path) -> None:
     }
 
 
-def test_null_under_one_spelling_leaves_the_value_of_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "task",
+    [{"task": None, "taskType": "ImageObjectDetection"}, {"task": "image_object_detection"}],
+    ids=["rest", "yaml"],
+)
+def test_null_under_one_spelling_leaves_the_value_of_the_other(task: Any, tmp_path: Path) -> None:
     job, _ = read(
         tmp_path,
         {
-            "task": None,
-            "taskType": "ImageObjectDetection",
+            **task,
             "training_data": {"path": "a", "uri": None, "type": None, "mode": None},
             "limits": {"max_trials": 3, "maxTrials": None},
             "iterations": None,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,7 +24,6 @@ def test_what_is_on_the_cpu_is_not_copied() -> None:
     assert on_cpu(nested) is nested
 
 
-@pytest.mark.skipif(find_spec("ultralytics") is None, reason="ultralytics, an extra, is not installed")
 def test_padded_targets_are_those_that_ultralytics_makes() -> None:
     case = make_case(Task.DETECTION, "yolo11n")
     network: Any = case.build()
@@ -42,7 +39,6 @@ def test_padded_targets_are_those_that_ultralytics_makes() -> None:
     torch.testing.assert_close(_in_pixels(batch["targets"], rows, 4, scale_tensor=scale), expected)
 
 
-@pytest.mark.skipif(find_spec("ultralytics") is None, reason="ultralytics, an extra, is not installed")
 def test_loss_of_masks_is_that_of_ultralytics() -> None:
     case = make_case(Task.SEGMENTATION, "yolo11n-seg")
     network: Any = case.build()

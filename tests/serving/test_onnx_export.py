@@ -260,6 +260,24 @@ def test_graph_on_a_timm_backbone_answers_as_its_model_does(task: Task, model: s
         assert found["masks"].shape == (len(found["boxes"]), *tensor.shape[1:])
 
 
+class Checked(nn.Module):
+    """What the exporter cannot translate by itself: a check of all values, and a sort that keeps order."""
+
+    def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch._is_all_true(values > 0), values.sort(descending=True, stable=True)[1]
+
+
+@pytest.mark.parametrize(("first", "all_positive"), [(3.0, True), (-1.0, False)])
+def test_operators_that_pytorchs_exporter_lacks_are_translated(first: float, all_positive: bool) -> None:
+    values = torch.tensor([first, 2.0, 5.0, 2.0])
+    options: dict[str, Any] = {"custom_translation_table": onnx_export._translations(), "dynamo": True}
+    program = torch.onnx.export(Checked().eval(), (values,), verbose=False, **options)
+    assert program is not None
+    check, order = program(values)
+    assert bool(check) is all_positive
+    assert order.tolist() == ([2, 0, 1, 3] if all_positive else [2, 1, 3, 0])
+
+
 def with_spec(model: Path, target: Path, **changes: Any) -> Path:
     """A packaged model as an export reads it, with changes in its spec."""
     (target / "artifacts").mkdir(parents=True)

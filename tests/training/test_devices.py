@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from types import SimpleNamespace
 from typing import Any
@@ -113,8 +114,11 @@ def test_address_port_and_cores_of_ranks() -> None:
     assert (chosen({}, SLURM).address, chosen({}, SLURM).port) == ("gpu07", 19567)
     assert (chosen({}, LAUNCHER).address, chosen({}, LAUNCHER).port) == ("10.0.0.1", 6105)
     assert (chosen({}, OPEN_MPI).address, chosen({}, OPEN_MPI).port) == ("10.0.0.4", 29500)
+    older = {**OPEN_MPI, "AZ_BATCH_MASTER_NODE": "", "AZ_BATCHAI_MPI_MASTER_NODE": "10.0.0.5"}
+    assert chosen({}, older).address == "10.0.0.5"
     assert (chosen({}, KUBEFLOW).address, chosen({}, KUBEFLOW).port) == ("pod-0", 23456)
-    assert chosen({}, LOCAL).address == "127.0.0.1"
+    # Another launch on this machine, whose processes have another parent, gets another port.
+    assert (chosen({}, LOCAL).address, chosen({}, LOCAL).port) == ("127.0.0.1", 15000 + os.getppid() % 10000)
     assert devices.cores_of_a_rank(2, SLURM) == 1
     assert devices.cores_of_a_rank(10**6, {}) == 1
     assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "concurrent trials divide the cores"
@@ -168,6 +172,11 @@ def test_slurm_task_that_sees_one_gpu_is_explained(monkeypatch: pytest.MonkeyPat
 def test_launcher_without_gpus_trains_on_cpus() -> None:
     assert str(chosen({}, TORCHRUN)) == "2 machines with 2 processes on the CPU each"
     assert str(chosen({}, {}, sync_batch_norm=True)) == "1 process on the CPU"
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_ranks_exchange_predictions_on_the_cpu(gpus: bool, backend: str) -> None:
+    assert devices.Devices("", gpus, 1, 0, 2, 0)._ddp()._process_group_backend == backend
 
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040). Please update"

@@ -18,6 +18,7 @@ from trainer.settings import Settings
 from trainer.tasks import Task
 from trainer.training.evaluation import Evaluation
 from trainer.training.micro_batches import least_images, parts_of
+from trainer.training.module import TrainingModule
 from trainer.training.stepping import step_within_memory
 
 CPU = torch.device("cpu")
@@ -155,3 +156,48 @@ def test_validation_batch_that_runs_out_of_memory_is_scored_in_parts(
     assert evaluated() == whole
     # The second batch is split at once.
     assert sizes == ([4, 2, 1, 1, 1, 1, 1, 1, 1, 1] if most == 1 else [4, 2, 2, 2, 2])
+
+
+def test_parts_of_a_validation_batch_are_its_whole_images_and_then_the_others() -> None:
+    case = make_case(Task.CLASSIFICATION, "resnet18")
+    evaluation = Evaluation(case.family, case.examples.targets, case.settings)
+    of_whole = {"images": torch.arange(2), "targets": torch.arange(2)}
+    batch = {"whole": ["a", "b"], "plain": ["c", "d", "e"], "batch": of_whole}
+    first, middle, last = (evaluation._part(batch, start, stop) for start, stop in ((0, 1), (1, 3), (3, 5)))
+    assert [(part["whole"], part["plain"]) for part in (first, middle, last)] == [
+        (["a"], []),
+        (["b"], ["c"]),
+        ([], ["d", "e"]),
+    ]
+    assert [first["batch"]["images"].tolist(), middle["batch"]["targets"].tolist()] == [[0], [1]]
+    assert last["batch"] is None
+
+
+@pytest.mark.parametrize(("reserved", "is_spare"), [(79, True), (80, False)])
+def test_a_fifth_of_a_gpus_memory_must_be_left_to_exchange_gradients_in_the_backward_pass(
+    reserved: int, is_spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=100))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: reserved)
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    assert TrainingModule._has_memory_to_spare(on_gpu) is is_spare
+
+
+@pytest.mark.parametrize(("overlaps", "sync_batch_norm"), [(True, False), (False, True)])
+def test_rank_for_whose_batch_others_wait_cannot_repeat_it(
+    overlaps: bool, sync_batch_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(Task.CLASSIFICATION, "resnet18", sync_batch_norm=sync_batch_norm)
+    module: Any = TrainingModule(case.family, nn.Linear(1, 1), [], case.settings, seed=0)
+    lightning = SimpleNamespace(world_size=2, strategy=None, current_epoch=0)
+    module._overlaps, module._trainer = overlaps, lightning
+
+    def fail(batch: Any) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(module, "_losses", fail)
+    batch = {"images": torch.zeros(4, 3, 8, 8)}
+    with pytest.raises(NoMemoryError, match="--training-batch-size 2 --gradient-accumulation-step 2"):
+        module._add_gradients([batch], 1, sync=True)
+    lightning.world_size = 1
+    assert module._add_gradients([batch], 1, sync=True) is None

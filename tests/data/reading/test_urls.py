@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -109,9 +109,9 @@ def test_unresolvable_urls_are_errors(image_url: str, said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.skipif(find_spec("adlfs") is not None, reason="adlfs, an extra, is installed")
 @pytest.mark.parametrize("protocol", ["abfs", "abfss", "az"])
-def test_azure_storage_needs_an_extra(protocol: str) -> None:
+def test_azure_storage_needs_an_extra(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
     with pytest.raises(UrlError, match=rf"got {protocol}://; .*pip install 'image-trainer\[azure\]'"):
         resolve(f"{protocol}://container@account.dfs.core.windows.net/images/a.jpg")
     with pytest.raises(UrlError, match=r"pip install 'image-trainer\[azure\]'"):

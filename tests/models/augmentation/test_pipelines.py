@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import needs_library
 from trainer.annotations import Example, Image, Objects
 from trainer.errors import JobError, TrainingError
 from trainer.models.augmentation.pipeline import Augment, load
@@ -195,7 +197,8 @@ ALBUMENTATIONS: list[tuple[str, dict[str, Any], float]] = [
 @pytest.fixture
 def albumentations(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-    return pytest.importorskip("albumentations")
+    needs_library("albumentations")
+    return importlib.import_module("albumentations")
 
 
 @pytest.mark.parametrize(("name", "arguments", "least"), ALBUMENTATIONS, ids=[n for n, *_ in ALBUMENTATIONS])
