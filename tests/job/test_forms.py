@@ -388,6 +388,8 @@ def test_null_under_one_spelling_leaves_the_value_of_the_other(task: Any, tmp_pa
             "training_data": {"path": "a", "uri": None, "type": None, "mode": None},
             "limits": {"max_trials": 3, "maxTrials": None},
             "iterations": None,
+            "validation_data_size": 0.3,
+            "data_settings": {"validation_data_size": None},
             "training_parameters": {"learningRate": 0.1, "learning_rate": None, "nesterov": None},
             "search_space": [{"optimizer": "choice('sgd', 'adam')"}],
             "sweep": {"sampling_algorithm": {"type": None}, "early_termination": {"type": None}},
@@ -396,7 +398,7 @@ def test_null_under_one_spelling_leaves_the_value_of_the_other(task: Any, tmp_pa
     assert job.sweep is not None
     assert (job.sweep.sampling_algorithm.type, job.sweep.early_termination) == ("random", None)
     assert job.task is Task.DETECTION
-    assert job.limits.max_trials == 3
+    assert (job.limits.max_trials, job.validation_data_size) == (3, 0.3)
     assert [Path(path).name for path in job.training_data] == ["a"]
     assert job.settings["learning_rate"] == 0.1
 

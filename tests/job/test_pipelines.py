@@ -237,6 +237,13 @@ def test_older_components_inputs_have_their_meaning(tmp_path: Path) -> None:
     assert set(job.ignored_keys) == {"inputs.warmup_steps", "inputs.compute_finetune", "test_data"}
 
 
+def test_a_name_on_the_hub_keeps_its_revision_and_a_registered_one_has_none(tmp_path: Path) -> None:
+    kind = f"{REGISTRY}/transformers_image_classification_pipeline/labels/latest"
+    for given, model in (("acme/tiny@0123abc", "acme/tiny@0123abc"), ("azureml:resnet18@latest", "resnet18")):
+        inputs = {"task_name": "image-classification", "model_name": given}
+        assert Job.read(component(tmp_path, kind, inputs)).model == model
+
+
 def test_values_of_components_with_wrong_types_or_tasks_are_rejected(tmp_path: Path) -> None:
     inputs = {"task_type": "image-classification", "model_name": "yolov5"}
     (problem,) = problems_of(component(tmp_path, "train_object_detection_model", inputs))

@@ -134,6 +134,7 @@ def test_a_runs_job_keeps_what_was_substituted(tmp_path: Path) -> None:
     assert content["training_parameters"]["model_name"] == "fcos_resnet50_fpn"
     assert content["local"]["substitutes"] == {YOLOF: "fcos_resnet50_fpn"}
     assert Job.of_run(tmp_path / "job.yaml").substitute_for == YOLOF
+    assert "substitutes" not in make_job(Task.DETECTION, "fcos_resnet50_fpn").to_dict()["local"]
 
 
 def test_a_packaged_model_tells_what_it_is_a_substitute_for() -> None:

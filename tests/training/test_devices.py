@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +83,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, {**SLURM, "TRAINER_ALONE": "1"}, {}, "4 GPUs", 0),
         ({}, LAUNCHER, {}, "2 machines with 2 GPUs each", 3),
         ({"nodes": 2}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, "2 machines with 2 GPUs each", 3),
-        ({}, {**LAUNCHER, "LOCAL_WORLD_SIZE": "2"}, {}, "2 machines with 2 GPUs each", 3),
+        (
+            {},
+            {**LAUNCHER, "AZUREML_NODE_COUNT": "", "LOCAL_WORLD_SIZE": "2"},
+            {},
+            "2 machines with 2 GPUs each",
+            3,
+        ),
         ({}, LOCAL, {}, "4 GPUs", 2),
         ({}, {**LOCAL, "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, {}, "4 GPUs", 0),
         ({}, OPEN_MPI, {}, "2 machines with 2 GPUs each", 2),
@@ -201,6 +208,28 @@ def test_gpu_that_does_not_compute_is_an_error_before_the_data_are_read(
     )
     with pytest.raises(JobError, match=r"driver on your system is too old.*--gpus 0 trains on the CPU"):
         trainer.fit(made)
+
+
+def test_gpus_are_tried_in_another_process_with_this_ones_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If that process fails, its last words are the reason."""
+    environments: list[dict[str, str]] = []
+
+    def fail(*_: Any, env: dict[str, str], **__: Any) -> Any:
+        environments.append(env)
+        return SimpleNamespace(returncode=1, stdout="", stderr="Traceback:\nImportError: libcudart.so.12\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    monkeypatch.setattr(sys, "path", ["/scripts", *sys.path])
+    with pytest.raises(JobError, match=r"ImportError: libcudart.so.12; install an NVIDIA driver"):
+        devices.check_cuda_apart()
+    assert "/scripts" in environments[0]["PYTHONPATH"].split(os.pathsep)
+    assert environments[0]["PATH"] == os.environ["PATH"]
+
+
+def test_pytorch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "Torch not compiled with CUDA enabled"
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: (_ for _ in ()).throw(AssertionError(words)))
+    assert devices.cuda_error() == words
 
 
 @pytest.mark.parametrize(

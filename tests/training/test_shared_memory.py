@@ -33,7 +33,7 @@ def test_loaders_take_the_workers_for_which_there_is_memory(
         monkeypatch.setattr(shared_memory, "_free_bytes", lambda: 2 * 5 * batch_bytes)
         assert batches.train_dataloader().num_workers == 1
         assert not caplog.records
-        monkeypatch.setattr(shared_memory, "_free_bytes", lambda: 2 * 2 * batch_bytes)
+        monkeypatch.setattr(shared_memory, "_free_bytes", lambda: 2 * 3 * batch_bytes)
         assert batches.train_dataloader().num_workers == 0
     assert "using 0" in caplog.text
     assert "--shm-size=" in caplog.text

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 
 from trainer.data.datasets import RecordExamples
 from trainer.data.image_scan import Scan, scan
-from trainer.data.quality.known_scans import KNOWN_SCANS, SCANS_FILE, write_scans
+from trainer.data.quality.known_scans import KNOWN_SCANS, SCANS_FILE, known_scans, write_scans
 from trainer.data.training_data import load
 from trainer.data.validate import validate
 from trainer.errors import DataError
@@ -79,6 +81,15 @@ def test_images_that_a_sweep_has_scanned_are_not_decoded_again_unless_they_chang
     np.testing.assert_array_equal(again.train.scans.sizes, first.train.scans.sizes)
     (lines.parent / "5.png").write_bytes(damaged_png())
     assert load(Task.CLASSIFICATION, [lines], skip_invalid=True, progress=False).skipped.lines == 2
+
+
+def test_scanned_images_at_addresses_are_known_by_these(tmp_path: Path) -> None:
+    addresses = [f"https://example.org/{name}.jpg" for name in ("scanned", "not-scanned", "new")]
+    scans = SimpleNamespace(sizes=np.array([[4, 3], [0, 0]]), hashes=np.array([[1, 2], [0, 0]]))
+    records: Any = SimpleNamespace(scans=scans, source=addresses.__getitem__)
+    write_scans(tmp_path / SCANS_FILE, [records])
+    known = known_scans({KNOWN_SCANS: str(tmp_path / SCANS_FILE)})
+    assert [known(address) for address in addresses] == [Scan((4, 3), (1, 2)), None, None]
 
 
 def save_deep(path: Path, largest: float, kind: str) -> None:
