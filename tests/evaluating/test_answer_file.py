@@ -89,6 +89,7 @@ def test_named_answers_may_be_in_any_order(names: list[str], data: Path, tmp_pat
         ([{"boxes": [detected(bottomX=50)]}], r"boxes\[0\].box: must be in \[0, 1\].*are they in pixels\?"),
         ([{"boxes": [detected(topX=0.7)]}], "topX and topY must not exceed bottomX and bottomY"),
         ([{"boxes": [detected(score=97)]}], r"boxes\[0\].score: must be in \[0, 1\], got 97"),
+        ([named("http://[")], r"answers.jsonl:1: image_url: must name an image of the data, got 'http://\['"),
         ([{"boxes": [{"label": "can"}]}], r"must be an answer of the documented schema.*boxes\[0\]"),
     ],
 )  # fmt: skip
@@ -102,6 +103,14 @@ def test_a_key_that_an_answer_repeats_is_an_error(data: Path, tmp_path: Path) ->
     (tmp_path / "answers.jsonl").write_text(f'{{"boxes": []}}\n{twice}\n{{"boxes": []}}\n')
     message = r"answers.jsonl:2: score: must be once in its object, got 0.9 and 0.1; keep one of them"
     with pytest.raises(DataError, match=message):
+        evaluate_answers(
+            Task.DETECTION, tmp_path / "answers.jsonl", [data], Options(datastores={"d": str(tmp_path)})
+        )
+
+
+def test_an_answer_nested_too_deeply_is_an_error(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('{"boxes": [], "more": ' + "[" * 50_000 + "]" * 50_000 + "}\n")
+    with pytest.raises(DataError, match=r"answers.jsonl:1: must be an answer of the documented schema"):
         evaluate_answers(
             Task.DETECTION, tmp_path / "answers.jsonl", [data], Options(datastores={"d": str(tmp_path)})
         )
@@ -152,3 +161,11 @@ def test_masks_come_from_the_answers_polygons(tmp_path: Path) -> None:
         assert analysis.metrics["mean_average_precision"] == expected
     with pytest.raises(DataError, match=r"answers.jsonl:1: boxes\[0\].polygon: must be a list of segments"):
         evaluated(data, [{"boxes": [detected()]}], tmp_path, Task.SEGMENTATION)
+    outside = r"answers.jsonl:1: boxes\[0\].polygon\[1\]: must be in \[0, 1\], got 50.0; are they in pixels\?"
+    with pytest.raises(DataError, match=outside):
+        evaluated(
+            data,
+            [{"boxes": [detected() | {"polygon": [polygon, [0.1, *polygon[1:6], 50, 50]]}]}],
+            tmp_path,
+            Task.SEGMENTATION,
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,13 @@ def read(path: Path, task: Task, records: Records) -> Answers:
         where = f"{path}:{position}"
         try:
             answer = decoder.decode(text)
-        except (msgspec.MsgspecError, UnicodeError) as error:
+            _, repeated = parse(text.decode())
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             hint = "write one answer per line instead of a list" if text.strip()[:1] == b"[" else ""
             rule = "must be an answer of the documented schema"
             problems.append(Problem(where, "", rule, str(error), hint))
             continue
-        problems += [replace(problem, where=where) for problem in parse(text.decode())[1]]
+        problems += [replace(problem, where=where) for problem in repeated]
         problems += _problems_in(answer, task, where)
         line_numbers.append(position)
         answers.append(answer)
@@ -211,8 +213,7 @@ def _problems_in(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
     for position, detected in enumerate(answer.boxes):
         field = f"boxes[{position}]"
         sides = astuple(detected.box)
-        if not all(-_OVERSHOOT <= side <= 1 + _OVERSHOOT for side in sides):
-            hint = "are they in pixels?" if max(sides) > 2 else ""
+        if (hint := _outside(sides)) is not None:
             yield Problem(where, f"{field}.box", "must be in [0, 1]", str(list(sides)), hint)
         elif sides[0] > sides[2] or sides[1] > sides[3]:
             rule = "topX and topY must not exceed bottomX and bottomY"
@@ -224,6 +225,17 @@ def _problems_in(answer: _Answer, task: Task, where: str) -> Iterator[Problem]:
             if not segments or any(len(points) < 6 or len(points) % 2 for points in segments):
                 rule = "must be a list of segments [x1, y1, x2, y2, …] of at least 3 points"
                 yield Problem(where, f"{field}.polygon", rule)
+            for number, points in enumerate(segments):
+                if (hint := _outside(points)) is not None:
+                    got = str(next(value for value in points if _outside([value]) is not None))
+                    yield Problem(where, f"{field}.polygon[{number}]", "must be in [0, 1]", got, hint)
+
+
+def _outside(coordinates: Sequence[float]) -> str | None:
+    """A hint for coordinates of which some are outside [0, 1]; None if none is."""
+    if all(-_OVERSHOOT <= value <= 1 + _OVERSHOOT for value in coordinates):
+        return None
+    return "are they in pixels?" if max(coordinates) > 2 else ""
 
 
 def _in_order(path: Path, line_numbers: Sequence[int], records: Records) -> Sequence[int]:
@@ -283,7 +295,10 @@ def _by_name(
 
 def _path_parts(name: str) -> list[str]:
     """The parts of a path, or of a URL's path; the last is the file name."""
-    path = unquote(urlsplit(name).path) if is_url(name) or "://" in name else name.replace("\\", "/")
+    path = name.replace("\\", "/")
+    if is_url(name) or "://" in name:
+        with suppress(ValueError):  # http://[a/b.jpg
+            path = unquote(urlsplit(name).path)
     return [part for part in path.split("/") if part not in ("", ".")] or [""]
 
 

@@ -123,6 +123,7 @@ def test_multilabel_errors(label: object, expected: str, write_lines: WriteLines
         ([box(topX=None)], ["label[0].topX: must be a number in [0, 1], got null"]),
         ([box(topX=True)], ["label[0].topX: must be a number in [0, 1], got true"]),
         ([box(topX=float("nan"))], ["label[0].topX: must be a finite number in [0, 1], got NaN"]),
+        ([box(bottomY=10**400)], ["label[0].bottomY: must be in [0, 1], got 1" + "0" * 56 + "…"]),
         ([box(bottomY=float("inf"))], ["label[0].bottomY: must be a finite number in [0, 1], got Infinity"]),
         ([box(isCrowd=2)], ["label[0].isCrowd: must be 0, 1, true or false, got 2"]),
         ([box(isCrowd="maybe")], ['label[0].isCrowd: must be 0, 1, true or false, got "maybe"']),

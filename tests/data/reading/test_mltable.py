@@ -208,6 +208,7 @@ def test_content_that_contradicts_the_encoding_is_an_error(table: Callable[[str]
         (AZURE.replace("invalid_lines: error", "invalid_lines: keep"), "must be error or drop, got 'keep'"),
         (AZURE.replace("utf8", "klingon"), "must be a known encoding"),
         (AZURE.replace("utf8", "idna"), "must be a known encoding"),
+        (AZURE.replace("utf8", '"\\0"'), "must be a known encoding"),
         (AZURE.replace("encoding:", "encodings:"), "encodings: is not an option"),
     ],
 )
@@ -222,6 +223,7 @@ def test_faults(content: str, expected: str, table: Callable[[str], Path]) -> No
     ("transformation", "lines"),
     [
         ("take: 2", [1, 2]),
+        (f"take: {10**30}", [1, 2, 4, 5]),
         ("skip: 2", [4, 5]),
         ("filter: size > 1 and label == 'b'", [4]),
         ("filter: col(\"size\") != 2 and (label == 'a' or size > 3)", [1, 5]),

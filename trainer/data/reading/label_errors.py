@@ -17,6 +17,8 @@ from trainer.tasks import Task
 _OBJECT_KEYS = {task: ("label", *keys, "isCrowd") for task, keys in SHAPE_KEYS.items()}
 _SMALLEST_PIXEL = 2
 """Coordinates from this value on may be in pixels."""
+_LARGEST_NUMBER = 10**15
+"""Integers beyond it may be too large for a float."""
 _LARGEST_PIXEL = 1_000_000
 """Coordinates above this value are not in pixels."""
 
@@ -193,6 +195,9 @@ def _is_coordinate(path: str, value: Any, axis: int, report: LineReport) -> bool
     """Whether a value is a valid coordinate; if not, report it. `axis` is 0 for x, 1 for y."""
     if not _is_number(value):
         report.add_value(path, "must be a number in [0, 1]", value)
+        return False
+    if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+        report.add_value(path, "must be in [0, 1]", value)
         return False
     if isinstance(value, float) and not math.isfinite(value):
         report.add_value(path, "must be a finite number in [0, 1]", value)

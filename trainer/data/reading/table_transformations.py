@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -191,7 +193,7 @@ class _Reader:
         try:
             io.TextIOWrapper(io.BytesIO(), encoding)
             b"{}".decode(encoding, "replace")  # idna and undefined cannot
-        except (LookupError, UnicodeError):
+        except (LookupError, ValueError):  # a zero character is the latter
             self.add(f"{field}.encoding", "must be a known encoding, such as utf8", repr(named))
             return "utf-8"
         return encoding
@@ -278,7 +280,9 @@ class _Reader:
         if isinstance(columns, dict) and isinstance(columns.get("pattern"), str):
             options = self._options(field, columns, ("pattern", "ignore_case", "invert"))
             try:
-                re.compile(options["pattern"])
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of Python, of sets in sets
+                    re.compile(options["pattern"])
             except re.error as error:
                 self.add(f"{field}.pattern", "must be a regular expression", str(error))
                 return None
@@ -309,11 +313,11 @@ class _Reader:
 
     def _take(self, field: str, count: Any) -> None:
         if self._is_number(field, count, 1):
-            self._add_step(field, take(count))
+            self._add_step(field, take(min(count, sys.maxsize)))
 
     def _skip(self, field: str, count: Any) -> None:
         if self._is_number(field, count, 0):
-            self._add_step(field, skip(count))
+            self._add_step(field, skip(min(count, sys.maxsize)))
 
     def _is_number(self, field: str, count: Any, least: int) -> bool:
         is_number = isinstance(count, int) and not isinstance(count, bool) and count >= least
