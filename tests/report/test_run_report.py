@@ -235,7 +235,7 @@ def test_comparison_shows_settings_that_differ_and_best_metrics(
     count = Analysis.read(trained.evaluation).images
     names = trained.directory.name, other.directory.name
     assert f"{names[0]} and {names[1]} cannot be told apart on these {count} images." in told_apart
-    assert page.locator("#table-summary").get_by_role("row", name="95 % interval").count() == 1
+    assert page.locator("#table-summary").get_by_role("row", name="95% interval").count() == 1
     links = page.get_by_role("link", name="report", exact=True).all()
     assert len(links) == 2
     links[1].click()

@@ -129,7 +129,7 @@ def _summary(compared: Sequence[_ComparedRun], output: Path) -> Table:
         ("model", *(result.model for result in results)),
         ("primary metric", *(result.primary_metric for result in results)),
         ("value at the best epoch", *(_mark_if(v, v == best and len(set(values)) > 1) for v in values)),
-        ("95 % interval", *(_interval_shown(run.analysis) for run in compared)),
+        ("95% interval", *(_interval_shown(run.analysis) for run in compared)),
         ("best epoch", *(result.best_of_epochs for result in results)),
         ("total time", *(format_duration(result.durations.total) for result in results)),
         ("training time", *(format_duration(result.durations.train) for result in results)),

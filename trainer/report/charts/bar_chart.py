@@ -15,6 +15,7 @@ from trainer.report.number_format import format_value
 from trainer.report.tables import Table
 
 _MAX_LABELS = 30
+_MAX_LABEL_WIDTH = 190.0  # enough for the names of all metrics
 _BINS = 24
 _DESCRIBED_BARS = 10
 
@@ -41,7 +42,7 @@ def bar_chart(
     drawn_labels = labels[:_MAX_LABELS]
     thickness = 18.0 if len(series) == 1 else 11.0
     row_height = thickness * len(series) + 8
-    label_width = min(150.0, max([text_width(label) for label in drawn_labels], default=0.0) + 10)
+    label_width = min(_MAX_LABEL_WIDTH, max([text_width(label) for label in drawn_labels], default=0.0) + 10)
     finite = [value for _, values in series for value in values if math.isfinite(value)]
     scale = Scale.over(finite, low=min(0.0, *finite, 0.0), high=high)
     extent = WIDTH - label_width - RIGHT - 50

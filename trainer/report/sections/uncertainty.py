@@ -19,8 +19,8 @@ def interval_in_words(interval: Interval) -> str:
 def method_note(interval: Interval) -> object:
     """How an interval was made, with its caution."""
     text = (
-        f"Interval of {interval.confidence:.0%}: {interval.method}, {interval.resamples:,} resamples, seed "
-        f"{interval.seed}. It is about the choice of images, not about another training run."
+        f"{interval.confidence:.0%} interval: {interval.method}, {interval.resamples:,} resamples, seed "
+        f"{interval.seed}. It covers the choice of images, not the luck of a training run."
     )
     if interval.undefined:
         text += f" {interval.undefined:,} resamples, on which the metric is undefined, are left out."
