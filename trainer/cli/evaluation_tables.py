@@ -30,6 +30,8 @@ _TABLES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("class", "score", "f1", "precision", "recall", "served_score", "served_f1"),
     ),
 )
+_HEADINGS = {"figure": "metric", "share": "fraction"}
+"""Headings on the terminal of columns with other names in the CSV files."""
 _FEW_ROWS, _MANY_ROWS = 10, 40
 
 
@@ -46,7 +48,7 @@ def show_analysis(analysis: Analysis) -> None:
         rows = rows_of.get(name, [])
         columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
         cells, more = sample(rows, columns, most)
-        _print(console, title, columns, cells, more)
+        _print(console, title, [_HEADINGS.get(column, column) for column in columns], cells, more)
 
     for name, title, columns in _TABLES:
         show(name, title, columns, _MANY_ROWS if name in ("errors", "thresholds") else _FEW_ROWS)
