@@ -7,6 +7,7 @@ a setting applies to, and their defaults.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -56,6 +57,15 @@ def means_default(name: str, value: Any) -> bool:
     if value is None:
         return name in CHOICES or type(None) not in get_args(Settings.model_fields[name].annotation)
     return name in CHOICES and str(enum_member(value)).lower() == "none"
+
+
+def chosen_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's values, by any of the settings' names, without those that leave a setting to its default."""
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in NAMES or not means_default(NAMES[name], value)
+    }
 
 
 class Settings(ScoringParameters):

@@ -100,6 +100,9 @@ def test_a_model_of_the_jobs_is_the_only_one() -> None:
         ({"optimizer": "adamw"}, "modern"),
         ({"optimizer": "SGD"}, "reference"),
         ({"optimizer": "sgd", "recipe": "modern"}, "modern"),
+        ({"momentum": 0.8}, "reference"),
+        ({"optimizer": "adamw", "momentum": 0.8}, "modern"),
+        ({"recipe": None}, "modern"),
     ],
 )
 def test_recipe_is_the_jobs_or_goes_with_its_optimizer(settings: dict[str, str], recipe: str) -> None:

@@ -201,6 +201,12 @@ def test_what_the_job_fixes_stays_as_it_is() -> None:
     assert sub_space(only, "yolov5")["model_size"]["values"][0] == "medium"
 
 
+def test_models_on_which_a_setting_has_no_effect_are_named() -> None:
+    reasons = plan(automatic(settings={"momentum": 0.8})).first_trials.reasons
+    assert [reason.split("-")[0] for reason in reasons if "no effect" in reason] == ["rfdetr", "rtdetrv2"]
+    assert "rtdetrv2-r50: momentum has no effect with optimizer adamw, only with sgd" in reasons
+
+
 def test_settings_that_mean_nothing_are_errors_before_the_data_are_read() -> None:
     with pytest.raises(JobError, match=r"job\.yml: number_of_epochs: .* greater than 0"):
         auto.check(automatic(settings={"number_of_epochs": 0}), "job.yml")

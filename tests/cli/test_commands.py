@@ -57,7 +57,7 @@ def test_help_all_shows_every_flag_with_names_default_and_models() -> None:
     assert "[default: 15; 30 for YOLO models, RT-DETRs and DETRs]" in text
     assert "yolov5. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
     assert "One of sgd, adam, adamw. [default: sgd" in text
-    hidden = ("default_recipe", "substitutes", "ignored_keys")
+    hidden = ("default_recipe", "substitutes", "ignored_keys", "listed_settings")
     for name, info in Job.model_fields.items():
         if name not in (*hidden, "settings", "limits", "sweep", "search_space"):
             assert f"{flag_of(name)} " in text

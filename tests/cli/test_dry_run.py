@@ -166,7 +166,9 @@ def test_flag_gives_the_path_of_registered_data(tmp_path: Path, capsys: pytest.C
 
 
 def test_single_run_is_shown_with_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    content, _ = dry_run(capsys, "--task", "object-detection", "--data", "a.jsonl", "--model", "yolo11n")
+    flags = ("--task", "object-detection", "--data", "a.jsonl", "--model", "yolo11n", "--beta1", "0.8")
+    content, printed = dry_run(capsys, *flags)
+    assert "# beta1 has no effect with optimizer sgd, only with adam or adamw\n" in printed
     assert list(content) == ["job"]
     assert content["job"]["training_parameters"]["learning_rate"] == 0.01
     assert content["job"]["training_parameters"]["model_name"] == "yolo11n"

@@ -11,7 +11,8 @@ import yaml
 import trainer
 from trainer.errors import JobError
 from trainer.job import sweep as job_sweep
-from trainer.job.job import Job, override
+from trainer.job.changes import override
+from trainer.job.job import Job
 from trainer.job.sweep import Limits
 from trainer.settings import Settings
 from trainer.tasks import Task

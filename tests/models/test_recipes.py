@@ -119,6 +119,10 @@ def test_what_the_user_gives_stays_for_few_images(given: dict[str, Any], expecte
         (CLASSIFICATION, "resnet18", {"weights": "none"}, "reference"),
         (CLASSIFICATION, "resnet18", {"settings": {"recipe": "reference"}}, "reference"),
         (CLASSIFICATION, "resnet18", {"settings": {"optimizer": "SGD"}}, "reference"),
+        (CLASSIFICATION, "resnet18", {"settings": {"momentum": 0.8}}, "reference"),
+        (CLASSIFICATION, "resnet18", {"settings": {"nesterov": False}}, "reference"),
+        (CLASSIFICATION, "resnet18", {"settings": {"momentum": None, "recipe": None}}, "modern"),
+        (CLASSIFICATION, "resnet18", {"settings": {"momentum": 0.8, "optimizer": "adam"}}, "modern"),
         (DETECTION, "fasterrcnn_resnet50_fpn", {}, "reference"),
         (DETECTION, "yolo11n", {}, "reference"),
         (DETECTION, "yolo11n", {"settings": {"recipe": "modern"}}, "modern"),
@@ -131,6 +135,17 @@ def test_usual_recipe_of_flags_and_python(
     job = Job(task=task, training_data=("a",), model=model, **changes)
     assert job.resolve_settings().recipe == recipe
     assert job.to_dict()["training_parameters"]["recipe"] == recipe
+
+
+def test_null_leaves_a_setting_to_its_default_everywhere() -> None:
+    null = {"recipe": None, "number_of_epochs": None, "lr_scheduler": "none", "layers_to_freeze": None}
+    job = Job(task=CLASSIFICATION, training_data=("a",), model="resnet18", settings=null)
+    assert job.settings == {"layers_to_freeze": None}  # whose null is a value of its own
+    assert job.left_to_images() == ("number_of_epochs", "training_batch_size")
+    changed = Job(task=CLASSIFICATION, training_data=("a",), settings={"recipe": "reference", "seed": 3})
+    assert changed.changed(settings={"recipe": None}).resolve_settings().recipe == "modern"
+    trial = job.model_copy(update={"limits": {"max_trials": 2}}).for_trial({"recipe": None})
+    assert trial.resolve_settings().recipe == "reference"
 
 
 def test_asking_for_early_stopping_turns_it_on() -> None:

@@ -14,6 +14,7 @@ from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_settings, models_taking, resolve, takes
+from trainer.models.effects import asks_for_sgd
 from trainer.models.libraries import install_command, is_installed, require_library
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
@@ -126,11 +127,9 @@ def own_settings(job: Job, entry: ModelEntry) -> dict[str, object]:
 
 
 def recipe_of(job: Job) -> str:
-    """The recipe that the job names. Without one, reference with `optimizer: sgd`, and modern otherwise."""
-    values = {canonical(name): str(value).lower() for name, value in job.settings.items()}
-    if "recipe" not in values and values.get("optimizer") == "sgd":
-        return "reference"
-    return values.get("recipe", "modern")
+    """The recipe that the job names. Without one, reference if its settings are for sgd, else modern."""
+    usual = "reference" if asks_for_sgd(job.settings) else "modern"
+    return str(job.settings.get("recipe", usual)).lower()
 
 
 def _ordered(group: Group, images: int) -> Group:

@@ -22,6 +22,7 @@ from trainer.models.defaults import (
     takes,
     values_for_images,
 )
+from trainer.models.effects import without_effect
 from trainer.models.weights.choice import NONE
 from trainer.settings import Settings, canonical
 from trainer.sweep.space.distributions import Choice, Distribution, LogUniform, Scalar
@@ -83,6 +84,7 @@ def design(
         candidates = [designer.candidate(catalog.find(name, job.task)) for name in group.models]
         parts.append(designer.part(candidates))
         reasons.append(designer.in_words(candidates))
+        reasons += designer.without_effect(candidates)
         entries += [candidate.entry for candidate in candidates]
     return parts, [*reasons, *_licences(entries)]
 
@@ -148,6 +150,12 @@ class _Designer:
         epochs, _ = self._epochs_and_frequency(candidates)
         size = f"; {first.size.reason}" if first.size.reason else ""
         return f"{names}{recipe}: {epochs} epochs{size}"
+
+    def without_effect(self, candidates: Sequence[_Candidate]) -> list[str]:
+        """A sentence for each setting of the user's that nothing reads in these models' trials."""
+        names = ", ".join(candidate.entry.name for candidate in candidates)
+        given = self.fixed - set(self.job.listed_settings)
+        return [f"{names}: {sentence}" for sentence in without_effect(candidates[0].resolved, given)]
 
     def _epochs_and_frequency(self, candidates: Sequence[_Candidate]) -> tuple[int, int]:
         """Epochs, and epochs from one evaluation to the next."""

@@ -43,6 +43,7 @@ JobFlags: Any = flags_of(
         "default_recipe",
         "substitutes",
         "ignored_keys",
+        "listed_settings",
     ),
     first=("task", "training_data", "validation_data", "validation_data_size", "model"),
     aliases=lambda name: details(Job.model_fields[name]).get("aliases", ()),

@@ -38,6 +38,7 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
     if not job.sweeps:
         job.resolve_settings(where)
         job.require_library(where)
+        notes += job.without_effect()
     if job.augmentation is not None:
         from trainer.models.augmentation.pipeline import load
 

@@ -13,8 +13,9 @@ from trainer.cli.arguments import Count, Hyperparameters, JobFlags, LimitsFlags,
 from trainer.cli.flags import heading, values_of, whole_number_or_word
 from trainer.errors import JobError, Problem
 from trainer.job import file as job_file
+from trainer.job.changes import override
 from trainer.job.former import replace_former
-from trainer.job.job import Job, override
+from trainer.job.job import Job
 
 if TYPE_CHECKING:
     from trainer.runs import Run

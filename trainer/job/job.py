@@ -10,25 +10,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trainer import metric_names
 from trainer.errors import JobError, Problem, problem_of
 from trainer.fields import Parsed, details, option
 from trainer.job import file as job_file
+from trainer.job.changes import merge, override
 from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
 from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.substitutes import replace_models
-from trainer.job.sweep import MODEL_NAME, Limits, override_space
+from trainer.job.sweep import MODEL_NAME, Limits
 from trainer.models import catalog
 from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
+from trainer.models.effects import asks_for_sgd, without_effect
 from trainer.models.libraries import require_library
 from trainer.models.weights.choice import NONE, choice_or_environment, of_run
 from trainer.models.weights.describing import describe
 from trainer.models.weights.description import Description
-from trainer.settings import RUN_ID, Settings, canonical
+from trainer.settings import RUN_ID, Settings, canonical, chosen_values
 
 
 class Job(AzureOptions):
@@ -53,6 +55,8 @@ class Job(AzureOptions):
     default_recipe: Literal["reference", "modern"] | None = Field(default=None, exclude=True, repr=False)
     """The recipe if the settings name none; None: the model's usual one. Job files use reference."""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
+    listed_settings: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
+    """Settings of a job file, whose forms list all, or of a search space; they may be without effect."""
 
     @classmethod
     def read(cls, path: str | PathLike[str], *, node: str = "", where: str = "", **changes: Any) -> Job:
@@ -70,9 +74,10 @@ class Job(AzureOptions):
         """
         given = {*changes, *map(canonical, changes.get("settings") or ())}
         values, ignored_keys = job_file.read(Path(path), node, given)
+        values["listed_settings"] = tuple(map(canonical, values.get("settings", ())))
         return cls.of(
             where or str(path),
-            **_changed(values, changes),
+            **merge(values, changes),
             default_recipe="reference",
             ignored_keys=ignored_keys,
         )
@@ -98,7 +103,7 @@ class Job(AzureOptions):
             # The file also leaves out values that are null by default.
             if takes(entry, name) and value is not None and name not in left
         }
-        return job.changed(settings=older | own)
+        return job.changed(settings=older | own, listed_settings=tuple(older | own))
 
     def changed(self, where: str = "", **changes: Any) -> Job:
         """Return a copy with changes, which `Job.read` describes.
@@ -107,7 +112,7 @@ class Job(AzureOptions):
             JobError: all problems of the values.
         """
         chosen = {name: value for name, value in self if name in self.model_fields_set}
-        return Job.of(where, **_changed(chosen, changes))
+        return Job.of(where, **merge(chosen, changes))
 
     @classmethod
     def of(cls, where: str = "", **values: Any) -> Job:
@@ -130,6 +135,11 @@ class Job(AzureOptions):
     @classmethod
     def _former_parameters(cls, values: Any) -> Any:
         return replace_models(replace_former(values)) if isinstance(values, Mapping) else values
+
+    @field_validator("settings")
+    @classmethod
+    def _chosen_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return chosen_values(settings)
 
     @model_validator(mode="after")
     def _fields_fit_each_other(self) -> Job:
@@ -249,6 +259,10 @@ class Job(AzureOptions):
         entry = catalog.find(self.model_name, self.task)
         return left_to_images(entry, self.resolve_settings(), self._chosen())
 
+    def without_effect(self) -> list[str]:
+        """A sentence for each setting, given by a flag or from Python, that nothing reads in a single run."""
+        return without_effect(self.resolve_settings(), self._chosen() - set(self.listed_settings))
+
     def _chosen(self) -> set[str]:
         return {canonical(name) for name in self.settings}
 
@@ -256,9 +270,8 @@ class Job(AzureOptions):
         """The recipe if the settings name none."""
         if self.default_recipe is not None:
             return self.default_recipe
-        # The modern recipe fine-tunes weights, and its rates are for adamw.
-        uses_sgd = str(self.settings.get("optimizer", "")).lower() == "sgd"
-        if uses_sgd or self.weights_choice == NONE:
+        # The modern recipe fine-tunes weights.
+        if asks_for_sgd(self.settings) or self.weights_choice == NONE:
             return "reference"
         return catalog.find(self.model_name, self.task).card.usual_recipe
 
@@ -307,7 +320,8 @@ class Job(AzureOptions):
             }
         changes = {
             "model": model,
-            "settings": override(settings, chosen),
+            "settings": chosen_values(override(settings, chosen)),
+            "listed_settings": (*self.listed_settings, *chosen),
             "limits": Limits(),
             "sweep": None,
             "search_space": (),
@@ -394,25 +408,3 @@ def _problem(item: Any, where: str) -> Problem:
     if item["type"] == "missing" and loc[0] in Job.model_fields:
         hint = f"add it or give {details(Job.model_fields[loc[0]]).get('flag') or f'--{loc[0]}'}"
     return replace(problem, hint=hint)
-
-
-def override(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace settings, whichever of its names a setting is given by."""
-    changed = {canonical(name) for name in changes}
-    return {name: value for name, value in settings.items() if canonical(name) not in changed} | dict(changes)
-
-
-def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace a job's values as `Job.read` describes."""
-    limits = changes.get("limits")
-    if isinstance(limits, BaseModel):
-        changes = {**changes, "limits": limits.model_dump(exclude_unset=True)}
-    merged = {**values, **changes}
-    for name in ("limits", "datastores", "data_assets"):
-        if changes.get(name) and values.get(name):
-            merged[name] = {**dict(values[name]), **dict(changes[name])}
-    settings = changes.get("settings") or {}
-    merged["settings"] = override(values.get("settings", {}), settings)
-    if "search_space" in values and "search_space" not in changes:
-        merged["search_space"] = override_space(values["search_space"], settings, changes.get("model"))
-    return merged

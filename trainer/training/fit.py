@@ -258,6 +258,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
     if has_recipes(find(plan.job.model_name, plan.job.task)):
         log.info(_recipe_in_words(plan.settings), len(data.train))
+    for remark in plan.job.without_effect():
+        log.warning(remark)
     data.log_findings(run.skipped)
     log.info("run directory: %s", run.directory)
     backbone = plan.settings.backbone
