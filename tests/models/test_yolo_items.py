@@ -141,6 +141,20 @@ def test_the_mosaic_is_closed_for_the_last_epochs(epochs: int, closes: int) -> N
     assert not mixed(epochs - 1)
 
 
+def test_the_mosaic_closes_for_the_last_epochs_of_a_run_that_a_time_limit_shortens() -> None:
+    family, settings, _ = family_of("yolo11n", number_of_epochs=100)
+    white, black = (np.full((128, 128, 3), value, dtype=np.uint8) for value in (255, 0))
+    dataset = family.training_dataset(
+        Scenes(Example(white, objects()), *[Example(black, objects())] * 7), settings, 0
+    )
+
+    def mixed(epochs: int) -> bool:
+        items = [dataset.item(Draw(20, 0, epochs=epochs)) for _ in range(8)]
+        return any(bool((item["img"].amax(dim=0) < 40).any()) for item in items)
+
+    assert [mixed(epochs) for epochs in (100, 30, 31)] == [True, False, True]
+
+
 def colours(item: dict[str, Any]) -> set[int]:
     """The brightnesses of evenly bright images, multiples of 20, that an item is made of."""
     values, counts = np.unique(item["img"].numpy().max(axis=0), return_counts=True)

@@ -6,6 +6,7 @@ import csv
 import gc
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -156,15 +157,37 @@ def test_time_limit_shortens_a_modern_run_to_the_end_of_its_schedule(
     monkeypatch.setattr("trainer.training.callbacks.time", clock)
     wanted = job(
         digits, Task.CLASSIFICATION, "timm/test_resnet", tmp_path / "run",
-        number_of_epochs=20, recipe="modern", warmup_cosine_lr_warmup_epochs=0,
+        number_of_epochs=20, recipe="modern", warmup_cosine_lr_warmup_epochs=0, momentum=0.5,
     )  # fmt: skip
-    run = trainer.fit(wanted, callbacks=[StopAt(9.0)])
+    draws = Draws()
+    run = trainer.fit(wanted, callbacks=[draws, StopAt(9.0)])
+    assert (draws.epochs[0], draws.epochs[-1]) == ({20}, {5})
     result = run.read_result()
     assert (result.epochs, result.timed_out) == (5, True)
     rates = [float(row["learning_rate"]) for row in rows(run)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < rates[0] / 100
     assert "of 20 epochs, as the time limit allows" in run.log.read_text("utf-8")
+    assert "the learning rate rises" not in run.log.read_text("utf-8")
+    assert "momentum has no effect with optimizer adamw" in run.log.read_text("utf-8")
+    resumed = resume(run.directory, {"number_of_epochs": 6})
+    assert float(rows(resumed)[5]["learning_rate"]) < float(rows(resumed)[0]["learning_rate"]) / 100
+    said = re.search(r"the learning rate rises from (\S+) to (\S+), where", run.log.read_text("utf-8"))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(rates[-1], rel=1e-2)
+    assert float(said[1]) < float(said[2]) < rates[0]
+
+
+class Draws(Callback):
+    """Records the number of epochs that the draws of each epoch name."""
+
+    def __init__(self) -> None:
+        self.epochs: list[set[int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, index: int) -> None:
+        if index == 0:
+            assert trainer.train_dataloader is not None
+            self.epochs.append({draw.epochs or 20 for draw in trainer.train_dataloader.sampler})
 
 
 def test_run_is_locked_for_other_processes(

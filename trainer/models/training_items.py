@@ -23,12 +23,14 @@ class Draw(NamedTuple):
         example: index of the example.
         pool: examples that it may be mixed with, as in a mosaic; empty: all.
         repeat: how often the epoch has drawn the example before; each draw has random numbers of its own.
+        epochs: the number of epochs of the run, which a time limit may lower; 0: what the settings say.
     """
 
     epoch: int
     example: int
     pool: Sequence[int] = ()
     repeat: int = 0
+    epochs: int = 0
 
 
 class Progress(NamedTuple):

@@ -190,11 +190,11 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
         self._cached: dict[int, tuple[Image, tuple[int, int]]] = {}
         self.multi_scale = settings.multi_scale
         self.class_weights = object_weights(examples.targets, len(spec.classes), settings.weighted_loss)
-        epochs = settings.number_of_epochs
-        self._first_without_mosaic = max(epochs - CLOSE_MOSAIC, epochs // 2)
+        self._epochs = settings.number_of_epochs
         advanced = settings.advanced_settings
         if not (advanced.apply_mosaic_for_yolo and advanced.apply_automl_train_augmentations):
             self.hyperparameters.mosaic = 0.0
+        self._mosaic = self.hyperparameters.mosaic
         if not advanced.apply_automl_train_augmentations:
             for name in ("hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"):
                 setattr(self.hyperparameters, name, 0.0)
@@ -212,8 +212,12 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
         """Make an item; without mosaic in the last 10 epochs, or in the last half of a run of up to 20."""
         # ultralytics draws a mosaic's other images from its `buffer`.
         self.buffer = draw.pool or range(len(self.examples))
-        if draw.epoch >= self._first_without_mosaic and self.hyperparameters.mosaic:
-            self.close_mosaic(self.hyperparameters)
+        epochs = draw.epochs or self._epochs
+        mosaic = 0.0 if draw.epoch >= max(epochs - CLOSE_MOSAIC, epochs // 2) else self._mosaic
+        if mosaic != self.hyperparameters.mosaic:
+            # Opened again, too, where a run that was to be shorter turns out to have time.
+            self.hyperparameters.mosaic = mosaic
+            self.transforms = self.build_transforms(self.hyperparameters)
         item: dict[str, Any] = self[draw.example]
         if self.multi_scale:
             item["size"] = self._size(random.uniform(0.5, 1.5))

@@ -84,6 +84,9 @@ class StopAt(Callback):
                 log.info("training about %d of %d epochs, as the time limit allows", epochs, self._wanted)
             trainer.fit_loop.max_epochs = epochs
             module.train_until(epochs)
+            loader = trainer.train_dataloader
+            assert loader is not None, "an epoch is over"
+            loader.sampler.epochs = epochs
         module.timed_out = epochs < self._wanted
 
     def _stop_if_late(self, trainer: Trainer, module: Any) -> None:

@@ -51,6 +51,7 @@ class EpochSampler(Sampler[Draw]):
         weights: the examples' probabilities, for draws with replacement; None draws each example once.
         epoch: the first epoch; loader workers ask for items before Lightning says which epoch it is.
         cached: number of latest examples that a worker keeps decoded; 0 mixes any example with any other.
+        epochs: see `Draw`.
     """
 
     length: int
@@ -62,6 +63,7 @@ class EpochSampler(Sampler[Draw]):
     batch_size: int = 1
     workers: int = 0
     cached: int = 0
+    epochs: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -83,7 +85,7 @@ class EpochSampler(Sampler[Draw]):
         for start in range(0, len(own), size):
             pool, stop = self._pool(own, start), start + size
             for index, repeat in zip(own[start:stop], repeats[start:stop], strict=True):
-                yield Draw(epoch, index, pool, repeat)
+                yield Draw(epoch, index, pool, repeat, self.epochs)
 
     def _pool(self, own: list[int], start: int) -> tuple[int, ...]:
         if not self.cached or self.length <= max(_SMALL_DATA_SET, self.cached):

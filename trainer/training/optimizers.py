@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer.settings import Settings
+
+log = logging.getLogger("trainer")
 
 
 def build_optimizer(
@@ -125,12 +128,13 @@ def factor_at_step(settings: Settings, batches_per_epoch: int) -> Callable[[int]
 
 
 def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Set a restored optimizer and its schedule to the values of the resumed run.
+    """Set a restored optimizer and its schedule to the values of the resumed run; log a change of rate.
 
     Args:
         groups: the options of the optimizer's parameter groups as built, with their `initial_lr`.
         step: the schedule's step, counted in the current batches.
     """
+    before = max(group["lr"] for group in schedule.optimizer.param_groups)
     schedule.last_epoch = step
     schedule.base_lrs = [group["initial_lr"] for group in groups]
     rates = [base * at(step) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
@@ -138,3 +142,8 @@ def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) 
         group.update(values)
         group["lr"] = rate
     schedule._last_lr = [*rates]
+    if not math.isclose(before, max(rates), rel_tol=1e-3):
+        log.info(
+            "the learning rate %s from %.3g to %.3g, where the schedule of all epochs has it at this point",
+            "rises" if max(rates) > before else "falls", before, max(rates),
+        )  # fmt: skip
