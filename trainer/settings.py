@@ -145,8 +145,8 @@ class Settings(ScoringParameters):
     probe_first: bool = _model(False)
     """Start from a probe: before the first epoch, the head becomes a logistic regression on the features of
     the training images, its strength chosen by cross-validation on them. It is evaluated as epoch 0, and
-    packaged if no epoch is better. Needs weights to start from; those of a run with the same classes keep
-    their head instead, unless number_of_epochs is 0."""
+    packaged if no epoch is better. Needs weights to start from; those of a run with the same task and
+    classes keep their head instead, unless number_of_epochs is 0."""
     layers_to_freeze: Annotated[int, Field(gt=0)] | Literal["backbone"] | None = _model(
         None, aliases=("freeze",)
     )

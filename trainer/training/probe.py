@@ -40,8 +40,8 @@ class ProbeFirst(Callback):
     Lightning's sanity check, over all validation images, evaluates it afterwards as epoch 0.
 
     Args:
-        has_trained_head: whether the head was trained for these classes; rank 0's value counts. Such a head
-            is kept, unless there is no epoch to train.
+        has_trained_head: whether the head was trained for this task and these classes; rank 0's value counts.
+            Such a head is kept, unless there is no epoch to train.
     """
 
     def __init__(self, batches: Batches, *, has_trained_head: bool = False, progress: bool) -> None:

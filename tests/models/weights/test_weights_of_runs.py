@@ -55,6 +55,14 @@ def test_a_run_of_other_classes_gives_all_but_its_head(
     assert not any(torch.equal(own["fc.weight"][0], row) for row in state["fc.weight"])
 
 
+@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
+def test_head_is_trained_if_the_task_is_the_same(tmp_path: Path, resnet: Family, task: Task) -> None:
+    packaged(resnet, tmp_path / "model")
+    _, loaded = load(family_of(task, "resnet18"), tmp_path)
+    assert loaded.fresh == ()
+    assert loaded.has_trained_head is (task is Task.CLASSIFICATION)
+
+
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [

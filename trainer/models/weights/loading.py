@@ -33,7 +33,7 @@ class Loaded:
         left: the file's tensors that were not loaded.
         resampled: tensors that were resized, such as position embeddings for another image size.
         remarks: notes for the user.
-        has_trained_head: the head comes with them, from a run with the same classes.
+        has_trained_head: the head comes with them, from a run of the same task with the same classes.
     """
 
     source: str
@@ -100,8 +100,9 @@ def load(
         if other_classes:
             remarks.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
     loaded = _fit(network, model, published, state, source.name, remarks, other_classes)
-    is_known = before is not None and spec is not None
-    return replace(loaded, has_trained_head=is_known and not other_classes)
+    # The same classifier may be of one label or of several, whose heads differ.
+    same_task = before is not None and spec is not None and before.task == spec.task
+    return replace(loaded, has_trained_head=same_task and not other_classes)
 
 
 def _architecture(spec: Spec) -> tuple[str, ...]:
