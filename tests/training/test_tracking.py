@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from tests.training.conftest import resume, rows
 from tests.training.tracked import At, mlflow_run, steps, stop, train
@@ -327,6 +330,36 @@ def test_failed_registration_leaves_a_finished_run(
     _, tracked = mlflow_run(tmp_path / "runs" / "two")
     assert tracked.info.status == "FINISHED"
     assert Run.open(tmp_path / "runs" / "two").read_result().epochs == 2
+
+
+def test_resumed_run_stores_its_model_where_there_is_no_registry(
+    tracked_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "strange://x")
+    directory, model = tmp_path / "runs" / "one", tmp_path / "model"
+    directory.mkdir(parents=True)
+    model.mkdir()
+    for name in ("first", "second"):
+        (model / name).write_text(name)
+        store = tracking.find(None, directory)
+        with tracking.start(store, directory, tracked_job("one"), {}, {}) as tracker:
+            tracker.publish(model)
+    client, tracked = mlflow_run(directory)
+    assert tracked.data.tags["automl_best_child_run_id"] == tracked.info.run_id
+    stored = client.list_artifacts(tracked.info.run_id, "outputs/mlflow-model")
+    assert {Path(file.path).name for file in stored} == {"first", "second"}
+
+
+@pytest.mark.parametrize(
+    ("code", "may_be"), [(databricks_pb2.ENDPOINT_NOT_FOUND, False), (databricks_pb2.PERMISSION_DENIED, True)]
+)
+def test_only_a_store_without_registry_is_sure_to_have_no_registered_model(code: int, may_be: bool) -> None:
+    def refuse(_: str) -> None:
+        raise MlflowException("no", code)
+
+    store = Store("https://example.org")
+    vars(store)["client"] = SimpleNamespace(search_model_versions=refuse)
+    assert store.is_registered("1", "outputs/mlflow-model") is may_be
 
 
 def test_store_path_is_relative_to_job_file(tmp_path: Path) -> None:

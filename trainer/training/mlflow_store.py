@@ -37,6 +37,8 @@ DATABASE = "mlflow.db"
 _ARTIFACTS = "mlartifacts"
 _LONGEST_NAME = 250  # characters; all servers accept these
 _TIMEOUT_SECONDS = 10
+_NO_REGISTRY = ("FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+"""MLflow's codes, and those of servers that speak its protocol, for a store without a model registry."""
 _PRIVATE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -204,8 +206,16 @@ class Store:
         return run if run.info.lifecycle_stage == "active" else None
 
     def is_registered(self, run_id: str, folder: str) -> bool:
-        """Whether a version of a registered model has its files in this folder of a run's artifacts."""
-        versions = self.client.search_model_versions(f"run_id='{run_id}'")
+        """Whether a version of a registered model has its files in this folder of a run's artifacts.
+
+        A registry that does not answer may have one; a store without a registry has none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            versions = self.client.search_model_versions(f"run_id='{run_id}'")
+        except MlflowException as error:
+            return error.error_code not in _NO_REGISTRY
         return any(str(version.source).rstrip("/").endswith(f"/{folder}") for version in versions)
 
     def register(self, run_id: str, folder: str, name: str) -> str:
