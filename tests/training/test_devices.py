@@ -129,6 +129,8 @@ def test_address_port_and_cores_of_ranks() -> None:
     assert devices.cores_of_a_rank(2, SLURM) == 1
     assert devices.cores_of_a_rank(10**6, {}) == 1
     assert devices.cores_of_a_rank(1, {"TRAINER_CORES": "1"}) == 1, "concurrent trials divide the cores"
+    with pytest.raises(JobError, match="SLURM_CPUS_PER_TASK: must be"):
+        devices.cores_of_a_rank(2, {**SLURM, "SLURM_CPUS_PER_TASK": "all"})
 
 
 @pytest.mark.usefixtures("four_gpus")
@@ -150,6 +152,15 @@ def test_address_port_and_cores_of_ranks() -> None:
         ({}, {**LAUNCHER, "AZUREML_NODE_COUNT": ""}, {}, r"got 4 on 1, .*LOCAL_WORLD_SIZE .*--nodes"),
         ({}, {**OPEN_MPI, "AZ_BATCH_MASTER_NODE": ""}, {}, r"MASTER_ADDR: mpirun must say where rank 0 is"),
         ({}, TORCHRUN, {"distributed": False}, r"distributed: cannot be false for the 4 processes"),
+        ({}, {**TORCHRUN, "LOCAL_WORLD_SIZE": "0"}, {}, "LOCAL_WORLD_SIZE: must be a whole .* 1, .* got '0'"),
+        ({}, {**TORCHRUN, "GROUP_RANK": "a"}, {}, "GROUP_RANK: must be a whole number of at least 0.* 'a'"),
+        ({}, {**LAUNCHER, "AZUREML_NODE_COUNT": "0"}, {}, "AZUREML_NODE_COUNT: must be"),
+        ({}, {**LAUNCHER, "MASTER_PORT": "0"}, {}, "MASTER_PORT: must be"),
+        ({}, {**LAUNCHER, "RANK": ""}, {}, "RANK: must be"),
+        ({}, {**SLURM, "SLURM_STEP_NUM_NODES": "two"}, {}, "SLURM_STEP_NUM_NODES: must be"),
+        ({}, {**SLURM, "SLURM_STEP_NUM_TASKS": "0"}, {}, "SLURM_STEP_NUM_TASKS: must be"),
+        ({}, {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "-1"}, {}, "OMPI_COMM_WORLD_LOCAL_SIZE: must be"),
+        ({}, {**KUBEFLOW, "WORLD_SIZE": "many"}, {}, "WORLD_SIZE: must be .* unset it to train without"),
         ({"nodes": 2}, {}, {}, r"--nodes: 2 machines need a launcher.*NODE_RANK \(0 to 1\)"),
         ({"nodes": 2}, {"NODE_RANK": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, {}, "got NODE_RANK=2, "),
         ({"processes": 2}, {}, {"sync_batch_norm": True}, "sync_batch_norm: needs GPUs"),

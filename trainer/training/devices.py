@@ -19,7 +19,7 @@ from trainer.errors import JobError, Problem
 from trainer.job.callback_path import search_path
 from trainer.job.job import Job
 from trainer.settings import Settings
-from trainer.training.launchers import Place, launched, started_by_hand
+from trainer.training.launchers import Place, launched, number, started_by_hand
 
 CORES = "TRAINER_CORES"
 """Environment variable with the number of CPU cores that a trial's process may use."""
@@ -226,7 +226,8 @@ def cores_of_a_rank(local_ranks: int, environment: Mapping[str, str] = os.enviro
     cores = min(cores, int(environment.get(CORES, cores)))
     place = launched(environment)
     if place and place.launcher == "srun" and "SLURM_CPUS_PER_TASK" in environment:
-        return min(cores, int(environment["SLURM_CPUS_PER_TASK"]))  # each task has cores of its own
+        # Each task has cores of its own.
+        return min(cores, number(environment, "SLURM_CPUS_PER_TASK", least=1))
     return max(1, cores // local_ranks)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from trainer.errors import Problem
+from trainer.errors import JobError, Problem
 
 ALONE = "TRAINER_ALONE"
 """Environment variable that makes a trial's process train alone, even if a launcher started the sweep."""
@@ -53,53 +53,68 @@ class Place:
     port: int
 
 
+def number(environment: Mapping[str, str], name: str, default: int | None = None, *, least: int = 0) -> int:
+    """A whole number that a launcher has set; the default if it has not.
+
+    Raises:
+        JobError: it is something else, or less than `least`.
+    """
+    text = environment.get(name, "").strip()
+    if not text and default is not None:
+        return default
+    if not text.isdecimal() or int(text) < least:
+        rule = f"must be a whole number of at least {least}, which the launcher sets"
+        hint = "correct it in the launcher, or unset it to train without one"
+        raise JobError("the job cannot be run:", [Problem(name, "", rule, repr(text), hint)])
+    return int(text)
+
+
 def launched(environment: Mapping[str, str], nodes: int = 1) -> Place | None:
     """This process among those that a launcher started; None if no launcher started several.
 
     Args:
         nodes: number of machines, if the launcher does not say.
+
+    Raises:
+        JobError: a variable of the launcher's is not the number that it should be.
     """
     if environment.get(ALONE):
         return None
-    step = int(environment.get("SLURM_STEP_ID", 0))
+    step = number(environment, "SLURM_STEP_ID", 0)
     if "TORCHELASTIC_RUN_ID" in environment:
         return _of_torchrun(environment)
     # Unlike SLURM_NTASKS, only what srun starts has this, salloc's shell included; batch scripts do not.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
+    if number(environment, "SLURM_STEP_NUM_TASKS", 1, least=1) > 1 and step < _FIRST_STEP_WITHOUT_TASKS:
         return _of_srun(environment, step)
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= environment.keys():
-        ranks = int(environment["WORLD_SIZE"])
+        ranks = number(environment, "WORLD_SIZE", least=1)
         # Azure ML's PyTorch distribution says only how many machines there are.
-        machines = int(environment.get("AZUREML_NODE_COUNT") or nodes)
-        local = int(environment.get("LOCAL_WORLD_SIZE") or max(1, ranks // machines))
-        names = (ranks, int(environment["RANK"]), local, int(environment["LOCAL_RANK"]))
-        return _place("the launcher", names, environment)
+        machines = number(environment, "AZUREML_NODE_COUNT", nodes, least=1)
+        local = number(environment, "LOCAL_WORLD_SIZE", max(1, ranks // machines), least=1)
+        rank, local_rank = number(environment, "RANK"), number(environment, "LOCAL_RANK")
+        return _place("the launcher", (ranks, rank, local, local_rank), environment)
     for variables in _MPI:
         if set(variables) <= environment.keys():
-            ranks, rank, local, local_rank = (int(environment[name]) for name in variables)
+            ranks, rank, local, local_rank = _sizes_and_ranks(environment, *variables)
             return _place("mpirun", (ranks, rank, local, local_rank), environment)
     return None
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Place:
-    ranks, rank, local_ranks, local_rank, node = (
-        int(environment[name])
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
-    )
+    names = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "LOCAL_RANK")
+    ranks, rank, local_ranks, local_rank = _sizes_and_ranks(environment, *names)
+    node = number(environment, "GROUP_RANK")
     address, port = _meeting(environment, "127.0.0.1", _DEFAULT_PORT)
     return Place("torchrun", ranks // local_ranks, node, local_ranks, local_rank, ranks, rank, address, port)
 
 
 def _of_srun(environment: Mapping[str, str], step: int) -> Place:
-    ranks, rank, nodes, node, local_rank = (
-        int(environment[name])
-        for name in (
-            "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_LOCALID",
-        )
-    )  # fmt: skip
+    names = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NUM_NODES", "SLURM_NODEID")
+    ranks, rank, nodes, node = _sizes_and_ranks(environment, *names)
+    local_rank = number(environment, "SLURM_LOCALID")
     first = SLURMEnvironment.resolve_root_node_address(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     # Every rank derives the same port; two steps of one job almost never do.
-    offset = int(environment.get("SLURM_JOB_ID", 0)) + 97 * step
+    offset = number(environment, "SLURM_JOB_ID", 0) + 97 * step
     address, port = _meeting(environment, first, 15000 + offset % 10000)
     return Place("srun", nodes, node, ranks // nodes, local_rank, ranks, rank, address, port)
 
@@ -120,7 +135,17 @@ def _place(launcher: str, numbers: tuple[int, int, int, int], environment: Mappi
 
 def _meeting(environment: Mapping[str, str], address: str, port: int) -> tuple[str, int]:
     """Where the ranks meet: MASTER_ADDR and MASTER_PORT, or else the arguments."""
-    return environment.get("MASTER_ADDR", address), int(environment.get("MASTER_PORT", port))
+    return environment.get("MASTER_ADDR", address), number(environment, "MASTER_PORT", port, least=1)
+
+
+def _sizes_and_ranks(
+    environment: Mapping[str, str], size: str, rank: str, part_size: str, part_rank: str
+) -> tuple[int, int, int, int]:
+    """The numbers in four variables: two counts, each followed by a rank in it."""
+    return (
+        number(environment, size, least=1), number(environment, rank),
+        number(environment, part_size, least=1), number(environment, part_rank),
+    )  # fmt: skip
 
 
 def started_by_hand(
@@ -134,11 +159,16 @@ def started_by_hand(
 
     Returns:
         The number of machines, this one's number, and rank 0's address and port.
+
+    Raises:
+        JobError: see `launched`.
     """
     alone = environment.get(ALONE) or "LOCAL_RANK" in environment
-    if not alone and environment.keys() >= _ONE_A_MACHINE and nodes in (1, int(environment["WORLD_SIZE"])):
-        nodes = int(environment["WORLD_SIZE"])
-        environment = {**environment, "NODE_RANK": environment["RANK"]}
+    if not alone and environment.keys() >= _ONE_A_MACHINE:
+        machines = number(environment, "WORLD_SIZE", least=1)
+        if nodes in (1, machines):
+            nodes = machines
+            environment = {**environment, "NODE_RANK": str(number(environment, "RANK"))}
     if nodes == 1:
         return nodes, 0, "127.0.0.1", 0
     rule = f"{nodes} machines need a launcher on each"
