@@ -110,6 +110,15 @@ def test_skipped_line_with_a_repeated_key_is_kept_as_text(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "skipped.jsonl").read_text())["record"] == line
 
 
+@pytest.mark.parametrize("colon", ["\\u003a", "\\u003A"])
+def test_escaped_colon_hides_no_repeated_key_of_another_line(colon: str, tmp_path: Path) -> None:
+    escaped = f'{{{URL}, "label": "a"}}'.replace("https:", f"https{colon}")
+    repeated = f'{{{URL.replace("a.jpg", "b.jpg")}, "label": "a", "label": "b"}}'
+    result = read([written(tmp_path, escaped, repeated)], CLASS)
+    assert [problem.field for problem in result.problems] == ["label"]
+    assert result.records.image_urls == ["https://x.org/a.jpg"]
+
+
 def test_repeated_keys_with_one_value_lose_nothing(tmp_path: Path) -> None:
     result = read([written(tmp_path, f'{{{URL}, "label": "a", {URL}}}')], Task.CLASSIFICATION)
     assert result.problems == []
