@@ -35,6 +35,8 @@ DATA_KEY = "trainer_data"
 class KeepBest(Callback):
     """Keeps the metrics of the best epoch so far by the primary metric.
 
+    Of equal epochs it is the first, since early stopping counts an equal value as no improvement.
+
     Attributes:
         epoch: the best epoch, counted from 1; 0 is an evaluation before training.
         metrics: all metrics of the best epoch; empty before the first evaluation.
