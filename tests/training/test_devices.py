@@ -232,7 +232,7 @@ def test_gpus_are_tried_in_another_process_with_this_ones_modules(monkeypatch: p
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(sys, "path", ["/scripts", *sys.path])
     with pytest.raises(JobError, match=r"ImportError: libcudart.so.12; install an NVIDIA driver"):
-        devices.check_cuda_apart()
+        devices.check_cuda_in_subprocess()
     assert "/scripts" in environments[0]["PYTHONPATH"].split(os.pathsep)
     assert environments[0]["PATH"] == os.environ["PATH"]
 
