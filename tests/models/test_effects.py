@@ -1,4 +1,4 @@
-"""Settings that nothing reads beside the others: told if a user gave them, silent in job files."""
+"""Settings without effect, given the others: a warning if a user gave them, nothing in job files."""
 
 from __future__ import annotations
 

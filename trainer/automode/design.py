@@ -152,7 +152,7 @@ class _Designer:
         return f"{names}{recipe}: {epochs} epochs{size}"
 
     def without_effect(self, candidates: Sequence[_Candidate]) -> list[str]:
-        """A sentence for each setting of the user's that nothing reads in these models' trials."""
+        """A sentence for each of the user's settings that has no effect on these models' trials."""
         names = ", ".join(candidate.entry.name for candidate in candidates)
         given = self.fixed - set(self.job.listed_settings)
         return [f"{names}: {sentence}" for sentence in without_effect(candidates[0].resolved, given)]

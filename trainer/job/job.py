@@ -56,7 +56,7 @@ class Job(AzureOptions):
     """The recipe if the settings name none; None: the model's usual one. Job files use reference."""
     ignored_keys: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
     listed_settings: tuple[str, ...] = Field(default=(), exclude=True, repr=False)
-    """Settings of a job file, whose forms list all, or of a search space; they may be without effect."""
+    """Settings from a job file or a search space, which may list settings without effect."""
 
     @classmethod
     def read(cls, path: str | PathLike[str], *, node: str = "", where: str = "", **changes: Any) -> Job:
@@ -260,7 +260,7 @@ class Job(AzureOptions):
         return left_to_images(entry, self.resolve_settings(), self._chosen())
 
     def without_effect(self) -> list[str]:
-        """A sentence for each setting, given by a flag or from Python, that nothing reads in a single run."""
+        """A sentence for each setting from a flag or from Python that has no effect on a single run."""
         return without_effect(self.resolve_settings(), self._chosen() - set(self.listed_settings))
 
     def _chosen(self) -> set[str]:

@@ -52,9 +52,9 @@ class Limits(BaseModel):
     timeout_minutes: int | None = option(None, "Sweep", gt=0, takes_words=True)
     """Stop after this many minutes, or a duration such as PT1H, counted from the moment the data are loaded.
     If time is short, a run by the modern recipe, or of a model that has only one recipe, gets fewer epochs,
-    in which its learning rate falls to the end. Any run ends at its next evaluation and is then packaged and
-    reported; --resume trains the remaining epochs, at the learning rates of the schedule for all of them. In
-    a sweep, no new trial starts. [default: none]"""
+    over which its learning rate decays. Any run ends at its next evaluation and is then packaged and
+    reported; --resume trains the remaining epochs by the schedule of all epochs. In a sweep, no new trial
+    starts. [default: none]"""
     max_trials: int = option(1, "Sweep", ge=1, le=1000)
     """Number of trials of a sweep, up to 1000; more than 1 without a search space starts AutoMode."""
     max_concurrent_trials: int = option(1, "Sweep", ge=1, le=100)

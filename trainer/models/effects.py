@@ -19,9 +19,9 @@ _READ_WITH: dict[str, tuple[str, tuple[object, ...]]] = {
     ),
     **dict.fromkeys(("early_stopping_patience", "early_stopping_delay"), ("early_stopping", (True,))),
 }
-"""Settings that are read only with certain values of another one: setting → the other, its values."""
+"""Settings that have an effect only with certain values of another one: setting → the other, its values."""
 _GROUPS_OF_EPOCHS = ("Optimizer", "Learning rate")
-"""The groups of settings that a run without epochs, a probe alone, does not read."""
+"""The groups of settings without effect on a run without epochs, which is a probe alone."""
 
 
 def asks_for_sgd(values: Mapping[str, Any]) -> bool:
@@ -36,10 +36,10 @@ def asks_for_sgd(values: Mapping[str, Any]) -> bool:
 
 
 def without_effect(settings: Settings, chosen: Collection[str]) -> list[str]:
-    """A sentence for each chosen setting that nothing reads.
+    """A sentence for each chosen setting that has no effect.
 
     Args:
-        settings: all of the run's.
+        settings: the complete settings of the run.
         chosen: names of those that the user has chosen.
     """
     sentences = []

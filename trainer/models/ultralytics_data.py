@@ -215,7 +215,7 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
         epochs = draw.epochs or self._epochs
         mosaic = 0.0 if draw.epoch >= max(epochs - CLOSE_MOSAIC, epochs // 2) else self._mosaic
         if mosaic != self.hyperparameters.mosaic:
-            # Opened again, too, where a run that was to be shorter turns out to have time.
+            # Mosaic also comes back if a shortened run turns out to have more time.
             self.hyperparameters.mosaic = mosaic
             self.transforms = self.build_transforms(self.hyperparameters)
         item: dict[str, Any] = self[draw.example]

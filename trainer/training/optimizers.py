@@ -144,6 +144,6 @@ def restart(schedule: LambdaLR, groups: Sequence[Mapping[str, Any]], step: int) 
     schedule._last_lr = [*rates]
     if not math.isclose(before, max(rates), rel_tol=1e-3):
         log.info(
-            "the learning rate %s from %.3g to %.3g, where the schedule of all epochs has it at this point",
+            "the learning rate %s from %.3g to %.3g, its value in the schedule of all epochs",
             "rises" if max(rates) > before else "falls", before, max(rates),
         )  # fmt: skip
