@@ -32,8 +32,8 @@ better (benchmarks/RESULTS.md). With a job file, a search space, `--weights none
 `--momentum` or `--nesterov` without an optimizer), the default is the reference recipe. Each setting still
 overrides the recipe. The table is for many training images; with fewer, the batch is smaller and there are
 more epochs, as `trainer fit --dry-run --check-data` shows. Of timm's other models, transformers and ConvNeXts
-get a `layer_decay` of 0.75 and a `learning_rate` of 0.0003. Training from scratch needs more epochs and, for
-transformers, no `layer_decay`. Setting `early_stopping_patience` or `early_stopping_delay` turns early
+get a `layer_decay` of 0.75 and a `learning_rate` of 0.0003. Training from scratch needs more epochs; its
+`layer_decay` is 1 unless it is set. Setting `early_stopping_patience` or `early_stopping_delay` turns early
 stopping on.
 """
 _UNCHANGED = "as in the reference recipe"

@@ -39,7 +39,8 @@ class ScoringParameters(BaseModel):
         0.5,
         ge=0,
         le=1,
-        description="NMS: if two boxes of a class overlap by more than this IoU, drop the lower-scoring one.",
+        description="NMS: if two boxes of a class overlap by more than this IoU, drop the lower-scoring one. "
+        "It has no effect on networks that predict one box for each object.",
     )
     box_detections_per_image: int = Field(100, gt=0, description="Maximum number of boxes per image.")
     mask_pixel_score_threshold: float = Field(

@@ -155,7 +155,8 @@ class Settings(ScoringParameters):
     number_of_epochs or probe_first says otherwise."""
     layer_decay: float = _model(1.0, gt=0, le=1)
     """Factor of the learning rate from each layer group to the one before it, so that groups near the input
-    learn more slowly. Groups are those of layers_to_freeze; 1 gives all the same rate."""
+    learn more slowly. Groups are those of layers_to_freeze; 1, the default from scratch, gives all the same
+    rate."""
     freeze_batch_norm: bool = _model(False)
     """Keep the batch-norm statistics of the weights to start from, instead of updating them from batches.
     Scales and shifts are still trained. For few images or small batches."""

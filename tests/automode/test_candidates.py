@@ -159,6 +159,11 @@ def test_a_directory_of_weights_decides_what_can_be_tried(tmp_path: Path) -> Non
         "timm/convnext_tiny.in12k_ft_in1k",
         "seresnext",
     ]
+    for place in ("Roboflow/rf-detr-seg-small", "models--Roboflow--rf-detr-seg-medium/snapshots/0123"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
+    assert models("instance-segmentation", weights=str(tmp_path)) == ["rfdetr-seg-small", "rfdetr-seg-medium"]
 
 
 def test_weights_of_a_run_or_a_file_are_of_one_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from trainer.annotations import Example, Objects
 from trainer.errors import JobError, RunError, WeightsError
 from trainer.models import Family, catalog, create, detr_losses, specify
 from trainer.models.card import ModelEntry
-from trainer.models.defaults import default_in_words, resolve
+from trainer.models.defaults import default_in_words, models_taking, resolve, without_effect
 from trainer.models.detr_configs import PUBLISHED
 from trainer.models.geometry import Geometry
 from trainer.models.training_items import Draw
@@ -271,15 +272,33 @@ def test_a_file_of_rfdetrs_authors_is_checked_against_their_md5(tmp_path: Path) 
     assert loaded.remarks == ()
 
 
-@pytest.mark.parametrize("name", ["rf-detr-nano.safetensors", "rf-detr-nano/model.safetensors"])
-def test_the_hubs_file_of_an_rfdetr_is_not_the_one_with_the_md5(name: str, tmp_path: Path) -> None:
+IN_CACHE = f"models--Roboflow--rf-detr-nano/snapshots/{'a' * 40}/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rf-detr-nano.safetensors",
+        "rf-detr-nano/model.safetensors",
+        "Roboflow/rf-detr-nano/model.safetensors",
+        IN_CACHE,
+    ],
+)
+def test_the_hubs_file_of_an_rfdetr_is_not_the_one_with_the_md5(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = tiny("rfdetr-nano")
     path = publish(built(with_classes(case, 80), seed=1), tmp_path)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     path.rename(tmp_path / name)
-    loaded = weights.load(case.build(), "rfdetr-nano", case.family.published(), str(tmp_path))
-    assert loaded is not None
-    assert loaded.source == str(tmp_path / name)
+    choices = [str(tmp_path)]
+    if name == IN_CACHE:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+        choices.append("pretrained")
+    for choice in choices:
+        loaded = weights.load(case.build(), "rfdetr-nano", case.family.published(), choice)
+        assert loaded is not None
+        assert loaded.source == str(tmp_path / name)
 
 
 def test_more_published_queries_are_cut_in_each_group(tmp_path: Path) -> None:
@@ -383,8 +402,43 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
 
 
 def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:
-    assert default_in_words("gradient_accumulation_step") == "1; 4 for rfdetr-*, lwdetr-*"
+    assert default_in_words("gradient_accumulation_step") == "1; 4 for rfdetr-* and lwdetr-*"
     assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs and DETRs"
+    assert models_taking("freeze_batch_norm").endswith(", RT-DETRs, dfine-*, lwdetr-* and rtdetrv2-*")
+
+
+def test_only_networks_with_weights_slow_down_the_layers_near_the_input() -> None:
+    def decay(from_scratch: bool, **values: Any) -> float:
+        return resolve(Task.DETECTION, "dfine-m", values, from_scratch=from_scratch).layer_decay
+
+    assert (decay(False), decay(True), decay(True, layer_decay=0.5)) == (0.46, 1.0, 0.5)
+
+
+NO_NMS, FEW = (
+    "nms_iou_threshold: 0.3 has no effect",
+    "box_detections_per_image: 301 has the effect of {}, the",
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "remarks"),
+    [
+        (Task.DETECTION, "dfine-n", [NO_NMS, FEW.format(300)]),
+        (Task.SEGMENTATION, "rfdetr-seg-nano", [NO_NMS, FEW.format(100)]),
+        (Task.DETECTION, "rtdetr-l", [NO_NMS, FEW.format(300)]),
+        (Task.DETECTION, "yolo26n", [NO_NMS]),
+        (Task.DETECTION, "yolo11n", []),
+        (Task.DETECTION, "fasterrcnn_resnet50_fpn", []),
+    ],
+)
+def test_settings_of_boxes_without_effect_are_named(task: Task, model: str, remarks: list[str]) -> None:
+    def told(**values: Any) -> list[str]:
+        settings = resolve(task, model, values)
+        return without_effect(settings, create(specify(task, model, settings, ("a",), pretrained=True)))
+
+    said = told(nms_iou_threshold=0.3, box_detections_per_image=301)
+    assert [text[: len(expected)] for text, expected in zip(said, remarks, strict=True)] == remarks
+    assert told() == told(box_detections_per_image=2) == []
 
 
 @pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n"])

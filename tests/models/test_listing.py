@@ -150,8 +150,12 @@ def test_the_instructions_tell_what_is_here_and_keep_to_the_task(
 ) -> None:
     (tmp_path / "yolo11n.pt").touch()
     assert "  is here      no" in listing.instructions("yolo11n", None)
+    (tmp_path / "Roboflow/rf-detr-nano").mkdir(parents=True)
+    (tmp_path / "Roboflow/rf-detr-nano/model.safetensors").touch()
     monkeypatch.setenv("TRAINER_WEIGHTS", str(tmp_path))
-    assert "  is here      TRAINER_WEIGHTS" in listing.instructions("yolo11n", None)
+    for model in ("yolo11n", "rfdetr-nano"):
+        assert "  is here      TRAINER_WEIGHTS" in listing.instructions(model, None)
+    assert "  is here      no" in listing.instructions("rfdetr-small", None)
     text = "\n".join(listing.instructions("resnet18", Task.MULTILABEL))
     assert "trainer fit --task image-classification-multilabel --model resnet18 " in text
 

@@ -93,12 +93,15 @@ def test_ranks_may_have_different_numbers_of_validation_batches(
             line["image_url"] = str(file.parent / line["image_url"])
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     settings = {"image_size": 96, "training_batch_size": 2, "validation_batch_size": 1, "number_of_epochs": 1}
+    settings["nms_iou_threshold"] = 0.3
     wanted = job(
         source, tmp_path / "run", "rfdetr-nano", processes=2, settings=settings,
         training_data=str(tmp_path / "train.jsonl"), validation_data=str(tmp_path / "validation.jsonl"),
     )  # fmt: skip
     run = trainer.fit(wanted)
     assert math.isfinite(run.read_result().metrics["log_loss"])
+    warning = "nms_iou_threshold: 0.3 has no effect: rfdetr-nano has no NMS"
+    assert run.log.read_text("utf-8").count(warning) == 1
 
 
 class FailOn(Callback):

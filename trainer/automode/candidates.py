@@ -18,7 +18,7 @@ from trainer.models.effects import asks_for_sgd
 from trainer.models.libraries import install_command, is_installed, require_library
 from trainer.models.published import published_models
 from trainer.models.weights.choice import NONE, PRETRAINED, is_address
-from trainer.models.weights.hub import in_directory
+from trainer.models.weights.hub import has_weights, in_directory
 from trainer.settings import canonical
 from trainer.tasks import Task
 
@@ -226,19 +226,16 @@ def _with_backbone(groups: list[Group], task: Task, backbone: str, reasons: list
 
 def _has_weights(directory: Path, entry: ModelEntry) -> bool:
     # A model that comes in several sizes has facts for each, named "MODEL SIZE".
-    files = [
-        file
-        for name, facts in published_models().items()
-        if name.split(" ")[0] == entry.name
-        for file in facts.files
-    ]
+    sizes = [facts for name, facts in published_models().items() if name.split(" ")[0] == entry.name]
+    files = [file for facts in sizes for file in facts.files]
     if entry.card.described_by_files is not None:
         repository = in_directory(directory, entry.library_name)
         return repository is not None and repository.weights() is not None
     if not files and entry.card.library_prefix:
         name = entry.library_name
         files = [f"{name}.safetensors", f"{name}/model.safetensors", f"{name}.pth"]
-    return any((directory / file).is_file() for file in files)
+    are_here = any((directory / file).is_file() for file in files)
+    return are_here or any(has_weights(directory, facts.hub) for facts in sizes)
 
 
 def _check_image_size(job: Job, entry: ModelEntry) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -15,6 +15,9 @@ from trainer.models.card import ModelEntry
 from trainer.scoring import MASK_PARAMETERS
 from trainer.settings import ABOUT_WEIGHTS, NAMES, AdvancedSettings, Settings, means_default, shown
 from trainer.tasks import Task
+
+if TYPE_CHECKING:
+    from trainer.models.family import Family
 
 BY_IMAGES = ("number_of_epochs", "training_batch_size")
 """The settings whose defaults depend on the number of training images under the modern recipe."""
@@ -35,7 +38,7 @@ def models_taking(name: str) -> str:
         return "models for instance-segmentation"
     families = [card.words for card in catalog.CARDS.values() if name in card.settings]
     models = [entry.name for entry in catalog.MODELS.values() if name in entry.settings]
-    return _listed(list(dict.fromkeys(families + models)))
+    return _listed(list(dict.fromkeys(families + _by_family(models, at_most=len(models)))))
 
 
 def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[str, Any]:
@@ -48,6 +51,22 @@ def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[
     general = {name: info.get_default() for name, info in Settings.model_fields.items()}
     defaults = general | entry.defaults_for(task)
     return defaults | {"recipe": recipe} | entry.modern_for(task) if recipe == "modern" else defaults
+
+
+def without_effect(settings: Settings, family: Family) -> list[str]:
+    """Tell which settings of boxes differ from the model's defaults and yet have no effect on its network."""
+    model = family.spec.model
+    defaults = default_settings(family.spec.task, model)
+    threshold, most = settings.nms_iou_threshold, settings.box_detections_per_image
+    remarks: list[str] = []
+    if not family.has_nms and threshold != defaults["nms_iou_threshold"]:
+        remarks.append(f"nms_iou_threshold: {threshold} has no effect: {model} has no NMS")
+    # An image in tiles may have more boxes than the network predicts for a tile.
+    limit = None if settings.tile_grid_size else family.max_boxes
+    if limit is not None and most > limit and most != defaults["box_detections_per_image"]:
+        rule = f"has the effect of {limit}, the most boxes that {model} predicts for an image"
+        remarks.append(f"box_detections_per_image: {most} {rule}")
+    return remarks
 
 
 def has_recipes(entry: ModelEntry) -> bool:
@@ -126,30 +145,30 @@ def models_in_words(names: Sequence[str]) -> str:
     More than three models of a family are named by the family or, if they are all of some of its
     architectures, by these: `rfdetr-*`.
     """
+    return _listed(_by_family(names))
+
+
+def _by_family(names: Sequence[str], at_most: int = 3) -> list[str]:
+    """The models' names, or those of whole architectures; for more than `at_most` others, their family's."""
     families: dict[str, list[str]] = {}
     for name in names:
         families.setdefault(catalog.MODELS[name].card.words, []).append(name)
-    return _listed(
-        [
-            _architectures(words, members) or words if len(members) > 3 else ", ".join(members)
-            for words, members in families.items()
-        ]
-    )
+    short: list[str] = []
+    for words, members in families.items():
+        architectures = _architectures(words, members) if len(members) > 3 else []
+        short += architectures or ([words] if len(members) > at_most else members)
+    return short
 
 
-def _architectures(words: str, names: Sequence[str]) -> str:
-    """`rfdetr-*, lwdetr-*` if these models are all of some architectures of their family, else ""."""
+def _architectures(words: str, names: Sequence[str]) -> list[str]:
+    """`rfdetr-*`, `lwdetr-*` if these models are all of some architectures of their family; else none."""
     family = [entry.name for entry in catalog.MODELS.values() if entry.card.words == words]
     if len(names) == len(family):
-        return ""
+        return []
     started = {name.partition("-")[0] for name in names}
     is_whole = {name for name in family if name.partition("-")[0] in started} == set(names)
     is_short = is_whole and len(started) * 2 < len(names)
-    return (
-        ", ".join(f"{start}-*" for start in dict.fromkeys(n.partition("-")[0] for n in names))
-        if is_short
-        else ""
-    )
+    return [f"{start}-*" for start in dict.fromkeys(n.partition("-")[0] for n in names)] if is_short else []
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -260,8 +279,9 @@ def _defaults_of_the_start(
 ) -> dict[str, Any]:
     """Defaults that depend on whether there are weights to start from, or whether only the head learns."""
     if from_scratch:
-        # Layers that start from random values are not worth freezing, unless the user asks for it.
-        return {"layers_to_freeze": None, **dict.fromkeys(ABOUT_WEIGHTS, False)}
+        # Layers that start from random values are neither worth freezing nor worth slowing down, unless the
+        # user asks for it.
+        return {"layers_to_freeze": None, "layer_decay": 1.0, **dict.fromkeys(ABOUT_WEIGHTS, False)}
     freezes = str(chosen.get("layers_to_freeze", "")).lower() == "backbone"
     if not (freezes or _is_zero(chosen.get("number_of_epochs"))) or not can_probe(entry, chosen):
         return {}

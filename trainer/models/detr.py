@@ -105,6 +105,14 @@ class DETR(Family):
         """What sets the network's architecture apart."""
         return detr_networks.ARCHITECTURES[self.config.model_type]
 
+    @property
+    def has_nms(self) -> bool:
+        return False
+
+    @property
+    def max_boxes(self) -> int:
+        return int(self.config.num_queries)
+
     def build(self) -> nn.Module:
         return detr_networks.build(self.config, masks=self.masks)
 
@@ -122,7 +130,7 @@ class DETR(Family):
         files = (f"{repository}.safetensors", f"{repository}/model.safetensors")
         return PublishedWeights(
             files=(published.file, *files) if published.file else files,
-            hub="" if published.url else published.hub,
+            hub=published.hub,
             url=published.url,
             md5=published.md5,
             head=self.architecture.heads,

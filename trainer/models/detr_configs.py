@@ -175,68 +175,32 @@ def _rf_detr(side: int, patch: int, windows: int, layers: int, queries: int, **v
 
 
 _MASKS = {"class_loss_coefficient": 5.0}
-_RF_DETR: Mapping[str, tuple[_Values, str, str, str]] = {
-    "nano": (
-        _rf_detr(384, 16, 2, 2, 300),
-        "rf-detr-nano.pth",
-        "nano_coco/checkpoint_best_regular.pth",
-        "fb6504cce7fbdc783f7a46991f07639f",
-    ),
-    "small": (
-        _rf_detr(512, 16, 2, 3, 300),
-        "rf-detr-small.pth",
-        "small_coco/checkpoint_best_regular.pth",
-        "fb37061c1af7bace359c91b723a8d5c1",
-    ),
-    "medium": (
-        _rf_detr(576, 16, 2, 4, 300),
-        "rf-detr-medium.pth",
-        "medium_coco/checkpoint_best_regular.pth",
-        "7223f764a87b863f02eb8d52bf0ce2ee",
-    ),
-    "large": (
-        _rf_detr(704, 16, 2, 4, 300),
-        "rf-detr-large-2026.pth",
-        "rf-detr-large-2026.pth",
-        "5cb72153541cbcb9aa6efa26222acc75",
-    ),
-    "seg-nano": (
-        _rf_detr(312, 12, 1, 4, 100, **_MASKS),
-        "rf-detr-seg-nano.pt",
-        "rf-detr-seg-n-ft.pth",
-        "9995497791d0ff1664a1d9ddee9cfd20",
-    ),
-    "seg-small": (
-        _rf_detr(384, 12, 2, 4, 100, **_MASKS),
-        "rf-detr-seg-small.pt",
-        "rf-detr-seg-s-ft.pth",
-        "0a2a3006381d0c42853907e700eadd08",
-    ),
-    "seg-medium": (
-        _rf_detr(432, 12, 2, 5, 200, **_MASKS),
-        "rf-detr-seg-medium.pt",
-        "rf-detr-seg-m-ft.pth",
-        "a49af1562c3719227ad43d0ca53b4c7a",
-    ),
-    "seg-large": (
-        _rf_detr(504, 12, 2, 5, 200, **_MASKS),
-        "rf-detr-seg-large.pt",
-        "rf-detr-seg-l-ft.pth",
-        "275f7b094909544ed2841c94a677d07e",
-    ),
-    "seg-xlarge": (
-        _rf_detr(624, 12, 2, 6, 300, **_MASKS),
-        "rf-detr-seg-xlarge.pt",
-        "rf-detr-seg-xl-ft.pth",
-        "3693b35d0eea86ebb3e0444f4a611fba",
-    ),
-    "seg-2xlarge": (
-        _rf_detr(768, 12, 2, 6, 300, **_MASKS),
-        "rf-detr-seg-xxlarge.pt",
-        "rf-detr-seg-2xl-ft.pth",
-        "040bc3412af840fa8a47e0ff69b552ba",
-    ),
+_RF_DETR: Mapping[str, _Values] = {
+    "nano": _rf_detr(384, 16, 2, 2, 300),
+    "small": _rf_detr(512, 16, 2, 3, 300),
+    "medium": _rf_detr(576, 16, 2, 4, 300),
+    "large": _rf_detr(704, 16, 2, 4, 300),
+    "seg-nano": _rf_detr(312, 12, 1, 4, 100, **_MASKS),
+    "seg-small": _rf_detr(384, 12, 2, 4, 100, **_MASKS),
+    "seg-medium": _rf_detr(432, 12, 2, 5, 200, **_MASKS),
+    "seg-large": _rf_detr(504, 12, 2, 5, 200, **_MASKS),
+    "seg-xlarge": _rf_detr(624, 12, 2, 6, 300, **_MASKS),
+    "seg-2xlarge": _rf_detr(768, 12, 2, 6, 300, **_MASKS),
 }
+_BEST = "checkpoint_best_regular.pth"
+_RF_DETR_FILES = {
+    "nano": ("rf-detr-nano.pth", f"nano_coco/{_BEST}", "fb6504cce7fbdc783f7a46991f07639f"),
+    "small": ("rf-detr-small.pth", f"small_coco/{_BEST}", "fb37061c1af7bace359c91b723a8d5c1"),
+    "medium": ("rf-detr-medium.pth", f"medium_coco/{_BEST}", "7223f764a87b863f02eb8d52bf0ce2ee"),
+    "large": ("rf-detr-large-2026.pth", "rf-detr-large-2026.pth", "5cb72153541cbcb9aa6efa26222acc75"),
+    "seg-nano": ("rf-detr-seg-nano.pt", "rf-detr-seg-n-ft.pth", "9995497791d0ff1664a1d9ddee9cfd20"),
+    "seg-small": ("rf-detr-seg-small.pt", "rf-detr-seg-s-ft.pth", "0a2a3006381d0c42853907e700eadd08"),
+    "seg-medium": ("rf-detr-seg-medium.pt", "rf-detr-seg-m-ft.pth", "a49af1562c3719227ad43d0ca53b4c7a"),
+    "seg-large": ("rf-detr-seg-large.pt", "rf-detr-seg-l-ft.pth", "275f7b094909544ed2841c94a677d07e"),
+    "seg-xlarge": ("rf-detr-seg-xlarge.pt", "rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
+    "seg-2xlarge": ("rf-detr-seg-xxlarge.pt", "rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
+}
+"""Of each RF-DETR, the name of its authors' file, its path at their address, and its MD5."""
 
 
 def _lw_detr(width: int, layers: int, queries: int, *, large: bool = False) -> dict[str, Any]:
@@ -284,13 +248,13 @@ PUBLISHED: Mapping[str, PublishedDetr] = {
     **{
         f"rfdetr-{size}": PublishedDetr(
             "rf_detr",
-            values,
+            _RF_DETR[size],
             f"Roboflow/rf-detr-{size.replace('2xlarge', 'xxlarge')}",
             file,
             f"https://storage.googleapis.com/rfdetr/{path}",
             md5,
         )
-        for size, (values, file, path, md5) in _RF_DETR.items()
+        for size, (file, path, md5) in _RF_DETR_FILES.items()
     },
     **{
         f"lwdetr-{size}": PublishedDetr("lw_detr", values, f"AnnaZhang/lwdetr_{size}_60e_coco")

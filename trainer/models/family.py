@@ -61,6 +61,16 @@ class Family(ABC):
         self.spec = spec
 
     @property
+    def has_nms(self) -> bool:
+        """Whether nms_iou_threshold has an effect: NMS chooses among the network's boxes."""
+        return True
+
+    @property
+    def max_boxes(self) -> int | None:
+        """The number of boxes that the network predicts for an image, if that is an option of it."""
+        return None
+
+    @property
     def masks(self) -> bool:
         """Whether the network predicts masks."""
         return self.spec.task is Task.SEGMENTATION

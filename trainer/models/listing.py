@@ -25,6 +25,8 @@ from trainer.models.weights.hub import (
     PREPROCESSOR_FILE,
     WEIGHTS_FILES,
     command,
+    has_cached_weights,
+    has_weights,
     in_cache,
     parse,
 )
@@ -154,7 +156,7 @@ def instructions(model: str, task: Task | None, backbone: str | None = None) -> 
         publisher = catalog.CARDS[card.backbones] if backbone else card
         yield f"{flags(entry, size, backbone)}  ({', '.join(entry.tasks)})"
         address, name = published.url, published.files[0]
-        if published.hub:
+        if published.comes_from_hub:
             address = f"https://huggingface.co/{published.hub}/resolve/main/model.safetensors"
         if not address:
             yield f"  {publisher.library} publishes no weights for it: --weights none trains from scratch"
@@ -234,9 +236,9 @@ def _here(files: tuple[str, ...], hub: str) -> str:
     choice = os.environ.get("TRAINER_WEIGHTS", "")
     if choice not in ("", PRETRAINED, NONE):
         path = Path(os.path.expanduser(choice))
-        if any((path / name).is_file() for name in files):
+        if any((path / name).is_file() for name in files) or has_weights(path, hub):
             return "TRAINER_WEIGHTS"
-    cached = _in_hub_cache(hub) if hub else bool(files) and (_torch_cache() / files[0]).is_file()
+    cached = has_cached_weights(hub) or (files and (_torch_cache() / files[0]).is_file())
     return "cache" if cached else ""
 
 
@@ -244,8 +246,3 @@ def _torch_cache() -> Path:
     """torch.hub's download directory, by torch's own rules but without importing torch."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{caches}/torch")).expanduser() / "hub/checkpoints"
-
-
-def _in_hub_cache(repository: str) -> bool:
-    cached = in_cache(repository)
-    return cached is not None and cached.weights() is not None

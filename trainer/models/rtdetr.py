@@ -68,6 +68,14 @@ class RTDETR(UltralyticsFamily):
         shared = UltralyticsFamily.options(task, model, settings, pretrained)
         return {**shared, "queries": 300, "decoder_layers": 6}
 
+    @property
+    def has_nms(self) -> bool:
+        return False
+
+    @property
+    def max_boxes(self) -> int:
+        return int(self.spec.options["queries"])
+
     def build(self) -> nn.Module:
         plan = self.plan()
         queries, layers = self.spec.options["queries"], self.spec.options["decoder_layers"]

@@ -63,6 +63,10 @@ class YOLO(UltralyticsFamily):
         self.end_to_end = bool(self.plan().get("end2end"))
         self._head = self.last_layer().rstrip(".")
 
+    @property
+    def has_nms(self) -> bool:
+        return not self.end_to_end
+
     def build(self) -> nn.Module:
         model = SegmentationModel if self.masks else DetectionModel
         # The number of classes determines the width of the whole classification branch. Building it for the

@@ -20,7 +20,7 @@ from trainer.errors import JobError, Problem, RunError
 from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
 from trainer.models.catalog import find
-from trainer.models.defaults import has_recipes
+from trainer.models.defaults import has_recipes, without_effect
 from trainer.runs import Durations, Result, Run, best_of
 from trainer.settings import Settings
 from trainer.training import tracking
@@ -276,6 +276,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
         log.info("weights: %s", prepared.weights or "none, training from scratch")
         if devices.are_launched_separately and plan.settings.random_seed is None:
             log.info("random_seed: %d, the default when a launcher starts the ranks", prepared.seed)
+    for remark in without_effect(plan.settings, prepared.family):
+        log.warning("%s", remark)
     if prepared.augment is not None:
         log.info("augmentation: %s", prepared.augment.file.in_words())
     if plan.micro_batches > 1:

@@ -17,6 +17,7 @@ from trainer.errors import WeightsError
 from trainer.job.job import Job
 from trainer.models import Family
 from trainer.models.weights.choice import is_address, of_run
+from trainer.models.weights.sources import spec_of
 from trainer.tasks import Task
 
 
@@ -191,6 +192,38 @@ def test_an_mlflow_run_gives_its_model(tmp_path: Path, resnet: Family, store: st
         network, loaded = load(resnet, job.weights_choice)
         assert str(loaded) == f"{len(state)} tensors from {found}"
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_spec_in_mlflow_is_downloaded_once_for_each_version(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import artifacts
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=store)
+    client.create_registered_model("shapes")
+    run = client.create_run(client.create_experiment("versions")).info.run_id
+    for version, model in enumerate(("first", "second"), start=1):
+        family = family_of(Task.CLASSIFICATION, "resnet18", model)
+        packaged(family, tmp_path / model)
+        client.log_artifacts(run, str(tmp_path / model), model)
+        address = f"{client.get_run(run).info.artifact_uri}/{model}"
+        client.create_model_version("shapes", address, run)
+        client.set_registered_model_alias("shapes", "best", str(version))
+        asked: list[str] = []
+        download = artifacts.download_artifacts
+
+        def counted(artifact_uri: str, dst_path: str, download: Any = download, asked: Any = asked) -> Any:
+            asked.append(artifact_uri)
+            return download(artifact_uri=artifact_uri, dst_path=dst_path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(artifacts, "download_artifacts", counted)
+            found = [spec_of("models:/shapes@best") for _ in range(3)]
+            assert found == [family.spec] * 3
+            assert spec_of(f"models:/shapes/{version}") == family.spec
+        assert asked == [f"models:/shapes/{version}"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -79,18 +79,12 @@ def in_directory(directory: Path, name: str) -> Repository | None:
     They may be in DIR/ORG/NAME, in the layout of the Hub's cache (DIR or DIR/hub), or, with their
     config.json, in DIR itself.
     """
-    repository, revision = parse(name)
-    own = directory / repository
-    if own.is_dir():
-        return Repository(repository, own)
-    for cache in (directory, directory / "hub"):
-        if (cached := _in_cache(cache, repository, revision)) is not None:
-            return cached
-    if (directory / CONFIG_FILE).is_file():
+    below = _below(directory, name)
+    if below is None and (directory / CONFIG_FILE).is_file():
+        repository, _ = parse(name)
         found = Repository(repository, directory)
-        if _fits(found.read_json(CONFIG_FILE) or {}, repository):
-            return found
-    return None
+        return found if _fits(found.read_json(CONFIG_FILE) or {}, repository) else None
+    return below
 
 
 def in_cache(name: str) -> Repository | None:
@@ -99,6 +93,21 @@ def in_cache(name: str) -> Repository | None:
 
     repository, revision = parse(name)
     return _in_cache(Path(constants.HF_HUB_CACHE), repository, revision)
+
+
+def has_cached_weights(name: str) -> bool:
+    """Whether a repository's weights were downloaded; False for no name."""
+    cached = in_cache(name) if name else None
+    return cached is not None and cached.weights() is not None
+
+
+def has_weights(directory: Path, name: str) -> bool:
+    """Whether a repository's weights are in DIR/ORG/NAME or in a copy of the Hub's cache; False for no name.
+
+    Weights in DIR itself do not count: the config.json next to them may be another repository's.
+    """
+    found = _below(directory, name) if name else None
+    return found is not None and found.weights() is not None
 
 
 def download(name: str, file: str, revision: str = "") -> Path | None:
@@ -137,6 +146,16 @@ def command(name: str, directory: str = "weights") -> str:
     repository, revision = parse(name)
     pinned = f" --revision {revision}" if revision else ""
     return f"hf download {repository}{pinned} --local-dir {directory}/{repository}"
+
+
+def _below(directory: Path, name: str) -> Repository | None:
+    """A repository in DIR/ORG/NAME, or in DIR or DIR/hub as the Hub's cache has it."""
+    repository, revision = parse(name)
+    own = directory / repository
+    if own.is_dir():
+        return Repository(repository, own)
+    caches = (_in_cache(cache, repository, revision) for cache in (directory, directory / "hub"))
+    return next(filter(None, caches), None)
 
 
 def _in_cache(cache: Path, repository: str, revision: str) -> Repository | None:

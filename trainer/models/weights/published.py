@@ -17,7 +17,8 @@ class PublishedWeights:
     Attributes:
         files: names that the file may have in a directory of weights, the usual one first.
         hub: repository on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION; "" if there is none.
-        url: address of the first file; "" if there is none.
+        url: address of the first file; "" if there is none. It is downloaded if there is no repository, or if
+            `md5` is given.
         md5: MD5 of the file at `url`; "" if its name or the hub has a better hash, or none is published.
         head: prefixes of the tensors whose shape depends on the classes; only these may differ.
         prefix: prefix of the file's tensors in the network, such as "backbone.body." for a backbone's
@@ -41,3 +42,8 @@ class PublishedWeights:
     convert: Callable[[dict[str, Tensor], nn.Module], tuple[dict[str, Tensor], list[str]]] | None = None
     adapt: Callable[..., dict[str, Tensor]] | None = None
     licence: str = ""
+
+    @property
+    def comes_from_hub(self) -> bool:
+        """Whether the weights are downloaded from the Hub, rather than from `url`."""
+        return bool(self.hub) and not self.md5

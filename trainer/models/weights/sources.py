@@ -8,8 +8,10 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +87,7 @@ def spec_of(choice: str) -> Spec | None:
         WeightsError: MLflow has no such model, or the spec is damaged.
     """
     if is_address(choice):
-        with tempfile.TemporaryDirectory() as scratch:
-            return _from_mlflow(choice, Path(scratch)).spec
+        return _spec_in_mlflow(choice)
     path = Path(os.path.expanduser(choice))
     source = _of_run(path) if path.is_dir() else Source(path, str(path), spec=_spec_of(path))
     if source is None:
@@ -142,19 +143,57 @@ def _spec_of(path: Path) -> Spec | None:
     return None
 
 
-def _from_mlflow(address: str, scratch: Path) -> Source:
+def _spec_in_mlflow(address: str) -> Spec | None:
     import mlflow
-    from mlflow.artifacts import download_artifacts
+
+    with _found_in_mlflow(address):
+        artifact = _model_of_run(address) or _version_of(address)
+    return _downloaded_spec(artifact, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
+
+
+@lru_cache(maxsize=8)
+def _downloaded_spec(artifact: str, _stores: tuple[str, str]) -> Spec | None:
+    """The spec of a model in the current stores, which one command asks for several times.
+
+    Args:
+        artifact: an address that always names the same model.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        return _from_mlflow(artifact, Path(scratch)).spec
+
+
+def _version_of(address: str) -> str:
+    """The address of the version that an alias, a stage or `latest` of a registered model stands for now."""
+    if re.fullmatch(r"models:/([^/@]+@[^/]+|[^/]+/\D[^/]*)", address) is None:
+        return address
+    from mlflow import MlflowClient
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    parts = get_model_name_and_version(MlflowClient(), address)  # type: ignore[no-untyped-call]
+    return f"models:/{'/'.join(map(str, parts))}"
+
+
+@contextmanager
+def _found_in_mlflow(address: str) -> Iterator[None]:
+    """Raise a WeightsError if MLflow does not find a model."""
+    import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
-        artifact = _model_of_run(address) or address
-        directory = Path(download_artifacts(artifact_uri=artifact, dst_path=str(scratch)))
+        yield
     except (MlflowException, OSError) as error:
         raise WeightsError(
             f"{address}: MLflow found no such model in its store at {mlflow.get_tracking_uri()}: "
             f"{brief(error)}. Set MLFLOW_TRACKING_URI to the right store, or give the run's directory"
         ) from error
+
+
+def _from_mlflow(address: str, scratch: Path) -> Source:
+    from mlflow.artifacts import download_artifacts
+
+    with _found_in_mlflow(address):
+        artifact = _model_of_run(address) or address
+        directory = Path(download_artifacts(artifact_uri=artifact, dst_path=str(scratch)))
     found = _of_run(directory)
     if found is None or found.spec is None:
         raise WeightsError(
@@ -188,8 +227,9 @@ def _in_directory(directory: Path, model: str, published: PublishedWeights) -> P
         repository = hub.in_directory(directory, published.hub)
         path = None if repository is None else repository.weights()
     if path is None:
+        places = (*names, f"{published.hub}/{hub.WEIGHTS_FILES[0]}") if published.hub else names
         raise WeightsError(
-            f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(names)}, and for "
+            f"--weights {directory}: holds no weights for {model}; looked for {' or '.join(places)}, and for "
             "the weights of a run. Put the file there, name it with --weights FILE, or train from scratch "
             "with --weights none"
         )
@@ -234,14 +274,15 @@ def _download(model: str, published: PublishedWeights) -> Path:
     if not (published.hub or published.url):
         raise WeightsError(f"{model} has no published weights; use --weights none or --weights FILE")
     try:
-        if published.hub:
+        if published.comes_from_hub or hub.has_cached_weights(published.hub):
             path, difference = _from_hub(published.hub)
         else:
             path = _from_address(published)
             difference = _difference(path, _hash(published, PurePosixPath(published.url).name))
     except (OSError, ValueError, RuntimeError) as error:
         # huggingface_hub and urllib both raise OSError without a network.
-        where = f"https://huggingface.co/{published.hub}" if published.hub else published.url
+        from_hub = published.comes_from_hub
+        where = f"https://huggingface.co/{published.hub}" if from_hub else published.url
         raise WeightsError(
             f"the pretrained weights of {model} are not on this machine and could not be fetched from "
             f"{where} ({type(error).__name__}). Either put {published.files[0]} into a directory and give "
