@@ -77,9 +77,14 @@ BUDGETS = {  # of a batch of 4: losses, backward pass, validation; of 8 images: 
     "yolo11n": (4, 0, 8, 6),
     "yolo26n-seg": (22, 0, 23, 6),
     "rtdetr-l": (8, 0, 8, 6),
+    "rtdetrv2-r18": (22, 0, 19, 8),
+    "dfine-n": (27, 0, 17, 6),
+    "rfdetr-nano": (12, 0, 13, 2),
+    "rfdetr-seg-nano": (12, 0, 13, 2),
+    "lwdetr-tiny": (12, 0, 13, 2),
 }
 """The most waits of the host. Those of R-CNNs, RetinaNet, FCOS and masks grow with a batch's images, which
-torchvision and ultralytics take one by one."""
+torchvision and ultralytics take one by one; those of transformers' DETRs grow with the decoder's layers."""
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.partition(":")[0] in BUDGETS])

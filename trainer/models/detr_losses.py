@@ -22,6 +22,7 @@ from transformers.loss.loss_rf_detr import RfDetrImageLoss
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from trainer.models.family import in_float32
+from trainer.models.transfers import without_waits
 
 _NAMES = {
     "loss_ce": "class_loss",
@@ -173,7 +174,8 @@ def loss_function(network: nn.Module, weights: Tensor | None) -> Callable[..., A
     bound = _bound(library, **{name: criterion})
 
     def compute(*arguments: Any, **options: Any) -> Any:
-        with in_float32(next(network.parameters()).device):
+        device = next(network.parameters()).device
+        with in_float32(device), without_waits(device):
             return bound(*map(_exact, arguments), **{key: _exact(value) for key, value in options.items()})
 
     return compute
