@@ -113,6 +113,38 @@ def test_a_directory_of_something_else_is_rejected_with_the_command(tmp_path: Pa
     assert hub.in_directory(tmp_path, "timm/resnet50.a1_in1k") is None
 
 
+@pytest.fixture
+def incomplete(tmp_path: Path) -> Path:
+    """The repository in the Hub's cache without its preprocessor, as a download of the network leaves it."""
+    cache = tmp_path / "hub/models--acme--tiny-vit"
+    write(cache / "snapshots" / COMMIT, preprocessor_config=None)
+    return cache
+
+
+def test_a_preprocessor_that_the_cache_lacks_is_fetched_at_its_commit(
+    incomplete: Path, hub_pages: Pages
+) -> None:
+    serve(hub_pages, "preprocessor_config.json", json.dumps(PREPROCESSOR).encode())
+    del hub_pages[f"/{NAME}/resolve/main/preprocessor_config.json"]
+    described = [describe(NAME, "pretrained")]
+    hub_pages.clear()  # nothing is asked for again
+    described.append(describe(NAME, "pretrained"))
+    assert [(each.preprocessor, each.revision) for each in described] == [(PREPROCESSOR, COMMIT)] * 2
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_preprocessor_is_missed_unless_the_cache_says_that_there_is_none(incomplete: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"preprocessor_config\.json of acme/tiny-vit, .* could not be fet"
+    ):
+        describe(NAME, "pretrained")
+    for name in (hub.PREPROCESSOR_FILE, hub.PROCESSOR_FILE):
+        absent = incomplete / ".no_exist" / COMMIT / name
+        absent.parent.mkdir(parents=True, exist_ok=True)
+        absent.touch()
+    assert describe(NAME, "pretrained").preprocessor == {}
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content, encoding="utf-8")

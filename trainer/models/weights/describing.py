@@ -93,24 +93,45 @@ def _in_cache_or_downloaded(name: str) -> Repository:
     repository, revision = parse(name)
     cached = in_cache(name)
     if cached is not None and (cached.directory / CONFIG_FILE).is_file():
+        if _may_lack_preprocessor(cached):
+            _download_preprocessor(name, cached.revision)
         return cached
     try:
         path = download(repository, CONFIG_FILE, revision)
-        if path is not None:
-            for other in (PREPROCESSOR_FILE, PROCESSOR_FILE):
-                if download(repository, other, path.parent.name) is not None:
-                    break
     except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(_not_fetched(name, error)) from error
+        raise WeightsError(_not_fetched(name, CONFIG_FILE, "describes the model", error)) from error
     if path is None:
         raise WeightsError(
             f"https://huggingface.co/{repository} has no {CONFIG_FILE}, without which its network cannot be "
             "built; choose another model"
         )
+    _download_preprocessor(name, path.parent.name)
     return Repository(repository, path.parent, path.parent.name)
 
 
-def _not_fetched(name: str, error: Exception) -> str:
+def _may_lack_preprocessor(cached: Repository) -> bool:
+    """Whether a snapshot in the Hub's cache has no preprocessor's file, although its repository may have one.
+
+    The cache has an empty file below .no_exist for each that the Hub was found not to have.
+    """
+    files = (PREPROCESSOR_FILE, PROCESSOR_FILE)
+    absent = cached.directory.parents[1] / ".no_exist" / cached.revision
+    is_known = any((cached.directory / file).is_file() for file in files)
+    return not is_known and not all((absent / file).is_file() for file in files)
+
+
+def _download_preprocessor(name: str, commit: str) -> None:
+    """Download the file that says how images are prepared, if the repository has one."""
+    repository, _ = parse(name)
+    try:
+        for file in (PREPROCESSOR_FILE, PROCESSOR_FILE):
+            if download(repository, file, commit) is not None:
+                break
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(_not_fetched(name, file, "says how its images are prepared", error)) from error
+
+
+def _not_fetched(name: str, file: str, purpose: str, error: Exception) -> str:
     repository, revision = parse(name)
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError"):
@@ -121,7 +142,7 @@ def _not_fetched(name: str, error: Exception) -> str:
             "or private model, accept its terms on that page and log in: hf auth login"
         )
     return (
-        f"{CONFIG_FILE} of {repository}, which describes the model, is not on this machine and could not be "
+        f"{file} of {repository}, which {purpose}, is not on this machine and could not be "
         f"fetched from https://huggingface.co/{repository} ({kind}). On a machine with a network, run "
         f"`{command(name)}`, copy the directory here, and give --weights weights"
     )
