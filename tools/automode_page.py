@@ -34,7 +34,7 @@ This page is generated from the code by `make docs`.
    the second of each, and so on, up to the number of trials.
 3. Then settings proposed by TPE (`bayesian`) from all results so far.
 
-The detectors on a GPU are in the order of the AP that their authors publish for other people's data
+The detectors on a GPU are in the order of the AP that RF-DETR's authors publish for other people's data
 (RF100-VL, 100 data sets) and of its cost: RF-DETR-S has 60.2 at 3.5 ms an image and D-FINE-L 61.6,
 while YOLO26-X takes 9.6 ms for 60.0. Among similar models, those under Apache-2.0 come first.
 

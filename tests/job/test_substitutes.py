@@ -66,7 +66,7 @@ def test_every_model_of_azures_catalog_has_a_substitute_that_resolves(task: Task
 def test_another_network_needs_permission(task: Task, name: str) -> None:
     substitute = substitutes.find(name)
     assert substitute is not None
-    if substitute.runs_as_it_is:
+    if substitute.is_same:
         assert make_job(task, name).model == substitute.model
         return
     with pytest.raises(JobError) as caught:
@@ -80,6 +80,12 @@ def test_another_network_needs_permission(task: Task, name: str) -> None:
 def test_a_mask_rcnn_on_a_swin_is_one() -> None:
     job = make_job(Task.SEGMENTATION, SWIN)
     assert (job.model, job.resolve_settings().backbone) == ("maskrcnn_resnet50_fpn", SWIN_BACKBONE)
+
+
+def test_a_substitute_for_a_segmenter_is_the_nearest_in_accuracy() -> None:
+    substitute = substitutes.find("mmd-3x-rtmdet-ins_x_8xb16-300e_coco")
+    assert substitute is not None
+    assert (substitute.model, substitute.is_same) == ("rfdetr-seg-medium", False)
 
 
 def test_a_model_without_a_substitute_is_named() -> None:
