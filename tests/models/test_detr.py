@@ -416,7 +416,7 @@ def test_only_networks_with_weights_slow_down_the_layers_near_the_input() -> Non
 
 NO_NMS, FEW = (
     "nms_iou_threshold: 0.3 has no effect",
-    "box_detections_per_image: 301 has the effect of {}, the",
+    "box_detections_per_image: 301 acts as {}, the",
 )
 
 

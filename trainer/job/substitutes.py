@@ -1,6 +1,6 @@
-"""Models of MMDetection that Azure's catalog names: what runs here in their place, and why.
+"""Replaces the models of MMDetection in Azure's catalog by the nearest ones of this project.
 
-MMDetection itself is no part of this project.
+MMDetection itself is not part of this project.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from trainer.errors import JobError, Problem
 from trainer.job.sweep import MODEL_NAME
 
 PREFIX = "mmd-3x-"
-"""What Azure's catalog writes before MMDetection's names."""
+"""Prefix of MMDetection's names in Azure's catalog."""
 _ARCHITECTURES = r"deformable[-_]detr|sparse[-_]rcnn|vfnet|yolof|mask[-_]rcnn_swin|rtmdet"
 _NAME = re.compile(rf"(?<![\w./-])(?:{PREFIX}[\w.-]+|(?:{_ARCHITECTURES})[\w.-]*_coco)(?![\w./-])")
-"""Azure's names, of which the catalog's first versions have no prefix."""
+"""Azure's names; the first versions of its catalog have no prefix."""
 _BACKBONE = "backbone"
 
 
@@ -49,33 +49,33 @@ class Substitute:
 _SUBSTITUTES = {
     r"deformable[-_]detr_(refine_twostage|twostage_refine)_r50": Substitute(
         "rtdetrv2-r50",
-        "a DETR with deformable attention on a ResNet-50, too; 53.4 AP, where it has 47.0",
+        "also a DETR with deformable attention on a ResNet-50; 53.4 AP instead of 47.0",
     ),
     r"sparse[-_]rcnn_r(50|101)": Substitute(
         "fasterrcnn_resnet50_fpn_v2",
-        "two stages on a ResNet with a feature pyramid, too; 46.7 AP, where it has 45.0 (r50) or 46.2 (r101)",
+        "also two stages on a ResNet with a feature pyramid; 46.7 AP instead of 45.0 (r50) or 46.2 (r101)",
     ),
     r"vfnet_r50": Substitute(
         "rtdetrv2-r18",
-        "the nearest in accuracy; 48.1 AP, where it has 47.8",
+        "the nearest in accuracy; 48.1 AP instead of 47.8",
     ),
     r"vfnet_x101": Substitute(
         "rtdetrv2-r34",
-        "the nearest in accuracy; 49.9 AP, where it has 50.4",
+        "the nearest in accuracy; 49.9 AP instead of 50.4",
     ),
     r"yolof_r50": Substitute(
         "fcos_resnet50_fpn",
-        "one stage on a ResNet-50, too, with a feature pyramid; 39.2 AP, where it has 37.5",
+        "also one stage on a ResNet-50, but with a feature pyramid; 39.2 AP instead of 37.5",
     ),
     r"mask[-_]rcnn_swin-t": Substitute(
         "maskrcnn_resnet50_fpn",
-        "the same network, but of its weights only the backbone's are published here, which saw ImageNet",
+        "the same network, but only the backbone's weights can be loaded, which were trained on ImageNet",
         backbone="timm/swin_tiny_patch4_window7_224",
         is_same=True,
     ),
     r"rtmdet-ins_x": Substitute(
         "rfdetr-seg-medium",
-        "the nearest in accuracy; 45.3 mask AP, where it has 44.6",
+        "the nearest in accuracy; 45.3 mask AP instead of 44.6",
     ),
 }
 """By a pattern of the start of MMDetection's names."""
@@ -88,14 +88,14 @@ def find(name: str) -> Substitute | None:
 
 
 def remarks(replaced: Mapping[str, str]) -> list[str]:
-    """What to tell about the models that have replaced models of MMDetection.
+    """Notes on the models that replace models of MMDetection, for the log.
 
     Args:
         replaced: the `substitutes` of a job.
     """
     found = {name: find(name) for name in replaced}
     return [
-        f"{replaced[name]} in place of {name}: {substitute.reason}"
+        f"{replaced[name]} replaces {name}: {substitute.reason}"
         for name, substitute in found.items()
         if substitute is not None
     ]
@@ -104,7 +104,7 @@ def remarks(replaced: Mapping[str, str]) -> list[str]:
 def replace_models(values: Mapping[str, Any]) -> dict[str, Any]:
     """Replace MMDetection's names among a job's values by models that run here.
 
-    What replaces which is added to `substitutes`. Only another network needs allow_substitute_models.
+    The replacements are added to `substitutes`. Only a different network needs allow_substitute_models.
 
     Args:
         values: the fields of a Job, with unchecked values.
@@ -194,7 +194,7 @@ def _allowed(name: str, values: Mapping[str, Any]) -> Substitute:
             f"{name} is a model of MMDetection, which is not supported; the substitute is "
             f"{substitute.words}: {substitute.reason}"
         )
-        hint = "--allow-substitute-models takes it (in a job file: local.allow_substitute_models: true)"
+        hint = "--allow-substitute-models trains it (in a job file: local: {allow_substitute_models: true})"
     raise JobError("the job cannot be run:", [Problem("", MODEL_NAME, rule, hint=hint)])
 
 

@@ -54,7 +54,7 @@ def default_settings(task: Task, model: str, recipe: str = "reference") -> dict[
 
 
 def without_effect(settings: Settings, family: Family) -> list[str]:
-    """Tell which settings of boxes differ from the model's defaults and yet have no effect on its network."""
+    """Notes on settings of boxes that differ from the model's defaults but have no effect on its network."""
     model = family.spec.model
     defaults = default_settings(family.spec.task, model)
     threshold, most = settings.nms_iou_threshold, settings.box_detections_per_image
@@ -64,7 +64,7 @@ def without_effect(settings: Settings, family: Family) -> list[str]:
     # An image in tiles may have more boxes than the network predicts for a tile.
     limit = None if settings.tile_grid_size else family.max_boxes
     if limit is not None and most > limit and most != defaults["box_detections_per_image"]:
-        rule = f"has the effect of {limit}, the most boxes that {model} predicts for an image"
+        rule = f"acts as {limit}, the number of boxes that {model} predicts for an image"
         remarks.append(f"box_detections_per_image: {most} {rule}")
     return remarks
 
@@ -279,8 +279,7 @@ def _defaults_of_the_start(
 ) -> dict[str, Any]:
     """Defaults that depend on whether there are weights to start from, or whether only the head learns."""
     if from_scratch:
-        # Layers that start from random values are neither worth freezing nor worth slowing down, unless the
-        # user asks for it.
+        # Do not freeze or slow down layers that start from random values, unless the user asks for it.
         return {"layers_to_freeze": None, "layer_decay": 1.0, **dict.fromkeys(ABOUT_WEIGHTS, False)}
     freezes = str(chosen.get("layers_to_freeze", "")).lower() == "backbone"
     if not (freezes or _is_zero(chosen.get("number_of_epochs"))) or not can_probe(entry, chosen):

@@ -51,7 +51,7 @@ class Output(NamedTuple):
 
 
 class DETR(Family):
-    """Detectors that learn to give each object one of their queries' boxes. Images are stretched to a square.
+    """Networks that match each object with one of their queries. Images are stretched to squares.
 
     There is no NMS, so nms_iou_threshold has no effect, and box_detections_per_image has none above the
     number of queries. The losses draw noise and points of masks from torch's global generator.
@@ -77,7 +77,7 @@ class DETR(Family):
             "auxiliary_loss": True,
         }
         if hasattr(config, "initializer_bias_prior_prob"):
-            # As the authors; the library's 1 / (classes + 1) makes the first losses of few classes huge.
+            # As the authors set it. With the library's 1 / (classes + 1), few classes give huge first losses.
             values["initializer_bias_prior_prob"] = FOCAL_PRIOR
         if not pretrained and hasattr(config, "freeze_backbone_batch_norms"):
             values["freeze_backbone_batch_norms"] = False  # there are no statistics to keep
@@ -97,12 +97,12 @@ class DETR(Family):
 
     @cached_property
     def config(self) -> Any:
-        """The library's description of the network."""
+        """The library's configuration of the network."""
         return detr_networks.configured({**self.spec.options["config"], "num_labels": len(self.spec.classes)})
 
     @property
     def architecture(self) -> detr_networks.Architecture:
-        """What sets the network's architecture apart."""
+        """The facts about the network's architecture."""
         return detr_networks.ARCHITECTURES[self.config.model_type]
 
     @property
@@ -117,7 +117,7 @@ class DETR(Family):
         return detr_networks.build(self.config, masks=self.masks)
 
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
-        """The scores of each decoder layer and, where it has some, of the encoder."""
+        """The layers with class scores: one for each decoder layer and, in some networks, for the encoder."""
         return [
             (module, FOCAL_PRIOR)
             for name, module in network.named_modules()
@@ -242,7 +242,7 @@ class DETR(Family):
         predictions = counted(images, labels=list(batch["targets"]))
         losses = detr_losses.named(predictions.loss_dict, network.config)
         if network.training and not any(len(target["boxes"]) for target in batch["targets"]):
-            # Parts for objects alone get no gradient, for which other ranks would wait.
+            # Without objects, some parameters would get no gradient, and other ranks would wait for it.
             unused = [each.sum() for each in network.parameters() if each.requires_grad]
             losses["class_loss"] = losses["class_loss"] + 0 * torch.stack(unused).sum()
         return predictions, losses
@@ -285,7 +285,7 @@ def _mask(box: FloatArray, grid: FloatArray, geometry: Geometry, threshold: floa
 
 
 class _TrainingDataset(TrainingDataset):
-    """Preprocessed images; before, at p = .5, cropped around the boxes or expanded ×1–2, then flipped."""
+    """Images that are augmented, if the settings say so, and preprocessed."""
 
     def __init__(self, family: DETR, examples: Examples, settings: Settings) -> None:
         self.family, self.target = family, family.target
@@ -310,7 +310,7 @@ class _TrainingDataset(TrainingDataset):
         return item
 
     def collate(self, items: Sequence[Item]) -> Batch:
-        """Batch the items; the first one's size applies to all."""
+        """Batch the items; the size of the first one applies to all."""
         shared = {"size": items[0]["size"]} if self.sizes else {}
         shared["class_weights"] = self.class_weights
         return {**self.family.collate(items), "shared": shared}

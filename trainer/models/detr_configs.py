@@ -1,8 +1,8 @@
-"""The published DETRs: each one's architecture in `transformers`, and the values of its configuration.
+"""The published DETRs: the architecture of each in `transformers`, and the values of its configuration.
 
-A network is built from these values alone, without a download. The values are those that the library's
-conversion scripts (convert_*.py of each architecture) give the published checkpoints; a value that is not
-named has the library's default.
+Networks are built from these values alone, without a download. They are the values that the library's
+conversion scripts (convert_*.py of each architecture) give the published checkpoints; all others are the
+library's defaults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PublishedDetr:
 
     Attributes:
         architecture: the library's `model_type`.
-        values: of its configuration, where it differs from the library's defaults.
+        values: the configuration's values that differ from the library's defaults.
         hub: repository on the Hugging Face Hub.
         file: name of a file that the authors publish elsewhere; "" if the Hub has the only one.
         url: that file's address.
@@ -200,7 +200,7 @@ _RF_DETR_FILES = {
     "seg-xlarge": ("rf-detr-seg-xlarge.pt", "rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba"),
     "seg-2xlarge": ("rf-detr-seg-xxlarge.pt", "rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba"),
 }
-"""Of each RF-DETR, the name of its authors' file, its path at their address, and its MD5."""
+"""The authors' file of each RF-DETR: its name, its path at their address, and its MD5."""
 
 
 def _lw_detr(width: int, layers: int, queries: int, *, large: bool = False) -> dict[str, Any]:
@@ -261,4 +261,4 @@ PUBLISHED: Mapping[str, PublishedDetr] = {
         for size, values in _LW_DETR.items()
     },
 }
-"""Every published network by its name here."""
+"""Every published network by its model's name."""

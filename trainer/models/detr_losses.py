@@ -1,8 +1,8 @@
 """The training losses of `transformers`' DETRs, by name, with a weight for each class.
 
-The library computes them in functions that make their criterion themselves. Such a function is called here
-with a criterion derived from the library's own: its code is bound to globals in which the criterion's name
-stands for the derived class. Nothing in the library changes.
+The library's loss functions create their criterion themselves. To pass them one with class weights, a copy of
+the function is called whose globals have a derived class under the criterion's name. Nothing in the library
+changes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NAMES = {
     "loss_mask_ce": "mask_loss",
     "loss_mask_dice": "dice_loss",
 }
-"""The library's losses by their names here. Its others are for information only."""
+"""The library's names of its losses → ours. Its other values are for information only."""
 
 _FACTORS = {
     "loss_ce": "class_loss_coefficient",
@@ -43,11 +43,11 @@ _FACTORS = {
     "loss_mask_ce": "mask_class_loss_coefficient",
     "loss_mask_dice": "mask_dice_loss_coefficient",
 }
-"""The configuration's factor of each loss, where the library's dictionary holds the loss without it."""
+"""The configuration's name for the factor of each loss that the library's dictionary holds without it."""
 
 
 def _bound(function: Any, **names: Any) -> FunctionType:
-    """The same function, to which some of its module's names mean other objects."""
+    """Copy a function, with other objects under some of its global names."""
     found: Any = FunctionType(
         function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__
     )
@@ -57,9 +57,9 @@ def _bound(function: Any, **names: Any) -> FunctionType:
 
 
 _ALONE: Mapping[str, Any] = {"_is_torch_distributed_initialized": lambda: False}
-"""Names for `forward` of criteria that divide by the mean number of objects of all ranks.
+"""Globals for the `forward` of criteria, which would divide by the mean number of objects of all ranks.
 
-A rank without a batch would hold up the others.
+They would wait for a rank that has no batch.
 """
 
 _Pairs = list[tuple[Tensor, Tensor]]
@@ -168,7 +168,7 @@ def loss_function(network: nn.Module, weights: Tensor | None) -> Callable[..., A
     def criterion(*arguments: Any, **options: Any) -> Any:
         made = _CRITERIA[name](*arguments, **options)
         made.weights = weights
-        # The library leaves it in training mode, where it expects all groups of queries.
+        # The library leaves the criterion in training mode, in which it expects all groups of queries.
         return made.train(network.training)
 
     bound = _bound(library, **{name: criterion})
@@ -186,10 +186,10 @@ def _exact(value: Any) -> Any:
 
 
 def named(losses: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """The library's losses of all layers as one for each kind: the mean over the layers.
+    """Average each kind of the library's losses over the layers.
 
-    Their sum, times the number of layers, is the library's loss. The mean does not make a network from
-    scratch seem to diverge; for adamw, and with a clipped gradient norm, the two are equivalent.
+    Their sum, times the number of layers, is the library's loss. With the sum, a network from scratch would
+    seem to diverge; for adamw, and with a clipped gradient norm, the two are equivalent.
     """
     are_weighted = not hasattr(config, "bbox_loss_coefficient")
     parts: dict[str, list[Tensor]] = {}

@@ -29,7 +29,7 @@ _QUERIES = re.compile(r"(refpoint_embed|reference_point_embed|query_feat)\.weigh
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What sets one of the library's architectures apart.
+    """Facts about one of the library's architectures.
 
     Attributes:
         detector: class of its detectors.
@@ -94,7 +94,7 @@ def positions(config: Any, side: int) -> int:
 
 
 def step(config: Any) -> int:
-    """Pixels of which the side of an image must be a multiple."""
+    """The number of pixels that the side of an image must be a multiple of."""
     patch = getattr(config.backbone_config, "patch_size", 0)
     windows = getattr(
         config.backbone_config, "num_windows_side", getattr(config.backbone_config, "num_windows", 1)
@@ -163,7 +163,7 @@ def _exact(value: Any) -> Any:
 
 
 def _compute_in_float32(module: nn.Module) -> None:
-    """Let a part of the decoder run in float32: it passes on coordinates, which bfloat16 rounds to 1/256."""
+    """Run a part of the decoder in float32: it passes on coordinates, which bfloat16 rounds to 1/256."""
     if isinstance(module, nn.ModuleList):
         for child in module:
             _compute_in_float32(child)

@@ -349,7 +349,7 @@ class TrainingDataset(ABC):
 
     Attributes:
         family: the family that the items are for.
-        shared: what the losses need to know of the run, alike for all batches.
+        shared: what the losses need to know about the run; the same for all batches.
         largest_size: the largest `size` that multi_scale may draw for "shared" in a batch; None without it.
     """
 

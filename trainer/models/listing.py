@@ -24,7 +24,7 @@ from trainer.models.weights.hub import (
     CONFIG_FILE,
     PREPROCESSOR_FILE,
     WEIGHTS_FILES,
-    command,
+    download_command,
     has_cached_weights,
     has_weights,
     in_cache,
@@ -204,7 +204,7 @@ def _instructions_of_hub(entry: ModelEntry, task: Task) -> Iterator[str]:
         yield f"  revision     the newest when it is first downloaded; {entry.name}{pin} pins it"
     yield "  checked by   their SHA-256 at the Hub when trainer downloads them; not in a directory"
     yield f"  is here      {_here((f'{repository}/{WEIGHTS_FILES[0]}',), entry.library_name) or 'no'}"
-    yield f"  to use it    {command(entry.library_name)}"
+    yield f"  to use it    {download_command(entry.library_name)}"
     yield f"               trainer fit --task {task} --model {entry.name} --weights weights ..."
     yield "               (TRAINER_WEIGHTS=weights applies to all commands; no network is used then)"
 

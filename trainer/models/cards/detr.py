@@ -1,4 +1,4 @@
-"""DETRs: the detectors and segmenters of transformers."""
+"""transformers' detectors and segmenters, all of them DETRs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CARD = FamilyCard(
         "average_weights": True,
     },
     epochs=50,
-    # Some accept few sizes, and the published one is the best known.
+    # AutoMode keeps the published size: some networks accept few others.
     searched_sides=(),
     smallest_models=("rtdetrv2-r18", "dfine-n", "rfdetr-nano", "rfdetr-seg-nano", "lwdetr-tiny"),
     tiny_settings={"image_size": 64},
@@ -41,11 +41,11 @@ CARD = FamilyCard(
 )
 
 _FOUR_AT_A_TIME = {
-    # 16 images a step, as the authors train it; 4 fit the memory of most GPUs.
+    # The authors train with 16 images per step; most GPUs have memory for 4.
     "training_batch_size": 4,
     "validation_batch_size": 4,
     "gradient_accumulation_step": 4,
-    # Over the backbone's blocks, as the authors.
+    # As the authors, over the backbone's blocks.
     "layer_decay": 0.8,
 }
 

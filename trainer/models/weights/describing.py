@@ -13,8 +13,8 @@ from trainer.models.weights.hub import (
     PREPROCESSOR_FILE,
     PROCESSOR_FILE,
     Repository,
-    command,
     download,
+    download_command,
     in_cache,
     in_directory,
     parse,
@@ -33,7 +33,7 @@ _UNUSED = (
 
 
 def describe(name: str, choice: str) -> Description:
-    """Read what a model's files say, which are looked for where its weights are.
+    """Read what a model's files say. They are looked for where its weights are.
 
     Args:
         name: ORG/NAME or ORG/NAME@REVISION.
@@ -84,7 +84,7 @@ def _of_earlier_run(choice: str, name: str, directory: Path | None) -> Descripti
     where = "" if directory is None else f" in {directory / repository}, {directory} and its cache layout"
     raise WeightsError(
         f"--weights {choice}: holds no {CONFIG_FILE} of {repository}, which describes the model; looked"
-        f"{where}. Download the model's files: {command(name, str(directory or 'weights'))}"
+        f"{where}. Download the model's files: {download_command(name, str(directory or 'weights'))}"
     )
 
 
@@ -144,7 +144,7 @@ def _not_fetched(name: str, file: str, purpose: str, error: Exception) -> str:
     return (
         f"{file} of {repository}, which {purpose}, is not on this machine and could not be "
         f"fetched from https://huggingface.co/{repository} ({kind}). On a machine with a network, run "
-        f"`{command(name)}`, copy the directory here, and give --weights weights"
+        f"`{download_command(name)}`, copy the directory here, and give --weights weights"
     )
 
 

@@ -96,13 +96,13 @@ def in_cache(name: str) -> Repository | None:
 
 
 def has_cached_weights(name: str) -> bool:
-    """Whether a repository's weights were downloaded; False for no name."""
+    """Whether the Hub's cache has a repository's weights; "" has none."""
     cached = in_cache(name) if name else None
     return cached is not None and cached.weights() is not None
 
 
 def has_weights(directory: Path, name: str) -> bool:
-    """Whether a repository's weights are in DIR/ORG/NAME or in a copy of the Hub's cache; False for no name.
+    """Whether a repository's weights are in DIR/ORG/NAME or in a copy of the Hub's cache; "" has none.
 
     Weights in DIR itself do not count: the config.json next to them may be another repository's.
     """
@@ -141,7 +141,7 @@ def _without_logging_retries() -> Iterator[None]:
         logger.propagate = before
 
 
-def command(name: str, directory: str = "weights") -> str:
+def download_command(name: str, directory: str = "weights") -> str:
     """The command that downloads a repository into a directory of weights."""
     repository, revision = parse(name)
     pinned = f" --revision {revision}" if revision else ""
@@ -149,7 +149,7 @@ def command(name: str, directory: str = "weights") -> str:
 
 
 def _below(directory: Path, name: str) -> Repository | None:
-    """A repository in DIR/ORG/NAME, or in DIR or DIR/hub as the Hub's cache has it."""
+    """A repository in DIR/ORG/NAME, or in the layout of the Hub's cache in DIR or DIR/hub."""
     repository, revision = parse(name)
     own = directory / repository
     if own.is_dir():
