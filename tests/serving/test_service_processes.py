@@ -89,6 +89,7 @@ def test_workers_share_work_and_metrics_and_finish_accepted_requests(
         client.close()
     assert server.returncode == 0
     assert "Traceback" not in errors
+    assert f"to try it in a browser: {client.base_url}/" in errors
     lines = [json.loads(line) for line in out.splitlines()]
     assert sum(line["path"] == "/score" and line["status"] == 200 for line in lines) == 25
 

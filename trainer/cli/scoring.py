@@ -192,6 +192,10 @@ def serve(
 
     from serving.service.launch import serve as run_server
 
+    def announce(url: str) -> None:
+        print(f"serving {run_or_model} at {url}/score", flush=True)
+        print(f"to try it in a browser: {url}/", file=sys.stderr)
+
     try:
         options = Options(cores=max(1, available_cores() // max(1, workers)), **values_of(limits))
     except ValidationError as error:
@@ -206,5 +210,5 @@ def serve(
         device=device,
         options=options,
         access_log=access_log,
-        announce=lambda url: print(f"serving {run_or_model} at {url}/score", flush=True),
+        announce=announce,
     )
