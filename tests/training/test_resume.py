@@ -172,7 +172,7 @@ def test_time_limit_shortens_a_modern_run_to_the_end_of_its_schedule(
     assert "momentum has no effect with optimizer adamw" in run.log.read_text("utf-8")
     resumed = resume(run.directory, {"number_of_epochs": 6})
     assert float(rows(resumed)[5]["learning_rate"]) < float(rows(resumed)[0]["learning_rate"]) / 100
-    said = re.search(r"the learning rate rises from (\S+) to (\S+), where", run.log.read_text("utf-8"))
+    said = re.search(r"the learning rate rises from (\S+) to (\S+), its", run.log.read_text("utf-8"))
     assert said is not None
     assert float(said[1]) == pytest.approx(rates[-1], rel=1e-2)
     assert float(said[1]) < float(said[2]) < rates[0]
