@@ -159,10 +159,16 @@ def test_a_checkpoint_run_id_is_a_path_or_a_run_of_mlflow(run: str, choice: str)
     assert is_address(choice) == (":/" in choice)
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a tracking store is, which MLflow takes seconds to create."""
+    return tmp_path_factory.mktemp("store") / "tracking.db"
+
+
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A real tracking store; its URI, which is the user's."""
-    uri = f"sqlite:///{tmp_path}/tracking.db"
+    uri = f"sqlite:///{database}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.chdir(tmp_path)  # where MLflow puts what is logged
     return uri
