@@ -32,6 +32,10 @@ Extras add packages under other licences:
 
 The other extras that `pip install '.[all]'` installs are under permissive licences: Apache-2.0, MIT or BSD.
 
+Published weights are in no package; `trainer models` and `trainer weights` name their licences. Those of
+`deimv2-s` and of timm's models with `dinov3` in their names come from DINOv3, under
+[Meta's own licence](https://ai.meta.com/resources/models-and-libraries/dinov3-license/).
+
 | package | licence |
 |---|---|
 """

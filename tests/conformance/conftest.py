@@ -42,30 +42,46 @@ _HYBRID = {
     "decoder_in_channels": [64, 64, 64],
 }
 _VIT = {"hidden_size": 96, "num_attention_heads": 3}
+_FOUR_BLOCKS = {"num_hidden_layers": 4, "intermediate_size": 192}
 _GROUPS = {**_DECODER, "group_detr": 3}
+_HGNET = {
+    **_HYBRID,
+    "num_queries": 20,
+    "encoder_in_channels": [64, 128],
+    "decoder_in_channels": [64, 64],
+    "backbone_config": {
+        "hidden_sizes": [16, 32, 64, 128],
+        "stem_channels": [3, 8, 8],
+        "stage_in_channels": [8, 16, 32, 64],
+        "stage_mid_channels": [8, 8, 16, 16],
+        "stage_out_channels": [16, 32, 64, 128],
+    },
+}
+_ENCODER = {"encoder_layers": 1, "encoder_ffn_dim": 128, "dropout": 0.0}
+_RESNET = {"backbone": "test_resnet"}
+_DEFORMABLE = {**_DECODER, **_ENCODER, "backbone_config": _RESNET, "encoder_n_points": 2}
 TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "rtdetrv2-r18": {
         **_HYBRID,
         "num_queries": 84,
         "backbone_config": {"depths": [1] * 4, "hidden_sizes": [16, 32, 64, 128], "embedding_size": 16},
     },
-    "dfine-n": {
+    "dfine-n": _HGNET,
+    "deimv2-n": _HGNET,
+    "deimv2-s": {
         **_HYBRID,
-        "num_queries": 20,
-        "encoder_in_channels": [64, 128],
-        "decoder_in_channels": [64, 64],
-        "backbone_config": {
-            "hidden_sizes": [16, 32, 64, 128],
-            "stem_channels": [3, 8, 8],
-            "stage_in_channels": [8, 16, 32, 64],
-            "stage_mid_channels": [8, 8, 16, 16],
-            "stage_out_channels": [16, 32, 64, 128],
-        },
+        "encoder_in_channels": [64, 64, 64],
+        "backbone_config": {**_VIT, **_FOUR_BLOCKS, "out_indices": [2, 3, 4]},
     },
     "rfdetr-nano": {**_GROUPS, "backbone_config": {**_VIT, "num_windows": 1}},
     # Every position is a query, so that the first scores choose none.
     "rfdetr-seg-nano": {**_GROUPS, "num_queries": 36, "backbone_config": _VIT},
     "lwdetr-tiny": {**_GROUPS, "backbone_config": _VIT},
+    "deformable-detr": _DEFORMABLE,
+    "deformable-detr-two-stage": _DEFORMABLE,
+    "yolos-tiny": {**_VIT, **_FOUR_BLOCKS, "num_detection_tokens": 16},
+    # Only from the second layer on, queries are scaled.
+    "conditional-detr-r50": {**_DECODER, **_ENCODER, "decoder_layers": 2, "backbone_config": _RESNET},
 }
 """Changes that make a DETR's configuration small enough for tests."""
 STEPS = 300

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
-import socket
+from copy import copy
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.core_model_loading import revert_weight_conversion
 
 from tests.conformance.conftest import TINY_CONFIGS, Case, make_case
 from trainer.annotations import Example, Objects
 from trainer.errors import JobError, RunError, WeightsError
-from trainer.models import Family, catalog, create, detr_losses, specify
+from trainer.models import Family, catalog, create, detr_losses, detr_networks, specify
 from trainer.models.card import ModelEntry
 from trainer.models.defaults import default_in_words, models_taking, resolve, without_effect
 from trainer.models.detr_configs import PUBLISHED
@@ -91,10 +86,50 @@ def test_losses_are_the_librarys_own_averaged_over_the_layers(model: str, traini
             network.config.group_detr = 1  # which the library leaves as in training
         library = network(batch["images"], labels=batch["targets"])
         network.config.group_detr = groups
-    of_classes = [key for key in library.loss_dict if key.startswith(("loss_ce", "loss_vfl"))]
+        proposals = proposal_loss(network, library, batch["targets"])
+    of_classes = [key for key in library.loss_dict if key.startswith(("loss_ce", "loss_vfl", "loss_mal"))]
     layers = len([key for key in of_classes if "_dn_" not in key])
-    assert layers == network.config.decoder_layers + 1
-    assert sum(losses.values()).item() == pytest.approx(library.loss.item() / layers, rel=1e-5)
+    chooses_positions = not model.startswith(("deformable-", "conditional-", "yolos-"))
+    assert layers == getattr(network.config, "decoder_layers", 1) + chooses_positions
+    layers += proposals > 0
+    assert sum(losses.values()).item() == pytest.approx((library.loss.item() + proposals) / layers, rel=1e-5)
+
+
+def proposal_loss(network: Any, outputs: Any, targets: list[dict[str, Tensor]]) -> float:
+    """The library's own loss of what a two-stage Deformable DETR's encoder proposes; 0 for other networks."""
+    logits = getattr(outputs, "enc_outputs_class", None)
+    if logits is None or not getattr(network.config, "two_stage", False):
+        return 0.0
+    assert not any("enc" in key for key in outputs.loss_dict), "the library has it now"
+    config = copy(network.config)
+    config.auxiliary_loss = False
+    boxes = outputs.enc_outputs_coord_logits.sigmoid()
+    objects = [{**target, "class_labels": target["class_labels"] * 0} for target in targets]
+    loss: Tensor = network.loss_function(logits, objects, logits.device, boxes, config)[0]
+    return loss.item()
+
+
+@pytest.mark.parametrize("model", ["yolos-tiny", "deimv2-n", "conditional-detr-r50"])
+def test_a_class_weight_multiplies_the_loss_of_its_objects(model: str) -> None:
+    # The conformance suite holds the others to it.
+    case = tiny(model)
+    network = built(case.family).train()
+    batch = batch_of(case, case.examples, 4)
+
+    def losses(*weights: float) -> dict[str, float]:
+        torch.manual_seed(0)  # of denoising
+        shared = {"class_weights": torch.tensor(weights) if weights else None}
+        with torch.no_grad():
+            values = case.family.losses(network, {**batch, "shared": shared})
+        return {name: value.item() for name, value in values.items()}
+
+    plain, tripled = losses(), losses(3.0, 3.0, 3.0)
+    assert losses(1.0, 1.0, 1.0) == pytest.approx(plain, rel=1e-5)
+    assert {name for name in plain if tripled[name] != pytest.approx(plain[name])} == {"class_loss"}
+    first, others = (losses(*weights)["class_loss"] for weights in ((3.0, 1.0, 1.0), (1.0, 3.0, 3.0)))
+    added = tripled["class_loss"] - plain["class_loss"]
+    assert first + others - 2 * plain["class_loss"] == pytest.approx(added, rel=1e-3)
+    assert first > plain["class_loss"]
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["objects", "no-objects"])
@@ -194,42 +229,6 @@ def test_graph_for_export_answers_as_the_model_does(model: str) -> None:
         assert np.mean(found["masks"].numpy() != masks) < 2e-3
 
 
-def publish(network: Any, directory: Path) -> Path:
-    """The network's weights as its publisher has them on the Hub: under their older names."""
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    path = directory / "model.safetensors"
-    older = revert_weight_conversion(network, state)
-    save_file({key: value.contiguous() for key, value in older.items()}, path)
-    return path
-
-
-@pytest.mark.parametrize("model", ARCHITECTURES)
-def test_published_weights_start_all_but_the_head_without_a_network(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = tiny(model)
-    theirs = built(with_classes(case, 80), seed=1)
-    path = publish(theirs, tmp_path)
-
-    def forbidden(*arguments: Any, **more: Any) -> None:
-        raise AssertionError("a socket was opened")
-
-    monkeypatch.setattr(socket, "socket", forbidden)
-    monkeypatch.setattr(socket, "create_connection", forbidden)
-    network = built(case.family)
-    published = case.family.published()
-    loaded = weights.load(network, model, published, str(path), case.family.spec)
-    assert loaded is not None
-    own, state = network.state_dict(), theirs.state_dict()
-    assert set(loaded.fresh) == {key for key in own if key.startswith(published.head)}
-    assert set(loaded.left) == set(loaded.fresh)
-    taken = [key for key in own.keys() - loaded.fresh if not key.endswith("num_batches_tracked")]
-    assert [key for key in taken if not torch.equal(own[key], state[key])] == []
-    layers = [layer for layer, _ in case.family.class_layers(network)]
-    fresh = {key.rpartition(".")[0] for key in loaded.fresh} - {"model.denoising_class_embed"}
-    assert {name for name, layer in network.named_modules(remove_duplicate=False) if layer in layers} == fresh
-
-
 @pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n"])
 def test_each_decoder_layer_has_heads_of_its_own_that_the_decoder_shares(model: str) -> None:
     case = tiny(model)
@@ -241,84 +240,6 @@ def test_each_decoder_layer_has_heads_of_its_own_that_the_decoder_shares(model: 
     assert network.class_embed[0].weight is network.model.decoder.class_embed[0].weight
     assert network.class_embed[0].weight is not network.class_embed[1].weight
     assert network.bbox_embed is network.model.decoder.bbox_embed
-
-
-def saved(directory: Path, state: dict[str, Tensor], name: str) -> Path:
-    """A file as RF-DETR's authors publish it: with the settings of its training."""
-    path = directory / name
-    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4, class_names=["x"]), "epoch": 3}, path)
-    return path
-
-
-def originals(network: Any) -> dict[str, Tensor]:
-    """The network's tensors under the authors' names, with the buffer that newer files have."""
-    state = {key: value.clone() for key, value in network.state_dict().items()}
-    return {**revert_weight_conversion(network, state), "_kp_active_mask": torch.zeros(0)}
-
-
-def test_a_file_of_rfdetrs_authors_is_checked_against_their_md5(tmp_path: Path) -> None:
-    case = tiny("rfdetr-nano")
-    state = originals(built(with_classes(case, 91), seed=1))
-    assert "backbone.0.encoder.encoder.embeddings.position_embeddings" in state
-    file = saved(tmp_path, state, "rf-detr-nano.pth")
-    published = case.family.published()
-    with pytest.raises(WeightsError, match="its MD5 must be fb6504cce7fbdc783f7a46991f07639f, but is"):
-        weights.load(case.build(), "rfdetr-nano", published, str(tmp_path))
-    digits = hashlib.md5(file.read_bytes()).hexdigest()
-    loaded = weights.load(
-        case.build(), "rfdetr-nano", dataclasses.replace(published, md5=digits), str(tmp_path)
-    )
-    assert loaded is not None
-    assert loaded.remarks == ()
-
-
-IN_CACHE = f"models--Roboflow--rf-detr-nano/snapshots/{'a' * 40}/model.safetensors"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "rf-detr-nano.safetensors",
-        "rf-detr-nano/model.safetensors",
-        "Roboflow/rf-detr-nano/model.safetensors",
-        IN_CACHE,
-    ],
-)
-def test_the_hubs_file_of_an_rfdetr_is_not_the_one_with_the_md5(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    case = tiny("rfdetr-nano")
-    path = publish(built(with_classes(case, 80), seed=1), tmp_path)
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    path.rename(tmp_path / name)
-    choices = [str(tmp_path)]
-    if name == IN_CACHE:
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-        choices.append("pretrained")
-    for choice in choices:
-        loaded = weights.load(case.build(), "rfdetr-nano", case.family.published(), choice)
-        assert loaded is not None
-        assert loaded.source == str(tmp_path / name)
-
-
-def test_more_published_queries_are_cut_in_each_group(tmp_path: Path) -> None:
-    case = tiny("rfdetr-nano")
-    state = originals(built(with_classes(case, 91), seed=1))
-    name = "refpoint_embed.weight"
-    groups, queries = case.family.config.group_detr, case.family.config.num_queries
-    state[name] = torch.randn(groups * 30, 4)
-    network = case.build()
-    file = saved(tmp_path, state, "rf-detr-nano.pth")
-    weights.load(network, "rfdetr-nano", case.family.published(), str(file), case.family.spec)
-    taken = network.get_parameter("model.reference_point_embed.weight").view(groups, queries, 4)
-    assert torch.equal(taken, state[name].view(groups, 30, 4)[:, :queries])
-
-
-def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
-    other = publish(built(tiny("rtdetrv2-r18").family), tmp_path)
-    case = tiny("dfine-n")
-    with pytest.raises(WeightsError, match=r"model.safetensors does not fit dfine-n"):
-        weights.load(case.build(), "dfine-n", case.family.published(), str(other), case.family.spec)
 
 
 @pytest.mark.parametrize(
@@ -342,11 +263,16 @@ def test_a_network_scores_images_of_other_sizes_with_room_for_its_queries() -> N
         family.options_at({"image_size": 48})
 
 
-def test_only_networks_with_weights_freeze_the_backbones_norms() -> None:
-    settings = resolve(Task.DETECTION, "rtdetrv2-r50", {})
+@pytest.mark.parametrize("model", ["rtdetrv2-r50", "deformable-detr", "conditional-detr-r50"])
+def test_only_networks_with_weights_freeze_the_backbones_norms(model: str) -> None:
+    settings = resolve(Task.DETECTION, model, {})
     for pretrained in (True, False):
-        spec = specify(Task.DETECTION, "rtdetrv2-r50", settings, ("a",), pretrained=pretrained)
-        assert create(spec).config.freeze_backbone_batch_norms is pretrained  # type: ignore[attr-defined]
+        family: Any = create(specify(Task.DETECTION, model, settings, ("a",), pretrained=pretrained))
+        assert getattr(family.config, "freeze_backbone_batch_norms", True) is pretrained
+        with torch.device("meta"):
+            backbone = detr_networks.before_decoder(family.build())[0]
+        norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert bool(norms) is not pretrained
 
 
 def test_multi_scale_trains_at_sizes_with_room_for_the_queries() -> None:
@@ -369,16 +295,25 @@ def test_neither_crowds_nor_boxes_without_an_inside_are_trained_on() -> None:
     assert len(case.family.validation_item(tensor, flat, geometry)["target"]["class_labels"]) == 0
 
 
+RATES = {
+    **dict.fromkeys(("dfine-l", "dfine-x"), 1.25e-4),
+    **dict.fromkeys(("yolos-tiny", "yolos-small", "yolos-base"), 5e-5),
+    "deimv2-n": 4e-4,
+    "deimv2-s": 2.5e-4,
+}
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_entry_has_the_recipe_and_the_size_of_its_authors(entry: ModelEntry) -> None:
     (task,) = entry.tasks
     settings = resolve(task, entry.name, {})
     assert settings.optimizer == "adamw"
-    assert settings.learning_rate == (1.25e-4 if entry.name in ("dfine-l", "dfine-x") else 1e-4)
+    assert settings.learning_rate == RATES.get(entry.name, 1e-4)
     assert settings.training_batch_size * settings.gradient_accumulation_step == 16
     assert settings.average_weights
     family: Any = create(specify(task, entry.name, settings, ("a",), pretrained=True))
-    assert family.published().licence == "apache-2.0"
+    of_dinov3 = "DINOv3" in entry.library_name
+    assert family.published().licence == ("Apache-2.0, DINOv3 License" if of_dinov3 else "apache-2.0")
     assert entry.library_name == PUBLISHED[entry.name].hub
     if entry.name.startswith("rfdetr"):
         assert family.config.backbone_config.image_size == settings.image_size
@@ -402,9 +337,13 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
 
 
 def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:
-    assert default_in_words("gradient_accumulation_step") == "1; 4 for rfdetr-* and lwdetr-*"
+    words = "1; 4 for rfdetr-*, lwdetr-*, yolos-*, deformable-* and conditional-detr-r50"
+    assert default_in_words("gradient_accumulation_step") == words
+    of_ten = "0.46 for dfine-m, rtdetrv2-r50, rtdetrv2-r101, deformable-* and conditional-detr-r50"
+    assert of_ten in default_in_words("layer_decay")
     assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs and DETRs"
-    assert models_taking("freeze_batch_norm").endswith(", RT-DETRs, dfine-*, lwdetr-* and rtdetrv2-*")
+    taking = ", RT-DETRs, dfine-*, lwdetr-*, rtdetrv2-*, deimv2-*, deformable-* and conditional-detr-r50"
+    assert models_taking("freeze_batch_norm").endswith(taking)
 
 
 def test_only_networks_with_weights_slow_down_the_layers_near_the_input() -> None:
@@ -441,7 +380,7 @@ def test_settings_of_boxes_without_effect_are_named(task: Task, model: str, rema
     assert told() == told(box_detections_per_image=2) == []
 
 
-@pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n"])
+@pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n", "deformable-detr", "conditional-detr-r50"])
 def test_networks_from_scratch_start_from_the_authors_prior(model: str) -> None:
     case = tiny(model)
     for layer, prior in case.family.class_layers(case.build()):

@@ -117,6 +117,7 @@ def test_alternatives_are_of_the_task_and_under_other_licences(model: str) -> No
     entries = libraries.alternatives(model, task)
     assert entries
     assert all(task in entry.tasks for entry in entries)
+    assert "deimv2-s" not in [entry.name for entry in entries]  # whose weights are DINOv3's
     licences = [entry.card.licence for entry in entries]
     assert licences == sorted(licences)  # Apache-2.0 first
     assert not any("GPL" in licence for licence in licences)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BY_IMAGES = ("number_of_epochs", "training_batch_size")
 """The settings whose defaults depend on the number of training images under the modern recipe."""
+_LONGEST_LIST = 6
+"""Architectures and models that a list names rather than their family."""
 _OF_EARLY_STOPPING = {"early_stopping_patience", "early_stopping_delay"}
 """Settings that ask for early stopping."""
 
@@ -161,14 +163,19 @@ def _by_family(names: Sequence[str], at_most: int = 3) -> list[str]:
 
 
 def _architectures(words: str, names: Sequence[str]) -> list[str]:
-    """`rfdetr-*`, `lwdetr-*` if these models are all of some architectures of their family; else none."""
+    """`rfdetr-*`, `lwdetr-*`, `dfine-m`: whole architectures of a family, and what is left of the names.
+
+    Empty if these are all of the family's models, or if that is not much shorter.
+    """
     family = [entry.name for entry in catalog.MODELS.values() if entry.card.words == words]
     if len(names) == len(family):
         return []
-    started = {name.partition("-")[0] for name in names}
-    is_whole = {name for name in family if name.partition("-")[0] in started} == set(names)
-    is_short = is_whole and len(started) * 2 < len(names)
-    return [f"{start}-*" for start in dict.fromkeys(n.partition("-")[0] for n in names)] if is_short else []
+    short: dict[str, None] = {}
+    for name in names:
+        start = name.partition("-")[0]
+        whole = [other for other in family if other.partition("-")[0] == start]
+        short[f"{start}-*" if len(whole) > 1 and set(whole) <= set(names) else name] = None
+    return list(short) if len(short) < len(names) and len(short) <= _LONGEST_LIST else []
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -40,7 +40,7 @@ class Output(NamedTuple):
     """One image's raw output.
 
     Attributes:
-        logits: float32 [queries, C].
+        logits: float32 [queries, C]; with a softmax [queries, C + 1], the last for none.
         boxes: float32 [queries, 4]: centre x and y, width, height, normalised.
         masks: logits, float32 [queries, h', w'] over the whole image, or None for a detector.
     """
@@ -62,36 +62,23 @@ class DETR(Family):
 
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
-        config = detr_networks.config_of(PUBLISHED[model])
-        side, whole = settings.image_size, detr_networks.step(config)
-        if side % whole:
-            near = sorted({max(whole, side // whole * whole), -(-side // whole) * whole})
-            rule = f"must be a multiple of {whole} for {model}"
-            hint = f"take {' or '.join(map(str, near))}"
-            raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
-        values = {
-            "model_type": config.model_type,
-            **PUBLISHED[model].values,
-            # Each query starts from a position of its own.
-            "num_queries": min(config.num_queries, detr_networks.positions(config, side)),
-            "auxiliary_loss": True,
-        }
-        if hasattr(config, "initializer_bias_prior_prob"):
-            # As the authors set it. With the library's 1 / (classes + 1), few classes give huge first losses.
-            values["initializer_bias_prior_prob"] = FOCAL_PRIOR
-        if not pretrained and hasattr(config, "freeze_backbone_batch_norms"):
-            values["freeze_backbone_batch_norms"] = False  # there are no statistics to keep
-        return {"image_size": side, "config": values}
+        published = PUBLISHED[model]
+        config = detr_networks.config_of(published)
+        changes = changes_of(config, model, settings.image_size, pretrained=pretrained)
+        values = {"model_type": published.architecture, **published.values, **changes}
+        numbers = {"mean": published.mean, "std": published.std} if published.mean else {}
+        return {"image_size": settings.image_size, "config": values, **numbers, **needs_of(config)}
 
     def options_at(self, sizes: Mapping[str, int]) -> dict[str, Any]:
         side, whole = (
             sizes.get("image_size", self.spec.options["image_size"]),
             detr_networks.step(self.config),
         )
-        if side % whole or detr_networks.positions(self.config, side) < self.config.num_queries:
+        queries = detr_networks.queries(self.config)
+        if side % whole or detr_networks.positions(self.config, side) < queries:
             raise RunError(
                 f"{self.spec.model} takes images whose side is a multiple of {whole} pixels, with at least "
-                f"as many positions as it has queries ({self.config.num_queries}), not {side}"
+                f"as many positions as it has queries ({queries}), not {side}"
             )
         return super().options_at(sizes)
 
@@ -111,7 +98,7 @@ class DETR(Family):
 
     @property
     def max_boxes(self) -> int:
-        return int(self.config.num_queries)
+        return detr_networks.queries(self.config)
 
     def build(self) -> nn.Module:
         return detr_networks.build(self.config, masks=self.masks)
@@ -119,7 +106,7 @@ class DETR(Family):
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
         """The layers with class scores: one for each decoder layer and, in some networks, for the encoder."""
         return [
-            (module, FOCAL_PRIOR)
+            (module, 0.5 if self.architecture.softmax else FOCAL_PRIOR)
             for name, module in network.named_modules()
             if isinstance(module, nn.Linear) and f"{name}.".startswith(self.architecture.heads)
         ]
@@ -143,8 +130,13 @@ class DETR(Family):
         tensor, geometry = stretched(image, self.spec.options["image_size"])
         return (tensor - self._channels("mean")) / self._channels("std"), geometry
 
+    def _numbers(self, name: str) -> tuple[float, float, float]:
+        """ "mean" or "std" of each channel: the model's own, or else its architecture's."""
+        red, green, blue = self.spec.options.get(name) or getattr(self.architecture, name)
+        return red, green, blue
+
     def _channels(self, name: str) -> Tensor:
-        return torch.tensor(getattr(self.architecture, name))[:, None, None]
+        return torch.tensor(self._numbers(name))[:, None, None]
 
     def infer(
         self, network: nn.Module, tensors: Sequence[Tensor], parameters: ScoringParameters
@@ -172,21 +164,28 @@ class DETR(Family):
     def _chosen(self, output: Output, parameters: ScoringParameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The pairs of query and class with the highest scores, as the library's image processors rank them.
 
+        With a softmax, each query has one class.
+
         Returns:
             xyxy in tensor pixels [n, 4], scores [n], labels [n] and queries [n].
         """
-        queries, classes = output.logits.shape
-        scores, order = output.logits.sigmoid().flatten().sort(descending=True, stable=True)
-        limit = min(parameters.box_detections_per_image, queries)
+        if self.architecture.softmax:
+            each, labels = output.logits.softmax(-1)[:, :-1].max(-1)
+            scores, queries = each.sort(descending=True, stable=True)
+            labels = labels[queries]
+        else:
+            classes = output.logits.shape[1]
+            scores, order = output.logits.sigmoid().flatten().sort(descending=True, stable=True)
+            queries, labels = order // classes, order % classes
+        limit = min(parameters.box_detections_per_image, len(output.logits))
         kept = scores[:limit] >= parameters.box_score_threshold
-        scores, order = scores[:limit][kept], order[:limit][kept]
-        boxes = box_convert(output.boxes[order // classes], "cxcywh", "xyxy")
-        boxes = boxes * self.spec.options["image_size"]
-        return boxes, scores, order % classes, order // classes
+        scores, labels, queries = (each[:limit][kept] for each in (scores, labels, queries))
+        boxes = box_convert(output.boxes[queries], "cxcywh", "xyxy")
+        return boxes * self.spec.options["image_size"], scores, labels, queries
 
     def preparation(self) -> Preparation:
         square = stretched_to_square(self.spec.options["image_size"])
-        return replace(square, mean=self.architecture.mean, std=self.architecture.std)
+        return replace(square, mean=self._numbers("mean"), std=self._numbers("std"))
 
     def graph(self, network: nn.Module, images: Tensor, parameters: ScoringParameters) -> dict[str, Tensor]:
         (output,) = self.infer(network, list(images), parameters)
@@ -240,7 +239,8 @@ class DETR(Family):
         weights = batch.get("shared", {}).get("class_weights")
         counted = with_attributes(network, "", _loss_function=detr_losses.loss_function(network, weights))
         predictions = counted(images, labels=list(batch["targets"]))
-        losses = detr_losses.named(predictions.loss_dict, network.config)
+        of_proposals = detr_losses.of_proposals(network, predictions, batch["targets"])
+        losses = detr_losses.named({**predictions.loss_dict, **of_proposals}, network.config)
         if network.training and not any(len(target["boxes"]) for target in batch["targets"]):
             # Without objects, some parameters would get no gradient, and other ranks would wait for it.
             unused = [each.sum() for each in network.parameters() if each.requires_grad]
@@ -259,7 +259,7 @@ class DETR(Family):
         """The sides that multi_scale draws from: ±50 %, but with at least as many positions as queries."""
         side, whole = self.spec.options["image_size"], detr_networks.step(self.config)
         least = -(-(side // 2) // whole) * whole
-        while detr_networks.positions(self.config, least) < self.config.num_queries:
+        while detr_networks.positions(self.config, least) < detr_networks.queries(self.config):
             least += whole
         return range(least, side * 3 // 2 + 1, whole)
 
@@ -282,6 +282,41 @@ def _mask(box: FloatArray, grid: FloatArray, geometry: Geometry, threshold: floa
     return paste_prototypes(
         box.astype(np.float32), np.ones(1, dtype=np.float32), grid[None], geometry, threshold
     )
+
+
+def changes_of(config: Any, model: str, side: int, *, pretrained: bool) -> dict[str, Any]:
+    """What changes in a published configuration for images of a size, and for the start of the network.
+
+    Args:
+        side: of the images, in pixels.
+        pretrained: the network will start from weights, not from scratch.
+
+    Raises:
+        JobError: the network takes no images of that size.
+    """
+    whole = detr_networks.step(config)
+    if side % whole:
+        near = sorted({max(whole, side // whole * whole), -(-side // whole) * whole})
+        rule = f"must be a multiple of {whole} for {model}"
+        hint = f"take {' or '.join(map(str, near))}"
+        raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
+    layers_have_losses = detr_networks.ARCHITECTURES[config.model_type].layers_have_losses
+    # Each query starts from a position of its own.
+    values: dict[str, Any] = {
+        **detr_networks.queries_at(config, side),
+        "auxiliary_loss": layers_have_losses,
+    }
+    if hasattr(config, "initializer_bias_prior_prob"):
+        # As the authors set it. With the library's 1 / (classes + 1), few classes give huge first losses.
+        values["initializer_bias_prior_prob"] = FOCAL_PRIOR
+    if not pretrained and detr_networks.can_freeze_norms(config):
+        values["freeze_backbone_batch_norms"] = False  # there are no statistics to keep
+    return values
+
+
+def needs_of(config: Any) -> dict[str, Any]:
+    """The option of a spec that says whether its network needs timm, as the family's card names it."""
+    return {"timm": True} if detr_networks.uses_timm(config) else {}
 
 
 class _TrainingDataset(TrainingDataset):

@@ -26,6 +26,8 @@ class PublishedDetr:
         url: that file's address.
         md5: that file's MD5.
         licence: of the weights, as the publisher states it.
+        mean: of each colour channel, where it differs from the architecture's.
+        std: of each colour channel, where it differs from the architecture's.
     """
 
     architecture: str
@@ -35,6 +37,8 @@ class PublishedDetr:
     url: str = ""
     md5: str = ""
     licence: str = "apache-2.0"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
 
 
 def _resnet_vd(depths: tuple[int, ...], *, basic: bool) -> dict[str, Any]:
@@ -236,6 +240,84 @@ _LW_DETR: Mapping[str, _Values] = {
     "xlarge": _lw_detr(768, 10, 300, large=True),
 }
 
+_RESNET_50: _Values = {
+    "model_type": "timm_backbone",
+    "backbone": "resnet50",
+    "num_channels": 3,
+    "features_only": True,
+    "use_pretrained_backbone": False,
+}
+_DEFORMABLE: _Values = {"backbone_config": {**_RESNET_50, "out_indices": [2, 3, 4]}}
+_REFINED: _Values = {**_DEFORMABLE, "with_box_refine": True}
+_CONDITIONAL: _Values = {"backbone_config": {**_RESNET_50, "out_indices": [4]}}
+
+_YOLOS: Mapping[str, _Values] = {
+    "tiny": {
+        "hidden_size": 192,
+        "intermediate_size": 768,
+        "num_attention_heads": 3,
+        "image_size": [800, 1333],
+        "use_mid_position_embeddings": False,
+    },
+    "small": {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6},
+    "base": {"image_size": [800, 1344]},
+}
+
+_DEIM: _Values = {"focal_loss_gamma": 1.5, "decoder_activation_function": "silu"}
+
+
+def _dinov3(width: int, heads: int, **values: Any) -> dict[str, Any]:
+    """A DEIMv2 on a small ViT that its authors distilled from DINOv3's."""
+    backbone = {
+        "model_type": "dinov3_vit",
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_hidden_layers": 12,
+        "intermediate_size": 4 * width,
+        "layerscale_value": 1.0,
+        "num_register_tokens": 0,
+        "pos_embed_rescale": None,
+        "key_bias": False,
+        "rope_theta": 100.0,
+        "out_indices": [6, 9, 12],
+        "apply_layernorm": False,
+        "reshape_hidden_states": True,
+    }
+    return {
+        **_DEIM,
+        "backbone_config": backbone,
+        "encoder_in_channels": [width] * 3,
+        "encoder_hidden_dim": width,
+        "encoder_ffn_dim": 512,
+        "encoder_has_trailing_conv": False,
+        "d_model": width,
+        "decoder_in_channels": [width] * 3,
+        "decoder_ffn_dim": 512,
+        "decoder_layers": 4,
+        "decoder_n_points": [3, 6, 3],
+        **values,
+    }
+
+
+_DEIM_V2_N: _Values = {
+    **_DEIM,
+    "backbone_config": _hgnet(16, _B0, 3, **{**_WITH_LAB, "out_indices": [3, 4]}),
+    **_LIVE_NORMS,
+    "num_feature_levels": 2,
+    "feat_strides": [16, 32],
+    "encoder_in_channels": [512, 1024],
+    "encoder_hidden_dim": 128,
+    "encoder_ffn_dim": 512,
+    "encode_proj_layers": [1],
+    "hidden_expansion": 0.34,
+    "depth_mult": 0.5,
+    "d_model": 128,
+    "decoder_in_channels": [128, 128],
+    "decoder_ffn_dim": 512,
+    "decoder_layers": 3,
+    "decoder_n_points": [6, 6],
+}
+
 PUBLISHED: Mapping[str, PublishedDetr] = {
     **{
         f"rtdetrv2-{size}": PublishedDetr("rt_detr_v2", values, f"PekingU/rtdetr_v2_{size}vd")
@@ -260,5 +342,31 @@ PUBLISHED: Mapping[str, PublishedDetr] = {
         f"lwdetr-{size}": PublishedDetr("lw_detr", values, f"AnnaZhang/lwdetr_{size}_60e_coco")
         for size, values in _LW_DETR.items()
     },
+    **{
+        f"yolos-{size}": PublishedDetr("yolos", values, f"hustvl/yolos-{size}")
+        for size, values in _YOLOS.items()
+    },
+    # The authors' own files have another layout; the library's own tests use these.
+    "deimv2-n": PublishedDetr("deimv2", _DEIM_V2_N, "harshaljanjani/DEIMv2_HGNetv2_N_COCO_Transformers"),
+    "deimv2-s": PublishedDetr(
+        "deimv2",
+        _dinov3(192, 3, depth_mult=0.67, hidden_expansion=0.34),
+        "harshaljanjani/DEIMv2_DINOv3_S_COCO_Transformers",
+        licence="Apache-2.0, DINOv3 License",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    ),
+    "deformable-detr": PublishedDetr("deformable_detr", _DEFORMABLE, "SenseTime/deformable-detr"),
+    "deformable-detr-refine": PublishedDetr(
+        "deformable_detr", _REFINED, "SenseTime/deformable-detr-with-box-refine"
+    ),
+    "deformable-detr-two-stage": PublishedDetr(
+        "deformable_detr",
+        {**_REFINED, "two_stage": True},
+        "SenseTime/deformable-detr-with-box-refine-two-stage",
+    ),
+    "conditional-detr-r50": PublishedDetr(
+        "conditional_detr", _CONDITIONAL, "microsoft/conditional-detr-resnet-50"
+    ),
 }
 """Every published network by its model's name."""

@@ -8,7 +8,8 @@ changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from types import FunctionType
 from typing import Any
 
@@ -17,16 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 from transformers.loss.loss_d_fine import DFineLoss
+from transformers.loss.loss_deformable_detr import DeformableDetrImageLoss
+from transformers.loss.loss_deimv2 import Deimv2Loss
+from transformers.loss.loss_for_object_detection import ImageLoss
 from transformers.loss.loss_lw_detr import LwDetrImageLoss
 from transformers.loss.loss_rf_detr import RfDetrImageLoss
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
+from trainer.models.detr_networks import has_proposals
 from trainer.models.family import in_float32
 from trainer.models.transfers import without_waits
 
 _NAMES = {
     "loss_ce": "class_loss",
     "loss_vfl": "class_loss",
+    "loss_mal": "class_loss",
     "loss_bbox": "box_loss",
     "loss_giou": "giou_loss",
     "loss_fgl": "corner_loss",
@@ -56,7 +62,10 @@ def _bound(function: Any, **names: Any) -> FunctionType:
     return made
 
 
-_ALONE: Mapping[str, Any] = {"_is_torch_distributed_initialized": lambda: False}
+_ALONE: Mapping[str, Any] = {
+    "_is_torch_distributed_initialized": lambda: False,
+    "is_accelerate_available": lambda: False,
+}
 """Globals for the `forward` of criteria, which would divide by the mean number of objects of all ranks.
 
 They would wait for a rank that has no batch.
@@ -69,6 +78,7 @@ class _Objects:
     """The matched pairs of query and object in one layer, as the class losses see them.
 
     Attributes:
+        rows: the logits of all classes, [n, C].
         logits: of each object's own class, [n].
         labels: [n].
         overlaps: IoU of the predicted with the object's box, [n].
@@ -81,7 +91,8 @@ class _Objects:
             torch.cat([target[name][order] for target, (_, order) in zip(targets, indices, strict=True)])
             for name in ("class_labels", "boxes")
         )
-        self.logits = outputs["logits"][place].gather(1, self.labels[:, None])[:, 0]
+        self.rows = outputs["logits"][place]
+        self.logits = self.rows.gather(1, self.labels[:, None])[:, 0]
         corners = (
             box_convert(each.detach(), "cxcywh", "xyxy") for each in (outputs["pred_boxes"][place], boxes)
         )
@@ -131,6 +142,17 @@ class _DFine(_Varifocal, DFineLoss):
     pass
 
 
+class _Deimv2(_Weighted, Deimv2Loss):
+    """BCE(p, t), where t is a power of the IoU."""
+
+    def of_objects(self, objects: _Objects) -> Tensor:
+        t = objects.overlaps**self.gamma
+        return F.binary_cross_entropy_with_logits(objects.logits, t, reduction="none")
+
+    def loss_labels_mal(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+        return self._added("loss_mal", super().loss_labels_mal(*arguments, **options), *arguments)
+
+
 class _LwDetr(_Weighted, LwDetrImageLoss):
     """BCE(p, t) with t = p^α·IoU^(1 − α), at least .01, which counts as a constant."""
 
@@ -152,9 +174,41 @@ class _RfDetr(_LwDetr, RfDetrImageLoss):
     forward = _bound(RfDetrImageLoss.forward, **_ALONE)
 
 
+class _Deformable(_Weighted, DeformableDetrImageLoss):
+    """The focal loss, α(1 − p)²·BCE(p, 1); Conditional DETR's, too."""
+
+    forward = _bound(ImageLoss.forward, **_ALONE)
+
+    def of_objects(self, objects: _Objects) -> Tensor:
+        missing = 1 - objects.logits.sigmoid()
+        loss: Tensor = self.focal_alpha * missing**2 * F.softplus(-objects.logits)
+        return loss
+
+    def loss_labels(self, *arguments: Any, **options: Any) -> dict[str, Tensor]:
+        return self._added("loss_ce", super().loss_labels(*arguments, **options), *arguments)
+
+
+class _Softmax(_Weighted, ImageLoss):
+    """The cross entropy over the classes and none: a mean in which queries of no object count less."""
+
+    forward = _bound(ImageLoss.forward, **_ALONE)
+
+    def of_objects(self, objects: _Objects) -> Tensor:
+        return F.cross_entropy(objects.rows, objects.labels, reduction="none")
+
+    def loss_labels(self, outputs: Any, targets: Any, indices: _Pairs, *more: Any) -> dict[str, Tensor]:
+        losses = super().loss_labels(outputs, targets, indices, *more)
+        matched = sum(len(queries) for queries, _ in indices)
+        divisor = matched + self.eos_coef * (outputs["logits"][..., 0].numel() - matched)
+        return self._added("loss_ce", losses, outputs, targets, indices, divisor)
+
+
 _CRITERIA: Mapping[str, type[Any]] = {
+    "ImageLoss": _Softmax,
+    "DeformableDetrImageLoss": _Deformable,
     "RTDetrLoss": _RTDetr,
     "DFineLoss": _DFine,
+    "Deimv2Loss": _Deimv2,
     "LwDetrImageLoss": _LwDetr,
     "RfDetrImageLoss": _RfDetr,
 }
@@ -183,6 +237,28 @@ def loss_function(network: nn.Module, weights: Tensor | None) -> Callable[..., A
 
 def _exact(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def of_proposals(
+    network: Any, predictions: Any, targets: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The losses of the boxes that a Deformable DETR's encoder proposes; empty for other networks.
+
+    As the authors compute them (Zhu et al. 2021, A.4): like a decoder layer's, but all objects are of the
+    first class. The library leaves them out, and without them nothing would teach the proposals.
+    """
+    config = network.config
+    if not has_proposals(config):
+        return {}
+    alone = copy(config)
+    alone.auxiliary_loss = False
+    of_one_class = [
+        {**target, "class_labels": torch.zeros_like(target["class_labels"])} for target in targets
+    ]
+    boxes = predictions.enc_outputs_coord_logits.sigmoid()
+    compute = loss_function(network, None)
+    _, losses, _ = compute(predictions.enc_outputs_class, of_one_class, boxes.device, boxes, alone)
+    return {f"{key}_enc": loss for key, loss in losses.items()}
 
 
 def named(losses: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:

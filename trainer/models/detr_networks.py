@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,15 @@ from transformers.utils import logging as library_logging
 
 from trainer.models.detr_configs import PublishedDetr
 from trainer.models.family import in_float32
+from trainer.models.heads import FOCAL_PRIOR
 
-_BEFORE_DECODER = ("backbone", "conv_encoder", "encoder", "encoder_input_proj", "input_proj", "vit")
+_BEFORE_DECODER = ("backbone", "conv_encoder", "encoder", "encoder_input_proj")
 """Children of the library's networks that mixed precision applies to."""
+_TIMM = "timm_backbone"
+"""The library's `model_type` of a backbone that is timm's."""
 
 _KEYPOINTS = "_kp_active_mask"  # an empty buffer in the authors' newer files of RF-DETR
+_COUNTER = "num_batches_tracked"  # which the library's frozen batch norms lack
 
 _QUERIES = re.compile(r"(refpoint_embed|reference_point_embed|query_feat)\.weight$")
 """The embeddings of all groups of queries, as the authors and as the library name them."""
@@ -37,6 +42,10 @@ class Architecture:
         heads: prefixes of the tensors whose shape depends on the classes.
         mean: of each colour channel, which is subtracted from images in [0, 1].
         std: of each colour channel, by which images are divided.
+        boxes: prefix of the tensors of the layers that predict boxes, where the library leaves it to the
+            authors' code to start the heads; "" where it starts them as the authors do.
+        softmax: scores are a softmax over the classes and, last, none; otherwise each class has a sigmoid.
+        layers_have_losses: the library computes a loss for each layer of the decoder.
     """
 
     detector: str
@@ -44,6 +53,9 @@ class Architecture:
     segmenter: str = ""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    boxes: str = ""
+    softmax: bool = False
+    layers_have_losses: bool = True
 
 
 _REAL_TIME = (
@@ -54,8 +66,10 @@ _REAL_TIME = (
 )
 _ZEROS, _ONES = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 ARCHITECTURES: Mapping[str, Architecture] = {
+    "rt_detr": Architecture("RTDetrForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
     "rt_detr_v2": Architecture("RTDetrV2ForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
     "d_fine": Architecture("DFineForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
+    "deimv2": Architecture("Deimv2ForObjectDetection", _REAL_TIME, mean=_ZEROS, std=_ONES),
     "rf_detr": Architecture(
         "RfDetrForObjectDetection",
         (
@@ -67,6 +81,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         segmenter="RfDetrForInstanceSegmentation",
     ),
     "lw_detr": Architecture("LwDetrForObjectDetection", ("class_embed.", "model.enc_out_class_embed.")),
+    "deformable_detr": Architecture(
+        "DeformableDetrForObjectDetection",
+        ("class_embed.", "model.decoder.class_embed."),
+        boxes="bbox_embed.",
+    ),
+    "conditional_detr": Architecture(
+        "ConditionalDetrForObjectDetection", ("class_labels_classifier.",), boxes="bbox_predictor."
+    ),
+    "detr": Architecture("DetrForObjectDetection", ("class_labels_classifier.",), softmax=True),
+    "yolos": Architecture(
+        "YolosForObjectDetection",
+        ("class_labels_classifier.layers.2.",),
+        softmax=True,
+        layers_have_losses=False,
+    ),
 }
 """By the library's `model_type`."""
 
@@ -82,23 +111,63 @@ def config_of(published: PublishedDetr) -> Any:
     return configured({"model_type": published.architecture, **published.values})
 
 
+def uses_timm(config: Any) -> bool:
+    """Whether the backbone is timm's."""
+    backbone = getattr(config, "backbone_config", None)
+    return getattr(backbone, "model_type", "") == _TIMM
+
+
+def can_freeze_norms(config: Any) -> bool:
+    """Whether the backbone's batch norms are frozen, but for `freeze_backbone_batch_norms`.
+
+    The library freezes those of timm's backbones in any case; `build` lets them live.
+    """
+    return hasattr(config, "freeze_backbone_batch_norms") or uses_timm(config)
+
+
+def has_proposals(config: Any) -> bool:
+    """Whether a Deformable DETR's encoder proposes the boxes that its decoder starts from."""
+    return bool(getattr(config, "two_stage", False)) and hasattr(config, "two_stage_num_proposals")
+
+
+def _name_of_queries(config: Any) -> str:
+    if has_proposals(config):
+        return "two_stage_num_proposals"
+    return "num_queries" if hasattr(config, "num_queries") else "num_detection_tokens"
+
+
+def queries(config: Any) -> int:
+    """The number of boxes that a network predicts for an image."""
+    return int(getattr(config, _name_of_queries(config)))
+
+
+def queries_at(config: Any, side: int) -> dict[str, int]:
+    """The value of a configuration that limits the queries to the positions in an image."""
+    return {_name_of_queries(config): min(queries(config), positions(config, side))}
+
+
 def positions(config: Any, side: int) -> int:
     """The number of positions in an image from which queries are chosen; all queries if they are learned."""
-    if hasattr(config, "feat_strides"):
+    if has_proposals(config):
+        # The backbone's last maps, and maps of half the size of the one before.
+        last = 32 << (config.num_feature_levels - 3)
+        strides = [float(last >> level) for level in range(config.num_feature_levels)]
+    elif hasattr(config, "feat_strides"):
         strides = list(map(float, config.feat_strides))
-    elif patch := getattr(config.backbone_config, "patch_size", 0):
+    elif patch := getattr(getattr(config, "backbone_config", None), "patch_size", 0):
         strides = [patch / scale for scale in getattr(config, "projector_scale_factors", None) or [1.0]]
     else:
-        return int(config.num_queries)
+        return queries(config)
     return sum(int(side / stride) ** 2 for stride in strides)
 
 
 def step(config: Any) -> int:
     """The number of pixels that the side of an image must be a multiple of."""
-    patch = getattr(config.backbone_config, "patch_size", 0)
-    windows = getattr(
-        config.backbone_config, "num_windows_side", getattr(config.backbone_config, "num_windows", 1)
-    )
+    if hasattr(config, "feat_strides"):
+        return max(32, *map(int, config.feat_strides))
+    backbone = getattr(config, "backbone_config", config)
+    patch = getattr(backbone, "patch_size", 0)
+    windows = getattr(backbone, "num_windows_side", getattr(backbone, "num_windows", 1))
     return patch * windows if patch else 32
 
 
@@ -113,27 +182,62 @@ def build(config: Any, *, masks: bool) -> nn.Module:
             module.reset_parameters()
         if name.endswith("embeddings") and getattr(module, "mask_token", None) is not None:
             module.mask_token.requires_grad_(False)  # for pretraining only; ranks would wait for its gradient
+    if getattr(config, "freeze_backbone_batch_norms", None) is False and uses_timm(config):
+        from trainer.models.detr_timm import backbone  # with it, models need timm
+
+        network.base_model.backbone.model = backbone(config)
     for name, module in _heads_of_decoder(network):
         setattr(network, name, module)
-    detector = network.model if masks else network
-    for parent in (detector, detector.model):
+    if _shares_heads(config):
+        for name in ("class_embed", "bbox_embed"):
+            heads = getattr(network, name)
+            setattr(network, name, nn.ModuleList([heads[0]] * len(heads)))
+    if architecture.boxes:
+        _start_heads(network, architecture)
+    detector = network.base_model if masks else network
+    inner = detector.base_model
+    # All of YOLOS but its heads is one backbone.
+    for parent in (detector, inner) if hasattr(inner, "decoder") else (detector,):
         for name, module in parent.named_children():
-            if name not in _BEFORE_DECODER and module is not detector.model:
+            if name not in _BEFORE_DECODER and module is not inner:
                 _compute_in_float32(module)
     built: nn.Module = network
     return built
 
 
+def _shares_heads(config: Any) -> bool:
+    """Whether all layers of a Deformable DETR's decoder have the same heads: they do not refine boxes."""
+    return getattr(config, "with_box_refine", None) is False
+
+
+def _start_heads(network: Any, architecture: Architecture) -> None:
+    """Start the scores from the prior and each box at its query's position, as the authors do."""
+    for name, module in network.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Linear) or module.bias is None:
+            continue
+        if f"{name}.".startswith(architecture.heads):
+            nn.init.constant_(module.bias, math.log(FOCAL_PRIOR / (1 - FOCAL_PRIOR)))
+        elif name.startswith(architecture.boxes) and module.out_features == 4:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    if hasattr(network, "bbox_embed") and not has_proposals(network.config):
+        nn.init.constant_(network.bbox_embed[0].layers[-1].bias[2:], -2.0)  # an eighth of the image's side
+
+
 def before_decoder(network: Any) -> list[nn.Module]:
     """The backbone and the encoder, whose shapes do not depend on the objects in a batch."""
-    inner = network.model.model if hasattr(network.model, "model") else network.model
-    return [child for name, child in inner.named_children() if name in ("backbone", "encoder")]
+    inner = getattr(network.base_model, "model", network.base_model)
+    children = dict(inner.named_children())
+    parts = [children[name] for name in ("backbone", "conv_encoder", "encoder") if name in children]
+    return parts if hasattr(inner, "decoder") else [inner]
 
 
 def backbone_groups(network: nn.Module) -> list[list[nn.Module]]:
     """The layers of the backbone from the input on: the image's embedding, then each stage or block."""
     backbone = dict(before_decoder(network)[0].named_modules())
     ends = {name.rpartition(".")[2]: module for name, module in reversed(backbone.items())}
+    if "layer1" in ends:  # timm's ResNets
+        return [[ends["conv1"], ends["bn1"]], *([ends[f"layer{stage}"]] for stage in range(1, 5))]
     embedding: Any = ends.get("embedder") or ends["embeddings"]
     blocks: Any = ends.get("stages") or ends["layer"]
     return [[embedding], *([block] for block in blocks)]
@@ -141,7 +245,7 @@ def backbone_groups(network: nn.Module) -> list[list[nn.Module]]:
 
 def _heads_of_decoder(network: Any) -> Iterator[tuple[str, nn.Module]]:
     """The heads that the decoder refines its boxes with; the library initialises them, not their copies."""
-    decoder = getattr(network.model, "decoder", None)
+    decoder = getattr(network.base_model, "decoder", None)
     for name in ("class_embed", "bbox_embed"):
         if isinstance(getattr(decoder, name, None), nn.ModuleList) and hasattr(network, name):
             yield name, getattr(decoder, name)
@@ -180,6 +284,11 @@ def fitted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     own = network.state_dict()
     if not own.keys() <= tensors.keys():
         tensors = _converted(_with_queries(tensors, network.config), network)
+    for key in own:
+        # Heads that all layers share are published once.
+        first = re.sub(r"\b(class_embed|bbox_embed)\.\d+\.", r"\1.0.", key)
+        if key not in tensors and first in tensors:
+            tensors[key] = tensors[first]
     for name, module in _heads_of_decoder(network):
         for key in module.state_dict():
             pair = f"{name}.{key}", f"model.decoder.{name}.{key}"
@@ -213,8 +322,10 @@ def _converted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
         state.pop(key, None)
     for key, shape, _ in report["mismatched_keys"]:
         state[key] = torch.empty(tuple(shape), device="meta")
-    unknown = [key for key in report["unexpected_keys"] if not key.endswith(_KEYPOINTS)]
-    return {**state, **{key: torch.empty(0) for key in unknown}}
+    for key in report["unexpected_keys"]:
+        if not key.endswith(_KEYPOINTS):
+            state[key] = torch.tensor(0) if key.endswith(_COUNTER) else torch.empty(0)
+    return dict(state)
 
 
 @contextmanager

@@ -71,7 +71,11 @@ def alternatives(model: str, task: Task) -> list[ModelEntry]:
     First those under Apache-2.0, then the nearest one under another such licence. Nearest are models whose
     library is installed, then models of the same architecture, by name, then those of a similar size.
     """
-    entries = [entry for entry in catalog.models_for(task) if not _is_copyleft(entry.card)]
+    entries = [
+        entry
+        for entry in catalog.models_for(task)
+        if not _is_copyleft(entry.card) and not _has_terms_of_its_own(entry)
+    ]
     architecture, size = model.partition("-")[0], _parameters(model)
 
     def distance(entry: ModelEntry) -> tuple[bool, bool, float]:
@@ -86,6 +90,14 @@ def alternatives(model: str, task: Task) -> list[ModelEntry]:
 
 def _is_copyleft(card: FamilyCard) -> bool:
     return "GPL" in card.licence or "GPL" in card.weights_licence
+
+
+def _has_terms_of_its_own(entry: ModelEntry) -> bool:
+    """Whether a model's weights are under another licence than those of its family."""
+    from trainer.models.published import published_models
+
+    facts = published_models().get(entry.name)
+    return facts is not None and facts.licence.lower() not in ("", entry.card.weights_licence.lower())
 
 
 def _in_words(entries: Sequence[ModelEntry]) -> str:

@@ -17,6 +17,7 @@ CARD = FamilyCard(
     licence="Apache-2.0",
     weights_licence="Apache-2.0",
     published_classes=80,
+    option_modules={"timm": "trainer.models.detr_timm"},
     settings=SQUARE_SETTINGS,
     size_setting="image_size",
     defaults={
@@ -35,12 +36,19 @@ CARD = FamilyCard(
     epochs=50,
     # AutoMode keeps the published size: some networks accept few others.
     searched_sides=(),
-    smallest_models=("rtdetrv2-r18", "dfine-n", "rfdetr-nano", "rfdetr-seg-nano", "lwdetr-tiny"),
+    smallest_models=(
+        "rtdetrv2-r18",
+        "dfine-n",
+        "rfdetr-nano",
+        "rfdetr-seg-nano",
+        "lwdetr-tiny",
+        "deformable-detr-two-stage",
+    ),
     tiny_settings={"image_size": 64},
     tiny_learning_rate=2e-3,
 )
 
-_FOUR_AT_A_TIME = {
+FOUR_AT_A_TIME = {
     # The authors train with 16 images per step; most GPUs have memory for 4.
     "training_batch_size": 4,
     "validation_batch_size": 4,
@@ -48,6 +56,7 @@ _FOUR_AT_A_TIME = {
     # As the authors, over the backbone's blocks.
     "layer_decay": 0.8,
 }
+"""Settings of networks that take much memory for an image."""
 
 
 def _entry(name: str, hub: str, side: int, *, norms: bool, **defaults: Any) -> ModelEntry:
@@ -68,15 +77,29 @@ def _d_fine(size: str, word: str, **defaults: Any) -> ModelEntry:
 
 def _rf_detr(size: str, side: int) -> ModelEntry:
     name = f"Roboflow/rf-detr-{size.replace('2xlarge', 'xxlarge')}"
-    return _entry(f"rfdetr-{size}", name, side, norms=False, **_FOUR_AT_A_TIME)
+    return _entry(f"rfdetr-{size}", name, side, norms=False, **FOUR_AT_A_TIME)
 
 
 def _lw_detr(size: str) -> ModelEntry:
     name = f"AnnaZhang/lwdetr_{size}_60e_coco"
-    return _entry(f"lwdetr-{size}", name, 640, norms=True, **_FOUR_AT_A_TIME)
+    return _entry(f"lwdetr-{size}", name, 640, norms=True, **FOUR_AT_A_TIME)
 
 
-# D-FINE's rates are those of its authors at 16 images a step. A backbone's five groups learn, in their
+def _resnet(name: str, hub: str) -> ModelEntry:
+    """A DETR on a ResNet-50, whose authors keep the images' shape and make the short side 800 pixels."""
+    values = {**FOUR_AT_A_TIME, "layer_decay": 0.46}  # 1/10
+    return _entry(name, hub, 800, norms=True, **values)
+
+
+def _yolos(size: str, side: int) -> ModelEntry:
+    values = {**FOUR_AT_A_TIME, "layer_decay": 1.0, "learning_rate": 5e-5}
+    return _entry(f"yolos-{size}", f"hustvl/yolos-{size}", side, norms=False, **values)
+
+
+_DEIM_V2_N = {"learning_rate": 4e-4, "layer_decay": 0.79}  # 1/2
+_DEIM_V2_S = {"learning_rate": 2.5e-4, "layer_decay": 0.61}  # 1/20, over thirteen groups
+
+# Rates are the authors' at 16 images a step. A backbone's five groups learn, in their
 # geometric mean, at layer_decay³ of the rate: the fraction that the authors give the backbone.
 ENTRIES = (
     _rf_detr("nano", 384),
@@ -103,4 +126,13 @@ ENTRIES = (
     _rt_detr_v2("r34"),
     _rt_detr_v2("r50", layer_decay=0.46),  # 1/10
     _rt_detr_v2("r101", layer_decay=0.46),
+    _entry("deimv2-n", "harshaljanjani/DEIMv2_HGNetv2_N_COCO_Transformers", 640, norms=True, **_DEIM_V2_N),
+    _entry("deimv2-s", "harshaljanjani/DEIMv2_DINOv3_S_COCO_Transformers", 640, norms=True, **_DEIM_V2_S),
+    _yolos("tiny", 512),
+    _yolos("small", 800),
+    _yolos("base", 800),
+    _resnet("deformable-detr", "SenseTime/deformable-detr"),
+    _resnet("deformable-detr-refine", "SenseTime/deformable-detr-with-box-refine"),
+    _resnet("deformable-detr-two-stage", "SenseTime/deformable-detr-with-box-refine-two-stage"),
+    _resnet("conditional-detr-r50", "microsoft/conditional-detr-resnet-50"),
 )
