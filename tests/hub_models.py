@@ -64,11 +64,53 @@ PREPROCESSORS: dict[str, dict[str, Any]] = {
 }
 PREPROCESSORS["resnet"] = PREPROCESSORS["convnext"]
 
+_DETR = {
+    "backbone_config": {
+        "model_type": "timm_backbone",
+        "backbone": "test_resnet",
+        "features_only": True,
+        "out_indices": [2, 3, 4],
+    },
+    "num_queries": 12,
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+}
+DETECTORS: dict[str, dict[str, Any]] = {
+    "yolos": {**_VIT, "image_size": [64, 96], "num_detection_tokens": 12},
+    "detr": _DETR,
+    "conditional_detr": _DETR,
+    "deformable_detr": {**_DETR, "d_model": 64, "with_box_refine": True},
+    "rt_detr": {
+        **_DETR,
+        "backbone_config": {
+            "model_type": "rt_detr_resnet",
+            "depths": [1] * 4,
+            "hidden_sizes": [16, 32, 64, 128],
+            "embedding_size": 16,
+            "layer_type": "basic",
+            "out_indices": [2, 3, 4],
+        },
+        "encoder_in_channels": [32, 64, 128],
+        "decoder_in_channels": [32, 32, 32],
+        "encoder_hidden_dim": 32,
+        "num_denoising": 8,
+    },
+}
+"""By model_type of a detector: a config.json that makes a small network."""
+_OF_DETECTORS = {
+    "image_processor_type": "DetrImageProcessor",
+    "size": {"shortest_edge": 60, "longest_edge": 90},
+}
+
 
 def describe(kind: str) -> Description:
     """The description of a tiny model, without any file."""
-    config = {"model_type": kind, "num_labels": 3, **CONFIGS[kind]}
-    return Description(f"acme/tiny-{kind}", config, PREPROCESSORS.get(kind, {}))
+    preprocessor = _OF_DETECTORS if kind in DETECTORS else PREPROCESSORS.get(kind, {})
+    config = {"model_type": kind, "num_labels": 3, **{**CONFIGS, **DETECTORS}[kind]}
+    return Description(f"acme/tiny-{kind}", config, preprocessor)
 
 
 def network(kind: str, classes: int = 3, variant: int = 0) -> Any:
@@ -98,4 +140,20 @@ def write(directory: Path, kind: str, classes: int = 3, **more: Any) -> Any:
     if kind in PREPROCESSORS:
         text = json.dumps(PREPROCESSORS[kind])
         (directory / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    return made
+
+
+def write_detector(directory: Path, kind: str) -> Any:
+    """Write a tiny detector's repository as its library does; returns the library's network."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING as CLASSES
+
+    names = {str(index): f"class {index}" for index in range(3)}
+    config = transformers.CONFIG_MAPPING[kind](**DETECTORS[kind], id2label=names)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        made: Any = CLASSES[type(config)](config)
+    transformers.utils.logging.disable_progress_bar()
+    made.save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps(_OF_DETECTORS), encoding="utf-8")
     return made

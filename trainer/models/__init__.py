@@ -93,7 +93,7 @@ def specify(
         classes=tuple(classes),
         options=family.options(task, model, settings, pretrained)
         if description is None
-        else family.described_options(task, model, settings, description),
+        else family.described_options(task, model, settings, description, pretrained),
         parameters=ScoringParameters(**parameters),
         enable_onnx_normalization=settings.enable_onnx_normalization,
     )

@@ -11,12 +11,20 @@ import re
 
 from trainer.errors import JobError, Problem, did_you_mean
 from trainer.models.card import FamilyCard, ModelEntry
-from trainer.models.cards import classifiers, detr, rcnn, rtdetr, transformers_classifiers, yolo
+from trainer.models.cards import (
+    classifiers,
+    detr,
+    rcnn,
+    rtdetr,
+    transformers_classifiers,
+    transformers_detectors,
+    yolo,
+)
 from trainer.models.cards.shared import HUB_PREFIX
 from trainer.tasks import Task
 
-_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, detr)
-_OF_HUB = (transformers_classifiers,)
+_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, detr, transformers_detectors)
+_OF_HUB = (transformers_classifiers, transformers_detectors)
 """The modules of families that train models of the Hub by their names there."""
 
 CARDS: dict[str, FamilyCard] = {module.CARD.name: module.CARD for module in _CARDS}
@@ -48,7 +56,7 @@ def find(name: str, task: Task) -> ModelEntry:
         return entry
     names = [entry.name for entry in models_for(task)]
     if entry is not None:
-        rule = f"{name} is a model for {' and '.join(entry.tasks)}, not for {task}"
+        rule = f"{name} is a model for {' and '.join(tasks_of(entry))}, not for {task}"
         hint = f"choose one of {', '.join(names)}"
     else:
         rule = f"no model is named {name!r}"
@@ -87,6 +95,12 @@ def _named(name: str, task: Task | None = None) -> ModelEntry | None:
         return None
     entries: list[ModelEntry] = [module.named(name) for module in _OF_HUB]
     return next((entry for entry in entries if task in entry.tasks), entries[0])
+
+
+def tasks_of(entry: ModelEntry) -> tuple[Task, ...]:
+    """The tasks that a model can be trained for; for one of the Hub, those of any of its models."""
+    cards = [module.CARD for module in _OF_HUB] if entry.card.hub_tasks else []
+    return tuple(dict.fromkeys((*entry.tasks, *(task for card in cards for task in card.hub_tasks))))
 
 
 def network_name(entry: ModelEntry) -> str:

@@ -89,7 +89,7 @@ class Family(ABC):
 
     @staticmethod
     def described_options(
-        task: Task, model: str, settings: Settings, description: Description
+        task: Task, model: str, settings: Settings, description: Description, pretrained: bool
     ) -> dict[str, Any]:
         """`options` of a model that the files of the Hub describe; only for cards with `described_by_files`.
 

@@ -194,7 +194,7 @@ def _instructions_of_hub(entry: ModelEntry, task: Task) -> Iterator[str]:
     """The lines for a model of the Hub, of which only its name is known."""
     card, (repository, revision) = entry.card, parse(entry.library_name)
     cached = in_cache(entry.library_name)
-    yield f"{entry.name}  ({', '.join(entry.tasks)})"
+    yield f"{entry.name}  ({', '.join(catalog.tasks_of(entry))})"
     yield f"  trained on   see https://huggingface.co/{repository}"
     yield f"  licence      of the weights: {card.weights_licence}; of {card.library}: {card.licence}"
     yield f"  files        {CONFIG_FILE}, {PREPROCESSOR_FILE} if there is one,"
