@@ -106,6 +106,15 @@ EXPRESSIONS = [
     (f"choice('fasterrcnn_resnet18_fpn', '{YOLOF}')", ["fasterrcnn_resnet18_fpn", "fcos_resnet50_fpn"]),
     ({"type": "choice", "values": [YOLOF]}, ["fcos_resnet50_fpn"]),
     (YOLOF, ["fcos_resnet50_fpn"]),
+    # Two that have one substitute.
+    (
+        f"choice('{DETECTORS[2]}', '{DETECTORS[4]}', '{YOLOF}')",
+        ["fasterrcnn_resnet50_fpn_v2", "fcos_resnet50_fpn"],
+    ),
+    (
+        {"type": "choice", "values": [DETECTORS[2], YOLOF, DETECTORS[4]]},
+        ["fasterrcnn_resnet50_fpn_v2", "fcos_resnet50_fpn"],
+    ),
 ]
 
 

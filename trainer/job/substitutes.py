@@ -6,7 +6,7 @@ MMDetection itself is not part of this project.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +45,13 @@ class Substitute:
 
 
 # AP of the originals: the tables next to MMDetection 3's configs. Of ours: torchvision's table of weights,
-# RT-DETRv2's README (whose R18 was trained again after the paper), and RF-DETR's page of benchmarks.
+# RT-DETRv2's README (whose R18 was trained again after the paper), Deformable DETR's README, and RF-DETR's
+# page of benchmarks.
 _SUBSTITUTES = {
     r"deformable[-_]detr_(refine_twostage|twostage_refine)_r50": Substitute(
-        "rtdetrv2-r50",
-        "also a DETR with deformable attention on a ResNet-50; 53.4 AP instead of 47.0",
+        "deformable-detr-two-stage",
+        "the same network, which starts from its authors' weights; 46.9 AP instead of 47.0",
+        is_same=True,
     ),
     r"sparse[-_]rcnn_r(50|101)": Substitute(
         "fasterrcnn_resnet50_fpn_v2",
@@ -175,11 +177,30 @@ def _is_alone(expression: Any) -> bool:
 def _rewritten(expression: Any, substitutes: Mapping[str, Substitute]) -> Any:
     if isinstance(expression, Mapping):
         return {key: _rewritten(value, substitutes) for key, value in expression.items()}
+    models = [substitute.model for substitute in substitutes.values()]
     if isinstance(expression, list | tuple):
-        return [_rewritten(value, substitutes) for value in expression]
+        values = [_rewritten(value, substitutes) for value in expression]
+        return [
+            value for index, value in enumerate(values) if not (value in models and value in values[:index])
+        ]
     if isinstance(expression, str):
-        return _NAME.sub(lambda found: substitutes[found[0]].model, expression)
+        return _each_once(models, _NAME.sub(lambda found: substitutes[found[0]].model, expression))
     return expression
+
+
+def _each_once(models: Sequence[str], expression: str) -> str:
+    """An expression such as choice('a', 'b') that names each of these models once.
+
+    Several models of MMDetection may have one substitute.
+    """
+    seen: set[str] = set()
+
+    def once(found: re.Match[str]) -> str:
+        is_repeated = found[2] in seen and found[2] in models
+        seen.add(found[2])
+        return "" if is_repeated else found[0]
+
+    return re.sub(r"""(?:,\s*)?(['"])([^'"]*)\1""", once, expression)
 
 
 def _allowed(name: str, values: Mapping[str, Any]) -> Substitute:
