@@ -92,7 +92,8 @@ def read_lines(file: DataFile) -> Iterator[list[bytes]]:
 def _all_lines(file: DataFile) -> Iterator[list[bytes]]:
     rest = b""
     for chunk in _chunks(file):
-        lines = (rest + chunk).split(b"\n")
+        lines = chunk.split(b"\n")
+        lines[0] = rest + lines[0]
         rest = lines.pop()
         if lines:
             yield lines

@@ -31,6 +31,7 @@ class Resolver:
         self._base = base
         self._datastores = datastores
         self._known: dict[str, int] = {}
+        self._by_start: dict[str, int] = {}
 
     def resolve(self, image_url: str) -> tuple[int, str]:
         """Split an image_url into an index into `folders` and the rest.
@@ -62,6 +63,8 @@ class Resolver:
         if index is None:
             folder = Folder(written, *resolve_folder(written, self._base, self._datastores))
             index = self._known[written] = len(self.folders)
+            if written not in ("/", "//"):  # which have one start
+                self._by_start[written[:-1]] = index
             self.folders.append(folder)
         return index
 
@@ -70,10 +73,10 @@ class Resolver:
         joined = "".join(image_urls)
         has_stream_info = ")" in joined and "streaminfo" in joined.lower()
         if "\\" not in joined and "\0" not in joined and not has_stream_info:
-            cuts = [image_url.rfind("/") + 1 for image_url in image_urls]
-            folders = [image_url[:cut] for image_url, cut in zip(image_urls, cuts, strict=True)]
-            names = [image_url[cut:] for image_url, cut in zip(image_urls, cuts, strict=True)]
-            if self._known.keys() >= set(folders) and _NO_FILE_NAMES.isdisjoint(names):
-                return list(map(self._known.__getitem__, folders)), names
+            parts = [image_url.rpartition("/") for image_url in image_urls]
+            starts = [start or slash for start, slash, _ in parts]  # "/" for files in the root
+            names = [name for _, _, name in parts]
+            if self._by_start.keys() >= set(starts) and _NO_FILE_NAMES.isdisjoint(names):
+                return list(map(self._by_start.__getitem__, starts)), names
         places = list(map(self.resolve, image_urls))
         return [folder for folder, _ in places], [name for _, name in places]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from msgspec import UNSET
+from msgspec.structs import astuple
 
 from trainer.data import images
 from trainer.data.reading import input_paths
@@ -21,7 +21,7 @@ from trainer.data.reading.line_errors import examine_line, keys_of
 from trainer.data.reading.record_builder import Columns, RecordBuilder, flat_labels
 from trainer.data.reading.records import Records, concatenate
 from trainer.data.reading.repeated_images import Place, join_repeated
-from trainer.data.reading.repeated_keys import DetailsKey, KeyCounter
+from trainer.data.reading.repeated_keys import AnyDetails, KeyCounter
 from trainer.data.reading.schema import (
     FAST_ERRORS,
     FORMATS,
@@ -201,17 +201,16 @@ class _FileReader:
         except (*FAST_ERRORS, UrlError):
             return False
         details = [line.image_details for line in parsed]
-        keys = [each and (each.format, each.width, each.height) for each in details]
-        sizes = list(map(self._sizes.__getitem__, keys))
+        sizes = list(map(self._sizes.__getitem__, details))
         labels = [line.label for line in parsed]
         if _SUSPICIOUS in sizes:
             return False
         if self._task is Task.MULTILABEL and any(len(set(classes)) < len(classes) for classes in labels):
             return False
-        objects = flat_labels(labels, self._task)
-        if self._key_counter.may_repeat(lines, image_urls, keys, objects):
+        flat = flat_labels(labels, self._task)
+        if self._key_counter.may_repeat(lines, image_urls, details, flat):
             return False
-        return self._builder.add(first_number, folders, names, sizes, labels, objects)
+        return self._builder.add(first_number, folders, names, sizes, labels, flat)
 
     def _read_carefully(self, text: bytes, number: int) -> None:
         """Add what can be used of the line, and report everything that is wrong with it."""
@@ -279,13 +278,13 @@ _SUSPICIOUS = (-1, -1)
 """Marks image_details that the careful reader must examine."""
 
 
-class _DeclaredSizes(dict[DetailsKey, tuple[int, int]]):
+class _DeclaredSizes(dict[AnyDetails, tuple[int, int]]):
     """(width, height) in pixels, 0 where it is not declared; or _SUSPICIOUS."""
 
-    def __missing__(self, key: DetailsKey) -> tuple[int, int]:
-        image_format, *sides = key or (UNSET, UNSET, UNSET)
+    def __missing__(self, details: AnyDetails) -> tuple[int, int]:
+        image_format, *sides = astuple(details or Details())
         width, height = map(side_length, sides)
         is_known = not image_format or str(image_format).lower() in FORMATS
         size = _SUSPICIOUS if width is None or height is None or not is_known else (width, height)
-        self[key] = size
+        self[details] = size
         return size

@@ -46,6 +46,20 @@ class BuiltRecords(NamedTuple):
     clipped_value: float = 0.0
 
 
+class FlatLabels(NamedTuple):
+    """The labels of many lines in one list.
+
+    Attributes:
+        objects: the structs of all objects, or the classes.
+        names: the classes of the objects.
+        crowd: `isCrowd` of each object; empty for classes.
+    """
+
+    objects: Sequence[Any]
+    names: Sequence[str | int]
+    crowd: Sequence[Any]
+
+
 class Columns(NamedTuple):
     """The values of lines, as a RecordBuilder collects them.
 
@@ -79,7 +93,7 @@ class RecordBuilder:
         names: Sequence[str],
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[Any],
-        objects: Sequence[Any] | None = None,
+        flat: FlatLabels | None = None,
     ) -> bool:
         """Add consecutive lines.
 
@@ -89,12 +103,12 @@ class RecordBuilder:
             names: the rest of each image_url.
             sizes: declared (width, height); 0 where undeclared.
             labels: `label` of the task's struct in `schema`; coordinates outside [0, 1] are clipped.
-            objects: the same as `flat_labels` returns it, if the caller has it.
+            flat: the same as `flat_labels` returns it, if the caller has it.
 
         Returns:
             False, without adding the lines, if the careful reader must examine one of them first.
         """
-        if not self._add_labels(labels, flat_labels(labels, self._task) if objects is None else objects):
+        if not self._add_labels(labels, flat or flat_labels(labels, self._task)):
             return False
         pending = self._pending
         pending["lines"].extend(range(first_line, first_line + len(labels)))
@@ -186,13 +200,13 @@ class RecordBuilder:
         )
         return BuiltRecords(records, mixed, clipped, clipped_value)
 
-    def _add_labels(self, labels: Sequence[Any], objects: Sequence[Any]) -> bool:
+    def _add_labels(self, labels: Sequence[Any], flat: FlatLabels) -> bool:
         """Add the labels of lines, or none of them and return False."""
+        objects = flat.objects
         if self._task is Task.SEGMENTATION and not _have_whole_points(objects):
             return False
-        names = [each.label for each in objects] if self._task.has_boxes else objects
         try:
-            indices = list(map(self._classes.__getitem__, names))
+            indices = list(map(self._classes.__getitem__, flat.names))
         except _BlankName:
             return False
         pending = self._pending
@@ -200,7 +214,7 @@ class RecordBuilder:
         is_single = self._task is Task.CLASSIFICATION
         pending["label_counts"].extend([1] * len(labels) if is_single else map(len, labels))
         if self._task.has_boxes:
-            pending["crowd"].extend([each.isCrowd for each in objects])
+            pending["crowd"].extend(flat.crowd)
         if self._task is Task.DETECTION:
             pending["coordinates"].extend(itertools.chain.from_iterable(map(_CORNERS, objects)))
         elif self._task is Task.SEGMENTATION:
@@ -223,9 +237,16 @@ class RecordBuilder:
         return MixedClassNames(np.flatnonzero(are_words), "strings", is_harmless)
 
 
-def flat_labels(labels: Sequence[Any], task: Task) -> Sequence[Any]:
-    """The objects or classes of all lines in one list."""
-    return labels if task is Task.CLASSIFICATION else list(itertools.chain.from_iterable(labels))
+def flat_labels(labels: Sequence[Any], task: Task) -> FlatLabels:
+    """The objects or classes of all lines, one by one.
+
+    Args:
+        labels: `label` of the task's struct in `schema`.
+    """
+    objects = labels if task is Task.CLASSIFICATION else list(itertools.chain.from_iterable(labels))
+    if not task.has_boxes:
+        return FlatLabels(objects, objects, ())
+    return FlatLabels(objects, [each.label for each in objects], [each.isCrowd for each in objects])
 
 
 _LINES_TO_PACK = 128  # so that few Python numbers exist at a time, which is faster

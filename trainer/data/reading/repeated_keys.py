@@ -9,13 +9,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from msgspec import UNSET, UnsetType
+from msgspec.structs import astuple
 
-from trainer.data.reading.schema import SHAPE_KEYS, show
+from trainer.data.reading.record_builder import FlatLabels
+from trainer.data.reading.schema import SHAPE_KEYS, Details, show
 from trainer.errors import Problem
 from trainer.tasks import Task
 
-DetailsKey: TypeAlias = tuple[object, object, object] | UnsetType | None
-"""Format, width and height of a line's image_details, UNSET where they are missing."""
+AnyDetails: TypeAlias = Details | UnsetType | None
+"""The image_details of a line, UNSET if it has none."""
 
 
 RULE = "must be once in its object"
@@ -44,37 +46,36 @@ class KeyCounter:
         self,
         lines: Sequence[bytes],
         image_urls: Sequence[str],
-        details: Sequence[DetailsKey],
-        objects: Sequence[Any],
+        details: Sequence[AnyDetails],
+        labels: FlatLabels,
     ) -> bool:
         """Whether lines have more colons than follow their keys and are in their texts.
 
         Args:
             lines: as they are in the file.
             image_urls, details: what the fast reader has parsed in each of them.
-            objects: those of all lines, or the names of their classes.
+            labels: those of all lines.
         """
         expected: int = self._in_line * len(lines) + sum(map(self._in_details.__getitem__, details))
         expected += "".join(image_urls).count(":")
         if self._task.has_boxes:
-            expected += self._in_object * len(objects) - [each.isCrowd for each in objects].count(UNSET)
+            expected += self._in_object * len(labels.objects) - labels.crowd.count(UNSET)
         content = b"".join(lines)
         if b"\\" in content and any(each in content for each in _ESCAPED_COLONS):
             return True  # colons in texts that are not in the lines would hide those of repeated keys
         colons = int(np.count_nonzero(np.frombuffer(content, dtype=np.uint8) == _COLON))
         if colons == expected:
             return False
-        names = [each.label for each in objects] if self._task.has_boxes else objects
-        in_names = sum(str(name).count(":") for name in names)
+        in_names = sum(str(name).count(":") for name in labels.names)
         return colons != expected + in_names
 
 
-class _DetailsKeys(dict[DetailsKey, int]):
+class _DetailsKeys(dict[AnyDetails, int]):
     """How many keys a line has for its image_details, those inside included."""
 
-    def __missing__(self, key: DetailsKey) -> int:
-        inside = key if isinstance(key, tuple) else ()
-        count = self[key] = (key is not UNSET) + sum(value is not UNSET for value in inside)
+    def __missing__(self, details: AnyDetails) -> int:
+        inside = astuple(details) if isinstance(details, Details) else ()
+        count = self[details] = (details is not UNSET) + sum(value is not UNSET for value in inside)
         return count
 
 

@@ -30,7 +30,7 @@ Coordinate: TypeAlias = Annotated[float, Meta(ge=-OVERSHOOT, le=1 + OVERSHOOT)]
 Flag: TypeAlias = bool | Annotated[int, Meta(ge=0, le=1)]
 
 
-class Details(Struct, forbid_unknown_fields=True, gc=False):
+class Details(Struct, forbid_unknown_fields=True, gc=False, frozen=True, cache_hash=True):
     format: str | UnsetType = UNSET
     width: int | str | UnsetType = UNSET
     height: int | str | UnsetType = UNSET
