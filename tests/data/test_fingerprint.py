@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from tests.data.reading.test_records import random_lines
 from trainer.data.fingerprint import changes, fingerprint, summarise
 from trainer.data.reading.jsonl import read
+from trainer.data.reading.records import Scans
 from trainer.data.training_data import Data
 from trainer.tasks import Task
 
@@ -73,6 +75,21 @@ def test_every_change_of_the_data_changes_the_fingerprint(tmp_path: Path) -> Non
     ]
     prints.append(fingerprint(data(tmp_path / "split", task, [*lines, validation[0]], validation[1:])))
     assert len(set(prints)) == len(variants) + 1
+
+
+def test_image_files_that_show_something_else_are_a_change(tmp_path: Path) -> None:
+    lines = random_lines(Task.DETECTION, 9, seed=1)
+    before = data(tmp_path, Task.DETECTION, lines, lines[:3])
+    scans = Scans.empty(len(before.train))
+    scans.hashes[:] = 7
+    before = replace(before, train=replace(before.train, scans=scans))
+    earlier = summarise(before)
+    assert changes(earlier, before) == ""
+    scans.hashes[4] = 8
+    assert changes(earlier, before) == "training data: image files that show something else"
+    assert changes(earlier, replace(before, train=replace(before.train, scans=None))) == ""
+    del earlier["training"]["pixels"]  # of an earlier version
+    assert changes(earlier, before) == ""
 
 
 def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:

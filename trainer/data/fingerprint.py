@@ -30,10 +30,11 @@ def summarise(data: Data) -> dict[str, Any]:
 def changes(earlier: Mapping[str, Any], data: Data) -> str:
     """What has changed in data since they were summarised, in words; "" if nothing has.
 
-    Like the fingerprint, it covers neither pixels nor the names of the data files.
+    Unlike the fingerprint, it covers what the images show, if they were decoded, but like it not the names of
+    the data files.
 
     Args:
-        earlier: from `summarise`; empty if unknown, then nothing counts as changed.
+        earlier: from `summarise`; what it lacks does not count as changed.
     """
     noun = "objects" if data.train.task.has_boxes else "labels"
     parts = []
@@ -47,6 +48,8 @@ def changes(earlier: Mapping[str, Any], data: Data) -> str:
             told.append(f"{now['labels']:,} {noun} instead of {before['labels']:,}")
         elif before["content"] != now["content"] and not told:
             told.append(f"other {noun}")
+        if before.get("pixels") and now["pixels"] not in ("", before["pixels"]) and not told:
+            told.append("image files that show something else")
         if told:
             parts.append(f"{name} data: {', '.join(told)}")
     return "; ".join(parts)
@@ -56,7 +59,9 @@ def _summarise(records: Records) -> dict[str, Any]:
     classes, *rest = _parts(records)
     urls, content = rest[:_URL_PARTS], rest[_URL_PARTS:]
     counts = {"images": len(records), "labels": len(records.labels)}
-    return {**counts, "image_urls": _hash(urls), "content": _hash([classes, *content])}
+    scans = records.scans
+    pixels = "" if scans is None else _hash([_bytes_of(scans.sizes), _bytes_of(scans.hashes)])
+    return {**counts, "image_urls": _hash(urls), "content": _hash([classes, *content]), "pixels": pixels}
 
 
 def _hash(parts: Iterable[bytes]) -> str:
@@ -87,4 +92,8 @@ def _parts(records: Records) -> Iterator[bytes]:
         arrays += [polygons.object_starts, polygons.segment_starts, polygons.points]
     for array in arrays:
         if array is not None:
-            yield array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+            yield _bytes_of(array)
+
+
+def _bytes_of(array: npt.NDArray[Any]) -> bytes:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
