@@ -30,7 +30,7 @@ def summarise(data: Data) -> dict[str, Any]:
 def changes(earlier: Mapping[str, Any], data: Data) -> str:
     """What has changed in data since they were summarised, in words; "" if nothing has.
 
-    Unlike the fingerprint, it covers what the images show, if they were decoded, but like it not the names of
+    Unlike the fingerprint, it covers the content of images, if they were decoded. Neither covers the names of
     the data files.
 
     Args:

@@ -131,7 +131,7 @@ class DETR(Family):
         return (tensor - self._channels("mean")) / self._channels("std"), geometry
 
     def _numbers(self, name: str) -> tuple[float, float, float]:
-        """ "mean" or "std" of each channel: the model's own, or else its architecture's."""
+        """The "mean" or "std" of each channel: the model's own, or else its architecture's."""
         red, green, blue = self.spec.options.get(name) or getattr(self.architecture, name)
         return red, green, blue
 

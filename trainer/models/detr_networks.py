@@ -118,9 +118,9 @@ def uses_timm(config: Any) -> bool:
 
 
 def can_freeze_norms(config: Any) -> bool:
-    """Whether the backbone's batch norms are frozen, but for `freeze_backbone_batch_norms`.
+    """Whether the backbone's batch norms are frozen unless `freeze_backbone_batch_norms` is false.
 
-    The library freezes those of timm's backbones in any case; `build` lets them live.
+    The library always freezes those of timm's backbones; `build` can replace them by ones that learn.
     """
     return hasattr(config, "freeze_backbone_batch_norms") or uses_timm(config)
 
