@@ -152,6 +152,7 @@ def test_detection_errors(label: object, expected: list[str], write_lines: Write
     [
         ([0.1, 0.1, 0.5, 0.1, 0.3, 0.4], "wrap it in another list: [[x1, y1, …]]"),
         ([[0.1, 0.1], [0.5, 0.1], [0.3, 0.4]], "label[0].polygon: must be a list of segments, not of points"),
+        ([[[0.1, 0.1], [0.5, 0.1], [0.3, 0.4]]], "label[0].polygon: must be a list of segments, not"),
         ([[0.1, 0.1, 0.5, 0.1, 0.3, 0.4, 0.5]], "label[0].polygon[0]: must hold pairs x, y, got 7 numbers"),
         ([[0.1, 0.1, 0.5, 0.1, 300, 0.4]], "label[0].polygon[0][4]: must be in [0, 1], got 300; is it"),
         ({"counts": [1, 2], "size": [3, 4]}, "label[0].polygon: must be a list of at least one segment"),

@@ -102,7 +102,8 @@ def _read_polygon(path: str, outline: dict[str, Any], index: int, report: LineRe
         hint = "wrap it in another list: [[x1, y1, …]]" if is_flat else ""
         report.add_value(path, "must be a list of at least one segment [x1, y1, x2, y2, …]", polygon, hint)
         return None
-    if len(polygon) > 2 and all(len(segment) == 2 for segment in polygon):
+    are_points = len(polygon) > 2 and all(len(segment) == 2 for segment in polygon)
+    if are_points or any(isinstance(value, list) for segment in polygon for value in segment):
         hint = "write the points of a segment as one list: [[x1, y1, x2, y2, …]]"
         report.add_value(path, "must be a list of segments, not of points", polygon, hint)
         return None
