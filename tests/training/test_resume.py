@@ -160,7 +160,7 @@ def test_time_limit_shortens_a_modern_run_to_the_end_of_its_schedule(
         number_of_epochs=20, recipe="modern", warmup_cosine_lr_warmup_epochs=0, momentum=0.5,
     )  # fmt: skip
     draws = Draws()
-    run = trainer.fit(wanted, callbacks=[draws, StopAt(9.0)])
+    run = fit(wanted, callbacks=[draws, StopAt(9.0)], packages=False)
     assert (draws.epochs[0], draws.epochs[-1]) == ({20}, {5})
     result = run.read_result()
     assert (result.epochs, result.timed_out) == (5, True)
