@@ -50,8 +50,8 @@ def fit(
 ) -> None:
     """Train a model, package it and score the validation data with it.
 
-    With --max-trials over 1, a sweep trains that many models and packages the best. It searches the search
-    space of --config; without one, AutoMode chooses models and settings for the data and the hardware
+    With --max-trials over 1, a sweep trains that many models and packages the best. It uses the search space
+    of --config; without one, AutoMode chooses models and settings for the data and the hardware
     (docs/automode.md).
 
     Examples:

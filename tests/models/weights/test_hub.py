@@ -91,6 +91,7 @@ def test_without_files_and_network_the_error_says_which_file_is_missing_and_how_
         describe(NAME, choice)
     said = str(caught.value)
     assert "config.json of acme/tiny-vit" in said
+    assert "(the Hub cannot be reached)" in said
     assert "`hf download acme/tiny-vit --local-dir weights/acme/tiny-vit`" in said
     assert "--weights weights" in said
 

@@ -141,9 +141,10 @@ def _not_fetched(name: str, file: str, purpose: str, error: Exception) -> str:
             f"https://huggingface.co/{repository}: the Hub has {what} ({kind}). Check the name; for a gated "
             "or private model, accept its terms on that page and log in: hf auth login"
         )
+    cause = "the Hub cannot be reached" if kind == "LocalEntryNotFoundError" else kind
     return (
         f"{file} of {repository}, which {purpose}, is not on this machine and could not be "
-        f"fetched from https://huggingface.co/{repository} ({kind}). On a machine with a network, run "
+        f"fetched from https://huggingface.co/{repository} ({cause}). On a machine with a network, run "
         f"`{download_command(name)}`, copy the directory here, and give --weights weights"
     )
 
