@@ -348,16 +348,26 @@ def test_booleans_are_rejected_for_numbers(name: str) -> None:
     ("model", "name", "value", "takers"),
     [
         (YOLO11, "mixup_alpha", 0.2, "classifiers"),
-        (RESNET, "large_scale_jitter", True, "R-CNNs"),
+        (RESNET, "large_scale_jitter", True, "R-CNNs and mask transformers"),
         (RESNET, "min_size", 600, "R-CNNs"),
-        (RESNET, "img_size", 640, "YOLO models, RT-DETRs and DETRs"),
-        (RESNET, "box_score_threshold", 0.5, "R-CNNs, YOLO models, RT-DETRs and DETRs"),
-        (RESNET, "validation_metric_type", "coco", "R-CNNs, YOLO models, RT-DETRs and DETRs"),
-        (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs and DETRs"),
+        (RESNET, "img_size", 640, "YOLO models, RT-DETRs, DETRs and mask transformers"),
+        (RESNET, "box_score_threshold", 0.5, "R-CNNs, YOLO models, RT-DETRs, DETRs and mask transformers"),
+        (
+            RESNET,
+            "validation_metric_type",
+            "coco",
+            "R-CNNs, YOLO models, RT-DETRs, DETRs and mask transformers",
+        ),
+        (VIT, "log_validation_loss", "Enable", "R-CNNs, YOLO models, RT-DETRs, DETRs and mask transformers"),
         (FASTER, "focal_gamma", 2, "classifiers"),
         (YOLO11, "test_time_flip", True, "classifiers"),
         (FASTER, "model_size", "small", "yolov5"),
-        (FASTER, "multi_scale", True, "YOLO models, RT-DETRs and DETRs"),
+        (
+            FASTER,
+            "multi_scale",
+            True,
+            "YOLO models, RT-DETRs, DETRs, mask2former-swin-t and mask2former-swin-s",
+        ),
         (FASTER, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
         (YOLO11, "mask_pixel_score_threshold", 0.5, "models for instance-segmentation"),
         (YOLO11, "model_size", "small", "yolov5"),  # its size is part of its name
@@ -483,7 +493,10 @@ def test_unknown_model_or_wrong_task_is_a_job_error() -> None:
 
 
 def test_defaults_in_words_name_the_models_that_differ() -> None:
-    assert defaults.default_in_words("number_of_epochs") == "15; 30 for YOLO models, RT-DETRs and DETRs"
+    assert (
+        defaults.default_in_words("number_of_epochs")
+        == "15; 30 for YOLO models, RT-DETRs, DETRs and mask transformers"
+    )
     assert defaults.default_in_words("layers_to_freeze") == "none; 2 for R-CNNs"
     assert defaults.default_in_words("early_stopping") == "true"
     assert "0.002 for vitl16r224 (multilabel)" in defaults.default_in_words("learning_rate")

@@ -36,7 +36,10 @@ This page is generated from the code by `make docs`.
 
 The detectors on a GPU are in the order of the AP that RF-DETR's authors publish for other people's data
 (RF100-VL, 100 data sets) and of its cost: RF-DETR-S has 60.2 at 3.5 ms an image and D-FINE-L 61.6,
-while YOLO26-X takes 9.6 ms for 60.0. Among similar models, those under Apache-2.0 come first.
+while YOLO26-X takes 9.6 ms for 60.0. Among similar models, those under Apache-2.0 come first. Segmenters are
+ordered by their mask AP on COCO and its cost: RF-DETR-seg-M has 45.3 at 5.9 ms an image on a T4, while EoMT-L
+takes 7.8 ms on an H100 for 45.2, so EoMT comes last. Mask2Former is never tried, because its weights are not
+for commercial use (CC-BY-NC-4.0).
 
 Weak trials are pruned early, by successive halving: after a quarter and after half of its evaluations, a
 trial is compared with all that have reached the same point, and continues if it is in the better half,
@@ -86,7 +89,7 @@ _SEARCHED = """\
 | `tile_grid_size` | R-CNNs, YOLO models and RT-DETRs, on a GPU | the grid below, and none |
 | `validation_crop_size` | CNNs, on a GPU | 224 and, if images are that large, 288 |
 | `mixup_alpha` | classifiers with the modern recipe, not multilabel | 0 and 0.2 |
-| `large_scale_jitter` | R-CNNs | off and on |
+| `large_scale_jitter` | R-CNNs and mask transformers | off and on |
 | `model_size` | yolov5, if the job names it | small, medium and, on a GPU, large |
 | `weighted_loss` | classifiers, if a class is over {some} times as frequent as another | 0 and 1 |
 | `balanced_sampling` | detectors, if a class is over {very} times as frequent as another | off and on |
@@ -96,10 +99,11 @@ _FIXED = """\
 ## What follows from data and time
 
 **Recipe.** Settings start from the modern recipe, or from the reference recipe if the job sets `recipe:
-reference` or `optimizer: sgd`. DETRs and RT-DETRs start from their authors' recipes.
+reference` or `optimizer: sgd`. DETRs, RT-DETRs and mask transformers start from their authors' recipes.
 
-**Epochs and batch size** are the recipe's for this number of images, as in a single run. The recipes of DETRs
-and RT-DETRs set no number of epochs; they get {epochs}. Training from scratch takes {scratch} times as many.
+**Epochs and batch size** are the recipe's for this number of images, as in a single run. Those three recipes
+set no number of epochs; they get {epochs}.
+Training from scratch takes {scratch} times as many.
 A batch that does not fit in the GPU's memory is split, as in any run. A trial whose model does not fit at all
 fails, and the next one starts.
 
@@ -109,8 +113,8 @@ fails, and the next one starts.
 
 Images are enlarged to at most {enlarged} times their size. If a quarter of the objects has fewer than {tiny}
 pixels even then, and the images have more detail, they are tiled. Classifiers see crops of 224 pixels; CNNs
-see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. DETRs
-and classifiers of the Hugging Face Hub keep their published size.
+see crops of 160 pixels on the CPU, and of 128 if the images' short side has at most {small_images}. DETRs,
+mask transformers and classifiers of the Hugging Face Hub keep their published size.
 `box_detections_per_image` is raised if images have more objects.
 
 **Time.** Each trial may use all of the remaining time, because one complete run of a strong model is worth
@@ -129,7 +133,11 @@ def page() -> str:
         some=design.IMBALANCED,
         very=design.VERY_IMBALANCED,
     )
-    epochs = " and ".join(str(card.epochs) for card in reversed(cards) if card.epochs)
+    models_of: dict[int, list[str]] = {}
+    for card in cards:
+        if card.epochs:
+            models_of.setdefault(card.epochs, []).append(card.words)
+    epochs = " or ".join(f"{count} ({' and '.join(words)})" for count, words in sorted(models_of.items()))
     fixed = _FIXED.format(
         scratch=design.FROM_SCRATCH_FACTOR,
         epochs=epochs,

@@ -54,7 +54,7 @@ def test_help_all_shows_every_flag_with_names_default_and_models() -> None:
             assert f"--{each.replace('_', '-')} " in text, each
         assert settings.group_of(name) in text
         assert help_text(info)[:40] in text, name
-    assert "[default: 15; 30 for YOLO models, RT-DETRs and DETRs]" in text
+    assert "[default: 15; 30 for YOLO models, RT-DETRs, DETRs and mask transformers]" in text
     assert "yolov5. One of small, medium, large, extra_large. Only yolov5. [default: medium]" in text
     assert "One of sgd, adam, adamw. [default: sgd" in text
     hidden = ("default_recipe", "substitutes", "ignored_keys", "listed_settings")

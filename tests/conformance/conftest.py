@@ -84,6 +84,39 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "conditional-detr-r50": {**_DECODER, **_ENCODER, "decoder_layers": 2, "backbone_config": _RESNET},
 }
 """Changes that make a DETR's configuration small enough for tests."""
+_DEPTHS = [1, 1, 1, 1]
+TINY_SEGMENTERS: dict[str, dict[str, Any]] = {
+    "mask2former-swin-t": {
+        "hidden_dim": 64,
+        "feature_size": 64,
+        "mask_feature_size": 64,
+        "encoder_layers": 1,
+        "encoder_feedforward_dim": 64,
+        "decoder_layers": 4,
+        "dim_feedforward": 128,
+        "num_attention_heads": 4,
+        "num_queries": 10,
+        "train_num_points": 256,
+        "backbone_config": {
+            "depths": _DEPTHS,
+            "embed_dim": 16,
+            "num_heads": [1, 2, 4, 8],
+            "window_size": 4,
+            "drop_path_rate": 0.0,
+        },
+    },
+    "eomt-small": {
+        "hidden_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_blocks": 2,
+        "num_queries": 10,
+        "patch_size": 8,
+        "num_upscale_blocks": 1,
+        "train_num_points": 256,
+    },
+}
+"""The same for mask transformers."""
 STEPS = 300
 EPOCHS = 30  # of which the tests train the first
 
@@ -206,8 +239,8 @@ def make_case(task: Task, model: str, **more: Any) -> Case:
     settings = resolve(task, model, values, published=published)
     spec = specify(task, model, settings, CLASSES, pretrained=False, description=description)
     smaller = {name: value for name, value in card.tiny_options.items() if name in spec.options}
-    if model in TINY_CONFIGS:
-        smaller["config"] = merged(spec.options["config"], TINY_CONFIGS[model])
+    if changes := {**TINY_CONFIGS, **TINY_SEGMENTERS}.get(model):
+        smaller["config"] = merged(spec.options["config"], changes)
     spec = spec.model_copy(update={"options": spec.options | smaller})
     # Through JSON, as a packaged model reads it.
     bound = create(Spec.model_validate_json(spec.model_dump_json()))

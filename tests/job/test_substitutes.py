@@ -37,7 +37,12 @@ DETECTORS = (
     YOLOF,
     "yolof_r50_c5_8x8_1x_coco",
 )
-SEGMENTERS = (SWIN, "mask_rcnn_swin-t-p4-w7_fpn_1x_coco", "mmd-3x-rtmdet-ins_x_8xb16-300e_coco")
+SEGMENTERS = (
+    SWIN,
+    "mask_rcnn_swin-t-p4-w7_fpn_1x_coco",
+    "mmd-3x-rtmdet-ins_x_8xb16-300e_coco",
+    "mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco",  # MMDetection has it, Azure's catalog has not
+)
 NAMES = [
     *((Task.DETECTION, name) for name in DETECTORS),
     *((Task.SEGMENTATION, name) for name in SEGMENTERS),

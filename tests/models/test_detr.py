@@ -337,11 +337,12 @@ def test_a_model_of_the_earlier_family_says_what_can_use_it(tmp_path: Path) -> N
 
 
 def test_lists_of_models_name_the_architectures_that_share_a_default() -> None:
-    words = "1; 4 for rfdetr-*, lwdetr-*, yolos-*, deformable-* and conditional-detr-r50"
+    words = "1; 4 for rfdetr-*, lwdetr-*, yolos-*, deformable-*, conditional-detr-r50, "
+    words += "mask2former-*, eomt-small, eomt-base and eomt-large; 16 for eomt-large-1280"
     assert default_in_words("gradient_accumulation_step") == words
-    of_ten = "0.46 for dfine-m, rtdetrv2-r50, rtdetrv2-r101, deformable-* and conditional-detr-r50"
+    of_ten = "0.46 for dfine-m, rtdetrv2-r50, rtdetrv2-r101, deformable-*, conditional-detr-r50"
     assert of_ten in default_in_words("layer_decay")
-    assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs and DETRs"
+    assert default_in_words("optimizer") == "sgd; adamw for RT-DETRs, DETRs and mask transformers"
     taking = ", RT-DETRs, dfine-*, lwdetr-*, rtdetrv2-*, deimv2-*, deformable-* and conditional-detr-r50"
     assert models_taking("freeze_batch_norm").endswith(taking)
 

@@ -83,6 +83,8 @@ BUDGETS = {  # of a batch of 4: losses, backward pass, validation; of 8 images: 
     "rfdetr-seg-nano": (12, 0, 13, 2),
     "lwdetr-tiny": (12, 0, 13, 2),
     "deformable-detr-two-stage": (14, 0, 14, 2),
+    "mask2former-swin-t": (1, 0, 2, 1),
+    "eomt-small": (1, 0, 2, 1),
 }
 """The most waits of the host. Those of R-CNNs, RetinaNet, FCOS and masks grow with a batch's images, which
 torchvision and ultralytics take one by one; those of transformers' DETRs grow with the decoder's layers."""

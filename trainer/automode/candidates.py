@@ -76,6 +76,7 @@ GROUPS: Mapping[Task, Mapping[str, tuple[Group, ...]]] = {
             Group(("rfdetr-seg-small",), ("rfdetr-seg-medium",), from_scratch=False),
             Group(("yolo26s-seg", "yolo11s-seg"), ("yolo26m-seg", "yolo11m-seg")),
             Group(("maskrcnn_resnet50_fpn_v2",)),
+            Group(("eomt-base",), ("eomt-large",), from_scratch=False),
         ),
         SCRATCH: (
             Group(("yolo11s-seg", "yolo26s-seg"), ("yolo11m-seg", "yolo26m-seg")),

@@ -15,7 +15,7 @@ from trainer.job.sweep import MODEL_NAME
 
 PREFIX = "mmd-3x-"
 """Prefix of MMDetection's names in Azure's catalog."""
-_ARCHITECTURES = r"deformable[-_]detr|sparse[-_]rcnn|vfnet|yolof|mask[-_]rcnn_swin|rtmdet"
+_ARCHITECTURES = r"deformable[-_]detr|sparse[-_]rcnn|vfnet|yolof|mask[-_]rcnn_swin|rtmdet|mask2former_swin"
 _NAME = re.compile(rf"(?<![\w./-])(?:{PREFIX}[\w.-]+|(?:{_ARCHITECTURES})[\w.-]*_coco)(?![\w./-])")
 """Azure's names; the first versions of its catalog have no prefix."""
 _BACKBONE = "backbone"
@@ -75,6 +75,14 @@ _SUBSTITUTES = {
         backbone="timm/swin_tiny_patch4_window7_224",
         is_same=True,
     ),
+    **{
+        rf"mask2former_swin-{size}-(?!.*panoptic)": Substitute(
+            f"mask2former-swin-{size}",
+            "the same network, with its authors' weights, which exclude commercial use (CC-BY-NC-4.0)",
+            is_same=True,
+        )
+        for size in "ts"
+    },
     r"rtmdet-ins_x": Substitute(
         "rfdetr-seg-medium",
         "the nearest in accuracy; 45.3 mask AP instead of 44.6",

@@ -14,6 +14,7 @@ from trainer.models.card import FamilyCard, ModelEntry
 from trainer.models.cards import (
     classifiers,
     detr,
+    mask_transformers,
     rcnn,
     rtdetr,
     transformers_classifiers,
@@ -23,7 +24,16 @@ from trainer.models.cards import (
 from trainer.models.cards.shared import HUB_PREFIX
 from trainer.tasks import Task
 
-_CARDS = (classifiers, transformers_classifiers, rcnn, yolo, rtdetr, detr, transformers_detectors)
+_CARDS = (
+    classifiers,
+    transformers_classifiers,
+    rcnn,
+    yolo,
+    rtdetr,
+    detr,
+    transformers_detectors,
+    mask_transformers,
+)
 _OF_HUB = (transformers_classifiers, transformers_detectors)
 """The modules of families that train models of the Hub by their names there."""
 

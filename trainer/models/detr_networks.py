@@ -283,7 +283,7 @@ def fitted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     """
     own = network.state_dict()
     if not own.keys() <= tensors.keys():
-        tensors = _converted(_with_queries(tensors, network.config), network)
+        tensors = converted(_with_queries(tensors, network.config), network)
     for key in own:
         # Heads that all layers share are published once.
         first = re.sub(r"\b(class_embed|bbox_embed)\.\d+\.", r"\1.0.", key)
@@ -306,7 +306,11 @@ def _with_queries(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
     return cut
 
 
-def _converted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+def converted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
+    """Published tensors under the network's names, as the library's own loader converts them.
+
+    A tensor of another shape keeps it, without values; what the loader does not know is empty.
+    """
     library: Any = type(network)
     with _quiet():
         loaded, report = library.from_pretrained(

@@ -33,7 +33,7 @@ from trainer.models.weights.hub import (
 from trainer.settings import Settings
 from trainer.tasks import Task
 
-_SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
+_SPDX = {"apache-2.0": "Apache-2.0", "cc-by-nc-4.0": "CC-BY-NC-4.0", "mit": "MIT"}
 
 
 @dataclass(frozen=True, slots=True)

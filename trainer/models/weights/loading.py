@@ -15,7 +15,7 @@ from trainer.models.catalog import CARDS, find, network_name
 from trainer.models.spec import Spec
 from trainer.models.weights import sources as weights_sources
 from trainer.models.weights.choice import NONE
-from trainer.models.weights.published import PublishedWeights
+from trainer.models.weights.published import NONCOMMERCIAL, PublishedWeights
 from trainer.models.weights.reading import read
 
 _COUNTER = "num_batches_tracked"
@@ -82,6 +82,8 @@ def load(
         state, described = read(source.path, network, named=source.named)
     remarks = [source.remark] if source.remark else []
     before = source.spec or described
+    if before is None and NONCOMMERCIAL in published.licence:
+        remarks.append(f"their licence, {published.licence.upper()}, excludes commercial use")
     other_classes = False
     if before is not None and spec is not None:
         if before.family not in CARDS:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+NONCOMMERCIAL = "-nc-"
+"""A part of the names of licences that exclude commercial use, such as cc-by-nc-4.0."""
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
     """The weights that a model's library publishes.
