@@ -36,13 +36,13 @@ CASES: dict[str, tuple[Task, str, dict[str, Any], list[str]]] = {
     "classifier": (
         Task.CLASSIFICATION,
         "timm/test_resnet",
-        {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 4},
+        {"training_crop_size": 48, "validation_crop_size": 48, "training_batch_size": 8},
         ["xrai", "integrated_gradients", "guided_gradcam", "guided_backprop"],
     ),
     "detector": (
         Task.DETECTION,
         "fasterrcnn_resnet18_fpn",
-        {"min_size": 64, "max_size": 96, "training_batch_size": 2, "box_score_threshold": 0.0},
+        {"min_size": 64, "max_size": 96, "training_batch_size": 8, "box_score_threshold": 0.0},
         ["drise"],
     ),
 }
