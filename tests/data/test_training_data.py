@@ -60,6 +60,18 @@ def test_classes_are_the_sorted_union(write_lines: WriteLines) -> None:
     )
 
 
+def test_classes_are_checked_once_all_files_are_read(write_lines: WriteLines) -> None:
+    seen: list[Any] = []
+    path = write_lines(lines(20), images=True)
+    load(Task.CLASSIFICATION, [path], check_classes=seen.append, progress=False)
+    assert seen == [["a", "b"]]
+    misread = [{"image_url": f"{n}.png", "label": [{**BOX, "topX": 0.9}]} for n in range(10)]
+    assert "are these width and height?" in refusal(
+        Task.DETECTION, [write_lines(misread, images=True)], check_classes=seen.append
+    )
+    assert len(seen) == 1, "a metric of a class in an unread line is no error"
+
+
 def test_all_problems_are_reported_at_once(write_lines: WriteLines) -> None:
     train = write_lines([*lines(3), {"image_url": "x.png"}, "broken"])
     for number in (0, 1):

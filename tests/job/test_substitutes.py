@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import trainer
+from trainer.cli import dry_run
 from trainer.errors import JobError
 from trainer.job import substitutes
 from trainer.job.job import Job
@@ -155,6 +158,18 @@ def test_a_runs_job_keeps_what_was_substituted(tmp_path: Path) -> None:
     assert content["local"]["substitutes"] == {YOLOF: "fcos_resnet50_fpn"}
     assert Job.of_run(tmp_path / "job.yaml").substitute_for == YOLOF
     assert "substitutes" not in make_job(Task.DETECTION, "fcos_resnet50_fpn").to_dict()["local"]
+
+
+def test_what_is_substituted_is_told_at_the_start(
+    caplog: pytest.LogCaptureFixture, hide_libraries: Callable[..., None]
+) -> None:
+    job = make_job(Task.DETECTION, YOLOF, allow_substitute_models=True)
+    (remark,) = substitutes.remarks(job.substitutes)
+    assert f"model: {remark}" in dry_run.preview(job)
+    hide_libraries(catalog.MODELS["fcos_resnet50_fpn"].card.library)  # so that the job ends soon
+    with pytest.raises(JobError, match="which is not installed"):
+        trainer.fit(job)
+    assert caplog.messages == [f"model: {remark}"]
 
 
 def test_a_packaged_model_tells_what_it_is_a_substitute_for() -> None:

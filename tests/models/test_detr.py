@@ -282,6 +282,30 @@ def test_multi_scale_trains_at_sizes_with_room_for_the_queries() -> None:
     assert list(family.sizes()) == list(range(288, 577, 32))
 
 
+def test_a_batch_is_trained_at_the_size_that_multi_scale_drew_for_its_first_image() -> None:
+    case = tiny("dfine-n", multi_scale=True)
+    dataset = case.family.training_dataset(Squares(), case.settings, seed=0)
+    assert dataset.largest_size == 96
+    items = [{**dataset.item(Draw(0, 0)), "size": size} for size in (96, 64)]
+    network = built(case.family).train()
+    sides: list[int] = []
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    case.family.losses(network, dataset.collate(items))
+    assert sides == [96]
+
+
+@pytest.mark.parametrize("augments", [True, False])
+def test_training_images_are_cropped_and_expanded_unless_that_is_turned_off(augments: bool) -> None:
+    case = tiny("dfine-n", advanced_settings={"apply_automl_train_augmentations": augments})
+    dataset = case.family.training_dataset(Squares(), case.settings, seed=0)
+    areas = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        areas.add(dataset.item(Draw(0, 0))["target"]["boxes"][0, 2:].prod().item())
+    assert (len(areas) > 1) is augments
+
+
 def test_neither_crowds_nor_boxes_without_an_inside_are_trained_on() -> None:
     case = tiny("rfdetr-seg-nano")
     target = batch_of(case, Squares())["targets"][0]

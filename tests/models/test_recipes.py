@@ -92,6 +92,12 @@ def test_batch_comes_down_with_the_images(
     assert {name: getattr(settings, name) for name in expected} == expected
 
 
+def test_accumulated_batches_count_as_one_step() -> None:
+    values = {"recipe": "modern", "gradient_accumulation_step": 2}
+    job = Job(task=CLASSIFICATION, training_data=("a",), model="resnet18", settings=values)
+    assert job.for_images(238).resolve_settings().training_batch_size == 8
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -283,3 +289,11 @@ def test_probe_needs_weights_to_start_from() -> None:
         resolve(CLASSIFICATION, "resnet18", {"probe_first": True}, from_scratch=True)
     head = resolve(CLASSIFICATION, "resnet18", {"freeze": "backbone"}, from_scratch=True)
     assert (head.probe_first, head.number_of_epochs) == (False, 15)
+
+
+@pytest.mark.parametrize(("given", "frozen"), [({}, None), ({"layers_to_freeze": 1}, 1)])
+def test_layers_from_scratch_are_trained_unless_the_user_freezes_them(
+    given: dict[str, Any], frozen: int | None
+) -> None:
+    settings = resolve(DETECTION, "fasterrcnn_resnet50_fpn", given, from_scratch=True)
+    assert (settings.layers_to_freeze, settings.freeze_batch_norm) == (frozen, False)

@@ -114,7 +114,7 @@ class Differing:
 
 @pytest.mark.parametrize("losses", ["Disable", "Enable"])
 def test_evaluation_scores_images_of_different_sizes_as_serving_does(losses: str) -> None:
-    """torchvision pads the images of a batch to one size, here the last one of 32 rows to 64: scores change."""
+    """torchvision pads the images of a batch to one size, here the last one's 32 rows to 64."""
     case = make_case(Task.DETECTION, "fasterrcnn_resnet18_fpn", box_score_threshold=0.0)
     network, examples = case.build().eval(), Differing(case.examples)
     for name, tensor in network.state_dict().items():
@@ -185,6 +185,20 @@ def test_parts_of_a_validation_batch_are_its_whole_images_and_then_the_others() 
     ]
     assert [first["batch"]["images"].tolist(), middle["batch"]["targets"].tolist()] == [[0], [1]]
     assert last["batch"] is None
+
+
+def test_batches_of_networks_with_batch_norms_are_split_into_pairs_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = make_case(Task.CLASSIFICATION, "resnet18")
+    module: Any = TrainingModule(case.family, case.build(), [], case.settings, seed=0)
+    monkeypatch.setattr(module, "_optimizer", lambda: SimpleNamespace(zero_grad=lambda set_to_none: None))
+    module.on_train_epoch_start()
+    batch = {"images": torch.zeros(4, 3, 8, 8)}
+    module._halve_micro_batches(batch)
+    assert module.micro_batches == 2
+    with pytest.raises(NoMemoryError, match="even two images, which batch norms need, at a time"):
+        module._halve_micro_batches(batch)
 
 
 @pytest.mark.parametrize(("reserved", "is_spare"), [(79, True), (80, False)])

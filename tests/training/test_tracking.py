@@ -28,10 +28,13 @@ from trainer import cli
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, TrackingError
 from trainer.job.job import Job
+from trainer.models.catalog import CARDS
+from trainer.models.libraries import is_installed
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training import tracking
 from trainer.training.mlflow_store import Store
+from trainer.training.origin import library_versions
 
 MODEL = "timm/test_resnet"
 
@@ -116,6 +119,11 @@ def test_runs_of_same_data_share_fingerprint_and_experiment(
     assert one.info.experiment_id == two.info.experiment_id
     assert one.info.run_id != two.info.run_id
     assert one.data.tags["data_fingerprint"] == two.data.tags["data_fingerprint"]
+
+
+def test_versions_of_all_model_libraries_are_kept() -> None:
+    libraries = {card.library for card in CARDS.values() if is_installed(card)}
+    assert library_versions().keys() == {"torch", "lightning", "mlflow", "numpy", *libraries}
 
 
 def test_commit_of_working_directory_is_a_tag(
