@@ -155,6 +155,18 @@ class LeftHalf(nn.Module):
         return images[..., : images.shape[-1] // 2].mean(dim=(2, 3))
 
 
+def test_training_crops_are_bicubic_where_torchvision_lacks_the_interpolation() -> None:
+    settings = resolve(Task.CLASSIFICATION, "resnet18", SMALL)
+    spec = specify(Task.CLASSIFICATION, "resnet18", settings, ("a", "b", "c"), pretrained=False)
+    drawn = []
+    for interpolation in ("lanczos", "bicubic"):  # some models of the Hub have the first
+        options = {**spec.options, "interpolation": interpolation}
+        dataset = create(spec.model_copy(update={"options": options})).training_dataset(LABELS, settings, 0)
+        torch.manual_seed(0)
+        drawn.append(dataset.item(Draw(0, 0))[0])
+    assert torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
 @pytest.mark.parametrize("flips", [False, True])
 def test_test_time_flip_averages_the_logits_of_both_sides(task: Task, flips: bool) -> None:

@@ -132,6 +132,25 @@ def test_a_class_weight_multiplies_the_loss_of_its_objects(model: str) -> None:
     assert first > plain["class_loss"]
 
 
+@pytest.mark.parametrize("model", ["rtdetrv2-r18", "dfine-n", "lwdetr-tiny", "rfdetr-nano"])
+def test_a_class_weight_multiplies_all_of_the_loss_of_a_query_with_its_object(model: str) -> None:
+    """With one class, there is nothing else in the loss."""
+    config = with_classes(tiny(model), 1).config
+    kind = {"rt_detr_v2": "RTDetrLoss", "d_fine": "DFineLoss"}.get(config.model_type, "LwDetrImageLoss")
+    arguments = (None, 1, config.focal_alpha, ["labels"], 1) if kind.startswith("Lw") else (config,)
+    criterion = detr_losses._CRITERIA[kind](*arguments)
+    compute = criterion.loss_labels if kind.startswith("Lw") else criterion.loss_labels_vfl
+    outputs = {
+        "logits": torch.tensor([[[0.3]]]),
+        "pred_boxes": torch.tensor([[[0.5, 0.5, 0.4, 0.4]]]),
+    }
+    targets = [{"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.5, 0.6]])}]
+    losses = []
+    for criterion.weights in (None, torch.tensor([3.0])):
+        losses += compute(outputs, targets, [(torch.tensor([0]), torch.tensor([0]))], 1).values()
+    assert losses[1].item() == pytest.approx(3 * losses[0].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("empty", [False, True], ids=["objects", "no-objects"])
 @pytest.mark.parametrize("model", ARCHITECTURES)
 def test_every_parameter_gets_a_gradient_even_without_objects(model: str, empty: bool) -> None:
@@ -273,6 +292,12 @@ def test_only_networks_with_weights_freeze_the_backbones_norms(model: str) -> No
             backbone = detr_networks.before_decoder(family.build())[0]
         norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
         assert bool(norms) is not pretrained
+
+
+def test_a_network_for_small_images_has_as_many_queries_as_positions() -> None:
+    settings = resolve(Task.DETECTION, "rfdetr-nano", {"image_size": 96})
+    spec = specify(Task.DETECTION, "rfdetr-nano", settings, ("a",), pretrained=True)
+    assert spec.options["config"]["num_queries"] == (96 // 16) ** 2
 
 
 def test_multi_scale_trains_at_sizes_with_room_for_the_queries() -> None:

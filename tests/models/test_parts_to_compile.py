@@ -1,4 +1,5 @@
-"""What `compile` compiles is what the losses call: a module's own call is compiled, not its methods."""
+"""What `compile` compiles is what the losses call, in the run's precision: a module's own call is compiled,
+not its methods."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conformance.conftest import TINY_CONFIGS, make_case
 from trainer.annotations import Objects
 from trainer.models import create, specify
 from trainer.models.defaults import resolve
@@ -20,13 +22,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "fasterrcnn_resnet18_fpn": {"min_size": 64, "max_size": 96},
     "yolo11n": {"image_size": 64},
     "rtdetr-resnet50": {"image_size": 64},
+    "dfine-n": {},
+    "rfdetr-nano": {},
 }
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_losses_and_the_answers_call_what_is_compiled(model: str) -> None:
     task = Task.CLASSIFICATION if model.startswith("timm/") else Task.DETECTION
-    family = create(specify(task, model, resolve(task, model, MODELS[model]), ("a", "b"), pretrained=False))
+    if model in TINY_CONFIGS:
+        family = make_case(task, model).family
+    else:
+        settings = resolve(task, model, MODELS[model])
+        family = create(specify(task, model, settings, ("a", "b"), pretrained=False))
     network = family.build()
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     truth: Any = 1
@@ -37,9 +45,16 @@ def test_the_losses_and_the_answers_call_what_is_compiled(model: str) -> None:
     batch = family.collate([family.validation_item(tensor, truth, geometry)] * 2)
     calls: Counter[nn.Module] = Counter()
     parts = family.parts_to_compile(network)
+    assert parts
     for part in parts:
         part.register_forward_pre_hook(lambda module, _: calls.update([module]))
-    family.losses(network.train(), batch)
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    types: list[torch.dtype] = []
+    handle = first.register_forward_hook(lambda _, __, output: types.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        family.losses(network.train(), batch)
+    handle.remove()
+    assert types == [torch.bfloat16]
     assert [calls[part] for part in parts] == [1] * len(parts)
     with torch.inference_mode():
         family.predict(network.eval(), [image])

@@ -24,6 +24,7 @@ from trainer.models import Family, Spec, create, specify
 from trainer.models.cards.transformers_classifiers import CARD, sizes
 from trainer.models.catalog import find
 from trainer.models.defaults import resolve
+from trainer.models.transformers_classifiers import _groups
 from trainer.models.weights import loading
 from trainer.models.weights.describing import describe
 from trainer.models.weights.description import Description
@@ -93,6 +94,7 @@ def test_images_are_prepared_as_by_the_librarys_preprocessor(kind: str) -> None:
     tensor, _ = family.preprocess(IMAGE)
     assert tensor.shape == expected.shape == (3, 64, 64)
     assert (tensor - expected).abs().max() < 0.03
+    assert family.preparation().resizing["rule"].startswith("both sides" if family.stretches else "short")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +273,13 @@ def test_tokens_and_positions_are_not_decayed_and_unused_parameters_get_no_gradi
         without = [name for name, each in network.named_parameters() if each.grad is None]
         assert without
         assert not any(network.get_parameter(name).requires_grad for name in without)
+
+
+def test_parallel_lists_of_a_network_are_frozen_part_by_part() -> None:
+    network = nn.Module()
+    network.embeddings, network.blocks = (nn.ModuleList(nn.Linear(1, 1) for _ in range(2)) for _ in range(2))
+    expected = [[network.embeddings[index], network.blocks[index]] for index in range(2)]
+    assert _groups(network, set()) == expected
 
 
 @pytest.mark.parametrize(("kind", "explains"), [("resnet", True), ("convnext", False), ("vit", False)])

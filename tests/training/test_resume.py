@@ -24,6 +24,7 @@ from tests.training.conftest import job, resume, rows
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, RunError
 from trainer.job.job import Job
+from trainer.models import catalog
 from trainer.runs import Run
 from trainer.tasks import Task
 from trainer.training.callbacks import RecordMetrics, StopAt
@@ -188,6 +189,61 @@ class Draws(Callback):
         if index == 0:
             assert trainer.train_dataloader is not None
             self.epochs.append({draw.epochs or 20 for draw in trainer.train_dataloader.sampler})
+
+
+def run_of_epochs(model: str, recipe: str, count: int) -> tuple[Any, Any, list[int]]:
+    """What StopAt sees of a trainer and its module, and the numbers of epochs that it chooses."""
+    task, chosen = catalog.MODELS[model].tasks[0], []
+    strategy = SimpleNamespace(broadcast=lambda value, src: value)
+    trained = SimpleNamespace(max_epochs=count, current_epoch=0, strategy=strategy, should_stop=False)
+    trained.fit_loop = trained
+    module = SimpleNamespace(
+        family=SimpleNamespace(spec=SimpleNamespace(task=task, model=model)),
+        settings=SimpleNamespace(recipe=recipe),
+        evaluated_epoch=-1,
+        timed_out=False,
+        train_until=chosen.append,
+    )
+    return trained, module, chosen
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "epochs"),
+    [
+        ("resnet18", "modern", [8, 20]),
+        ("resnet18", "reference", []),  # Azure's schedule stays as it is
+        ("dfine-n", "reference", [8, 20]),  # has this recipe alone
+    ],
+)
+def test_epochs_follow_the_time_that_the_last_ones_took(
+    model: str, recipe: str, epochs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("trainer.training.callbacks.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    trained, module, chosen = run_of_epochs(model, recipe, 20)
+    stop = StopAt(40.0)
+    stop.on_train_start(trained, module)
+    # The first epoch takes 5 of 40 seconds, so that 7 more fit; the second one takes a second.
+    timed_out = []
+    for trained.current_epoch, clock[0] in ((0, 5.0), (1, 6.0)):
+        stop.on_train_epoch_end(trained, module)
+        timed_out.append(module.timed_out)
+    assert chosen == epochs
+    assert timed_out == [bool(epochs), False]
+
+
+def test_run_that_is_late_still_ends_with_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("trainer.training.callbacks.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    trained, module, chosen = run_of_epochs("resnet18", "modern", 20)
+    stop = StopAt(5.0)
+    stop.on_train_start(trained, module)
+    clock[0] = 9.0
+    stop.on_train_epoch_end(trained, module)
+    assert (chosen, trained.should_stop) == ([2], False)
+    trained.current_epoch = module.evaluated_epoch = 1
+    stop.on_train_epoch_end(trained, module)
+    assert (trained.should_stop, module.timed_out) == (True, True)
 
 
 def test_run_is_locked_for_other_processes(
