@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlflow
 import pytest
@@ -28,6 +29,7 @@ from trainer import cli
 from trainer.data.samples import SampleData
 from trainer.errors import JobError, TrackingError
 from trainer.job.job import Job
+from trainer.metric_names import BY_CLASS
 from trainer.models.catalog import CARDS
 from trainer.models.libraries import is_installed
 from trainer.runs import Run
@@ -124,6 +126,24 @@ def test_runs_of_same_data_share_fingerprint_and_experiment(
 def test_versions_of_all_model_libraries_are_kept() -> None:
     libraries = {card.library for card in CARDS.values() if is_installed(card)}
     assert library_versions().keys() == {"torch", "lightning", "mlflow", "numpy", *libraries}
+
+
+def test_child_run_of_a_model_has_the_last_metrics_but_not_those_of_single_classes() -> None:
+    logged: dict[str, float] = {}
+    metrics = {"accuracy": 0.5, "recall": 0.4, f"recall{BY_CLASS}cat": 0.3}
+    source = SimpleNamespace(
+        info=SimpleNamespace(experiment_id="0", run_name="run"), data=SimpleNamespace(metrics=metrics)
+    )
+    store: Any = SimpleNamespace(
+        client=SimpleNamespace(
+            get_run=lambda _: source,
+            create_run=lambda *_, **__: SimpleNamespace(info=SimpleNamespace(run_id="child")),
+            log_batch=lambda _, values: logged.update({each.key: each.value for each in values}),
+            set_terminated=lambda _: None,
+        )
+    )
+    assert Store.create_child(store, "parent", "source", {"accuracy": 0.6}) == "child"
+    assert logged == {"accuracy": 0.6, "recall": 0.4}
 
 
 def test_commit_of_working_directory_is_a_tag(

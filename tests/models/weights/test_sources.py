@@ -25,7 +25,8 @@ from trainer.job.job import Job
 from trainer.models import Family, Spec, create
 from trainer.models.weights import loading as weights
 from trainer.models.weights.published import PublishedWeights
-from trainer.models.weights.sources import hash_in_name, published_names
+from trainer.models.weights.reading import SPEC_KEY
+from trainer.models.weights.sources import hash_in_name, published_names, spec_of
 from trainer.tasks import Task
 
 RESNET18 = "resnet18.a1_in1k"
@@ -332,3 +333,12 @@ for text in sys.argv[3:]:
     first, second = printed.splitlines()
     assert f"tensors from {tmp_path / name} (of the backbone alone);" in first
     assert f"tensors from {tmp_path / 'yolo11n.pt'}" in second
+
+
+def test_a_runs_checkpoint_names_its_spec(tmp_path: Path) -> None:
+    spec = family_of(Task.CLASSIFICATION, "resnet18").spec
+    file = tmp_path / "best.ckpt"
+    torch.save({SPEC_KEY: spec.to_json(), "state_dict": {}}, file)
+    assert spec_of(str(file)) == spec
+    torch.save({"state_dict": {}}, file)
+    assert spec_of(str(file)) is None
