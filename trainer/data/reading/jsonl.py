@@ -272,7 +272,7 @@ class _FileReader:
             return None
 
 
-_LINES_AT_ONCE = 256
+_LINES_AT_ONCE = 128
 """Lines that are parsed before their values are collected: as many as stay in the processor's cache."""
 _SUSPICIOUS = (-1, -1)
 """Marks image_details that the careful reader must examine."""
