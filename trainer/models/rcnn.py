@@ -19,7 +19,8 @@ from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import cut_to, in_tensor, pasted, traceable_nms
 from trainer.models.heads import FOCAL_PRIOR
 from trainer.models.masks import paste, rasterise_all
-from trainer.models.rcnn_class_weights import weighing_objects
+from trainer.models.rcnn_one_stage import OneStagePass
+from trainer.models.rcnn_two_stage import TwoStagePass
 from trainer.models.spec import Spec
 from trainer.models.tensors import as_detections, as_pixels
 from trainer.models.training_items import Batch, Draw, Progress
@@ -114,19 +115,11 @@ class RCNN(Family):
     ) -> Sequence[dict[str, Tensor]]:
         """boxes [n, 4] in tensor pixels, labels [n], scores [n] and, with masks, masks [n, 1, 28, 28]."""
         with without_waits(tensors[0].device):
-            return self._detect(self._limited(network, parameters), tensors)
+            return self._seen(self._limited(network, parameters), tensors).detections()
 
-    def _detect(self, stages: Any, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        detections: list[dict[str, Tensor]]
-        if self.one_stage:
-            detections = stages(list(tensors))
-            return detections
-        # As in torchvision's own forward, but without pasting the masks onto the resized image.
-        images, _ = stages.transform(list(tensors))
-        features = stages.backbone(images.tensors)
-        proposals, _ = stages.rpn(images, features)
-        detections, _ = stages.roi_heads(features, proposals, images.image_sizes)
-        return detections
+    def _seen(self, network: nn.Module, images: Sequence[Tensor]) -> OneStagePass | TwoStagePass:
+        """Run the network on images in [0, 1], up to its losses or detections."""
+        return (OneStagePass if self.one_stage else TwoStagePass)(network, images)
 
     def _limited(self, network: nn.Module, parameters: ScoringParameters) -> Any:
         """The network with a request's thresholds, which torchvision keeps in its modules."""
@@ -207,12 +200,9 @@ class RCNN(Family):
     def losses(self, network: nn.Module, batch: Batch, progress: Progress | None = None) -> dict[str, Tensor]:
         # Training images are copied to the device as bytes, a quarter of the size of floats.
         images = [image.float() / 255 if image.dtype == torch.uint8 else image for image in batch["images"]]
-        if not network.training:
-            network = rcnn_networks.computing_losses(network)
-        network = weighing_objects(network, batch.get("shared", {}).get("class_weights"))
+        weights = batch.get("shared", {}).get("class_weights")
         with without_waits(images[0].device):
-            losses: dict[str, Tensor] = network(images, batch["targets"])
-        return losses
+            return self._seen(network, images).losses(batch["targets"], weights)
 
     def training_view(self, batch: Batch) -> list[tuple[Image, Prediction]]:
         shown: list[tuple[Image, Prediction]] = []
@@ -226,24 +216,10 @@ class RCNN(Family):
     def infer_with_losses(
         self, network: nn.Module, batch: Batch, parameters: ScoringParameters
     ) -> tuple[Sequence[dict[str, Tensor]], dict[str, Tensor]]:
-        """Run the backbone once, and in a one-stage network the heads too."""
+        """Run backbone and heads once; a second stage runs for the losses, too."""
         with without_waits(batch["images"][0].device):
-            return self._detect_with_losses(network, batch, parameters)
-
-    def _detect_with_losses(
-        self, network: nn.Module, batch: Batch, parameters: ScoringParameters
-    ) -> tuple[Sequence[dict[str, Tensor]], dict[str, Tensor]]:
-        stages = self._limited(network, parameters)
-        images, targets = stages.transform(batch["images"], batch["targets"])
-        features = stages.backbone(images.tensors)
-        if self.one_stage:
-            return rcnn_networks.detect_with_losses(stages, images, list(features.values()), targets)
-        proposals, _ = stages.rpn(images, features)
-        detections, _ = stages.roi_heads(features, proposals, images.image_sizes)
-        training: Any = rcnn_networks.computing_losses(network)
-        proposals, first_losses = training.rpn(images, features, targets)
-        _, second_losses = training.roi_heads(features, proposals, images.image_sizes, targets)
-        return detections, {**second_losses, **first_losses}
+            seen = self._seen(self._limited(network, parameters), batch["images"])
+            return seen.detections(), seen.losses(batch["targets"], None)
 
     def parts_to_compile(self, network: nn.Module) -> list[nn.Module]:
         """The backbone; the shapes of what follows differ from image to image."""

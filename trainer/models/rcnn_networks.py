@@ -15,9 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from trainer.models.family import with_attributes
 from trainer.models.graphs import filled, rounded_up
-from trainer.models.rcnn_class_weights import accept_weights
 from trainer.models.tensors import as_float32
 from trainer.models.weights.published import PublishedWeights
 
@@ -97,7 +95,6 @@ def build(
         )
         network = _VERSION_1[architecture](body, num_classes=classes, **stage_two)
     network.transform = _NormaliseAndPad(1, 1, image_mean=list(mean), image_std=list(std))
-    accept_weights(network)
     # Anchors and decoded boxes take the type of these outputs; in bfloat16 they would be off by pixels.
     for path, module in network.named_modules():
         if path in _HALF_PRECISION:
@@ -122,40 +119,6 @@ def published(name: str, backbone: str = "") -> PublishedWeights:
     url = get_model_weights(resnet).IMAGENET1K_V1.url
     file = url.rsplit("/", 1)[1]
     return PublishedWeights(files=(file,), url=url, head=_HEAD, prefix="backbone.body.", partial=True)
-
-
-def computing_losses(network: nn.Module) -> nn.Module:
-    """The same network, in eval mode, computing losses instead of detections.
-
-    torchvision decides that by the `training` flag of these modules. Batch norms stay in eval mode.
-    """
-    for name, _ in network.named_children():
-        if name in ("rpn", "roi_heads"):
-            network = with_attributes(network, name, training=True)
-    return with_attributes(network, "", training=True)
-
-
-def detect_with_losses(
-    network: Any, images: Any, features: list[Tensor], targets: list[dict[str, Tensor]]
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Detections and losses of a one-stage network; torchvision's own forward returns one of the two.
-
-    Args:
-        images: torchvision's ImageList.
-        features: the backbone's feature maps.
-        targets: torchvision's, one for each image.
-    """
-    outputs = network.head(features)
-    anchors = network.anchor_generator(images, features)
-    cells = [level.shape[2] * level.shape[3] for level in features]
-    counts = [count * (len(anchors[0]) // sum(cells)) for count in cells]
-    fcos = {"num_anchors_per_level": counts} if isinstance(network, FCOS) else {}
-    losses: dict[str, Tensor] = network.compute_loss(targets, outputs, anchors, **fcos)
-    levels = {name: list(value.split(counts, dim=1)) for name, value in outputs.items()}
-    detections: list[dict[str, Tensor]] = network.postprocess_detections(
-        levels, [list(each.split(counts)) for each in anchors], images.image_sizes
-    )
-    return detections, losses
 
 
 def traceable_detections(network: Any, images: Tensor, proposals: int) -> dict[str, Tensor]:
