@@ -16,11 +16,14 @@ from tests import hub_models
 from tests.conftest import needs_library
 from trainer import metrics
 from trainer.annotations import Example, Objects, Target
+from trainer.data.datasets import ValidationDataset
 from trainer.models import Family, Spec, catalog, create, specify
 from trainer.models.defaults import resolve
 from trainer.models.training_items import Draw, Progress
 from trainer.settings import Settings
 from trainer.tasks import Task
+from trainer.training.evaluation import Evaluation
+from trainer.training.loading import validation_share
 
 CLASSES = ("가위", "바위", "보")
 TINY_MODELS: dict[str, dict[str, Any]] = {
@@ -210,6 +213,18 @@ class Case:
         for prediction, index in zip(predictions, self.trained, strict=True):
             evaluator.update(prediction, self.examples.targets[index])
         return evaluator.compute()[self.task.primary_metric]
+
+
+def evaluated(case: Case, network: nn.Module, rank: int, ranks: int) -> dict[str, float]:
+    """The metrics of a detector's images, of which each rank scores its share, as in training."""
+    settings = case.settings.model_copy(update={"validation_metric_type": "coco_voc"})
+    evaluation = Evaluation(case.family, case.examples.targets, settings)
+    items = ValidationDataset(case.examples, case.family, with_losses=True)
+    with torch.inference_mode():
+        for item in items.items_of(validation_share(items.images, rank, ranks)):
+            torch.manual_seed(item)  # from which R-CNNs' losses draw
+            evaluation.add(network, items.collate([items[item]]))
+    return evaluation.compute(ranks)
 
 
 def merged(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
+import subprocess
+import sys
 from copy import copy
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from serving.package import write_model
-from tests.conformance.conftest import CLASSES, Case, Shapes
+from tests.conformance.conftest import CLASSES, Case, Shapes, evaluated
 from trainer.annotations import Classification, Detections, Image, Prediction
 from trainer.data.datasets import ValidationDataset
 from trainer.models import catalog
@@ -160,6 +163,49 @@ def test_scoring_with_losses_gives_what_both_give_apart(overfitted: tuple[Case, 
         pair = outputs[index], answers[index]
         one, other = (case.family.postprocess(output, geometry, parameters) for output in pair)
         assert_same(one, other, may_be_empty=index not in case.trained)
+
+
+RANK = """
+import json, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from tests.conformance.conftest import evaluated, make_case
+from trainer.tasks import Task
+
+file, rank, ranks = sys.argv[1], int(sys.argv[2]), 2
+meeting = f"file://{file}.store"
+dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+case = make_case(Task(sys.argv[3]), sys.argv[4])
+network = case.build()
+network.load_state_dict(torch.load(file, weights_only=True))
+print(json.dumps(evaluated(case, network.eval(), rank, ranks)))
+"""
+
+
+def test_two_processes_have_the_metrics_of_one(
+    overfitted: tuple[Case, nn.Module, float], tmp_path: Path, warm_processes: None
+) -> None:
+    case, network, _ = overfitted
+    if case.model != "retinanet_resnet50_fpn":
+        return  # one detector is enough: how ranks share images does not depend on the family
+    file = tmp_path / "weights.pt"
+    torch.save(network.state_dict(), file)
+    arguments = [case.task.value, case.model]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", RANK, str(file), str(rank), *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    alone = evaluated(case, network, 0, 1)
+    for process in processes:
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert json.loads(out.splitlines()[-1]) == pytest.approx(alone, rel=1e-6)
+    assert alone["mean_average_precision"] > 0.3
+    assert alone["map"] > 0.3
+    assert alone["log_loss"] > 0
 
 
 def test_requests_set_thresholds(overfitted: tuple[Case, nn.Module, float]) -> None:

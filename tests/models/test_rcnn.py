@@ -38,6 +38,11 @@ def made(model: str) -> tuple[Case, Any, list[Tensor], list[dict[str, Tensor]]]:
         items.append(case.family.validation_item(tensor, example.target, geometry))
     images, targets = ([pair[part] for pair in items] for part in (0, 1))
     targets[1] = {name: values[:0] for name, values in targets[1].items()}
+    thin = {"boxes": torch.tensor([[5.0, 5.0, 55.0, 9.0]]), "labels": torch.tensor([1])}  # as no anchor is
+    if "masks" in targets[0]:
+        thin["masks"] = torch.zeros_like(targets[0]["masks"][:1])
+        thin["masks"][:, 5:9, 5:40] = 1
+    targets[0] = {name: torch.cat([targets[0][name], added]) for name, added in thin.items()}
     return case, network, images, targets
 
 
