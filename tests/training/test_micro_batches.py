@@ -123,7 +123,8 @@ def test_evaluation_scores_images_of_different_sizes_as_serving_does(losses: str
     dataset = ValidationDataset(examples, case.family, with_losses=losses == "Enable")
     evaluation = Evaluation(case.family, examples.targets, case.settings)
     with torch.inference_mode():
-        evaluation.add(network, dataset.collate([dataset[index] for index in range(3)]))
+        with torch.autocast("cpu", torch.bfloat16):  # as Lightning evaluates on GPUs
+            evaluation.add(network, dataset.collate([dataset[index] for index in range(3)]))
         served = case.family.predict(network, examples.images)
     for (_, scored, _), expected in zip(evaluation._predictions, served, strict=True):
         assert isinstance(scored, Detections)
