@@ -197,6 +197,7 @@ def run_of_epochs(model: str, recipe: str, count: int) -> tuple[Any, Any, list[i
     strategy = SimpleNamespace(broadcast=lambda value, src: value)
     trained = SimpleNamespace(max_epochs=count, current_epoch=0, strategy=strategy, should_stop=False)
     trained.fit_loop = trained
+    trained.train_dataloader = SimpleNamespace(sampler=SimpleNamespace(epochs=count))
     module = SimpleNamespace(
         family=SimpleNamespace(spec=SimpleNamespace(task=task, model=model)),
         settings=SimpleNamespace(recipe=recipe),
@@ -229,6 +230,7 @@ def test_epochs_follow_the_time_that_the_last_ones_took(
         stop.on_train_epoch_end(trained, module)
         timed_out.append(module.timed_out)
     assert chosen == epochs
+    assert trained.train_dataloader.sampler.epochs == 20
     assert timed_out == [bool(epochs), False]
 
 
@@ -241,6 +243,7 @@ def test_run_that_is_late_still_ends_with_an_evaluation(monkeypatch: pytest.Monk
     clock[0] = 9.0
     stop.on_train_epoch_end(trained, module)
     assert (chosen, trained.should_stop) == ([2], False)
+    assert trained.train_dataloader.sampler.epochs == 2
     trained.current_epoch = module.evaluated_epoch = 1
     stop.on_train_epoch_end(trained, module)
     assert (trained.should_stop, module.timed_out) == (True, True)
