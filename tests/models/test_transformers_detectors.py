@@ -150,6 +150,29 @@ def test_config_json_of_an_older_library_never_asks_for_timms_weights() -> None:
     assert before_decoder(live)[0] is live.model.backbone
 
 
+def test_a_resnet_of_the_librarys_own_learns() -> None:
+    resnet = {"model_type": "resnet", **hub_models.CONFIGS["resnet"], "out_features": ["stage4"]}
+    described = hub_models.describe("detr")
+    family = bind(Description("a/b", {**described.config, "backbone_config": resnet}, {}), image_size=64)
+    assert "timm" not in family.spec.options
+    network = family.build()
+    assert [name for name, parameter in network.named_parameters() if not parameter.requires_grad] == []
+    assert len(family.freeze_groups(network)) == 5
+
+
+def test_one_map_is_enough_for_proposals() -> None:
+    described = hub_models.describe("deformable_detr")
+    one = {"two_stage": True, "num_feature_levels": 1, "two_stage_num_proposals": 50}
+    backbone = {**described.config["backbone_config"], "out_indices": [4]}
+    config = {**described.config, **one, "backbone_config": backbone}
+    family = bind(Description("a/b", config, {}), image_size=128)
+    assert family.max_boxes == 16
+    network = family.build().eval()
+    with torch.inference_mode():
+        [boxes] = family.predict(network, [IMAGE], ScoringParameters(box_score_threshold=0))
+    assert len(boxes.labels) == 16
+
+
 @pytest.mark.parametrize(
     ("config", "got"),
     [

@@ -150,7 +150,7 @@ def positions(config: Any, side: int) -> int:
     """The number of positions in an image from which queries are chosen; all queries if they are learned."""
     if has_proposals(config):
         # The backbone's last maps, and maps of half the size of the one before.
-        last = 32 << (config.num_feature_levels - 3)
+        last = 32 << max(0, config.num_feature_levels - 3)
         strides = [float(last >> level) for level in range(config.num_feature_levels)]
     elif hasattr(config, "feat_strides"):
         strides = list(map(float, config.feat_strides))
@@ -176,6 +176,9 @@ def build(config: Any, *, masks: bool) -> nn.Module:
     architecture = ARCHITECTURES[config.model_type]
     kind = getattr(transformers, architecture.segmenter if masks else architecture.detector)
     network: Any = kind(config)
+    if hasattr(network.base_model, "unfreeze_backbone"):
+        # The library freezes its own ResNets; here layers_to_freeze decides.
+        network.base_model.unfreeze_backbone()
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             # The library draws their factors from N(0, .01), the authors start from 1.
@@ -207,7 +210,7 @@ def build(config: Any, *, masks: bool) -> nn.Module:
 
 def _shares_heads(config: Any) -> bool:
     """Whether all layers of a Deformable DETR's decoder have the same heads: they do not refine boxes."""
-    return getattr(config, "with_box_refine", None) is False
+    return hasattr(config, "two_stage_num_proposals") and not config.with_box_refine
 
 
 def _start_heads(network: Any, architecture: Architecture) -> None:
