@@ -223,6 +223,7 @@ def test_a_packaged_detector_needs_timm_only_for_its_backbone() -> None:
     names = {kind: {text.split("==")[0] for text in requirements(spec)} for kind, spec in
              (("detr", on_timm), ("yolos", without))}  # fmt: skip
     assert names["detr"] - names["yolos"] == {"timm"}
+    assert "huggingface_hub" not in names["detr"]
     assert Path("trainer/models/transformers_classifiers.py") not in carried_code(on_timm).files
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
@@ -250,7 +249,7 @@ def _config(description: Description, classes: int) -> Any:
     content = {**description.config, "num_labels": classes}
     try:
         return transformers.CONFIG_MAPPING[content["model_type"]].from_dict(content)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # the library's checks of values raise an error of huggingface_hub
         rule = f"the config.json of {description.name} must describe a {content['model_type']}"
         problem = Problem("model_name", "", rule, str(error).partition("\n")[0], "download it again")
         raise JobError("the model cannot be used", [problem]) from error

@@ -8,8 +8,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import StrictDataclassError
-
 from trainer.errors import JobError, Problem
 from trainer.models import detr_networks
 from trainer.models.detr import DETR, changes_of, needs_of
@@ -89,7 +87,7 @@ def _config(description: Description, changes: dict[str, Any]) -> Any:
         raise JobError("the model cannot be used", [Problem("model_name", "", rule, got, hint)])
     try:
         return detr_networks.configured({**description.config, **changes})
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # the library's checks of values raise an error of huggingface_hub
         rule = f"the config.json of {description.name} must describe a {kind}"
         problem = Problem("model_name", "", rule, str(error).partition("\n")[0], "download it again")
         raise JobError("the model cannot be used", [problem]) from error
