@@ -17,7 +17,8 @@ from trainer.models import catalog
 from trainer.models.training_items import Draw, Progress
 from trainer.tasks import Task
 
-NAMES = [(entry.tasks[0], entry.name) for entry in catalog.MODELS.values()]
+SAME = {"eomt-large-1280"}  # eomt-large's network for larger images, which are as tiny here
+NAMES = [(entry.tasks[0], entry.name) for entry in catalog.MODELS.values() if entry.name not in SAME]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -238,6 +238,8 @@ def fitted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     """
     if is_eomt(network.config) and (positions := tensors.get(_POSITIONS)) is not None:
         tensors = {**tensors, _POSITIONS: _resampled(positions, network.grid_size[0])}
+    # Older files hold Swin's indices, which follow from the size of its windows.
+    tensors = {name: each for name, each in tensors.items() if not name.endswith("relative_position_index")}
     own = network.state_dict()
     if not own.keys() <= tensors.keys():
         tensors = converted(tensors, network)
