@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
-from trainer.errors import JobError
-from trainer.fields import Parsed, enum_member, option
+from trainer.errors import JobError, Problem, problem_of
+from trainer.fields import Parsed, details, enum_member, option
 from trainer.files import without_prefix
 from trainer.job.callback_path import parse as parse_callback
 from trainer.job.places import anchored, places_of, tracking_place
@@ -211,3 +213,20 @@ class AzureOptions(LocalOptions):
         if name is not None and name.strip().lower() in ("", "none"):  # Azure's words for the default
             return None
         return name if name is None or task is None else parse_metric(name, task)
+
+
+def problem_of_field(item: Mapping[str, Any], fields: Mapping[str, FieldInfo], where: str) -> Problem:
+    """Convert one error of pydantic's about a job, with the next step where one is known.
+
+    Args:
+        item: an entry of `ValidationError.errors()`.
+        fields: the job's, by name.
+        where: origin of the values, such as a file.
+    """
+    # The location of a union ends with the kinds that were tried, that of a list with an index.
+    loc = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
+    problem = problem_of(item, where, ".".join(map(str, loc)))
+    hint = "it is a fraction of the training data such as 0.2" if loc == ("validation_data_size",) else ""
+    if item["type"] == "missing" and loc[0] in fields:
+        hint = f"add it or give {details(fields[loc[0]]).get('flag') or f'--{loc[0]}'}"
+    return replace(problem, hint=hint)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -13,16 +11,17 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trainer import metric_names
-from trainer.errors import JobError, Problem, problem_of
-from trainer.fields import Parsed, details, option
+from trainer.errors import JobError
+from trainer.fields import Parsed, option
 from trainer.job import file as job_file
 from trainer.job.changes import merge, override
-from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions
+from trainer.job.fields import AzureOptions, LocalOptions, SweepOptions, problem_of_field
 from trainer.job.former import replace_former
 from trainer.job.places import anchored, data_entry, without_password
 from trainer.job.substitutes import replace_models
 from trainer.job.sweep import MODEL_NAME, Limits
 from trainer.models import catalog
+from trainer.models.augmentation.file import copy_into
 from trainer.models.augmentation.file import read as read_augmentation
 from trainer.models.defaults import default_settings, left_to_images, resolve, takes, values_for_images
 from trainer.models.effects import asks_for_sgd, without_effect
@@ -128,7 +127,8 @@ class Job(AzureOptions):
             return cls(**values)
         except ValidationError as error:
             raise JobError(
-                "the job cannot be run:", [_problem(item, where) for item in error.errors()]
+                "the job cannot be run:",
+                [problem_of_field(item, cls.model_fields, where) for item in error.errors()],
             ) from error
 
     @model_validator(mode="before")
@@ -292,12 +292,7 @@ class Job(AzureOptions):
         """
         if self.augmentation is None:
             return self
-        source = Path(self.augmentation)
-        suffix = ".json" if source.suffix.lower() == ".json" else ".yaml"
-        copied = directory.absolute() / f"augmentation{suffix}"
-        if source != copied:
-            shutil.copyfile(source, copied)
-        return self.model_copy(update={"augmentation": str(copied)})
+        return self.model_copy(update={"augmentation": copy_into(directory, Path(self.augmentation))})
 
     def for_trial(self, proposal: Mapping[str, Any]) -> Job:
         """The job of a trial, a single run.
@@ -398,13 +393,3 @@ class Job(AzureOptions):
             for name, value in values.items()
             if takes(entry, name) and (value is not None or defaults[name] is not None)
         }
-
-
-def _problem(item: Any, where: str) -> Problem:
-    # The location of a union ends with the kinds that were tried, that of a list with an index.
-    loc = item["loc"] if item["loc"][:1] in (("limits",), ("sweep",)) else item["loc"][:1]
-    problem = problem_of(item, where, ".".join(map(str, loc)))
-    hint = "it is a fraction of the training data such as 0.2" if loc == ("validation_data_size",) else ""
-    if item["type"] == "missing" and loc[0] in Job.model_fields:
-        hint = f"add it or give {details(Job.model_fields[loc[0]]).get('flag') or f'--{loc[0]}'}"
-    return replace(problem, hint=hint)

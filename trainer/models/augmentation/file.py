@@ -6,6 +6,7 @@ transforms, which checks their arguments.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,15 @@ def read(path: str | Path) -> Augmentation:
     except ProblemsError as error:
         raise JobError(SUMMARY, error.problems) from error
     return _parsed(path, value, lines)
+
+
+def copy_into(directory: Path, file: Path) -> str:
+    """Copy an augmentation file into a run's directory; returns the absolute path of the copy."""
+    suffix = ".json" if file.suffix.lower() == ".json" else ".yaml"
+    copied = directory.absolute() / f"augmentation{suffix}"
+    if file != copied:
+        shutil.copyfile(file, copied)
+    return str(copied)
 
 
 def _lines_of_json(content: bytes) -> Lines:
