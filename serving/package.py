@@ -87,6 +87,18 @@ def write_model(
     return directory
 
 
+def replace_model(directory: Path, spec: Spec, network: nn.Module | Mapping[str, Tensor]) -> None:
+    """Write a model in place of the one in `directory`, which stays until the new one is complete.
+
+    Raises:
+        OSError, RunError: the directory cannot be written to.
+    """
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
+        written = write_model(Path(scratch) / "new", spec, network)
+        directory.rename(Path(scratch) / "old")
+        written.rename(directory)
+
+
 def _write_artifacts(artifacts: Path, spec: Spec, network: nn.Module | Mapping[str, Tensor]) -> None:
     import torch
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from serving.locate import ARTIFACTS, find_model
-from serving.package import write_model
+from serving.package import replace_model, write_model
 from serving.scorer import WEIGHTS_FILE, read_family
 from trainer.errors import RunError
 from trainer.models.score_calibration import ScoreCalibration
@@ -83,10 +82,7 @@ def _write_again(directory: Path, spec: Spec, output: Path | None) -> Path:
     if output is not None:
         return write_model(output, spec, weights)
     try:
-        with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-            written = write_model(Path(scratch) / "new", spec, weights)
-            directory.rename(Path(scratch) / "old")
-            written.rename(directory)
+        replace_model(directory, spec, weights)
     except OSError as error:
         raise RunError(f"{directory}: cannot be changed: {error.strerror}") from error
     return directory

@@ -9,6 +9,7 @@ from typing import Any
 from trainer import strict_yaml
 from trainer.data.quality.examined_images import examine
 from trainer.data.training_data import Data
+from trainer.files import write_atomically
 from trainer.report.embedded_images import EmbeddedImages
 from trainer.report.evaluated_run import EvaluatedRun
 from trainer.report.markup import Html, element, note
@@ -88,7 +89,7 @@ def write_run_report(
         add_data_problems(page, images, embedded, data.warnings)
     if output is None:
         if evaluated is not None:
-            run.evaluation.write_text(evaluated.analysis.to_json() + "\n", encoding="utf-8")
+            write_atomically(run.evaluation, evaluated.analysis.to_json() + "\n")
         page.write_parts(run.report_parts)
     page.write(output or run.report)
     return output or run.report

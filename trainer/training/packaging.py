@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 
 import torch
@@ -107,12 +106,12 @@ def _write_predictions(path: Path, family: Family, network: nn.Module, data: Dat
 
 def _write_model(directory: Path, family: Family, network: nn.Module) -> None:
     """Write the model. If the run was resumed, it replaces the earlier one once it is complete."""
-    from serving.package import write_model  # imports pandas, which training should not wait for
+    from serving.package import (  # imports pandas, which training should not wait for
+        replace_model,
+        write_model,
+    )
 
-    if not directory.exists():
+    if directory.exists():
+        replace_model(directory, family.spec, network)
+    else:
         write_model(directory, family.spec, network)
-        return
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-        written = write_model(Path(scratch) / "new", family.spec, network)
-        directory.rename(Path(scratch) / "old")
-        written.rename(directory)
