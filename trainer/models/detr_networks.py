@@ -176,9 +176,9 @@ def build(config: Any, *, masks: bool) -> nn.Module:
     architecture = ARCHITECTURES[config.model_type]
     kind = getattr(transformers, architecture.segmenter if masks else architecture.detector)
     network: Any = kind(config)
-    if hasattr(network.base_model, "unfreeze_backbone"):
-        # The library freezes its own ResNets; here layers_to_freeze decides.
-        network.base_model.unfreeze_backbone()
+    # The library freezes the first stages of its own ResNets; here layers_to_freeze decides.
+    for parameter in getattr(network.base_model, "backbone", nn.Identity()).parameters():
+        parameter.requires_grad_(True)
     for name, module in network.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             # The library draws their factors from N(0, .01), the authors start from 1.
