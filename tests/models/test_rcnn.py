@@ -31,6 +31,10 @@ def made(model: str) -> tuple[Case, Any, list[Tensor], list[dict[str, Tensor]]]:
     for name, parameter in network.named_parameters():
         if "cls" in name:  # scores that differ
             nn.init.normal_(parameter, std=0.3)
+    if model == TWO_STAGE:
+        network.rpn.min_size = 12.0  # drops some proposals
+        for pooler in (network.roi_heads.box_roi_pool, network.roi_heads.mask_roi_pool):
+            pooler.canonical_scale = 30  # small regions are pooled from all levels, too
     items = []
     for index in range(3):
         example = case.examples[index]
