@@ -21,6 +21,7 @@ from trainer.data.images import ImageError, decode
 from trainer.drawing.predictions import draw_answer
 from trainer.errors import DataError, Problem, RunError
 from trainer.files import describe_lookalike, without_prefix
+from trainer.models.precision import Precision
 
 _MAX_NAMES = 3
 """Names of files that are shown for each suffix that is left out."""
@@ -36,6 +37,7 @@ def predict_files(
     draw: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
     explain: Mapping[str, Any] | None = None,
+    precision: Precision = "auto",
 ) -> Iterator[Answer]:
     """Score files in order; each answer is `{"image_url": path, …the documented answer}`.
 
@@ -46,6 +48,7 @@ def predict_files(
         parameters: scoring parameters that override the model's defaults.
         explain: `xai_parameters` for an explanation of each answer; None for no explanations. Their pictures
             are written next to the drawings if `draw` is set, otherwise into the answers.
+        precision: in which the network computes.
 
     Raises:
         RunError: there is no model, or the output cannot be written.
@@ -55,7 +58,7 @@ def predict_files(
             method does not suit the model.
     """
     files = find_images(images).files
-    scorer = Scorer.load(find_artifacts(run_or_model))
+    scorer = Scorer.load(find_artifacts(run_or_model), precision=precision)
     checked = scorer.parameters(parameters or {})
     request = None if explain is None else scorer.explanation(explain)
     if explain is not None and request is None and scorer.spec.task.has_boxes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,13 @@ from trainer.data.images import ImageError, decode
 from trainer.errors import RequestError, RunError, WeightsError
 from trainer.models import Family, Spec, create
 from trainer.models.geometry import Geometry
+from trainer.models.precision import (
+    Precision,
+    check_scoring_precision,
+    float32_products,
+    half_of,
+    in_precision,
+)
 from trainer.scoring import ScoringParameters
 
 if TYPE_CHECKING:
@@ -41,27 +49,37 @@ class Scorer:
         spec: what the network is, its classes and default parameters.
     """
 
-    def __init__(self, family: Family, network: nn.Module) -> None:
-        """`network` is in eval mode and on its device."""
+    def __init__(self, family: Family, network: nn.Module, precision: Precision = "auto") -> None:
+        """`network` is in eval mode and on its device.
+
+        Args:
+            precision: bf16 and fp16 score in mixed precision. Otherwise a GPU multiplies in TF32, except
+                with float32.
+        """
         self.spec = family.spec
         self._family = family
         self._network = network
         self._lock = threading.Lock()
         self._explainer = Explainer(family, network)
         self.device = next(network.parameters()).device
+        self.precision: Precision = precision
 
     @classmethod
-    def load(cls, directory: Path, device: str | None = None) -> Scorer:
+    def load(cls, directory: Path, device: str | None = None, precision: Precision = "auto") -> Scorer:
         """Load `spec.json`, `weights.pt` and `settings.json` from the artifacts of a packaged model.
 
         Args:
             device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
+            precision: see the constructor.
 
         Raises:
-            RunError: the spec is missing, damaged or of a newer format, or a setting is wrong.
+            RunError: the spec is missing, damaged or of a newer format, a setting is wrong, or the device
+                does not compute in the precision.
             WeightsError: the weights are missing, damaged or belong to another network.
         """
-        return cls(*load_network(directory, device))
+        family, network = load_network(directory, device)
+        check_scoring_precision(precision, next(network.parameters()).device)
+        return cls(family, network, precision)
 
     def parameters(self, requested: Mapping[str, Any]) -> ScoringParameters:
         """A request's parameters, with the model's defaults for those that it does not set.
@@ -114,8 +132,9 @@ class Scorer:
         """Score decoded images as one batch; returns one answer per image, in order."""
         import torch
 
-        with self._lock, torch.inference_mode():
-            predictions = self._family.predict(self._network, images, parameters)
+        with self._lock, torch.inference_mode(), self._products():
+            half = half_of(self.precision)
+            predictions = self._family.predict(self._network, images, parameters, half)
         return [self._answer(prediction, parameters) for prediction in predictions]
 
     def explain(
@@ -144,13 +163,19 @@ class Scorer:
         """Run the network on preprocessed images; one raw output each, on the CPU. Not thread-safe."""
         import torch
 
-        from trainer.models.transfers import on_cpu, to_device
+        from trainer.models.transfers import as_full, on_cpu, to_device
 
-        with torch.inference_mode():
+        half = half_of(self.precision)
+        with torch.inference_mode(), self._products(), in_precision(self.device, half):
             on_device = [to_device(tensor, self.device) for tensor in tensors]
             own_parameters = self._family.network_parameters(parameters)
-            outputs: Sequence[Any] = on_cpu(self._family.infer(self._network, on_device, own_parameters))
+            outputs: Sequence[Any] = on_cpu(
+                as_full(self._family.infer(self._network, on_device, own_parameters))
+            )
             return outputs
+
+    def _products(self) -> AbstractContextManager[None]:
+        return float32_products(self.precision, on_gpu=self.device.type == "cuda")
 
     def encoded(self, output: Any, geometry: Geometry, parameters: ScoringParameters) -> bytes:
         """Turn an image's raw output into its answer as JSON.
@@ -166,7 +191,7 @@ class Scorer:
     def replica(self) -> Scorer:
         """A scorer with its own modules and the same weights; both can be used at the same time."""
         shared = {id(tensor): tensor for tensor in self._network.state_dict(keep_vars=True).values()}
-        return Scorer(create(self.spec), copy.deepcopy(self._network, shared))
+        return Scorer(create(self.spec), copy.deepcopy(self._network, shared), self.precision)
 
     def speed_up(self) -> None:
         """Use the memory layout in which convolutions are fastest, as in training; answers do not change."""

@@ -14,6 +14,7 @@ from trainer.files import without_prefix
 from trainer.fitting import fit as fit
 from trainer.fitting import resume as resume
 from trainer.job.job import Job as Job
+from trainer.models.precision import Precision
 from trainer.runs import Run as Run
 from trainer.tasks import Task as Task
 
@@ -44,6 +45,7 @@ def evaluate(
     target_column_name: str | None = None,
     skip_invalid: bool = False,
     device: str | None = None,
+    precision: Precision = "auto",
     primary_metric: str | None = None,
     resamples: int = 1000,
     random_seed: int = 0,
@@ -72,6 +74,7 @@ def evaluate(
         target_column_name: key of the lines that holds the label; None: that of the run's job, or `label`.
         skip_invalid: skip invalid objects and lines instead of raising DataError.
         device: torch's name of the model's device; None: the first GPU, or the CPU if there is none.
+        precision: in which a model's network computes, as for `trainer serve`.
         primary_metric: metric that gets a confidence interval; None: that of the run's job, or the task's.
         resamples: number of resamples of the images that the interval is made from; 0: no interval.
         random_seed: seed of the resamples.
@@ -82,7 +85,8 @@ def evaluate(
         JobError: an argument is out of range or does not fit the others.
         RunError, WeightsError: the model is missing or incomplete, or the output cannot be written.
     """
-    model_only = {"--device": device, "--box-score-threshold": box_score_threshold}
+    chosen = None if precision == "auto" else precision
+    model_only = {"--device": device, "--precision": chosen, "--box-score-threshold": box_score_threshold}
     _check_evaluation(run_or_model, predictions, task, model_only)
     from trainer.evaluating.evaluate import Options, evaluate_answers, evaluate_model
     from trainer.evaluating.intervals import Resampling
@@ -105,6 +109,7 @@ def evaluate(
             options,
             box_score_threshold=box_score_threshold,
             device=device,
+            precision=precision,
             progress=progress,
         )
     assert predictions is not None, "_check_evaluation requires them"

@@ -12,6 +12,7 @@ from trainer.errors import JobError, Problem
 from trainer.job import substitutes
 from trainer.job.job import Job
 from trainer.job.sweep import Limits
+from trainer.models.precision import Precision
 from trainer.runs import Run
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def resume(
     *,
     gpus: int | Literal["auto"] | None = None,
     processes: int | None = None,
+    precision: Precision | None = None,
     nodes: int | None = None,
     limits: Limits | Mapping[str, int | None] | None = None,
     tracking_uri: str | None = None,
@@ -79,8 +81,8 @@ def resume(
     Args:
         directory: of the run.
         settings: changes of a single run's settings, by name, such as number_of_epochs. A sweep takes none.
-        gpus: as in Job; None keeps the run's own value. Likewise processes, nodes, tracking_uri,
-            calibrate, register_model and loggers.
+        gpus: as in Job; None keeps the run's own value. Likewise processes, precision, nodes,
+            tracking_uri, calibrate, register_model and loggers.
         limits: limits to change: timeout_minutes, and max_trials and max_concurrent_trials of a sweep.
         progress: see `fit`.
         callbacks: see `fit`; import paths that the run's job has are added in any case.
@@ -94,6 +96,7 @@ def resume(
     changes: dict[str, Any] = {
         "gpus": gpus,
         "processes": processes,
+        "precision": precision,
         "nodes": nodes,
         "limits": limits,
         "tracking_uri": tracking_uri,

@@ -18,12 +18,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from serving.locate import find_artifacts
 from serving.service.keys import Keys
 from serving.service.options import Options
 from trainer.cores import available_cores
 from trainer.errors import RunError, TrainerError
+from trainer.models.precision import Precision, half_of
+
+if TYPE_CHECKING:
+    from serving.scorer import Scorer
 
 _logger = logging.getLogger(__name__)
 _FAILED = 3  # a worker's exit status when its model cannot be loaded
@@ -38,6 +43,7 @@ class _Work:
     keys: Keys | None
     access_log: bool
     device: str | None
+    precision: Precision
 
 
 def serve(
@@ -48,6 +54,7 @@ def serve(
     workers: int = 1,
     auth_key_file: Path | None = None,
     device: str | None = None,
+    precision: Precision = "auto",
     options: Options | None = None,
     access_log: bool = True,
     announce: Callable[[str], None] = lambda _: None,
@@ -62,6 +69,8 @@ def serve(
         workers: number of processes; each loads the model, and the options' limits apply to each.
         auth_key_file: file with one or two keys, one per line; None requires no key.
         device: a PyTorch device; None takes the first GPU, or the CPU if there is none.
+        precision: in which the network computes; with bf16 or fp16, a log line says how far answers are from
+            those in float32.
         options: limits and sizes; None takes the defaults and divides the cores among the workers.
         access_log: write a JSON line per request to stdout.
         announce: called with the service's URL once it answers requests.
@@ -80,7 +89,7 @@ def serve(
     # OpenMP threads that spin while waiting would take cores from the decoding threads. PyTorch reads the
     # variable when it is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    work = _Work(artifacts, options, keys, access_log, device)
+    work = _Work(artifacts, options, keys, access_log, device, precision)
     with _bound_socket(host, port) as listener:
         shown_host = f"[{host}]" if ":" in host else host
         url = f"http://{shown_host}:{listener.getsockname()[1]}"
@@ -97,7 +106,6 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
     """Load the model and answer requests in this process until it is told to stop."""
     import uvicorn
 
-    from serving.scorer import Scorer
     from serving.service.protocol import BoundedProtocol
     from serving.service.server import Service, create_app
     from serving.service.telemetry import AccessLog
@@ -113,7 +121,7 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
             service.draining = True
             super().handle_exit(sig, frame)
 
-    scorer = Scorer.load(work.artifacts, _checked_device(work.device))
+    scorer = _load(work)
     app = create_app(
         scorer, work.options, keys=work.keys, access_log=AccessLog() if work.access_log else None
     )
@@ -136,6 +144,21 @@ def _run(work: _Work, listener: socket.socket, ready: Callable[[], None]) -> Non
         # A normal exit would wait for the service's threads.
         sys.stdout.flush()
         os._exit(0)
+
+
+def _load(work: _Work) -> Scorer:
+    """Load the model; with half precision, log how far its answers are from those in float32."""
+    from serving.scorer import Scorer
+
+    scorer = Scorer.load(work.artifacts, _checked_device(work.device), work.precision)
+    if half_of(work.precision) is not None:
+        from serving.half_precision import difference
+
+        _logger.warning(
+            "scoring in %s: on images of coloured rectangles, %s; `trainer evaluate --precision %s` has the "
+            "metrics on your data", work.precision, difference(scorer), work.precision,
+        )  # fmt: skip
+    return scorer
 
 
 def _checked_device(device: str | None) -> str | None:

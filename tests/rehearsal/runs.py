@@ -52,7 +52,9 @@ def rehearse(directory: Path, task: Task, model: str, settings: dict[str, Any], 
     """Train, resume, package and serve. Returns what each step says."""
     data = make(task, directory / "data", images=8, seed=1)
     backward: Counter[str] = Counter()
-    watch_backward(backward)
+    products: set[str] = set()
+    watch_backward(backward, products)
+    before = torch.get_float32_matmul_precision()
     job = Job(
         task=task,
         training_data=(str(data.train),),
@@ -65,12 +67,19 @@ def rehearse(directory: Path, task: Task, model: str, settings: dict[str, Any], 
         tracking_uri="none",
     )
     first = fit(job, packages=False)
-    job = Job.of_run(first.job).changed(output=first.directory, settings={"number_of_epochs": 2})
-    run = fit(job, earlier=Run.open(first.directory))
+    first_backward, first_products = dict(backward), sorted(products)
+    backward.clear()
+    products.clear()
+    changes = {"output": first.directory, "precision": "float32", "settings": {"number_of_epochs": 2}}
+    run = fit(Job.of_run(first.job).changed(**changes), earlier=Run.open(first.directory))
     told: dict[str, Any] = {
         "device": "cuda" if "GPU" in run.read_result().peak_memory else "cpu",
         "epochs": run.read_result().epochs,
-        "backward": dict(backward),
+        "backward": first_backward,
+        "products": first_products,
+        "exact backward": dict(backward),
+        "exact products": sorted(products),
+        "afterwards": [before, torch.get_float32_matmul_precision()],
         "predictions": len(run.predictions.read_text("utf-8").splitlines()),
     }
     image = next((data.train.parent / "images").rglob("*.jpg"))
@@ -92,8 +101,13 @@ def rehearse(directory: Path, task: Task, model: str, settings: dict[str, Any], 
     return told
 
 
-def watch_backward(types: Counter[str]) -> None:
-    """Count the matrix products of backward passes, which run in the engine's threads, by type."""
+def watch_backward(types: Counter[str], products: set[str]) -> None:
+    """Watch the matrix products of backward passes, which run in the engine's threads.
+
+    Args:
+        types: counts them by type.
+        products: takes PyTorch's precisions of float32 products.
+    """
     dispatch = cuda._dispatch
 
     def watched(function: Any, args: Any, kwargs: Any) -> Any:
@@ -101,6 +115,7 @@ def watch_backward(types: Counter[str]) -> None:
         if threading.current_thread() is not threading.main_thread() and name in cuda._MULTIPLYING:
             tensors = [value for value in args if isinstance(value, torch.Tensor)]
             types[str(tensors[0].dtype).removeprefix("torch.")] += 1
+            products.add(torch.get_float32_matmul_precision())
         return dispatch(function, args, kwargs)
 
     cuda._dispatch = watched

@@ -33,6 +33,10 @@ def test_run_trains_resumes_packages_and_serves_on_the_device(
     assert (said["device"], said["served on"]) == ("cuda", "cuda")
     assert (said["epochs"], said["predictions"]) == (2, 2)
     assert said["backward"].keys() == {"bfloat16"}
+    assert said["products"] == ["high"]
+    assert said["exact backward"].keys() == {"float32"}
+    assert said["exact products"] == ["highest"]
+    assert said["afterwards"] == ["highest", "highest"]
     assert said["answers"] == [200, 8]
     for method in methods:
         assert said[method] == [200, 1], said[method]

@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from tests.training.conftest import job, rows
 from trainer.data.samples import SampleData
+from trainer.errors import JobError
+from trainer.job.job import Job
 from trainer.models.classifiers import Classifiers
+from trainer.models.precision import Precision, float32_products
 from trainer.settings import Settings
+from trainer.sweep.execution.slots import make_slots
 from trainer.tasks import Task
 from trainer.training import devices
 from trainer.training.fit import fit
@@ -31,7 +35,9 @@ def test_mixed_precision_clips_gradients_of_a_backward_pass_outside_of_autocast(
 ) -> None:
     options = devices.Devices.options
     mixed = {"precision": "bf16-mixed"}
-    monkeypatch.setattr(devices.Devices, "options", lambda self: options(self) | mixed)
+    monkeypatch.setattr(
+        devices.Devices, "options", lambda self, *precision: options(self, *precision) | mixed
+    )
     in_autocast: list[bool] = []
     losses = Classifiers.losses
 
@@ -48,6 +54,78 @@ def test_mixed_precision_clips_gradients_of_a_backward_pass_outside_of_autocast(
     assert len(rows(run)) == 2
     # Under autocast, the backward pass of float32 parts would run in bfloat16.
     assert set(in_autocast) == {False}
+
+
+@pytest.mark.parametrize(
+    ("precision", "lightnings"),
+    [("bf16", "bf16-mixed"), ("fp16", "16-mixed"), ("tf32", "32-true"), ("float32", "32-true")],
+)
+def test_precision_can_be_chosen(
+    precision: Precision,
+    lightnings: str,
+    monkeypatch: pytest.MonkeyPatch,
+    digits: dict[Task, SampleData],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", Path("run"))
+    wanted = wanted.changed(precision=precision, gpus="auto")
+    chosen = devices.choose_devices(wanted, wanted.resolve_settings(), {})
+    assert chosen.gpus
+    assert chosen.options(wanted.precision)["precision"] == lightnings
+    file = tmp_path / "job.yaml"
+    file.write_text(wanted.to_yaml(), "utf-8")
+    assert Job.read(file).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "message"),
+    [
+        (0, "bf16", "one that the CPU trains in, got bf16; use auto or float32"),
+        (0, "tf32", "one that the CPU trains in, got tf32; use auto or float32"),
+        (1, "bf16", "one that this GPU trains in, got bf16; use auto or fp16 or float32"),
+        (1, "tf32", "one that this GPU trains in, got tf32; use auto or fp16 or float32"),
+    ],
+)
+def test_precision_that_the_device_lacks_is_an_error(
+    gpus: int,
+    precision: Precision,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    digits: dict[Task, SampleData],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    wanted = job(digits, Task.CLASSIFICATION, "timm/test_resnet", Path("run"))
+    wanted = wanted.changed(precision=precision, gpus="auto")
+    with pytest.raises(JobError, match=message):
+        devices.choose_devices(wanted, wanted.resolve_settings(), {})
+    if not gpus:
+        with pytest.raises(JobError, match=message):
+            make_slots(wanted, 2)
+
+
+def test_float32_products_are_in_tf32_on_gpus_and_then_as_before() -> None:
+    def now() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before, benchmark = now(), torch.backends.cudnn.benchmark
+    with float32_products("auto", on_gpu=False):
+        assert now() == before
+    with float32_products("auto", on_gpu=True):
+        assert now() == ("high", True)
+        with float32_products("float32", on_gpu=True):
+            assert now() == ("high", True)  # others count on it
+        assert now() == ("high", True)
+        torch.backends.cudnn.benchmark = not benchmark  # as Lightning does
+    assert now() == before
+    assert torch.backends.cudnn.benchmark == benchmark
+    with float32_products("float32", on_gpu=True):
+        assert now() == ("highest", False)
+    assert now() == before
 
 
 @pytest.mark.parametrize(
@@ -89,7 +167,7 @@ def test_scaled_gradients_of_float16_are_clipped_as_others_are(
     scaled = {**on_cpu, "plugins": [*on_cpu["plugins"], Scaled("16-mixed", "cpu", scaler)]}
     losses = []
     for name, options in (("plain", on_cpu), ("scaled", scaled)):
-        monkeypatch.setattr(devices.Devices, "options", lambda _, options=options: options)
+        monkeypatch.setattr(devices.Devices, "options", lambda *_, options=options: options)
         wanted = job(digits, Task.CLASSIFICATION, "timm/test_vit", tmp_path / name, **values)
         run = fit(wanted.model_copy(update={"tracking_uri": "none"}), packages=False)
         losses.append([float(row["train_loss"]) for row in rows(run)])

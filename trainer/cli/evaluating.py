@@ -14,6 +14,7 @@ from trainer.cli.evaluation_tables import show_analysis, show_differences
 from trainer.cli.flags import flag
 from trainer.errors import JobError, Problem
 from trainer.files import distinct_names
+from trainer.models.precision import Precision
 from trainer.scoring import OLDER_NAMES
 
 
@@ -36,6 +37,7 @@ def evaluate(
     target_column_name: str | None = None,
     skip_invalid: Switch = False,
     device: str | None = None,
+    precision: Precision = "auto",
     primary_metric: str | None = None,
     resamples: int = 1000,
     random_seed: int = 0,
@@ -86,6 +88,8 @@ def evaluate(
         Skip invalid objects and lines instead of stopping.
     device
         Device of the model, as torch names it: cpu, cuda, cuda:1. [default: a GPU if there is one]
+    precision
+        Precision in which the model computes: float32, tf32, bf16 or fp16, as of `trainer serve`.
     primary_metric
         Metric that gets a confidence interval, such as AUC_weighted or map. [default: that of the run's job,
         or the task's]
@@ -137,6 +141,7 @@ def evaluate(
             target_column_name=target_column_name,
             skip_invalid=skip_invalid,
             device=device,
+            precision=precision,
             primary_metric=primary_metric,
             resamples=resamples,
             random_seed=random_seed,

@@ -29,8 +29,8 @@ _SHORT_HELP = (
     *("--max-concurrent-trials", "--timeout-minutes", "--output", "--tracking-uri", "--register-model"),
 )
 _RESUMABLE = (
-    *("gpus", "processes", "nodes", "limits", "tracking_uri", "calibrate", "register_model", "loggers"),
-    "callbacks",
+    *("gpus", "processes", "precision", "nodes", "limits", "tracking_uri", "calibrate", "register_model"),
+    *("loggers", "callbacks"),
 )
 _JOB = Parameter(group=heading("Job"))
 
@@ -70,8 +70,9 @@ def fit(
     resume
         Resume the stopped run in this directory, or extend a finished one. A single run is extended by
         --number-of-epochs and takes other hyperparameters that leave the network as it is; a sweep is
-        extended by --max-trials and takes --max-concurrent-trials. Both take --gpus, --processes, --nodes,
-        --timeout-minutes, --tracking-uri, --calibrate, --register-model, --logger and --callback.
+        extended by --max-trials and takes --max-concurrent-trials. Both take --gpus, --processes,
+        --precision, --nodes, --timeout-minutes, --tracking-uri, --calibrate, --register-model, --logger and
+        --callback.
     dry_run
         Train nothing; print the resolved job as YAML. It has every setting, the search space and the settings
         of the first trials.

@@ -32,6 +32,7 @@ from trainer.metrics.bootstrap import RESAMPLES
 from trainer.metrics.evaluated_image import EvaluatedImage
 from trainer.metrics.intervals import Difference, Interval
 from trainer.metrics.results import Analysis
+from trainer.models.precision import Precision
 from trainer.runs import Run
 from trainer.scoring import requested
 from trainer.tasks import Task
@@ -115,6 +116,7 @@ def evaluate_model(
     *,
     box_score_threshold: float | None = None,
     device: str | None = None,
+    precision: Precision = "auto",
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a run's model, or a packaged model.
@@ -125,6 +127,7 @@ def evaluate_model(
         box_score_threshold: objects with lower scores are ignored; None takes LOWEST_SCORE, since average
             precision needs all objects. The model's own gives the metrics of its training run.
         device: in torch's notation; None takes the first GPU if there is one, else the CPU.
+        precision: in which the network computes.
         progress: show progress.
 
     Raises:
@@ -134,7 +137,7 @@ def evaluate_model(
     """
     options = options or Options()
     _check_options(options, box_score_threshold)
-    model = PackagedModel(run_or_model, device)
+    model = PackagedModel(run_or_model, device, precision)
     spec = model.spec
     _check_task(spec.task, options, box_score_threshold)
     if box_score_threshold is None:

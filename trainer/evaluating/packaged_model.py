@@ -13,6 +13,7 @@ from trainer.data.images import ImageError, decode
 from trainer.data.reading.records import Records
 from trainer.data.reading.urls import UrlError
 from trainer.errors import DataError, Problem, RunError
+from trainer.models.precision import Precision, check_scoring_precision, float32_products, half_of
 from trainer.scoring import ScoringParameters
 
 LOWEST_SCORE = 0.001
@@ -28,11 +29,12 @@ class PackagedModel:
         spec: task, classes and parameters of the model.
     """
 
-    def __init__(self, run_or_model: Path, device: str | None = None) -> None:
+    def __init__(self, run_or_model: Path, device: str | None = None, precision: Precision = "auto") -> None:
         """Load the model.
 
         Args:
             device: in torch's notation; None takes the first GPU if there is one, else the CPU.
+            precision: in which the network computes.
 
         Raises:
             RunError, WeightsError: the model is missing or incomplete, or the device is not available.
@@ -47,6 +49,9 @@ class PackagedModel:
         self.directory = find_model(run_or_model).absolute()
         self._family, self._network = load_network(find_artifacts(run_or_model), device)
         self.spec = self._family.spec
+        self._device = next(self._network.parameters()).device
+        check_scoring_precision(precision, self._device)
+        self._precision: Precision = precision
 
     def predict(
         self, records: Records, parameters: ScoringParameters
@@ -61,8 +66,10 @@ class PackagedModel:
         problems: list[Problem] = []
         for batch in in_batches(_decode_each(records, problems)):
             images = [image for _, image in batch]
-            with torch.inference_mode():
-                predictions = self._family.predict(self._network, images, parameters)
+            on_gpu = self._device.type == "cuda"
+            with torch.inference_mode(), float32_products(self._precision, on_gpu=on_gpu):
+                half = half_of(self._precision)
+                predictions = self._family.predict(self._network, images, parameters, half)
             for prediction, image in zip(predictions, images, strict=True):
                 yield prediction, (image.shape[0], image.shape[1])
         if problems:

@@ -18,6 +18,7 @@ from trainer.job.callback_path import parse as parse_callback
 from trainer.job.places import anchored, places_of, tracking_place
 from trainer.job.sweep import Limits, Sweep
 from trainer.metric_names import parse_metric
+from trainer.models.precision import Precision
 from trainer.models.weights.choice import NONE
 from trainer.tasks import Task
 
@@ -69,6 +70,10 @@ class LocalOptions(SweepOptions):
     """Number of GPUs: 0 for the CPU, auto for all, or the CPU if there is none."""
     processes: int | None = _hardware(None, gt=0)
     """Train in this many processes on the CPU instead of on GPUs."""
+    precision: Precision = _hardware("auto")
+    """Precision in which GPUs train: bf16 or fp16, which are mixed, tf32, or float32. auto is bf16, on older
+    GPUs fp16 or float32. What stays float32 in mixed precision, and scoring, is computed in TF32, except with
+    float32, which is exact and slower. The CPU always trains in float32."""
     datastores: dict[str, str] = _data({}, flag="--datastore", form="NAME=DIR_OR_URL")
     """Directory or URL that azureml://…/datastores/NAME/… refers to."""
     data_assets: dict[str, str] = _data({}, flag="--data-asset", form="NAME=PATH")

@@ -60,6 +60,8 @@ class DETR(Family):
     side, in pixels, to which the batch is resized.
     """
 
+    has_one_size = True
+
     @staticmethod
     def options(task: Task, model: str, settings: Settings, pretrained: bool) -> dict[str, Any]:
         published = PUBLISHED[model]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +15,7 @@ from trainer.annotations import Detections, Examples, FloatArray, Image, Predict
 from trainer.errors import RunError
 from trainer.models import tiling
 from trainer.models.geometry import Geometry, Preparation
+from trainer.models.precision import in_precision
 from trainer.models.spec import Spec
 from trainer.models.training_items import Batch, Draw, Progress
 from trainer.scoring import ScoringParameters
@@ -269,10 +270,18 @@ class Family(ABC):
         return None
 
     def predict(
-        self, network: nn.Module, images: Sequence[Image], parameters: ScoringParameters | None = None
+        self,
+        network: nn.Module,
+        images: Sequence[Image],
+        parameters: ScoringParameters | None = None,
+        half: torch.dtype | None = None,
     ) -> list[Prediction]:
-        """Score decoded images, in order, on the network's device; with tiling, their tiles too."""
-        from trainer.models.transfers import on_cpu, to_device
+        """Score decoded images, in order, on the network's device; with tiling, their tiles too.
+
+        Args:
+            half: bfloat16 or float16 for mixed precision; None for float32.
+        """
+        from trainer.models.transfers import as_full, on_cpu, to_device
 
         parameters = parameters or self.spec.parameters
         own_parameters = self.network_parameters(parameters)
@@ -287,8 +296,8 @@ class Family(ABC):
             batch = views[start : start + _VIEWS_PER_BATCH]
             prepared = [self.preprocess(tiling.cut(images[index], view)) for index, view in batch]
             tensors = [to_device(tensor, device) for tensor, _ in prepared]
-            with in_float32(device):
-                outputs = on_cpu(self.infer_by_size(network, tensors, own_parameters))
+            with in_precision(device, half):
+                outputs = on_cpu(as_full(self.infer_by_size(network, tensors, own_parameters)))
             for (index, view), (_, geometry), output in zip(batch, prepared, outputs, strict=True):
                 predictions[index].append((view, self.postprocess(output, geometry, own_parameters)))
         return [self.finished(tiling.merge(parts, own_parameters), parameters) for parts in predictions]
@@ -370,13 +379,9 @@ class TrainingDataset(ABC):
         return self.family.collate(items)
 
 
-@contextmanager
-def in_float32(device: torch.device) -> Iterator[None]:
+def in_float32(device: torch.device) -> AbstractContextManager[None]:
     """Run a part of a mixed-precision run without autocast, in the precision in which models are served."""
-    import torch
-
-    with torch.autocast(device.type, enabled=False):
-        yield
+    return in_precision(device, None)
 
 
 def with_attributes(network: nn.Module, path: str, **values: Any) -> nn.Module:

@@ -43,7 +43,14 @@ def on_cpu(nested: Any) -> Any:
         stop = start + tensor.numel() * tensor.element_size()
         copies[index] = data[start:stop].view(tensor.dtype).view(tensor.shape)
         start = stop
-    return _replaced(nested, iter(copies))
+    remaining = iter(copies)
+    return _replaced(nested, lambda tensor: tensor if tensor.device.type == "cpu" else next(remaining))
+
+
+def as_full(nested: Any) -> Any:
+    """Convert the tensors of 16-bit floats in nested dicts, lists and (named) tuples to float32."""
+    halves = (torch.bfloat16, torch.float16)
+    return _replaced(nested, lambda tensor: tensor.float() if tensor.dtype in halves else tensor)
 
 
 def _collect(nested: Any, tensors: list[Tensor]) -> None:
@@ -55,14 +62,14 @@ def _collect(nested: Any, tensors: list[Tensor]) -> None:
             _collect(value, tensors)
 
 
-def _replaced(nested: Any, copies: Any) -> Any:
-    """The same structure with the tensors that `_collect` found replaced, in the same order."""
+def _replaced(nested: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with its tensors replaced, in the order in which `_collect` finds them."""
     if isinstance(nested, Tensor):
-        return nested if nested.device.type == "cpu" else next(copies)
+        return replace(nested)
     if isinstance(nested, dict):
-        return type(nested)((key, _replaced(value, copies)) for key, value in nested.items())
+        return type(nested)((key, _replaced(value, replace)) for key, value in nested.items())
     if isinstance(nested, (list, tuple)):
-        values = [_replaced(value, copies) for value in nested]
+        values = [_replaced(value, replace) for value in nested]
         return type(nested)(*values) if hasattr(nested, "_fields") else type(nested)(values)
     return nested
 

@@ -18,8 +18,12 @@ from trainer.cores import available_cores
 from trainer.errors import JobError, Problem
 from trainer.job.callback_path import search_path
 from trainer.job.job import Job
+from trainer.models.precision import Precision, check_precision
 from trainer.settings import Settings
 from trainer.training.launchers import Place, launched, number, started_by_hand
+
+_LIGHTNINGS_PRECISION: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
+_VOLTA, _AMPERE = 7, 8  # generations of GPUs
 
 CORES = "TRAINER_CORES"
 """Environment variable with the number of CPU cores that a trial's process may use."""
@@ -75,7 +79,7 @@ class Devices:
         local = f"{self.local_ranks} {one if self.local_ranks == 1 else more}"
         return local if self.nodes == 1 else f"{self.nodes} machines with {local} each"
 
-    def options(self) -> dict[str, Any]:
+    def options(self, precision: Precision = "auto") -> dict[str, Any]:
         """Lightning's accelerator, devices, strategy, precision and cluster environment."""
         options: dict[str, Any] = {
             "accelerator": "gpu" if self.gpus else "cpu",
@@ -85,11 +89,9 @@ class Devices:
             "plugins": [_Environment(self)],
         }
         if self.gpus:
-            # PyTorch emulates bfloat16 on older GPUs, where it is slower than float32.
-            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            # From Volta on, a GPU has units for products in float16; a scaler keeps gradients in its range.
-            has_fp16 = torch.cuda.get_device_capability()[0] >= 7
-            options["precision"] = "bf16-mixed" if has_bf16 else "16-mixed" if has_fp16 else "32-true"
+            if precision == "auto":
+                precision = _supported_precisions()[0]
+            options["precision"] = _LIGHTNINGS_PRECISION.get(precision, "32-true")
         return options
 
     def _ddp(self) -> DDPStrategy:
@@ -174,9 +176,26 @@ def choose_devices(job: Job, settings: Settings, environment: Mapping[str, str] 
         elif settings.training_batch_size == "auto":
             rule = "cannot be combined with training_batch_size auto, which each GPU tries for itself"
             problems.append(Problem("sync_batch_norm", "", rule, hint="give training_batch_size a number"))
+    if job.precision != "auto" and not problems:
+        supported = _supported_precisions() if on_gpus else ("float32",)
+        problems += check_precision(job.precision, supported, "this GPU" if on_gpus else "the CPU")
     if problems:
         raise JobError("the job cannot be run:", problems)
     return devices
+
+
+def _supported_precisions() -> tuple[Precision, ...]:
+    """The precisions for which the GPU has units of its own, the fastest first."""
+    generation, _ = torch.cuda.get_device_capability()
+    precisions: list[Precision] = []
+    # PyTorch emulates bfloat16 on older GPUs, where it is slower than float32.
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        precisions.append("bf16")
+    if generation >= _VOLTA:  # a scaler keeps gradients in the range of float16
+        precisions.append("fp16")
+    if generation >= _AMPERE:
+        precisions.append("tf32")
+    return (*precisions, "float32")
 
 
 def check_cuda(device: int = 0) -> None:

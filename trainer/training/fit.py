@@ -21,6 +21,7 @@ from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
 from trainer.models.catalog import find
 from trainer.models.defaults import has_recipes, without_effect
+from trainer.models.precision import float32_products
 from trainer.runs import Durations, Result, Run, best_of
 from trainer.settings import Settings
 from trainer.training import tracking
@@ -93,7 +94,8 @@ def fit(
         callbacks, packages, parent_run_id, micro_batches,
     )  # fmt: skip
     if devices.is_rank_zero:
-        return _lead(plan)
+        with float32_products(job.precision, on_gpu=devices.gpus):
+            return _lead(plan)
     return Run(assist(devices, None, plan), is_rank_zero=False)
 
 

@@ -19,6 +19,7 @@ from trainer.errors import NoMemoryError
 from trainer.job.job import Job
 from trainer.models.catalog import find
 from trainer.models.defaults import takes
+from trainer.models.precision import float32_products
 from trainer.runs import Run
 from trainer.settings import Settings
 from trainer.training.batch_size import FindBatchSize
@@ -102,7 +103,7 @@ def train(
             earlier = run if checkpoint else None
             devices = others.start(assist, replace(plan, earlier=earlier, seed=prepared.seed, progress=False))
         trainer = Trainer(
-            **devices.options(),
+            **devices.options(plan.job.precision),
             max_epochs=settings.number_of_epochs,
             check_val_every_n_epoch=settings.evaluation_frequency,
             callbacks=_callbacks(plan, prepared, run, best, batches, tracker, loggers),
@@ -146,7 +147,11 @@ def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> 
         ready: see `train`.
     """
     plan = replace(plan, devices=devices)
-    with silenced(devices), tempfile.TemporaryDirectory() as scratch:
+    with (
+        silenced(devices),
+        float32_products(plan.job.precision, on_gpu=devices.gpus),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         prepared = prepare(plan, Path(scratch) / "skipped.jsonl")
         plan = prepared.plan
         run, best = plan.earlier or Run(Path(scratch)), KeepBest(plan.job.metric)

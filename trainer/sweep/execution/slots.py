@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trainer.cores import available_cores
 from trainer.errors import JobError, Problem
 from trainer.job.job import Job
+from trainer.models.precision import check_precision
 
 log = logging.getLogger("trainer")
 
@@ -44,9 +45,11 @@ def make_slots(job: Job, count: int) -> list[Slot]:
     """Divide this machine into `count` equal slots; into fewer if it has fewer GPUs.
 
     Raises:
-        JobError: the job asks for more GPUs than there are.
+        JobError: the job asks for more GPUs than there are, or for a precision that the CPU lacks.
     """
     gpus = [] if job.processes else _gpus(job.gpus)
+    if not gpus and (problems := check_precision(job.precision, ("float32",), "the CPU")):
+        raise JobError("the job cannot be run:", problems)
     if 0 < len(gpus) < count:
         log.warning("running %d trials at a time, not %d: there are %d GPUs", len(gpus), count, len(gpus))
         count = len(gpus)

@@ -20,6 +20,7 @@ from trainer.job.job import Job
 from trainer.metric_names import WHY_UNDEFINED
 from trainer.metrics.results import Calibration
 from trainer.metrics.voc import UNDEFINED
+from trainer.models.precision import float32_products
 from trainer.runs import Run
 from trainer.sweep.execution import study_setup, trial_records
 from trainer.sweep.execution.inputs import Inputs, read_data, read_inputs
@@ -234,7 +235,8 @@ class _Sweep:
         trial = _run_of(best)
         trained = time.perf_counter()
         on_gpu = not job.processes and job.gpus != 0
-        calibration = package(trial, self.data, into=run, on_gpu=on_gpu, calibrate=job.calibrate)
+        with float32_products(job.precision, on_gpu=on_gpu):
+            calibration = package(trial, self.data, into=run, on_gpu=on_gpu, calibrate=job.calibrate)
         ended = time.perf_counter()
         result = trial.read_result()
         spent = {"train": trained - started, "package": ended - trained, "total": ended - started}

@@ -108,7 +108,7 @@ def _fit_or_resume(order: Order, job: Job, options: dict[str, Any]) -> Run:
     if run.result.exists():
         return run
     # This attempt may have other devices than the one before.
-    devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes}
+    devices: dict[str, Any] = {"gpus": job.gpus, "processes": job.processes, "precision": job.precision}
     return fit(Job.read(run.job, output=order.directory, **devices), earlier=run, **options)
 
 
