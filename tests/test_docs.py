@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import textwrap
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 import trainer
+from serving.payload import parse_rows
 from tests.conftest import ROOT, needs_library
 from trainer import cli
 from trainer.data.reading.jsonl import read
 from trainer.data.samples import make
 from trainer.job.job import Job
+from trainer.models.augmentation.pipeline import load
 from trainer.tasks import Task
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -135,6 +138,73 @@ def test_readme_python_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(trainer, "Job", partial(Job, **quick), raising=False)
     for block in code:
         exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        command
+        for page, command in COMMANDS
+        if page in ("augmentation.md", "data.md") and command.startswith(("fit ", "validate "))
+    ],
+)
+def test_command_of_a_page_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("TRAINER_WEIGHTS", "none")
+    (workplace / "own.yaml").write_text(augmentation_example(), "utf-8")
+    words = shlex.split(command) + (["--dry-run"] if command.startswith("fit ") else [])
+    assert cli.app(words, exit_on_error=False, result_action="return_value") in (0, None)
+    capsys.readouterr()
+
+
+def augmentation_example() -> str:
+    """The file that docs/augmentation.md shows."""
+    page = (ROOT / "docs" / "augmentation.md").read_text("utf-8")
+    (block,) = re.findall(r"^ {4}replaces: .*\n(?: {4}.*\n)+", page, re.MULTILINE)
+    return textwrap.dedent(block)
+
+
+def test_augmentation_pages_file_is_loaded_for_every_task(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(augmentation_example(), "utf-8")
+    for task in Task:
+        load(file, task)
+
+
+def test_data_page_tables_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "data.md").read_text("utf-8")
+    of_lines, of_folders = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    sample = make(Task.CLASSIFICATION, tmp_path, images=4, seed=0)
+    (tmp_path / "MLTable").write_text(of_lines, "utf-8")
+    table = read([str(tmp_path)], Task.CLASSIFICATION)
+    assert table.problems == []
+    assert len(table.records) == len(sample.train.read_text("utf-8").splitlines())
+    folder = tmp_path / "table"
+    for name in ("can", "carton"):
+        (folder / "images" / name).mkdir(parents=True)
+        shutil.copy(next((tmp_path / "images").rglob("*.*")), folder / "images" / name)
+    (folder / "MLTable").write_text(of_folders, "utf-8")
+    table = read([str(folder)], Task.CLASSIFICATION)
+    assert table.problems == []
+    assert table.records.classes == ("can", "carton")
+
+
+def test_explanations_page_row_asks_for_an_explanation() -> None:
+    page = (ROOT / "docs" / "explanations.md").read_text("utf-8")
+    (text,) = re.findall(r'^ {4}(\{"image_base64".*\n.*\})$', page, re.MULTILINE)
+    (row,) = parse_rows([text.replace("…", "iVBORw0KGgo=")], Task.CLASSIFICATION)
+    assert row.explanation is not None
+    assert row.explanation.xai_algorithm == "xrai"
+
+
+def test_serving_pages_container_copies_what_exists() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text("utf-8")
+    copied = re.findall(r"^COPY (.*) \S+$", page, re.MULTILINE)
+    files = [ROOT / name for names in copied for name in names.split() if name != "model"]
+    assert len(files) >= 5
+    assert all(file.exists() for file in files)
 
 
 def test_data_page_lines_follow_the_schema(tmp_path: Path) -> None:

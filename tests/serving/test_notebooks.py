@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image as PILImage
 import trainer
 from serving.locate import find_artifacts
 from serving.scorer import Scorer
+from tests.conftest import ROOT
 from tests.mlflow_server import mlflow_server
 from trainer.data.samples import make
 from trainer.job.job import Job
@@ -117,6 +119,18 @@ def test_classification_notebook_runs_after_a_sweep(
     job_name = json.loads((run.directory / "mlflow.json").read_text("utf-8"))["run_id"]
     client = MlflowClient(server)
     model, best = download_best(client, job_name, tmp_path / "artifact_downloads")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "page" / "artifact_downloads").mkdir(parents=True)
+    for shown, own in (
+        ("sqlite:///runs/mlflow.db", server),
+        ("runs/…", str(run.directory)),
+        ("artifact_downloads", str(tmp_path / "page" / "artifact_downloads")),
+    ):
+        assert shown in code
+        code = code.replace(shown, own)
+    exec(compile(code, "serving.md", "exec"), {"MlflowClient": MlflowClient, "json": json, "Path": Path})
+    downloaded = tmp_path / "page" / "artifact_downloads" / "outputs" / "mlflow-model"
+    assert (downloaded / "MLmodel").read_bytes() == (model / "MLmodel").read_bytes()
     result = run.read_result()
     assert best.data.tags["mlflow.parentRunId"] == job_name
     assert best.data.tags["run_directory"] == str(run.directory / "trials" / f"{result.best_trial:04d}")
