@@ -1,4 +1,4 @@
-"""What a model family provides. A family is one file, and the only place that knows its model library."""
+"""What a model family provides. Only the modules of a family know its model library."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Family(ABC):
 
     @abstractmethod
     def class_layers(self, network: nn.Module) -> list[tuple[nn.Module, float]]:
-        """The layers that compute a logit for each class, which are new beside published weights.
+        """The layers that compute a logit for each class, which published weights do not have.
 
         Returns:
             Each with the probability of a class that `trainer.models.heads.start_near_prior` starts it from:
