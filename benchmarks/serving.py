@@ -58,7 +58,7 @@ HERE = Path(__file__).resolve()
 MAX_BATCH = 8
 
 
-def pictures(count: int, width: int, height: int) -> list[bytes]:
+def jpegs(count: int, width: int, height: int) -> list[bytes]:
     """Make JPEGs with about as much detail as photographs."""
     generator = np.random.default_rng(0)
     files = []
@@ -400,7 +400,7 @@ def request_bodies(arguments: argparse.Namespace, path: str) -> list[bytes]:
     width, height = map(int, arguments.image_size.split("x"))
     key = {"score": "input_data", "invocations": "dataframe_split"}.get(path)
     bodies = []
-    for file in pictures(32, width, height):
+    for file in jpegs(32, width, height):
         text = base64.b64encode(file).decode("ascii")
         table = {"columns": ["image"], "data": [text]}
         bodies.append(json.dumps({"image": text} if key is None else {key: table}).encode("ascii"))
@@ -423,7 +423,7 @@ def main() -> int:
     arguments = parser.parse_args()
     width, height = map(int, arguments.image_size.split("x"))
     if arguments.role == "ceiling":
-        files = pictures(32, width, height)
+        files = jpegs(32, width, height)
         rate = ceiling(Path(arguments.model_directory), files, arguments.seconds, arguments.device)
         print(json.dumps(rate))
         return 0

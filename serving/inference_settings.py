@@ -80,8 +80,8 @@ def apply_settings(family: Family, path: Path) -> Family:
     changes = _changes(family.spec, content, path)
     if not changes:
         return family
-    told = ", ".join(f"{name} {value}" for name, value in changes.items())
-    log.info("%s changes the model's settings: %s", path, told)
+    listed = ", ".join(f"{name} {value}" for name, value in changes.items())
+    log.info("%s changes the model's settings: %s", path, listed)
     spec = family.spec
     try:
         options = family.options_at({name: value for name, value in changes.items() if name in _SIZES})

@@ -193,14 +193,14 @@ def signature(spec: Spec) -> ModelSignature:
 
     if spec.task.is_classification:
         # Explanations, only for rows that request them: one for the image, or one for each class.
-        picture: DataType | Array = DataType.string
+        visualization: DataType | Array = DataType.string
         attribution = Array(Array(Array(DataType.double)))
         if spec.task is Task.MULTILABEL:
-            picture, attribution = Array(picture), Array(attribution)
+            visualization, attribution = Array(visualization), Array(attribution)
         outputs: list[ColSpec | TensorSpec] = [
             ColSpec(Array(DataType.double), "probs"),
             ColSpec(Array(DataType.string), "labels"),
-            ColSpec(picture, "visualizations", required=False),
+            ColSpec(visualization, "visualizations", required=False),
             ColSpec(attribution, "attributions", required=False),
         ]
     else:

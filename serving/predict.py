@@ -46,8 +46,8 @@ def predict_files(
         output: file for the answers, one JSON object per line.
         draw: directory for the images with their answers drawn, under the images' names.
         parameters: scoring parameters that override the model's defaults.
-        explain: `xai_parameters` for an explanation of each answer; None for no explanations. Their pictures
-            are written next to the drawings if `draw` is set, otherwise into the answers.
+        explain: `xai_parameters` for an explanation of each answer; None for no explanations. Their
+            visualizations are written next to the drawings if `draw` is set, otherwise into the answers.
         precision: in which the network computes.
 
     Raises:
@@ -73,7 +73,7 @@ def predict_files(
             answers = scorer.score_images([image for _, image in batch], checked)
             for (file, image), answer in zip(batch, answers, strict=True):
                 explained = answer if request is None else to_lists(scorer.explain(image, answer, request))
-                pictures = explained.pop("visualizations", []) if draw is not None else []
+                visualizations = explained.pop("visualizations", []) if draw is not None else []
                 line = {"image_url": file.as_posix(), **explained}
                 if lines is not None:
                     lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
@@ -81,7 +81,7 @@ def predict_files(
                     drawing = draw_answer(image, answer, scorer.spec.classes)
                     name = _free_name(file, names)
                     drawing.save(draw / name, quality=92)
-                    _write_pictures(draw / name, pictures)
+                    _write_visualizations(draw / name, visualizations)
                 yield line
     if problems:
         raise DataError(f"{len(problems)} of {len(files)} images could not be scored", problems)
@@ -162,12 +162,12 @@ def _decoded(files: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[P
             problems.append(Problem(str(file), "", str(error)))
 
 
-def _write_pictures(drawing: Path, pictures: str | Sequence[str]) -> None:
+def _write_visualizations(drawing: Path, visualizations: str | Sequence[str]) -> None:
     """Write base64 PNGs next to a drawing: `NAME-explained.png`, numbered if there can be several."""
-    if isinstance(pictures, str):
-        named = {"": pictures}
+    if isinstance(visualizations, str):
+        named = {"": visualizations}
     else:
-        named = {f"-{number}": text for number, text in enumerate(pictures, start=1)}
+        named = {f"-{number}": text for number, text in enumerate(visualizations, start=1)}
     for ending, text in named.items():
         file = drawing.with_name(f"{drawing.stem}-explained{ending}.png")
         file.write_bytes(base64.b64decode(text))

@@ -185,7 +185,7 @@ def hide_libraries(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real image sets beside the project; the test is skipped where there is none."""
+    """The folder of real image sets next to the project; the test is skipped where there is none."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the real image sets are not at ../shared/data")

@@ -92,7 +92,7 @@ def test_the_manifest_of_a_training_fits_torchrun_and_the_program(runs: Path) ->
     assert options.nproc_per_node == str(container["resources"]["limits"]["nvidia.com/gpu"])
     assert options.master_addr == f"{fit['metadata']['name']}-0.{pod['subdomain']}"
     assert options.training_script_args[:2] == ["fit", "--config"]
-    # Begun anew it goes on, and when it has finished it does nothing.
+    # Started again it resumes, and when it has finished it does nothing.
     (runs / "fridge").mkdir()
     (runs / "fridge" / "job.yaml").touch()
     again = torchrun(said_by(container, runs)).training_script_args

@@ -41,8 +41,8 @@ def fit(job: Job, *, progress: bool = False, callbacks: Sequence[Callback | str]
         TrainingError: the loss diverged, memory ran out, or a process of another device ended.
         TrackingError: MLflow does not answer at the start, or fails to register the model.
     """
-    for remark in substitutes.remarks(job.substitutes):
-        log.warning("model: %s", remark)
+    for note in substitutes.notes(job.substitutes):
+        log.warning("model: %s", note)
     if job.ignored_keys:
         log.info("keys of the job without effect here: %s", ", ".join(job.ignored_keys))
     job, objects = _with_callbacks(job, callbacks)

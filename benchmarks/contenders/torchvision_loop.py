@@ -142,10 +142,10 @@ def train(options: Options) -> Measurements:
     for _ in range(options.epochs):
         network.train()
         clock.start()
-        for pictures, targets in loader:
+        for images, targets in loader:
             moved = [{name: value.to(options.device) for name, value in target.items()} for target in targets]
             with autocast(options):
-                losses = network([picture.to(options.device) for picture in pictures], moved)
+                losses = network([image.to(options.device) for image in images], moved)
                 loss = sum(losses.values())
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"the loss is {loss.item()}")
@@ -154,7 +154,7 @@ def train(options: Options) -> Measurements:
             optimizer.step()
             warm_up.step()
             steps.step()
-            clock.step(len(pictures))
+            clock.step(len(images))
         clock.stop()
         if options.score:
             best = max(best, score(options, _predictions(network, options)))
@@ -167,9 +167,9 @@ def _predictions(network: Callable[..., Any], options: Options) -> Iterator[Pred
     found = data.records(Path(options.validation), options.of_task, options.classes)
     images = Images(found, flips=False)
     for index in range(len(found)):
-        picture, _ = images[index]
-        size = (picture.shape[1], picture.shape[2])
-        (output,) = network([picture.to(options.device)])
+        image, _ = images[index]
+        size = (image.shape[1], image.shape[2])
+        (output,) = network([image.to(options.device)])
         output = {name: value.cpu() for name, value in output.items()}
         masks = None
         if "masks" in output:

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 
 from serving.answers import Answer
 from serving.explain import methods
-from serving.explain.picture import four_panels, png
+from serving.explain.panels import four_panels, png
 from serving.explain.request import ExplanationRequest
 from serving.explain.subject import Subject, with_shared_tensors
 from trainer.annotations import Detections, FloatArray, Image
@@ -88,7 +88,7 @@ class Explainer:
     ) -> dict[str, Any]:
         subject = self._subject(image)
         method = methods.find(request.xai_algorithm)
-        pictures, attributions = [], []
+        visualizations, attributions = [], []
         for target in self._targets(answer["probs"], request, row):
             relevance = method.attribute(subject, target, request).cpu().numpy()
             _check_finite(relevance)
@@ -97,14 +97,14 @@ class Explainer:
             if request.visualizations:
                 title = f"{answer['labels'][target]}  {answer['probs'][target]:.3f}"
                 heat = method.heat(relevance)
-                pictures.append(_encoded(subject.pixels, heat, title, request.xai_algorithm))
-        entries = _requested(request, pictures, attributions)
+                visualizations.append(_encoded(subject.pixels, heat, title, request.xai_algorithm))
+        entries = _requested(request, visualizations, attributions)
         if self._family.spec.task is Task.MULTILABEL:
             return entries
         return {name: values[0] for name, values in entries.items()}
 
     def _explain_boxes(self, image: Image, answer: Answer, request: ExplanationRequest) -> dict[str, Any]:
-        """A map and a picture for each box, in the answer's order; the detector scores without tiles."""
+        """A map and a visualization of each box, in the answer's order; the detector scores without tiles."""
         from serving.explain.drise import saliency
 
         if not answer["boxes"]:
@@ -116,12 +116,12 @@ class Explainer:
         small = _shrunk(image, self._family)
         maps = saliency(self._detector(min_score), small, boxes, labels, request.n_masks)
         _check_finite(maps)
-        pictures = []
+        visualizations = []
         if request.visualizations:
             for each, box, relevance in zip(answer["boxes"], boxes, maps, strict=True):
                 title = f"{each['label']}  {each['score']:.3f}"
-                pictures.append(_encoded(small, relevance, title, "drise", box))
-        return _requested(request, pictures, list(maps))
+                visualizations.append(_encoded(small, relevance, title, "drise", box))
+        return _requested(request, visualizations, list(maps))
 
     def _detector(self, min_score: float) -> Callable[[Sequence[Image]], list[Detections]]:
         """The detector with a threshold low enough to see a score fall to a tenth of the lowest."""
@@ -188,8 +188,8 @@ class Explainer:
         return guide(with_shared_tensors(self._network))
 
 
-def _requested(request: ExplanationRequest, pictures: Any, attributions: Any) -> dict[str, Any]:
-    entries = {"visualizations": pictures} if request.visualizations else {}
+def _requested(request: ExplanationRequest, visualizations: Any, attributions: Any) -> dict[str, Any]:
+    entries = {"visualizations": visualizations} if request.visualizations else {}
     return {**entries, "attributions": attributions} if request.attributions else entries
 
 

@@ -52,6 +52,6 @@ class Keys:
         """Whether an Authorization header contains one of the keys; equally slow for any wrong key."""
         scheme, _, credentials = authorization.partition(" ")
         token = credentials.strip().encode("utf-8", "surrogateescape")
-        # Compare with every key, so that the time does not tell which one was close.
+        # Compare with every key, so that the time does not show which one was close.
         matches = [hmac.compare_digest(token, key) for key in self._keys]
         return scheme.lower() == "bearer" and any(matches)

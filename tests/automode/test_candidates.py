@@ -124,7 +124,7 @@ def test_models_that_do_not_take_the_jobs_settings_are_left_out() -> None:
     assert any("without vits16r224: training_crop_size: must equal" in reason for reason in reasons)
     # RF-DETRs take multiples of a number of their own.
     assert not any(name.startswith("rfdetr") for name in models(settings={"image_size": 640}))
-    # What means nothing to one model is left out for it alone.
+    # What does not apply to one model is left out for it alone.
     assert len(models(settings={"min_size": 500})) == len(models())
     with pytest.raises(JobError) as caught:
         chosen(settings={"number_of_epochs": 0, "learning_rat": 1})

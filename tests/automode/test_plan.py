@@ -195,7 +195,7 @@ def test_what_the_job_fixes_stays_as_it_is() -> None:
     for number in range(len(chosen.first_trials.settings)):
         values = settings_of(chosen, made, number)
         assert (values["number_of_epochs"], values["learning_rate"], values["random_seed"]) == (7, 0.02, 3)
-        assert values["image_size"] in (352, 640)  # the latter means nothing to R-CNNs
+        assert values["image_size"] in (352, 640)  # the latter does not apply to R-CNNs
     only = plan(automatic(model="yolov5"))
     assert tried(only) == {"yolov5"}
     assert sub_space(only, "yolov5")["model_size"]["values"][0] == "medium"

@@ -1,4 +1,4 @@
-"""A finished run of Azure AutoML, as its MLflow tells of it, beside the same job file trained here."""
+"""A finished run of Azure AutoML, as its MLflow records it, next to the same job file trained here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
 
 @pytest.fixture(scope="module")
 def job_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As it was run on Azure; where the data lie here, a flag says."""
+    """As it was run on Azure; where the data are here, a flag says."""
     folder = tmp_path_factory.mktemp("job")
     made = make(Task.CLASSIFICATION, folder / "data", images=12, seed=1)
     for name, file in (("training", made.train), ("validation", made.validation)):
@@ -70,7 +70,7 @@ def azure_run(client: MlflowClient, name: str, *, status: str = "FINISHED") -> s
             client.log_metric(child.info.run_id, "AUC_macro", value / 2, step=step)
         client.log_metric(child.info.run_id, "gpu_utilisation", 40.0)
         children.append(child.info.run_id)
-        client.set_terminated(child.info.run_id, end_time=1_000_000 + 1_500_000)  # beside each other
+        client.set_terminated(child.info.run_id, end_time=1_000_000 + 1_500_000)  # in parallel
     client.set_tag(parent.info.run_id, azure.BEST_CHILD_TAG, children[1])
     client.set_terminated(parent.info.run_id, status, end_time=1_000_000 + 1_800_000)
     return str(parent.info.run_id)

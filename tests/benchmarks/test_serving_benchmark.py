@@ -1,4 +1,4 @@
-"""benchmarks/serving.py runs from end to end at a tiny size; what it measures there means nothing."""
+"""benchmarks/serving.py runs from end to end at a tiny size; its measurements there say nothing."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ def test_a_batch_size_is_a_number_or_auto(
 ) -> None:
     data = ("--task", "image-classification", "--data", "a.jsonl")
     job = job_of(monkeypatch, *data, "--training-batch-size", typed)
-    assert job.settings["training_batch_size"] == meant  # so it stands in the run's job file
+    assert job.settings["training_batch_size"] == meant  # so it is in the run's job file
     assert job.resolve_settings().training_batch_size == meant
 
 

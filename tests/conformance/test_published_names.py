@@ -1,6 +1,6 @@
 """Every name in the catalog is built at its published size, stepped once and scored, on tiny inputs.
 
-The suite beside this file trains one model of each architecture; here no name is left out.
+The suite next to this file trains one model of each architecture; here no name is left out.
 """
 
 from __future__ import annotations

@@ -33,11 +33,11 @@ def test_a_model_in_a_process_of_its_own(
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    figures = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))["figures"]
-    assert f"mean_average_precision  {figures['mean_average_precision']:.4f}" in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text("utf-8"))["figures"]
+    assert f"mean_average_precision  {metrics['mean_average_precision']:.4f}" in done.stdout
     titles = ["kinds of errors", "best score thresholds", "slices", "of each class", "metrics on 6 images"]
     places = [done.stdout.index(title) for title in titles]
-    assert places == sorted(places)  # the figures come last, where a terminal ends
+    assert places == sorted(places)  # the metrics come last, where a terminal ends
     assert "왼쪽" in done.stdout
     assert "camera: is no key" not in done.stderr
     assert done.stdout.endswith(f"thresholds applied: {tmp_path / 'best'}\n")

@@ -57,9 +57,9 @@ def test_a_model_and_its_written_answers_have_the_same_metrics(
     for index, (prediction, _) in enumerate(model.predict(checked.records, parameters)):
         evaluator.update(prediction, checked.records.target(index, CLASSES))
     assert analysis.metrics == pytest.approx(evaluator.compute(), abs=1e-9, nan_ok=True)
-    for name, figures in evaluator.per_class().items():
-        shared = {key: analysis.per_class[name][key] for key in figures}
-        assert shared == pytest.approx(figures, abs=1e-9, nan_ok=True)
+    for name, of_class in evaluator.per_class().items():
+        shared = {key: analysis.per_class[name][key] for key in of_class}
+        assert shared == pytest.approx(of_class, abs=1e-9, nan_ok=True)
 
     # and so do the answers, but for the rounding of polygons
     again = evaluate_answers(task, tmp_path / "predictions.jsonl", [data]).analysis

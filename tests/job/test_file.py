@@ -1,4 +1,4 @@
-"""Job files: Azure's YAML form, read as it is or refused with every reason."""
+"""Job files: Azure's YAML form, read as it is or rejected with every reason."""
 
 from __future__ import annotations
 

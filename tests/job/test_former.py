@@ -1,4 +1,4 @@
-"""Parameters of earlier interfaces: honoured where they have a meaning, else named and passed over."""
+"""Parameters of earlier interfaces: honoured where they have a meaning, else named and ignored."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def test_every_model_of_azures_catalog_has_a_substitute_that_resolves(task: Task
     assert job.resolve_settings().backbone == (substitute.backbone or None)
     assert job.substitutes == {name: substitute.words}
     assert job.substitute_for == name
-    (remark,) = substitutes.remarks(job.substitutes)
-    assert remark == f"{substitute.words} replaces {name}: {substitute.reason}"
+    (note,) = substitutes.notes(job.substitutes)
+    assert note == f"{substitute.words} replaces {name}: {substitute.reason}"
 
 
 @pytest.mark.parametrize(("task", "name"), NAMES)
@@ -164,12 +164,12 @@ def test_what_is_substituted_is_told_at_the_start(
     caplog: pytest.LogCaptureFixture, hide_libraries: Callable[..., None]
 ) -> None:
     job = make_job(Task.DETECTION, YOLOF, allow_substitute_models=True)
-    (remark,) = substitutes.remarks(job.substitutes)
-    assert f"model: {remark}" in dry_run.preview(job)
+    (note,) = substitutes.notes(job.substitutes)
+    assert f"model: {note}" in dry_run.preview(job)
     hide_libraries(catalog.MODELS["fcos_resnet50_fpn"].card.library)  # so that the job ends soon
     with pytest.raises(JobError, match="which is not installed"):
         trainer.fit(job)
-    assert caplog.messages == [f"model: {remark}"]
+    assert caplog.messages == [f"model: {note}"]
 
 
 def test_a_packaged_model_tells_what_it_is_a_substitute_for() -> None:

@@ -101,7 +101,7 @@ def test_fixing_an_error_on_a_found_object_gains_nothing() -> None:
     scene = found((1, 0.9, HERE), (0, 0.8, HERE)), true((0, HERE))
     split = errors(run(Task.DETECTION, [scene[0]], [scene[1]]))
     assert split["classification"] == (1, 0.0)
-    # of two that could be mended, one is, and the other is dropped
+    # of two that could be fixed, one is, and the other is dropped
     scene = found((1, 0.9, HERE), (1, 0.8, HERE), (0, 0.7, THERE)), true((0, HERE), (0, THERE))
     split = errors(run(Task.DETECTION, [scene[0]], [scene[1]]))
     assert split["classification"] == (2, 0.5)

@@ -177,59 +177,59 @@ def test_report_by_class(task: Task) -> None:
     report = sk.classification_report(
         targets, predicted, labels=list(labels), output_dict=True, zero_division=0
     )
-    for label, (name, figures) in zip(labels, evaluator.per_class().items(), strict=True):
+    for label, (name, result) in zip(labels, evaluator.per_class().items(), strict=True):
         assert name == f"클래스 {label}"
-        assert {key: figures[key] for key in report[str(label)]} == pytest.approx(report[str(label)])
+        assert {key: result[key] for key in report[str(label)]} == pytest.approx(report[str(label)])
         quick = ("f1-score", "precision", "recall")
-        assert evaluator.by_class()[name] == {key: figures[key] for key in quick}
+        assert evaluator.by_class()[name] == {key: result[key] for key in quick}
         if label == 3:  # no image shows it
-            assert math.isnan(figures["auc"])
-            assert math.isnan(figures["average_precision"])
+            assert math.isnan(result["auc"])
+            assert math.isnan(result["average_precision"])
         else:
-            assert figures["auc"] == pytest.approx(sk.roc_auc_score(one_hot[:, label], probs[:, label]))
-        assert ("iou" in figures) is (task is Task.MULTILABEL)
+            assert result["auc"] == pytest.approx(sk.roc_auc_score(one_hot[:, label], probs[:, label]))
+        assert ("iou" in result) is (task is Task.MULTILABEL)
 
 
 def test_multiclass_by_hand() -> None:
     probs = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
-    figures = evaluate(Task.CLASSIFICATION, np.array([0, 1, 2, 2]), probs).compute()
-    assert figures["accuracy"] == 0.5  # the second image ties, the first of equals is predicted
-    assert figures["precision_score_macro"] == pytest.approx((1 / 3 + 0 + 1) / 3)
-    assert figures["recall_score_weighted"] == pytest.approx((1 + 0 + 2 * 0.5) / 4)
-    assert figures["log_loss"] == pytest.approx(-np.log([0.7, 0.4, 0.7, 0.25]).mean(), abs=1e-6)
-    assert figures["norm_macro_recall"] == pytest.approx(((1 + 0 + 0.5) / 3 - 1 / 3) / (1 - 1 / 3))
+    result = evaluate(Task.CLASSIFICATION, np.array([0, 1, 2, 2]), probs).compute()
+    assert result["accuracy"] == 0.5  # the second image ties, the first of equals is predicted
+    assert result["precision_score_macro"] == pytest.approx((1 / 3 + 0 + 1) / 3)
+    assert result["recall_score_weighted"] == pytest.approx((1 + 0 + 2 * 0.5) / 4)
+    assert result["log_loss"] == pytest.approx(-np.log([0.7, 0.4, 0.7, 0.25]).mean(), abs=1e-6)
+    assert result["norm_macro_recall"] == pytest.approx(((1 + 0 + 0.5) / 3 - 1 / 3) / (1 - 1 / 3))
 
 
 def test_multilabel_by_hand_and_threshold_is_inclusive() -> None:
     targets = np.array([[True, False], [True, True], [False, False]])
     probs = np.array([[0.5, 0.49], [0.9, 0.1], [0.2, 0.3]])
-    figures = evaluate(Task.MULTILABEL, targets, probs).compute()
-    assert figures["iou"] == pytest.approx((1 + 0.5 + 1) / 3)  # nothing true, nothing predicted counts as 1
-    assert figures["accuracy"] == pytest.approx(2 / 3)
-    assert figures["iou_micro"] == pytest.approx(2 / 3)
+    result = evaluate(Task.MULTILABEL, targets, probs).compute()
+    assert result["iou"] == pytest.approx((1 + 0.5 + 1) / 3)  # nothing true, nothing predicted counts as 1
+    assert result["accuracy"] == pytest.approx(2 / 3)
+    assert result["iou_micro"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
 def test_metrics_without_images_are_nan(task: Task) -> None:
     evaluator = metrics.create(task, ["a", "b"])
-    figures = evaluator.compute()
-    assert task.primary_metric in figures
-    assert all(math.isnan(value) for value in figures.values())
+    result = evaluator.compute()
+    assert task.primary_metric in result
+    assert all(math.isnan(value) for value in result.values())
     assert evaluator.per_class()["a"]["support"] == 0
 
 
 def test_a_single_class_raises_no_warning() -> None:
-    figures = evaluate(Task.CLASSIFICATION, np.array([0, 0]), np.ones((2, 1))).compute()
-    assert figures["accuracy"] == 1
-    assert figures["log_loss"] == pytest.approx(0, abs=1e-9)
-    assert math.isnan(figures["AUC_macro"])
-    assert math.isnan(figures["norm_macro_recall"])
-    assert figures["average_precision_score_macro"] == 1
+    result = evaluate(Task.CLASSIFICATION, np.array([0, 0]), np.ones((2, 1))).compute()
+    assert result["accuracy"] == 1
+    assert result["log_loss"] == pytest.approx(0, abs=1e-9)
+    assert math.isnan(result["AUC_macro"])
+    assert math.isnan(result["norm_macro_recall"])
+    assert result["average_precision_score_macro"] == 1
 
 
 def test_loss_of_a_confident_mistake_is_finite() -> None:
-    figures = evaluate(Task.CLASSIFICATION, np.array([0]), np.array([[0.0, 1.0]])).compute()
-    assert 30 < figures["log_loss"] < 40
+    result = evaluate(Task.CLASSIFICATION, np.array([0]), np.array([[0.0, 1.0]])).compute()
+    assert 30 < result["log_loss"] < 40
 
 
 @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.MULTILABEL])
@@ -245,9 +245,9 @@ def test_compute_has_no_side_effect_and_reset_removes_images(task: Task) -> None
 def test_the_order_of_images_does_not_matter() -> None:
     targets, probs = multiclass("ties", 1)
     order = np.random.default_rng(0).permutation(len(targets))
-    figures = evaluate(Task.CLASSIFICATION, targets, probs).compute()
+    result = evaluate(Task.CLASSIFICATION, targets, probs).compute()
     assert evaluate(Task.CLASSIFICATION, targets[order], probs[order]).compute() == pytest.approx(
-        figures, abs=1e-12
+        result, abs=1e-12
     )
 
 

@@ -159,10 +159,10 @@ def evaluate(pairs: list[Pair], *, masks: bool, metric_type: str = "coco_voc") -
 @pytest.mark.parametrize("seed", range(6))
 def test_metrics_equal_those_of_pycocotools(masks: bool, seed: int) -> None:
     pairs = random_pairs(seed, masks=masks)
-    figures = evaluate(pairs, masks=masks)
+    result = evaluate(pairs, masks=masks)
     expected = oracle(pairs, masks=masks)
-    assert {name: figures[name] for name in NAMES} == pytest.approx(expected, abs=1e-6)
-    assert 0.05 < figures["map"] < 0.95  # the scenes say something
+    assert {name: result[name] for name in NAMES} == pytest.approx(expected, abs=1e-6)
+    assert 0.05 < result["map"] < 0.95  # the scenes say something
 
 
 def test_more_than_100_detections_per_image() -> None:
@@ -176,15 +176,15 @@ def test_tied_scores_are_ranked_as_in_pycocotools() -> None:
     pairs = random_pairs(11, masks=False)
     for prediction, _ in pairs:
         prediction.scores[:] = np.round(prediction.scores * 4) / 4
-    figures, expected = evaluate(pairs, masks=False), oracle(pairs, masks=False)
-    assert {name: figures[name] for name in NAMES} == pytest.approx(expected, abs=1e-6)
+    result, expected = evaluate(pairs, masks=False), oracle(pairs, masks=False)
+    assert {name: result[name] for name in NAMES} == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 def test_metrics_of_crowds_alone_are_undefined(masks: bool) -> None:
     pairs = random_pairs(2, masks=masks, crowds=1.0)
-    figures = evaluate(pairs, masks=masks)
-    assert {name: figures[name] for name in NAMES} == oracle(pairs, masks=masks) == dict.fromkeys(NAMES, -1.0)
+    result = evaluate(pairs, masks=masks)
+    assert {name: result[name] for name in NAMES} == oracle(pairs, masks=masks) == dict.fromkeys(NAMES, -1.0)
 
 
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
@@ -197,16 +197,16 @@ def test_metrics_without_matches_are_zero(masks: bool) -> None:
         () if masks else None,
     )
     target = next(target for _, target in random_pairs(2, masks=masks, crowds=0.0) if len(target.labels))
-    figures = evaluate([(nothing, target)], masks=masks)
-    assert figures["map"] == figures["mar_100"] == figures["mean_average_precision"] == 0
+    result = evaluate([(nothing, target)], masks=masks)
+    assert result["map"] == result["mar_100"] == result["mean_average_precision"] == 0
 
 
 def test_metrics_without_targets_are_undefined() -> None:
     pairs = random_pairs(2, masks=False)
     nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_))
-    figures = evaluate([(prediction, nothing) for prediction, _ in pairs], masks=False)
-    assert all(figures[name] == -1 for name in NAMES)
-    assert figures["precision"] == 0
+    result = evaluate([(prediction, nothing) for prediction, _ in pairs], masks=False)
+    assert all(result[name] == -1 for name in NAMES)
+    assert result["precision"] == 0
 
 
 def test_object_sizes_are_measured_in_pixels() -> None:
@@ -214,8 +214,8 @@ def test_object_sizes_are_measured_in_pixels() -> None:
     box = np.array([[0.1, 0.1, 0.2, 0.2]], dtype=np.float32)
     for side, name in ((100, "map_small"), (500, "map_medium"), (2000, "map_large")):
         prediction = Detections(box, np.array([0]), np.ones(1, dtype=np.float32), (side, side))
-        figures = evaluate([(prediction, Objects(box, np.array([0]), np.array([False])))], masks=False)
-        sizes = {key: figures[key] for key in ("map_small", "map_medium", "map_large")}
+        result = evaluate([(prediction, Objects(box, np.array([0]), np.array([False])))], masks=False)
+        sizes = {key: result[key] for key in ("map_small", "map_medium", "map_large")}
         assert sizes == {key: pytest.approx(1.0) if key == name else -1 for key in sizes}
 
 

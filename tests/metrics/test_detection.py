@@ -121,7 +121,7 @@ def oracle(scenes: Sequence[Scene], threshold: float) -> dict[str, dict[str, flo
 
 
 def mean(report: dict[str, dict[str, float]], name: str) -> float:
-    defined = [figures[name] for figures in report.values() if figures[name] != -1]
+    defined = [result[name] for result in report.values() if result[name] != -1]
     return sum(defined) / len(defined) if defined else -1
 
 
@@ -161,8 +161,8 @@ def test_metrics_equal_their_definitions(masks: bool, threshold: float) -> None:
         scenes = random_scenes(seed, masks=masks)
         evaluator = evaluate(scenes, masks=masks, threshold=threshold)
         expected = oracle(scenes, threshold)
-        for name, figures in evaluator.per_class().items():
-            assert figures == pytest.approx(expected[name], abs=1e-12), (seed, name)
+        for name, result in evaluator.per_class().items():
+            assert result == pytest.approx(expected[name], abs=1e-12), (seed, name)
         overall = {
             "mean_average_precision": mean(expected, "average_precision"),
             "precision": mean(expected, "precision"),
@@ -178,10 +178,10 @@ def test_average_precision_by_hand() -> None:
         [(0, 0.7, second), (0, 0.9, first), (0, 0.8, rectangle(0, 6, 2, 8))],
         [(0, False, first), (0, False, second), (0, False, third)],
     )
-    figures = evaluate([scene]).compute()
-    assert figures["mean_average_precision"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
-    assert figures["precision"] == pytest.approx(2 / 3)
-    assert figures["recall"] == pytest.approx(2 / 3)
+    result = evaluate([scene]).compute()
+    assert result["mean_average_precision"] == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    assert result["precision"] == pytest.approx(2 / 3)
+    assert result["recall"] == pytest.approx(2 / 3)
 
 
 def test_average_precision_uses_the_precision_envelope() -> None:
@@ -197,9 +197,9 @@ def test_a_prediction_is_compared_only_with_its_nearest_target() -> None:
     """COCO's matching would give the second prediction the other object; here it is a false positive."""
     one, other = rectangle(0, 0, 4, 4), rectangle(0, 0, 4, 3)
     scene: Scene = ([(0, 0.9, one), (0, 0.8, one)], [(0, False, one), (0, False, other)])
-    figures = evaluate([scene]).compute()
-    assert figures["recall"] == 0.5
-    assert figures["precision"] == 0.5
+    result = evaluate([scene]).compute()
+    assert result["recall"] == 0.5
+    assert result["precision"] == 0.5
 
 
 def test_iou_threshold_is_inclusive() -> None:
@@ -293,9 +293,9 @@ def test_targets_of_real_images_score_perfectly(shared_data: Path) -> None:
         scores = np.linspace(0.9, 0.5, count, dtype=np.float32)
         prediction = Detections(boxes, labels, scores, size, tuple(Mask(0, 0, mask) for mask in dense))
         evaluator.update(prediction, Objects(boxes, labels, np.zeros(count, dtype=bool), tuple(segments)))
-    figures = evaluator.compute()
-    assert figures["mean_average_precision"] == figures["precision"] == figures["recall"] == 1
-    assert figures["map"] == pytest.approx(1)
+    result = evaluator.compute()
+    assert result["mean_average_precision"] == result["precision"] == result["recall"] == 1
+    assert result["map"] == pytest.approx(1)
 
 
 def test_ties_are_ranked_in_the_order_of_images() -> None:
@@ -313,15 +313,15 @@ def test_the_order_of_images_does_not_matter_without_ties() -> None:
         for seed in range(10)
         for found, true in random_scenes(seed)
     ]
-    figures = evaluate(scenes).compute()
-    assert evaluate([scenes[i] for i in rng.permutation(len(scenes))]).compute() == pytest.approx(figures)
+    result = evaluate(scenes).compute()
+    assert evaluate([scenes[i] for i in rng.permutation(len(scenes))]).compute() == pytest.approx(result)
 
 
 def test_compute_reset_and_pickling_of_evaluators() -> None:
     evaluator = evaluate(random_scenes(4), metric_type="coco_voc")
-    figures = evaluator.compute()
-    assert evaluator.compute() == figures
-    assert pickle.loads(pickle.dumps(evaluator)).compute() == figures
+    result = evaluator.compute()
+    assert evaluator.compute() == result
+    assert pickle.loads(pickle.dumps(evaluator)).compute() == result
     evaluator.reset()
     assert set(evaluator.compute().values()) == {-1}
 

@@ -410,7 +410,7 @@ NO_NMS, FEW = (
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "remarks"),
+    ("task", "model", "notes"),
     [
         (Task.DETECTION, "dfine-n", [NO_NMS, FEW.format(300)]),
         (Task.SEGMENTATION, "rfdetr-seg-nano", [NO_NMS, FEW.format(100)]),
@@ -420,13 +420,13 @@ NO_NMS, FEW = (
         (Task.DETECTION, "fasterrcnn_resnet50_fpn", []),
     ],
 )
-def test_settings_of_boxes_without_effect_are_named(task: Task, model: str, remarks: list[str]) -> None:
+def test_settings_of_boxes_without_effect_are_named(task: Task, model: str, notes: list[str]) -> None:
     def told(**values: Any) -> list[str]:
         settings = resolve(task, model, values)
         return without_effect(settings, create(specify(task, model, settings, ("a",), pretrained=True)))
 
     said = told(nms_iou_threshold=0.3, box_detections_per_image=301)
-    assert [text[: len(expected)] for text, expected in zip(said, remarks, strict=True)] == remarks
+    assert [text[: len(expected)] for text, expected in zip(said, notes, strict=True)] == notes
     assert told() == told(box_detections_per_image=2) == []
 
 

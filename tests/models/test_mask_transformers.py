@@ -217,7 +217,7 @@ def test_published_weights_start_all_but_the_head_without_a_network(
     own, published = network.state_dict(), theirs.state_dict()
     assert [key for key in own.keys() - loaded.fresh if not torch.equal(own[key], published[key])] == []
     excluded = ("their licence, CC-BY-NC-4.0, excludes commercial use",)
-    assert loaded.remarks == (excluded if model.startswith("mask2former") else ())
+    assert loaded.notes == (excluded if model.startswith("mask2former") else ())
 
 
 def test_positions_of_an_eomt_are_resampled_for_other_images(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--recipe modern`: its defaults, who may override them, and trainings by it."""
+"""`--recipe modern`: its defaults, who may override them, and training runs with it."""
 
 from __future__ import annotations
 

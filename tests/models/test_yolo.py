@@ -187,7 +187,7 @@ def test_the_heads_of_yolo26_weigh_as_the_epoch_says_and_one_alone_in_validation
     dataset: Any = family.training_dataset(Scenes(*[Example(noise(), truth)] * 2), settings, 0)
     network = build(family)
     weighed = []
-    for epoch in (0, 7, 3):  # a training that goes on need not begin at the first
+    for epoch in (0, 7, 3):  # a resumed run need not start at the first
         batch = dataset.collate([dataset.item(Draw(epoch, index)) for index in range(2)])
         family.losses(network.train(), batch, Progress(epoch, 8))
         weighed.append((network.criterion.o2m, network.criterion.o2o))

@@ -142,10 +142,10 @@ def test_report_has_the_numbers_of_the_run(trained: Run) -> None:
     assert result.data_fingerprint in page
     assert result.peak_memory["process"] > 50e6
     # Metrics computed from the predictions are those of the training run.
-    figures = {row["metric"]: float(row["value"]) for row in rows(trained, "metrics") if row["value"]}
+    values = {row["metric"]: float(row["value"]) for row in rows(trained, "metrics") if row["value"]}
     for name, value in result.metrics.items():
         if name in analysis.metrics and value == value:
-            assert figures[name] == pytest.approx(value, abs=1e-4), name
+            assert values[name] == pytest.approx(value, abs=1e-4), name
     with trained.metrics.open(newline="") as file:
         losses = [float(row["train_loss"]) for row in csv.DictReader(file)]
     assert [float(row["training"]) for row in rows(trained, "loss-by-epoch")] == losses

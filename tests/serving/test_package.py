@@ -1,4 +1,4 @@
-"""A packaged model stands on its own: MLflow loads it anywhere, with its code and requirements."""
+"""A packaged model is self-contained: MLflow loads it anywhere, with its code and requirements."""
 
 from __future__ import annotations
 

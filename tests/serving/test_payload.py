@@ -1,4 +1,4 @@
-"""Every form that clients send is read; everything else is refused with its row and reason."""
+"""Every form that clients send is read; everything else is rejected with its row and reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scoring service answers what the documentation says, and refuses the rest by row and reason."""
+"""The scoring service answers what the documentation says, and rejects the rest by row and reason."""
 
 from __future__ import annotations
 

@@ -134,4 +134,4 @@ def postgresql(needs: Callable[[str, str], Path]) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _warm_processes(warm_processes: None) -> None:
-    """Trainings in processes of their own, and trials, start without importing anything."""
+    """Training runs in processes of their own, and trials, start without importing anything."""

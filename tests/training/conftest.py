@@ -74,4 +74,4 @@ def tracked_job(
 
 @pytest.fixture(autouse=True)
 def _warm_processes(warm_processes: None) -> None:
-    """Trainings in processes of their own, and trials, start without importing anything."""
+    """Training runs in processes of their own, and trials, start without importing anything."""

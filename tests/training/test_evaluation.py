@@ -1,4 +1,4 @@
-"""Figures of several ranks are those of one to the last digit, whoever scored which image, once or twice."""
+"""Metrics of several ranks are those of one to the last digit, whoever scored which image, once or twice."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if ranks > 1:
 rng = np.random.default_rng(0)
 found = {}
 for task, model in ((Task.MULTILABEL, "resnet18"), (Task.DETECTION, "fasterrcnn_resnet18_fpn")):
-    truths, predictions = [], []
+    targets, predictions = [], []
     for _ in range(11):
         if task is Task.MULTILABEL:
-            truths.append(rng.random(3) < 0.5)
+            targets.append(rng.random(3) < 0.5)
             predictions.append(Classification(np.round(rng.random(3), 1).astype(np.float32)))
             continue
         boxes = rng.uniform(0, 0.5, (4, 4)).astype(np.float32)
         boxes[:, 2:] += 0.3
         labels = rng.integers(0, 3, 4)
-        truths.append(Objects(boxes, labels, rng.random(4) < 0.2))
+        targets.append(Objects(boxes, labels, rng.random(4) < 0.2))
         near = (boxes + rng.normal(0, 0.05, (4, 4))).clip(0, 1).astype(np.float32)
         scores = np.sort(np.round(rng.random(4), 1))[::-1].astype(np.float32)  # many equal ones
         predictions.append(Detections(near, labels, scores, (100, 120)))
     settings = resolve(task, model, {"validation_metric_type": "coco_voc"} if task.has_boxes else {})
     family = create(specify(task, model, settings, ("a", "b", "c"), pretrained=False))
-    evaluation = Evaluation(family, truths, settings)
+    evaluation = Evaluation(family, targets, settings)
     # as a sampler deals them out: in turn, and one image twice so that all ranks have the same number
     own = range(rank, 11, ranks) if ranks > 1 else range(11)
     evaluation._predictions = [(i, *compressed(predictions[i])) for i in [*own, *([0] if rank else [])]]

@@ -60,12 +60,12 @@ def test_many_images_are_mixed_with_those_that_their_worker_has_cached() -> None
         assert set(own[-128:]) <= set(pool)
         if len(own) >= 64:
             assert set(pool) == set(own[-128:])
-    # Guests are drawn anew for each of the first batches, and the same again by the seed.
+    # Guests are drawn again for each of the first batches, and the same again by the seed.
     assert len({draw.pool for draw in found[: 4 * batch]}) == 4
     assert [draw.pool for draw in sampler] == [draw.pool for draw in found]
     large = EpochSampler(2000, 1, 0, 1, batch_size=300, cached=218)
     assert {len(draw.pool) for draw in large} == {300, 200}
-    # No more than are at hand.
+    # No more than are cached.
     assert {len(draw.pool) for draw in EpochSampler(2000, 1, 0, 1, batch_size=16, cached=40)} == {40, 48}
 
 

@@ -424,7 +424,7 @@ def test_metrics_are_appended_and_a_torn_line_is_written_again(
     before = run.metrics.stat().st_ino, run.class_metrics.stat().st_ino
     record(3, {"accuracy": 0.75})
     record(4, {})
-    assert (run.metrics.stat().st_ino, run.class_metrics.stat().st_ino) == before  # not written anew
+    assert (run.metrics.stat().st_ino, run.class_metrics.stat().st_ino) == before  # not written again
     assert [row["accuracy"] for row in rows(run)] == ["", "0.5", "0.75", ""]
     with run.class_metrics.open("a", encoding="utf-8") as file:
         file.write("1")  # the start of epoch 12

@@ -1,4 +1,4 @@
-"""Trainings with tiles: what is trained, that evaluation and serving agree, and what it is good for."""
+"""Training runs with tiles: what is trained, that evaluation and serving agree, and what it is good for."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ def test_server_serves_files_and_registered_model(
     assert f"tracking: {page}" in run.log.read_text("utf-8")
     assert "View run" not in capfd.readouterr().out
     listed = {file.path for file in client.list_artifacts(tracked.info.run_id)}
-    figures = {"metrics.csv", "metrics_by_class.csv", "metrics.json", "result.json"}
-    assert listed == {"job.yaml", "report.html", "report", "outputs", *figures}
+    own_files = {"metrics.csv", "metrics_by_class.csv", "metrics.json", "result.json"}
+    assert listed == {"job.yaml", "report.html", "report", "outputs", *own_files}
     parts = {file.path for file in client.list_artifacts(tracked.info.run_id, "report")}
     expected = ("loss-by-epoch.svg", "confusion-matrix.svg", "all-metrics-by-class.csv")
     assert {f"report/{name}" for name in expected} <= parts

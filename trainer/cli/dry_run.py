@@ -34,7 +34,7 @@ def preview(job: Job, where: str = "", *, check_data: bool = False) -> str:
         DataError: the data are checked and break the schema.
     """
     notes = [f"{where}: without effect here: {', '.join(job.ignored_keys)}"] if job.ignored_keys else []
-    notes += [f"model: {remark}" for remark in substitutes.remarks(job.substitutes)]
+    notes += [f"model: {note}" for note in substitutes.notes(job.substitutes)]
     if not job.sweeps:
         job.resolve_settings(where)
         job.require_library(where)

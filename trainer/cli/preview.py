@@ -84,7 +84,7 @@ def preview(
     config
         Job file, as of `trainer fit`; flags override it. A sweep's search space is left out.
     output
-        File to write: .png, .jpg, or .html with larger pictures.
+        File to write: .png, .jpg, or .html with larger images.
     images
         Number of images, chosen at random by --random-seed.
     draws
@@ -124,7 +124,7 @@ def _task_of(data: str, label_key: str) -> Task:
     """The task that the first line with a label of a JSON lines file is for.
 
     Raises:
-        JobError: it cannot be told from the file.
+        JobError: the file does not show it.
     """
     path = Path(without_prefix(data, Path.cwd()))
     try:

@@ -1,4 +1,4 @@
-"""Tells whether two training runs have the same data, and what has changed between them."""
+"""Whether two training runs have the same data, and what has changed between them."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def changes(earlier: Mapping[str, Any], data: Data) -> str:
     for name, now in summarise(data).items():
         before = earlier.get(name, now)
         if before["images"] != now["images"]:
-            told = [f"{now['images']:,} images instead of {before['images']:,}"]
+            changed = [f"{now['images']:,} images instead of {before['images']:,}"]
         else:
-            told = ["other images or another order of them"] * (before["image_urls"] != now["image_urls"])
+            changed = ["other images or another order of them"] * (before["image_urls"] != now["image_urls"])
         if before["labels"] != now["labels"]:
-            told.append(f"{now['labels']:,} {noun} instead of {before['labels']:,}")
-        elif before["content"] != now["content"] and not told:
-            told.append(f"other {noun}")
-        if before.get("pixels") and now["pixels"] not in ("", before["pixels"]) and not told:
-            told.append("image files that show something else")
-        if told:
-            parts.append(f"{name} data: {', '.join(told)}")
+            changed.append(f"{now['labels']:,} {noun} instead of {before['labels']:,}")
+        elif before["content"] != now["content"] and not changed:
+            changed.append(f"other {noun}")
+        if before.get("pixels") and now["pixels"] not in ("", before["pixels"]) and not changed:
+            changed.append("image files that show something else")
+        if changed:
+            parts.append(f"{name} data: {', '.join(changed)}")
     return "; ".join(parts)
 
 

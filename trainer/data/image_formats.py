@@ -91,7 +91,7 @@ def _brands(head: bytes) -> set[bytes]:
 
 
 def describe_other(head: bytes) -> str:
-    """What a file that is no supported image is, by its first bytes; "" if they do not tell."""
+    """What a file that is no supported image is, by its first bytes; "" if they do not show it."""
     for start, description in _OTHER_FILES:
         if head.startswith(start):
             return description

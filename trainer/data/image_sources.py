@@ -24,7 +24,7 @@ def read_image(source: str, read: Callable[[Path], Result]) -> Result:
         read: raises ImageError for what is not an image.
 
     Raises:
-        ImageError: the file is not an image; for a URL, tells what the server answered.
+        ImageError: the file is not an image; for a URL, says what the server answered.
         UrlError: the URL cannot be fetched.
     """
     if not is_url(source):

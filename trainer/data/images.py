@@ -34,7 +34,7 @@ MAX_PIXELS = 100_000_000
 """Larger images are rejected before they are decoded."""
 
 _HEAD_BYTES = 512
-"""How much of a file is read to tell what it is, if it is no image."""
+"""How much of a file is read to identify it, if it is no image."""
 
 # What Pillow's readers raise on damaged files, besides OSError; MemoryError comes from absurd tables.
 _DAMAGED = (
@@ -344,7 +344,7 @@ def _damage(error: Exception) -> ImageError:
 def _with_end_marker(source: Source) -> bytes | None:
     """The content of a JPEG that lacks nothing but its end marker, with that marker; None for other files.
 
-    The decoder does not tell whether it had all of the pixels when the file ended. It had them if they are
+    The decoder does not say whether it had all of the pixels when the file ended. It had them if they are
     the same whatever follows.
     """
     content = source if isinstance(source, bytes) else Path(source).read_bytes()

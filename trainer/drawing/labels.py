@@ -32,22 +32,22 @@ class Rectangle(NamedTuple):
 
 
 def place_label(
-    box: Rectangle, size: tuple[float, float], picture_size: tuple[float, float], taken: Sequence[Rectangle]
+    box: Rectangle, size: tuple[float, float], image_size: tuple[float, float], taken: Sequence[Rectangle]
 ) -> Rectangle:
     """Find room for a label: above its box, else inside the box at its top, else below it.
 
-    The first of these places that is inside the picture and free is used; if none is free, the first that is
-    inside the picture.
+    The first of these places that is inside the image and free is used; if none is free, the first that is
+    inside the image.
 
     Args:
         box: the object's box.
         size: (width, height) of the label.
-        picture_size: (width, height) of the picture.
+        image_size: (width, height) of the image.
         taken: labels that are already placed.
     """
     width, height = size
-    x = max(0.0, min(box.x, picture_size[0] - width))
-    lowest = picture_size[1] - height
+    x = max(0.0, min(box.x, image_size[0] - width))
+    lowest = image_size[1] - height
     places = [
         Rectangle(x, y, width, height)
         for y in (box.y - height, box.y, box.y + box.height)
@@ -71,31 +71,31 @@ def draw_labels(
     objects: Sequence[Mapping[str, Any]],
     colors: Sequence[Color],
     text_size: int,
-    picture_size: tuple[int, int],
+    image_size: tuple[int, int],
 ) -> None:
     """Draw a label with its score for each object.
 
     Args:
-        canvas: the picture to draw on.
+        canvas: the image to draw on.
         objects: the `boxes` of an answer in the documented format, highest score first; targets have none.
         colors: the colour of each object's class.
         text_size: height of the text in pixels.
-        picture_size: (width, height) in pixels.
+        image_size: (width, height) in pixels.
     """
     padding = max(2, text_size // 5)
     label_height = round(text_size * 1.2) + 2 * padding
     labels: list[_Label] = []
     # Place the labels with the highest scores first, and draw them last, on top.
     for found, color in zip(objects, colors, strict=True):
-        left, top, right, bottom = pixel_corners(found["box"], picture_size)
-        max_width = min(picture_size[0], max(right - left, picture_size[0] * STYLE.label_share))
+        left, top, right, bottom = pixel_corners(found["box"], image_size)
+        max_width = min(image_size[0], max(right - left, image_size[0] * STYLE.label_share))
         texts = _label_texts(canvas, found, text_size, max_width - 2 * padding)
         size = (sum(width for _, _, width in texts) + 2 * padding, label_height)
         taken = [label.place for label in labels]
-        place = place_label(Rectangle(left, top, right - left, bottom - top), size, picture_size, taken)
+        place = place_label(Rectangle(left, top, right - left, bottom - top), size, image_size, taken)
         # In a crowd, labels larger than their objects would hide other objects.
         box = found["box"]
-        area = (box["bottomX"] - box["topX"]) * (box["bottomY"] - box["topY"]) * math.prod(picture_size)
+        area = (box["bottomX"] - box["topX"]) * (box["bottomY"] - box["topY"]) * math.prod(image_size)
         if len(objects) <= STYLE.crowd or place.width * place.height <= area:
             labels.append(_Label(texts, color, place))
     for label in reversed(labels):
@@ -107,11 +107,9 @@ def draw_labels(
             x += text_width
 
 
-def pixel_corners(
-    box: Mapping[str, float], picture_size: tuple[int, int]
-) -> tuple[float, float, float, float]:
+def pixel_corners(box: Mapping[str, float], image_size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return (left, top, right, bottom) of an answer's box, in pixels."""
-    width, height = picture_size[0] - 1, picture_size[1] - 1
+    width, height = image_size[0] - 1, image_size[1] - 1
     return box["topX"] * width, box["topY"] * height, box["bottomX"] * width, box["bottomY"] * height
 
 

@@ -31,21 +31,21 @@ def draw_answer(image: Image, answer: Mapping[str, Any], classes: Sequence[str])
         answer: an answer in the documented format, with `boxes` or with `probs` and `labels`.
         classes: the model's class names; their order determines the colours.
     """
-    picture = PILImage.fromarray(image)
-    factor = max(1.0, STYLE.smallest_side / max(picture.size))
-    picture = ImageOps.scale(picture, factor, PILImage.Resampling.BICUBIC)
+    drawing = PILImage.fromarray(image)
+    factor = max(1.0, STYLE.smallest_side / max(drawing.size))
+    drawing = ImageOps.scale(drawing, factor, PILImage.Resampling.BICUBIC)
     if "boxes" in answer:
-        _draw_objects(picture, answer["boxes"], classes)
-        return picture
-    return _with_probabilities(picture, answer["probs"], answer["labels"], classes)
+        _draw_objects(drawing, answer["boxes"], classes)
+        return drawing
+    return _with_probabilities(drawing, answer["probs"], answer["labels"], classes)
 
 
 def _draw_objects(
-    picture: PILImage.Image, objects: Sequence[Mapping[str, Any]], classes: Sequence[str]
+    drawing: PILImage.Image, objects: Sequence[Mapping[str, Any]], classes: Sequence[str]
 ) -> None:
-    text_size = max(STYLE.smallest_text, round(max(picture.size) / STYLE.picture_by_text))
+    text_size = max(STYLE.smallest_text, round(max(drawing.size) / STYLE.image_by_text))
     line_width = max(2, int(text_size / STYLE.text_by_line))
-    canvas = ImageDraw.Draw(picture, "RGBA")
+    canvas = ImageDraw.Draw(drawing, "RGBA")
     index_of = {name: index for index, name in enumerate(classes)}
     indices = [index_of[found["label"]] for found in objects]
     # Draw the highest scores last, on top.
@@ -53,17 +53,17 @@ def _draw_objects(
         color, dash = class_color(index), class_dash(index)
         segments = [np.reshape(segment, (-1, 2)) for segment in found.get("polygon", ())]
         for region in regions(segments) if segments else ():
-            _fill(canvas, region, picture.size, color)
+            _fill(canvas, region, drawing.size, color)
         for segment in segments:
-            _draw_outline(canvas, _pixels(segment, picture.size), color, line_width, dash)
+            _draw_outline(canvas, _pixels(segment, drawing.size), color, line_width, dash)
         # Polygons already show the object, so their box gets a thinner line.
         box_line_width = max(1, line_width // 2) if segments else line_width
-        _draw_box(canvas, pixel_corners(found["box"], picture.size), color, box_line_width, dash)
-    draw_labels(canvas, objects, [class_color(index) for index in indices], text_size, picture.size)
+        _draw_box(canvas, pixel_corners(found["box"], drawing.size), color, box_line_width, dash)
+    draw_labels(canvas, objects, [class_color(index) for index in indices], text_size, drawing.size)
 
 
 def _fill(canvas: ImageDraw.ImageDraw, region: Region, size: tuple[int, int], color: Color) -> None:
-    """Tint a region of a picture of `size`, but not its holes."""
+    """Tint a region of an image of `size`, but not its holes."""
     opacity = round(255 * STYLE.fill_opacity)
     if not region.holes:
         canvas.polygon(_pixels(region.outline, size), fill=(*color, opacity))
@@ -77,7 +77,7 @@ def _fill(canvas: ImageDraw.ImageDraw, region: Region, size: tuple[int, int], co
 
 
 def _pixels(points: Points, size: tuple[int, int]) -> list[Point]:
-    """Normalised points [n, 2] → (x, y) in pixels of a picture of (width, height)."""
+    """Normalised points [n, 2] → (x, y) in pixels of an image of (width, height)."""
     return [(x * size[0], y * size[1]) for x, y in points.tolist()]
 
 
@@ -137,19 +137,19 @@ def _dashes(points: Sequence[Point], lengths: Sequence[float]) -> Iterator[tuple
 
 
 def _with_probabilities(
-    picture: PILImage.Image, probs: Sequence[float], labels: Sequence[str], classes: Sequence[str]
+    drawing: PILImage.Image, probs: Sequence[float], labels: Sequence[str], classes: Sequence[str]
 ) -> PILImage.Image:
     """Return the image above a bar for each of the five most probable classes."""
     best = sorted(zip(probs, labels, strict=True), key=lambda pair: -pair[0])[:_MAX_CLASSES]
-    width = max(picture.width, STYLE.smallest_side)
+    width = max(drawing.width, STYLE.smallest_side)
     text_size = max(12, round(width / 32))
     row_height = round(text_size * 1.7)
-    height = picture.height + row_height * len(best) + text_size // 2
+    height = drawing.height + row_height * len(best) + text_size // 2
     result = PILImage.new("RGB", (width, height), (255, 255, 255))
-    result.paste(picture, ((width - picture.width) // 2, 0))
+    result.paste(drawing, ((width - drawing.width) // 2, 0))
     canvas = ImageDraw.Draw(result)
     for row, (prob, label) in enumerate(best):
-        top = picture.height + text_size // 4 + row_height * row
+        top = drawing.height + text_size // 4 + row_height * row
         bottom = top + row_height - 2
         color = class_color(classes.index(label))
         canvas.rectangle((0, top + 2, round(prob * (width - 1)), bottom), fill=_pale(color))

@@ -27,20 +27,20 @@ class Style:
     Attributes:
         palette: colours by class index; reused, each time with other dashes, if there are more classes.
         dashes: lengths of dashes and gaps in line widths, a pattern for each use of the palette; () is solid.
-        picture_by_text: the picture's longer side divided by the height of its text.
+        image_by_text: the image's longer side divided by the height of its text.
         smallest_text: minimum height of text, in pixels.
         text_by_line: height of text divided by the width of lines.
         fill_opacity: opacity of a polygon's fill.
         edge_opacity: opacity of the black edge that makes lines visible on bright backgrounds.
         dark_ink_above: luminance, 0 to 255, above which text on a colour is black instead of white.
         crowd: number of objects above which labels larger than their objects are left out.
-        label_share: maximum width of a label, as a fraction of the picture, if its object is narrower.
-        smallest_side: pictures whose longer side has fewer pixels are enlarged to this size.
+        label_share: maximum width of a label, as a fraction of the image, if its object is narrower.
+        smallest_side: images whose longer side has fewer pixels are enlarged to this size.
     """
 
     palette: tuple[Color, ...] = PALETTE
     dashes: tuple[tuple[float, ...], ...] = ((), (4, 2), (1, 1.5))
-    picture_by_text: float = 45
+    image_by_text: float = 45
     smallest_text: int = 12
     text_by_line: float = 7
     fill_opacity: float = 0.35
@@ -55,7 +55,7 @@ STYLE = Style()
 
 
 def class_color(index: int) -> Color:
-    """Return the colour of a class by its index, which is the same in all pictures of a model."""
+    """Return the colour of a class by its index, which is the same in all images of a model."""
     return PALETTE[index % len(PALETTE)]
 
 

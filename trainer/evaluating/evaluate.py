@@ -230,7 +230,7 @@ def evaluate_answers(
 
 
 def _job_of(model: Path) -> tuple[Job | None, list[str]]:
-    """The job of the run that a packaged model lies in, None for a model outside a run; and notes on it."""
+    """The job of the run that a packaged model is in, None for a model outside a run; and notes on it."""
     job = Run(model.parent).job
     if not job.is_file():
         return None, []

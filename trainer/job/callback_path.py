@@ -60,7 +60,7 @@ def search_path() -> dict[str, str]:
     """The environment variable by which another process finds the modules next to this one's script."""
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     of_script = sys.path[0] if sys.path else ""
-    # An installed command lies next to the interpreter.
+    # An installed command is next to the interpreter.
     if of_script not in ("", os.path.dirname(sys.executable), *places):
         places.append(of_script)
     return {"PYTHONPATH": os.pathsep.join(places)} if places else {}

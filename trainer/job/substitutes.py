@@ -97,7 +97,7 @@ def find(name: str) -> Substitute | None:
     return next((each for start, each in _SUBSTITUTES.items() if re.match(start, own)), None)
 
 
-def remarks(replaced: Mapping[str, str]) -> list[str]:
+def notes(replaced: Mapping[str, str]) -> list[str]:
     """Notes on the models that replace models of MMDetection, for the log.
 
     Args:

@@ -60,15 +60,15 @@ def without_effect(settings: Settings, family: Family) -> list[str]:
     model = family.spec.model
     defaults = default_settings(family.spec.task, model)
     threshold, most = settings.nms_iou_threshold, settings.box_detections_per_image
-    remarks: list[str] = []
+    notes: list[str] = []
     if not family.has_nms and threshold != defaults["nms_iou_threshold"]:
-        remarks.append(f"nms_iou_threshold: {threshold} has no effect: {model} has no NMS")
+        notes.append(f"nms_iou_threshold: {threshold} has no effect: {model} has no NMS")
     # An image in tiles may have more boxes than the network predicts for a tile.
     limit = None if settings.tile_grid_size else family.max_boxes
     if limit is not None and most > limit and most != defaults["box_detections_per_image"]:
         rule = f"acts as {limit}, the number of boxes that {model} predicts for an image"
-        remarks.append(f"box_detections_per_image: {most} {rule}")
-    return remarks
+        notes.append(f"box_detections_per_image: {most} {rule}")
+    return notes
 
 
 def has_recipes(entry: ModelEntry) -> bool:

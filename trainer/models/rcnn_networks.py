@@ -28,7 +28,7 @@ _HEAD = (
     "head.classification_head.cls_logits.",
 )
 _HALF_PRECISION = ("backbone", "head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
-"""The modules that compute in half precision in a mixed-precision run; their outputs go on in float32."""
+"""The modules that compute in half precision in a mixed-precision run; their outputs continue in float32."""
 
 
 def build(

@@ -207,7 +207,7 @@ class _BeforeDecoder(nn.Module):
             if isinstance(layer.f, list):
                 made = layer([made if index == -1 else outputs[index] for index in layer.f])
             else:
-                # The encoder makes its positions anew each time.
+                # The encoder computes its positions again each time.
                 waits = isinstance(layer, AIFI) and not torch.compiler.is_compiling()
                 with without_waits(images.device) if waits else nullcontext():
                     made = layer(made if layer.f == -1 else outputs[layer.f])

@@ -46,7 +46,7 @@ class Progress(NamedTuple):
 
 
 class AugmentedExamples:
-    """Examples (trainer.annotations.Examples) that a user's transforms change anew on each access.
+    """Examples (trainer.annotations.Examples) that a user's transforms change differently on each access.
 
     Attributes:
         originals: the examples before. Their targets are also those of this class.

@@ -181,7 +181,7 @@ class UltralyticsItems(YOLODataset, TrainingDataset):
     def __init__(self, family: Family, examples: Examples, settings: Settings, *, stretches: bool) -> None:
         spec = family.spec
         self.family = family
-        # The cache holds images before a user's transforms, which change them anew each time.
+        # The cache holds images before a user's transforms, which change them differently each time.
         self.user_augment = examples.augment if isinstance(examples, AugmentedExamples) else None
         self.examples = examples.originals if isinstance(examples, AugmentedExamples) else examples
         self.stretches = stretches

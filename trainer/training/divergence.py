@@ -1,4 +1,4 @@
-"""Tells a training run that has diverged from one whose loss is merely large."""
+"""Distinguishes a training run that has diverged from one whose loss is merely large."""
 
 from __future__ import annotations
 

@@ -260,8 +260,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
     data, devices = prepared.data, plan.devices
     if has_recipes(find(plan.job.model_name, plan.job.task)):
         log.info(_recipe_in_words(plan.settings), len(data.train))
-    for remark in plan.job.without_effect():
-        log.warning(remark)
+    for note in plan.job.without_effect():
+        log.warning(note)
     data.log_findings(run.skipped)
     log.info("run directory: %s", run.directory)
     backbone = plan.settings.backbone
@@ -278,8 +278,8 @@ def _log_start(plan: Plan, prepared: Prepared, run: Run) -> None:
         log.info("weights: %s", prepared.weights or "none, training from scratch")
         if devices.are_launched_separately and plan.settings.random_seed is None:
             log.info("random_seed: %d, the default when a launcher starts the ranks", prepared.seed)
-    for remark in without_effect(plan.settings, prepared.family):
-        log.warning("%s", remark)
+    for note in without_effect(plan.settings, prepared.family):
+        log.warning("%s", note)
     if prepared.augment is not None:
         log.info("augmentation: %s", prepared.augment.file.in_words())
     if plan.micro_batches > 1:

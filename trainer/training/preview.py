@@ -67,9 +67,9 @@ class Preview:
         page = Page("Augmented training images", self.summary)
         for row, titles in zip(self.rows, self.titles, strict=True):
             panes = []
-            for picture, title in zip(row, ["original", *titles[1:]], strict=True):
+            for drawn, title in zip(row, ["original", *titles[1:]], strict=True):
                 buffer = io.BytesIO()
-                picture.save(buffer, "JPEG", quality=88)
+                drawn.save(buffer, "JPEG", quality=88)
                 source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
                 image = element("img", src=source, alt=title, style="width:100%")
                 panes.append(element("div", element("div", title, class_="pane-title"), image))

@@ -126,7 +126,7 @@ def settle(checkpoint: Checkpoint) -> bool:
     Rank 0 calls it before training, which replaces these files.
 
     Returns:
-        Whether the best epoch's checkpoint exists. If it was damaged too, the best epoch is to be found anew.
+        Whether the best epoch's checkpoint exists. If it was damaged too, the best epoch must be found again.
     """
     run = checkpoint.run
     if checkpoint.damage:

@@ -66,15 +66,15 @@ def test_duplicates_leakage_and_contradictions_are_found(tmp_path: Path) -> None
         [*((picture(n), "ab"[n % 2]) for n in range(24)), (smaller, "b"), (picture(4), "b")],
     )
     validation = write(tmp_path, "validation", [(picture(50), "a"), (picture(7), "b"), (picture(51), "b")])
-    odd = found(train, validation)
-    assert set(odd) == {"leakage", "duplicates", "contradictions"}
-    (leak,) = odd["leakage"].places
+    findings = found(train, validation)
+    assert set(findings) == {"leakage", "duplicates", "contradictions"}
+    (leak,) = findings["leakage"].places
     assert leak.where == f"{validation}:2"
     assert f"{train}:8" in leak.detail
-    assert odd["leakage"].serious
-    assert [place.where for place in odd["duplicates"].places] == [f"{train}:25", f"{train}:26"]
+    assert findings["leakage"].serious
+    assert [place.where for place in findings["duplicates"].places] == [f"{train}:25", f"{train}:26"]
     # line 26 shows what line 5 shows, under another label; line 25 has the label of its original
-    (wrong,) = odd["contradictions"].places
+    (wrong,) = findings["contradictions"].places
     assert (wrong.where, wrong.detail) == (f"{train}:26", f"b here, a at {train}:5")
 
 
@@ -85,10 +85,10 @@ def test_blank_and_small_images_are_found(tmp_path: Path) -> None:
         "train",
         [(picture(n), "ab"[n % 2]) for n in range(22)] + [(blank, "a"), (picture(99, (20, 60)), "b")],
     )
-    odd = found(train)
-    assert [place.where for place in odd["blank-images"].places] == [f"{train}:23"]
-    assert [place.where for place in odd["small-images"].places] == [f"{train}:24"]
-    assert odd["small-images"].places[0].detail == "20 x 60 pixels"
+    findings = found(train)
+    assert [place.where for place in findings["blank-images"].places] == [f"{train}:23"]
+    assert [place.where for place in findings["small-images"].places] == [f"{train}:24"]
+    assert findings["small-images"].places[0].detail == "20 x 60 pixels"
 
 
 def test_tiny_giant_and_double_boxes_are_found(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_tiny_giant_and_double_boxes_are_found(tmp_path: Path) -> None:
         ],
     ]
     train = write(tmp_path, "train", [(picture(n), label) for n, label in enumerate(boxes)])
-    odd = found(train, task=Task.DETECTION)
-    (tiny,) = odd["tiny-boxes"].places
+    findings = found(train, task=Task.DETECTION)
+    (tiny,) = findings["tiny-boxes"].places
     assert (tiny.where, tiny.detail, tiny.number) == (f"{train}:2", "a, 5 x 48 pixels", 0)
-    assert [place.where for place in odd["giant-boxes"].places] == [f"{train}:3"]
-    assert "narrow-boxes" not in odd
-    (double,) = odd["double-boxes"].places
+    assert [place.where for place in findings["giant-boxes"].places] == [f"{train}:3"]
+    assert "narrow-boxes" not in findings
+    (double,) = findings["double-boxes"].places
     assert (double.where, double.detail) == (f"{train}:5", "a: objects 1 and 3 of the line")
 
 
@@ -119,9 +119,9 @@ def test_narrow_boxes_are_found_and_crowds_ignored(tmp_path: Path) -> None:
     train = write(
         tmp_path, "train", [(picture(0, (400, 400)), [narrow]), (picture(1), [crowd, box(0, 0, 0.5, 0.5)])]
     )
-    odd = found(train, task=Task.DETECTION)
-    assert [place.where for place in odd["narrow-boxes"].places] == [f"{train}:1"]
-    assert "giant-boxes" not in odd
+    findings = found(train, task=Task.DETECTION)
+    assert [place.where for place in findings["narrow-boxes"].places] == [f"{train}:1"]
+    assert "giant-boxes" not in findings
 
 
 def test_imbalance_rare_and_absent_classes_are_found(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_imbalance_rare_and_absent_classes_are_found(tmp_path: Path) -> None:
         tmp_path, "validation", [(picture(200), "a"), (picture(201), "b"), (picture(202), "d")]
     )
     images = examine(records(train), records(validation))
-    odd = {(each.kind, each.title): each for each in find_suspicious(images)}
-    titles = {kind: [title for of, title in odd if of == kind] for kind, _ in odd}
+    findings = {(each.kind, each.title): each for each in find_suspicious(images)}
+    titles = {kind: [title for of, title in findings if of == kind] for kind, _ in findings}
     assert titles["imbalance"] == ["'a' has 15 times as many training images as 'b': 30 and 2"]
     assert titles["rare-classes"] == ["1 class with fewer than 10 training images: b (2)"]
     assert titles["absent-classes"] == [
@@ -163,6 +163,6 @@ def test_real_data_have_near_duplicates(shared_data: Path, name: str) -> None:
     """Shots of one scene in a row, by eye; of the cards some are in the validation data."""
     folder = shared_data / name
     task = Task.DETECTION if "cards" in name else Task.CLASSIFICATION
-    odd = found(folder / "train.jsonl", folder / "validation.jsonl", task)
-    assert ("leakage" in odd) == ("cards" in name)
-    assert odd["duplicates"].places
+    findings = found(folder / "train.jsonl", folder / "validation.jsonl", task)
+    assert ("leakage" in findings) == ("cards" in name)
+    assert findings["duplicates"].places

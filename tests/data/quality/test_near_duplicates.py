@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from trainer.data.image_scan import scan
-from trainer.data.quality import near_duplicates as likeness
+from trainer.data.quality import near_duplicates
 from trainer.data.quality.near_duplicates import MAX_DISTANCE, find_similar, groups
 
 Hashes = npt.NDArray[np.uint64]
@@ -106,7 +106,7 @@ def test_search_among_100_000_images_or_duplicates_takes_seconds() -> None:
 
 
 def test_search_stops_at_the_maximum_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likeness, "MAX_PAIRS", 50)
+    monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 50)
     # 300 hashes that differ in one bit or two from each other
     hashes = np.stack([np.array([1 << bit, 5], dtype=np.uint64) for bit in range(8, 56)])
     assert not find_similar(hashes).is_complete

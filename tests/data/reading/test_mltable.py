@@ -29,7 +29,7 @@ transformations:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[[str], Path]:
-    """Write an MLTable with this content beside a file train.jsonl."""
+    """Write an MLTable with this content next to a file train.jsonl."""
     (tmp_path / "train.jsonl").write_text(LINE % "a")
 
     def write(content: str) -> Path:
@@ -275,7 +275,7 @@ transformations:
 
 @pytest.fixture
 def image_table(table: Callable[[str], Path]) -> Callable[..., Path]:
-    """Write an MLTable of images beside some in a folder for each class."""
+    """Write an MLTable of images next to some in a folder for each class."""
 
     def write(partition_format: str = "/{label}/{name}.png", ignores: str = "false") -> Path:
         folder = table(IMAGES % (partition_format, ignores))
@@ -363,7 +363,7 @@ def test_an_image_at_another_depth_gets_no_wrong_class(image_table: Callable[...
         assert problem.warning is is_left_out
         assert problem.got == f"'deep' for {folder}/images/cat/deep/4.png"
         if not is_left_out:
-            assert problem.hint == "begin the format with the folder of the classes: /images/{label}/*"
+            assert problem.hint == "start the format with the folder of the classes: /images/{label}/*"
     folder = image_table("/images/{label}/*")
     assert read([folder], Task.CLASSIFICATION).records.image_urls[1:3] == [
         "images/cat/1.png",

@@ -1,4 +1,4 @@
-"""Weights from real files: found, checked, fitted to a network of other classes, or refused with a reason."""
+"""Weights from real files: found, checked, fitted to a network of other classes, or rejected."""
 
 from __future__ import annotations
 

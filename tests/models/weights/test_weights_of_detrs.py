@@ -99,7 +99,7 @@ def test_a_file_of_rfdetrs_authors_is_checked_against_their_md5(tmp_path: Path) 
         case.build(), "rfdetr-nano", dataclasses.replace(published, md5=digits), str(tmp_path)
     )
     assert loaded is not None
-    assert loaded.remarks == ()
+    assert loaded.notes == ()
 
 
 IN_CACHE = f"models--Roboflow--rf-detr-nano/snapshots/{'a' * 40}/model.safetensors"

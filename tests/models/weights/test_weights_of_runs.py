@@ -1,4 +1,4 @@
-"""Incremental training: what an earlier run trained is taken, fitted to other classes, or refused."""
+"""Incremental training: what an earlier run trained is taken, fitted to other classes, or rejected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def packaged(family: Family, directory: Path) -> tuple[Path, Mapping[str, Tensor
 def test_a_run_goes_on_with_the_same_classes_whole(tmp_path: Path, resnet: Family, given: str) -> None:
     _, state = packaged(resnet, tmp_path / "실행/model")
     network, loaded = load(resnet, tmp_path / "실행" / given)
-    assert (loaded.fresh, loaded.left, loaded.remarks) == ((), (), ())
+    assert (loaded.fresh, loaded.left, loaded.notes) == ((), (), ())
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert str(loaded) == f"{len(state)} tensors from {tmp_path / '실행/model/artifacts/weights.pt'}"
 
@@ -241,7 +241,7 @@ def test_a_run_that_mlflow_does_not_know_is_refused_with_the_store(resnet: Famil
 
 
 def test_a_job_trains_an_earlier_run_further(tmp_path: Path) -> None:
-    """Two real trainings: the second starts where the first ended, named by checkpoint_run_id."""
+    """Two real training runs: the second starts where the first ended, named by checkpoint_run_id."""
     data = make(Task.CLASSIFICATION, tmp_path / "data", images=12, seed=1)
     small = {
         "number_of_epochs": 1,

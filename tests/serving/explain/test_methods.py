@@ -92,16 +92,18 @@ def test_parameters_change_the_explanation() -> None:
     family, network = classifier("timm/test_resnet")
     scorer = Scorer(family, network)
 
-    def figures(**asked: object) -> np.ndarray:
+    def attributions(**asked: object) -> np.ndarray:
         found: np.ndarray = explain(scorer, IMAGE, attributions=True, visualizations=False, **asked)[
             "attributions"
         ]
         return found
 
-    usual = figures(n_steps=4)
-    np.testing.assert_allclose(figures(n_steps=4, xai_algorithm="xrai", xrai_fast=True), usual, rtol=1e-4)
+    usual = attributions(n_steps=4)
+    np.testing.assert_allclose(
+        attributions(n_steps=4, xai_algorithm="xrai", xrai_fast=True), usual, rtol=1e-4
+    )
     for change in ({"n_steps": 5}, {"xrai_fast": False}, {"approximation_method": "riemann_left"}):
-        assert not np.allclose(figures(**{"n_steps": 4, **change}), usual, rtol=1e-4)
+        assert not np.allclose(attributions(**{"n_steps": 4, **change}), usual, rtol=1e-4)
 
 
 def test_multilabel_classes_are_explained_separately() -> None:
@@ -126,9 +128,9 @@ def test_rows_without_explanation_get_plain_answers() -> None:
     family, network = classifier("timm/test_resnet")
     plain = row(IMAGE)["image_base64"]
     asking = row(IMAGE, xai_algorithm="guided_backprop")
-    figures = row(IMAGE, xai_algorithm="guided_gradcam", attributions=True, visualizations=False)
+    attributions = row(IMAGE, xai_algorithm="guided_gradcam", attributions=True, visualizations=False)
     neither = row(IMAGE, visualizations=False)
-    values = [plain, asking, neither, {**asking, "model_explainability": False}, figures]
+    values = [plain, asking, neither, {**asking, "model_explainability": False}, attributions]
     answers = Scorer(family, network).score(parse_rows(values, Task.CLASSIFICATION), {})
     assert [set(answer) - {"probs", "labels"} for answer in answers] == [
         set(),

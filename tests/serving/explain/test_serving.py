@@ -1,4 +1,4 @@
-"""Explanations by way of MLflow, and by a server, beside plain rows."""
+"""Explanations by way of MLflow, and by a server, next to plain rows."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_scoring_continues_during_explanations(packaged: Callable[..., Path]) ->
         scored += 1
     assert scored > 5
     assert len(found) == 4
-    figures = {round(float(np.abs(each["attributions"]).sum()), 4) for each in found}
-    assert len(figures) == 2
+    sums = {round(float(np.abs(each["attributions"]).sum()), 4) for each in found}
+    assert len(sums) == 2
 
 
 def test_number_of_explained_rows_is_limited() -> None:

@@ -119,7 +119,7 @@ def test_when_it_dies_its_trials_do_and_another_takes_its_place(start: Start) ->
 def test_what_has_spoken_to_a_gpus_driver_is_not_forked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CUDA would fail in the child; so the trial's process begins anew, under the same number."""
+    """CUDA would fail in the child; so the trial's process starts again, under the same number."""
     (tmp_path / "asks_for_gpus.py").write_text("import torch\n\ntorch.cuda.is_available()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     # Lightning sets it on import, and PyTorch then asks NVML instead of the driver.

@@ -228,7 +228,7 @@ def test_three_workers_of_which_one_is_killed(
     ]  # fmt: skip
     assert run / "storage.url" in holders
     assert all(path.stat().st_mode & 0o077 == 0 for path in holders), holders
-    # It suffices to go on with the sweep.
+    # It suffices to resume the sweep.
     with pytest.raises(RunError, match="all of its 4 trials have ended; --max-trials over 4 adds more"):
         resume(run)
 

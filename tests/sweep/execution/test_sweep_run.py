@@ -257,7 +257,7 @@ def test_a_killed_trial_and_a_killed_sweep(
     first.send_signal(signal.SIGKILL)
     output = end(first)
     assert "trial 0: failed, its process was ended by signal 9" in output
-    # Its trials do not go on by themselves.
+    # Its trials do not continue by themselves.
     wait_for(lambda: not trial_processes(run), seconds=20)
     assert not (run / "result.json").exists()
     assert table(run)[0]["trial"] == "0"  # of the trial's first end on

@@ -201,7 +201,7 @@ def whole(digits: SampleData, tmp_path_factory: pytest.TempPathFactory) -> list[
 @pytest.mark.usefixtures("small_memory")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 def test_the_ranks_of_a_trial_are_one_trial(digits: SampleData, whole: list[float], tmp_path: Path) -> None:
-    """Two trials of two processes each at a time: one ends well, one is given up, one lacks memory."""
+    """Two trials of two processes each at a time: one ends well, one is pruned, one lacks memory."""
     run = trainer.fit(
         job(
             digits,

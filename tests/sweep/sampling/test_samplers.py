@@ -1,4 +1,4 @@
-"""The sampling algorithms, in real studies: what they cover, what they repeat, what they refuse."""
+"""The sampling algorithms, in real studies: what they cover, what they repeat, what they reject."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_seed_makes_a_sweep_repeatable_also_when_it_is_resumed(
     algorithm: str, rule: str | None, space: spaces.SearchSpace, tmp_path: Path
 ) -> None:
     def run(path: Path, trials: int, seed: int) -> list[dict[str, Any]]:
-        """As a process of its own would go on with a sweep: nothing but the storage is carried over."""
+        """As a process of its own would resume a sweep: nothing but the storage is carried over."""
         sampler = create_sampler(algorithm, seed=seed, rule=rule, space=space)
         study = optuna.create_study(
             storage=journal(path), study_name="s", sampler=sampler, load_if_exists=True, direction="maximize"

@@ -68,9 +68,9 @@ def read(
     """Read .jsonl files and MLTable folders, local or by URL, as one set of images.
 
     Integer class names become strings. Invalid data raise no error: what is wrong with them is in the result.
-    Warnings tell what was taken as meant although the schema has it otherwise; that coordinates were clipped
-    that are outside [0, 1] by at most a pixel or 0.5 %; that objects without an area were left out; and that
-    several lines name one image, which gets the objects of all.
+    Warnings name what deviates from the schema but is clear; coordinates outside [0, 1] by at most a pixel or
+    0.5 %, which were clipped; objects without an area, which were left out; and images of several lines,
+    which get the objects of all.
 
     Args:
         datastores: Azure datastore name → local directory or URL with its content.

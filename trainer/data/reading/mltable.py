@@ -212,7 +212,7 @@ class _Table:
                 rule, hint = f"an image with {self._label_key} at another depth is left out", ""
             elif len(parents[usual]) == 1 and plan.partition.text.startswith("/"):
                 anchored = f"/{''.join(parents[usual])}{plan.partition.text}"
-                hint = f"begin the format with the folder of the classes: {anchored}"
+                hint = f"start the format with the folder of the classes: {anchored}"
             got = f"{values.get(self._label_key)!r} for {self._name_of(others[0])}"
             hint = "; ".join(filter(None, [first_of(len(others), "such images"), hint]))
             self._add(f"{field}.partition_format", rule, got, hint, warning=is_left_out)

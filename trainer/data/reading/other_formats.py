@@ -25,7 +25,7 @@ _SUFFIXES = (
     *(".json", ".yaml", ".yml", ".xml", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".manifest"),
     *(".tfrecord", ".zip", ".tar", ".tgz"),
 )
-"""Suffixes of the files that tell what a folder holds, those that tell most first."""
+"""Suffixes of the files that show what a folder holds, the most specific first."""
 
 
 class Format(NamedTuple):

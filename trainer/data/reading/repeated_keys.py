@@ -28,7 +28,7 @@ _ESCAPED_COLONS = (b"\\u003a", b"\\u003A")
 
 
 class KeyCounter:
-    """Tells by the number of colons whether lines may repeat a key.
+    """Finds by the number of colons whether lines may repeat a key.
 
     A million lines pass here, so it is kept tight.
 

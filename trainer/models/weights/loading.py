@@ -32,7 +32,7 @@ class Loaded:
         fresh: the network's tensors that keep their random values.
         left: the file's tensors that were not loaded.
         resampled: tensors that were resized, such as position embeddings for another image size.
-        remarks: notes for the user.
+        notes: sentences for the user.
         has_trained_head: the head comes with them, from a run of the same task with the same classes.
     """
 
@@ -41,7 +41,7 @@ class Loaded:
     fresh: tuple[str, ...]
     left: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     has_trained_head: bool = False
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Loaded:
             "made for other classes, so randomly initialized": [key for key in self.fresh if key in left],
         }
         text = f"{self.taken} tensors from {self.source}"
-        text += "".join(f" ({remark})" for remark in self.remarks)
+        text += "".join(f" ({note})" for note in self.notes)
         return text + "".join(f"; {what}: {_named(keys)}" for what, keys in parts.items() if keys)
 
 
@@ -80,10 +80,10 @@ def load(
     with tempfile.TemporaryDirectory() as scratch:
         source = weights_sources.find(choice, model, published, Path(scratch))
         state, described = read(source.path, network, named=source.named)
-    remarks = [source.remark] if source.remark else []
+    notes = [source.note] if source.note else []
     before = source.spec or described
     if before is None and NONCOMMERCIAL in published.licence:
-        remarks.append(f"their licence, {published.licence.upper()}, excludes commercial use")
+        notes.append(f"their licence, {published.licence.upper()}, excludes commercial use")
     other_classes = False
     if before is not None and spec is not None:
         if before.family not in CARDS:
@@ -100,8 +100,8 @@ def load(
             )
         other_classes = before.classes != spec.classes
         if other_classes:
-            remarks.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
-    loaded = _fit(network, model, published, state, source.name, remarks, other_classes)
+            notes.append(f"trained on {_in_words(before.classes)}, now {_in_words(spec.classes)}")
+    loaded = _fit(network, model, published, state, source.name, notes, other_classes)
     # The same classifier may be of one label or of several, whose heads differ.
     same_task = before is not None and spec is not None and before.task == spec.task
     return replace(loaded, has_trained_head=same_task and not other_classes)
@@ -155,7 +155,7 @@ def _fit(
     published: PublishedWeights,
     state: Mapping[str, Tensor],
     source: str,
-    remarks: list[str],
+    notes: list[str],
     other_classes: bool,
 ) -> Loaded:
     own = network.state_dict()
@@ -213,5 +213,5 @@ def _fit(
         fresh=tuple(key for key in own if key in absent and not key.endswith(_COUNTER)),
         left=tuple(key for key in left if not key.endswith(_COUNTER)),
         resampled=tuple(resized),
-        remarks=(*remarks, *(["of the backbone alone"] if of_backbone else [])),
+        notes=(*notes, *(["of the backbone alone"] if of_backbone else [])),
     )

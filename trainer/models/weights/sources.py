@@ -44,14 +44,14 @@ class Source:
         name: its name in messages.
         spec: the spec of an earlier run's network; None for published files.
         named: the user named this very file.
-        remark: a note for the user, or "".
+        note: a sentence for the user, or "".
     """
 
     path: Path
     name: str
     spec: Spec | None = None
     named: bool = False
-    remark: str = ""
+    note: str = ""
 
 
 def find(choice: str, model: str, published: PublishedWeights, scratch: Path) -> Source:
@@ -71,7 +71,7 @@ def find(choice: str, model: str, published: PublishedWeights, scratch: Path) ->
         return _from_mlflow(choice, scratch)
     path = Path(os.path.expanduser(choice))
     if path.is_file():
-        return Source(path, str(path), spec=_spec_of(path), named=True, remark=_mismatch(path, published))
+        return Source(path, str(path), spec=_spec_of(path), named=True, note=_mismatch(path, published))
     if not path.is_dir():
         raise WeightsError(
             f"--weights {path}: no such file or directory; give a file, a directory of published files, a "
@@ -129,7 +129,7 @@ def _of_run(directory: Path) -> Source | None:
     path = directory / _BEST_CHECKPOINT
     if not path.is_file():
         return None
-    return Source(path, str(path), remark="the run has not finished; this is its best epoch so far")
+    return Source(path, str(path), note="the run has not finished; this is its best epoch so far")
 
 
 def _spec_of(path: Path) -> Spec | None:
@@ -233,9 +233,9 @@ def _in_directory(directory: Path, model: str, published: PublishedWeights) -> P
             "the weights of a run. Put the file there, name it with --weights FILE, or train from scratch "
             "with --weights none"
         )
-    if remark := _mismatch(path, published):
+    if note := _mismatch(path, published):
         raise WeightsError(
-            f"{path} is not the published file: {remark}. Download it again "
+            f"{path} is not the published file: {note}. Download it again "
             f"(`trainer weights --model {model}` prints the address); if you made it yourself, name the "
             f"file: --weights {path}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from serving.explain.picture import four_panels, png
+from serving.explain.panels import four_panels, png
 
 GENERATOR = np.random.default_rng(0)
 

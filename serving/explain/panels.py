@@ -42,7 +42,7 @@ def four_panels(
     fine = np.asarray(PILImage.fromarray(relevance).resize(size, PILImage.Resampling.BILINEAR))
     colours = _colours(_heat(fine))
     grey = 235 + 0.08 * (photo.mean(axis=2, keepdims=True) - 128)
-    panels = {
+    values_of = {
         "input": photo,
         "heat map": colours,
         "blend": 0.5 * photo + 0.5 * colours,
@@ -50,20 +50,20 @@ def four_panels(
             _most_relevant(fine)[..., None], photo, grey
         ),
     }
-    pictures = {
+    panels = {
         caption: PILImage.fromarray(values.round().clip(0, 255).astype(np.uint8))
-        for caption, values in panels.items()
+        for caption, values in values_of.items()
     }
     if box is not None:
-        for picture in pictures.values():
-            _draw_box(picture, box)
-    return _laid_out(pictures, title, method)
+        for panel in panels.values():
+            _draw_box(panel, box)
+    return _laid_out(panels, title, method)
 
 
-def png(picture: PILImage.Image) -> bytes:
-    """The content of a PNG file of the picture."""
+def png(image: PILImage.Image) -> bytes:
+    """The content of a PNG file of the image."""
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=6)
+    image.save(file, "PNG", compress_level=6)
     return file.getvalue()
 
 
@@ -103,11 +103,11 @@ def _colours(heat: FloatArray) -> FloatArray:
     return colours
 
 
-def _draw_box(picture: PILImage.Image, box: FloatArray) -> None:
+def _draw_box(panel: PILImage.Image, box: FloatArray) -> None:
     """Draw white on black, which is visible on any background."""
-    scale = np.array([picture.width - 1, picture.height - 1] * 2)
+    scale = np.array([panel.width - 1, panel.height - 1] * 2)
     corners = tuple(float(side) for side in box * scale)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(panel)
     draw.rectangle(corners, outline=_INK, width=4)
     draw.rectangle(corners, outline=_PAPER, width=2)
 
