@@ -126,7 +126,7 @@ def _names_in(folder: str, modified: int) -> dict[str, str]:  # noqa: ARG001 (li
 
 
 def _differences(name: str, other: str) -> Iterator[str]:
-    """In what two names differ that are the same without Unicode form and case."""
+    """How two names differ that are the same apart from Unicode form and case."""
     if unicodedata.normalize("NFKC", name) != unicodedata.normalize("NFKC", other):
         yield "upper and lower case"
     if name.casefold() != other.casefold():

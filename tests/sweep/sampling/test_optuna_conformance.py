@@ -1,4 +1,8 @@
-"""Optuna's own conformance suites, run on our samplers."""
+"""Optuna's own conformance suites, run on our samplers.
+
+Grid and Sobol sampling are not among them: they need the whole search space when they are created, and the
+suites' objectives make up parameters as they go. test_grid.py and test_samplers.py test them in studies.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def join_repeated(
 
 
 def _first_records(records: Records) -> IntArray:
-    """For each record the first record of its image, int64 [n]."""
+    """The first record of each record's image, int64 [n]."""
     hashes = records.source_hashes()
     order = np.argsort(hashes, kind="stable")
     repeated = np.flatnonzero(hashes[order][1:] == hashes[order][:-1]) + 1
