@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +12,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig
-from transformers.utils import logging as library_logging
 
 from trainer.models.detr_configs import PublishedDetr
 from trainer.models.family import in_float32
 from trainer.models.heads import FOCAL_PRIOR
+from trainer.models.transformers_loading import converted
 
 _BEFORE_DECODER = ("backbone", "conv_encoder", "encoder", "encoder_input_proj")
 """Children of the library's networks that mixed precision applies to."""
@@ -26,7 +24,6 @@ _TIMM = "timm_backbone"
 """The library's `model_type` of a backbone that is timm's."""
 
 _KEYPOINTS = "_kp_active_mask"  # an empty buffer in the authors' newer files of RF-DETR
-_COUNTER = "num_batches_tracked"  # which the library's frozen batch norms lack
 
 _QUERIES = re.compile(r"(refpoint_embed|reference_point_embed|query_feat)\.weight$")
 """The embeddings of all groups of queries, as the authors and as the library name them."""
@@ -286,7 +283,7 @@ def fitted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     """
     own = network.state_dict()
     if not own.keys() <= tensors.keys():
-        tensors = converted(_with_queries(tensors, network.config), network)
+        tensors = converted(_with_queries(tensors, network.config), network, without=_KEYPOINTS)
     for key in own:
         # Heads that all layers share are published once.
         first = re.sub(r"\b(class_embed|bbox_embed)\.\d+\.", r"\1.0.", key)
@@ -307,44 +304,3 @@ def _with_queries(tensors: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
         if _QUERIES.search(name) and len(value) > groups * config.num_queries and len(value) % groups == 0:
             cut[name] = value.view(groups, -1, value.shape[1])[:, : config.num_queries].flatten(0, 1)
     return cut
-
-
-def converted(tensors: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
-    """Published tensors under the network's names, as the library's own loader converts them.
-
-    A tensor of another shape keeps it, without values; what the loader does not know is empty.
-    """
-    library: Any = type(network)
-    with _quiet():
-        loaded, report = library.from_pretrained(
-            None,
-            config=network.config,
-            state_dict=tensors,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    state = loaded.state_dict()
-    for key in report["missing_keys"]:
-        state.pop(key, None)
-    for key, shape, _ in report["mismatched_keys"]:
-        state[key] = torch.empty(tuple(shape), device="meta")
-    for key in report["unexpected_keys"]:
-        if not key.endswith(_KEYPOINTS):
-            state[key] = torch.tensor(0) if key.endswith(_COUNTER) else torch.empty(0)
-    return dict(state)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the library's report of what it loads, and its progress bar: the caller has a report."""
-    logger = logging.getLogger("transformers")
-    level, shows_progress = logger.level, library_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    library_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if shows_progress:
-            library_logging.enable_progress_bar()

@@ -15,9 +15,9 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoderEncoderLayer,
 )
 
-from trainer.models.detr_networks import converted
 from trainer.models.family import in_float32, with_attributes
 from trainer.models.transfers import without_waits
+from trainer.models.transformers_loading import converted
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of each colour channel, as the library's image processors normalise for both architectures."""
