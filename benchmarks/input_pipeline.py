@@ -193,7 +193,7 @@ def torchvision_items(folder: Path, task: Task, size: int) -> Callable[[int], ob
 
 PEERS = {
     "timm": (timm_items, Task.CLASSIFICATION, "resnet50", 224),
-    "timm, several labels": (timm_items, Task.MULTILABEL, "resnet50", 224),
+    "timm, multilabel": (timm_items, Task.MULTILABEL, "resnet50", 224),
     "ultralytics": (ultralytics_items, Task.DETECTION, "yolo11n", 640),
     "ultralytics, masks": (ultralytics_items, Task.SEGMENTATION, "yolo11n-seg", 640),
     "torchvision": (torchvision_items, Task.DETECTION, "fasterrcnn_resnet50_fpn", 600),

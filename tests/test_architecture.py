@@ -127,6 +127,20 @@ def test_layers_name_every_room_on_at_most_ten_floors() -> None:
     assert rooms | {"serving"} == named
 
 
+def test_architecture_page_has_the_floors_and_rooms_of_the_contract() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    floors = re.findall(r"^\| \d+ \| (.*?) \|", page, re.MULTILINE)
+    for layer, floor in zip(layers, floors, strict=True):
+        rooms = {name.strip().removeprefix("trainer.") for name in layer.split(":")}
+        assert set(re.findall(r"`(\w+)`", floor)) == rooms
+    packages = {f"trainer/{path.parent.name}/" for path in (ROOT / "trainer").glob("*/__init__.py")}
+    assert {name for name in packages if f"| `{name}` |" not in page} == set()
+
+
 def test_every_file_can_be_read_in_one_sitting() -> None:
     lengths = {module: len(path.read_text("utf-8").splitlines()) for module, path in modules().items()}
     assert {module: length for module, length in lengths.items() if length > 400} == {}

@@ -302,8 +302,11 @@ def test_analysis_round_trips_through_strict_json(task: Task, tmp_path: Path) ->
     again = Analysis.read(path)
     assert again.to_json() == analysis.to_json()
     path.write_text("{}")
-    with pytest.raises(RunError, match="is not an evaluation"):
+    with pytest.raises(
+        RunError, match=r"is not an evaluation of this version: \w+: field required; "
+    ) as wrong:
         Analysis.read(path)
+    assert "\n" not in str(wrong.value)
     with pytest.raises(RunError, match="cannot be read"):
         Analysis.read(tmp_path / "missing.json")
 

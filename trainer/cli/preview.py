@@ -69,7 +69,7 @@ def preview(
 ) -> None:
     """Show training images as the network gets them: a contact sheet of augmented images with their targets.
 
-    Each row begins with an image of the data. Then the image follows as it is in the first epochs, after the
+    Each row starts with an image of the data. Then the image follows as it is in the first epochs, after the
     augmentation of the recipe or of --augmentation, mosaic and mixing, in the size that the network sees.
     It takes every setting that `trainer fit --help-all` lists; nothing is trained, and no weights are needed.
 

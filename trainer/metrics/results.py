@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trainer.errors import RunError
+from trainer.errors import RunError, problems_of
 from trainer.metrics.intervals import Interval
 from trainer.models.score_calibration import ScoreCalibration
 from trainer.runs import MetricValue
@@ -339,4 +339,5 @@ class Analysis(_Part):
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            raise RunError(f"{path}: is not an evaluation of this version: {error}") from error
+            details = "; ".join(map(str, problems_of(error)))
+            raise RunError(f"{path}: is not an evaluation of this version: {details}") from error
