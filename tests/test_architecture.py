@@ -9,6 +9,8 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.models.catalog import CARDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("trainer", "serving")
 
@@ -139,6 +141,17 @@ def test_architecture_page_has_the_floors_and_rooms_of_the_contract() -> None:
         assert set(re.findall(r"`(\w+)`", floor)) == rooms
     packages = {f"trainer/{path.parent.name}/" for path in (ROOT / "trainer").glob("*/__init__.py")}
     assert {name for name in packages if f"| `{name}` |" not in page} == set()
+
+
+def test_only_models_name_a_family() -> None:
+    naming = {
+        (module, node.value)
+        for module, path in modules().items()
+        if not module.startswith("trainer.models")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and node.value in CARDS
+    }
+    assert naming == set()
 
 
 def test_every_file_can_be_read_in_one_sitting() -> None:
