@@ -35,6 +35,7 @@ from serving.parameters import signature_names
 from serving.payload import COLUMN
 from serving.scorer import SPEC_FILE, WEIGHTS_FILE
 from trainer.errors import RunError
+from trainer.fields import snake_case
 from trainer.models import Spec
 from trainer.models.catalog import CARDS
 from trainer.scoring import PRESENT_NAMES, ScoringParameters
@@ -216,7 +217,8 @@ def signature(spec: Spec) -> ModelSignature:
     kinds: dict[Any, DataType] = {int: DataType.long, float: DataType.double}
     params = []
     for name in signature_names(spec.task):
-        annotation = ScoringParameters.model_fields[PRESENT_NAMES.get(name, name)].annotation
+        key = snake_case(name)
+        annotation = ScoringParameters.model_fields[PRESENT_NAMES.get(key, key)].annotation
         # The default is null, because MLflow fills it in: the model must know what the request itself sets.
         params.append(ParamSpec(name, kinds.get(annotation, DataType.string), None))
     # MLflow lets bytes pass as strings. With `binary`, its servers would decode every text as base64, but

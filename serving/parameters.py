@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from serving.wording import MAX_INTEGER, range_in_words, shown
 from trainer.errors import RequestError
-from trainer.fields import snake_case
+from trainer.fields import camel_case, snake_case
 from trainer.scoring import (
     MASK_PARAMETERS,
     MAX_TILES,
@@ -72,7 +72,8 @@ def parse_parameters(
 def signature_names(task: Task) -> tuple[str, ...]:
     """The parameters in a model's MLflow signature, under all names: MLflow drops those that it lacks."""
     names = parameters_of(task)
-    return names + tuple(older for name in names for older in OLDER_NAMES.get(name, ()))
+    names += tuple(older for name in names for older in OLDER_NAMES.get(name, ()))
+    return names + tuple(map(camel_case, names))
 
 
 def set_by_request(

@@ -68,6 +68,12 @@ def snake_case(name: str) -> str:
     return name.replace("-", "_").lower()
 
 
+def camel_case(name: str) -> str:
+    """Rewrite a name as the REST form has it: learning_rate → learningRate. `snake_case` reads it again."""
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
 def help_text(info: FieldInfo) -> str:
     """The help text of a field, on one line."""
     return " ".join((info.description or "").split())

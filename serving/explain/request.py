@@ -91,8 +91,8 @@ class ExplanationRequest(BaseModel):
         return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
-_BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
-    ("false", "f", "no", "n", "off", "0"), False
+_BOOLEANS = dict.fromkeys(("true", "t", "yes", "y", "on", "1", "1.0"), True) | dict.fromkeys(
+    ("false", "f", "no", "n", "off", "0", "0.0"), False
 )
 
 

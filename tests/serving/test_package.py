@@ -24,6 +24,7 @@ from serving.payload import parse_rows
 from serving.scorer import Scorer, read_spec
 from tests.serving.checks import assert_close, assert_differ
 from trainer.errors import RunError, WeightsError
+from trainer.fields import camel_case
 from trainer.models import create
 from trainer.scoring import OLDER_NAMES
 from trainer.tasks import Task
@@ -218,7 +219,7 @@ def test_signature_has_the_column_and_the_tasks_parameters(
     if task is Task.SEGMENTATION:
         expected |= {"mask_pixel_score_threshold", "max_number_of_polygon_points"}
     expected |= {older for name in expected for older in OLDER_NAMES.get(name, ())}
-    assert params == expected
+    assert params == {*expected, *map(camel_case, expected)}
     outputs = [each.name for each in signature.outputs]
     explained = ["visualizations", "attributions"]
     assert outputs == (["probs", "labels", *explained] if task.is_classification else ["boxes"])
@@ -287,10 +288,10 @@ def test_predict_takes_parameters(
     model = load_model(Task.SEGMENTATION)
     table = pd.DataFrame({"image": [encode(make_image(1))]})
     assert len(model.predict(table)["boxes"][0]) == 7
-    assert len(model.predict(table, params={"box_detections_per_image": 2})["boxes"][0]) == 2
+    # MLflow fills in the default of every name, and ignores a name that the signature lacks.
+    for name in ("box_detections_per_image", "box_detections_per_img", "boxDetectionsPerImage"):
+        assert len(model.predict(table, params={name: 2})["boxes"][0]) == 2, name
     assert model.predict(table, params={"box_score_threshold": 1})["boxes"][0] == []
-    # an older name counts, though MLflow fills in the default of the present one
-    assert len(model.predict(table, params={"box_detections_per_img": 2})["boxes"][0]) == 2
     coarse = model.predict(table, params={"max_number_of_polygon_points": 4})["boxes"][0]
     assert all(len(segment) <= 8 for found in coarse for segment in found["polygon"])
 

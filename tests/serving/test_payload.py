@@ -230,6 +230,7 @@ def test_a_wrong_explanation_names_its_row(parameters: Any, reason: str) -> None
         ({"visualizations": "True", "attributions": "True"}, {"attributions": True}),
         ({"visualizations": 0, "attributions": 1}, {"visualizations": False, "attributions": True}),
         ({"visualizations": 0.0, "attributions": "1"}, {"visualizations": False, "attributions": True}),
+        ({"visualizations": "0.0", "attributions": "1.0"}, {"visualizations": False, "attributions": True}),
         ({"xrai_fast": "no", "attributions": " yes "}, {"xrai_fast": False, "attributions": True}),
         (
             {"n_steps": "20", "confidence_score_threshold_multilabel": "0.8"},

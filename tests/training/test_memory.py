@@ -19,7 +19,7 @@ import trainer
 from tests.conformance.conftest import Case, make_case
 from tests.training.conftest import job, rows
 from trainer.data.samples import SampleData
-from trainer.errors import TrainingError
+from trainer.errors import NoMemoryError, TrainingError
 from trainer.job.job import Job
 from trainer.models import catalog
 from trainer.models.card import ModelEntry
@@ -27,6 +27,7 @@ from trainer.models.defaults import takes
 from trainer.models.training_items import Draw
 from trainer.tasks import Task
 from trainer.training.batch_size import FindBatchSize, largest_power_of_two
+from trainer.training.evaluation import Evaluation
 from trainer.training.loading import Batches
 from trainer.training.memory import ran_out_of_memory
 from trainer.training.train import settings_to_lower
@@ -110,6 +111,14 @@ def test_advice_names_only_settings_that_the_model_has(entry: ModelEntry) -> Non
         assert len(names) == (2 if batch > 1 else 1)
         assert ("validation_batch_size" in names) is (batch > 1)
         assert all(takes(entry, name) for name in names)
+
+
+def test_advice_for_validation_names_the_size_of_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(Task.MULTILABEL, "resnet18")
+    evaluation = Evaluation(case.family, case.examples.targets, case.settings)
+    monkeypatch.setattr(evaluation, "_score", lambda network, batch: False)
+    with pytest.raises(NoMemoryError, match="one validation image; lower validation_crop_size or take"):
+        evaluation.add(torch.nn.Linear(1, 1), {"plain": [{}], "whole": []})
 
 
 MODELS = [

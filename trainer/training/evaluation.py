@@ -19,7 +19,9 @@ from trainer.metrics.classification import MultilabelEvaluator
 from trainer.metrics.detection import DetectionEvaluator
 from trainer.metrics.masks import Rle, from_crop
 from trainer.models import Family
-from trainer.models.catalog import CARDS
+from trainer.models.card import ModelEntry
+from trainer.models.catalog import find
+from trainer.models.defaults import takes
 from trainer.models.family import in_float32
 from trainer.models.tiling import View, merge
 from trainer.models.transfers import on_cpu
@@ -28,6 +30,12 @@ from trainer.training.loading import from_rank_zero, gather_on_rank_zero
 from trainer.training.memory import free_memory, ran_out_of_memory
 
 log = logging.getLogger("trainer")
+
+
+def evaluation_size(entry: ModelEntry) -> str:
+    """The setting with the size, in pixels, of the images that an evaluation of a model scores."""
+    of_classifiers = "validation_crop_size"
+    return of_classifiers if takes(entry, of_classifiers) else entry.card.size_setting
 
 
 class Evaluation:
@@ -70,7 +78,7 @@ class Evaluation:
             return
         device = next(network.parameters()).device
         if images == 1:
-            size = CARDS[self.family.spec.family].size_setting
+            size = evaluation_size(find(self.family.spec.model, self.family.spec.task))
             raise NoMemoryError(
                 f"{device} ran out of memory with one validation image; lower {size} or take a smaller model"
             )

@@ -18,7 +18,6 @@ from trainer.data.fingerprint import summarise
 from trainer.errors import NoMemoryError
 from trainer.job.job import Job
 from trainer.models.catalog import find
-from trainer.models.defaults import takes
 from trainer.models.precision import float32_products
 from trainer.runs import Run
 from trainer.settings import Settings
@@ -34,7 +33,7 @@ from trainer.training.callbacks import (
 )
 from trainer.training.checkpoints import KeepBest, SaveCheckpoints
 from trainer.training.devices import Devices
-from trainer.training.evaluation import Evaluation
+from trainer.training.evaluation import Evaluation, evaluation_size
 from trainer.training.loading import Batches
 from trainer.training.loggers import Loggers
 from trainer.training.memory import keep_freed_memory, ran_out_of_memory
@@ -133,10 +132,9 @@ def train(
 
 def settings_to_lower(job: Job, settings: Settings) -> str:
     """The settings of the model that decide how much memory an evaluation takes, with their values."""
-    entry = find(job.model_name, job.task)
-    sizes = [name for name in ("validation_crop_size", entry.card.size_setting) if takes(entry, name)]
+    size = evaluation_size(find(job.model_name, job.task))
     names = ["validation_batch_size"] if settings.validation_batch_size > 1 else []
-    return " or ".join(f"{name} ({getattr(settings, name)})" for name in (*names, sizes[0]))
+    return " or ".join(f"{name} ({getattr(settings, name)})" for name in (*names, size))
 
 
 def assist(devices: Devices, ready: Callable[[], object] | None, plan: Plan) -> Path:
