@@ -138,13 +138,17 @@ def test_every_installed_family_is_trained_packaged_and_served(environment: Path
     for card in CARDS.values():
         if normalised(card.library) not in has:
             continue
-        weights = "none"
         if card.smallest_models:
-            model = card.smallest_models[0]
+            weights, model = "none", card.smallest_models[0]
+            tasks = find_for_any_task(model, "model").tasks
         else:  # every model is one of the Hub, known by its files
-            weights, model = str(tmp_path / "hub"), "hf/acme/tiny"
-            hub_models.write(tmp_path / "hub" / "acme" / "tiny", "vit")
-        task = next(task for task in Task if task in find_for_any_task(model, "model").tasks)
+            weights, model, tasks = str(tmp_path / "hub"), f"hf/acme/{card.name}", card.hub_tasks
+            directory = tmp_path / "hub" / "acme" / card.name
+            if Task.DETECTION in tasks:
+                hub_models.write_detector(directory, "yolos")
+            else:
+                hub_models.write(directory, "vit")
+        task = next(task for task in Task if task in tasks)
         data = make(task, tmp_path / card.name, images=8, seed=0)
         settings = {"number_of_epochs": 1, "training_batch_size": 4, "number_of_workers": 0, "random_seed": 0}
         jobs[card.name] = {
