@@ -128,6 +128,16 @@ def test_no_detections_where_no_score_reaches_the_threshold() -> None:
         assert [len(each["scores"]) for each in found] == [0, 0]
 
 
+def test_no_detections_where_there_is_no_proposal() -> None:
+    case, network, images, _ = made(TWO_STAGE)
+    network.rpn.min_size = 1e6
+    parameters = case.family.spec.parameters.model_copy(update={"box_score_threshold": 0.0})
+    with torch.inference_mode():
+        found = case.family.infer(network.eval(), images[:2], parameters)
+    assert [each["boxes"].shape for each in found] == [(0, 4), (0, 4)]
+    assert [each["masks"].shape for each in found] == [(0, 1, 28, 28), (0, 1, 28, 28)]
+
+
 def test_sample_is_of_torchvisions_numbers_and_uniform() -> None:
     sampler = SimpleNamespace(batch_size_per_image=8, positive_fraction=0.25)
     is_object = torch.zeros(4, 40, dtype=torch.bool)

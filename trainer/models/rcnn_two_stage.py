@@ -110,7 +110,9 @@ class TwoStagePass:
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         rows, place = rows.sort()  # image by image again
         scores, image_of = logits[place].softmax(dim=-1)[:, 1:], image_of[rows]
-        boxes = heads.box_coder.decode(deltas[place], [flat[rows]])[:, 1:]
+        # decode leaves the boxes of no proposals in one row of numbers each.
+        decoded = heads.box_coder.decode(deltas[place], [flat[rows]])
+        boxes = decoded.reshape(len(rows), logits.shape[1], 4)[:, 1:]
         boxes = torch.minimum(boxes.clamp(min=0), self._limits[image_of][:, None])
         is_wide = (boxes[..., 2:] - boxes[..., :2] >= _SMALLEST_SIDE).all(dim=-1)
         row, label = ((scores > heads.score_thresh) & is_wide).nonzero(as_tuple=True)
