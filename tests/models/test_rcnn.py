@@ -138,6 +138,18 @@ def test_no_detections_where_there_is_no_proposal() -> None:
     assert [each["masks"].shape for each in found] == [(0, 1, 28, 28), (0, 1, 28, 28)]
 
 
+def test_batch_without_objects_and_proposals_has_losses() -> None:
+    """torchvision's are NaN."""
+    _, network, images, targets = made(TWO_STAGE)
+    network.rpn.min_size = 1e6
+    without = [{name: values[:0] for name, values in target.items()} for target in targets]
+    losses = TwoStagePass(network.train(), images).losses(without, None)
+    assert losses.pop("loss_objectness") > 0
+    assert {name: loss.item() for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    torch.stack([*losses.values()]).sum().backward()
+    assert all(each.grad is not None for each in network.roi_heads.parameters())
+
+
 def test_sample_is_of_torchvisions_numbers_and_uniform() -> None:
     sampler = SimpleNamespace(batch_size_per_image=8, positive_fraction=0.25)
     is_object = torch.zeros(4, 40, dtype=torch.bool)

@@ -270,11 +270,11 @@ class TwoStagePass:
         encoded = heads.box_coder.encode_single(
             sample.targets.flatten(0, 1)[rows].where(labels[:, None] > 0, flat[rows]), flat[rows]
         )
-        own = deltas.view(len(rows), -1, 4)[torch.arange(len(rows), device=rows.device), labels]
+        own = deltas.view(len(rows), logits.shape[1], 4)[torch.arange(len(rows), device=rows.device), labels]
         distances = F.smooth_l1_loss(own, encoded, beta=_BETA, reduction="none")
         losses = {
             "loss_classifier": _weighted_cross_entropy(logits, labels, class_weights),
-            "loss_box_reg": distances.where(labels[:, None] > 0, 0.0).sum() / len(rows),
+            "loss_box_reg": distances.where(labels[:, None] > 0, 0.0).sum() / max(len(rows), 1),
         }
         if heads.has_mask():
             rows = of_masks.order[: sum(mask_counts)]
@@ -343,11 +343,12 @@ def _split(found: dict[str, Tensor], counts: list[int]) -> list[dict[str, Tensor
 
 
 def _weighted_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """The mean over regions. torch would divide by the weights' sum, and so level batches of rare classes."""
-    if class_weights is None:
-        return F.cross_entropy(logits, labels)
-    weights = F.pad(class_weights, (1, 0), value=1.0)
-    return F.cross_entropy(logits, labels, weights, reduction="sum") / len(labels)
+    """The mean over regions, 0 if there are none.
+
+    torch would divide by the weights' sum, and so level batches of rare classes.
+    """
+    weights = None if class_weights is None else F.pad(class_weights, (1, 0), value=1.0)
+    return F.cross_entropy(logits, labels, weights, reduction="sum") / max(len(labels), 1)
 
 
 def _mask_loss(
