@@ -48,7 +48,7 @@ CARD = FamilyCard(
     tiny_settings={"min_size": 64, "max_size": 96},
     # Thousands of proposals take most of a step's time, and few are enough for what the tests show.
     tiny_options={"proposals": 60, "sampled_proposals": 16},
-    tiny_learning_rate=3e-4,
+    tiny_learning_rate=1e-4,
 )
 
 
