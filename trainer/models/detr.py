@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,26 +13,23 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
-from trainer.errors import JobError, Problem, RunError
+from trainer.errors import RunError
 from trainer.models import detr_losses, detr_networks
-from trainer.models.box_augmentation import augment
-from trainer.models.class_weights import object_weights
 from trainer.models.detr_configs import PUBLISHED
 from trainer.models.family import Family, TrainingDataset, with_attributes
 from trainer.models.geometry import Geometry, Preparation, stretched_to_square
 from trainer.models.graphs import in_tensor, widened
 from trainer.models.heads import FOCAL_PRIOR
 from trainer.models.masks import logit, paste_prototypes, rasterise_all
+from trainer.models.query_items import Item, QueryItems, check_side
 from trainer.models.tensors import as_detections, as_pixels, rescaled, stacked, stretched
-from trainer.models.training_items import Batch, Draw, Progress
+from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
-
-Item = dict[str, Any]
 
 
 class Output(NamedTuple):
@@ -199,7 +195,7 @@ class DETR(Family):
         return detections
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
-        return _TrainingDataset(self, examples, settings)
+        return QueryItems(self, self.target, examples, settings, self.sizes())
 
     def validation_item(self, image: Tensor, target: Objects, geometry: Geometry) -> Item:
         return {"image": image, "target": self.target(target, geometry)}
@@ -296,12 +292,7 @@ def changes_of(config: Any, model: str, side: int, *, pretrained: bool) -> dict[
     Raises:
         JobError: the network takes no images of that size.
     """
-    whole = detr_networks.step(config)
-    if side % whole:
-        near = sorted({max(whole, side // whole * whole), -(-side // whole) * whole})
-        rule = f"must be a multiple of {whole} for {model}"
-        hint = f"take {' or '.join(map(str, near))}"
-        raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
+    check_side(model, side, detr_networks.step(config))
     layers_have_losses = detr_networks.ARCHITECTURES[config.model_type].layers_have_losses
     # Each query starts from a position of its own.
     values: dict[str, Any] = {
@@ -319,38 +310,6 @@ def changes_of(config: Any, model: str, side: int, *, pretrained: bool) -> dict[
 def needs_of(config: Any) -> dict[str, Any]:
     """The option of a spec that says whether its network needs timm, as the family's card names it."""
     return {"timm": True} if detr_networks.uses_timm(config) else {}
-
-
-class _TrainingDataset(TrainingDataset):
-    """Images that are augmented, if the settings say so, and preprocessed."""
-
-    def __init__(self, family: DETR, examples: Examples, settings: Settings) -> None:
-        self.family, self.target = family, family.target
-        self.examples = examples
-        self.augments = settings.advanced_settings.apply_automl_train_augmentations
-        self.sizes = family.sizes() if settings.multi_scale else None
-        self.largest_size = self.sizes[-1] if self.sizes else None
-        classes = len(family.spec.classes)
-        self.class_weights = object_weights(examples.targets, classes, settings.weighted_loss)
-
-    def item(self, draw: Draw) -> Item:
-        example = self.examples[draw.example]
-        assert isinstance(example.target, Objects)
-        image, objects = example.image, example.target
-        if self.augments:
-            generator = np.random.default_rng(int(torch.randint(2**62, ())))
-            image, objects = augment(image, objects, generator)
-        tensor, geometry = self.family.preprocess(image)
-        item: Item = {"image": tensor, "target": self.target(objects, geometry)}
-        if self.sizes:
-            item["size"] = random.choice(self.sizes)
-        return item
-
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """Batch the items; the size of the first one applies to all."""
-        shared = {"size": items[0]["size"]} if self.sizes else {}
-        shared["class_weights"] = self.class_weights
-        return {**self.family.collate(items), "shared": shared}
 
 
 FAMILY = DETR

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,25 +13,22 @@ from torch import Tensor, nn
 from torchvision.ops import masks_to_boxes
 
 from trainer.annotations import Detections, Examples, FloatArray, Image, Mask, Objects, Prediction
-from trainer.errors import JobError, Problem, RunError
+from trainer.errors import RunError
 from trainer.models import mask_losses, mask_networks
-from trainer.models.box_augmentation import augment, flip, jitter_scale
-from trainer.models.class_weights import object_weights
 from trainer.models.family import Family, TrainingDataset
 from trainer.models.geometry import Geometry, Preparation
 from trainer.models.graphs import widened
 from trainer.models.mask_networks import PUBLISHED, Predictions
 from trainer.models.masks import logit, paste_prototypes, rasterise_all
+from trainer.models.query_items import Item, QueryItems, check_side
 from trainer.models.tensors import as_detections, as_pixels, rescaled, stacked, stretched
-from trainer.models.training_items import Batch, Draw, Progress
+from trainer.models.training_items import Batch, Progress
 from trainer.models.weights.published import PublishedWeights
 from trainer.scoring import ScoringParameters
 from trainer.tasks import Task
 
 if TYPE_CHECKING:
     from trainer.settings import Settings
-
-Item = dict[str, Any]
 
 _INSIDE = 0.5
 """The probability from which on a pixel is inside a mask, for the score and the box."""
@@ -72,12 +68,7 @@ class MaskTransformer(Family):
         published, side = PUBLISHED[model], settings.image_size
         values = {"model_type": published.architecture, **published.values}
         config = mask_networks.configured(values)
-        whole = mask_networks.step(config)
-        if side % whole:
-            near = sorted({max(whole, side // whole * whole), -(-side // whole) * whole})
-            rule = f"must be a multiple of {whole} for {model}"
-            hint = f"take {' or '.join(map(str, near))}"
-            raise JobError("the settings cannot be used:", [Problem("", "image_size", rule, str(side), hint)])
+        check_side(model, side, mask_networks.step(config))
         if mask_networks.is_eomt(config):
             values["image_size"] = side
         return {"image_size": side, "config": values}
@@ -188,7 +179,8 @@ class MaskTransformer(Family):
         }
 
     def training_dataset(self, examples: Examples, settings: Settings, seed: int) -> TrainingDataset:
-        return _TrainingDataset(self, examples, settings)
+        jittered = self.inner_size if settings.large_scale_jitter else None
+        return QueryItems(self, self.target, examples, settings, self.sizes(), jittered)
 
     def short_side(self, settings: Settings) -> int:
         """Crops around the boxes and the jitter's scales enlarge a part of the image up to twice."""
@@ -322,41 +314,6 @@ def _bounds(masks: Tensor) -> Tensor:
         edges.append((first, last))
     (left, right), (top, bottom) = edges
     return torch.stack([left, top, right, bottom], dim=1).float()
-
-
-class _TrainingDataset(TrainingDataset):
-    """Preprocessed images; before, large-scale jitter, or at p = .5 a crop or expansion ×1–2; then a flip."""
-
-    def __init__(self, family: MaskTransformer, examples: Examples, settings: Settings) -> None:
-        self.family, self.masks = family, family
-        self.examples = examples
-        self.jitters = settings.large_scale_jitter
-        self.augments = settings.advanced_settings.apply_automl_train_augmentations
-        self.sizes = family.sizes() if settings.multi_scale else None
-        self.largest_size = self.sizes[-1] if self.sizes else None
-        classes = len(family.spec.classes)
-        self.class_weights = object_weights(examples.targets, classes, settings.weighted_loss)
-
-    def item(self, draw: Draw) -> Item:
-        example = self.examples[draw.example]
-        assert isinstance(example.target, Objects)
-        image, objects = example.image, example.target
-        generator = np.random.default_rng(int(torch.randint(2**62, ())))
-        if self.jitters:
-            image, objects = jitter_scale(image, objects, self.masks.inner_size(*image.shape[:2]), generator)
-        if self.augments:
-            image, objects = (flip if self.jitters else augment)(image, objects, generator)
-        tensor, geometry = self.masks.preprocess(image)
-        item: Item = {"image": tensor, "target": self.masks.target(objects, geometry)}
-        if self.sizes:
-            item["size"] = random.choice(self.sizes)
-        return item
-
-    def collate(self, items: Sequence[Item]) -> Batch:
-        """Batch the items; the first one's size applies to all."""
-        shared = {"size": items[0]["size"]} if self.sizes else {}
-        shared["class_weights"] = self.class_weights
-        return {**self.family.collate(items), "shared": shared}
 
 
 FAMILY = MaskTransformer
